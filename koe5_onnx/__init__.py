@@ -1,0 +1,63 @@
+"""KoE5 text embeddings with ONNX Runtime: Korean and English, no PyTorch.
+
+from koe5_onnx import Embedder
+
+embedder = Embedder.open("koe5-int8")
+embedder.encode_queries(["대한민국의 수도는?"])      # float32[1, 1024]
+"""
+
+from koe5_onnx.artifact import (
+    Agreement,
+    Architecture,
+    Artifact,
+    Certificate,
+    Contract,
+    File,
+    Manifest,
+    Source,
+)
+from koe5_onnx.embedder import Embedder, Encoded
+from koe5_onnx.errors import (
+    ArtifactError,
+    CheckpointError,
+    DoublePromptWarning,
+    FidelityError,
+    HubError,
+    InputError,
+    Koe5Error,
+    Koe5Warning,
+    MissingDependencyError,
+    ProviderError,
+    TextTooLongError,
+    TruncationWarning,
+)
+from koe5_onnx.tokenizer import Tokenizer, Tokens
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Agreement",
+    "Architecture",
+    "Artifact",
+    "ArtifactError",
+    "Certificate",
+    "CheckpointError",
+    "Contract",
+    "DoublePromptWarning",
+    "Embedder",
+    "Encoded",
+    "FidelityError",
+    "File",
+    "HubError",
+    "InputError",
+    "Koe5Error",
+    "Koe5Warning",
+    "Manifest",
+    "MissingDependencyError",
+    "ProviderError",
+    "Source",
+    "TextTooLongError",
+    "Tokenizer",
+    "Tokens",
+    "TruncationWarning",
+]

@@ -1,0 +1,282 @@
+"""The exported folder: its files, its manifest, its hashes. THE contract between export and runtime.
+
+An artifact is a folder::
+
+    manifest.json      what this is, how to use it, how close to PyTorch it was measured to be
+    model.onnx         the graph: input_ids, attention_mask int64[n, width] -> embedding float32[n, dim]
+    model.onnx.data    its weights, memory-mapped by ONNX Runtime
+    tokenizer.json     the Rust tokenizer
+
+This module reads and writes the manifest and opens artifacts (from a folder or the Hub). It neither runs
+the graph (session.py) nor makes one (koe5_export).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from koe5_onnx.errors import ArtifactError, HubError
+from koe5_onnx.hub import fetch, is_hub_id
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+GRAPH = "model.onnx"
+WEIGHTS = "model.onnx.data"
+TOKENIZER = "tokenizer.json"
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint that an artifact was made from."""
+
+    repository: str
+    """Hub id, or the folder's name where the checkpoint was local."""
+    revision: str | None
+    """Commit of the Hub repository; None for a local folder."""
+    weights_sha256: str
+    """SHA-256 over the safetensors files in name order."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Shape of the encoder."""
+
+    model_type: str
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Contract:
+    """How texts become one embedding: what a caller must know and a server must not guess."""
+
+    pooling: str
+    """"mean" over the attention mask, or "cls"."""
+    normalize: bool
+    """Whether embeddings have unit length."""
+    max_tokens: int
+    """Longest input in tokens, `<s>` and `</s>` included."""
+    dim: int
+    """Width of an embedding."""
+    pad_id: int
+    prompts: Mapping[str, str]
+    """Prompt name ("query", "passage") to the text put in front."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Cosine between artifact and reference over some texts."""
+
+    texts: int
+    cosine_min: float
+    cosine_p1: float
+    """First percentile."""
+    cosine_mean: float
+    max_abs_diff: float
+    """Largest difference of one component, both embeddings at unit length."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was measured against the PyTorch reference before the artifact got its name."""
+
+    overall: Agreement
+    by_length: Mapping[str, Agreement]
+    """Bucket of lengths in tokens, as "33-128", to its agreement."""
+    batch_cosine_min: float
+    """Smallest cosine of a text alone to the same text in a mixed batch."""
+    gate: Mapping[str, float]
+    """The bounds that it passed."""
+    texts_sha256: str
+    measured_with: Mapping[str, str]
+    """CPU and library versions."""
+
+
+@dataclass(frozen=True)
+class File:
+    """Size and hash of one file of the artifact."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that manifest.json says."""
+
+    format_version: int
+    source: Source
+    architecture: Architecture
+    precision: str
+    recipe: Mapping[str, Any]
+    """How the precision was reached: parameters of the quantisation, free-form."""
+    contract: Contract
+    files: Mapping[str, File]
+    certificate: Certificate | None
+    """None only while an export has not been measured yet."""
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON text."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Parse and check a manifest.
+
+        Raises:
+            ArtifactError: Not JSON, another format version, or a field missing, unknown or of a wrong type.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ArtifactError(
+                f"{MANIFEST} is not JSON ({error}): export or download the artifact again"
+            ) from error
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if version != FORMAT_VERSION:
+            raise ArtifactError(
+                f"{MANIFEST} has format version {version!r}, this koe5-onnx reads {FORMAT_VERSION}: "
+                "export again, or install the version that made it"
+            )
+        return _build(cls, data, MANIFEST)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An opened artifact: a folder whose manifest was read and whose files were checked."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path_or_hub_id: str | Path, *, revision: str | None = None, check: bool = True) -> Artifact:
+        """Open an artifact folder, or fetch one from the Hub.
+
+        Args:
+            path_or_hub_id: Folder, or Hub id "owner/name" where no such folder exists.
+            revision: Branch, tag or commit on the Hub.
+            check: Compare every file with its SHA-256 (about a second a gigabyte); sizes are always compared.
+
+        Raises:
+            ArtifactError: Something is missing, damaged or of another format; the message names the file.
+        """
+        path = _locate(path_or_hub_id, revision)
+        file = path / MANIFEST
+        if not file.is_file():
+            raise ArtifactError(f"{path} has no {MANIFEST}: expected a folder made by koe5-onnx export")
+        try:
+            manifest = Manifest.from_json(file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise ArtifactError(
+                f"{file} is not UTF-8 text ({error}): export or download the artifact again"
+            ) from error
+        artifact = cls(path, manifest)
+        artifact.check_files(hashes=check)
+        return artifact
+
+    @property
+    def graph(self) -> Path:
+        """The ONNX graph."""
+        return self.path / GRAPH
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer.json."""
+        return self.path / TOKENIZER
+
+    def check_files(self, *, hashes: bool) -> None:
+        """Compare the files with the manifest.
+
+        Raises:
+            ArtifactError: A file is missing, or its size or (with `hashes`) its SHA-256 differs.
+        """
+        for name in (GRAPH, WEIGHTS, TOKENIZER):
+            if name not in self.manifest.files:
+                raise ArtifactError(f"{self.path / MANIFEST} lists no {name}: export the artifact again")
+        for name, expected in self.manifest.files.items():
+            _check_file(self.path / name, expected, hashes=hashes)
+
+
+def describe_file(path: Path) -> File:
+    """Size and SHA-256 of a file."""
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+    return File(bytes=path.stat().st_size, sha256=digest.hexdigest())
+
+
+def _check_file(path: Path, expected: File, *, hashes: bool) -> None:
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing: export or download the artifact again")
+    size = path.stat().st_size
+    if size != expected.bytes:
+        raise ArtifactError(
+            f"{path} has {size} bytes, its manifest says {expected.bytes}: export or download the artifact again"
+        )
+    if hashes and describe_file(path) != expected:
+        raise ArtifactError(
+            f"{path} does not have the SHA-256 of its manifest: export or download the artifact again"
+        )
+
+
+def _locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
+    path = Path(path_or_hub_id)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ArtifactError(f"{path} is a file: expected an artifact's folder")
+    name = str(path_or_hub_id)
+    if isinstance(path_or_hub_id, Path) or not is_hub_id(name):
+        raise ArtifactError(f"{name} does not exist: expected an artifact's folder or a Hub id (owner/name)")
+    try:
+        return fetch(name, revision, (MANIFEST, GRAPH, WEIGHTS, TOKENIZER))
+    except HubError as error:
+        raise ArtifactError(f"there is no folder {name} here, and as a Hub id it fails: {error}") from error
+
+
+def _build(kind: type[_T], data: Any, where: str) -> _T:
+    """Make the dataclass `kind` from parsed JSON, refusing what does not fit.
+
+    Unknown fields are refused too: a manifest with more to say is of a later format.
+    """
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{where}: expected an object, found {type(data).__name__}")
+    hints = typing.get_type_hints(kind)
+    if missing := sorted(hints.keys() - data.keys()):
+        raise ArtifactError(f"{where} lacks {', '.join(missing)}: export or download the artifact again")
+    if unknown := sorted(data.keys() - hints.keys()):
+        raise ArtifactError(f"{where} has unknown fields {', '.join(unknown)}: update koe5-onnx")
+    return kind(**{name: _value(hint, data[name], f"{where}: {name}") for name, hint in hints.items()})
+
+
+def _value(hint: Any, data: Any, where: str) -> Any:
+    """Check one JSON value against a type hint of the dataclasses above."""
+    if hint is Any:
+        return data
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return None if data is None else _value(args[0], data, where)
+    if origin is Mapping:
+        if not isinstance(data, dict):
+            raise ArtifactError(f"{where}: expected an object, found {type(data).__name__}")
+        return {key: _value(args[1], item, f"{where}.{key}") for key, item in data.items()}
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast("type[Any]", hint), data, where)
+    if hint is float and type(data) is int:
+        return float(data)
+    if type(data) is not hint:
+        raise ArtifactError(f"{where}: expected {hint.__name__}, found {data!r}")
+    return data

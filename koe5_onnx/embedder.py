@@ -1,0 +1,252 @@
+"""Texts to embeddings: the one joint that knows tokenizer, batching and session.
+
+texts -> prompt in front -> ids -> plan of batches -> padded arrays -> embeddings in the caller's order
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from koe5_onnx.artifact import Artifact, Contract
+from koe5_onnx.batching import pad, plan
+from koe5_onnx.errors import DoublePromptWarning, InputError, Koe5Warning, TextTooLongError, TruncationWarning
+from koe5_onnx.session import Session
+from koe5_onnx.tokenizer import Tokenizer, Tokens
+
+Overflow = Literal["truncate", "error"]
+Progress = Callable[[int, int], None]
+"""Called after each batch with the tokens done and the tokens in all."""
+
+DEFAULT_BATCH_TOKENS = 512
+"""On CPUs larger batches fall out of the cache; measured in benchmarks/NOTES.md."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Embeddings, and what happened to each text on the way."""
+
+    embeddings: npt.NDArray[np.float32]
+    """float32[n, dim], in the caller's order."""
+    tokens: npt.NDArray[np.int32]
+    """int32[n]: tokens of each text with its prompt, before truncation."""
+    truncated: npt.NDArray[np.bool_]
+    """bool[n]: whether the text was cut at the token limit."""
+
+
+class Embedder:
+    """Turns Korean and English texts into embeddings. Safe to use from several threads.
+
+    After a fork (multiprocessing, gunicorn) an Embedder opened in the parent can be used in the child: its
+    first call there loads the graph again. Opening it in the child is faster and needs less memory.
+
+    Example::
+
+        with Embedder.open("koe5-int8") as embedder:
+            queries = embedder.encode_queries(["대한민국의 수도는?"])
+            passages = embedder.encode_passages(["서울은 대한민국의 수도이다.", "Rust is a language."])
+            print(embedder.similarity(queries, passages))
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        session: Session,
+        tokenizer: Tokenizer,
+        max_batch_tokens: int,
+        overflow: Overflow,
+    ) -> None:
+        if max_batch_tokens < 1:
+            raise InputError(f"max_batch_tokens is {max_batch_tokens}: expected 1 or more")
+        if overflow not in ("truncate", "error"):
+            raise InputError(f"overflow is {overflow!r}: expected 'truncate' or 'error'")
+        self.artifact = artifact
+        self.session = session
+        self.max_batch_tokens = max_batch_tokens
+        self._tokenizer = tokenizer
+        self._overflow = overflow
+        self._warned: set[type[Koe5Warning]] = set()
+
+    @classmethod
+    def open(
+        cls,
+        path_or_hub_id: str | Path,
+        *,
+        revision: str | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
+        max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        overflow: Overflow = "truncate",
+    ) -> Self:
+        """Open an exported artifact.
+
+        Args:
+            path_or_hub_id: Folder made by `koe5-onnx export`, or the Hub id of one.
+            revision: Branch, tag or commit on the Hub.
+            device: "cpu", "cuda" or "cuda:N"; never falls back to another.
+            threads: CPU threads of one run; None takes the cores that affinity and cgroup quota leave.
+            max_batch_tokens: Places (rows x width) of one batch.
+            overflow: What to do with a text above the token limit: "truncate" or "error".
+
+        Raises:
+            ArtifactError: The artifact is missing, damaged or of another format.
+            ProviderError: The device cannot be used.
+            InputError: An argument is out of range.
+        """
+        artifact = Artifact.open(path_or_hub_id, revision=revision)
+        tokenizer = Tokenizer(artifact.tokenizer, artifact.manifest.contract.max_tokens)
+        return cls(artifact, Session(artifact, device, threads), tokenizer, max_batch_tokens, overflow)
+
+    @property
+    def contract(self) -> Contract:
+        """Pooling, prompts, token limit and width."""
+        return self.artifact.manifest.contract
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return self.contract.dim
+
+    def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Embed search queries: `encode` with the prompt "query"."""
+        return self.encode(texts, prompt="query")
+
+    def encode_passages(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Embed passages to be found: `encode` with the prompt "passage"."""
+        return self.encode(texts, prompt="passage")
+
+    def encode(
+        self, texts: Sequence[str], prompt: str | None = None, *, on_progress: Progress | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Embed texts.
+
+        Args:
+            texts: Any number of texts; an empty one is embedded like any other.
+            prompt: Name of a prompt in the contract ("query", "passage"); None puts nothing in front.
+            on_progress: Called after each batch with tokens done and tokens in all.
+
+        Returns:
+            float32[len(texts), dim] in the caller's order, unit length. The embedding of a text does not
+            depend on the texts beside it, up to float rounding.
+
+        Raises:
+            TypeError: `texts` is one bare str.
+            InputError: A text is not valid Unicode, or the prompt is unknown.
+            TextTooLongError: A text is above the token limit and `overflow="error"`.
+        """
+        return self.encode_with_info(texts, prompt, on_progress=on_progress).embeddings
+
+    def encode_with_info(
+        self, texts: Sequence[str], prompt: str | None = None, *, on_progress: Progress | None = None
+    ) -> Encoded:
+        """`encode`, with the token count of each text and whether it was cut."""
+        tokens = self._tokenizer.encode(self._with_prompt(texts, prompt))
+        truncated = tokens.full_lengths > self.contract.max_tokens
+        self._report_overflow(tokens, truncated)
+        return Encoded(self._run(tokens, on_progress), tokens.full_lengths, truncated)
+
+    def count_tokens(self, texts: Sequence[str], prompt: str | None = None) -> npt.NDArray[np.int32]:
+        """Count tokens before truncation, special tokens and prompt included: int32[n]."""
+        return self._tokenizer.encode(self._with_prompt(texts, prompt)).full_lengths
+
+    def similarity(self, a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Cosine of every row of `a` with every row of `b`.
+
+        Args:
+            a: float32[n, dim], as `encode` gives it.
+            b: float32[m, dim].
+
+        Returns:
+            float32[n, m].
+
+        Raises:
+            InputError: A shape does not fit.
+        """
+        for name, rows in (("a", a), ("b", b)):
+            if rows.ndim != 2 or rows.shape[1] != self.dim:
+                raise InputError(f"{name} has shape {rows.shape}: expected (rows, {self.dim})")
+        if self.contract.normalize:
+            return a @ b.T
+        return (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (
+            b / np.linalg.norm(b, axis=1, keepdims=True)
+        ).T
+
+    def close(self) -> None:
+        """Free the graph and its memory; the Embedder cannot be used afterwards."""
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _with_prompt(self, texts: Sequence[str], prompt: str | None) -> Sequence[str]:
+        if isinstance(texts, str):
+            raise TypeError("texts is one str: expected a sequence of texts, as [text]")
+        if prompt is None:
+            return texts
+        prompts = self.contract.prompts
+        if prompt not in prompts:
+            raise InputError(f"prompt is {prompt!r}: expected None or one of {sorted(prompts)}")
+        return self._put_in_front(prompts[prompt], texts)
+
+    def _put_in_front(self, prompt: str, texts: Sequence[str]) -> Sequence[str]:
+        if not prompt:
+            return texts
+        if double := sum(isinstance(text, str) and text.startswith(prompt) for text in texts):
+            self._warn(
+                DoublePromptWarning,
+                f"{double} of {len(texts)} texts already begin with {prompt!r} and get it again: "
+                "pass the plain text, or prompt=None",
+            )
+        return [prompt + text if isinstance(text, str) else text for text in texts]
+
+    def _report_overflow(self, tokens: Tokens, truncated: npt.NDArray[np.bool_]) -> None:
+        if not truncated.any():
+            return
+        limit, longest = self.contract.max_tokens, int(tokens.full_lengths.max())
+        found = (
+            f"{truncated.sum()} of {len(truncated)} texts have more than {limit} tokens (longest {longest})"
+        )
+        if self._overflow == "error":
+            first = int(np.argmax(truncated))
+            raise TextTooLongError(
+                f"{found}, first text {first}: split them, or open with overflow='truncate'"
+            )
+        self._warn(TruncationWarning, f"{found} and were cut; encode_with_info tells which")
+
+    def _warn(self, kind: type[Koe5Warning], message: str) -> None:
+        """Warn once of each kind: a server would repeat it with every request."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, kind, stacklevel=_caller_level())
+
+    def _run(self, tokens: Tokens, on_progress: Progress | None) -> npt.NDArray[np.float32]:
+        lengths = tokens.lengths
+        out = np.empty((len(lengths), self.dim), dtype=np.float32)
+        done, total = 0, int(lengths.sum())
+        for batch in plan(lengths, self.max_batch_tokens):
+            out[batch.rows] = self.session.run(*pad(tokens.ids, batch, self.contract.pad_id))
+            if on_progress is not None:
+                done += int(lengths[batch.rows].sum())
+                on_progress(done, total)
+        return out
+
+
+def _caller_level() -> int:
+    """Stack level, for warnings.warn, of the first frame outside this file."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+        level, frame = level + 1, frame.f_back
+    return level

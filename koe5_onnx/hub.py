@@ -1,0 +1,46 @@
+"""Fetching a folder from the Hugging Face Hub: the one place that talks to it.
+
+Everything about caching, tokens, mirrors and `HF_HUB_OFFLINE` is huggingface_hub's own behaviour.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from koe5_onnx.errors import HubError
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` has the form owner/name of a Hub repository."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Download the files of `repository` that match `patterns`, or find them in the local cache.
+
+    Args:
+        repository: Hub id, as "nlpai-lab/KoE5".
+        revision: Branch, tag or commit; None is the default branch.
+        patterns: File name patterns as `huggingface_hub.snapshot_download` takes them.
+
+    Returns:
+        The snapshot's folder; its name is the commit that `revision` resolved to.
+
+    Raises:
+        HubError: The repository, revision or network is not there.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise HubError(
+            f"cannot fetch {repository}{at} from the Hub: {error}. "
+            "Check the name, the network and HF_HUB_OFFLINE, or give a local folder."
+        ) from error

@@ -1,0 +1,160 @@
+"""ONNX Runtime: providers, options, threads, run(). The only file that imports onnxruntime.
+
+It takes padded arrays and gives embeddings; it knows nothing of texts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from koe5_onnx.artifact import Artifact
+from koe5_onnx.errors import ArtifactError, InputError, MissingDependencyError, ProviderError
+from koe5_onnx.machine import usable_cores
+
+Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider"]
+
+_INPUTS = ["input_ids", "attention_mask"]
+_PRECISIONS_ON_CUDA = ("fp32", "fp16")
+"""int8 is written in operators that only the CPU provider has."""
+
+
+class Session:
+    """One graph loaded on one device; safe to run from several threads, and after a fork.
+
+    ONNX Runtime's threads do not survive a fork, so the first run in a child process loads the graph again.
+
+    Args:
+        artifact: The opened artifact.
+        device: "cpu", "cuda" or "cuda:N".
+        threads: Threads of one run on the CPU; None takes the usable cores (see machine.py).
+
+    Raises:
+        InputError: `device` has another form, or `threads` is below 1.
+        ProviderError: The device cannot be used; never falls back to another.
+        MissingDependencyError: Neither onnxruntime nor onnxruntime-gpu is installed.
+    """
+
+    def __init__(self, artifact: Artifact, device: str = "cpu", threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}: expected 1 or more, or None for the usable cores")
+        self.threads = threads or usable_cores().count
+        self._artifact = artifact
+        self._provider, self._provider_options = parse_device(device)
+        self._lock = threading.Lock()
+        self._ort: Any = self._open()
+        self._pid = os.getpid()
+
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers that really run, first the one with priority."""
+        return list(self._session().get_providers())
+
+    def run(
+        self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """Embed one padded batch.
+
+        Args:
+            input_ids: int64[n, width].
+            attention_mask: int64[n, width], 1 on tokens and 0 on padding (right side).
+
+        Returns:
+            float32[n, dim], pooled and normalised inside the graph.
+        """
+        feeds = dict(zip(_INPUTS, (input_ids, attention_mask), strict=True))
+        embedding: npt.NDArray[np.float32] = self._session().run(None, feeds)[0]
+        return embedding
+
+    def close(self) -> None:
+        """Free the graph and its memory."""
+        with self._lock:
+            self._ort = None
+
+    def _session(self) -> Any:
+        ort_session = self._ort
+        if ort_session is None:
+            raise ProviderError("this session is closed: open the artifact again")
+        if self._pid != os.getpid():
+            with self._lock:
+                if self._pid != os.getpid():
+                    self._ort, self._pid = self._open(), os.getpid()
+                ort_session = self._ort
+        return ort_session
+
+    def _open(self) -> Any:
+        ort = import_onnxruntime()
+        self._require_provider(ort)
+        session = ort.InferenceSession(
+            str(self._artifact.graph),
+            self._options(ort),
+            providers=[(self._provider, self._provider_options)],
+        )
+        if session.get_providers()[0] != self._provider:
+            raise ProviderError(
+                f"asked for {self._provider}, ONNX Runtime opened {session.get_providers()}: a driver, CUDA or "
+                "cuDNN library is missing; run koe5-onnx doctor"
+            )
+        names = [node.name for node in session.get_inputs()]
+        if names != _INPUTS:
+            raise ArtifactError(f"{self._artifact.graph} takes {names}: expected {_INPUTS}; export it again")
+        return session
+
+    def _require_provider(self, ort: Any) -> None:
+        if self._provider not in ort.get_available_providers():
+            raise ProviderError(
+                f"the installed ONNX Runtime {ort.__version__} has no {self._provider}, only "
+                f"{', '.join(ort.get_available_providers())}. For CUDA: pip uninstall onnxruntime, then "
+                "pip install 'koe5-onnx[gpu]'"
+            )
+        precision = self._artifact.manifest.precision
+        if self._provider == "CUDAExecutionProvider" and precision not in _PRECISIONS_ON_CUDA:
+            raise ProviderError(
+                f"a {precision} artifact runs on the CPU only: for CUDA export with --precision fp32"
+            )
+
+    def _options(self, ort: Any) -> Any:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        # The exported graph is final: higher levels would fuse fast nodes into slower ones.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        # Planned memory is kept for every shape seen; shapes vary with each batch.
+        options.enable_mem_pattern = False
+        options.log_severity_level = 3
+        return options
+
+
+def import_onnxruntime() -> Any:
+    """The module onnxruntime, of whichever wheel is installed.
+
+    Raises:
+        MissingDependencyError: There is none, or one wheel was uninstalled over the other.
+    """
+    purpose = "running an artifact (on the CPU; for CUDA it is 'koe5-onnx[gpu]', never both)"
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError("onnxruntime", "cpu", purpose) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise MissingDependencyError("onnxruntime", "cpu", purpose)
+    return onnxruntime
+
+
+def parse_device(device: str) -> tuple[Provider, dict[str, str]]:
+    """Turn "cpu", "cuda" or "cuda:N" into a provider and its options.
+
+    Raises:
+        InputError: Any other form.
+    """
+    if device == "cpu":
+        return "CPUExecutionProvider", {}
+    match = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if match is None:
+        raise InputError(f"device is {device!r}: expected 'cpu', 'cuda' or 'cuda:N'")
+    return "CUDAExecutionProvider", {"device_id": match[1] or "0"}

@@ -1,0 +1,96 @@
+"""Text to ids: unpadded, truncated by the Rust tokenizer.
+
+Owns the ids and the lengths; padding is batching.py's, prompts are embedder.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from koe5_onnx.errors import ArtifactError, InputError
+
+_TEXTS_PER_CALL = 2048
+"""Bounds the memory of the Rust encodings: about 200 bytes a token live until their ids are copied."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The ids of some texts, ragged, in the caller's order."""
+
+    ids: list[npt.NDArray[np.int32]]
+    """int32[length] a text, `<s>` and `</s>` included, at most max_tokens."""
+    full_lengths: npt.NDArray[np.int32]
+    """int32[n]: tokens that each text has before truncation."""
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """int32[n]: tokens of each text after truncation."""
+        return np.fromiter((len(row) for row in self.ids), dtype=np.int32, count=len(self.ids))
+
+
+class Tokenizer:
+    """A Rust tokenizer with this project's settings: truncates at the token limit, never pads.
+
+    Args:
+        file: A tokenizer.json; padding and truncation that it carries are replaced.
+        max_tokens: Longest output in tokens, special tokens included.
+
+    Raises:
+        ArtifactError: The file is missing or is not a tokenizer.
+    """
+
+    def __init__(self, file: Path, max_tokens: int) -> None:
+        if not file.is_file():
+            raise ArtifactError(f"{file} is missing: export or download the artifact again")
+        try:
+            self._rust = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # noqa: BLE001  (the Rust side raises bare Exception)
+            raise ArtifactError(f"{file} is not a tokenizer.json that tokenizers reads: {error}") from error
+        self._rust.no_padding()
+        # Truncating here keeps </s>; slicing ids would lose it.
+        self._rust.enable_truncation(max_tokens)
+        self._specials = self._rust.num_special_tokens_to_add(is_pair=False)
+        self.max_tokens = max_tokens
+        self.vocabulary = self._rust.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        """Encode texts in parallel.
+
+        Args:
+            texts: Any number of texts; an empty text has its special tokens only.
+
+        Raises:
+            InputError: A text is not a str, or holds a lone surrogate (half of a UTF-16 pair).
+        """
+        ids: list[npt.NDArray[np.int32]] = []
+        full_lengths: list[int] = []
+        for start in range(0, len(texts), _TEXTS_PER_CALL):
+            chunk = list(texts[start : start + _TEXTS_PER_CALL])
+            _require_unicode(chunk, start)
+            for encoding in self._rust.encode_batch(chunk):
+                ids.append(np.asarray(encoding.ids, dtype=np.int32))
+                full_lengths.append(self._full_length(encoding))
+        return Tokens(ids, np.asarray(full_lengths, dtype=np.int32))
+
+    def _full_length(self, encoding: tokenizers.Encoding) -> int:
+        cut = sum(len(part.ids) - self._specials for part in encoding.overflowing)
+        return len(encoding.ids) + cut
+
+
+def _require_unicode(texts: Sequence[str], first: int) -> None:
+    for number, text in enumerate(texts, first):
+        if not isinstance(text, str):
+            raise InputError(f"text {number} is a {type(text).__name__}: expected str")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"text {number} holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}: "
+                "not valid Unicode; decode the source with errors='replace', or drop the character"
+            ) from error
