@@ -32,6 +32,7 @@ GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
 TOKENIZER = "tokenizer.json"
 
+_AGAIN = "export or download the artifact again"
 _T = TypeVar("_T")
 
 
@@ -143,9 +144,7 @@ class Manifest:
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ArtifactError(
-                f"{MANIFEST} is not JSON ({error}): export or download the artifact again"
-            ) from error
+            raise ArtifactError(f"{MANIFEST} is not JSON ({error}): {_AGAIN}") from error
         version = data.get("format_version") if isinstance(data, dict) else None
         if version != FORMAT_VERSION:
             raise ArtifactError(
@@ -181,9 +180,7 @@ class Artifact:
         try:
             manifest = Manifest.from_json(file.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
-            raise ArtifactError(
-                f"{file} is not UTF-8 text ({error}): export or download the artifact again"
-            ) from error
+            raise ArtifactError(f"{file} is not UTF-8 text ({error}): {_AGAIN}") from error
         artifact = cls(path, manifest)
         artifact.check_files(hashes=check)
         return artifact
@@ -220,16 +217,12 @@ def describe_file(path: Path) -> File:
 
 def _check_file(path: Path, expected: File, *, hashes: bool) -> None:
     if not path.is_file():
-        raise ArtifactError(f"{path} is missing: export or download the artifact again")
+        raise ArtifactError(f"{path} is missing: {_AGAIN}")
     size = path.stat().st_size
     if size != expected.bytes:
-        raise ArtifactError(
-            f"{path} has {size} bytes, its manifest says {expected.bytes}: export or download the artifact again"
-        )
+        raise ArtifactError(f"{path} has {size} bytes, its manifest says {expected.bytes}: {_AGAIN}")
     if hashes and describe_file(path) != expected:
-        raise ArtifactError(
-            f"{path} does not have the SHA-256 of its manifest: export or download the artifact again"
-        )
+        raise ArtifactError(f"{path} does not have the SHA-256 of its manifest: {_AGAIN}")
 
 
 def _locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
@@ -256,7 +249,7 @@ def _build(kind: type[_T], data: Any, where: str) -> _T:
         raise ArtifactError(f"{where}: expected an object, found {type(data).__name__}")
     hints = typing.get_type_hints(kind)
     if missing := sorted(hints.keys() - data.keys()):
-        raise ArtifactError(f"{where} lacks {', '.join(missing)}: export or download the artifact again")
+        raise ArtifactError(f"{where} lacks {', '.join(missing)}: {_AGAIN}")
     if unknown := sorted(data.keys() - hints.keys()):
         raise ArtifactError(f"{where} has unknown fields {', '.join(unknown)}: update koe5-onnx")
     return kind(**{name: _value(hint, data[name], f"{where}: {name}") for name, hint in hints.items()})

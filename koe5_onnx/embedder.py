@@ -174,10 +174,9 @@ class Embedder:
             if rows.ndim != 2 or rows.shape[1] != self.dim:
                 raise InputError(f"{name} has shape {rows.shape}: expected (rows, {self.dim})")
         if self.contract.normalize:
-            return a @ b.T
-        return (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (
-            b / np.linalg.norm(b, axis=1, keepdims=True)
-        ).T
+            return np.asarray(a @ b.T)
+        lengths = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)[None, :]
+        return np.asarray(a @ b.T / lengths)
 
     def close(self) -> None:
         """Free the graph and its memory; the Embedder cannot be used afterwards."""

@@ -97,8 +97,8 @@ class Session:
         )
         if session.get_providers()[0] != self._provider:
             raise ProviderError(
-                f"asked for {self._provider}, ONNX Runtime opened {session.get_providers()}: a driver, CUDA or "
-                "cuDNN library is missing; run koe5-onnx doctor"
+                f"asked for {self._provider}, ONNX Runtime opened {session.get_providers()}: a driver, CUDA "
+                "or cuDNN library is missing; run koe5-onnx doctor"
             )
         names = [node.name for node in session.get_inputs()]
         if names != _INPUTS:

@@ -50,7 +50,7 @@ class Tokenizer:
             raise ArtifactError(f"{file} is missing: export or download the artifact again")
         try:
             self._rust = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # noqa: BLE001  (the Rust side raises bare Exception)
+        except Exception as error:  # the Rust side raises nothing narrower
             raise ArtifactError(f"{file} is not a tokenizer.json that tokenizers reads: {error}") from error
         self._rust.no_padding()
         # Truncating here keeps </s>; slicing ids would lose it.
@@ -91,6 +91,6 @@ def _require_unicode(texts: Sequence[str], first: int) -> None:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InputError(
-                f"text {number} holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}: "
-                "not valid Unicode; decode the source with errors='replace', or drop the character"
+                f"text {number} holds the lone surrogate U+{ord(text[error.start]):04X} at character "
+                f"{error.start}: not valid Unicode; decode the source with errors='replace'"
             ) from error

@@ -1,0 +1,48 @@
+# What README, CI and people run. Needs make and Python 3.11 or later; each target makes what it needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test check format lean lowest clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(READY)  ## export a small checkpoint, prove it and embed with it
+	$(BIN)/koe5-onnx demo build/demo
+
+test: $(READY)  ## the tests
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## all that CI checks: format, lint, types, tests, lean, lowest
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+	$(BIN)/python tests/legs/lean.py
+	$(BIN)/python tests/legs/lowest.py
+
+format: $(READY)  ## format the code and repair what ruff can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lean: $(READY)  ## the runtime's tests on the built wheel, without source, PyTorch and onnx
+	$(BIN)/python tests/legs/lean.py
+
+lowest: $(READY)  ## runtime and export tests on the lowest versions that pyproject.toml allows
+	$(BIN)/python tests/legs/lowest.py
+
+clean:  ## remove all that make made
+	rm -rf $(VENV) .venv-lean .venv-lowest build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+# The file $(READY) exists only while the environment is whole: an interrupted install starts afresh.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("koe5-onnx needs Python 3.11 or later and found %d.%d; name another: make PYTHON=python3.12" % v[:2])'
+	test -e $@ || $(PYTHON) -m venv --clear $(VENV)
+	rm -f $@
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,export,reference,dev]'
+	touch $@

@@ -1,0 +1,121 @@
+"""What calibration texts do inside the encoder, in numpy: one layer at a time, as its weights pass by.
+
+Needs no PyTorch and no second pass over the checkpoint: while export.py reads layer after layer, the texts'
+hidden states move through the same layers here and leave their ranges behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from koe5_export.checkpoint import Checkpoint
+from koe5_export.smooth import Ranges
+from koe5_export.weights import Array, Layer, Linear, Norm
+
+
+class Calibration:
+    """Hidden states of some texts on their way through the encoder, rows end to end without padding.
+
+    Args:
+        checkpoint: The encoder.
+        ids: int32[length] a text, special tokens included.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, ids: Sequence[npt.NDArray[np.int32]]) -> None:
+        self._config = checkpoint.config
+        self._ends = np.cumsum([len(row) for row in ids])
+        self._summed = _embed(checkpoint, ids)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all texts together."""
+        return int(self._ends[-1])
+
+    def advance(self, input_norm: Norm, layer: Layer) -> Ranges:
+        """Move the texts through one layer and measure its linears' inputs."""
+        x = self._norm(self._summed, input_norm)
+        context = self._attend(x, layer)
+        middle = x + _apply(context, layer.output)
+        y = self._norm(middle, layer.attention_norm)
+        inner = gelu(_apply(y, layer.up))
+        self._summed = y + _apply(inner, layer.down)
+        return Ranges(
+            attention_input=np.abs(x + layer.output.bias).max(axis=0),
+            context=np.abs(context).max(axis=0),
+            ffn_input=np.abs(y + layer.down.bias).max(axis=0),
+            gelu_max=float(np.median(inner.max(axis=1))),
+        )
+
+    def _norm(self, x: Array, norm: Norm) -> Array:
+        centred = x - x.mean(axis=1, keepdims=True)
+        deviation = np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + np.float32(self._config.epsilon))
+        return np.asarray(centred / deviation * norm.gain + norm.shift, dtype=np.float32)
+
+    def _attend(self, x: Array, layer: Layer) -> Array:
+        query, key, value = (_apply(x, linear) for linear in (layer.query, layer.key, layer.value))
+        out = np.empty_like(x)
+        start = 0
+        for end in self._ends:
+            rows = slice(start, end)
+            out[rows] = _attention(query[rows], key[rows], value[rows], self._config.heads)
+            start = end
+        return out
+
+
+def gelu(x: Array) -> Array:
+    """x * (1 + erf(x / sqrt 2)) / 2, with |error of erf| < 1.5e-7.
+
+    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+    """
+    z = np.abs(x) * np.float32(np.sqrt(0.5))
+    t = 1 / (1 + np.float32(0.3275911) * z)
+    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    erf = np.sign(x) * (1 - series * np.exp(-z * z))
+    return np.asarray(x * (1 + erf) / 2, dtype=np.float32)
+
+
+def _apply(x: Array, linear: Linear) -> Array:
+    return x @ linear.weight + linear.bias
+
+
+def _attention(query: Array, key: Array, value: Array, heads: int) -> Array:
+    """Softmax attention of one text, all float32[length, hidden]."""
+    length, hidden = query.shape
+    q, k, v = (part.reshape(length, heads, -1).transpose(1, 0, 2) for part in (query, key, value))
+    scores = q @ k.transpose(0, 2, 1) / np.float32(np.sqrt(hidden // heads))
+    weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+    weights /= weights.sum(axis=2, keepdims=True)
+    return np.asarray((weights @ v).transpose(1, 0, 2).reshape(length, hidden), dtype=np.float32)
+
+
+def _embed(checkpoint: Checkpoint, ids: Sequence[npt.NDArray[np.int32]]) -> Array:
+    """Word, position and token-type embeddings summed: float32[tokens, hidden]."""
+    table = checkpoint.positions(max(len(row) for row in ids))
+    positions = [_positions(row, checkpoint) for row in ids]
+    words = _rows_of(checkpoint.word_embeddings(), np.concatenate(ids))
+    return np.asarray(words + table[np.concatenate(positions)])
+
+
+def _positions(row: npt.NDArray[np.int32], checkpoint: Checkpoint) -> npt.NDArray[np.intp]:
+    """Rows of `Checkpoint.positions` for one text."""
+    if not checkpoint.config.counts_from_pad:
+        return np.arange(len(row))
+    is_token = row != checkpoint.config.pad_id
+    return np.asarray(np.cumsum(is_token) * is_token)
+
+
+def _rows_of(blocks: Iterable[Array], ids: npt.NDArray[np.int32]) -> Array:
+    """Gather rows from a table that passes by in blocks."""
+    parts: list[Array] = []
+    where = np.full(len(ids), -1)
+    start = found = 0
+    for block in blocks:
+        unique = np.unique(ids[(ids >= start) & (ids < start + len(block))])
+        parts.append(block[unique - start])
+        inside = np.isin(ids, unique)
+        where[inside] = found + np.searchsorted(unique, ids[inside])
+        start, found = start + len(block), found + len(unique)
+    return np.concatenate(parts)[where]

@@ -1,0 +1,355 @@
+"""The PyTorch-side checkpoint: configuration and named weights, streamed from safetensors.
+
+Owns where files lie, which tensors an encoder has and what shape they must be. Nothing here holds more
+than one layer, and no tensor stays mapped after it was read: reading a file through its mapping counts
+as memory, so each read opens the file anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (gives numpy the name bfloat16, which safetensors looks up)
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from koe5_export.weights import Layer, Linear, Norm
+from koe5_onnx import Architecture, CheckpointError, Source
+from koe5_onnx.hub import fetch, is_hub_id
+
+Array = npt.NDArray[np.float32]
+
+_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+)
+_PREFIXES = ("", "roberta.", "bert.", "model.")
+_ROBERTA_TYPES = ("xlm-roberta", "roberta")
+_ROWS_PER_READ = 16384
+"""Rows of the word embeddings read at once: 64 MiB at width 1024."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What config.json says about the encoder."""
+
+    model_type: str
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+    positions: int
+    """Rows of the position table."""
+    token_types: int
+    pad_id: int
+    epsilon: float
+    """Added to the variance by every LayerNorm."""
+
+    @property
+    def counts_from_pad(self) -> bool:
+        """Whether positions start at pad_id + 1 and skip pad tokens, as in RoBERTa."""
+        return self.model_type in _ROBERTA_TYPES
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest input that the position table has rows for: 512 of 514 in XLM-R."""
+        return self.positions - self.pad_id - 1 if self.counts_from_pad else self.positions
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor that the encoder needs, with its PyTorch shape."""
+        width, inner = self.hidden, self.intermediate
+        shapes: dict[str, tuple[int, ...]] = {
+            "embeddings.word_embeddings.weight": (self.vocabulary, width),
+            "embeddings.position_embeddings.weight": (self.positions, width),
+            "embeddings.token_type_embeddings.weight": (self.token_types, width),
+            "embeddings.LayerNorm.weight": (width,),
+            "embeddings.LayerNorm.bias": (width,),
+        }
+        linears = {
+            "attention.self.query": (width, width),
+            "attention.self.key": (width, width),
+            "attention.self.value": (width, width),
+            "attention.output.dense": (width, width),
+            "intermediate.dense": (inner, width),
+            "output.dense": (width, inner),
+        }
+        for layer in range(self.layers):
+            for name, shape in linears.items():
+                shapes[f"encoder.layer.{layer}.{name}.weight"] = shape
+                shapes[f"encoder.layer.{layer}.{name}.bias"] = shape[:1]
+            for norm in ("attention.output.LayerNorm", "output.LayerNorm"):
+                shapes[f"encoder.layer.{layer}.{norm}.weight"] = (width,)
+                shapes[f"encoder.layer.{layer}.{norm}.bias"] = (width,)
+        return shapes
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights that the encoder uses."""
+        return sum(int(np.prod(shape)) for shape in self.shapes.values())
+
+    @property
+    def architecture(self) -> Architecture:
+        """The same for the manifest."""
+        return Architecture(
+            model_type=self.model_type,
+            layers=self.layers,
+            hidden=self.hidden,
+            heads=self.heads,
+            intermediate=self.intermediate,
+            vocabulary=self.vocabulary,
+            parameters=self.parameters,
+        )
+
+
+class Checkpoint:
+    """A folder with config.json, tokenizer.json and safetensors weights.
+
+    Args:
+        folder: The folder.
+        repository: Hub id that it came from, else the folder's name.
+        revision: Commit on the Hub, or None.
+
+    Raises:
+        CheckpointError: Something is missing, damaged or of an unknown kind; the message names all of it.
+    """
+
+    def __init__(self, folder: Path, repository: str, revision: str | None) -> None:
+        self.folder = folder
+        self.repository = repository
+        self.revision = revision
+        self.config = _read_config(folder)
+        if not self.tokenizer.is_file():
+            raise CheckpointError(
+                f"{folder} has no tokenizer.json: expected the Rust tokenizer's file; make it with "
+                "transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            )
+        self._files = _weight_files(folder)
+        self._where = self._locate_tensors()
+
+    @classmethod
+    def open(cls, folder_or_hub_id: str | Path, revision: str | None = None) -> Checkpoint:
+        """Open a local checkpoint, or fetch one from the Hub.
+
+        Raises:
+            CheckpointError: It cannot be exported.
+            HubError: It cannot be fetched.
+        """
+        name = str(folder_or_hub_id)
+        if Path(name).is_dir():
+            folder = Path(name)
+            return cls(folder, *_hub_origin(folder.resolve()))
+        if Path(name).exists() or not is_hub_id(name):
+            raise CheckpointError(f"{name} is neither a checkpoint's folder nor a Hub id (owner/name)")
+        folder = fetch(name, revision, _FILES)
+        return cls(folder, name, folder.name)
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer.json."""
+        return self.folder / "tokenizer.json"
+
+    def source(self) -> Source:
+        """Origin and SHA-256 of the weights (reads them once)."""
+        digest = hashlib.sha256()
+        for file in self._files:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+        return Source(self.repository, self.revision, digest.hexdigest())
+
+    def read(self, name: str, rows: slice = slice(None)) -> Array:
+        """Read one tensor, or some of its rows, as float32.
+
+        Raises:
+            CheckpointError: The file is damaged, or the tensor holds NaN or infinity.
+        """
+        file, stored_name = self._where[name]
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                array = np.asarray(tensors.get_slice(stored_name)[rows]).astype(np.float32)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{file}: {stored_name} cannot be read ({error}): download it again"
+            ) from error
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"{file}: {stored_name} holds NaN or infinity: the checkpoint is damaged")
+        return array
+
+    def word_embeddings(self) -> Iterator[Array]:
+        """The word embeddings in blocks of rows: float32[rows, hidden]."""
+        rows = self.config.vocabulary
+        for start in range(0, rows, _ROWS_PER_READ):
+            part = slice(start, min(start + _ROWS_PER_READ, rows))
+            yield self.read("embeddings.word_embeddings.weight", part)
+
+    def positions(self, max_tokens: int) -> Array:
+        """Position and token-type embeddings summed: float32[rows, hidden].
+
+        Row 0 is the first token's position; where positions count from the pad token, row 0 is the pad
+        token's own and the first token has row 1.
+        """
+        first = self.config.pad_id if self.config.counts_from_pad else 0
+        rows = max_tokens + (1 if self.config.counts_from_pad else 0)
+        table = self.read("embeddings.position_embeddings.weight", slice(first, first + rows))
+        token_type = self.read("embeddings.token_type_embeddings.weight", slice(0, 1))
+        return table + token_type
+
+    def embedding_norm(self) -> Norm:
+        """The LayerNorm over the summed embeddings."""
+        return self._norm("embeddings.LayerNorm")
+
+    def layer(self, number: int) -> Layer:
+        """The weights of one encoder layer, linears as [in, out]."""
+        at = f"encoder.layer.{number}"
+        return Layer(
+            query=self._linear(f"{at}.attention.self.query"),
+            key=self._linear(f"{at}.attention.self.key"),
+            value=self._linear(f"{at}.attention.self.value"),
+            output=self._linear(f"{at}.attention.output.dense"),
+            attention_norm=self._norm(f"{at}.attention.output.LayerNorm"),
+            up=self._linear(f"{at}.intermediate.dense"),
+            down=self._linear(f"{at}.output.dense"),
+            output_norm=self._norm(f"{at}.output.LayerNorm"),
+        )
+
+    def _linear(self, name: str) -> Linear:
+        weight = np.ascontiguousarray(self.read(f"{name}.weight").T)
+        return Linear(weight, self.read(f"{name}.bias"))
+
+    def _norm(self, name: str) -> Norm:
+        return Norm(self.read(f"{name}.weight"), self.read(f"{name}.bias"))
+
+    def _locate_tensors(self) -> dict[str, tuple[Path, str]]:
+        """Canonical tensor name to its file and its name there, all checked at once."""
+        stored = _stored_shapes(self._files)
+        prefix = next((p for p in _PREFIXES if f"{p}embeddings.word_embeddings.weight" in stored), "")
+        problems: list[str] = []
+        where: dict[str, tuple[Path, str]] = {}
+        for name, shape in self.config.shapes.items():
+            found = stored.get(prefix + name)
+            if found is None:
+                problems.append(f"{prefix}{name} is missing")
+            elif found[1] != shape:
+                problems.append(f"{prefix}{name} has shape {found[1]}, config.json wants {shape}")
+            else:
+                where[name] = (found[0], prefix + name)
+        if problems:
+            raise CheckpointError(
+                f"{self.folder}: {len(problems)} tensors do not fit its config.json:\n  "
+                + "\n  ".join(problems)
+            )
+        return where
+
+
+def read_json(file: Path) -> Any:
+    """Parse a JSON file of a checkpoint.
+
+    Raises:
+        CheckpointError: It is not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON ({error}): download it again") from error
+
+
+def _read_config(folder: Path) -> EncoderConfig:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{folder} has no config.json: expected a transformers checkpoint")
+    data = read_json(file)
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file}: expected an object, found {type(data).__name__}")
+    _require_known(file, data)
+    try:
+        return EncoderConfig(
+            model_type=data["model_type"],
+            layers=int(data["num_hidden_layers"]),
+            hidden=int(data["hidden_size"]),
+            heads=int(data["num_attention_heads"]),
+            intermediate=int(data["intermediate_size"]),
+            vocabulary=int(data["vocab_size"]),
+            positions=int(data["max_position_embeddings"]),
+            token_types=int(data["type_vocab_size"]),
+            pad_id=int(data["pad_token_id"]),
+            epsilon=float(data["layer_norm_eps"]),
+        )
+    except KeyError as error:
+        raise CheckpointError(
+            f"{file} lacks {error}: expected a complete {data['model_type']} config"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} has a value of a wrong type: {error}") from error
+
+
+def _require_known(file: Path, data: dict[str, Any]) -> None:
+    """Refuse architectures and variants whose graph would be wrong."""
+    expected: dict[str, tuple[Any, ...]] = {
+        "model_type": (*_ROBERTA_TYPES, "bert"),
+        "hidden_act": ("gelu",),
+        "position_embedding_type": ("absolute", None),
+        "is_decoder": (False, None),
+    }
+    for key, allowed in expected.items():
+        found = data.get(key)
+        if found not in allowed:
+            names = ", ".join(repr(value) for value in allowed if value is not None)
+            raise CheckpointError(
+                f"{file}: {key} is {found!r}, expected {names}: this encoder cannot be exported"
+            )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files: one, or the shards that an index names."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    else:
+        names = ["model.safetensors"]
+    files = [folder / name for name in names]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise CheckpointError(
+            f"{folder} lacks {', '.join(missing)}: expected safetensors weights; a pytorch_model.bin is "
+            "converted by transformers: AutoModel.from_pretrained(folder).save_pretrained(folder)"
+        )
+    return files
+
+
+def _stored_shapes(files: list[Path]) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    stored: dict[str, tuple[Path, tuple[int, ...]]] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
+                    stored[name] = (file, tuple(tensors.get_slice(name).get_shape()))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is damaged or cut short ({error}): download it again") from error
+    return stored
+
+
+def _hub_origin(folder: Path) -> tuple[str, str | None]:
+    """Hub id and commit of a folder in the Hub's local cache, else the folder's name and None.
+
+    The cache lays snapshots out as models--OWNER--NAME/snapshots/COMMIT.
+    Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+    """
+    parts = folder.parts
+    if len(parts) >= 3 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+        return parts[-3].removeprefix("models--").replace("--", "/", 1), parts[-1]
+    return folder.name, None

@@ -1,0 +1,174 @@
+"""The encoder as ONNX nodes: embeddings, one layer function called for each layer, pooling.
+
+Written from the weights, final as written: no tracing, no fusion afterwards. Weights come layer by layer
+and leave for the disk at once. How a linear is written belongs to linear.py.
+
+    input_ids, attention_mask int64[n, width]  ->  embedding float32[n, hidden]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from koe5_export.checkpoint import Checkpoint, EncoderConfig
+from koe5_export.linear import Precision
+from koe5_export.smooth import SmoothLayer
+from koe5_export.weights import Array, Linear, Norm
+from koe5_export.writer import MICROSOFT, GraphWriter, subgraph
+from koe5_onnx import Contract
+
+_MASKED = -3.4e38
+"""Score of a padded key; its weight after the softmax is exactly 0."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What attention needs besides its projections."""
+
+    heads: int
+    key_mask: str
+    """int32[n, width]: 1 on tokens."""
+    is_full: str
+    """bool: no row is padded, so attention may run without a mask, on its faster path."""
+
+
+def write_encoder(
+    g: GraphWriter,
+    checkpoint: Checkpoint,
+    contract: Contract,
+    layers: Iterable[SmoothLayer],
+    precision: Precision,
+) -> None:
+    """Write the whole graph.
+
+    Args:
+        g: Where it goes.
+        checkpoint: Gives the embedding tables.
+        contract: Pooling and normalisation.
+        layers: The encoder's layers in order, ready to be written.
+        precision: How tables and linears are written.
+    """
+    config = checkpoint.config
+    attention = Attention(config.heads, *_masks(g))
+    summed = _embeddings(g, checkpoint, contract, precision)
+    norm = checkpoint.embedding_norm()
+    for number, layer in enumerate(layers):
+        summed = _layer(g, summed, layer, f"layer.{number}", config, attention, precision)
+        norm = layer.output_norm
+    hidden = _norm(g, summed, norm, "final_norm", config)
+    _finish(g, _pool(g, hidden, contract.pooling), contract)
+
+
+def _embeddings(g: GraphWriter, checkpoint: Checkpoint, contract: Contract, precision: Precision) -> str:
+    """Word, position and token-type embeddings summed: float32[n, width, hidden]."""
+    config = checkpoint.config
+    shape = (config.vocabulary, config.hidden)
+    words = precision.table(g, "words", shape, checkpoint.word_embeddings(), "input_ids")
+    table = g.constant("positions.weight", checkpoint.positions(contract.max_tokens))
+    where = _counted_positions(g, config.pad_id) if config.counts_from_pad else _plain_positions(g)
+    return g.node("Add", [words, g.node("Gather", [table, where], "positions")], "embeddings")
+
+
+def _counted_positions(g: GraphWriter, pad_id: int) -> str:
+    """RoBERTa counts tokens that are no pad tokens; a pad token, also one typed in a text, is at row 0."""
+    pad = g.constant("pad_id", np.int64(pad_id))
+    axis = g.constant("width_axis", np.int64(1))
+    is_pad = g.node("Equal", ["input_ids", pad], "is_pad")
+    is_token = g.node("Cast", [g.node("Not", [is_pad], "is_token")], "is_token.int", to=TensorProto.INT64)
+    return g.node("Mul", [g.node("CumSum", [is_token, axis], "counted"), is_token], "position_ids")
+
+
+def _plain_positions(g: GraphWriter) -> str:
+    width = g.node("Shape", ["input_ids"], "width", start=1, end=2)
+    zero, one = g.constant("int_0", np.int64(0)), g.constant("int_1", np.int64(1))
+    scalar = g.node("Squeeze", [width], "width.scalar")
+    return g.node("Range", [zero, scalar, one], "position_ids")
+
+
+def _masks(g: GraphWriter) -> tuple[str, str]:
+    mask = g.node("Cast", ["attention_mask"], "key_mask", to=TensorProto.INT32)
+    smallest = g.node("ReduceMin", ["attention_mask"], "smallest_mask", keepdims=0)
+    return mask, g.node("Cast", [smallest], "is_full", to=TensorProto.BOOL)
+
+
+def _layer(
+    g: GraphWriter,
+    summed: str,
+    layer: SmoothLayer,
+    at: str,
+    config: EncoderConfig,
+    attention: Attention,
+    precision: Precision,
+) -> str:
+    """One encoder layer, from the sum before its input's norm to the sum before its output's norm."""
+    x = _norm(g, summed, layer.input_norm, f"{at}.input", config)
+    triple = [(f"{at}.{name}", getattr(layer, name).weight) for name in ("query", "key", "value")]
+    bias = np.concatenate([layer.query.bias, layer.key.bias, layer.value.bias])
+    context = _attend(g, precision.project(g, x, triple), bias, f"{at}.attention", attention)
+    (output,) = precision.project(g, context, [(f"{at}.output", layer.output.weight)])
+    summed = _residual(g, x, output, layer.output, layer.attention_skip, f"{at}.attention_sum")
+
+    x = _norm(g, summed, layer.attention_norm, f"{at}.middle", config)
+    (up,) = precision.project(g, x, [(f"{at}.up", layer.up.weight)])
+    gelu = g.node(
+        "BiasGelu", [up, g.constant(f"{at}.up.bias", layer.up.bias)], f"{at}.gelu", domain=MICROSOFT
+    )
+    down = precision.project_gelu(g, gelu, f"{at}.down", layer.down.weight, layer.gelu_max)
+    return _residual(g, x, down, layer.down, layer.ffn_skip, f"{at}.ffn_sum")
+
+
+def _attend(g: GraphWriter, triple: list[str], bias: Array, name: str, attention: Attention) -> str:
+    """Attention over each text's own tokens: float32[n, width, hidden]."""
+    inputs = [*triple, g.constant(f"{name}.bias", bias)]
+    settings: dict[str, Any] = {
+        "domain": MICROSOFT,
+        "num_heads": attention.heads,
+        "mask_filter_value": _MASKED,
+    }
+    full = subgraph("MultiHeadAttention", inputs, f"{name}.full", **settings)
+    masked = subgraph("MultiHeadAttention", [*inputs, attention.key_mask], f"{name}.masked", **settings)
+    return g.branch(name, attention.is_full, full, masked)
+
+
+def _residual(g: GraphWriter, x: str, y: str, linear: Linear, skip: Array | None, name: str) -> str:
+    """x + y + bias; where x was smoothed, x * skip is x + bias already (see smooth.py)."""
+    if skip is None:
+        y = g.node("Add", [y, g.constant(f"{name}.bias", linear.bias)], f"{name}.biased")
+    else:
+        x = g.node("Mul", [x, g.constant(f"{name}.skip", skip)], f"{name}.unsmoothed")
+    return g.node("Add", [x, y], name)
+
+
+def _norm(g: GraphWriter, x: str, norm: Norm, name: str, config: EncoderConfig) -> str:
+    # Add + LayerNormalization: the fused SkipLayerNormalization is scalar code on the CPU, three times slow.
+    inputs = [x, g.constant(f"{name}.gain", norm.gain), g.constant(f"{name}.shift", norm.shift)]
+    return g.node("LayerNormalization", inputs, name, axis=-1, epsilon=config.epsilon)
+
+
+def _pool(g: GraphWriter, hidden: str, pooling: str) -> str:
+    """One vector a text, in fp32: float32[n, hidden]."""
+    axis = g.constant("width_axes", np.array([1], dtype=np.int64))
+    if pooling == "cls":
+        return g.node("Gather", [hidden, g.constant("first_token", np.int64(0))], "pooled", axis=1)
+    mask = g.node("Cast", ["attention_mask"], "mask.float", to=TensorProto.FLOAT)
+    count = g.node("ReduceSum", [mask, axis], "token_count", keepdims=1)
+    share = g.node("Unsqueeze", [g.node("Div", [mask, count], "token_share"), axis], "token_share.row")
+    return g.node("Squeeze", [g.node("MatMul", [share, hidden], "pooled.row"), axis], "pooled")
+
+
+def _finish(g: GraphWriter, pooled: str, contract: Contract) -> None:
+    if contract.normalize:
+        g.node("LpNormalization", [pooled], "embedding", axis=-1, p=2)
+    else:
+        g.node("Identity", [pooled], "embedding")
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "width"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    output = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["texts", contract.dim])
+    g.save(inputs, [output])

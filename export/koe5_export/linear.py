@@ -1,0 +1,172 @@
+"""How tables and linear layers are written in each precision: the only place where precisions differ.
+
+A precision answers four questions; graph.py asks them and knows no number format::
+
+    table      rows of the word embeddings for some ids
+    project    x @ weight for linears that share the input x
+    expand     the same for the input of a feed-forward block, which is a GELU's output
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from onnx import numpy_helper
+
+from koe5_export.weights import Array
+from koe5_export.writer import MICROSOFT, GraphWriter
+
+GELU_MIN = -0.17
+"""GELU is nowhere below -0.16998 (its minimum, at x = -0.7518)."""
+_TINY = np.float32(1e-12)
+"""Keeps the scale of an all-zero row from dividing by zero."""
+
+
+class Precision(Protocol):
+    """Number format of the weights and of the products."""
+
+    name: str
+
+    def table(
+        self, g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str
+    ) -> str:
+        """Rows of an embedding table for ids int64[n, width]: float32[n, width, hidden]."""
+        ...
+
+    def project(self, g: GraphWriter, x: str, weights: Sequence[tuple[str, Array]]) -> list[str]:
+        """x @ weight for each (name, float32[in, out]); x is float32[n, width, in]."""
+        ...
+
+    def project_gelu(self, g: GraphWriter, x: str, name: str, weight: Array, typical_max: float) -> str:
+        """x @ weight where x comes out of a GELU, so that it is never below GELU_MIN."""
+        ...
+
+
+class Fp32:
+    """Weights and products in fp32."""
+
+    name = "fp32"
+
+    def table(
+        self, g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str
+    ) -> str:
+        return g.node("Gather", [g.stream(f"{name}.weight", np.float32, shape, rows), ids], name)
+
+    def project(self, g: GraphWriter, x: str, weights: Sequence[tuple[str, Array]]) -> list[str]:
+        return [g.node("MatMul", [x, g.constant(f"{name}.weight", weight)], name) for name, weight in weights]
+
+    def project_gelu(self, g: GraphWriter, x: str, name: str, weight: Array, typical_max: float) -> str:
+        return self.project(g, x, [(name, weight)])[0]
+
+
+class Int8:
+    """8-bit weights with a scale per output channel, 8-bit activations with a scale per token.
+
+    A scale per token, never per tensor: the embedding of a text must not depend on its neighbours. The
+    product is u8 x s8, the one that CPUs have instructions for; 128 stands for zero in the activations.
+    """
+
+    name = "int8"
+
+    def table(
+        self, g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str
+    ) -> str:
+        # A scale per row. DequantizeLinear on the constant would be folded back to fp32, Gather first is not.
+        scales: list[Array] = []
+
+        def quantised() -> Iterable[npt.NDArray[np.int8]]:
+            for block in rows:
+                weight, scale = quantise_columns(block.T)
+                scales.append(scale)
+                yield weight.T
+
+        weight = g.stream(f"{name}.weight", np.int8, shape, quantised())
+        scale = g.constant(f"{name}.scale", np.concatenate(scales)[:, None])
+        integers = g.node("Cast", [g.node("Gather", [weight, ids], f"{name}.int8")], f"{name}.cast", to=1)
+        return g.node("Mul", [integers, g.node("Gather", [scale, ids], f"{name}.row_scale")], name)
+
+    def project(self, g: GraphWriter, x: str, weights: Sequence[tuple[str, Array]]) -> list[str]:
+        scale = _scaled(g, _largest_magnitude(g, x), 1 / 127)
+        quantised = _quantise(g, x, scale, 128, weights[0][1].shape[0])
+        return [_multiply(g, quantised, scale, 128, name, weight) for name, weight in weights]
+
+    def project_gelu(self, g: GraphWriter, x: str, name: str, weight: Array, typical_max: float) -> str:
+        # [GELU_MIN, max] on 0..255 with an integer zero point: nearly twice as fine as [-max, max].
+        zero = gelu_zero_point(typical_max)
+        maximum = g.node("ReduceMax", [x, _axes(g)], f"{x}.max", keepdims=1)
+        scale = _scaled(g, maximum, 1 / (255 - zero), at_least=-GELU_MIN / zero)
+        quantised = _quantise(g, x, scale, zero, weight.shape[0])
+        return _multiply(g, quantised, scale, zero, name, weight)
+
+
+PRECISIONS: dict[str, Precision] = {precision.name: precision for precision in (Fp32(), Int8())}
+
+
+def quantise_columns(weight: Array) -> tuple[npt.NDArray[np.int8], Array]:
+    """Round a matrix to int8, each column over its own range.
+
+    Returns:
+        int8[in, out] and float32[out], their product nearest to float32[in, out].
+    """
+    scale = np.maximum(np.abs(weight).max(axis=0) / np.float32(127), _TINY).astype(np.float32)
+    return np.rint(weight / scale).astype(np.int8), scale
+
+
+def gelu_zero_point(typical_max: float) -> int:
+    """The step of 0..255 that stands for 0 when GELU_MIN falls on 0 and `typical_max` on 255."""
+    return int(np.clip(round(255 * -GELU_MIN / (typical_max - GELU_MIN)), 1, 64))
+
+
+def _axes(g: GraphWriter) -> str:
+    return g.constant("last_axis", np.array([-1], dtype=np.int64))
+
+
+def _largest_magnitude(g: GraphWriter, x: str) -> str:
+    magnitude = g.node("Abs", [x], f"{x}.abs")
+    return g.node("ReduceMax", [magnitude, _axes(g)], f"{x}.max", keepdims=1)
+
+
+def _scaled(g: GraphWriter, maximum: str, factor: float, at_least: float = float(_TINY)) -> str:
+    """maximum x factor, but not below `at_least`: float32[n, width, 1]."""
+    by = g.constant(f"factor_{factor:.9g}", np.float32(factor))
+    floor = g.constant(f"floor_{at_least:.9g}", np.float32(at_least))
+    return g.node("Max", [g.node("Mul", [maximum, by], f"{maximum}.scaled"), floor], f"{maximum}.scale")
+
+
+def _quantise(g: GraphWriter, x: str, scale: str, zero: int, width: int) -> str:
+    """uint8[n, width, in]: x / scale + zero. One block a row; the zero points need the scale's shape."""
+    zeros = _zero_points(g, zero)
+    return g.node("QuantizeLinear", [x, scale, zeros], f"{x}.uint8", axis=-1, block_size=width)
+
+
+def _zero_points(g: GraphWriter, zero: int) -> str:
+    """uint8[n, width, 1] filled with `zero`, once for the whole graph."""
+    name = f"zeros_{zero}"
+    if not g.has("rows_shape"):
+        one = g.constant("shape_1", np.array([1], dtype=np.int64))
+        g.node("Concat", [g.node("Shape", ["input_ids"], "ids_shape"), one], "rows_shape", axis=0)
+    if not g.has(name):
+        g.node(
+            "ConstantOfShape", ["rows_shape"], name, value=numpy_helper.from_array(np.array([zero], np.uint8))
+        )
+    return name
+
+
+def _multiply(g: GraphWriter, x: str, row_scale: str, zero: int, name: str, weight: Array) -> str:
+    """x @ weight from integers, each row with its own scale.
+
+    The operator's own scale stays 1: it would apply a scale a row on one thread.
+    """
+    integers, scale = quantise_columns(weight)
+    inputs = [
+        x,
+        g.constant(f"{name}.weight", integers),
+        g.constant("one", np.float32(1)),
+        g.constant(f"{name}.scale", scale),
+        g.constant(f"zero_{zero}", np.uint8(zero)),
+    ]
+    product = g.node("MatMulIntegerToFloat", inputs, f"{name}.unscaled", domain=MICROSOFT)
+    return g.node("Mul", [product, row_scale], name)

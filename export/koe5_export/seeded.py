@@ -1,0 +1,207 @@
+"""Checkpoints with seeded random weights, complete in every other respect.
+
+Speed, size and memory do not depend on the values of weights, so these stand in for real ones where the Hub
+is out of reach: in the demo, in tests and in benchmarks. Their embeddings mean nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from koe5_export.checkpoint import EncoderConfig
+from koe5_export.texts import CALIBRATION, DEMO_PASSAGES, DEMO_QUERIES, VERIFICATION
+from koe5_onnx import InputError
+
+_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+_SHARD_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shape of a seeded encoder."""
+
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+
+
+SIZES = {
+    "tiny": Size(layers=2, hidden=64, heads=4, intermediate=128, vocabulary=1024),
+    "small": Size(layers=6, hidden=384, heads=12, intermediate=1536, vocabulary=8192),
+    # KoE5's exact shape. Source: https://huggingface.co/nlpai-lab/KoE5/blob/main/config.json
+    "large": Size(layers=24, hidden=1024, heads=16, intermediate=4096, vocabulary=250002),
+}
+
+
+def write_seeded_checkpoint(
+    folder: Path, size: str | Size, seed: int = 0, tokenizer: Path | None = None
+) -> None:
+    """Write a sentence-embedding checkpoint of XLM-R shape with seeded weights.
+
+    Args:
+        folder: Where it goes; must not exist.
+        size: "tiny", "small" or "large" (2.2 GB), or a shape.
+        seed: Seed of the weights; the same seed gives the same bytes.
+        tokenizer: A tokenizer.json to copy; None trains a small Unigram one on this project's own lines.
+
+    Raises:
+        InputError: The folder exists, the size is unknown, or the tokenizer has more entries than the table.
+    """
+    if folder.exists():
+        raise InputError(f"{folder} exists: give a new folder, or remove it first")
+    if isinstance(size, str) and size not in SIZES:
+        raise InputError(f"size is {size!r}: expected one of {', '.join(SIZES)}")
+    shape = SIZES[size] if isinstance(size, str) else size
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write_tokenizer(partial / "tokenizer.json", shape.vocabulary, tokenizer)
+        _write_configs(partial, shape)
+        _write_weights(partial / "model.safetensors", encoder_config(shape), seed)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def encoder_config(size: Size) -> EncoderConfig:
+    """The configuration of a seeded encoder: XLM-R's constants, 512 tokens."""
+    return EncoderConfig(
+        model_type="xlm-roberta",
+        layers=size.layers,
+        hidden=size.hidden,
+        heads=size.heads,
+        intermediate=size.intermediate,
+        vocabulary=size.vocabulary,
+        positions=514,
+        token_types=1,
+        pad_id=1,
+        epsilon=1e-5,
+    )
+
+
+def _write_tokenizer(file: Path, vocabulary: int, source: Path | None) -> None:
+    rust = tokenizers.Tokenizer.from_file(str(source)) if source else train_tokenizer(vocabulary)
+    if rust.get_vocab_size() > vocabulary:
+        raise InputError(
+            f"{source} has {rust.get_vocab_size()} entries: the table of this size has {vocabulary}"
+        )
+    rust.save(str(file))
+
+
+def train_tokenizer(vocabulary: int) -> tokenizers.Tokenizer:
+    """A Unigram tokenizer of XLM-R's build, trained on this project's own lines."""
+    rust = tokenizers.Tokenizer(models.Unigram())
+    rust.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]
+    )
+    rust.pre_tokenizer = pre_tokenizers.Metaspace()
+    rust.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocabulary, special_tokens=list(_SPECIALS), unk_token=_SPECIALS[3], show_progress=False
+    )
+    prompts = [f"{prompt}: {line}" for prompt in ("query", "passage") for line in CALIBRATION]
+    lines = (*prompts, *VERIFICATION, *DEMO_QUERIES, *DEMO_PASSAGES)
+    rust.train_from_iterator(lines, trainer)
+    rust.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return rust
+
+
+def _write_configs(folder: Path, size: Size) -> None:
+    shape = encoder_config(size)
+    config = {
+        "architectures": ["XLMRobertaModel"],
+        "attention_probs_dropout_prob": 0.1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "hidden_size": shape.hidden,
+        "initializer_range": 0.02,
+        "intermediate_size": shape.intermediate,
+        "layer_norm_eps": shape.epsilon,
+        "max_position_embeddings": shape.positions,
+        "model_type": shape.model_type,
+        "num_attention_heads": shape.heads,
+        "num_hidden_layers": shape.layers,
+        "pad_token_id": shape.pad_id,
+        "position_embedding_type": "absolute",
+        "type_vocab_size": shape.token_types,
+        "vocab_size": shape.vocabulary,
+    }
+    tokens = {
+        f"{name}_token": token for name, token in zip(("bos", "pad", "eos", "unk"), _SPECIALS, strict=True)
+    }
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ]
+    pooling = {"word_embedding_dimension": shape.hidden, "pooling_mode_mean_tokens": True}
+    pooling |= {"pooling_mode_cls_token": False, "pooling_mode_max_tokens": False}
+    _write_json(folder / "config.json", config)
+    _write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, **tokens},
+    )
+    _write_json(folder / "special_tokens_map.json", tokens)
+    _write_json(folder / "modules.json", modules)
+    _write_json(folder / "1_Pooling" / "config.json", pooling)
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": 512, "do_lower_case": False})
+    prompts = {"query": "query: ", "passage": "passage: "}
+    _write_json(
+        folder / "config_sentence_transformers.json", {"prompts": prompts, "similarity_fn_name": "cosine"}
+    )
+
+
+def _write_json(file: Path, data: Any) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_weights(file: Path, config: EncoderConfig, seed: int) -> None:
+    """Write the safetensors file tensor by tensor; the library's writer would hold all 2.2 GB at once.
+
+    Source of the layout: https://huggingface.co/docs/safetensors/index#format
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in config.shapes.items():
+        end = offset + 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    rng = np.random.default_rng(seed)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in config.shapes.items():
+            for part in _seeded(rng, name, shape):
+                part.astype("<f4").tofile(stream)
+
+
+def _seeded(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Iterator[npt.NDArray[np.float32]]:
+    """Values of one tensor in parts: gains near 1, biases near 0, matrices that keep a signal's size."""
+    if name.endswith("LayerNorm.weight"):
+        yield 1 + 0.1 * rng.standard_normal(shape, dtype=np.float32)
+    elif len(shape) == 1:
+        yield 0.02 * rng.standard_normal(shape, dtype=np.float32)
+    else:
+        spread = np.float32(1 if "embeddings" in name else shape[1] ** -0.5)
+        rows = max(1, _SHARD_BYTES // (4 * shape[1]))
+        for start in range(0, shape[0], rows):
+            yield spread * rng.standard_normal((min(rows, shape[0] - start), shape[1]), dtype=np.float32)

@@ -1,0 +1,150 @@
+"""Texts written for this project: what calibrates int8, what proves an artifact, what the demo shows.
+
+The three sets share no line, so that no artifact is proved on what it was fitted to.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+from koe5_onnx import Tokenizer
+
+CALIBRATION = (
+    "예금자보호제도는 금융회사가 지급 불능 상태가 되더라도 일정 한도까지 예금을 돌려주는 장치이다.",
+    "중앙은행이 기준금리를 올리면 대출 이자가 늘어나고 소비가 줄어드는 경향이 있다.",
+    "전세 계약이 끝났는데 집주인이 보증금을 돌려주지 않으면 임차권등기명령을 신청할 수 있나요?",
+    "근로자는 1주간 최대 몇 시간까지 연장근로를 할 수 있습니까?",
+    "당뇨병 환자는 식후 두 시간 혈당을 꾸준히 기록하고 의사와 약의 용량을 상의해야 한다.",
+    "고혈압 약을 먹다가 임의로 끊으면 뇌졸중 위험이 높아진다는 연구 결과가 있다.",
+    "백신 접종 후 38도 이상의 열이 이틀 넘게 계속되면 진료를 받으시기 바랍니다.",
+    "특허 출원 전에 논문으로 먼저 공개하면 신규성을 잃을 수 있으므로 주의가 필요하다.",
+    "이 제품은 방수 기능이 있지만 바닷물에서는 사용하지 마십시오.",
+    "배송이 늦어져서 주문을 취소하고 싶은데 환불은 며칠이나 걸리나요?",
+    "오늘 서울은 흐리고 낮 최고 기온은 24도, 남부 지방에는 저녁부터 비가 내리겠습니다.",
+    "세종대왕은 백성이 쉽게 글을 익힐 수 있도록 훈민정음을 만들었다.",
+    "경주 불국사와 석굴암은 신라 불교 예술의 정수로 꼽힌다.",
+    "반도체 공정에서 노광 장비의 파장이 짧아질수록 더 미세한 회로를 새길 수 있다.",
+    "배터리 전해질을 고체로 바꾸면 화재 위험은 줄지만 계면 저항이 커지는 문제가 남는다.",
+    "신경망의 층이 깊어지면 기울기가 사라지는 문제가 생기는데 잔차 연결이 이를 덜어 준다.",
+    "파이썬에서 리스트와 튜플의 차이를 초보자도 알기 쉽게 설명해 줘.",
+    "쿠버네티스에서 파드가 계속 재시작될 때 가장 먼저 무엇을 확인해야 하나요?",
+    "SELECT name, COUNT(*) FROM orders GROUP BY name HAVING COUNT(*) > 10 ORDER BY 2 DESC;",
+    "국회는 본회의를 열어 내년도 예산안을 재석 의원 과반수의 찬성으로 의결했다.",
+    "선거권은 18세 이상의 국민에게 있으며 사전투표는 선거일 닷새 전부터 이틀간 실시한다.",
+    "그는 낡은 가방에서 빛바랜 편지를 꺼내 한참 동안 말없이 들여다보았다.",
+    "바람이 불면 갈대는 눕고, 바람이 그치면 갈대는 다시 일어난다.",
+    "김치는 배추를 소금에 절인 뒤 고춧가루와 마늘, 젓갈로 버무려 발효시킨 음식이다.",
+    "된장찌개를 끓일 때 두부는 마지막에 넣어야 모양이 부서지지 않는다.",
+    "지하철 2호선은 순환선이라 어느 방향으로 타도 결국 같은 역에 돌아온다.",
+    "부산에서 출발한 화물선이 태풍을 피해 제주 인근 해역에 닻을 내렸다.",
+    "수학에서 소수는 1과 자기 자신만을 약수로 가지는 1보다 큰 자연수를 뜻한다.",
+    "빛은 입자이면서 동시에 파동의 성질을 보인다.",
+    "축구 국가대표팀은 후반 추가 시간에 터진 결승골로 2대 1 역전승을 거두었다.",
+    "ㅋㅋㅋ 진짜 웃기다 어제 그 영상 봤어?? 완전 대박ㅠㅠ",
+    "문의: 02-123-4567, 이메일 help@example.com, 평일 09:00~18:00 (점심 12:00~13:00)",
+    "총 매출액은 전년 대비 12.7% 증가한 3조 4,508억 원, 영업이익은 2,190억 원이다.",
+    "제3조(정의) 이 법에서 사용하는 용어의 뜻은 다음과 같다. 1. “정보주체”란 처리되는 정보의 주체를 말한다.",
+    "Deposit insurance protects savers when a bank fails, up to a fixed amount for each person.",
+    "What is the difference between a mutex and a semaphore?",
+    "The patient was admitted with acute chest pain and discharged after three days of observation.",
+    "def mean(values):\n    return sum(values) / len(values)  # fails on an empty list",
+    "Heavy rain is expected along the coast tonight, with gusts of up to 70 km/h.",
+    "She closed the book, looked out of the window, and said nothing for a long while.",
+    "How do I cancel my subscription and get a refund for this month?",
+    "Quarterly revenue rose 8.3 percent to $4.1 billion, beating most forecasts.",
+    "The court held that the contract was void because one party had been misled.",
+    "Photosynthesis turns light, water and carbon dioxide into sugar and oxygen.",
+    "GPU 메모리가 부족할 때는 batch size를 줄이거나 gradient checkpointing을 켜 보세요.",
+    "RAG 시스템에서 chunk 크기를 512 token으로 잡으면 recall은 오르지만 latency도 함께 늘어난다.",
+    "¿Dónde está la biblioteca más cercana? 一番近い図書館はどこですか。 最近的图书馆在哪里？",
+    "!!! *** ### 123 456 789 *** !!!",
+    "네",
+    "",
+)
+"""Korean and English lines of many kinds; the empty one keeps an empty text in range."""
+
+VERIFICATION = (
+    "주택담보대출의 고정금리와 변동금리 가운데 어느 쪽이 유리한가?",
+    "회사가 퇴직금을 제때 주지 않으면 어디에 신고해야 합니까?",
+    "독감과 감기는 원인 바이러스가 다르며, 독감은 갑작스러운 고열과 근육통이 특징이다.",
+    "소멸시효가 완성된 채권이라도 채무자가 스스로 갚으면 돌려받을 수 없다.",
+    "개인정보 처리 방침은 홈페이지 첫 화면에서 쉽게 찾을 수 있어야 한다.",
+    "한강은 태백산맥에서 시작하여 서울을 지나 서해로 흘러드는 강이다.",
+    "이순신 장군은 명량에서 열세 척의 배로 백 척이 넘는 적선을 물리쳤다.",
+    "태양광 패널의 효율은 온도가 올라가면 오히려 떨어진다.",
+    "자율주행 자동차는 카메라와 라이다가 모은 정보를 합쳐 주변을 인식한다.",
+    "해시 테이블에서 충돌이 나면 체이닝이나 개방 주소법으로 해결한다.",
+    "여권을 분실했을 때 재발급까지 걸리는 기간과 필요한 서류를 알려 주세요.",
+    "환율이 오르면 수출 기업은 웃고 수입 기업은 운다.",
+    "비빔밥에 들어가는 나물은 따로 무쳐야 제맛이 난다.",
+    "첫눈이 내리던 날 우리는 아무 약속도 없이 같은 골목에서 마주쳤다.",
+    "제1심 판결에 불복하는 당사자는 판결서가 송달된 날부터 2주 이내에 항소할 수 있다.",
+    "What documents do I need to renew a passport that I lost abroad?",
+    "A hash table resolves collisions by chaining or by open addressing.",
+    "Influenza starts suddenly with fever and muscle pain; a cold comes on slowly.",
+    "The river rises in the mountains, crosses the capital and flows into the western sea.",
+    "Exporters gain and importers lose when the currency weakens.",
+    "Kubernetes 배포 중 ImagePullBackOff 오류가 나면 registry 인증 정보를 먼저 확인하세요.",
+    "for (int i = 0; i < n; ++i) { total += weight[i] * value[i]; }",
+    "2024-03-15 14:22:07 ERROR connection reset by peer (errno=104)",
+    "매출 1,234억 원 / 영업이익 56.7억 원 / 순이익률 4.6 %",
+    "안녕하세요 👋 반갑습니다 😊 🇰🇷 👩‍👩‍👧",
+    "ㄱㄴㄷ ㅏㅑㅓㅕ ㅎㅎㅎ ㅠㅠ",
+    "韓國의 漢字 表記와 ｆｕｌｌｗｉｄｔｈ 문자",
+    "   띄어쓰기가     여러    번 \t 그리고\n줄바꿈도   있다   ",
+    "예",
+    "a",
+    "",
+    "<s> special </s> tokens <pad> typed by a user <unk>",
+)
+
+DEMO_QUERIES = (
+    "한국의 수도는 어디인가요?",
+    "감기에 걸렸을 때 어떻게 해야 하나요?",
+    "How does a vaccine work?",
+)
+DEMO_PASSAGES = (
+    "서울은 대한민국의 수도이며 가장 큰 도시이다.",
+    "감기에 걸리면 충분히 쉬고 물을 자주 마시는 것이 좋다.",
+    "A vaccine teaches the immune system to recognise a virus before an infection.",
+    "이 노트북은 배터리가 오래가고 무게가 가볍다.",
+)
+
+
+def verification_texts(tokenizer: Tokenizer, given: Sequence[str] = ()) -> list[str]:
+    """Texts that an artifact is proved on: the lines above, both Hangul forms, and lengths at the limit.
+
+    Args:
+        tokenizer: Tells lengths; its limit gives texts of exactly limit - 2, limit - 1 and limit tokens,
+            one cut from twice the limit, and some in between.
+        given: More texts, of the user's own domain.
+    """
+    decomposed = [unicodedata.normalize("NFD", text) for text in VERIFICATION[:2]]
+    limit = tokenizer.max_tokens
+    lengths = (limit // 8, limit // 4, limit // 2, limit - 2, limit - 1, limit, 2 * limit)
+    long = [text_of_length(tokenizer, length, turn) for turn, length in enumerate(lengths)]
+    return [*VERIFICATION, *decomposed, *long, *given]
+
+
+def text_of_length(tokenizer: Tokenizer, tokens: int, turn: int = 0) -> str:
+    """Running text with exactly `tokens` tokens where a cut allows it, else the nearest below.
+
+    Args:
+        tokenizer: Counts tokens.
+        tokens: Wanted count, special tokens included.
+        turn: Where in the lines the text begins.
+    """
+    lines = [text for text in VERIFICATION[turn:] + VERIFICATION[:turn] if len(text) > 20]
+    text = " ".join(lines)
+    while _count(tokenizer, text) < tokens:
+        text += " " + text
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if _count(tokenizer, text[:middle]) <= tokens else (low, middle - 1)
+    return text[:low]
+
+
+def _count(tokenizer: Tokenizer, text: str) -> int:
+    return int(tokenizer.encode([text]).full_lengths[0])

@@ -1,0 +1,132 @@
+"""Writing an ONNX graph node by node, its large tensors streamed to one external-data file.
+
+Knows ONNX's file format, nothing of encoders. Tensors go to disk as they come, so a graph of any size is
+written in the memory of its largest piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from koe5_onnx import __version__
+
+OPSET = 21
+"""Blocked QuantizeLinear came with opset 21. Source: https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html"""
+MICROSOFT = "com.microsoft"
+_IR_VERSION = 10
+_PAGE_BYTES = 4096
+"""Offsets are multiples of the page size, so that each tensor can be memory-mapped."""
+_INLINE_BYTES = 65536
+"""Vectors stay in the graph file, matrices go beside it."""
+
+
+class GraphWriter(AbstractContextManager["GraphWriter"]):
+    """Collects nodes and constants of one graph.
+
+    Args:
+        graph: Where the graph goes; its folder must exist.
+        weights: Where large tensors go, in the same folder.
+    """
+
+    def __init__(self, graph: Path, weights: Path) -> None:
+        self._graph = graph
+        self._weights = weights
+        self._stream = weights.open("wb")
+        self._nodes: list[Any] = []
+        self._names: set[str] = set()
+        self._constants: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def node(self, op: str, inputs: Sequence[str], name: str, *, domain: str = "", **attributes: Any) -> str:
+        """Add a node with one output and return the output's name, which is `name`."""
+        if name in self._names:
+            raise ValueError(f"the graph has a node {name} already")
+        self._names.add(name)
+        self._nodes.append(helper.make_node(op, inputs, [name], name=name, domain=domain, **attributes))
+        return name
+
+    def has(self, name: str) -> bool:
+        """Whether a node of this name was added."""
+        return name in self._names
+
+    def constant(self, name: str, value: npt.NDArray[Any] | np.generic) -> str:
+        """Add a constant; a repeated name keeps the first."""
+        array = np.asarray(value)
+        if name not in self._constants:
+            if array.nbytes <= _INLINE_BYTES:
+                self._constants[name] = numpy_helper.from_array(array, name)
+            else:
+                self.stream(name, array.dtype, array.shape, [array])
+        return name
+
+    def stream(
+        self, name: str, dtype: npt.DTypeLike, shape: Sequence[int], parts: Iterable[npt.NDArray[Any]]
+    ) -> str:
+        """Add a large constant whose rows come in parts, written to disk as they come.
+
+        Raises:
+            ValueError: The parts do not add up to `shape`.
+        """
+        self._stream.write(b"\0" * (-self._stream.tell() % _PAGE_BYTES))
+        offset = self._stream.tell()
+        for part in parts:
+            np.ascontiguousarray(part, dtype=dtype).tofile(self._stream)
+        length = self._stream.tell() - offset
+        expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if length != expected:
+            raise ValueError(f"{name} was given {length} bytes: expected {expected}")
+        self._constants[name] = self._external(name, dtype, shape, offset, length)
+        return name
+
+    def branch(self, name: str, condition: str, then: Any, otherwise: Any) -> str:
+        """Add an `If`: `then` and `otherwise` are nodes with one output each, made by `subgraph`."""
+        return self.node("If", [condition], name, then_branch=then, else_branch=otherwise)
+
+    def save(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Write the graph file; the weights are on disk already."""
+        graph = helper.make_graph(
+            self._nodes, "koe5", inputs, outputs, initializer=list(self._constants.values())
+        )
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+            producer_name="koe5-onnx",
+            producer_version=__version__,
+            ir_version=_IR_VERSION,
+        )
+        self._stream.flush()
+        onnx.save(model, self._graph)
+
+    def _external(
+        self, name: str, dtype: npt.DTypeLike, shape: Sequence[int], offset: int, length: int
+    ) -> Any:
+        tensor = TensorProto(
+            name=name, data_type=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), dims=shape
+        )
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", self._weights.name), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
+
+
+def subgraph(op: str, inputs: Sequence[str], name: str, *, domain: str = "", **attributes: Any) -> Any:
+    """A branch of an `If` that is one node; its inputs are names of the graph around it."""
+    node = helper.make_node(op, inputs, [name], name=name, domain=domain, **attributes)
+    output = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+    return helper.make_graph([node], name, [], [output])

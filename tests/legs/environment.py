@@ -1,0 +1,57 @@
+"""Virtual environments for the legs, each made from nothing: leftovers cannot help a test pass."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout."""
+
+
+class Environment:
+    """A fresh virtual environment.
+
+    Args:
+        folder: Where it goes; whatever is there is removed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        venv.create(folder, clear=True, with_pip=True)
+        self._bin = folder / "bin"
+
+    def install(self, *arguments: str | Path) -> None:
+        """Run pip install. Wheels only, so that nobody needs a compiler; the project itself is exempt."""
+        self.run("pip", "install", "--quiet", "--only-binary=:all:", *arguments)
+
+    def run(self, command: str, *arguments: str | Path, cwd: Path = ROOT) -> None:
+        """Run one of the environment's commands; ends the leg where it fails."""
+        run(self._bin / command, *arguments, cwd=cwd)
+
+    def where(self, module: str, cwd: Path) -> str:
+        """The file that `module` would be imported from; empty where there is none."""
+        code = "import sys, importlib.util as u; s = u.find_spec(sys.argv[1]); print(s.origin if s else '')"
+        command = [str(self._bin / "python"), "-c", code, module]
+        return subprocess.check_output(command, cwd=cwd, env=_env(), text=True).strip()
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> None:
+    """Show a command and run it.
+
+    Raises:
+        SystemExit: It failed.
+    """
+    line = shlex.join(str(part) for part in command)
+    sys.stdout.write(f"+ {line}\n")
+    sys.stdout.flush()
+    if status := subprocess.run(command, check=False, cwd=cwd, env=_env()).returncode:
+        sys.exit(f"exit status {status}: {line}")
+
+
+def _env() -> dict[str, str]:
+    """This process' environment without PYTHONPATH and its like, which would let the source in."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

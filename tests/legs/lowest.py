@@ -1,0 +1,63 @@
+"""The lowest leg: are the lower bounds in pyproject.toml true?
+
+It turns every `>=X` of the dependencies and of EXTRAS into `==X`, installs exactly that and runs the tests of
+the runtime and of the export. What pyproject.toml does not name stays as in constraints.txt.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+from environment import ROOT, Environment
+
+EXTRAS = ("cpu", "export", "reference")
+
+
+def main() -> None:
+    """Run the leg."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    pins = lowest_pins([*project["dependencies"], *(bound for extra in EXTRAS for bound in extras[extra])])
+    sys.stdout.write(f"lowest: {' '.join(pins.values())}\n")
+    lowest = Environment(ROOT / ".venv-lowest")
+    with tempfile.TemporaryDirectory(prefix="koe5-lowest-") as folder:
+        constraints = Path(folder) / "lowest.txt"
+        constraints.write_text("\n".join([*pins.values(), *other_pins(pins)]), encoding="utf-8")
+        lowest.install("-c", constraints, "-e", f".[{','.join(EXTRAS)}]", "pytest")
+    lowest.run("pytest", "tests/runtime", "tests/export")
+
+
+def lowest_pins(requirements: Iterable[str]) -> dict[str, str]:
+    """Package to its lowest version, as `numpy` to `numpy==1.26`.
+
+    Raises:
+        SystemExit: A requirement has no lower bound, or more than one.
+    """
+    pins = {}
+    for requirement in requirements:
+        match = re.fullmatch(r"([\w.-]+)\s*(?:>=|==)\s*([\w.]+)(?:,\s*<[^>=]*)?", requirement)
+        if match is None:
+            sys.exit(f"pyproject.toml: {requirement!r} has no lower bound that this leg can read")
+        pins[_normal(match[1])] = f"{match[1]}=={match[2]}"
+    return pins
+
+
+def other_pins(pins: Iterable[str]) -> list[str]:
+    """The lines of constraints.txt for other packages than those in `pins`."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    named = [line for line in lines if "==" in line and not line.startswith("#")]
+    return [line for line in named if _normal(line.partition("==")[0]) not in pins]
+
+
+def _normal(package: str) -> str:
+    """Source: https://packaging.python.org/en/latest/specifications/name-normalization/."""
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+if __name__ == "__main__":
+    main()
