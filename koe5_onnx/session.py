@@ -5,9 +5,11 @@ It takes padded arrays and gives embeddings; it knows nothing of texts.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import threading
+import weakref
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +30,7 @@ class Session:
     """One graph loaded on one device; safe to run from several threads, and after a fork.
 
     ONNX Runtime's threads do not survive a fork, so the first run in a child process loads the graph again.
+    The child never frees its copy of the parent's graph (see `_leave_to_parent`); the pages are shared.
 
     Args:
         artifact: The opened artifact.
@@ -47,8 +50,9 @@ class Session:
         self._artifact = artifact
         self._provider, self._provider_options = parse_device(device)
         self._lock = threading.Lock()
+        self._closed = False
         self._ort: Any = self._open()
-        self._pid = os.getpid()
+        _SESSIONS.add(self)
 
     @property
     def providers(self) -> list[str]:
@@ -74,27 +78,45 @@ class Session:
     def close(self) -> None:
         """Free the graph and its memory."""
         with self._lock:
-            self._ort = None
+            self._ort, self._closed = None, True
 
     def _session(self) -> Any:
         ort_session = self._ort
-        if ort_session is None:
-            raise ProviderError("this session is closed: open the artifact again")
-        if self._pid != os.getpid():
-            with self._lock:
-                if self._pid != os.getpid():
-                    self._ort, self._pid = self._open(), os.getpid()
-                ort_session = self._ort
-        return ort_session
+        if ort_session is not None:
+            return ort_session
+        with self._lock:
+            if self._closed:
+                raise ProviderError("this session is closed: open the artifact again")
+            if self._ort is None:
+                self._ort = self._open()
+            return self._ort
+
+    def _leave_to_parent(self) -> None:
+        """Drop the inherited graph in a forked child, without freeing it.
+
+        Freeing would join the parent's threads, which this process does not have: it would wait for ever.
+        """
+        # Another thread of the parent may have held the lock at the fork.
+        self._lock = threading.Lock()
+        if self._ort is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._ort))
+            self._ort = None
 
     def _open(self) -> Any:
         ort = import_onnxruntime()
         self._require_provider(ort)
-        session = ort.InferenceSession(
-            str(self._artifact.graph),
-            self._options(ort),
-            providers=[(self._provider, self._provider_options)],
-        )
+        try:
+            session = ort.InferenceSession(
+                str(self._artifact.graph),
+                self._options(ort),
+                providers=[(self._provider, self._provider_options)],
+                # Its default goes on with the CPU, when it opens and even in a later run.
+                enable_fallback=0,
+            )
+        except Exception as error:  # its errors have no root of their own
+            raise ProviderError(
+                f"ONNX Runtime {ort.__version__} cannot load {self._artifact.graph} on {self._provider}: {error}"
+            ) from error
         if session.get_providers()[0] != self._provider:
             raise ProviderError(
                 f"asked for {self._provider}, ONNX Runtime opened {session.get_providers()}: a driver, CUDA "
@@ -130,12 +152,29 @@ class Session:
         return options
 
 
+_SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for session in _SESSIONS:
+        session._leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def import_onnxruntime() -> Any:
     """The module onnxruntime, of whichever wheel is installed.
+
+    Its wheels report usage to their maker unless ORT_DISABLE_TELEMETRY is set before the import, and the
+    reporting thread makes a forked child hang when it exits. So it is set here, unless the caller did.
+    Source: https://github.com/microsoft/onnxruntime/blob/main/docs/Privacy.md
 
     Raises:
         MissingDependencyError: There is none, or one wheel was uninstalled over the other.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     purpose = "running an artifact (on the CPU; for CUDA it is 'koe5-onnx[gpu]', never both)"
     try:
         import onnxruntime

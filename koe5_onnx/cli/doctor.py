@@ -1,0 +1,228 @@
+"""koe5-onnx doctor: what is installed, what this machine offers, and whether an artifact works here.
+
+Looks and reports; changes nothing. Each thing looked at is one `Finding`; a finding with a problem makes the
+exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from koe5_onnx import (
+    Agreement,
+    Certificate,
+    Contract,
+    Embedder,
+    Koe5Error,
+    Manifest,
+    ProviderError,
+    __version__,
+)
+from koe5_onnx.machine import INT8_INSTRUCTIONS, cpu_features, cpu_name, usable_cores
+from koe5_onnx.session import import_onnxruntime
+
+_IDENTITY = base64.b64decode(
+    "CAgSADo+ChAKAXgSAXkiCElkZW50aXR5EghpZGVudGl0eVoPCgF4EgoKCAgBEgQKAggBYg8KAXkSCgoICAESBAoCCAFCBAoAEBE="
+)
+"""The smallest graph: y = Identity(x), float32[1], opset 17. Made with onnx.helper."""
+
+_USED_PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider")
+_TEXT = "서울은 대한민국의 수도이다."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    name: str
+    value: str
+    problem: str | None = None
+    """What is wrong and what to do; None where nothing is."""
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the verb and its arguments."""
+    parser = verbs.add_parser(
+        "doctor",
+        help="check the installation, the machine and an artifact",
+        description="Check the installation, the machine and (with --artifact) that an artifact works here.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--artifact", metavar="DIR", help="check this artifact: hashes, certificate, one embedding"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings; 1 where one has a problem."""
+    findings = examine(args.artifact)
+    print(_as_json(findings) if args.json else _as_table(findings))
+    return int(any(finding.problem for finding in findings))
+
+
+def examine(artifact: str | None) -> list[Finding]:
+    """Look at everything; at an artifact only where one is given."""
+    findings = [*_versions(), *_machine(), *_providers()]
+    if artifact is not None:
+        findings.extend(_artifact(artifact))
+    return findings
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("koe5-onnx", __version__)
+    yield Finding("python", platform.python_version())
+    for distribution in ("numpy", "tokenizers", "huggingface-hub"):
+        yield Finding(distribution, importlib.metadata.version(distribution))
+    yield _onnxruntime_wheel()
+
+
+def _onnxruntime_wheel() -> Finding:
+    wheels = sorted(set(importlib.metadata.packages_distributions().get("onnxruntime", ())))
+    value = ", ".join(f"{wheel} {importlib.metadata.version(wheel)}" for wheel in wheels) or "none"
+    problem = None
+    if not wheels:
+        problem = "pip install 'koe5-onnx[cpu]' or 'koe5-onnx[gpu]', never both"
+    elif len(wheels) > 1:
+        problem = (
+            f"they overwrite each other's files: pip uninstall {' '.join(wheels)}, then install one again"
+        )
+    return Finding("ONNX Runtime", value, problem)
+
+
+def _machine() -> Iterator[Finding]:
+    features = cpu_features()
+    cores = usable_cores()
+    yield Finding("CPU", cpu_name())
+    yield Finding("instructions", " ".join(features) or "unknown")
+    yield Finding("int8 here", _int8_here(features))
+    yield Finding("threads", f"{cores.count} ({cores.reason})")
+
+
+def _int8_here(features: Sequence[str]) -> str:
+    if not features:
+        return "unknown: this system does not name its CPU's instructions"
+    if "amx_int8" in features:
+        return "fastest: matrix instructions (AMX), sums exact"
+    if found := [name for name in INT8_INSTRUCTIONS if name in features]:
+        return f"fast: dot product instructions ({found[0]}), sums exact"
+    return "slow: no dot product instructions, and sums may saturate; compare with fp32 before use"
+
+
+def _providers() -> Iterator[Finding]:
+    try:
+        ort = import_onnxruntime()
+    except Koe5Error as error:
+        yield Finding("providers", "none", f"{error} (cause: {error.__cause__})")
+        return
+    telemetry = "off" if os.environ.get("ORT_DISABLE_TELEMETRY") == "1" else "as ONNX Runtime's build has it"
+    yield Finding("telemetry", telemetry)
+    for provider in ort.get_available_providers():
+        yield _provider(ort, provider)
+
+
+def _provider(ort: Any, provider: str) -> Finding:
+    """Whether the provider really loads: being listed only says that the wheel was built with it."""
+    try:
+        _load(ort, provider)
+    except ProviderError as error:
+        if provider in _USED_PROVIDERS:
+            return Finding(
+                provider, "does not load", f"{error}; the lines of ONNX Runtime on stderr say more"
+            )
+        return Finding(provider, "does not load (not used by koe5-onnx)")
+    return Finding(provider, "loads")
+
+
+def _load(ort: Any, provider: str) -> None:
+    try:
+        session = ort.InferenceSession(_IDENTITY, providers=[provider], enable_fallback=0)
+    except Exception as error:  # its errors have no root of their own
+        raise ProviderError(str(error)) from error
+    if session.get_providers()[0] != provider:
+        raise ProviderError(f"ONNX Runtime opened {session.get_providers()} instead: a library is missing")
+
+
+def _artifact(path: str) -> Iterator[Finding]:
+    try:
+        with Embedder.open(path) as embedder:
+            embedding = embedder.encode([_TEXT])
+            manifest = embedder.artifact.manifest
+    except (Koe5Error, OSError) as error:
+        yield Finding("artifact", path, str(error))
+        return
+    yield Finding("artifact", f"{path}: every file has its SHA-256")
+    yield from _manifest(manifest)
+    yield _one_text(embedding, manifest.contract)
+
+
+def _manifest(manifest: Manifest) -> Iterator[Finding]:
+    source, contract = manifest.source, manifest.contract
+    yield Finding("source", f"{source.repository} at {source.revision or 'no revision'}")
+    yield Finding("precision", manifest.precision)
+    yield Finding(
+        "contract",
+        f"{contract.pooling} pooling, {'unit length' if contract.normalize else 'not normalised'}, "
+        f"{contract.dim} dimensions, at most {contract.max_tokens} tokens, "
+        f"prompts {json.dumps(dict(contract.prompts), ensure_ascii=False)}",
+    )
+    if manifest.certificate is None:
+        yield Finding("certificate", "none", "it was never compared with PyTorch: export it again")
+    else:
+        yield from _certificate(manifest.certificate)
+
+
+def _certificate(certificate: Certificate) -> Iterator[Finding]:
+    yield Finding("cosine to PyTorch", _agreement(certificate.overall))
+    for bucket, agreement in certificate.by_length.items():
+        yield Finding(f"  {bucket} tokens", _agreement(agreement))
+    yield Finding("alone or in a batch", f"cosine at least {certificate.batch_cosine_min:.6f}")
+
+
+def _agreement(agreement: Agreement) -> str:
+    return (
+        f"min {agreement.cosine_min:.5f}, 1st percentile {agreement.cosine_p1:.5f}, "
+        f"mean {agreement.cosine_mean:.5f} over {agreement.texts} texts"
+    )
+
+
+def _one_text(embedding: npt.NDArray[np.float32], contract: Contract) -> Finding:
+    length = float(np.linalg.norm(embedding))
+    right_shape = embedding.shape == (1, contract.dim)
+    right_length = abs(length - 1) < 1e-3 if contract.normalize else np.isfinite(length)
+    value = f"{embedding.dtype}{list(embedding.shape)} of length {length:.4f}"
+    problem = (
+        None if right_shape and right_length else "the contract says otherwise: export the artifact again"
+    )
+    return Finding("one text", value, problem)
+
+
+def _as_table(findings: Sequence[Finding]) -> str:
+    width = max(len(finding.name) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.name:{width}}  {finding.value}")
+        if finding.problem:
+            lines.append(f"{'':{width}}  PROBLEM: {finding.problem}")
+    problems = sum(finding.problem is not None for finding in findings)
+    lines.append(f"\n{problems} problem{'s' if problems > 1 else ''} found" if problems else "\nall is well")
+    return "\n".join(lines)
+
+
+def _as_json(findings: Sequence[Finding]) -> str:
+    problems = {finding.name.strip(): finding.problem for finding in findings if finding.problem}
+    values = {finding.name.strip(): finding.value for finding in findings}
+    return json.dumps(
+        {"ok": not problems, "findings": values, "problems": problems}, ensure_ascii=False, indent=2
+    )

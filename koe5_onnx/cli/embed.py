@@ -1,0 +1,135 @@
+"""koe5-onnx embed: a file of texts to a file of embeddings.
+
+Reads all texts first (input_file.py), embeds them in one call, writes at the end (output_file.py): bad input
+is found before any work, and an interrupted run leaves no output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from koe5_onnx import Embedder, Encoded
+from koe5_onnx.cli.input_file import read_texts, suffix_of_input
+from koe5_onnx.cli.output_file import replacing, require_output, suffix_of_output, write
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the verb and its arguments."""
+    parser = verbs.add_parser(
+        "embed",
+        help="embed the texts of a file",
+        description="Embed the texts of a file (UTF-8) and write one embedding a text, in the same order.",
+    )
+    parser.set_defaults(run=run, usage_error=parser.error)
+    parser.add_argument(
+        "input", metavar="INPUT", help=".txt or - (stdin): one text a line; .jsonl: an object a line"
+    )
+    parser.add_argument("--artifact", required=True, metavar="DIR_OR_HUB_ID", help="an exported artifact")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.add_argument(
+        "--prompt",
+        required=True,
+        choices=("query", "passage", "none"),
+        help="what the texts are: the model expects it in front, and a wrong one costs quality",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="OUT",
+        help=".npy: float32[n, dim]; .jsonl: an object a line",
+    )
+    parser.add_argument(
+        "--field", metavar="NAME", help='the text\'s field in a .jsonl input (default: "text")'
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the usable cores)")
+    parser.add_argument(
+        "--max-batch-tokens", type=int, metavar="N", help="tokens of one batch, padding included"
+    )
+    parser.add_argument(
+        "--overflow",
+        default="truncate",
+        choices=("truncate", "error"),
+        help="for texts above the token limit",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embed the input and return the exit code.
+
+    Raises:
+        Koe5Error: The input, the artifact or the device cannot be used.
+        OSError: A file cannot be read or written.
+    """
+    _check_usage(args)
+    require_output(args.output, args.input)
+    texts = read_texts(args.input, args.field or "text")
+    with replacing(args.output) as stream:
+        with _open(args) as embedder, _progress() as on_progress:
+            start = time.perf_counter()
+            encoded = embedder.encode_with_info(
+                texts, None if args.prompt == "none" else args.prompt, on_progress=on_progress
+            )
+            seconds = time.perf_counter() - start
+            limit = embedder.contract.max_tokens
+        write(stream, encoded, suffix_of_output(args.output))
+    print(_summary(encoded, limit, seconds, args.output), file=sys.stderr)
+    return 0
+
+
+def _check_usage(args: argparse.Namespace) -> None:
+    """End with argparse's usage error where suffixes and options do not fit."""
+    usage_error: Callable[[str], None] = args.usage_error
+    if suffix_of_input(args.input) is None:
+        usage_error(f"INPUT is {args.input!r}: expected -, a .txt file or a .jsonl file")
+    if args.field is not None and suffix_of_input(args.input) != ".jsonl":
+        usage_error("--field is for .jsonl inputs")
+    if suffix_of_output(args.output) is None:
+        usage_error(f"--output is '{args.output}': expected a .npy or a .jsonl file")
+
+
+def _open(args: argparse.Namespace) -> Embedder:
+    optional = {} if args.max_batch_tokens is None else {"max_batch_tokens": args.max_batch_tokens}
+    return Embedder.open(
+        args.artifact,
+        revision=args.revision,
+        device=args.device,
+        threads=args.threads,
+        overflow=args.overflow,
+        **optional,
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar in tokens on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    # huggingface_hub brings tqdm; it costs half a second to import, so only here.
+    from huggingface_hub.utils import tqdm
+
+    with tqdm(unit=" tokens", unit_scale=True, file=sys.stderr) as bar:
+
+        def on_progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield on_progress
+
+
+def _summary(encoded: Encoded, limit: int, seconds: float, output: Path) -> str:
+    tokens = int(np.minimum(encoded.tokens, limit).sum(dtype=np.int64))
+    rate = f"{tokens / seconds:,.0f}" if seconds else "-"
+    return (
+        f"{len(encoded.tokens):,} texts, {tokens:,} tokens in {seconds:.1f} s ({rate} tokens/s), "
+        f"{int(encoded.truncated.sum()):,} truncated at {limit}: {output}"
+    )
