@@ -143,7 +143,7 @@ class Manifest:
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # digits and nesting have limits of their own
             raise ArtifactError(f"{MANIFEST} is not JSON ({error}): {_AGAIN}") from error
         version = data.get("format_version") if isinstance(data, dict) else None
         if version != FORMAT_VERSION:

@@ -58,6 +58,11 @@ class MissingDependencyError(Koe5Error, ImportError):
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         """Name the missing `package`, the `extra` that brings it and the `purpose` it serves."""
         super().__init__(f"{purpose} needs the package {package}: pip install 'koe5-onnx[{extra}]'")
+        self._arguments = (package, extra, purpose)
+
+    def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str, str]]:
+        """Pickle by the arguments: a process pool cannot bring back an error that it cannot rebuild."""
+        return type(self), self._arguments
 
 
 class Koe5Warning(UserWarning):

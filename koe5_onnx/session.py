@@ -25,6 +25,9 @@ _INPUTS = ["input_ids", "attention_mask"]
 _PRECISIONS_ON_CUDA = ("fp32", "fp16")
 """int8 is written in operators that only the CPU provider has."""
 
+_SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
+"""Those of this process, for `_after_fork`."""
+
 
 class Session:
     """One graph loaded on one device; safe to run from several threads, and after a fork.
@@ -115,7 +118,8 @@ class Session:
             )
         except Exception as error:  # its errors have no root of their own
             raise ProviderError(
-                f"ONNX Runtime {ort.__version__} cannot load {self._artifact.graph} on {self._provider}: {error}"
+                f"ONNX Runtime {ort.__version__} cannot load {self._artifact.graph} "
+                f"on {self._provider}: {error}"
             ) from error
         if session.get_providers()[0] != self._provider:
             raise ProviderError(
@@ -150,9 +154,6 @@ class Session:
         options.enable_mem_pattern = False
         options.log_severity_level = 3
         return options
-
-
-_SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 def _after_fork() -> None:

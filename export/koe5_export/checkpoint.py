@@ -205,8 +205,10 @@ class Checkpoint:
         token's own and the first token has row 1.
         """
         first = self.config.pad_id if self.config.counts_from_pad else 0
-        rows = max_tokens + (1 if self.config.counts_from_pad else 0)
-        table = self.read("embeddings.position_embeddings.weight", slice(first, first + rows))
+        # Plain positions run on over the padding of a short batch, RoBERTa's have row 0 for it.
+        rows = max_tokens + (1 if self.config.counts_from_pad else 3)
+        end = min(first + rows, self.config.positions)
+        table = self.read("embeddings.position_embeddings.weight", slice(first, end))
         token_type = self.read("embeddings.token_type_embeddings.weight", slice(0, 1))
         return table + token_type
 

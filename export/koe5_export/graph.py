@@ -21,6 +21,7 @@ from koe5_export.smooth import SmoothLayer
 from koe5_export.weights import Array, Linear, Norm
 from koe5_export.writer import MICROSOFT, GraphWriter, subgraph
 from koe5_onnx import Contract
+from koe5_onnx.batching import SHORT_TOKENS
 
 _MASKED = -3.4e38
 """Score of a padded key; its weight after the softmax is exactly 0."""
@@ -33,8 +34,8 @@ class Attention:
     heads: int
     key_mask: str
     """int32[n, width]: 1 on tokens."""
-    is_full: str
-    """bool: no row is padded, so attention may run without a mask, on its faster path."""
+    is_unmasked: str
+    """bool: attention may run without a mask, on its faster path."""
 
 
 def write_encoder(
@@ -91,9 +92,14 @@ def _plain_positions(g: GraphWriter) -> str:
 
 
 def _masks(g: GraphWriter) -> tuple[str, str]:
+    """The key mask, and whether attention can do without it."""
     mask = g.node("Cast", ["attention_mask"], "key_mask", to=TensorProto.INT32)
     smallest = g.node("ReduceMin", ["attention_mask"], "smallest_mask", keepdims=0)
-    return mask, g.node("Cast", [smallest], "is_full", to=TensorProto.BOOL)
+    full = g.node("Cast", [smallest], "is_full", to=TensorProto.BOOL)
+    # Short texts may be padded in one batch and not in another: they take the same path in both.
+    short = g.constant("short_tokens", np.array([SHORT_TOKENS], dtype=np.int64))
+    width = g.node("Shape", ["input_ids"], "batch_width", start=1, end=2)
+    return mask, g.node("And", [full, g.node("Greater", [width, short], "is_long")], "is_unmasked")
 
 
 def _layer(
@@ -132,7 +138,7 @@ def _attend(g: GraphWriter, triple: list[str], bias: Array, name: str, attention
     }
     full = subgraph("MultiHeadAttention", inputs, f"{name}.full", **settings)
     masked = subgraph("MultiHeadAttention", [*inputs, attention.key_mask], f"{name}.masked", **settings)
-    return g.branch(name, attention.is_full, full, masked)
+    return g.branch(name, attention.is_unmasked, full, masked)
 
 
 def _residual(g: GraphWriter, x: str, y: str, linear: Linear, skip: Array | None, name: str) -> str:

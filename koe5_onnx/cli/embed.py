@@ -114,7 +114,7 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    # huggingface_hub brings tqdm; it costs half a second to import, so only here.
+    # A dependency of huggingface_hub; slow to import, so only where it is seen.
     from huggingface_hub.utils import tqdm
 
     with tqdm(unit=" tokens", unit_scale=True, file=sys.stderr) as bar:

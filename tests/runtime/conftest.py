@@ -1,0 +1,95 @@
+"""What the tests of the runtime share: the tiny artifact, its golden embeddings, texts of a given length."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+
+import koe5_onnx
+from koe5_onnx import Embedder, Tokenizer
+
+# No test may reach the network; huggingface_hub reads this when it is first imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Texts, the name of the prompt of each, and their embeddings from PyTorch."""
+
+    texts: list[str]
+    prompts: list[str | None]
+    embeddings: np.ndarray
+
+
+@pytest.fixture(scope="session")
+def artifact_path() -> Path:
+    return DATA / "tiny-int8"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    data = json.loads((DATA / "golden.json").read_text(encoding="utf-8"))
+    with np.load(DATA / "golden.npz") as arrays:
+        return Golden(data["texts"], data["prompts"], arrays["embeddings"])
+
+
+@pytest.fixture
+def embedder(artifact_path: Path) -> Iterator[Embedder]:
+    """A fresh one a test, as each warns once only."""
+    with Embedder.open(artifact_path, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture
+def artifact_copy(artifact_path: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny artifact for a test to damage."""
+    return shutil.copytree(artifact_path, tmp_path / "artifact")
+
+
+@pytest.fixture(scope="session")
+def text_of(artifact_path: Path) -> Callable[[int], str]:
+    """Makes a text that has n tokens of its own, so n + 2 with `<s>` and `</s>`."""
+    word = one_token_word(artifact_path / "tokenizer.json")
+    return lambda tokens: " ".join([word] * tokens)
+
+
+def one_token_word(file: Path) -> str:
+    """A word of the vocabulary that stays one token when it is repeated."""
+    tokenizer = Tokenizer(file, max_tokens=512)
+    for piece in sorted(tokenizers.Tokenizer.from_file(str(file)).get_vocab()):
+        word = piece.removeprefix("▁")
+        if word.isalpha() and tokenizer.encode([" ".join([word] * 50)]).full_lengths[0] == 52:
+            return word
+    raise AssertionError(f"{file} has no word of one token")
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs Python code, or a module after "-m", in a process of its own that finds koe5_onnx."""
+    source = str(Path(koe5_onnx.__file__).resolve().parents[1])
+
+    def run(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+        first = [] if arguments[0] == "-m" else ["-c"]
+        return subprocess.run(
+            [sys.executable, *first, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=120,
+            check=False,
+            env={**os.environ, "PYTHONPATH": source, "PYTHONIOENCODING": "utf-8", **env},
+        )
+
+    return run

@@ -1,0 +1,73 @@
+"""Plans keep every row once and within the budget; padding adds nothing but padding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from koe5_onnx.batching import SHORT_TOKENS, Batch, pad, plan, widths_of
+
+
+def random_lengths(seed: int) -> tuple[np.ndarray, int]:
+    """Lengths and a budget, from few short texts to many of all lengths."""
+    rng = np.random.default_rng(seed)
+    count, longest = int(rng.integers(0, 300)), int(rng.choice([3, 70, 512, 5000]))
+    return rng.integers(2, longest + 1, count).astype(np.int32), int(rng.choice([1, 64, 512, 100_000]))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_plan(seed):
+    lengths, budget = random_lengths(seed)
+    batches = plan(lengths, budget)
+    rows = np.concatenate([batch.rows for batch in batches]) if batches else np.array([], np.intp)
+    np.testing.assert_array_equal(np.sort(rows), np.arange(len(lengths)))
+    for batch in batches:
+        assert len(batch.rows) == 1 or len(batch.rows) * batch.width <= budget
+        np.testing.assert_array_equal(widths_of(lengths[batch.rows]), batch.width)
+    widths = [batch.width for batch in batches]
+    assert widths == sorted(widths, reverse=True)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_plan_fills_its_batches(seed):
+    """A further row would break the budget in all but the last batch of a width."""
+    lengths, budget = random_lengths(seed)
+    batches = plan(lengths, budget)
+    for batch, following in zip(batches, batches[1:], strict=False):
+        if batch.width == following.width:
+            assert (len(batch.rows) + 1) * batch.width > budget
+
+
+def test_width_is_a_function_of_the_texts_own_length():
+    lengths = np.arange(1, 600, dtype=np.int32)
+    widths = widths_of(lengths)
+    assert (widths >= lengths).all()
+    assert (widths - lengths < 4).all()
+    np.testing.assert_array_equal(widths[SHORT_TOKENS:], lengths[SHORT_TOKENS:])
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(len(lengths))
+        np.testing.assert_array_equal(widths_of(lengths[order]), widths[order])
+
+
+def test_no_rows():
+    assert plan(np.array([], dtype=np.int32), 512) == []
+
+
+def test_one_giant_among_small_runs_alone_and_first():
+    lengths = np.array([5, 6, 5000, 7, 8], dtype=np.int32)
+    first, second = plan(lengths, 512)
+    assert (first.rows.tolist(), first.width) == ([2], 5000)
+    assert (sorted(second.rows.tolist()), second.width) == ([0, 1, 3, 4], 8)
+
+
+def test_the_worked_example_of_the_docstring():
+    batches = plan(np.array([30, 90, 31, 90], dtype=np.int32), 200)
+    assert [(sorted(batch.rows.tolist()), batch.width) for batch in batches] == [([1, 3], 90), ([0, 2], 32)]
+
+
+def test_pad_puts_the_padding_on_the_right():
+    ids = [np.array(row, dtype=np.int32) for row in ([0, 9, 2], [0, 7, 8, 2], [0, 2])]
+    input_ids, attention_mask = pad(ids, Batch(np.array([2, 1]), width=5), pad_id=1)
+    assert input_ids.dtype == attention_mask.dtype == np.int64
+    np.testing.assert_array_equal(input_ids, [[0, 2, 1, 1, 1], [0, 7, 8, 2, 1]])
+    np.testing.assert_array_equal(attention_mask, [[1, 1, 0, 0, 0], [1, 1, 1, 1, 0]])
