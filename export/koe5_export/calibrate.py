@@ -118,4 +118,4 @@ def _rows_of(blocks: Iterable[Array], ids: npt.NDArray[np.int32]) -> Array:
         inside = np.isin(ids, unique)
         where[inside] = found + np.searchsorted(unique, ids[inside])
         start, found = start + len(block), found + len(unique)
-    return np.concatenate(parts)[where]
+    return np.asarray(np.concatenate(parts)[where])

@@ -6,7 +6,8 @@ It shares no code with the graph: its own weights, its own padding, its own posi
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def embed_reference(
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(checkpoint / "tokenizer.json"))
     pad_token = tokenizer.convert_ids_to_tokens(contract.pad_id)
     tokenizer.pad_token, tokenizer.padding_side = pad_token, "right"
-    encoder = AutoModel.from_pretrained(checkpoint, dtype=torch.float32, add_pooling_layer=False)
+    with _quiet():
+        encoder = AutoModel.from_pretrained(checkpoint, dtype=torch.float32, add_pooling_layer=False)
     encoder.eval()
     out = np.empty((len(texts), contract.dim), dtype=np.float32)
     order = np.argsort([-len(text) for text in texts], kind="stable")
@@ -83,6 +85,22 @@ def embed_reference(
     del encoder
     gc.collect()
     return out
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from drawing a bar and from listing the pooler, which is not used."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _pool(hidden: Any, mask: Any, contract: Contract) -> Any:

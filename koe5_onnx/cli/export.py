@@ -1,0 +1,152 @@
+"""koe5-onnx export: a PyTorch checkpoint to a proved artifact (extras `export` and `reference`)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from koe5_onnx import InputError, MissingDependencyError
+from koe5_onnx.cli.input_file import read_texts, suffix_of_input
+
+DEFAULT_CHECKPOINT = "nlpai-lab/KoE5"
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the verb and its arguments."""
+    parser = verbs.add_parser(
+        "export",
+        help="export a checkpoint and prove it against PyTorch",
+        description="Export a checkpoint to an ONNX artifact, measure it against PyTorch, and publish it "
+        "only if it is close enough.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        default=DEFAULT_CHECKPOINT,
+        metavar="CHECKPOINT",
+        help=f"a checkpoint's folder or Hub id (default: {DEFAULT_CHECKPOINT})",
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the artifact")
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="default: fp32")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.add_argument(
+        "--like", metavar="HUB_ID", help="a local copy of this model: take its known contract"
+    )
+    parser.add_argument("--calibration", metavar="FILE", help="texts that int8 is fitted to, one a line")
+    parser.add_argument("--verification", metavar="FILE", help="more texts to measure on, one a line")
+    parser.add_argument("--force", action="store_true", help="replace OUT once the new artifact is proved")
+    add_gate(parser)
+
+
+def add_gate(parser: argparse.ArgumentParser) -> None:
+    """Declare --gate, which export and verify share."""
+    parser.add_argument(
+        "--gate",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a stricter bound: cosine_min, cosine_mean, max_abs_diff or batch_cosine_min; may be repeated",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export and return the exit code.
+
+    Raises:
+        Koe5Error: The checkpoint, an option or the artifact's fidelity will not do.
+    """
+    koe5_export = import_export()
+    from koe5_export.checkpoint import Checkpoint
+    from koe5_export.verify import describe
+
+    options: dict[str, Any] = {"precision": args.precision, "like": args.like, "force": args.force}
+    options["gate"] = parse_gate(args.gate)
+    for name in ("calibration", "verification"):
+        if (file := getattr(args, name)) is not None:
+            options[name] = tuple(texts_of(file, f"--{name}"))
+    checkpoint = Checkpoint.open(args.checkpoint, args.revision)
+    with progress() as report:
+        artifact = koe5_export.export(checkpoint, args.out, koe5_export.ExportOptions(**options), report)
+    size = sum(file.bytes for file in artifact.manifest.files.values())
+    print(f"{artifact.path}: {args.precision}, {size / 1e6:.1f} MB")
+    if artifact.manifest.certificate is not None:
+        print(describe(artifact.manifest.certificate))
+    return 0
+
+
+def import_export() -> Any:
+    """The package koe5_export.
+
+    Raises:
+        MissingDependencyError: Its extra is not installed.
+    """
+    try:
+        import koe5_export
+    except ImportError as error:
+        raise MissingDependencyError(error.name or "onnx", "export,reference", "exporting") from error
+    return koe5_export
+
+
+def parse_gate(bounds: list[str]) -> dict[str, float]:
+    """Turn ["cosine_min=0.99"] into {"cosine_min": 0.99}.
+
+    Raises:
+        InputError: One has another form.
+    """
+    gate = {}
+    for bound in bounds:
+        name, _, value = bound.partition("=")
+        try:
+            gate[name] = float(value)
+        except ValueError as error:
+            raise InputError(f"--gate is {bound!r}: expected NAME=VALUE, as cosine_min=0.99") from error
+    return gate
+
+
+def texts_of(file: str, option: str) -> list[str]:
+    """The texts of an option's file.
+
+    Raises:
+        InputError: It is of an unknown kind, empty or not UTF-8.
+    """
+    if suffix_of_input(file) is None:
+        raise InputError(f"{option} is {file!r}: expected a .txt file or a .jsonl file with the field text")
+    if not (texts := read_texts(file, "text")):
+        raise InputError(f"{file} is empty: expected one text a line")
+    return texts
+
+
+_STEPS: Mapping[str, str] = {
+    "reference": "PyTorch reference",
+    "layers": "writing layers",
+    "measure": "measuring",
+}
+
+
+@contextmanager
+def progress() -> Iterator[Any]:
+    """A bar for the steps of an export; on a terminal it moves, elsewhere each step is one line."""
+    if not sys.stderr.isatty():
+        yield _print_step
+        return
+    from huggingface_hub.utils import tqdm
+
+    with tqdm(file=sys.stderr) as bar:
+
+        def report(step: str, done: int, total: int) -> None:
+            if done == 0:
+                bar.reset(total)
+                bar.set_description(_STEPS[step])
+            bar.update(done - bar.n)
+
+        yield report
+
+
+def _print_step(step: str, done: int, _total: int) -> None:
+    if done == 0:
+        print(f"{_STEPS[step]} ...", file=sys.stderr, flush=True)
