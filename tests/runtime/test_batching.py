@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -33,7 +35,7 @@ def test_plan_fills_its_batches(seed):
     """A further row would break the budget in all but the last batch of a width."""
     lengths, budget = random_lengths(seed)
     batches = plan(lengths, budget)
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in itertools.pairwise(batches):
         if batch.width == following.width:
             assert (len(batch.rows) + 1) * batch.width > budget
 

@@ -18,7 +18,7 @@ ERROR_CLASSES = {
 
 
 def drawn_tree() -> dict[str, tuple[str, ...]]:
-    """Name to bases, as the docstring draws them: the builtin first in brackets, the parent by indentation."""
+    """Name to bases, as the docstring draws them: the parent by indentation, then what is in brackets."""
     tree: dict[str, tuple[str, ...]] = {}
     above: list[tuple[int, str]] = []
     for line in (errors.__doc__ or "").splitlines():

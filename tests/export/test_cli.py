@@ -1,0 +1,104 @@
+"""The verbs export, verify and demo, called as the command line calls them."""
+
+import json
+
+import numpy as np
+import pytest
+from koe5_export.seeded import Size, write_seeded_checkpoint
+
+from koe5_onnx import Artifact, Embedder
+from koe5_onnx.cli import main
+from koe5_onnx.cli.export import parse_gate
+
+SIZE = Size(layers=1, hidden=32, heads=2, intermediate=64, vocabulary=700)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "seeded"
+    write_seeded_checkpoint(folder, SIZE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artifact(checkpoint):
+    out = checkpoint.parent / "int8"
+    assert main(["export", str(checkpoint), str(out), "--precision", "int8"]) == 0
+    return out
+
+
+def test_export_prints_the_certificate(checkpoint, tmp_path, capsys):
+    out = tmp_path / "fp32"
+    assert main(["export", str(checkpoint), str(out)]) == 0
+    assert "cosine to PyTorch min 1.0" in capsys.readouterr().out
+    assert Artifact.open(out).manifest.precision == "fp32"
+
+
+def test_export_refuses_an_existing_folder(checkpoint, artifact, capsys):
+    before = (artifact / "manifest.json").read_text()
+    assert main(["export", str(checkpoint), str(artifact)]) == 1
+    assert "--force" in capsys.readouterr().err
+    assert (artifact / "manifest.json").read_text() == before
+
+
+def test_a_gate_that_cannot_be_met_publishes_nothing(checkpoint, tmp_path, capsys):
+    out = tmp_path / "int8"
+    arguments = ["export", str(checkpoint), str(out), "--precision", "int8", "--gate", "cosine_min=0.9999999"]
+    assert main(arguments) == 1
+    assert "too far from PyTorch" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [("cosine_min=0.5", "only be tightened"), ("cosine=1", "no bound"), ("cosine_min", "NAME=VALUE")],
+)
+def test_a_bad_gate_is_refused_before_any_work(checkpoint, tmp_path, capsys, gate, message):
+    assert main(["export", str(checkpoint), str(tmp_path / "out"), "--gate", gate]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_gate_bounds_add_up():
+    assert parse_gate(["cosine_min=0.99", "cosine_mean=0.999"]) == {"cosine_min": 0.99, "cosine_mean": 0.999}
+
+
+def test_calibration_texts_come_from_a_file(checkpoint, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("첫째 줄\n둘째 줄\n", encoding="utf-8")
+    out = tmp_path / "int8"
+    arguments = ["export", str(checkpoint), str(out), "--precision", "int8", "--calibration", str(texts)]
+    assert main(arguments) == 0
+    assert Artifact.open(out).manifest.recipe["calibration_texts"] == 2
+
+
+def test_verify_repeats_the_measurement(checkpoint, artifact, capsys):
+    assert main(["verify", str(artifact), "--checkpoint", str(checkpoint)]) == 0
+    assert "proved on" in capsys.readouterr().out
+
+
+def test_verify_fails_with_the_figures(checkpoint, artifact, capsys):
+    gate = ["--gate", "cosine_mean=0.9999999"]
+    assert main(["verify", str(artifact), "--checkpoint", str(checkpoint), *gate]) == 1
+    assert "cosine_mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("shift", "code"), [(0.0, 0), (0.1, 1)])
+def test_verify_holds_an_artifact_against_a_card(artifact, tmp_path, capsys, shift, code):
+    sentences = ["query: 수도는?", "passage: 서울은 수도이다.", "passage: 고래는 포유류이다."]
+    with Embedder.open(artifact) as embedder:
+        found = embedder.encode(sentences)
+    printed = np.round(found @ found.T - shift, 4).tolist()
+    card = tmp_path / "card.json"
+    card.write_text(json.dumps({"sentences": sentences, "similarity": printed, "similarity_decimals": 4}))
+    assert main(["verify", str(artifact), "--card", str(card)]) == code
+    out = capsys.readouterr()
+    assert "4 decimals" in out.out + out.err
+
+
+def test_demo_goes_from_checkpoint_to_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("koe5_onnx.cli.demo._ROUNDS", 1)
+    monkeypatch.setattr("koe5_export.seeded.SIZES", {"small": SIZE})
+    assert main(["demo", str(tmp_path / "demo")]) == 0
+    out = capsys.readouterr().out
+    for part in ("fp32: ", "int8: ", "tokens/s", "q3", "koe5-onnx export nlpai-lab/KoE5"):
+        assert part in out
