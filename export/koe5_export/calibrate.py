@@ -1,7 +1,7 @@
 """What calibration texts do inside the encoder, in numpy: one layer at a time, as its weights pass by.
 
 Needs no PyTorch and no second pass over the checkpoint: while export.py reads layer after layer, the texts'
-hidden states move through the same layers here and leave their ranges behind.
+hidden states move through the same layers here and show what each linear is given.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from koe5_export.checkpoint import Checkpoint
-from koe5_export.smooth import Ranges
+from koe5_export.smooth import Inputs, LayerInputs
 from koe5_export.weights import Array, Layer, Linear, Norm
 
 
@@ -34,7 +34,7 @@ class Calibration:
         """Tokens of all texts together."""
         return int(self._ends[-1])
 
-    def advance(self, input_norm: Norm, layer: Layer) -> Ranges:
+    def advance(self, input_norm: Norm, layer: Layer) -> LayerInputs:
         """Move the texts through one layer and measure its linears' inputs."""
         x = self._norm(self._summed, input_norm)
         context = self._attend(x, layer)
@@ -42,10 +42,11 @@ class Calibration:
         y = self._norm(middle, layer.attention_norm)
         inner = gelu(_apply(y, layer.up))
         self._summed = y + _apply(inner, layer.down)
-        return Ranges(
-            attention_input=np.abs(x + layer.output.bias).max(axis=0),
-            context=np.abs(context).max(axis=0),
-            ffn_input=np.abs(y + layer.down.bias).max(axis=0),
+        return LayerInputs(
+            attention=Inputs.of(x + layer.output.bias),
+            context=Inputs.of(context),
+            ffn=Inputs.of(y + layer.down.bias),
+            gelu=Inputs.of(inner),
             gelu_max=float(np.median(inner.max(axis=1))),
         )
 

@@ -113,18 +113,18 @@ def _layer(
 ) -> str:
     """One encoder layer, from the sum before its input's norm to the sum before its output's norm."""
     x = _norm(g, summed, layer.input_norm, f"{at}.input", config)
-    triple = [(f"{at}.{name}", getattr(layer, name).weight) for name in ("query", "key", "value")]
+    triple = [(f"{at}.{name}", getattr(layer, name)) for name in ("query", "key", "value")]
     bias = np.concatenate([layer.query.bias, layer.key.bias, layer.value.bias])
     context = _attend(g, precision.project(g, x, triple), bias, f"{at}.attention", attention)
-    (output,) = precision.project(g, context, [(f"{at}.output", layer.output.weight)])
+    (output,) = precision.project(g, context, [(f"{at}.output", layer.output)])
     summed = _residual(g, x, output, layer.output, layer.attention_skip, f"{at}.attention_sum")
 
     x = _norm(g, summed, layer.attention_norm, f"{at}.middle", config)
-    (up,) = precision.project(g, x, [(f"{at}.up", layer.up.weight)])
+    (up,) = precision.project(g, x, [(f"{at}.up", layer.up)])
     gelu = g.node(
         "BiasGelu", [up, g.constant(f"{at}.up.bias", layer.up.bias)], f"{at}.gelu", domain=MICROSOFT
     )
-    down = precision.project_gelu(g, gelu, f"{at}.down", layer.down.weight, layer.gelu_max)
+    down = precision.project_gelu(g, gelu, f"{at}.down", layer.down, layer.gelu_max)
     return _residual(g, x, down, layer.down, layer.ffn_skip, f"{at}.ffn_sum")
 
 

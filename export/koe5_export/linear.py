@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import numpy_helper
 
-from koe5_export.weights import Array
+from koe5_export.rounding import round_columns
+from koe5_export.weights import Array, Linear
 from koe5_export.writer import MICROSOFT, GraphWriter
 
 GELU_MIN = -0.17
@@ -36,11 +37,11 @@ class Precision(Protocol):
         """Rows of an embedding table for ids int64[n, width]: float32[n, width, hidden]."""
         ...
 
-    def project(self, g: GraphWriter, x: str, weights: Sequence[tuple[str, Array]]) -> list[str]:
-        """x @ weight for each (name, float32[in, out]); x is float32[n, width, in]."""
+    def project(self, g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]]) -> list[str]:
+        """x @ weight for each (name, linear); x is float32[n, width, in]."""
         ...
 
-    def project_gelu(self, g: GraphWriter, x: str, name: str, weight: Array, typical_max: float) -> str:
+    def project_gelu(self, g: GraphWriter, x: str, name: str, linear: Linear, typical_max: float) -> str:
         """x @ weight where x comes out of a GELU, so that it is never below GELU_MIN."""
         ...
 
@@ -55,11 +56,14 @@ class Fp32:
     ) -> str:
         return g.node("Gather", [g.stream(f"{name}.weight", np.float32, shape, rows), ids], name)
 
-    def project(self, g: GraphWriter, x: str, weights: Sequence[tuple[str, Array]]) -> list[str]:
-        return [g.node("MatMul", [x, g.constant(f"{name}.weight", weight)], name) for name, weight in weights]
+    def project(self, g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]]) -> list[str]:
+        return [
+            g.node("MatMul", [x, g.constant(f"{name}.weight", linear.weight)], name)
+            for name, linear in linears
+        ]
 
-    def project_gelu(self, g: GraphWriter, x: str, name: str, weight: Array, typical_max: float) -> str:
-        return self.project(g, x, [(name, weight)])[0]
+    def project_gelu(self, g: GraphWriter, x: str, name: str, linear: Linear, typical_max: float) -> str:
+        return self.project(g, x, [(name, linear)])[0]
 
 
 class Int8:
@@ -79,7 +83,7 @@ class Int8:
 
         def quantised() -> Iterable[npt.NDArray[np.int8]]:
             for block in rows:
-                weight, scale = quantise_columns(block.T)
+                weight, scale = round_columns(block.T)
                 scales.append(scale)
                 yield weight.T
 
@@ -88,31 +92,21 @@ class Int8:
         integers = g.node("Cast", [g.node("Gather", [weight, ids], f"{name}.int8")], f"{name}.cast", to=1)
         return g.node("Mul", [integers, g.node("Gather", [scale, ids], f"{name}.row_scale")], name)
 
-    def project(self, g: GraphWriter, x: str, weights: Sequence[tuple[str, Array]]) -> list[str]:
+    def project(self, g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]]) -> list[str]:
         scale = _scaled(g, _largest_magnitude(g, x), 1 / 127)
-        quantised = _quantise(g, x, scale, 128, weights[0][1].shape[0])
-        return [_multiply(g, quantised, scale, 128, name, weight) for name, weight in weights]
+        quantised = _quantise(g, x, scale, 128, len(linears[0][1].weight))
+        return _multiply(g, quantised, scale, 128, linears)
 
-    def project_gelu(self, g: GraphWriter, x: str, name: str, weight: Array, typical_max: float) -> str:
+    def project_gelu(self, g: GraphWriter, x: str, name: str, linear: Linear, typical_max: float) -> str:
         # [GELU_MIN, max] on 0..255 with an integer zero point: nearly twice as fine as [-max, max].
         zero = gelu_zero_point(typical_max)
         maximum = g.node("ReduceMax", [x, _axes(g)], f"{x}.max", keepdims=1)
         scale = _scaled(g, maximum, 1 / (255 - zero), at_least=-GELU_MIN / zero)
-        quantised = _quantise(g, x, scale, zero, weight.shape[0])
-        return _multiply(g, quantised, scale, zero, name, weight)
+        quantised = _quantise(g, x, scale, zero, len(linear.weight))
+        return _multiply(g, quantised, scale, zero, [(name, linear)])[0]
 
 
 PRECISIONS: dict[str, Precision] = {precision.name: precision for precision in (Fp32(), Int8())}
-
-
-def quantise_columns(weight: Array) -> tuple[npt.NDArray[np.int8], Array]:
-    """Round a matrix to int8, each column over its own range.
-
-    Returns:
-        int8[in, out] and float32[out], their product nearest to float32[in, out].
-    """
-    scale = np.maximum(np.abs(weight).max(axis=0) / np.float32(127), _TINY).astype(np.float32)
-    return np.rint(weight / scale).astype(np.int8), scale
 
 
 def gelu_zero_point(typical_max: float) -> int:
@@ -155,15 +149,27 @@ def _zero_points(g: GraphWriter, zero: int) -> str:
     return name
 
 
-def _multiply(g: GraphWriter, x: str, row_scale: str, zero: int, name: str, weight: Array) -> str:
-    """x @ weight from integers, each row with its own scale.
+def _multiply(
+    g: GraphWriter, x: str, row_scale: str, zero: int, linears: Sequence[tuple[str, Linear]]
+) -> list[str]:
+    """x @ weight from integers, each row with its own scale, for linears with the same input.
 
-    The operator's own scale stays 1: it would apply a scale a row on one thread.
+    They are rounded side by side: their columns share one Gram matrix and its factor.
     """
-    integers, scale = quantise_columns(weight)
+    joined = np.concatenate([linear.weight for _, linear in linears], axis=1)
+    integers, scale = round_columns(joined, linears[0][1].gram)
+    ends = np.cumsum([linear.weight.shape[1] for _, linear in linears])[:-1]
+    parts = zip(linears, np.split(integers, ends, axis=1), np.split(scale, ends), strict=True)
+    return [_product(g, x, row_scale, zero, name, weight, scales) for (name, _), weight, scales in parts]
+
+
+def _product(
+    g: GraphWriter, x: str, row_scale: str, zero: int, name: str, weight: npt.NDArray[np.int8], scale: Array
+) -> str:
     inputs = [
         x,
-        g.constant(f"{name}.weight", integers),
+        g.constant(f"{name}.weight", weight),
+        # Its own scale stays 1: the operator would apply a scale a row on one thread.
         g.constant("one", np.float32(1)),
         g.constant(f"{name}.scale", scale),
         g.constant(f"zero_{zero}", np.uint8(zero)),

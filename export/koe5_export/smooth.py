@@ -20,21 +20,42 @@ import numpy as np
 
 from koe5_export.weights import Array, Layer, Linear, Norm
 
-_STRENGTH = 0.5
+_STRENGTH = 0.6
 """Share of a channel's range that moves into the weights; measured in benchmarks/NOTES.md."""
 _SMALLEST = np.float32(1e-5)
 
 
 @dataclass(frozen=True)
-class Ranges:
-    """Largest magnitudes that calibration texts produced in one layer."""
+class Inputs:
+    """What calibration texts put into one linear."""
 
-    attention_input: Array
-    """float32[hidden]: input of query, key and value, with the attention output's bias added."""
-    context: Array
-    """float32[hidden]: input of the attention output's linear."""
-    ffn_input: Array
-    """float32[hidden]: input of the feed-forward block, with the second linear's bias added."""
+    largest: Array
+    """float32[in]: largest magnitude of each channel."""
+    gram: Array
+    """float32[in, in]: x.T @ x over all tokens."""
+
+    @classmethod
+    def of(cls, x: Array) -> Inputs:
+        """Measure inputs float32[tokens, in]."""
+        return cls(np.abs(x).max(axis=0), x.T @ x)
+
+    def gram_divided(self, divisors: Array) -> Array:
+        """The Gram matrix of the inputs divided by `divisors`, channel by channel."""
+        return np.asarray(self.gram / divisors[:, None] / divisors[None, :], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What calibration texts put into the linears of one layer."""
+
+    attention: Inputs
+    """Of query, key and value, with the attention output's bias added."""
+    context: Inputs
+    """Of the attention output's linear."""
+    ffn: Inputs
+    """Of the feed-forward block's first linear, with the second's bias added."""
+    gelu: Inputs
+    """Of the feed-forward block's second linear."""
     gelu_max: float
     """Median over tokens of the largest GELU output."""
 
@@ -76,34 +97,37 @@ def plain(input_norm: Norm, layer: Layer) -> SmoothLayer:
     )
 
 
-def smooth(input_norm: Norm, layer: Layer, ranges: Ranges, strength: float = _STRENGTH) -> SmoothLayer:
-    """Smooth all inputs of a layer's linears; the layer computes what it did.
+def smooth(input_norm: Norm, layer: Layer, inputs: LayerInputs, strength: float = _STRENGTH) -> SmoothLayer:
+    """Smooth the inputs of a layer's linears; the layer computes what it did.
 
     Args:
         input_norm: The norm in front of the layer.
         layer: Its weights.
-        ranges: Measured on calibration texts.
+        inputs: Measured on calibration texts.
         strength: 0 leaves activations as they are, 1 makes their channels equal.
     """
     joined = np.concatenate([layer.query.weight, layer.key.weight, layer.value.weight], axis=1)
-    attention_skip = _divisors(ranges.attention_input, joined, strength)
+    attention_skip = _divisors(inputs.attention.largest, joined, strength)
+    attention_gram = inputs.attention.gram_divided(attention_skip)
     query, key, value = (
-        _read_smoothed(linear, attention_skip, layer.output.bias)
+        _read_smoothed(linear, attention_skip, layer.output.bias, attention_gram)
         for linear in (layer.query, layer.key, layer.value)
     )
-    context = _divisors(ranges.context, layer.output.weight, strength)
-    ffn_skip = _divisors(ranges.ffn_input, layer.up.weight, strength)
+    context = _divisors(inputs.context.largest, layer.output.weight, strength)
+    output_weight = layer.output.weight * context[:, None]
+    ffn_skip = _divisors(inputs.ffn.largest, layer.up.weight, strength)
     return replace(
         plain(_divided(input_norm, attention_skip, layer.output.bias), layer),
         query=query,
         key=key,
-        value=Linear(value.weight / context, value.bias / context),
-        output=Linear(layer.output.weight * context[:, None], layer.output.bias),
+        value=replace(value, weight=value.weight / context, bias=value.bias / context),
+        output=Linear(output_weight, layer.output.bias, inputs.context.gram_divided(context)),
         attention_skip=attention_skip,
         attention_norm=_divided(layer.attention_norm, ffn_skip, layer.down.bias),
-        up=_read_smoothed(layer.up, ffn_skip, layer.down.bias),
+        up=_read_smoothed(layer.up, ffn_skip, layer.down.bias, inputs.ffn.gram_divided(ffn_skip)),
+        down=replace(layer.down, gram=inputs.gelu.gram),
         ffn_skip=ffn_skip,
-        gelu_max=ranges.gelu_max,
+        gelu_max=inputs.gelu_max,
     )
 
 
@@ -119,7 +143,7 @@ def _divided(norm: Norm, divisors: Array, bias: Array) -> Norm:
     return Norm(norm.gain / divisors, (norm.shift + bias) / divisors)
 
 
-def _read_smoothed(linear: Linear, divisors: Array, bias: Array) -> Linear:
+def _read_smoothed(linear: Linear, divisors: Array, bias: Array, gram: Array) -> Linear:
     """The linear that gives from (x + bias) / divisors what it gave from x."""
     correction = bias.astype(np.float64) @ linear.weight.astype(np.float64)
-    return Linear(linear.weight * divisors[:, None], (linear.bias - correction).astype(np.float32))
+    return Linear(linear.weight * divisors[:, None], (linear.bias - correction).astype(np.float32), gram)

@@ -18,6 +18,8 @@ class Linear:
     """float32[in, out]."""
     bias: Array
     """float32[out]."""
+    gram: Array | None = None
+    """float32[in, in]: x.T @ x over calibration tokens, for rounding the weight; None where not measured."""
 
 
 @dataclass(frozen=True)
