@@ -18,3 +18,15 @@ UNIT_LENGTH_ATOL = 1e-5
 
 SIMILARITY_ATOL = 1e-5
 """A product of unit vectors in float32 against the same in float64."""
+
+FP32_MAX_ABS_DIFF = 1e-5
+"""fp32 against PyTorch in any component: the gate's own bound; 3e-7 is what is found."""
+
+SMOOTHING_RELATIVE = 2e-5
+"""Smoothing folds in float32: relative to the largest product; a wrong fold is off by the whole product."""
+
+TRAINED_INT8_COSINE_MEAN = 0.9992
+"""int8 against PyTorch, all-MiniLM-L6-v2, 300 unseen texts: 0.9994 found, 0.9978 without smoothing."""
+
+TRAINED_INT8_COSINE_MIN = 0.9975
+"""The worst of them: 0.9987 found, 0.9949 without smoothing."""

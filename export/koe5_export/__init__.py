@@ -1,11 +1,11 @@
 """Makes artifacts: checkpoint -> contract -> graph(linear) -> verify -> publish.
 
-    from koe5_export import export, verify
+    from koe5_export import export_checkpoint, verify_artifact
 
 The runtime never imports this package; the two meet only at `koe5_onnx.Artifact`.
 """
 
-from koe5_export.export import ExportOptions, export
-from koe5_export.verify import Gate, verify
+from koe5_export.export import ExportOptions, export_checkpoint
+from koe5_export.verify import Gate, verify_artifact
 
-__all__ = ["ExportOptions", "Gate", "export", "verify"]
+__all__ = ["ExportOptions", "Gate", "export_checkpoint", "verify_artifact"]

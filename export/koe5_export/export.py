@@ -47,7 +47,7 @@ class ExportOptions:
     """Replace an existing artifact, once the new one is proved."""
 
 
-def export(
+def export_checkpoint(
     checkpoint: Checkpoint, out: Path, options: ExportOptions | None = None, progress: Progress | None = None
 ) -> Artifact:
     """Export a checkpoint, measure it against PyTorch, and publish it as the folder `out`.

@@ -173,7 +173,7 @@ def certify(artifact: Artifact, expected: Expected, gate: Gate) -> Certificate:
     return certificate
 
 
-def verify(
+def verify_artifact(
     artifact: Artifact,
     checkpoint: Checkpoint,
     given: Sequence[str] = (),

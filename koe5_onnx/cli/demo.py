@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n== {precision}: exporting and proving")
         options = koe5_export.ExportOptions(precision=precision, force=True)
         with progress() as report:
-            artifacts.append(koe5_export.export(checkpoint, args.folder / precision, options, report))
+            artifacts.append(
+                koe5_export.export_checkpoint(checkpoint, args.folder / precision, options, report)
+            )
     for artifact in artifacts:
         _show_artifact(artifact)
     _show_similarities(artifacts[-1])

@@ -32,7 +32,7 @@ from koe5_onnx import (
 from koe5_onnx.machine import INT8_INSTRUCTIONS, cpu_features, cpu_name, usable_cores
 from koe5_onnx.session import import_onnxruntime
 
-_IDENTITY = base64.b64decode(
+IDENTITY = base64.b64decode(
     "CAgSADo+ChAKAXgSAXkiCElkZW50aXR5EghpZGVudGl0eVoPCgF4EgoKCAgBEgQKAggBYg8KAXkSCgoICAESBAoCCAFCBAoAEBE="
 )
 """The smallest graph: y = Identity(x), float32[1], opset 17. Made with onnx.helper."""
@@ -147,7 +147,7 @@ def _provider(ort: Any, provider: str) -> Finding:
 
 def _load(ort: Any, provider: str) -> None:
     try:
-        session = ort.InferenceSession(_IDENTITY, providers=[provider], enable_fallback=0)
+        session = ort.InferenceSession(IDENTITY, providers=[provider], enable_fallback=0)
     except Exception as error:  # its errors have no root of their own
         raise ProviderError(str(error)) from error
     if session.get_providers()[0] != provider:

@@ -71,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
             options[name] = tuple(texts_of(file, f"--{name}"))
     checkpoint = Checkpoint.open(args.checkpoint, args.revision)
     with progress() as report:
-        artifact = koe5_export.export(checkpoint, args.out, koe5_export.ExportOptions(**options), report)
+        artifact = koe5_export.export_checkpoint(
+            checkpoint, args.out, koe5_export.ExportOptions(**options), report
+        )
     size = sum(file.bytes for file in artifact.manifest.files.values())
     print(f"{artifact.path}: {args.precision}, {size / 1e6:.1f} MB")
     if artifact.manifest.certificate is not None:

@@ -57,7 +57,7 @@ def _against_checkpoint(artifact: Artifact, args: argparse.Namespace) -> None:
     name = args.checkpoint or source.repository
     checkpoint = Checkpoint.open(name, source.revision if args.checkpoint is None else None)
     given = texts_of(args.verification, "--verification") if args.verification else ()
-    certificate = koe5_export.verify(artifact, checkpoint, given, parse_gate(args.gate))
+    certificate = koe5_export.verify_artifact(artifact, checkpoint, given, parse_gate(args.gate))
     print(f"{artifact.path}: proved on {certificate.overall.texts} texts")
     print(describe(certificate))
     for bucket, found in certificate.by_length.items():

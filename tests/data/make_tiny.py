@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from koe5_export import ExportOptions, export
+from koe5_export import ExportOptions, export_checkpoint
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
 from koe5_export.reference import embed_reference
@@ -30,7 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_seeded_checkpoint(Path(folder) / "tiny-seeded", SIZE)
         checkpoint = Checkpoint.open(Path(folder) / "tiny-seeded")
-        export(checkpoint, HERE / "tiny-int8", ExportOptions(precision="int8", force=True))
+        export_checkpoint(checkpoint, HERE / "tiny-int8", ExportOptions(precision="int8", force=True))
         contract = read_contract(checkpoint)
         prompted = [(contract.prompts[p] if p else "") + text for p, text in zip(prompts, texts, strict=True)]
         embeddings = embed_reference(checkpoint.folder, contract, prompted)

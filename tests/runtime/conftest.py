@@ -79,6 +79,8 @@ def one_token_word(file: Path) -> str:
 def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs Python code, or a module after "-m", in a process of its own that finds koe5_onnx."""
     source = str(Path(koe5_onnx.__file__).resolve().parents[1])
+    # This process' import of onnxruntime has set it; a process of its own must do so itself.
+    inherited = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
 
     def run(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
         first = [] if arguments[0] == "-m" else ["-c"]
@@ -89,7 +91,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
             encoding="utf-8",
             timeout=120,
             check=False,
-            env={**os.environ, "PYTHONPATH": source, "PYTHONIOENCODING": "utf-8", **env},
+            env={**inherited, "PYTHONPATH": source, "PYTHONIOENCODING": "utf-8", **env},
         )
 
     return run

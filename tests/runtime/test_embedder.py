@@ -152,7 +152,7 @@ def test_truncation_is_counted_and_warned_of_once(embedder, text_of):
 
 
 def test_the_prompt_counts_towards_the_limit(embedder, text_of):
-    prompt_tokens = int(embedder.count_tokens([""], "query")[0]) - 2
+    prompt_tokens = int(embedder.count_tokens([text_of(1)], "query")[0]) - 3
     assert prompt_tokens > 0
     with pytest.warns(TruncationWarning, match=r"1 of 2 texts"):
         encoded = embedder.encode_with_info(

@@ -1,0 +1,172 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from koe5_export.checkpoint import Checkpoint
+from safetensors.numpy import load_file, save_file
+
+from koe5_onnx import CheckpointError
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "checkpoints"
+
+
+@pytest.fixture
+def folder(seeded, tmp_path):
+    return shutil.copytree(seeded, tmp_path / "checkpoint")
+
+
+def change_config(folder, **values):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def change_weights(folder, change):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file(change(tensors), file)
+
+
+def test_names_every_tensor_that_does_not_fit(folder):
+    def damage(tensors):
+        del tensors["encoder.layer.0.output.dense.bias"]
+        tensors["encoder.layer.1.attention.self.key.weight"] = np.zeros((3, 5), np.float32)
+        return tensors
+
+    change_weights(folder, damage)
+    with pytest.raises(CheckpointError, match="2 tensors") as caught:
+        Checkpoint(folder, "x", None)
+    assert "encoder.layer.0.output.dense.bias is missing" in str(caught.value)
+    assert "encoder.layer.1.attention.self.key.weight has shape (3, 5)" in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["roberta.", "bert."])
+def test_reads_prefixed_names_and_ignores_heads(folder, prefix):
+    plain = Checkpoint(folder, "x", None).read("embeddings.LayerNorm.weight")
+    change_weights(
+        folder,
+        lambda t: {prefix + name: value for name, value in t.items()} | {"pooler.dense.bias": np.ones(2)},
+    )
+    prefixed = Checkpoint(folder, "x", None)
+    np.testing.assert_array_equal(prefixed.read("embeddings.LayerNorm.weight"), plain)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1000])
+def test_a_file_cut_short_is_refused(folder, keep):
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:keep])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or cut short"):
+        Checkpoint(folder, "x", None)
+
+
+def test_nan_is_refused_when_it_is_read(folder):
+    name = "encoder.layer.1.output.dense.weight"
+
+    def poison(tensors):
+        tensors[name][3, 4] = np.nan
+        return tensors
+
+    change_weights(folder, poison)
+    with pytest.raises(CheckpointError, match=name):
+        Checkpoint(folder, "x", None).layer(1)
+
+
+@pytest.mark.parametrize(
+    ("missing", "advice"),
+    [
+        ("tokenizer.json", "AutoTokenizer"),
+        ("config.json", "transformers"),
+        ("model.safetensors", "pytorch_model.bin"),
+    ],
+)
+def test_a_missing_file_is_named_with_what_to_do(folder, missing, advice):
+    (folder / missing).unlink()
+    with pytest.raises(CheckpointError, match=advice):
+        Checkpoint(folder, "x", None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_type": "deberta-v2"},
+        {"hidden_act": "relu"},
+        {"position_embedding_type": "relative_key"},
+        {"is_decoder": True},
+        {"num_hidden_layers": "many"},
+    ],
+)
+def test_another_encoder_is_refused(folder, change):
+    change_config(folder, **change)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        Checkpoint(folder, "x", None)
+
+
+def test_reads_shards(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    names = sorted(tensors)
+    halves = {"a.safetensors": names[: len(names) // 2], "b.safetensors": names[len(names) // 2 :]}
+    for shard, part in halves.items():
+        save_file({name: tensors[name] for name in part}, folder / shard)
+    index = {name: shard for shard, part in halves.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    file.unlink()
+    checkpoint = Checkpoint(folder, "x", None)
+    for name in (names[0], names[-1]):
+        np.testing.assert_array_equal(checkpoint.read(name), tensors[name])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_16_bit_weights_are_read_as_float32(folder, dtype):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file as load_torch
+    from safetensors.torch import save_file as save_torch
+
+    file = folder / "model.safetensors"
+    halves = {name: value.to(getattr(torch, dtype)) for name, value in load_torch(file).items()}
+    save_torch(halves, file)
+    name = "encoder.layer.0.intermediate.dense.weight"
+    found = Checkpoint(folder, "x", None).read(name)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, halves[name].float().numpy())
+
+
+def test_word_embeddings_come_in_blocks_that_add_up(seeded, monkeypatch):
+    monkeypatch.setattr("koe5_export.checkpoint._ROWS_PER_READ", 128)
+    checkpoint = Checkpoint(seeded, "x", None)
+    blocks = list(checkpoint.word_embeddings())
+    assert len(blocks) > 5
+    np.testing.assert_array_equal(
+        np.concatenate(blocks), checkpoint.read("embeddings.word_embeddings.weight")
+    )
+
+
+def test_a_folder_of_the_hub_cache_knows_its_origin(seeded, tmp_path):
+    snapshot = tmp_path / "models--nlpai-lab--KoE5" / "snapshots" / "0123abcd"
+    shutil.copytree(seeded, snapshot)
+    source = Checkpoint.open(snapshot).source()
+    assert (source.repository, source.revision) == ("nlpai-lab/KoE5", "0123abcd")
+
+
+def test_neither_folder_nor_hub_id():
+    with pytest.raises(CheckpointError, match="neither"):
+        Checkpoint.open("no such folder")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real checkpoints' headers are not beside this checkout")
+@pytest.mark.parametrize(("name", "max_tokens"), [("bge-m3", 8192), ("xlmr-large-ner", 512)])
+def test_real_layouts_fit(name, max_tokens, seeded, tmp_path):
+    """Headers of real files, their weights a hole in a sparse file."""
+    for file in ("config.json", "special_tokens_map.json", "tokenizer_config.json"):
+        shutil.copy(REAL / name / file, tmp_path)
+    shutil.copy(seeded / "tokenizer.json", tmp_path)
+    header = json.loads((REAL / name / "model.safetensors.header.json").read_text())
+    text = json.dumps(header).encode()
+    end = max(entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__")
+    with (tmp_path / "model.safetensors").open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + end)
+    config = Checkpoint(tmp_path, name, None).config
+    assert (config.max_tokens, config.layers, config.hidden) == (max_tokens, 24, 1024)

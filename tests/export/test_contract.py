@@ -1,0 +1,109 @@
+import json
+import shutil
+
+import pytest
+from koe5_export.checkpoint import Checkpoint
+from koe5_export.contract import read_contract
+
+from koe5_onnx import CheckpointError
+
+TYPE = "sentence_transformers.models."
+
+
+@pytest.fixture
+def folder(seeded, tmp_path):
+    return shutil.copytree(seeded, tmp_path / "checkpoint")
+
+
+def contract(folder, like=None):
+    return read_contract(Checkpoint(folder, "someone/model", None), like)
+
+
+def write(folder, name, data):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(data))
+
+
+def modules(folder, *kinds):
+    paths = {"Transformer": "", "Pooling": "1_Pooling"}
+    write(
+        folder,
+        "modules.json",
+        [{"type": TYPE + kind, "path": paths.get(kind, "2_" + kind)} for kind in kinds],
+    )
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "cls"),
+        ({"pooling_mode": "cls", "embedding_dimension": 64}, "cls"),
+    ],
+)
+def test_reads_pooling_in_both_forms(folder, pooling, expected):
+    write(folder, "1_Pooling/config.json", pooling)
+    assert contract(folder).pooling == expected
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        {"pooling_mode": "max"},
+        {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
+        {"pooling_mode_max_tokens": True},
+        {"pooling_mode": "mean", "include_prompt": False},
+        {},
+    ],
+)
+def test_refuses_other_pooling(folder, pooling):
+    write(folder, "1_Pooling/config.json", pooling)
+    with pytest.raises(CheckpointError, match="1_Pooling"):
+        contract(folder)
+
+
+def test_normalisation_is_a_module(folder):
+    assert contract(folder).normalize
+    modules(folder, "Transformer", "Pooling")
+    assert not contract(folder).normalize
+
+
+def test_refuses_unknown_modules(folder):
+    modules(folder, "Transformer", "Pooling", "Dense")
+    with pytest.raises(CheckpointError, match="Dense"):
+        contract(folder)
+
+
+def test_a_copy_of_koe5_is_named_not_guessed(folder):
+    (folder / "modules.json").unlink()
+    (folder / "config_sentence_transformers.json").unlink()
+    with pytest.raises(CheckpointError, match="--like"):
+        contract(folder)
+    found = contract(folder, like="nlpai-lab/KoE5")
+    assert (found.pooling, found.normalize) == ("mean", True)
+    assert found.prompts == {"query": "query: ", "passage": "passage: "}
+    with pytest.raises(CheckpointError, match="no contract is known"):
+        contract(folder, like="someone/else")
+
+
+@pytest.mark.parametrize(
+    ("sentence_bert", "tokenizer", "expected"),
+    [(256, 512, 256), (None, 128, 128), (None, 10**30, 512), (8192, None, 512), (None, None, 512)],
+)
+def test_the_limit_is_never_above_the_positions(folder, sentence_bert, tokenizer, expected):
+    write(folder, "sentence_bert_config.json", {"max_seq_length": sentence_bert} if sentence_bert else {})
+    write(folder, "tokenizer_config.json", {"model_max_length": tokenizer} if tokenizer else {})
+    assert contract(folder).max_tokens == expected
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ({"query": "q ", "document": "d "}, {"query": "q ", "passage": "d ", "document": "d "}),
+        ({"query": "q ", "passage": "p "}, {"query": "q ", "passage": "p "}),
+        (None, {"query": "", "passage": ""}),
+    ],
+)
+def test_prompts_have_this_projects_names(folder, stored, expected):
+    write(folder, "config_sentence_transformers.json", {"prompts": stored})
+    assert contract(folder).prompts == expected

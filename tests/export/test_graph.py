@@ -1,0 +1,89 @@
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from koe5_export import ExportOptions, export_checkpoint
+from koe5_export.checkpoint import Checkpoint
+from koe5_export.reference import embed_reference
+from koe5_export.texts import text_of_length
+from tolerances import FP32_MAX_ABS_DIFF
+
+from koe5_onnx import Embedder, Tokenizer, TruncationWarning
+
+
+def corner_texts(artifact):
+    tokenizer = Tokenizer(artifact.tokenizer, artifact.manifest.contract.max_tokens)
+    long = [text_of_length(tokenizer, count) for count in (63, 64, 65, 510, 511, 512, 700)]
+    return [*long, "", "네", "<pad> typed <pad> by a user", "👋🇰🇷", "a" * 3000]
+
+
+def difference(artifact, folder):
+    texts = corner_texts(artifact)
+    with Embedder.open(artifact.path) as embedder, pytest.warns(TruncationWarning):
+        found = embedder.encode(texts)
+    return np.abs(found - embed_reference(folder, artifact.manifest.contract, texts)).max()
+
+
+def test_fp32_is_pytorch_at_every_corner(exported, seeded):
+    assert difference(exported["fp32"], seeded) <= FP32_MAX_ABS_DIFF
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_matrices_are_outside_at_page_boundaries(exported, precision):
+    model = onnx.load(exported[precision].graph, load_external_data=False)
+    outside = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    keys = [{entry.key: entry.value for entry in tensor.external_data} for tensor in outside]
+    assert all(int(key["offset"]) % 4096 == 0 for key in keys)
+    assert {key["location"] for key in keys} == {"model.onnx.data"}
+    assert len(model.SerializeToString()) < 1_000_000
+
+
+def test_int8_holds_its_matrices_in_int8_only(exported):
+    model = onnx.load(exported["int8"].graph)
+    matrices = [t for t in model.graph.initializer if len(t.dims) == 2 and t.name.endswith(".weight")]
+    kinds = {t.name: t.data_type for t in matrices if t.name != "positions.weight"}
+    assert set(kinds.values()) == {onnx.TensorProto.INT8}
+    assert len(kinds) == 1 + 6 * exported["int8"].manifest.architecture.layers
+
+
+def test_no_operator_that_is_slow_on_the_cpu(exported):
+    for artifact in exported.values():
+        nodes = [node.op_type for node in onnx.load(artifact.graph, load_external_data=False).graph.node]
+        assert not {"SkipLayerNormalization", "DequantizeLinear", "DynamicQuantizeLinear"} & set(nodes)
+        assert nodes.count("If") == artifact.manifest.architecture.layers
+
+
+def change_json(file, **values):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def test_cls_pooling_without_normalisation(seeded, tmp_path):
+    folder = shutil.copytree(seeded, tmp_path / "cls")
+    change_json(
+        folder / "1_Pooling" / "config.json", pooling_mode_mean_tokens=False, pooling_mode_cls_token=True
+    )
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(modules[:2]))
+    artifact = export_checkpoint(Checkpoint.open(folder), tmp_path / "out")
+    texts = ["서울은 수도이다.", "고래는 포유류이다."]
+    expected = embed_reference(folder, artifact.manifest.contract, texts)
+    with Embedder.open(artifact.path) as embedder:
+        found = embedder.encode(texts)
+        cosine = embedder.similarity(found, expected)
+    assert np.linalg.norm(expected, axis=1).min() > 2
+    np.testing.assert_allclose(found, expected, atol=10 * FP32_MAX_ABS_DIFF, rtol=0)
+    np.testing.assert_allclose(np.diag(cosine), 1, atol=FP32_MAX_ABS_DIFF, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_bert_positions_count_from_zero(minilm, tmp_path, precision):
+    """A limit of 30 tokens, so that the padding of short texts runs past it."""
+    folder = shutil.copytree(minilm, tmp_path / "bert")
+    change_json(folder / "sentence_bert_config.json", max_seq_length=30)
+    options = ExportOptions(precision=precision)
+    assert (
+        export_checkpoint(Checkpoint.open(folder), tmp_path / "out", options).manifest.contract.max_tokens
+        == 30
+    )

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+from koe5_export.linear import GELU_MIN, gelu_zero_point
+from koe5_export.rounding import round_columns
+
+RNG = np.random.default_rng(0)
+
+
+def test_rounds_each_column_to_the_nearest_of_its_own_steps():
+    weight = RNG.standard_normal((50, 20), dtype=np.float32) * np.logspace(-3, 3, 20, dtype=np.float32)
+    integers, scale = round_columns(weight)
+    assert integers.dtype == np.int8
+    assert (np.abs(integers).max(axis=0) == 127).all()
+    assert (np.abs(integers * scale - weight) <= scale * 0.5001).all()
+
+
+def test_a_column_of_zeros_stays_zero():
+    integers, scale = round_columns(np.zeros((4, 3), np.float32))
+    assert not integers.any()
+    assert (scale > 0).all()
+
+
+@pytest.mark.parametrize("channels", [16, 200])
+def test_compensation_makes_the_products_closer(channels):
+    """Correlated inputs, as hidden states are: 8-bit products get at least a third closer."""
+    mixing = RNG.standard_normal((channels // 4, channels), dtype=np.float32)
+    inputs = RNG.standard_normal((2000, channels // 4), dtype=np.float32) @ mixing
+    inputs += 0.05 * RNG.standard_normal(inputs.shape, dtype=np.float32)
+    weight = RNG.standard_normal((channels, 30), dtype=np.float32)
+
+    def error(gram):
+        integers, scale = round_columns(weight, gram)
+        return np.square(inputs @ (integers * scale - weight)).mean()
+
+    assert error(inputs.T @ inputs) < 0.67 * error(None)
+
+
+def test_more_channels_than_tokens_is_no_problem():
+    inputs = RNG.standard_normal((5, 64), dtype=np.float32)
+    integers, scale = round_columns(RNG.standard_normal((64, 8), dtype=np.float32), inputs.T @ inputs)
+    assert np.isfinite(scale).all()
+    assert integers.any()
+
+
+@pytest.mark.parametrize("gram", [np.zeros((8, 8), np.float32), np.eye(8, dtype=np.float32)])
+def test_without_correlation_it_rounds_to_nearest(gram):
+    weight = RNG.standard_normal((8, 5), dtype=np.float32)
+    for found, expected in zip(round_columns(weight, gram), round_columns(weight), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_gelu_zero_point_leaves_room_for_its_minimum():
+    for typical_max in (0.1, 1.0, 3.0, 10.0, 100.0):
+        zero = gelu_zero_point(typical_max)
+        assert 1 <= zero <= 64
+        scale = max(typical_max / (255 - zero), -GELU_MIN / zero)
+        assert round(GELU_MIN / scale) + zero >= 0
+        assert round(typical_max / scale) + zero <= 255

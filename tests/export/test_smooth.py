@@ -1,0 +1,99 @@
+import math
+
+import numpy as np
+import pytest
+from koe5_export.calibrate import Calibration, gelu
+from koe5_export.checkpoint import Checkpoint
+from koe5_export.smooth import smooth
+from koe5_export.weights import Layer, Norm
+from tolerances import FP32_MAX_ABS_DIFF, SMOOTHING_RELATIVE
+
+from koe5_onnx import Tokenizer
+
+TEXTS = ["서울은 대한민국의 수도이다.", "A longer sentence, with <pad> inside it.", "", "네"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(seeded):
+    return Checkpoint(seeded, "x", None)
+
+
+@pytest.fixture
+def calibration(checkpoint):
+    tokenizer = Tokenizer(checkpoint.tokenizer, 512)
+    return Calibration(checkpoint, tokenizer.encode(TEXTS).ids)
+
+
+def test_gelu_is_exact_enough():
+    x = np.linspace(-10, 10, 4001, dtype=np.float32)
+    exact = [value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in x.astype(float)]
+    np.testing.assert_allclose(gelu(x), exact, atol=1e-6, rtol=0)
+
+
+def test_the_numpy_encoder_is_pytorchs(checkpoint, calibration):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModel
+
+    norm = checkpoint.embedding_norm()
+    for number in range(checkpoint.config.layers):
+        layer = checkpoint.layer(number)
+        calibration.advance(norm, layer)
+        norm = layer.output_norm
+    found = calibration._norm(calibration._summed, norm)
+    encoder = AutoModel.from_pretrained(checkpoint.folder, add_pooling_layer=False).eval()
+    ids = Tokenizer(checkpoint.tokenizer, 512).encode(TEXTS).ids
+    with torch.inference_mode():
+        expected = [
+            encoder(input_ids=torch.tensor(row[None].astype(np.int64))).last_hidden_state[0].numpy()
+            for row in ids
+        ]
+    np.testing.assert_allclose(found, np.concatenate(expected), atol=FP32_MAX_ABS_DIFF, rtol=0)
+
+
+def test_smoothing_changes_no_product(checkpoint, calibration):
+    """Both sides of every fold, on random hidden states: what the linears give is what they gave."""
+    layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
+    smoothed = smooth(norm, layer, calibration.advance(norm, layer))
+    normal = np.random.default_rng(0).standard_normal((7, checkpoint.config.hidden), dtype=np.float32)
+    x = _affine(normal, norm)
+    a = _affine(normal, smoothed.input_norm)
+    for name in ("query", "key"):
+        before, after = getattr(layer, name), getattr(smoothed, name)
+        _close(a @ after.weight + after.bias, x @ before.weight + before.bias)
+    _close(a * smoothed.attention_skip, x + layer.output.bias)
+    values = x @ layer.value.weight + layer.value.bias
+    smoothed_values = a @ smoothed.value.weight + smoothed.value.bias
+    _close(smoothed_values @ smoothed.output.weight, values @ layer.output.weight)
+    y, b = _affine(normal, layer.attention_norm), _affine(normal, smoothed.attention_norm)
+    _close(b @ smoothed.up.weight + smoothed.up.bias, y @ layer.up.weight + layer.up.bias)
+    _close(b * smoothed.ffn_skip, y + layer.down.bias)
+
+
+def test_smoothing_evens_out_an_outlier_channel(checkpoint, calibration):
+    layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
+    gain = norm.gain.copy()
+    gain[5] *= 50
+    outlier = Norm(gain, norm.shift)
+    before = calibration.advance(outlier, layer).attention
+    divisors = smooth(outlier, layer, calibration.advance(outlier, layer)).attention_skip
+    spread = before.largest.max() / np.median(before.largest)
+    after = before.largest / divisors
+    assert spread > 20
+    assert after.max() / np.median(after) < spread / 3
+
+
+def test_gram_travels_with_each_linear(checkpoint, calibration):
+    layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
+    smoothed = smooth(norm, layer, calibration.advance(norm, layer))
+    for name in ("query", "key", "value", "output", "up", "down"):
+        linear = getattr(smoothed, name)
+        assert linear.gram.shape == (len(linear.weight), len(linear.weight))
+    assert isinstance(layer, Layer)
+
+
+def _affine(normal, norm):
+    return normal * norm.gain + norm.shift
+
+
+def _close(found, expected):
+    np.testing.assert_allclose(found, expected, atol=SMOOTHING_RELATIVE * np.abs(expected).max(), rtol=0)
