@@ -39,8 +39,9 @@ def fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Pat
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
     except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
         at = f" at revision {revision}" if revision else ""
         raise HubError(
-            f"cannot fetch {repository}{at} from the Hub: {error}. "
+            f"cannot fetch {repository}{at} from the Hub: {reason}. "
             "Check the name, the network and HF_HUB_OFFLINE, or give a local folder."
         ) from error

@@ -1,6 +1,6 @@
-"""The PyTorch-side checkpoint: configuration and named weights, streamed from safetensors.
+"""The PyTorch-side checkpoint: a folder and its named weights, streamed from safetensors.
 
-Owns where files lie, which tensors an encoder has and what shape they must be. Nothing here holds more
+Owns where files lie and what the tensors in them are called. Nothing here holds more
 than one layer, and no tensor stays mapped after it was read: reading a file through its mapping counts
 as memory, so each read opens the file anew.
 """
@@ -8,19 +8,17 @@ as memory, so each read opens the file anew.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes  # noqa: F401  (gives numpy the name bfloat16, which safetensors looks up)
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from koe5_export.config import read_config, read_json
 from koe5_export.weights import Layer, Linear, Norm
-from koe5_onnx import Architecture, CheckpointError, Source
+from koe5_onnx import CheckpointError, Source
 from koe5_onnx.hub import fetch, is_hub_id
 
 Array = npt.NDArray[np.float32]
@@ -38,83 +36,8 @@ _FILES = (
     "model.safetensors.index.json",
 )
 _PREFIXES = ("", "roberta.", "bert.", "model.")
-_ROBERTA_TYPES = ("xlm-roberta", "roberta")
 _ROWS_PER_READ = 16384
 """Rows of the word embeddings read at once: 64 MiB at width 1024."""
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """What config.json says about the encoder."""
-
-    model_type: str
-    layers: int
-    hidden: int
-    heads: int
-    intermediate: int
-    vocabulary: int
-    positions: int
-    """Rows of the position table."""
-    token_types: int
-    pad_id: int
-    epsilon: float
-    """Added to the variance by every LayerNorm."""
-
-    @property
-    def counts_from_pad(self) -> bool:
-        """Whether positions start at pad_id + 1 and skip pad tokens, as in RoBERTa."""
-        return self.model_type in _ROBERTA_TYPES
-
-    @property
-    def max_tokens(self) -> int:
-        """Longest input that the position table has rows for: 512 of 514 in XLM-R."""
-        return self.positions - self.pad_id - 1 if self.counts_from_pad else self.positions
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor that the encoder needs, with its PyTorch shape."""
-        width, inner = self.hidden, self.intermediate
-        shapes: dict[str, tuple[int, ...]] = {
-            "embeddings.word_embeddings.weight": (self.vocabulary, width),
-            "embeddings.position_embeddings.weight": (self.positions, width),
-            "embeddings.token_type_embeddings.weight": (self.token_types, width),
-            "embeddings.LayerNorm.weight": (width,),
-            "embeddings.LayerNorm.bias": (width,),
-        }
-        linears = {
-            "attention.self.query": (width, width),
-            "attention.self.key": (width, width),
-            "attention.self.value": (width, width),
-            "attention.output.dense": (width, width),
-            "intermediate.dense": (inner, width),
-            "output.dense": (width, inner),
-        }
-        for layer in range(self.layers):
-            for name, shape in linears.items():
-                shapes[f"encoder.layer.{layer}.{name}.weight"] = shape
-                shapes[f"encoder.layer.{layer}.{name}.bias"] = shape[:1]
-            for norm in ("attention.output.LayerNorm", "output.LayerNorm"):
-                shapes[f"encoder.layer.{layer}.{norm}.weight"] = (width,)
-                shapes[f"encoder.layer.{layer}.{norm}.bias"] = (width,)
-        return shapes
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights that the encoder uses."""
-        return sum(int(np.prod(shape)) for shape in self.shapes.values())
-
-    @property
-    def architecture(self) -> Architecture:
-        """The same for the manifest."""
-        return Architecture(
-            model_type=self.model_type,
-            layers=self.layers,
-            hidden=self.hidden,
-            heads=self.heads,
-            intermediate=self.intermediate,
-            vocabulary=self.vocabulary,
-            parameters=self.parameters,
-        )
 
 
 class Checkpoint:
@@ -133,7 +56,7 @@ class Checkpoint:
         self.folder = folder
         self.repository = repository
         self.revision = revision
-        self.config = _read_config(folder)
+        self.config = read_config(folder)
         if not self.tokenizer.is_file():
             raise CheckpointError(
                 f"{folder} has no tokenizer.json: expected the Rust tokenizer's file; make it with "
@@ -257,64 +180,6 @@ class Checkpoint:
                 + "\n  ".join(problems)
             )
         return where
-
-
-def read_json(file: Path) -> Any:
-    """Parse a JSON file of a checkpoint.
-
-    Raises:
-        CheckpointError: It is not JSON.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON ({error}): download it again") from error
-
-
-def _read_config(folder: Path) -> EncoderConfig:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{folder} has no config.json: expected a transformers checkpoint")
-    data = read_json(file)
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file}: expected an object, found {type(data).__name__}")
-    _require_known(file, data)
-    try:
-        return EncoderConfig(
-            model_type=data["model_type"],
-            layers=int(data["num_hidden_layers"]),
-            hidden=int(data["hidden_size"]),
-            heads=int(data["num_attention_heads"]),
-            intermediate=int(data["intermediate_size"]),
-            vocabulary=int(data["vocab_size"]),
-            positions=int(data["max_position_embeddings"]),
-            token_types=int(data["type_vocab_size"]),
-            pad_id=int(data["pad_token_id"]),
-            epsilon=float(data["layer_norm_eps"]),
-        )
-    except KeyError as error:
-        raise CheckpointError(
-            f"{file} lacks {error}: expected a complete {data['model_type']} config"
-        ) from error
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{file} has a value of a wrong type: {error}") from error
-
-
-def _require_known(file: Path, data: dict[str, Any]) -> None:
-    """Refuse architectures and variants whose graph would be wrong."""
-    expected: dict[str, tuple[Any, ...]] = {
-        "model_type": (*_ROBERTA_TYPES, "bert"),
-        "hidden_act": ("gelu",),
-        "position_embedding_type": ("absolute", None),
-        "is_decoder": (False, None),
-    }
-    for key, allowed in expected.items():
-        found = data.get(key)
-        if found not in allowed:
-            names = ", ".join(repr(value) for value in allowed if value is not None)
-            raise CheckpointError(
-                f"{file}: {key} is {found!r}, expected {names}: this encoder cannot be exported"
-            )
 
 
 def _weight_files(folder: Path) -> list[Path]:

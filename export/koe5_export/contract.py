@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from koe5_export.checkpoint import Checkpoint, read_json
+from koe5_export.checkpoint import Checkpoint
+from koe5_export.config import read_json
 from koe5_onnx import CheckpointError, Contract
 
 _POOLINGS = ("mean", "cls")

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from koe5_export.checkpoint import Checkpoint, EncoderConfig
+from koe5_export.checkpoint import Checkpoint
+from koe5_export.config import EncoderConfig
 from koe5_export.linear import Precision
 from koe5_export.smooth import SmoothLayer
 from koe5_export.weights import Array, Linear, Norm

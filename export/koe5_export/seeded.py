@@ -18,7 +18,7 @@ import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from koe5_export.checkpoint import EncoderConfig
+from koe5_export.config import EncoderConfig
 from koe5_export.texts import CALIBRATION, DEMO_PASSAGES, DEMO_QUERIES, VERIFICATION
 from koe5_onnx import InputError
 
