@@ -175,7 +175,7 @@ def import_onnxruntime() -> Any:
     Raises:
         MissingDependencyError: There is none, or one wheel was uninstalled over the other.
     """
-    pass
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     purpose = "running an artifact (on the CPU; for CUDA it is 'koe5-onnx[gpu]', never both)"
     try:
         import onnxruntime

@@ -5,18 +5,21 @@ Everything is written into OUT.partial; only an artifact that passed its gate ge
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from koe5_export.calibrate import Calibration
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
 from koe5_export.graph import write_encoder
 from koe5_export.linear import PRECISIONS
-from koe5_export.smooth import SmoothLayer, plain, smooth
+from koe5_export.rounding import DAMPING
+from koe5_export.smooth import STRENGTH, SmoothLayer, plain, smooth
 from koe5_export.texts import CALIBRATION
 from koe5_export.verify import GATES, certify, expect
 from koe5_export.writer import GraphWriter
@@ -106,13 +109,27 @@ def _write(
         source=checkpoint.source(),
         architecture=checkpoint.config.architecture,
         precision=options.precision,
-        recipe={"calibration_texts": len(options.calibration)} if smoothed else {},
+        recipe=_recipe(options) if smoothed else {},
         contract=contract,
         files={name: describe_file(folder / name) for name in (GRAPH, WEIGHTS, TOKENIZER)},
         certificate=None,
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def _recipe(options: ExportOptions) -> dict[str, Any]:
+    """How int8 was reached, for the manifest."""
+    texts = "\n".join(options.calibration).encode()
+    return {
+        "weights": "int8 a column, rounded with error compensation",
+        "activations": "uint8 a token",
+        "word_embeddings": "int8 a row",
+        "smoothing_strength": STRENGTH,
+        "rounding_damping": DAMPING,
+        "calibration_texts": len(options.calibration),
+        "calibration_sha256": hashlib.sha256(texts).hexdigest(),
+    }
 
 
 def _plain(checkpoint: Checkpoint) -> Iterator[SmoothLayer]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from koe5_export.weights import Array
 
-_DAMPING = 0.03
+DAMPING = 0.03
 """Share of the mean diagonal added to the Gram matrix: fewer tokens than channels leave it singular."""
 _BLOCK = 128
 """Rows whose corrections from earlier blocks are computed in one product."""
@@ -59,7 +59,7 @@ def _round_in_order(rows: Array, feedback: Array) -> npt.NDArray[np.int8]:
 def _feedback(gram: Array) -> Array:
     """The factor U of H = U D U': unit upper triangular, float32[in, in]."""
     damped = gram.astype(np.float64)
-    np.fill_diagonal(damped, damped.diagonal() + max(_DAMPING * damped.diagonal().mean(), 1e-30))
+    np.fill_diagonal(damped, damped.diagonal() + max(DAMPING * damped.diagonal().mean(), 1e-30))
     # A Cholesky factor is lower triangular; turned by 180 degrees it is the upper one.
     upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
     return np.asarray(upper / upper.diagonal(), dtype=np.float32)

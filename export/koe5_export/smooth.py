@@ -20,7 +20,7 @@ import numpy as np
 
 from koe5_export.weights import Array, Layer, Linear, Norm
 
-_STRENGTH = 0.6
+STRENGTH = 0.6
 """Share of a channel's range that moves into the weights; measured in benchmarks/NOTES.md."""
 _SMALLEST = np.float32(1e-5)
 
@@ -97,7 +97,7 @@ def plain(input_norm: Norm, layer: Layer) -> SmoothLayer:
     )
 
 
-def smooth(input_norm: Norm, layer: Layer, inputs: LayerInputs, strength: float = _STRENGTH) -> SmoothLayer:
+def smooth(input_norm: Norm, layer: Layer, inputs: LayerInputs, strength: float = STRENGTH) -> SmoothLayer:
     """Smooth the inputs of a layer's linears; the layer computes what it did.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from koe5_onnx import Artifact, Embedder, FidelityError
+from koe5_onnx import Artifact, Embedder, FidelityError, InputError
 from koe5_onnx.cli.export import add_gate, import_export, parse_gate, texts_of
 
 
@@ -54,6 +54,10 @@ def _against_checkpoint(artifact: Artifact, args: argparse.Namespace) -> None:
     from koe5_export.verify import describe
 
     source = artifact.manifest.source
+    if args.checkpoint is None and source.revision is None:
+        raise InputError(
+            f"{artifact.path} was made from the local folder {source.repository}: name it with --checkpoint"
+        )
     name = args.checkpoint or source.repository
     checkpoint = Checkpoint.open(name, source.revision if args.checkpoint is None else None)
     given = texts_of(args.verification, "--verification") if args.verification else ()
