@@ -126,10 +126,19 @@ class Session:
                 f"asked for {self._provider}, ONNX Runtime opened {session.get_providers()}: a driver, CUDA "
                 "or cuDNN library is missing; run koe5-onnx doctor"
             )
+        self._require_interface(session)
+        return session
+
+    def _require_interface(self, session: Any) -> None:
+        graph, dim = self._artifact.graph, self._artifact.manifest.contract.dim
         names = [node.name for node in session.get_inputs()]
         if names != _INPUTS:
-            raise ArtifactError(f"{self._artifact.graph} takes {names}: expected {_INPUTS}; export it again")
-        return session
+            raise ArtifactError(f"{graph} takes {names}: expected {_INPUTS}; export it again")
+        width = session.get_outputs()[0].shape[-1]
+        if width != dim:
+            raise ArtifactError(
+                f"{graph} gives embeddings of {width}, its manifest says {dim}: export it again"
+            )
 
     def _require_provider(self, ort: Any) -> None:
         if self._provider not in ort.get_available_providers():

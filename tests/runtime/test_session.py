@@ -172,6 +172,17 @@ def test_a_graph_of_something_else(artifact_copy):
         Session(artifact)
 
 
+@pytest.mark.parametrize("dim", [1, 31, 33])
+def test_a_manifest_of_another_width(artifact_path, dim):
+    artifact = Artifact.open(artifact_path)
+    contract = dataclasses.replace(artifact.manifest.contract, dim=dim)
+    changed = dataclasses.replace(
+        artifact, manifest=dataclasses.replace(artifact.manifest, contract=contract)
+    )
+    with pytest.raises(ArtifactError, match=rf"gives embeddings of \d+, its manifest says {dim}:"):
+        Session(changed)
+
+
 def replace_graph(folder, content: bytes) -> Artifact:
     """Put another graph into the artifact, with the right hash: the damage is not one of transport."""
     manifest = Artifact.open(folder).manifest

@@ -1,0 +1,159 @@
+"""koe5-onnx doctor: all is well where it is, and each fault is found."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from koe5_onnx import cli
+from koe5_onnx.artifact import MANIFEST, WEIGHTS
+from koe5_onnx.cli import doctor
+
+
+def report(capsys, *arguments: str) -> tuple[int, dict]:
+    """Exit code and JSON of a run."""
+    code = cli.main(["doctor", "--json", *map(str, arguments)])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_all_is_well(capsys, artifact_path):
+    code, found = report(capsys, "--artifact", artifact_path)
+    assert (code, found["ok"], found["problems"]) == (0, True, {})
+    findings = found["findings"]
+    assert {"koe5-onnx", "python", "numpy", "tokenizers", "huggingface-hub"} < set(findings)
+    assert findings["ONNX Runtime"].startswith("onnxruntime")
+    assert findings["CPUExecutionProvider"] == "loads"
+    assert findings["precision"] == "int8"
+    assert "512 tokens" in findings["contract"]
+    assert "over 41 texts" in findings["cosine to PyTorch"]
+    assert findings["one text"].endswith("of length 1.0000")
+
+
+def test_the_table_has_every_finding(capsys, artifact_path):
+    assert cli.main(["doctor", "--artifact", str(artifact_path)]) == 0
+    table = capsys.readouterr().out
+    for finding in doctor.examine(str(artifact_path)):
+        assert f"{finding.name} " in table
+        assert finding.value in table
+    assert table.endswith("\nall is well\n")
+
+
+def test_without_an_artifact(capsys):
+    code, found = report(capsys)
+    assert code == 0
+    assert "artifact" not in found["findings"]
+
+
+def test_a_damaged_artifact(capsys, artifact_copy):
+    (artifact_copy / WEIGHTS).unlink()
+    code, found = report(capsys, "--artifact", artifact_copy)
+    assert (code, found["ok"]) == (1, False)
+    assert f"{WEIGHTS} is missing" in found["problems"]["artifact"]
+    assert cli.main(["doctor", "--artifact", str(artifact_copy)]) == 1
+    table = capsys.readouterr().out
+    assert "PROBLEM: " in table
+    assert table.endswith("\n1 problem found\n")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "finding"),
+    [
+        ("certificate", None, "certificate"),
+        ("contract", {"dim": 31}, "artifact"),
+        ("contract", {"dim": 33}, "artifact"),
+    ],
+)
+def test_an_artifact_that_is_not_what_it_says(capsys, artifact_copy, field, value, finding):
+    manifest = json.loads((artifact_copy / MANIFEST).read_text(encoding="utf-8"))
+    manifest[field] = value if value is None else manifest[field] | value
+    (artifact_copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    code, found = report(capsys, "--artifact", artifact_copy)
+    assert code == 1
+    assert list(found["problems"]) == [finding]
+
+
+def test_two_wheels_of_onnxruntime(capsys, tmp_path, monkeypatch):
+    for name in ("onnxruntime", "onnxruntime_gpu"):
+        folder = tmp_path / f"{name}-1.22.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.22.0\n"
+        )
+        (folder / "top_level.txt").write_text("onnxruntime\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, found = report(capsys)
+    assert code == 1
+    assert found["findings"]["ONNX Runtime"] == "onnxruntime 1.22.0, onnxruntime-gpu 1.22.0"
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in found["problems"]["ONNX Runtime"]
+
+
+def test_no_onnxruntime(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr("importlib.metadata.packages_distributions", dict)
+    code, found = report(capsys)
+    assert code == 1
+    assert found["findings"]["ONNX Runtime"] == "none"
+    assert "koe5-onnx[cpu]" in found["problems"]["providers"]
+
+
+class StubRuntime(SimpleNamespace):
+    """An onnxruntime whose CUDA wheel lacks a library."""
+
+    def __init__(self, loads_instead: list[str] | None) -> None:
+        super().__init__(loads_instead=loads_instead)
+
+    def get_available_providers(self) -> list[str]:
+        return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def InferenceSession(self, graph, providers, enable_fallback):  # noqa: N802  (onnxruntime's name)
+        assert not enable_fallback
+        if providers == ["CPUExecutionProvider"]:
+            return SimpleNamespace(get_providers=lambda: providers)
+        if self.loads_instead is None:
+            raise RuntimeError("libcudnn.so.9: cannot open shared object file")
+        return SimpleNamespace(get_providers=lambda: self.loads_instead)
+
+
+@pytest.mark.parametrize(
+    ("instead", "message"),
+    [(None, "libcudnn.so.9"), (["CPUExecutionProvider"], "opened ['CPUExecutionProvider'] instead")],
+)
+def test_a_provider_that_is_listed_but_does_not_load(capsys, monkeypatch, instead, message):
+    monkeypatch.setattr(doctor, "import_onnxruntime", lambda: StubRuntime(instead))
+    code, found = report(capsys)
+    assert code == 1
+    assert list(found["problems"]) == ["CUDAExecutionProvider"]
+    assert message in found["problems"]["CUDAExecutionProvider"]
+    assert found["findings"]["CPUExecutionProvider"] == "loads"
+    assert found["findings"]["TensorrtExecutionProvider"] == "does not load (not used by koe5-onnx)"
+
+
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [
+        ((), "unknown"),
+        (("amx_int8", "avx512_vnni"), "fastest: matrix instructions (AMX)"),
+        (("avx512_vnni", "avx2"), "fast: dot product instructions (avx512_vnni)"),
+        (("asimddp",), "fast: dot product instructions (asimddp)"),
+        (("avx512f", "avx2"), "slow: no dot product instructions"),
+    ],
+)
+def test_what_the_cpu_means_for_int8(capsys, monkeypatch, features, words):
+    monkeypatch.setattr(doctor, "cpu_features", lambda: features)
+    assert report(capsys)[1]["findings"]["int8 here"].startswith(words)
+
+
+def test_a_reader_that_goes_away(run_python):
+    """As with `koe5-onnx doctor | head -0`: no traceback."""
+    code = """
+import os, subprocess, sys
+reader, writer = os.pipe()
+os.close(reader)
+command = [sys.executable, "-m", "koe5_onnx.cli", "doctor"]
+done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
+print(done.returncode, done.stderr)
+"""
+    assert run_python(code).stdout == "141 b''\n"

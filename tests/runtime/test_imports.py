@@ -1,0 +1,181 @@
+"""Every import of every file against the table below, and what `import koe5_onnx` really loads."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+import koe5_onnx
+
+RUNTIME = Path(koe5_onnx.__file__).parent
+CHECKOUT = Path(__file__).resolve().parents[2]
+PUBLIC = "koe5_onnx"
+
+# Pattern of files to what they may import beside the standard library: at the top, and inside functions only.
+# The first pattern that fits counts; a new file needs a line here.
+RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
+    "__init__.py": ({".artifact", ".embedder", ".errors", ".tokenizer"}, set()),
+    "errors.py": (set(), set()),
+    "machine.py": (set(), set()),
+    "hub.py": ({".errors"}, {"huggingface_hub"}),
+    "artifact.py": ({".errors", ".hub"}, set()),
+    "tokenizer.py": ({".errors", "numpy", "tokenizers"}, set()),
+    "batching.py": ({"numpy"}, set()),
+    "session.py": ({".artifact", ".errors", ".machine", "numpy"}, {"onnxruntime"}),
+    "embedder.py": ({".artifact", ".batching", ".errors", ".session", ".tokenizer", "numpy"}, set()),
+    "cli/doctor.py": ({PUBLIC, ".machine", ".session", "numpy"}, set()),
+    "cli/export.py": ({PUBLIC, ".cli"}, {"koe5_export", "huggingface_hub"}),
+    "cli/verify.py": ({PUBLIC, ".cli", "numpy"}, {"koe5_export"}),
+    "cli/demo.py": ({PUBLIC, ".cli", "numpy"}, {"koe5_export"}),
+    "cli/*.py": ({PUBLIC, ".cli", "numpy"}, {"huggingface_hub"}),
+}
+_EXPORT = {PUBLIC, ".artifact", ".hub", "koe5_export", "numpy"}
+EXPORT_TABLE: dict[str, tuple[set[str], set[str]]] = {
+    "reference.py": (_EXPORT, {"torch", "transformers"}),
+    "optimum.py": (_EXPORT, {"optimum"}),
+    "verify.py": (_EXPORT | {".machine", ".session"}, set()),
+    "graph.py": (_EXPORT | {".batching", "onnx"}, set()),
+    "*.py": (_EXPORT | {"onnx", "safetensors", "ml_dtypes", "tokenizers"}, set()),
+}
+BENCHMARKS_TABLE: dict[str, tuple[set[str], set[str]]] = {
+    # Each contender imports its own library inside its own function, so anything may stand there.
+    "*.py": ({PUBLIC, "benchmarks", "numpy"}, {"*"}),
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One name that a file imports."""
+
+    name: str
+    """Top-level package; of koe5_onnx its module, as ".session"."""
+    line: int
+    in_function: bool
+
+
+def imports_of(file: Path) -> list[Import]:
+    return list(_walk(ast.parse(file.read_text(encoding="utf-8")), in_function=False))
+
+
+def _walk(node: ast.AST, in_function: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            for alias in child.names:
+                yield Import(_short(alias.name, None), child.lineno, in_function)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"line {child.lineno}: a relative import"
+            for alias in child.names:
+                yield Import(_short(child.module or "", alias.name), child.lineno, in_function)
+        inside = in_function or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        yield from _walk(child, inside)
+
+
+def _short(module: str, name: str | None) -> str:
+    """`from koe5_onnx import Embedder` is PUBLIC; `from koe5_onnx.session import x` is ".session"."""
+    top, _, rest = module.partition(".")
+    if top != PUBLIC:
+        return top
+    if not rest and name is not None and (RUNTIME / f"{name}.py").is_file():
+        rest = name
+    return f".{rest.partition('.')[0]}" if rest else PUBLIC
+
+
+def files_of(package: str) -> list[tuple[Path, Path]]:
+    """(folder, file) of each file; of an installed package where there is no checkout."""
+    known = {
+        "koe5_onnx": RUNTIME,
+        "koe5_export": CHECKOUT / "export/koe5_export",
+        "benchmarks": CHECKOUT / "benchmarks",
+    }
+    folder = known[package]
+    if not folder.is_dir() and (spec := importlib.util.find_spec(package)) is not None and spec.origin:
+        folder = Path(spec.origin).parent
+    return [(folder, file) for file in sorted(folder.rglob("*.py"))]
+
+
+def cases() -> Iterator[object]:
+    tables = {"koe5_onnx": RUNTIME_TABLE, "koe5_export": EXPORT_TABLE, "benchmarks": BENCHMARKS_TABLE}
+    for package, table in tables.items():
+        for folder, file in files_of(package):
+            name = file.relative_to(folder).as_posix()
+            yield pytest.param(file, name, table, id=f"{package}/{name}")
+
+
+@pytest.mark.parametrize(("file", "name", "table"), cases())
+def test_imports_are_those_of_the_table(file, name, table):
+    allowed = next((row for pattern, row in table.items() if fnmatch(name, pattern)), None)
+    assert allowed is not None, f"{name} is new: give it a line in the table of this test"
+    top, functions = allowed
+    for found in imports_of(file):
+        inside = found.in_function and (found.name in functions or "*" in functions)
+        fits = found.name in sys.stdlib_module_names or found.name in top or inside
+        assert fits, f"{file}:{found.line} imports {found.name}: the table does not allow it there"
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "huggingface_hub", "koe5_export"])
+def test_only_the_places_of_the_table_import_it(package):
+    places = {
+        file.relative_to(RUNTIME).as_posix()
+        for _, file in files_of("koe5_onnx")
+        if any(found.name == package for found in imports_of(file))
+    }
+    assert places == {name for name, row in RUNTIME_TABLE.items() if package in row[1]} - {"cli/*.py"} | (
+        {"cli/embed.py"} if package == "huggingface_hub" else set()
+    )
+
+
+def test_the_walk_sees_what_it_should(tmp_path):
+    file = tmp_path / "file.py"
+    file.write_text(
+        "import torch.nn\nfrom koe5_onnx import Embedder, session\n"
+        "class A:\n    from koe5_onnx.hub import fetch\n    def f(self):\n        import onnx, json\n"
+        "if True:\n    from transformers import AutoModel\n"
+    )
+    assert [(found.name, found.line, found.in_function) for found in imports_of(file)] == [
+        ("torch", 1, False),
+        ("koe5_onnx", 2, False),
+        (".session", 2, False),
+        (".hub", 4, False),
+        ("onnx", 6, True),
+        ("json", 6, True),
+        ("transformers", 8, False),
+    ]
+
+
+HEAVY = (
+    "huggingface_hub",
+    "koe5_export",
+    "ml_dtypes",
+    "onnx",
+    "onnxruntime",
+    "optimum",
+    "safetensors",
+    "torch",
+    "tqdm",
+    "transformers",
+)
+
+
+@pytest.mark.parametrize(
+    "code", ["import koe5_onnx", "import koe5_onnx.cli; koe5_onnx.cli.parse(['doctor'])"]
+)
+def test_importing_is_light(run_python, code):
+    done = run_python(f"{code}\nimport sys\nprint(*sorted(set(sys.modules) & set({HEAVY!r})))")
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
+
+
+def test_encoding_loads_the_runtime_only(run_python, artifact_path):
+    code = f"""
+import sys
+from koe5_onnx import Embedder
+Embedder.open(sys.argv[1], threads=1).encode(["가"])
+print(*sorted(set(sys.modules) & set({HEAVY!r})))
+"""
+    assert run_python(code, artifact_path).stdout == "onnxruntime\n"
