@@ -144,16 +144,3 @@ def test_a_provider_that_is_listed_but_does_not_load(capsys, monkeypatch, instea
 def test_what_the_cpu_means_for_int8(capsys, monkeypatch, features, words):
     monkeypatch.setattr(doctor, "cpu_features", lambda: features)
     assert report(capsys)[1]["findings"]["int8 here"].startswith(words)
-
-
-def test_a_reader_that_goes_away(run_python):
-    """As with `koe5-onnx doctor | head -0`: no traceback."""
-    code = """
-import os, subprocess, sys
-reader, writer = os.pipe()
-os.close(reader)
-command = [sys.executable, "-m", "koe5_onnx.cli", "doctor"]
-done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
-print(done.returncode, done.stderr)
-"""
-    assert run_python(code).stdout == "141 b''\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from koe5_onnx import Embedder, TruncationWarning, __version__, cli
+from koe5_onnx import Embedder, TruncationWarning, cli
 from koe5_onnx.session import Session
 
 
@@ -285,19 +285,3 @@ def test_progress_on_a_terminal_only(embed, put, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert embed("in.txt") == 0
     assert "tokens/s]" in capsys.readouterr().err
-
-
-def test_version_and_help(capsys):
-    for argument, expected in (("--version", f"koe5-onnx {__version__}"), ("--help", "143  terminated")):
-        with pytest.raises(SystemExit) as caught:
-            cli.main([argument])
-        assert caught.value.code == 0
-        assert expected in capsys.readouterr().out
-
-
-def test_as_a_command(run_python, artifact_path, tmp_path):
-    (tmp_path / "in.txt").write_text("가\n나\n", encoding="utf-8")
-    arguments = ["--artifact", artifact_path, "--prompt", "query", "--output", tmp_path / "out.npy"]
-    done = run_python("-m", "koe5_onnx.cli", "embed", tmp_path / "in.txt", *arguments)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert done.stderr.startswith("2 texts, ")
