@@ -1,0 +1,114 @@
+"""A small Hub on the loopback interface, for huggingface_hub's own client."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+REPOSITORY = "owner/koe5-int8"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def settings(endpoint: str, home: Path, offline: bool = False) -> dict[str, str]:
+    """Environment of a process whose client talks to `endpoint` only; read when the client is imported."""
+    return {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": str(int(offline)),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+@dataclass
+class Hub:
+    """What the little Hub holds, and what it was asked for."""
+
+    files: dict[str, bytes]
+    endpoint: str = ""
+    break_off: str = ""
+    """File whose transfer ends in the middle."""
+    fetched: list[str] = field(default_factory=list)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The routes that `snapshot_download` uses: revision, tree and file.
+
+    Source: https://huggingface.co/docs/hub/api
+    """
+
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path.strip("/")
+        model = f"api/models/{REPOSITORY}"
+        if path in (f"{model}/revision/main", f"{model}/revision/v1", f"{model}/revision/{COMMIT}"):
+            siblings = [{"rfilename": name} for name in self.hub.files]
+            self.reply_json({"id": REPOSITORY, "modelId": REPOSITORY, "sha": COMMIT, "siblings": siblings})
+        elif path == f"{model}/tree/{COMMIT}":
+            self.reply_json([self.describe(name) for name in self.hub.files])
+        elif path.startswith(f"{REPOSITORY}/resolve/{COMMIT}/"):
+            self.reply_file(path.partition(f"{COMMIT}/")[2])
+        elif path.startswith(f"{model}/revision/"):
+            self.reply(404, b"", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
+        else:
+            self.reply(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+
+    def describe(self, name: str) -> dict[str, object]:
+        content = self.hub.files[name]
+        oid = hashlib.sha1(content, usedforsecurity=False).hexdigest()
+        return {"type": "file", "path": name, "size": len(content), "oid": oid}
+
+    def reply_file(self, name: str) -> None:
+        content = self.hub.files[name]
+        if self.command == "GET":
+            self.hub.fetched.append(name)
+        etag = hashlib.sha256(content).hexdigest()
+        self.reply(
+            200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, cut=name == self.hub.break_off
+        )
+
+    def reply_json(self, data: object) -> None:
+        self.reply(200, json.dumps(data).encode(), {"Content-Type": "application/json"})
+
+    def reply(self, status: int, body: bytes, headers: dict[str, str], cut: bool = False) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[: len(body) // 2] if cut else body)
+        if cut:
+            self.close_connection = True
+
+    def log_message(self, *args: object) -> None:
+        """Keep stderr clean."""
+
+
+@contextmanager
+def serving(files: dict[str, bytes]) -> Iterator[Hub]:
+    """Serve files as the repository REPOSITORY."""
+    hub = Hub(files)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": hub}))
+    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
