@@ -7,7 +7,7 @@ last bit decides some roundings, and each rounding changes more of them in the n
 Worked example: lengths [30, 90, 31, 90] and a budget of 200 tokens give two batches, longest first::
 
     Batch(rows=[1, 3], width=90)    long texts share a batch only where they are equally long: no padding
-    Batch(rows=[2, 0], width=32)    short texts are padded to a multiple of 4
+    Batch(rows=[0, 2], width=32)    short texts are padded to a multiple of 4
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ _FILES = (
     "model.safetensors.index.json",
 )
 _PREFIXES = ("", "roberta.", "bert.", "model.")
+_FLOATS = ("F64", "F32", "BF16", "F16")
+"""Types that are weights as they stand; others are quantised and mean nothing without their scales."""
 _ROWS_PER_READ = 16384
 """Rows of the word embeddings read at once: 64 MiB at width 1024."""
 
@@ -162,7 +164,7 @@ class Checkpoint:
 
     def _locate_tensors(self) -> dict[str, tuple[Path, str]]:
         """Canonical tensor name to its file and its name there, all checked at once."""
-        stored = _stored_shapes(self._files)
+        stored = _stored_tensors(self._files)
         prefix = next((p for p in _PREFIXES if f"{p}embeddings.word_embeddings.weight" in stored), "")
         problems: list[str] = []
         where: dict[str, tuple[Path, str]] = {}
@@ -172,6 +174,8 @@ class Checkpoint:
                 problems.append(f"{prefix}{name} is missing")
             elif found[1] != shape:
                 problems.append(f"{prefix}{name} has shape {found[1]}, config.json wants {shape}")
+            elif found[2] not in _FLOATS:
+                problems.append(f"{prefix}{name} has type {found[2]}, expected {', '.join(_FLOATS)}")
             else:
                 where[name] = (found[0], prefix + name)
         if problems:
@@ -186,7 +190,10 @@ def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files: one, or the shards that an index names."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(f"{index} has no weight_map: expected tensor names and their files")
+        names = sorted(set(map(str, weight_map.values())))
     else:
         names = ["model.safetensors"]
     files = [folder / name for name in names]
@@ -198,13 +205,15 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _stored_shapes(files: list[Path]) -> dict[str, tuple[Path, tuple[int, ...]]]:
-    stored: dict[str, tuple[Path, tuple[int, ...]]] = {}
+def _stored_tensors(files: list[Path]) -> dict[str, tuple[Path, tuple[int, ...], str]]:
+    """Tensor name to its file, shape and type."""
+    stored: dict[str, tuple[Path, tuple[int, ...], str]] = {}
     for file in files:
         try:
             with safe_open(file, framework="numpy") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
-                    stored[name] = (file, tuple(tensors.get_slice(name).get_shape()))
+                    tensor = tensors.get_slice(name)
+                    stored[name] = (file, tuple(tensor.get_shape()), tensor.get_dtype())
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} is damaged or cut short ({error}): download it again") from error
     return stored

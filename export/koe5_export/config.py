@@ -88,16 +88,19 @@ class EncoderConfig:
         )
 
 
-def read_json(file: Path) -> Any:
+def read_json(file: Path, kind: type = dict) -> Any:
     """Parse a JSON file of a checkpoint.
 
     Raises:
-        CheckpointError: It is not JSON.
+        CheckpointError: It is not JSON, or holds no `kind`.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{file} is not JSON ({error}): download it again") from error
+    if not isinstance(data, kind):
+        raise CheckpointError(f"{file} holds a {type(data).__name__}: expected a {kind.__name__}")
+    return data
 
 
 def read_config(folder: Path) -> EncoderConfig:
@@ -110,8 +113,6 @@ def read_config(folder: Path) -> EncoderConfig:
     if not file.is_file():
         raise CheckpointError(f"{folder} has no config.json: expected a transformers checkpoint")
     data = read_json(file)
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file}: expected an object, found {type(data).__name__}")
     _require_known(file, data)
     try:
         return EncoderConfig(

@@ -16,6 +16,8 @@ from koe5_export.config import read_json
 from koe5_onnx import CheckpointError, Contract
 
 _POOLINGS = ("mean", "cls")
+_SPECIALS = 2
+"""Tokens around every text, `<s>` and `</s>`: a limit must leave room for more."""
 _FLAGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
@@ -70,7 +72,7 @@ def _pooling(checkpoint: Checkpoint, known: KnownContract | None) -> tuple[str, 
     """Pooling and whether embeddings are normalised."""
     file = checkpoint.folder / "modules.json"
     if file.is_file():
-        return _pooling_of_modules(checkpoint.folder, read_json(file))
+        return _pooling_of_modules(checkpoint.folder, read_json(file, list))
     if known is not None:
         return known.pooling, True
     raise CheckpointError(
@@ -81,13 +83,14 @@ def _pooling(checkpoint: Checkpoint, known: KnownContract | None) -> tuple[str, 
 
 
 def _pooling_of_modules(folder: Path, modules: Any) -> tuple[str, bool]:
-    kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
+    types = [module.get("type") if isinstance(module, dict) else repr(module) for module in modules]
+    kinds = [str(type_).rsplit(".", 1)[-1] for type_ in types]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise CheckpointError(
             f"{folder / 'modules.json'} has the modules {', '.join(kinds)}: "
             "expected Transformer, Pooling and perhaps Normalize"
         )
-    file = folder / modules[1]["path"] / "config.json"
+    file = folder / str(modules[1].get("path")) / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{file} is missing: modules.json names it")
     return _pooling_mode(file), kinds[-1] == "Normalize"
@@ -108,7 +111,7 @@ def _pooling_mode(file: Path) -> str:
 
 def _max_tokens(checkpoint: Checkpoint) -> int:
     """sentence-transformers' limit, else the tokenizer's, never above the positions."""
-    limits = [checkpoint.config.max_tokens]
+    limits: list[float] = [checkpoint.config.max_tokens]
     for name, key in (
         ("sentence_bert_config.json", "max_seq_length"),
         ("tokenizer_config.json", "model_max_length"),
@@ -116,15 +119,19 @@ def _max_tokens(checkpoint: Checkpoint) -> int:
         file = checkpoint.folder / name
         limit = read_json(file).get(key) if file.is_file() else None
         if limit is not None:
-            limits.append(int(limit))
+            if not isinstance(limit, int | float) or limit <= _SPECIALS:
+                raise CheckpointError(f"{file}: {key} is {limit!r}, expected a number of tokens")
+            limits.append(limit)
             break
-    return min(limits)
+    return int(min(limits))
 
 
 def _prompts(folder: Path, known: KnownContract | None) -> dict[str, str]:
     """The prompts by this project's names; sentence-transformers calls passages "document" too."""
     file = folder / "config_sentence_transformers.json"
     stored = (read_json(file).get("prompts") or {}) if file.is_file() else {}
+    if not isinstance(stored, dict) or not all(isinstance(prompt, str) for prompt in stored.values()):
+        raise CheckpointError(f"{file}: prompts is {stored!r}, expected texts by their names")
     prompts = {**(known.prompts if known else {}), **stored}
     if "passage" not in prompts and "document" in prompts:
         prompts["passage"] = prompts["document"]

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -41,15 +42,41 @@ def test_names_every_tensor_that_does_not_fit(folder):
     assert "encoder.layer.1.attention.self.key.weight has shape (3, 5)" in str(caught.value)
 
 
-@pytest.mark.parametrize("prefix", ["roberta.", "bert."])
+@pytest.mark.parametrize("prefix", ["", "roberta.", "bert.", "model."])
 def test_reads_prefixed_names_and_ignores_heads(folder, prefix):
     plain = Checkpoint(folder, "x", None).read("embeddings.LayerNorm.weight")
     change_weights(
         folder,
-        lambda t: {prefix + name: value for name, value in t.items()} | {"pooler.dense.bias": np.ones(2)},
+        lambda t: {
+            **{prefix + name: value for name, value in t.items()},
+            prefix + "pooler.dense.weight": np.full((64, 64), np.nan, np.float32),
+            prefix + "embeddings.position_ids": np.arange(514)[None],
+            "classifier.bias": np.ones(2),
+        },
     )
     prefixed = Checkpoint(folder, "x", None)
     np.testing.assert_array_equal(prefixed.read("embeddings.LayerNorm.weight"), plain)
+
+
+def test_quantised_weights_are_refused(folder):
+    """int8 values without their scales would make a graph and a reference that agree and mean nothing."""
+    name = "encoder.layer.1.output.dense.weight"
+
+    def quantise(tensors):
+        tensors[name] = (tensors[name] * 100).astype(np.int8)
+        return tensors
+
+    change_weights(folder, quantise)
+    with pytest.raises(CheckpointError, match=f"{name} has type I8"):
+        Checkpoint(folder, "x", None)
+
+
+@pytest.mark.parametrize("start", [b"\xff" * 8, (20).to_bytes(8, "little")])
+def test_a_corrupt_header_is_refused(folder, start):
+    file = folder / "model.safetensors"
+    file.write_bytes(start + file.read_bytes()[8:])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or cut short"):
+        Checkpoint(folder, "x", None)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1000])
@@ -61,11 +88,12 @@ def test_a_file_cut_short_is_refused(folder, keep):
         Checkpoint(folder, "x", None)
 
 
-def test_nan_is_refused_when_it_is_read(folder):
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_is_refused_when_it_is_read(folder, value):
     name = "encoder.layer.1.output.dense.weight"
 
     def poison(tensors):
-        tensors[name][3, 4] = np.nan
+        tensors[name][3, 4] = value
         return tensors
 
     change_weights(folder, poison)
@@ -91,7 +119,9 @@ def test_a_missing_file_is_named_with_what_to_do(folder, missing, advice):
     "change",
     [
         {"model_type": "deberta-v2"},
+        {"model_type": None},
         {"hidden_act": "relu"},
+        {"hidden_act": "gelu_new"},
         {"position_embedding_type": "relative_key"},
         {"is_decoder": True},
         {"num_hidden_layers": "many"},
@@ -100,6 +130,14 @@ def test_a_missing_file_is_named_with_what_to_do(folder, missing, advice):
 def test_another_encoder_is_refused(folder, change):
     change_config(folder, **change)
     with pytest.raises(CheckpointError, match=r"config\.json"):
+        Checkpoint(folder, "x", None)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"3", b'{"weight_map": ["a"]}', b"\xff"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_a_json_file_of_another_form_is_named(folder, name, content):
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
         Checkpoint(folder, "x", None)
 
 
@@ -116,10 +154,15 @@ def test_reads_shards(folder):
     checkpoint = Checkpoint(folder, "x", None)
     for name in (names[0], names[-1]):
         np.testing.assert_array_equal(checkpoint.read(name), tensors[name])
+    content = (folder / "a.safetensors").read_bytes() + (folder / "b.safetensors").read_bytes()
+    assert checkpoint.source().weights_sha256 == hashlib.sha256(content).hexdigest()
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks b\.safetensors"):
+        Checkpoint(folder, "x", None)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_16_bit_weights_are_read_as_float32(folder, dtype):
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_floats_are_read_as_float32(folder, dtype):
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file as load_torch
     from safetensors.torch import save_file as save_torch
@@ -128,9 +171,11 @@ def test_16_bit_weights_are_read_as_float32(folder, dtype):
     halves = {name: value.to(getattr(torch, dtype)) for name, value in load_torch(file).items()}
     save_torch(halves, file)
     name = "encoder.layer.0.intermediate.dense.weight"
-    found = Checkpoint(folder, "x", None).read(name)
+    checkpoint = Checkpoint(folder, "x", None)
+    found = checkpoint.read(name)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, halves[name].float().numpy())
+    np.testing.assert_array_equal(checkpoint.read(name, slice(3, 9)), found[3:9])
 
 
 def test_word_embeddings_come_in_blocks_that_add_up(seeded, monkeypatch):
@@ -143,16 +188,34 @@ def test_word_embeddings_come_in_blocks_that_add_up(seeded, monkeypatch):
     )
 
 
-def test_a_folder_of_the_hub_cache_knows_its_origin(seeded, tmp_path):
-    snapshot = tmp_path / "models--nlpai-lab--KoE5" / "snapshots" / "0123abcd"
+def test_positions_begin_at_the_pad_row_and_include_the_token_type(seeded):
+    stored = load_file(seeded / "model.safetensors")
+    table = stored["embeddings.position_embeddings.weight"][1:514]
+    expected = table + stored["embeddings.token_type_embeddings.weight"][0]
+    np.testing.assert_array_equal(Checkpoint(seeded, "x", None).positions(512), expected)
+
+
+@pytest.mark.parametrize("name", ["nlpai-lab/KoE5", "someone/a--name"])
+def test_a_folder_of_the_hub_cache_knows_its_origin(seeded, tmp_path, monkeypatch, name):
+    snapshot = tmp_path / f"models--{name.replace('/', '--')}" / "snapshots" / "0123abcd"
     shutil.copytree(seeded, snapshot)
-    source = Checkpoint.open(snapshot).source()
-    assert (source.repository, source.revision) == ("nlpai-lab/KoE5", "0123abcd")
+    monkeypatch.chdir(snapshot)
+    for folder in (snapshot, "."):
+        source = Checkpoint.open(folder).source()
+        assert (source.repository, source.revision) == (name, "0123abcd")
 
 
-def test_neither_folder_nor_hub_id():
+def test_any_other_folder_is_called_by_its_name(seeded):
+    source = Checkpoint.open(seeded).source()
+    assert (source.repository, source.revision) == (seeded.name, None)
+    assert source.weights_sha256 == hashlib.sha256((seeded / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["no such folder", "a/b/c", "config.json"])
+def test_neither_folder_nor_hub_id(seeded, monkeypatch, name):
+    monkeypatch.chdir(seeded)
     with pytest.raises(CheckpointError, match="neither"):
-        Checkpoint.open("no such folder")
+        Checkpoint.open(name)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real checkpoints' headers are not beside this checkout")
@@ -168,5 +231,8 @@ def test_real_layouts_fit(name, max_tokens, seeded, tmp_path):
     with (tmp_path / "model.safetensors").open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.truncate(8 + len(text) + end)
-    config = Checkpoint(tmp_path, name, None).config
+    checkpoint = Checkpoint(tmp_path, name, None)
+    assert checkpoint.layer(23).down.weight.shape == (4096, 1024)
+    assert checkpoint.read("embeddings.word_embeddings.weight", slice(250_000, None)).shape == (2, 1024)
+    config = checkpoint.config
     assert (config.max_tokens, config.layers, config.hidden) == (max_tokens, 24, 1024)

@@ -1,9 +1,11 @@
+import dataclasses
 import json
 import shutil
 
 import pytest
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
+from koe5_export.seeded import SIZES, encoder_config
 
 from koe5_onnx import CheckpointError
 
@@ -74,6 +76,29 @@ def test_refuses_unknown_modules(folder):
         contract(folder)
 
 
+@pytest.mark.parametrize("content", [[], {}, [3], ["Transformer", "Pooling"], [{"path": ""}] * 2, None])
+def test_refuses_modules_of_another_form(folder, content):
+    write(folder, "modules.json", content)
+    with pytest.raises(CheckpointError, match=r"modules\.json"):
+        contract(folder)
+
+
+def test_a_pooling_that_modules_names_must_be_there(folder):
+    (folder / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"1_Pooling.*missing"):
+        contract(folder)
+
+
+def test_the_files_of_a_checkpoint_win_over_the_table(folder):
+    write(folder, "1_Pooling/config.json", {"pooling_mode_cls_token": True})
+    assert contract(folder, like="nlpai-lab/KoE5").pooling == "cls"
+
+
+def test_koe5_itself_is_known_by_its_id(folder):
+    (folder / "modules.json").unlink()
+    assert read_contract(Checkpoint(folder, "nlpai-lab/KoE5", None)).pooling == "mean"
+
+
 def test_a_copy_of_koe5_is_named_not_guessed(folder):
     (folder / "modules.json").unlink()
     (folder / "config_sentence_transformers.json").unlink()
@@ -94,6 +119,29 @@ def test_the_limit_is_never_above_the_positions(folder, sentence_bert, tokenizer
     write(folder, "sentence_bert_config.json", {"max_seq_length": sentence_bert} if sentence_bert else {})
     write(folder, "tokenizer_config.json", {"model_max_length": tokenizer} if tokenizer else {})
     assert contract(folder).max_tokens == expected
+
+
+@pytest.mark.parametrize(
+    ("model_type", "positions", "expected"),
+    [("xlm-roberta", 8194, 8192), ("xlm-roberta", 514, 512), ("roberta", 514, 512), ("bert", 512, 512)],
+)
+def test_roberta_loses_two_of_its_positions(model_type, positions, expected):
+    config = dataclasses.replace(encoder_config(SIZES["tiny"]), model_type=model_type, positions=positions)
+    assert config.max_tokens == expected
+
+
+@pytest.mark.parametrize("limit", ["many", 0, -1, 2, [512]])
+def test_a_limit_that_is_none_is_refused(folder, limit):
+    write(folder, "sentence_bert_config.json", {"max_seq_length": limit})
+    with pytest.raises(CheckpointError, match="max_seq_length"):
+        contract(folder)
+
+
+@pytest.mark.parametrize("stored", [["query: "], {"query": 3}, "query: "])
+def test_prompts_of_another_form_are_refused(folder, stored):
+    write(folder, "config_sentence_transformers.json", {"prompts": stored})
+    with pytest.raises(CheckpointError, match="prompts"):
+        contract(folder)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ import pytest
 from koe5_export import ExportOptions, export_checkpoint
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.reference import embed_reference
-from koe5_export.texts import text_of_length
+from koe5_export.texts import VERIFICATION, text_of_length
 from tolerances import FP32_MAX_ABS_DIFF
 
 from koe5_onnx import Embedder, Tokenizer, TruncationWarning
+from koe5_onnx.batching import Batch, pad
+from koe5_onnx.session import Session
 
 
 def corner_texts(artifact):
@@ -78,12 +80,55 @@ def test_cls_pooling_without_normalisation(seeded, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_bert_positions_count_from_zero(minilm, tmp_path, precision):
+def test_bert_positions_count_from_zero(seeded, tmp_path, precision):
     """A limit of 30 tokens, so that the padding of short texts runs past it."""
-    folder = shutil.copytree(minilm, tmp_path / "bert")
+    folder = shutil.copytree(seeded, tmp_path / "bert")
+    change_json(folder / "config.json", model_type="bert")
     change_json(folder / "sentence_bert_config.json", max_seq_length=30)
     options = ExportOptions(precision=precision)
-    assert (
-        export_checkpoint(Checkpoint.open(folder), tmp_path / "out", options).manifest.contract.max_tokens
-        == 30
-    )
+    artifact = export_checkpoint(Checkpoint.open(folder), tmp_path / "out", options)
+    assert artifact.manifest.contract.max_tokens == 30
+    if precision == "fp32":
+        assert difference(artifact, folder) <= FP32_MAX_ABS_DIFF
+
+
+@pytest.mark.parametrize("padding", [1, 3, 40, 447])
+def test_fp32_does_not_feel_padding(exported, padding):
+    """Whoever runs model.onnx without this runtime may pad as they like."""
+    session = Session(exported["fp32"], threads=1)
+    rows = Tokenizer(exported["fp32"].tokenizer, 512).encode([VERIFICATION[0], "<pad> 네", ""]).ids
+    rows.append(np.arange(4, 69, dtype=np.int32))  # longer than the texts that always take the masked path
+    width = max(map(len, rows)) + padding
+    ids, mask = pad(rows, Batch(np.arange(len(rows)), width), exported["fp32"].manifest.contract.pad_id)
+    together = session.run(ids, mask)
+    for row, alone in enumerate(rows):
+        found = session.run(alone[None].astype(np.int64), np.ones((1, len(alone)), np.int64))
+        np.testing.assert_allclose(found[0], together[row], atol=FP32_MAX_ABS_DIFF, rtol=0)
+
+
+def test_the_graph_is_made_of_these_operators_only(exported):
+    """A new one must be looked up in the notes on ONNX Runtime: some are an order of magnitude slower."""
+    shared = "Add And Cast CumSum Div Equal Gather Greater If LayerNormalization LpNormalization MatMul Mul"
+    shared += " Not ReduceMin ReduceSum Shape Squeeze Unsqueeze BiasGelu"
+    int8 = "Abs Concat ConstantOfShape MatMulIntegerToFloat Max QuantizeLinear ReduceMax"
+    for precision, artifact in exported.items():
+        nodes = onnx.load(artifact.graph, load_external_data=False).graph.node
+        names = shared.split() + (int8.split() if precision == "int8" else [])
+        assert {node.op_type for node in nodes} == set(names)
+        matmuls = [node.name for node in nodes if node.op_type == "MatMul"]
+        layers = artifact.manifest.architecture.layers
+        assert len(matmuls) == (1 if precision == "int8" else 1 + 6 * layers)
+        branches = [a.g.node for node in nodes if node.op_type == "If" for a in node.attribute]
+        assert [[node.op_type for node in branch] for branch in branches] == [["MultiHeadAttention"]] * (
+            2 * layers
+        )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_weights_take_the_bytes_that_their_type_needs(exported_minilm, precision):
+    """22.6 million weights: 1 byte each in int8 (but positions, scales, padding to pages), 4 in fp32."""
+    artifact = exported_minilm[precision]
+    each = 4 if precision == "fp32" else 1
+    rows = 259 if precision == "fp32" else 4 * 259
+    tables = artifact.manifest.architecture.parameters - (512 + 2) * 384 + rows * 384
+    assert artifact.manifest.files["model.onnx.data"].bytes == pytest.approx(each * tables, rel=0.02)

@@ -1,14 +1,21 @@
 import math
 
 import numpy as np
+import onnxruntime
 import pytest
 from koe5_export.calibrate import Calibration, gelu
 from koe5_export.checkpoint import Checkpoint
+from koe5_export.contract import read_contract
+from koe5_export.graph import write_encoder
+from koe5_export.linear import PRECISIONS
+from koe5_export.reference import embed_reference
 from koe5_export.smooth import smooth
 from koe5_export.weights import Layer, Norm
+from koe5_export.writer import GraphWriter
 from tolerances import FP32_MAX_ABS_DIFF, SMOOTHING_RELATIVE
 
 from koe5_onnx import Tokenizer
+from koe5_onnx.artifact import GRAPH, WEIGHTS
 
 TEXTS = ["서울은 대한민국의 수도이다.", "A longer sentence, with <pad> inside it.", "", "네"]
 
@@ -50,6 +57,40 @@ def test_the_numpy_encoder_is_pytorchs(checkpoint, calibration):
     np.testing.assert_allclose(found, np.concatenate(expected), atol=FP32_MAX_ABS_DIFF, rtol=0)
 
 
+def test_inputs_of_linears_are_pytorchs(checkpoint, calibration):
+    """What calibration measures, against what PyTorch's own linears are given."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModel
+
+    encoder = AutoModel.from_pretrained(checkpoint.folder, add_pooling_layer=False).eval()
+    seen = {}
+    for number, layer in enumerate(encoder.encoder.layer):
+        linears = {
+            "attention": layer.attention.self.query,
+            "context": layer.attention.output.dense,
+            "ffn": layer.intermediate.dense,
+            "gelu": layer.output.dense,
+        }
+        for name, linear in linears.items():
+            parts = seen.setdefault((number, name), [])
+            linear.register_forward_pre_hook(lambda _, inputs, parts=parts: parts.append(inputs[0][0]))
+    with torch.inference_mode():
+        for row in Tokenizer(checkpoint.tokenizer, 512).encode(TEXTS).ids:
+            encoder(input_ids=torch.tensor(row[None].astype(np.int64)))
+
+    norm = checkpoint.embedding_norm()
+    for number in range(checkpoint.config.layers):
+        layer = checkpoint.layer(number)
+        found = calibration.advance(norm, layer)
+        added = {"attention": layer.output.bias, "ffn": layer.down.bias}
+        for name in ("attention", "context", "ffn", "gelu"):
+            x = torch.cat(seen[number, name]).numpy() + added.get(name, np.float32(0))
+            _close(getattr(found, name).largest, np.abs(x).max(axis=0))
+            _close(getattr(found, name).gram, x.T @ x)
+        assert found.gelu_max == pytest.approx(np.median(x.max(axis=1)), rel=SMOOTHING_RELATIVE)
+        norm = layer.output_norm
+
+
 def test_smoothing_changes_no_product(checkpoint, calibration):
     """Both sides of every fold, on random hidden states: what the linears give is what they gave."""
     layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
@@ -67,6 +108,29 @@ def test_smoothing_changes_no_product(checkpoint, calibration):
     y, b = _affine(normal, layer.attention_norm), _affine(normal, smoothed.attention_norm)
     _close(b @ smoothed.up.weight + smoothed.up.bias, y @ layer.up.weight + layer.up.bias)
     _close(b * smoothed.ffn_skip, y + layer.down.bias)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.6, 1.0])
+def test_a_smoothed_encoder_is_the_same_encoder(checkpoint, calibration, tmp_path, strength):
+    """The whole graph, its linears left in fp32: every fold of every layer at once."""
+
+    def smoothed():
+        norm = checkpoint.embedding_norm()
+        for number in range(checkpoint.config.layers):
+            layer = checkpoint.layer(number)
+            yield smooth(norm, layer, calibration.advance(norm, layer), strength)
+            norm = layer.output_norm
+
+    contract = read_contract(checkpoint)
+    with GraphWriter(tmp_path / GRAPH, tmp_path / WEIGHTS) as writer:
+        write_encoder(writer, checkpoint, contract, smoothed(), PRECISIONS["fp32"])
+    session = onnxruntime.InferenceSession(tmp_path / GRAPH, providers=["CPUExecutionProvider"])
+    expected = embed_reference(checkpoint.folder, contract, TEXTS)
+    for row, ids in enumerate(Tokenizer(checkpoint.tokenizer, 512).encode(TEXTS).ids):
+        feeds = {"input_ids": ids[None].astype(np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
+        np.testing.assert_allclose(
+            session.run(None, feeds)[0][0], expected[row], atol=FP32_MAX_ABS_DIFF, rtol=0
+        )
 
 
 def test_smoothing_evens_out_an_outlier_channel(checkpoint, calibration):

@@ -1,22 +1,34 @@
 import dataclasses
 import shutil
+import sys
+import unicodedata
 
 import numpy as np
 import pytest
 from koe5_export import Gate, verify_artifact
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.seeded import Size, write_seeded_checkpoint
-from koe5_export.texts import CALIBRATION, DEMO_PASSAGES, DEMO_QUERIES, VERIFICATION, text_of_length
-from koe5_export.verify import GATES
+from koe5_export.texts import (
+    CALIBRATION,
+    DEMO_PASSAGES,
+    DEMO_QUERIES,
+    VERIFICATION,
+    text_of_length,
+    verification_texts,
+)
+from koe5_export.verify import GATES, expect
+from tolerances import CERTIFICATE_ATOL
 
 from koe5_onnx import (
     Agreement,
     Artifact,
     Certificate,
+    Embedder,
     FidelityError,
     InputError,
     MissingDependencyError,
     Tokenizer,
+    TruncationWarning,
 )
 from koe5_onnx.artifact import MANIFEST, WEIGHTS, describe_file
 
@@ -94,9 +106,10 @@ def test_another_checkpoint_is_refused(exported, tmp_path):
         verify_artifact(exported["int8"], Checkpoint.open(other))
 
 
-def test_without_torch_the_extra_is_named(exported, seeded, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(MissingDependencyError, match=r"koe5-onnx\[reference\]"):
+@pytest.mark.parametrize("package", ["torch", "transformers"])
+def test_without_pytorch_the_extra_is_named(exported, seeded, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingDependencyError, match=rf"{package}: .*koe5-onnx\[reference\]"):
         verify_artifact(exported["int8"], Checkpoint.open(seeded))
 
 
@@ -106,6 +119,38 @@ def test_texts_of_exactly_some_tokens(exported, tokens):
     assert tokenizer.encode([text_of_length(tokenizer, tokens)]).full_lengths[0] == tokens
 
 
+@pytest.mark.parametrize("limit", [30, 256, 512])
+def test_texts_reach_the_limit_and_beyond(exported, limit):
+    tokenizer = Tokenizer(exported["fp32"].tokenizer, limit)
+    lengths = tokenizer.encode(verification_texts(tokenizer, ["given"])).full_lengths
+    assert {limit - 2, limit - 1, limit, 2 * limit} <= set(lengths.tolist())
+
+
+def test_both_forms_of_hangul_are_measured(exported):
+    texts = verification_texts(Tokenizer(exported["fp32"].tokenizer, 512), ["given"])
+    assert {unicodedata.normalize("NFD", text) for text in VERIFICATION[:2]} < set(texts)
+    assert texts[-1] == "given"
+    assert {"", "<s> special </s> tokens <pad> typed by a user <unk>"} < set(texts)
+
+
 def test_nothing_is_proved_on_what_it_was_fitted_to():
-    seen = set(CALIBRATION) - {""}
-    assert not seen & {*VERIFICATION, *DEMO_PASSAGES, *DEMO_QUERIES}
+    sets = [set(CALIBRATION) - {""}, set(VERIFICATION) - {""}, {*DEMO_PASSAGES, *DEMO_QUERIES}]
+    assert len(set.union(*sets)) == sum(map(len, sets))
+    assert len(CALIBRATION) == len(set(CALIBRATION))
+
+
+def test_the_certificate_says_what_was_measured(exported, seeded):
+    """Its figures again, from the texts and embeddings alone."""
+    artifact = exported["int8"]
+    expected = expect(Checkpoint.open(seeded), artifact.manifest.contract)
+    with Embedder.open(artifact.path) as embedder, pytest.warns(TruncationWarning):
+        found = embedder.encode(expected.texts).astype(np.float64)
+    cosines = (found * expected.embeddings).sum(axis=1)
+    written = artifact.manifest.certificate.overall
+    assert written.texts == len(expected.texts)
+    np.testing.assert_allclose(written.cosine_min, cosines.min(), atol=CERTIFICATE_ATOL, rtol=0)
+    np.testing.assert_allclose(written.cosine_mean, cosines.mean(), atol=CERTIFICATE_ATOL, rtol=0)
+    largest = np.abs(found - expected.embeddings).max()
+    np.testing.assert_allclose(written.max_abs_diff, largest, atol=CERTIFICATE_ATOL, rtol=0)
+    for prompt in artifact.manifest.contract.prompts.values():
+        assert sum(text.startswith(prompt) for text in expected.texts) > 10

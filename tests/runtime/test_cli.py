@@ -61,7 +61,7 @@ def warn(args):
 cli.parse = lambda argv: argparse.Namespace(run=warn)
 cli.main([])
 """
-    first, second = run_python(code).stderr.splitlines()
+    first, second, *_source = run_python(code).stderr.splitlines()
     assert first == "koe5-onnx: warning: ours"
     assert second.endswith("UserWarning: theirs")
 

@@ -1,0 +1,46 @@
+"""The reference itself, against what it must not depend on: batches, padding, the stored number format."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from koe5_export.checkpoint import Checkpoint
+from koe5_export.contract import read_contract
+from koe5_export.reference import embed_reference
+from tolerances import FP32_MAX_ABS_DIFF
+
+TEXTS = ["서울은 수도이다.", "a " * 700, "", "<pad> typed", "네", "A line of some length, in English."]
+
+
+@pytest.fixture
+def contract(seeded):
+    return read_contract(Checkpoint.open(seeded))
+
+
+@pytest.mark.parametrize(("pooling", "normalize"), [("mean", True), ("cls", True), ("mean", False)])
+def test_together_is_alone_in_the_callers_order(seeded, contract, pooling, normalize):
+    contract = replace(contract, pooling=pooling, normalize=normalize)
+    together = embed_reference(seeded, contract, TEXTS)
+    alone = np.concatenate([embed_reference(seeded, contract, [text]) for text in TEXTS])
+    assert together.dtype == np.float32
+    np.testing.assert_allclose(together, alone, atol=10 * FP32_MAX_ABS_DIFF, rtol=0)
+    lengths = np.linalg.norm(together, axis=1)
+    assert np.allclose(lengths, 1) is normalize
+
+
+def test_no_texts_give_no_rows(seeded, contract):
+    assert embed_reference(seeded, contract, []).shape == (0, contract.dim)
+
+
+def test_weights_stored_in_16_bits_are_computed_in_32(seeded, contract, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(seeded, tmp_path / "checkpoint")
+    file = folder / "model.safetensors"
+    halves = {name: tensor.bfloat16() for name, tensor in load_file(file).items()}
+    save_file(halves, file)
+    found = embed_reference(folder, contract, TEXTS)
+    file.unlink()
+    save_file({name: tensor.float() for name, tensor in halves.items()}, file)
+    np.testing.assert_array_equal(found, embed_reference(folder, contract, TEXTS))
