@@ -19,13 +19,18 @@ def expected(minilm, unseen_texts):
 
     tokenizer = AutoTokenizer.from_pretrained(minilm)
     encoder = AutoModel.from_pretrained(minilm).eval()
-    rows = []
+    out = np.empty((len(unseen_texts), 384), np.float32)
+    order = sorted(range(len(unseen_texts)), key=lambda row: len(unseen_texts[row]))
     with torch.inference_mode():
-        for text in unseen_texts:
-            inputs = tokenizer(text, truncation=True, max_length=256, return_tensors="pt")
-            mean = encoder(**inputs).last_hidden_state[0].mean(dim=0)
-            rows.append((mean / mean.norm()).numpy())
-    return np.stack(rows)
+        for start in range(0, len(order), 20):
+            rows = order[start : start + 20]
+            texts = [unseen_texts[row] for row in rows]
+            inputs = tokenizer(texts, truncation=True, max_length=256, padding=True, return_tensors="pt")
+            hidden, mask = encoder(**inputs).last_hidden_state, inputs["attention_mask"]
+            for row, states, kept in zip(rows, hidden, mask, strict=True):
+                mean = states[kept == 1].mean(dim=0)
+                out[row] = mean / mean.norm()
+    return out
 
 
 def cosines(a, b):
