@@ -104,7 +104,7 @@ def smooth(input_norm: Norm, layer: Layer, inputs: LayerInputs, strength: float 
         input_norm: The norm in front of the layer.
         layer: Its weights.
         inputs: Measured on calibration texts.
-        strength: 0 leaves activations as they are, 1 makes their channels equal.
+        strength: 0 makes the rows of the weights equally large, 1 the channels of the activations.
     """
     joined = np.concatenate([layer.query.weight, layer.key.weight, layer.value.weight], axis=1)
     attention_skip = _divisors(inputs.attention.largest, joined, strength)

@@ -113,7 +113,14 @@ def test_a_copy_of_koe5_is_named_not_guessed(folder):
 
 @pytest.mark.parametrize(
     ("sentence_bert", "tokenizer", "expected"),
-    [(256, 512, 256), (None, 128, 128), (None, 10**30, 512), (8192, None, 512), (None, None, 512)],
+    [
+        (256, 512, 256),
+        (256, 128, 256),
+        (None, 128, 128),
+        (None, 10**30, 512),
+        (8192, None, 512),
+        (None, None, 512),
+    ],
 )
 def test_the_limit_is_never_above_the_positions(folder, sentence_bert, tokenizer, expected):
     write(folder, "sentence_bert_config.json", {"max_seq_length": sentence_bert} if sentence_bert else {})

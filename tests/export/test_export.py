@@ -7,11 +7,12 @@ from collections import namedtuple
 import numpy as np
 import pytest
 from koe5_export import ExportOptions, export_checkpoint
+from koe5_export.calibrate import Calibration
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.seeded import Size, write_seeded_checkpoint
 from safetensors.numpy import load_file, save_file
 
-from koe5_onnx import Artifact, CheckpointError, Embedder, FidelityError, InputError
+from koe5_onnx import Artifact, CheckpointError, Embedder, FidelityError, InputError, Tokenizer
 
 ARTIFACT = ["manifest.json", "model.onnx", "model.onnx.data", "tokenizer.json"]
 IMPOSSIBLE = {"cosine_min": 1.0, "cosine_mean": 1.0}
@@ -126,6 +127,21 @@ def test_given_texts_are_measured_too(checkpoint, exported, tmp_path):
     options = ExportOptions(verification=("하나", "둘"))
     found = export_checkpoint(checkpoint, tmp_path / "out", options).manifest.certificate
     assert found.overall.texts == exported["fp32"].manifest.certificate.overall.texts + 2
+
+
+def test_int8_is_fitted_to_queries_and_passages(checkpoint, tmp_path, monkeypatch):
+    seen = []
+
+    class Watched(Calibration):
+        def __init__(self, checkpoint, ids):
+            seen.extend(ids)
+            super().__init__(checkpoint, ids)
+
+    monkeypatch.setattr("koe5_export.export.Calibration", Watched)
+    options = ExportOptions(precision="int8", calibration=("하나", "둘", "셋"))
+    artifact = export_checkpoint(checkpoint, tmp_path / "out", options)
+    expected = Tokenizer(artifact.tokenizer, 512).encode(["query: 하나", "passage: 둘", "query: 셋"]).ids
+    assert [row.tolist() for row in seen] == [row.tolist() for row in expected]
 
 
 def test_an_exported_artifact_embeds(exported):

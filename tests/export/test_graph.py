@@ -61,11 +61,11 @@ def change_json(file, **values):
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
-def test_cls_pooling_without_normalisation(seeded, tmp_path):
-    folder = shutil.copytree(seeded, tmp_path / "cls")
-    change_json(
-        folder / "1_Pooling" / "config.json", pooling_mode_mean_tokens=False, pooling_mode_cls_token=True
-    )
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_embeddings_without_normalisation(seeded, tmp_path, pooling):
+    folder = shutil.copytree(seeded, tmp_path / "raw")
+    flags = {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
+    change_json(folder / "1_Pooling" / "config.json", **flags)
     modules = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps(modules[:2]))
     artifact = export_checkpoint(Checkpoint.open(folder), tmp_path / "out")

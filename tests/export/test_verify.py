@@ -97,6 +97,17 @@ def test_an_artifact_with_changed_weights_fails(precision, exported, seeded, tmp
         verify_artifact(Artifact.open(folder), Checkpoint.open(seeded))
 
 
+def test_an_embedding_that_feels_its_batch_fails(exported, seeded, monkeypatch):
+    class Moody(Embedder):
+        def encode(self, texts, prompt=None):
+            found = super().encode(texts, prompt)
+            return found + 0.02 * np.roll(found, 1, axis=1) if len(texts) == 1 else found
+
+    monkeypatch.setattr("koe5_export.verify.Embedder", Moody)
+    with pytest.raises(FidelityError, match=r"texts: batch_cosine_min 0\.99"):
+        verify_artifact(exported["fp32"], Checkpoint.open(seeded))
+
+
 def test_another_checkpoint_is_refused(exported, tmp_path):
     other = tmp_path / "other"
     write_seeded_checkpoint(
