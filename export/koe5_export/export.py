@@ -6,6 +6,7 @@ Everything is written into OUT.partial; only an artifact that passed its gate ge
 from __future__ import annotations
 
 import hashlib
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -185,15 +186,38 @@ def _publishing(out: Path, force: bool) -> Iterator[Path]:
         raise InputError(f"{out} exists: give a new folder, or --force to replace it")
     if out.exists() and not (out / MANIFEST).is_file():
         raise InputError(f"{out} exists and is no artifact: --force replaces artifacts only")
-    partial, old = out.with_name(out.name + ".partial"), out.with_name(out.name + ".old")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = out.with_name(out.name + ".partial")
+    _remove_leftover(partial)
     partial.mkdir(parents=True)
     try:
         yield partial
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-        partial.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
+        _put_in_place(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_leftover(partial: Path) -> None:
+    """Remove what a killed export left, and nothing else."""
+    if not partial.exists():
+        return
+    names = {path.name for path in partial.iterdir()} if partial.is_dir() else {partial.name}
+    if foreign := names - {GRAPH, WEIGHTS, TOKENIZER, MANIFEST}:
+        raise InputError(
+            f"{partial} holds {', '.join(sorted(foreign))}: an export would write there; move it"
+        )
+    shutil.rmtree(partial)
+
+
+def _put_in_place(partial: Path, out: Path) -> None:
+    """Rename `partial` to `out`; an artifact that has this name keeps it if that fails."""
+    if not out.exists():
+        partial.rename(out)
+        return
+    old = out.with_name(f"{out.name}.{secrets.token_hex(8)}.old")
+    out.rename(old)
+    try:
+        partial.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)

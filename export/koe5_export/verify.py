@@ -36,6 +36,8 @@ Array = npt.NDArray[np.float32]
 
 _BUCKETS = (16, 32, 64, 128, 256, 512, 8192)
 """Upper ends of the length buckets in the certificate, in tokens."""
+_UNIT_LENGTH_ERROR = 1e-5
+"""Rounding of a float32 sum over some thousand components."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ def certify(artifact: Artifact, expected: Expected, gate: Gate) -> Certificate:
         warnings.simplefilter("ignore", TruncationWarning)  # some of the texts are there to be cut
         together[order] = embedder.encode([expected.texts[row] for row in order])
         alone = np.concatenate([embedder.encode([text]) for text in expected.texts])
+    if artifact.manifest.contract.normalize:
+        _require_unit_length(together)
     certificate = Certificate(
         overall=_agreement(together, expected.embeddings),
         by_length=_by_length(together, expected),
@@ -171,6 +175,15 @@ def certify(artifact: Artifact, expected: Expected, gate: Gate) -> Certificate:
     )
     gate.check(certificate)
     return certificate
+
+
+def _require_unit_length(rows: Array) -> None:
+    """Lengths need a check of their own: cosines do not see them."""
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
+    if not np.abs(lengths - 1).max() <= _UNIT_LENGTH_ERROR:
+        raise FidelityError(
+            f"embeddings have lengths from {lengths.min():.6f} to {lengths.max():.6f}: the contract says 1"
+        )
 
 
 def verify_artifact(

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,3 +183,27 @@ def peak_of_writing(checkpoint, out, precision):
     command = [sys.executable, "-c", MEASURE, str(checkpoint), str(out), precision]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return int(subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout)
+
+
+def test_force_keeps_the_old_name_if_the_last_step_fails(checkpoint, exported, tmp_path, monkeypatch):
+    out = shutil.copytree(exported["fp32"].path, tmp_path / "out")
+    rename = Path.rename
+
+    def fail(path, target):
+        if path.name == "out.partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(KeyboardInterrupt):
+        export_checkpoint(checkpoint, out, ExportOptions(precision="int8", force=True))
+    assert Artifact.open(out).manifest.precision == "fp32"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_somebody_elses_partial_folder_is_left_alone(checkpoint, tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match=r"thesis\.txt"):
+        export_checkpoint(checkpoint, tmp_path / "out")
+    assert (tmp_path / "out.partial" / "thesis.txt").exists()

@@ -4,6 +4,7 @@ import sys
 import unicodedata
 
 import numpy as np
+import onnx
 import pytest
 from koe5_export import Gate, verify_artifact
 from koe5_export.checkpoint import Checkpoint
@@ -30,7 +31,7 @@ from koe5_onnx import (
     Tokenizer,
     TruncationWarning,
 )
-from koe5_onnx.artifact import MANIFEST, WEIGHTS, describe_file
+from koe5_onnx.artifact import GRAPH, MANIFEST, WEIGHTS, describe_file
 
 
 def certificate(**changes):
@@ -165,3 +166,17 @@ def test_the_certificate_says_what_was_measured(exported, seeded):
     np.testing.assert_allclose(written.max_abs_diff, largest, atol=CERTIFICATE_ATOL, rtol=0)
     for prompt in artifact.manifest.contract.prompts.values():
         assert sum(text.startswith(prompt) for text in expected.texts) > 10
+
+
+def test_embeddings_that_lost_their_unit_length_fail(exported, seeded, tmp_path):
+    folder = shutil.copytree(exported["fp32"].path, tmp_path / "changed")
+    model = onnx.load(folder / GRAPH, load_external_data=False)
+    last = model.graph.node[-1]
+    last.op_type = "Identity"
+    del last.attribute[:]
+    onnx.save(model, folder / GRAPH)
+    manifest = Artifact.open(exported["fp32"].path).manifest
+    files = {**manifest.files, GRAPH: describe_file(folder / GRAPH)}
+    (folder / MANIFEST).write_text(dataclasses.replace(manifest, files=files).to_json())
+    with pytest.raises(FidelityError, match="the contract says 1"):
+        verify_artifact(Artifact.open(folder), Checkpoint.open(seeded))
