@@ -130,6 +130,11 @@ class Manifest:
     certificate: Certificate | None
     """None only while an export has not been measured yet."""
 
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(file.bytes for file in self.files.values())
+
     def to_json(self) -> str:
         """The manifest as indented JSON text."""
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=2) + "\n"

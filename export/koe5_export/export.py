@@ -21,8 +21,9 @@ from koe5_export.graph import write_encoder
 from koe5_export.linear import PRECISIONS
 from koe5_export.rounding import DAMPING
 from koe5_export.smooth import STRENGTH, SmoothLayer, plain, smooth
-from koe5_export.texts import CALIBRATION
+from koe5_export.texts import CALIBRATION, with_prompts
 from koe5_export.verify import GATES, certify, expect
+from koe5_export.weights import Layer, Norm
 from koe5_export.writer import GraphWriter
 from koe5_onnx import Artifact, CheckpointError, Contract, InputError, Manifest, Tokenizer
 from koe5_onnx.artifact import FORMAT_VERSION, GRAPH, MANIFEST, TOKENIZER, WEIGHTS, describe_file
@@ -133,25 +134,25 @@ def _recipe(options: ExportOptions) -> dict[str, Any]:
     }
 
 
-def _plain(checkpoint: Checkpoint) -> Iterator[SmoothLayer]:
+def _layers(checkpoint: Checkpoint) -> Iterator[tuple[Norm, Layer]]:
+    """Each layer with the norm in front of it, read as it is asked for."""
     norm = checkpoint.embedding_norm()
     for number in range(checkpoint.config.layers):
         layer = checkpoint.layer(number)
-        yield plain(norm, layer)
+        yield norm, layer
         norm = layer.output_norm
+
+
+def _plain(checkpoint: Checkpoint) -> Iterator[SmoothLayer]:
+    return (plain(norm, layer) for norm, layer in _layers(checkpoint))
 
 
 def _smoothed(checkpoint: Checkpoint, contract: Contract, texts: Sequence[str]) -> Iterator[SmoothLayer]:
     """The layers smoothed by what the calibration texts do in them, each read once."""
     tokenizer = Tokenizer(checkpoint.tokenizer, contract.max_tokens)
-    prompts = (contract.prompts["query"], contract.prompts["passage"])
-    prompted = [prompts[turn % 2] + text for turn, text in enumerate(texts)]
-    calibration = Calibration(checkpoint, tokenizer.encode(prompted).ids)
-    norm = checkpoint.embedding_norm()
-    for number in range(checkpoint.config.layers):
-        layer = checkpoint.layer(number)
+    calibration = Calibration(checkpoint, tokenizer.encode(with_prompts(texts, contract)).ids)
+    for norm, layer in _layers(checkpoint):
         yield smooth(norm, layer, calibration.advance(norm, layer))
-        norm = layer.output_norm
 
 
 def _counted(layers: Iterator[SmoothLayer], total: int, report: Progress) -> Iterator[SmoothLayer]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from koe5_onnx import Tokenizer
+from koe5_onnx import Contract, Tokenizer
 
 CALIBRATION = (
     "예금자보호제도는 금융회사가 지급 불능 상태가 되더라도 일정 한도까지 예금을 돌려주는 장치이다.",
@@ -205,6 +205,12 @@ def verification_texts(tokenizer: Tokenizer, given: Sequence[str] = ()) -> list[
     lengths = (limit // 8, limit // 4, limit // 2, limit - 2, limit - 1, limit, 2 * limit)
     long = [text_of_length(tokenizer, length, turn) for turn, length in enumerate(lengths)]
     return [*VERIFICATION, *decomposed, *long, *given]
+
+
+def with_prompts(texts: Sequence[str], contract: Contract) -> list[str]:
+    """The texts in turn as queries and as passages, their prompts in front."""
+    prompts = (contract.prompts["query"], contract.prompts["passage"])
+    return [prompts[turn % 2] + text for turn, text in enumerate(texts)]
 
 
 def text_of_length(tokenizer: Tokenizer, tokens: int, turn: int = 0) -> str:

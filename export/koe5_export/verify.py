@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.reference import embed_reference, reference_versions, require_reference
-from koe5_export.texts import verification_texts
+from koe5_export.texts import verification_texts, with_prompts
 from koe5_onnx import (
     Agreement,
     Artifact,
@@ -138,10 +138,10 @@ def expect(checkpoint: Checkpoint, contract: Contract, given: Sequence[str] = ()
     """
     require_reference()
     tokenizer = Tokenizer(checkpoint.tokenizer, contract.max_tokens)
-    prompts = (contract.prompts["query"], contract.prompts["passage"])
     plain = verification_texts(tokenizer, given)
     # The long texts end exactly at the limit as they are; a prompt would push them over.
-    texts = [text if len(text) > 200 else prompts[turn % 2] + text for turn, text in enumerate(plain)]
+    prompted = with_prompts(plain, contract)
+    texts = [text if len(text) > 200 else full for text, full in zip(plain, prompted, strict=True)]
     lengths = tokenizer.encode(texts).lengths
     return Expected(texts, lengths, embed_reference(checkpoint.folder, contract, texts))
 

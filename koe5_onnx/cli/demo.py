@@ -72,7 +72,7 @@ def _show_artifact(artifact: Artifact) -> None:
     from koe5_export.verify import describe
 
     certificate = artifact.manifest.certificate
-    size = sum(file.bytes for file in artifact.manifest.files.values())
+    size = artifact.manifest.total_bytes
     with Embedder.open(artifact.path) as embedder:
         texts = list(DEMO_PASSAGES) * 16
         tokens = int(embedder.count_tokens(texts, "passage").sum())

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         artifact = koe5_export.export_checkpoint(
             checkpoint, args.out, koe5_export.ExportOptions(**options), report
         )
-    size = sum(file.bytes for file in artifact.manifest.files.values())
+    size = artifact.manifest.total_bytes
     print(f"{artifact.path}: {args.precision}, {size / 1e6:.1f} MB")
     if artifact.manifest.certificate is not None:
         print(describe(artifact.manifest.certificate))
