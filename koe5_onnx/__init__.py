@@ -14,7 +14,9 @@ from koe5_onnx.artifact import (
     Contract,
     File,
     Manifest,
+    Retrieval,
     Source,
+    Target,
 )
 from koe5_onnx.embedder import Embedder, Encoded
 from koe5_onnx.errors import (
@@ -30,6 +32,7 @@ from koe5_onnx.errors import (
     ProviderError,
     TextTooLongError,
     TruncationWarning,
+    UnsuitedCpuWarning,
 )
 from koe5_onnx.tokenizer import Tokenizer, Tokens
 
@@ -55,9 +58,12 @@ __all__ = [
     "Manifest",
     "MissingDependencyError",
     "ProviderError",
+    "Retrieval",
     "Source",
+    "Target",
     "TextTooLongError",
     "Tokenizer",
     "Tokens",
     "TruncationWarning",
+    "UnsuitedCpuWarning",
 ]

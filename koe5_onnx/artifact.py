@@ -18,7 +18,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,6 +79,18 @@ class Contract:
 
 
 @dataclass(frozen=True)
+class Target:
+    """What an artifact is good for: elsewhere the runtime refuses it or warns."""
+
+    devices: Sequence[str]
+    """"cpu", "cuda": a session on any other is refused."""
+    instructions: Sequence[str]
+    """CPU flags by the kernel's names, any one of which makes it fast and exact; empty for any CPU."""
+    without: str
+    """What to expect on a CPU that has none of them; empty where none is needed."""
+
+
+@dataclass(frozen=True)
 class Agreement:
     """Cosine between artifact and reference over some texts."""
 
@@ -89,6 +101,24 @@ class Agreement:
     cosine_mean: float
     max_abs_diff: float
     """Largest difference of one component, both embeddings at unit length."""
+    error_counts: Mapping[str, int]
+    """Number of texts by 1 - cosine: upper end of the bin, as "0.0003", to how many fall below it."""
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What the difference from the reference does to a search among the texts of a certificate."""
+
+    texts: int
+    """Each is a query, and all the others are searched."""
+    neighbours: int
+    """How many of the best count as found: 10, or fewer among few texts."""
+    overlap: float
+    """Share of the reference's neighbours that are found here too, mean over the texts."""
+    rank_correlation: float
+    """Spearman's correlation of a text's similarities to all the others, mean over the texts."""
+    similarity_error: float
+    """Largest change of a cosine between two texts."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +130,12 @@ class Certificate:
     """Bucket of lengths in tokens, as "33-128", to its agreement."""
     batch_cosine_min: float
     """Smallest cosine of a text alone to the same text in a mixed batch."""
+    retrieval: Retrieval
     gate: Mapping[str, float]
     """The bounds that it passed."""
     texts_sha256: str
     measured_with: Mapping[str, str]
-    """CPU and library versions."""
+    """CPU, execution provider and library versions."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +156,7 @@ class Manifest:
     precision: str
     recipe: Mapping[str, Any]
     """How the precision was reached: parameters of the quantisation, free-form."""
+    target: Target
     contract: Contract
     files: Mapping[str, File]
     certificate: Certificate | None
@@ -264,13 +296,8 @@ def _value(hint: Any, data: Any, where: str) -> Any:
     """Check one JSON value against a type hint of the dataclasses above."""
     if hint is Any:
         return data
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return None if data is None else _value(args[0], data, where)
-    if origin is Mapping:
-        if not isinstance(data, dict):
-            raise ArtifactError(f"{where}: expected an object, found {type(data).__name__}")
-        return {key: _value(args[1], item, f"{where}.{key}") for key, item in data.items()}
+    if args := typing.get_args(hint):
+        return _generic_value(typing.get_origin(hint), args, data, where)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast("type[Any]", hint), data, where)
     if hint is float and type(data) is int:
@@ -278,3 +305,15 @@ def _value(hint: Any, data: Any, where: str) -> Any:
     if type(data) is not hint:
         raise ArtifactError(f"{where}: expected {hint.__name__}, found {data!r}")
     return data
+
+
+def _generic_value(origin: Any, args: tuple[Any, ...], data: Any, where: str) -> Any:
+    """The same for `X | None`, Mapping[str, X] and Sequence[X]."""
+    if origin is types.UnionType:
+        return None if data is None else _value(args[0], data, where)
+    kind, wanted = (dict, "an object") if origin is Mapping else (list, "a list")
+    if not isinstance(data, kind):
+        raise ArtifactError(f"{where}: expected {wanted}, found {type(data).__name__}")
+    if isinstance(data, dict):
+        return {key: _value(args[1], item, f"{where}.{key}") for key, item in data.items()}
+    return tuple(_value(args[0], item, f"{where}[{turn}]") for turn, item in enumerate(data))

@@ -14,7 +14,8 @@ Every error is a `Koe5Error` and also the builtin error that a caller would expe
 
     Koe5Warning(UserWarning)
     ├── TruncationWarning                    texts were cut at the token limit
-    └── DoublePromptWarning                  texts already begin with the prompt they are given
+    ├── DoublePromptWarning                  texts already begin with the prompt they are given
+    └── UnsuitedCpuWarning                   an artifact on a CPU that it is not made for
 """
 
 from __future__ import annotations
@@ -75,3 +76,7 @@ class TruncationWarning(Koe5Warning):
 
 class DoublePromptWarning(Koe5Warning):
     """Texts already begin with the prompt they are about to be given."""
+
+
+class UnsuitedCpuWarning(Koe5Warning):
+    """The CPU lacks the instructions that the artifact is made for."""

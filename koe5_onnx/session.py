@@ -9,22 +9,29 @@ import ctypes
 import os
 import re
 import threading
+import warnings
 import weakref
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx.artifact import Artifact
-from koe5_onnx.errors import ArtifactError, InputError, MissingDependencyError, ProviderError
-from koe5_onnx.machine import usable_cores
+from koe5_onnx.artifact import Artifact, Target
+from koe5_onnx.errors import (
+    ArtifactError,
+    InputError,
+    MissingDependencyError,
+    ProviderError,
+    UnsuitedCpuWarning,
+)
+from koe5_onnx.machine import cpu_features, usable_cores
 
 Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider"]
+CPU: Provider = "CPUExecutionProvider"
+CUDA: Provider = "CUDAExecutionProvider"
 
+_PRECISIONS_FOR = {"cpu": "--precision fp32, int8 or int8-block", "cuda": "--precision fp32 or fp16"}
 _INPUTS = ["input_ids", "attention_mask"]
-_PRECISIONS_ON_CUDA = ("fp32", "fp16")
-"""int8 is written in operators that only the CPU provider has."""
-
 _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 """Those of this process, for `_after_fork`."""
 
@@ -147,10 +154,25 @@ class Session:
                 f"{', '.join(ort.get_available_providers())}. For CUDA: pip uninstall onnxruntime, then "
                 "pip install 'koe5-onnx[gpu]'"
             )
-        precision = self._artifact.manifest.precision
-        if self._provider == "CUDAExecutionProvider" and precision not in _PRECISIONS_ON_CUDA:
+        manifest = self._artifact.manifest
+        device = "cpu" if self._provider == CPU else "cuda"
+        if device not in manifest.target.devices:
             raise ProviderError(
-                f"a {precision} artifact runs on the CPU only: for CUDA export with --precision fp32"
+                f"{self._artifact.path} is {manifest.precision}, made for "
+                f"{' and '.join(manifest.target.devices)}: it does not run on {device}; "
+                f"export with {_PRECISIONS_FOR[device]}"
+            )
+        if device == "cpu":
+            self._warn_if_unsuited(manifest.target)
+
+    def _warn_if_unsuited(self, target: Target) -> None:
+        features = cpu_features()
+        if target.instructions and features and not set(features) & set(target.instructions):
+            warnings.warn(
+                f"{self._artifact.path} is {self._artifact.manifest.precision}, made for CPUs with one of "
+                f"{', '.join(target.instructions)}; this one has none of them: {target.without}",
+                UnsuitedCpuWarning,
+                stacklevel=2,
             )
 
     def _options(self, ort: Any) -> Any:
@@ -202,8 +224,8 @@ def parse_device(device: str) -> tuple[Provider, dict[str, str]]:
         InputError: Any other form.
     """
     if device == "cpu":
-        return "CPUExecutionProvider", {}
+        return CPU, {}
     match = re.fullmatch(r"cuda(?::(\d+))?", device)
     if match is None:
         raise InputError(f"device is {device!r}: expected 'cpu', 'cuda' or 'cuda:N'")
-    return "CUDAExecutionProvider", {"device_id": match[1] or "0"}
+    return CUDA, {"device_id": match[1] or "0"}

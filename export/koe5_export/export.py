@@ -1,16 +1,10 @@
-"""The export line: checkpoint -> contract -> graph -> verify -> publish.
-
-Everything is written into OUT.partial; only an artifact that passed its gate gets the name OUT.
-"""
+"""The export line: checkpoint -> contract -> graph -> verify -> publish."""
 
 from __future__ import annotations
 
 import hashlib
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +12,13 @@ from koe5_export.calibrate import Calibration
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
 from koe5_export.graph import write_encoder
-from koe5_export.linear import PRECISIONS
-from koe5_export.rounding import DAMPING
-from koe5_export.smooth import STRENGTH, SmoothLayer, plain, smooth
+from koe5_export.precision import PRECISIONS, Precision
+from koe5_export.publish import Plan, Progress, publish, silent
+from koe5_export.smooth import SmoothLayer, plain, smooth
 from koe5_export.texts import CALIBRATION, with_prompts
-from koe5_export.verify import GATES, certify, expect
 from koe5_export.weights import Layer, Norm
 from koe5_export.writer import GraphWriter
-from koe5_onnx import Artifact, CheckpointError, Contract, InputError, Manifest, Tokenizer
-from koe5_onnx.artifact import FORMAT_VERSION, GRAPH, MANIFEST, TOKENIZER, WEIGHTS, describe_file
-
-Progress = Callable[[str, int, int], None]
-"""Called with the step's name, the parts done and the parts in all."""
-
-_BYTES_PER_WEIGHT = {"fp32": 4.0, "int8": 1.0}
-_ROOM_FACTOR = 1.1
+from koe5_onnx import Artifact, InputError, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -41,7 +27,7 @@ class ExportOptions:
 
     precision: str = "fp32"
     calibration: Sequence[str] = CALIBRATION
-    """Texts that int8 is fitted to; half get the query prompt, half the passage prompt."""
+    """Texts that quantisation is fitted to; half get the query prompt, half the passage prompt."""
     verification: Sequence[str] = ()
     """Texts to measure on beside the built-in ones."""
     gate: Mapping[str, float] = field(default_factory=dict)
@@ -53,7 +39,7 @@ class ExportOptions:
 
 
 def export_checkpoint(
-    checkpoint: Checkpoint, out: Path, options: ExportOptions | None = None, progress: Progress | None = None
+    checkpoint: Checkpoint, out: Path, options: ExportOptions | None = None, progress: Progress = silent
 ) -> Artifact:
     """Export a checkpoint, measure it against PyTorch, and publish it as the folder `out`.
 
@@ -73,69 +59,67 @@ def export_checkpoint(
         MissingDependencyError: torch or transformers is not installed.
     """
     options = options or ExportOptions()
-    report = progress or _silent
     if options.precision not in PRECISIONS:
         raise InputError(f"precision is {options.precision!r}: expected one of {', '.join(PRECISIONS)}")
-    gate = GATES[options.precision].tightened(options.gate)
-    contract = read_contract(checkpoint, options.like)
-    _require_tokenizer_fits(checkpoint, contract)
-    with _publishing(out, options.force) as folder:
-        _require_room(folder, checkpoint, options.precision)
-        report("reference", 0, 1)
-        expected = expect(checkpoint, contract, options.verification)
-        manifest = _write(checkpoint, contract, options, folder, report)
-        report("measure", 0, 1)
-        certificate = certify(Artifact(folder, manifest), expected, gate)
-        manifest = replace(manifest, certificate=certificate)
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        report("measure", 1, 1)
-    return Artifact(out, manifest)
-
-
-def _silent(step: str, done: int, total: int) -> None:
-    """Report progress to nobody."""
-
-
-def _write(
-    checkpoint: Checkpoint, contract: Contract, options: ExportOptions, folder: Path, report: Progress
-) -> Manifest:
-    """Write graph, weights, tokenizer and a manifest without certificate."""
-    smoothed = options.precision != "fp32"
-    with GraphWriter(folder / GRAPH, folder / WEIGHTS) as writer:
-        layers = _smoothed(checkpoint, contract, options.calibration) if smoothed else _plain(checkpoint)
-        counted = _counted(layers, checkpoint.config.layers, report)
-        write_encoder(writer, checkpoint, contract, counted, PRECISIONS[options.precision])
-    shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        source=checkpoint.source(),
-        architecture=checkpoint.config.architecture,
-        precision=options.precision,
-        recipe=_recipe(options) if smoothed else {},
-        contract=contract,
-        files={name: describe_file(folder / name) for name in (GRAPH, WEIGHTS, TOKENIZER)},
-        certificate=None,
+    precision = PRECISIONS[options.precision]
+    plan = Plan(
+        checkpoint=checkpoint,
+        contract=read_contract(checkpoint, options.like),
+        precision=precision,
+        gate=precision.gate.tightened(options.gate),
+        verification=options.verification,
     )
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return manifest
+
+    def write(graph: Path, weights: Path, report: Progress) -> Mapping[str, Any]:
+        write_graph(plan, options.calibration, graph, weights, report)
+        return _recipe(precision, options.calibration)
+
+    return publish(plan, write, out, force=options.force, report=progress)
 
 
-def _recipe(options: ExportOptions) -> dict[str, Any]:
-    """How int8 was reached, for the manifest."""
-    texts = "\n".join(options.calibration).encode()
-    return {
-        "weights": "int8 a column, rounded with error compensation",
-        "activations": "uint8 a token",
-        "word_embeddings": "int8 a row",
-        "smoothing_strength": STRENGTH,
-        "rounding_damping": DAMPING,
-        "calibration_texts": len(options.calibration),
-        "calibration_sha256": hashlib.sha256(texts).hexdigest(),
-    }
+def write_graph(
+    plan: Plan, calibration: Sequence[str], graph: Path, weights: Path, report: Progress = silent
+) -> None:
+    """Write graph and weights, layer by layer: at no time is more than one layer in memory.
+
+    Args:
+        plan: Says what and in which precision.
+        calibration: Texts without prompts; used where the precision asks for smoothing.
+        graph: File of the graph.
+        weights: File of its weights, in the same folder.
+        report: Told how many layers are done.
+    """
+    with GraphWriter(graph, weights) as writer:
+        layers = _counted(_layers(plan, calibration), plan.checkpoint.config.layers, report)
+        write_encoder(writer, plan.checkpoint, plan.contract, layers, plan.precision)
 
 
-def _layers(checkpoint: Checkpoint) -> Iterator[tuple[Norm, Layer]]:
-    """Each layer with the norm in front of it, read as it is asked for."""
+def _recipe(precision: Precision, texts: Sequence[str]) -> dict[str, Any]:
+    """How the precision was reached, for the manifest."""
+    recipe = dict(precision.recipe())
+    if precision.smoothing is not None:
+        recipe |= {
+            "smoothing_strength": precision.smoothing,
+            "calibration_texts": len(texts),
+            "calibration_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
+        }
+    return recipe
+
+
+def _layers(plan: Plan, calibration: Sequence[str]) -> Iterator[SmoothLayer]:
+    """The layers in order, each read once and as it is asked for, ready to be written."""
+    checkpoint, strength = plan.checkpoint, plan.precision.smoothing
+    if strength is None:
+        yield from (plain(norm, layer) for norm, layer in _read(checkpoint))
+        return
+    tokenizer = Tokenizer(checkpoint.tokenizer, plan.contract.max_tokens)
+    texts = Calibration(checkpoint, tokenizer.encode(with_prompts(calibration, plan.contract)).ids)
+    for norm, layer in _read(checkpoint):
+        yield smooth(norm, layer, texts.advance(norm, layer), strength)
+
+
+def _read(checkpoint: Checkpoint) -> Iterator[tuple[Norm, Layer]]:
+    """Each layer with the norm in front of it."""
     norm = checkpoint.embedding_norm()
     for number in range(checkpoint.config.layers):
         layer = checkpoint.layer(number)
@@ -143,82 +127,8 @@ def _layers(checkpoint: Checkpoint) -> Iterator[tuple[Norm, Layer]]:
         norm = layer.output_norm
 
 
-def _plain(checkpoint: Checkpoint) -> Iterator[SmoothLayer]:
-    return (plain(norm, layer) for norm, layer in _layers(checkpoint))
-
-
-def _smoothed(checkpoint: Checkpoint, contract: Contract, texts: Sequence[str]) -> Iterator[SmoothLayer]:
-    """The layers smoothed by what the calibration texts do in them, each read once."""
-    tokenizer = Tokenizer(checkpoint.tokenizer, contract.max_tokens)
-    calibration = Calibration(checkpoint, tokenizer.encode(with_prompts(texts, contract)).ids)
-    for norm, layer in _layers(checkpoint):
-        yield smooth(norm, layer, calibration.advance(norm, layer))
-
-
 def _counted(layers: Iterator[SmoothLayer], total: int, report: Progress) -> Iterator[SmoothLayer]:
     report("layers", 0, total)
     for done, layer in enumerate(layers, 1):
         yield layer
         report("layers", done, total)
-
-
-def _require_tokenizer_fits(checkpoint: Checkpoint, contract: Contract) -> None:
-    found = Tokenizer(checkpoint.tokenizer, contract.max_tokens).vocabulary
-    if found > checkpoint.config.vocabulary:
-        raise CheckpointError(
-            f"{checkpoint.tokenizer} has {found} entries, the word embeddings have "
-            f"{checkpoint.config.vocabulary}: tokenizer and weights do not belong together"
-        )
-
-
-def _require_room(folder: Path, checkpoint: Checkpoint, precision: str) -> None:
-    needed = int(checkpoint.config.parameters * _BYTES_PER_WEIGHT[precision] * _ROOM_FACTOR)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise InputError(
-            f"{folder.parent} has {free / 1e6:.0f} MB free, the artifact needs {needed / 1e6:.0f} MB"
-        )
-
-
-@contextmanager
-def _publishing(out: Path, force: bool) -> Iterator[Path]:
-    """A folder to write into, renamed to `out` when the block ends well and removed when it does not."""
-    if out.exists() and not force:
-        raise InputError(f"{out} exists: give a new folder, or --force to replace it")
-    if out.exists() and not (out / MANIFEST).is_file():
-        raise InputError(f"{out} exists and is no artifact: --force replaces artifacts only")
-    partial = out.with_name(out.name + ".partial")
-    _remove_leftover(partial)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        _put_in_place(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _remove_leftover(partial: Path) -> None:
-    """Remove what a killed export left, and nothing else."""
-    if not partial.exists():
-        return
-    names = {path.name for path in partial.iterdir()} if partial.is_dir() else {partial.name}
-    if foreign := names - {GRAPH, WEIGHTS, TOKENIZER, MANIFEST}:
-        raise InputError(
-            f"{partial} holds {', '.join(sorted(foreign))}: an export would write there; move it"
-        )
-    shutil.rmtree(partial)
-
-
-def _put_in_place(partial: Path, out: Path) -> None:
-    """Rename `partial` to `out`; an artifact that has this name keeps it if that fails."""
-    if not out.exists():
-        partial.rename(out)
-        return
-    old = out.with_name(f"{out.name}.{secrets.token_hex(8)}.old")
-    out.rename(old)
-    try:
-        partial.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)

@@ -1,7 +1,7 @@
 """The encoder as ONNX nodes: embeddings, one layer function called for each layer, pooling.
 
 Written from the weights, final as written: no tracing, no fusion afterwards. Weights come layer by layer
-and leave for the disk at once. How a linear is written belongs to linear.py.
+and leave for the disk at once. How a linear is written belongs to precision/.
 
     input_ids, attention_mask int64[n, width]  ->  embedding float32[n, hidden]
 """
@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.config import EncoderConfig
-from koe5_export.linear import Precision
+from koe5_export.precision import Precision
 from koe5_export.smooth import SmoothLayer
 from koe5_export.weights import Array, Linear, Norm
 from koe5_export.writer import MICROSOFT, GraphWriter, subgraph

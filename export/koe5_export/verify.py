@@ -1,7 +1,6 @@
-"""Artifact against reference: measure, gate, report.
+"""Artifact against reference: runs both over the same texts and measures the distance.
 
-The gate is what "proved" means: an artifact that misses it is never published. It can be tightened, not
-loosened.
+What distance is allowed belongs to gate.py.
 """
 
 from __future__ import annotations
@@ -10,16 +9,19 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from koe5_export.agreement import agreement, agreement_by_length, cosines, retrieval
 from koe5_export.checkpoint import Checkpoint
+from koe5_export.gate import Gate
+from koe5_export.precision import PRECISIONS
 from koe5_export.reference import embed_reference, reference_versions, require_reference
 from koe5_export.texts import verification_texts, with_prompts
+from koe5_export.weights import Array
 from koe5_onnx import (
-    Agreement,
     Artifact,
     Certificate,
     Contract,
@@ -30,92 +32,10 @@ from koe5_onnx import (
     TruncationWarning,
 )
 from koe5_onnx.machine import cpu_name
-from koe5_onnx.session import import_onnxruntime
+from koe5_onnx.session import CUDA, Session, import_onnxruntime
 
-Array = npt.NDArray[np.float32]
-
-_BUCKETS = (16, 32, 64, 128, 256, 512, 8192)
-"""Upper ends of the length buckets in the certificate, in tokens."""
 _UNIT_LENGTH_ERROR = 1e-5
 """Rounding of a float32 sum over some thousand components."""
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Bounds that a certificate must keep."""
-
-    cosine_min: float
-    cosine_mean: float
-    max_abs_diff: float
-    """Largest difference of one component at unit length; inf where only cosines are bounded."""
-    batch_cosine_min: float = 0.99999
-    """A text alone against the same text in a batch."""
-
-    def tightened(self, wanted: Mapping[str, float]) -> Gate:
-        """This gate with some bounds replaced by stricter ones.
-
-        Raises:
-            InputError: A name is unknown, or a bound is looser than this gate's.
-        """
-        bounds = dict(vars(self))
-        for name, value in wanted.items():
-            if name not in bounds:
-                raise InputError(f"no bound is called {name!r}: expected one of {', '.join(bounds)}")
-            looser = value > bounds[name] if name == "max_abs_diff" else value < bounds[name]
-            if looser:
-                raise InputError(
-                    f"{name}={value:g} is looser than the gate's {bounds[name]:g}: it can only be tightened"
-                )
-            bounds[name] = value
-        return Gate(**bounds)
-
-    def check(self, certificate: Certificate) -> None:
-        """Compare a certificate with the bounds.
-
-        Raises:
-            FidelityError: One is missed; the message has all figures.
-        """
-        found = certificate.overall
-        misses = [
-            f"{name} {value:.7g}, allowed {bound:.7g}"
-            for name, value, bound, good in (
-                ("cosine_min", found.cosine_min, self.cosine_min, found.cosine_min >= self.cosine_min),
-                ("cosine_mean", found.cosine_mean, self.cosine_mean, found.cosine_mean >= self.cosine_mean),
-                (
-                    "max_abs_diff",
-                    found.max_abs_diff,
-                    self.max_abs_diff,
-                    found.max_abs_diff <= self.max_abs_diff,
-                ),
-                (
-                    "batch_cosine_min",
-                    certificate.batch_cosine_min,
-                    self.batch_cosine_min,
-                    certificate.batch_cosine_min >= self.batch_cosine_min,
-                ),
-            )
-            if not good
-        ]
-        if misses:
-            raise FidelityError(
-                f"too far from PyTorch over {found.texts} texts: {'; '.join(misses)}. "
-                f"All figures: {describe(certificate)}"
-            )
-
-
-GATES = {
-    "fp32": Gate(cosine_min=0.999999, cosine_mean=0.999999, max_abs_diff=1e-5),
-    "int8": Gate(cosine_min=0.98, cosine_mean=0.995, max_abs_diff=float("inf")),
-}
-
-
-def describe(certificate: Certificate) -> str:
-    """The figures of a certificate on one line."""
-    found = certificate.overall
-    return (
-        f"cosine to PyTorch min {found.cosine_min:.6f}, mean {found.cosine_mean:.6f}; largest difference "
-        f"{found.max_abs_diff:.2e}; alone against in a batch {certificate.batch_cosine_min:.7f}"
-    )
 
 
 @dataclass(frozen=True)
@@ -154,27 +74,46 @@ def certify(artifact: Artifact, expected: Expected, gate: Gate) -> Certificate:
     """
     order = np.random.default_rng(0).permutation(len(expected.texts))
     together = np.empty_like(expected.embeddings)
-    limit = artifact.manifest.contract.max_tokens
-    with warnings.catch_warnings(), Embedder.open(artifact.path, max_batch_tokens=4 * limit) as embedder:
+    with warnings.catch_warnings(), _open(artifact) as embedder:
         warnings.simplefilter("ignore", TruncationWarning)  # some of the texts are there to be cut
         together[order] = embedder.encode([expected.texts[row] for row in order])
         alone = np.concatenate([embedder.encode([text]) for text in expected.texts])
+        provider = embedder.session.providers[0]
     if artifact.manifest.contract.normalize:
         _require_unit_length(together)
     certificate = Certificate(
-        overall=_agreement(together, expected.embeddings),
-        by_length=_by_length(together, expected),
-        batch_cosine_min=float(_cosines(alone, together).min()),
+        overall=agreement(together, expected.embeddings),
+        by_length=agreement_by_length(together, expected.embeddings, expected.lengths),
+        batch_cosine_min=float(cosines(alone, together).min()),
+        retrieval=retrieval(together, expected.embeddings),
         gate={name: bound for name, bound in vars(gate).items() if np.isfinite(bound)},
         texts_sha256=hashlib.sha256(json.dumps(list(expected.texts)).encode()).hexdigest(),
         measured_with={
             "cpu": cpu_name(),
+            "provider": provider,
             "onnxruntime": import_onnxruntime().__version__,
             **reference_versions(),
         },
     )
     gate.check(certificate)
     return certificate
+
+
+def _open(artifact: Artifact) -> Embedder:
+    """An embedder with large mixed batches, on the first device that the artifact is for.
+
+    What is made for CUDA is measured on the CPU where there is no CUDA: ONNX Runtime then computes in fp32
+    between the same roundings. The runtime itself would refuse that.
+    """
+    device, target = "cpu", artifact.manifest.target
+    if "cpu" not in target.devices:
+        device = "cuda" if CUDA in import_onnxruntime().get_available_providers() else "cpu"
+        target = replace(target, devices=(*target.devices, "cpu"))
+    opened = Artifact(artifact.path, replace(artifact.manifest, target=target))
+    limit = artifact.manifest.contract.max_tokens
+    return Embedder(
+        opened, Session(opened, device), Tokenizer(opened.tokenizer, limit), 4 * limit, "truncate"
+    )
 
 
 def _require_unit_length(rows: Array) -> None:
@@ -204,37 +143,5 @@ def verify_artifact(
             f"{checkpoint.folder} has other weights than the artifact was made from "
             f"({artifact.manifest.source.repository}, SHA-256 {made_from[:12]}...): give that checkpoint"
         )
-    gate = GATES[artifact.manifest.precision].tightened(tighten or {})
+    gate = PRECISIONS[artifact.manifest.precision].gate.tightened(tighten or {})
     return certify(artifact, expect(checkpoint, artifact.manifest.contract, given), gate)
-
-
-def _by_length(found: Array, expected: Expected) -> dict[str, Agreement]:
-    agreements: dict[str, Agreement] = {}
-    low = 1
-    for high in _BUCKETS:
-        rows = (expected.lengths >= low) & (expected.lengths <= high)
-        if rows.any():
-            agreements[f"{low}-{high}"] = _agreement(found[rows], expected.embeddings[rows])
-        low = high + 1
-    return agreements
-
-
-def _agreement(found: Array, reference: Array) -> Agreement:
-    cosines = _cosines(found, reference)
-    return Agreement(
-        texts=len(cosines),
-        cosine_min=float(cosines.min()),
-        cosine_p1=float(np.percentile(cosines, 1)),
-        cosine_mean=float(cosines.mean()),
-        max_abs_diff=float(np.abs(_unit(found) - _unit(reference)).max()),
-    )
-
-
-def _cosines(a: Array, b: Array) -> npt.NDArray[np.float64]:
-    """float64[n]: cosine of each row of a with the same row of b."""
-    return np.asarray((_unit(a) * _unit(b)).sum(axis=1))
-
-
-def _unit(rows: Array) -> npt.NDArray[np.float64]:
-    wide = rows.astype(np.float64)
-    return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True))

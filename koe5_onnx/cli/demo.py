@@ -68,8 +68,8 @@ def _checkpoint(folder: Path) -> Any:
 
 
 def _show_artifact(artifact: Artifact) -> None:
+    from koe5_export.gate import describe
     from koe5_export.texts import DEMO_PASSAGES
-    from koe5_export.verify import describe
 
     certificate = artifact.manifest.certificate
     size = artifact.manifest.total_bytes

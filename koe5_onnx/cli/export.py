@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     """
     koe5_export = import_export()
     from koe5_export.checkpoint import Checkpoint
-    from koe5_export.verify import describe
+    from koe5_export.gate import describe
 
     options: dict[str, Any] = {"precision": args.precision, "like": args.like, "force": args.force}
     options["gate"] = parse_gate(args.gate)

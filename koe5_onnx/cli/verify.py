@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 def _against_checkpoint(artifact: Artifact, args: argparse.Namespace) -> None:
     koe5_export = import_export()
     from koe5_export.checkpoint import Checkpoint
-    from koe5_export.verify import describe
+    from koe5_export.gate import describe
 
     source = artifact.manifest.source
     if args.checkpoint is None and source.revision is None:

@@ -63,7 +63,7 @@ def test_a_damaged_checkpoint_leaves_nothing(seeded, tmp_path, monkeypatch, prec
     tensors = load_file(folder / "model.safetensors")
     tensors["encoder.layer.1.output.LayerNorm.bias"][3] = np.nan
     save_file(tensors, folder / "model.safetensors")
-    monkeypatch.setattr("koe5_export.export.expect", lambda *arguments: None)
+    monkeypatch.setattr("koe5_export.publish.expect", lambda *arguments: None)
     (tmp_path / "to").mkdir()
     with pytest.raises(CheckpointError, match="NaN"):
         export_checkpoint(Checkpoint.open(folder), tmp_path / "to" / "out", ExportOptions(precision))
@@ -157,13 +157,17 @@ import re, sys
 from pathlib import Path
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
-from koe5_export.export import ExportOptions, _write
+from koe5_export.export import write_graph
+from koe5_export.precision import PRECISIONS
+from koe5_export.publish import Plan
+from koe5_export.texts import CALIBRATION
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 checkpoint = Checkpoint.open(sys.argv[1])
 before = peak()
-contract, options = read_contract(checkpoint), ExportOptions(precision=sys.argv[3])
-_write(checkpoint, contract, options, Path(sys.argv[2]), lambda *_: None)
+precision = PRECISIONS[sys.argv[3]]
+plan = Plan(checkpoint, read_contract(checkpoint), precision, precision.gate)
+write_graph(plan, CALIBRATION, Path(sys.argv[2]) / "graph", Path(sys.argv[2]) / "weights")
 print(peak() - before)
 """
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from koe5_export.linear import GELU_MIN, gelu_zero_point
+from koe5_export.precision.int8 import GELU_MIN, gelu_zero_point
 from koe5_export.rounding import DAMPING, round_columns
 
 RNG = np.random.default_rng(0)

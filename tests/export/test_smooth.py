@@ -7,7 +7,7 @@ from koe5_export.calibrate import Calibration, gelu
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
 from koe5_export.graph import write_encoder
-from koe5_export.linear import PRECISIONS
+from koe5_export.precision import PRECISIONS
 from koe5_export.reference import embed_reference
 from koe5_export.smooth import smooth
 from koe5_export.weights import Layer, Norm

@@ -8,6 +8,7 @@ import onnx
 import pytest
 from koe5_export import Gate, verify_artifact
 from koe5_export.checkpoint import Checkpoint
+from koe5_export.precision import PRECISIONS
 from koe5_export.seeded import Size, write_seeded_checkpoint
 from koe5_export.texts import (
     CALIBRATION,
@@ -17,7 +18,7 @@ from koe5_export.texts import (
     text_of_length,
     verification_texts,
 )
-from koe5_export.verify import GATES, expect
+from koe5_export.verify import expect
 from tolerances import CERTIFICATE_ATOL
 
 from koe5_onnx import (
@@ -28,6 +29,7 @@ from koe5_onnx import (
     FidelityError,
     InputError,
     MissingDependencyError,
+    Retrieval,
     Tokenizer,
     TruncationWarning,
 )
@@ -42,8 +44,8 @@ def certificate(**changes):
         "batch_cosine_min": 1.0,
     } | changes
     batch = figures.pop("batch_cosine_min")
-    overall = Agreement(texts=3, cosine_p1=0.99, **figures)
-    return Certificate(overall, {}, batch, {}, "", {})
+    overall = Agreement(texts=3, cosine_p1=0.99, error_counts={}, **figures)
+    return Certificate(overall, {}, batch, Retrieval(3, 2, 1.0, 1.0, 0.0), {}, "", {})
 
 
 GATE = Gate(cosine_min=0.98, cosine_mean=0.995, max_abs_diff=1e-5)
@@ -74,9 +76,9 @@ def test_a_gate_tightens_and_never_loosens():
 
 
 def test_every_precision_has_a_gate(exported):
-    assert set(GATES) == set(exported)
+    assert set(PRECISIONS) == set(exported)
     for precision, artifact in exported.items():
-        GATES[precision].check(artifact.manifest.certificate)
+        PRECISIONS[precision].gate.check(artifact.manifest.certificate)
 
 
 def test_a_certificate_covers_all_lengths(exported):

@@ -42,6 +42,7 @@ EXPORT_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "optimum.py": (_EXPORT, {"optimum"}),
     "verify.py": (_EXPORT | {".machine", ".session"}, set()),
     "graph.py": (_EXPORT | {".batching", "onnx"}, set()),
+    "precision/*.py": (_EXPORT | {".machine", "onnx"}, set()),
     "*.py": (_EXPORT | {"onnx", "safetensors", "ml_dtypes", "tokenizers"}, set()),
 }
 BENCHMARKS_TABLE: dict[str, tuple[set[str], set[str]]] = {

@@ -1,24 +1,22 @@
-"""How tables and linear layers are written in each precision: the only place where precisions differ.
-
-A precision answers four questions; graph.py asks them and knows no number format::
-
-    table      rows of the word embeddings for some ids
-    project    x @ weight for linears that share the input x
-    expand     the same for the input of a feed-forward block, which is a GELU's output
-"""
+"""8-bit weights and activations, for CPUs with dot-product instructions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from onnx import numpy_helper
 
-from koe5_export.rounding import round_columns
+from koe5_export.gate import Gate
+from koe5_export.precision.precision import Precision
+from koe5_export.rounding import DAMPING, round_columns
+from koe5_export.smooth import STRENGTH
 from koe5_export.weights import Array, Linear
 from koe5_export.writer import MICROSOFT, GraphWriter
+from koe5_onnx import Target
+from koe5_onnx.machine import INT8_INSTRUCTIONS
 
 GELU_MIN = -0.17
 """GELU is nowhere below -0.16998 (its minimum, at x = -0.7518)."""
@@ -26,47 +24,7 @@ _TINY = np.float32(1e-12)
 """Keeps the scale of an all-zero row from dividing by zero."""
 
 
-class Precision(Protocol):
-    """Number format of the weights and of the products."""
-
-    name: str
-
-    def table(
-        self, g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str
-    ) -> str:
-        """Rows of an embedding table for ids int64[n, width]: float32[n, width, hidden]."""
-        ...
-
-    def project(self, g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]]) -> list[str]:
-        """x @ weight for each (name, linear); x is float32[n, width, in]."""
-        ...
-
-    def project_gelu(self, g: GraphWriter, x: str, name: str, linear: Linear, typical_max: float) -> str:
-        """x @ weight where x comes out of a GELU, so that it is never below GELU_MIN."""
-        ...
-
-
-class Fp32:
-    """Weights and products in fp32."""
-
-    name = "fp32"
-
-    def table(
-        self, g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str
-    ) -> str:
-        return g.node("Gather", [g.stream(f"{name}.weight", np.float32, shape, rows), ids], name)
-
-    def project(self, g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]]) -> list[str]:
-        return [
-            g.node("MatMul", [x, g.constant(f"{name}.weight", linear.weight)], name)
-            for name, linear in linears
-        ]
-
-    def project_gelu(self, g: GraphWriter, x: str, name: str, linear: Linear, typical_max: float) -> str:
-        return self.project(g, x, [(name, linear)])[0]
-
-
-class Int8:
+class Int8(Precision):
     """8-bit weights with a scale per output channel, 8-bit activations with a scale per token.
 
     A scale per token, never per tensor: the embedding of a text must not depend on its neighbours. The
@@ -74,6 +32,22 @@ class Int8:
     """
 
     name = "int8"
+    gate = Gate(cosine_min=0.98, cosine_mean=0.995)
+    target = Target(
+        devices=("cpu",),
+        instructions=INT8_INSTRUCTIONS,
+        without="slow, and on x86 sums of products may saturate: export int8-block instead",
+    )
+    weight_bytes = 1.0
+    smoothing = STRENGTH
+
+    def recipe(self) -> dict[str, Any]:
+        return {
+            "weights": "int8 a column, rounded with error compensation",
+            "activations": "uint8 a token",
+            "word_embeddings": "int8 a row",
+            "rounding_damping": DAMPING,
+        }
 
     def table(
         self, g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str
@@ -104,9 +78,6 @@ class Int8:
         scale = _scaled(g, maximum, 1 / (255 - zero), at_least=-GELU_MIN / zero)
         quantised = _quantise(g, x, scale, zero, len(linear.weight))
         return _multiply(g, quantised, scale, zero, [(name, linear)])[0]
-
-
-PRECISIONS: dict[str, Precision] = {precision.name: precision for precision in (Fp32(), Int8())}
 
 
 def gelu_zero_point(typical_max: float) -> int:

@@ -1,0 +1,91 @@
+"""How near two sets of embeddings of the same texts are: cosines, and what a search makes of the difference.
+
+Plain numpy in float64; knows neither artifacts nor PyTorch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from koe5_export.weights import Array
+from koe5_onnx import Agreement, Retrieval
+
+_BUCKETS = (16, 32, 64, 128, 256, 512, 8192)
+"""Upper ends of the length buckets in the certificate, in tokens."""
+_ERROR_BINS = tuple(float(f"{digit}e{power}") for power in range(-8, 1) for digit in (1, 3))
+"""Upper ends of the bins of 1 - cosine, two a decade; the first takes what is smaller, the last the rest."""
+_NEIGHBOURS = 10
+
+
+def agreement(found: Array, reference: Array) -> Agreement:
+    """Compare embeddings float32[n, dim] with the reference's."""
+    rows = cosines(found, reference)
+    return Agreement(
+        texts=len(rows),
+        cosine_min=float(rows.min()),
+        cosine_p1=float(np.percentile(rows, 1)),
+        cosine_mean=float(rows.mean()),
+        max_abs_diff=float(np.abs(_unit(found) - _unit(reference)).max()),
+        error_counts=_error_counts(1 - rows),
+    )
+
+
+def agreement_by_length(
+    found: Array, reference: Array, lengths: npt.NDArray[np.int32]
+) -> dict[str, Agreement]:
+    """The same for each bucket of lengths (int32[n], in tokens) that has texts, as "33-64"."""
+    agreements: dict[str, Agreement] = {}
+    low = 1
+    for high in _BUCKETS:
+        rows = (lengths >= low) & (lengths <= high)
+        if rows.any():
+            agreements[f"{low}-{high}"] = agreement(found[rows], reference[rows])
+        low = high + 1
+    return agreements
+
+
+def retrieval(found: Array, reference: Array) -> Retrieval:
+    """Search each text among the others, by both embeddings."""
+    ours, theirs = (_similarities_to_others(rows) for rows in (found, reference))
+    neighbours = min(_NEIGHBOURS, len(found) - 1)
+    shared = [len(_best(a, neighbours) & _best(b, neighbours)) for a, b in zip(ours, theirs, strict=True)]
+    correlations = [np.corrcoef(_ranks(a), _ranks(b))[0, 1] for a, b in zip(ours, theirs, strict=True)]
+    return Retrieval(
+        texts=len(found),
+        neighbours=neighbours,
+        overlap=float(np.mean(shared)) / neighbours,
+        rank_correlation=float(np.mean(correlations)),
+        similarity_error=float(np.abs(ours - theirs).max()),
+    )
+
+
+def cosines(a: Array, b: Array) -> npt.NDArray[np.float64]:
+    """float64[n]: cosine of each row of a with the same row of b."""
+    return np.asarray((_unit(a) * _unit(b)).sum(axis=1))
+
+
+def _error_counts(errors: npt.NDArray[np.float64]) -> dict[str, int]:
+    bins = np.minimum(np.searchsorted(_ERROR_BINS, errors, side="right"), len(_ERROR_BINS) - 1)
+    numbers, counts = np.unique(bins, return_counts=True)
+    return {f"{_ERROR_BINS[number]:g}": int(count) for number, count in zip(numbers, counts, strict=True)}
+
+
+def _similarities_to_others(rows: Array) -> npt.NDArray[np.float64]:
+    """float64[n, n - 1]: cosines of each text to the others, in their order."""
+    similarities = _unit(rows) @ _unit(rows).T
+    others = ~np.eye(len(rows), dtype=bool)
+    return np.asarray(similarities[others].reshape(len(rows), len(rows) - 1))
+
+
+def _best(similarities: npt.NDArray[np.float64], count: int) -> set[int]:
+    return set(np.argsort(-similarities, kind="stable")[:count].tolist())
+
+
+def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+    return np.asarray(np.argsort(np.argsort(values, kind="stable"), kind="stable"))
+
+
+def _unit(rows: Array) -> npt.NDArray[np.float64]:
+    wide = rows.astype(np.float64)
+    return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True))

@@ -1,0 +1,150 @@
+"""Publishing: an artifact gets its name only after it was written whole and passed its gate.
+
+Everything happens in OUT.partial. Whoever writes graphs (export.py, optimum.py, folder.py) gives `publish` a
+function that does so; what surrounds it is the same for all.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from koe5_export.checkpoint import Checkpoint
+from koe5_export.gate import Gate
+from koe5_export.precision import Precision
+from koe5_export.verify import certify, expect
+from koe5_onnx import Artifact, CheckpointError, Contract, InputError, Manifest, Tokenizer
+from koe5_onnx.artifact import FORMAT_VERSION, GRAPH, MANIFEST, TOKENIZER, WEIGHTS, describe_file
+
+Progress = Callable[[str, int, int], None]
+"""Called with the step's name, the parts done and the parts in all."""
+Write = Callable[[Path, Path, Progress], Mapping[str, Any]]
+"""Writes the graph and its weights to the two files given and returns the recipe for the manifest."""
+
+_ROOM_FACTOR = 1.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be published."""
+
+    checkpoint: Checkpoint
+    """What the artifact is measured against."""
+    contract: Contract
+    precision: Precision
+    gate: Gate
+    verification: Sequence[str] = ()
+    """Texts to measure on beside the built-in ones."""
+
+
+def silent(step: str, done: int, total: int) -> None:
+    """Report progress to nobody."""
+
+
+def publish(
+    plan: Plan, write: Write, out: Path, *, force: bool = False, report: Progress = silent
+) -> Artifact:
+    """Write an artifact, measure it against PyTorch, and give it the name `out`.
+
+    Raises:
+        InputError: `out` exists (and not `force`), or the disk has no room.
+        CheckpointError: The tokenizer does not fit the weights.
+        FidelityError: The artifact misses its gate; nothing is left behind.
+        MissingDependencyError: torch or transformers is not installed.
+    """
+    _require_tokenizer_fits(plan.checkpoint, plan.contract)
+    with _named_when_done(out, force) as folder:
+        _require_room(folder, plan)
+        report("reference", 0, 1)
+        expected = expect(plan.checkpoint, plan.contract, plan.verification)
+        recipe = write(folder / GRAPH, folder / WEIGHTS, report)
+        shutil.copyfile(plan.checkpoint.tokenizer, folder / TOKENIZER)
+        manifest = _manifest(plan, folder, recipe)
+        report("measure", 0, 1)
+        certificate = certify(Artifact(folder, manifest), expected, plan.gate)
+        manifest = replace(manifest, certificate=certificate)
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        report("measure", 1, 1)
+    return Artifact(out, manifest)
+
+
+def _manifest(plan: Plan, folder: Path, recipe: Mapping[str, Any]) -> Manifest:
+    """The manifest of the files in `folder`, without certificate."""
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        source=plan.checkpoint.source(),
+        architecture=plan.checkpoint.config.architecture,
+        precision=plan.precision.name,
+        recipe=recipe,
+        target=plan.precision.target,
+        contract=plan.contract,
+        files={name: describe_file(folder / name) for name in (GRAPH, WEIGHTS, TOKENIZER)},
+        certificate=None,
+    )
+
+
+def _require_tokenizer_fits(checkpoint: Checkpoint, contract: Contract) -> None:
+    found = Tokenizer(checkpoint.tokenizer, contract.max_tokens).vocabulary
+    if found > checkpoint.config.vocabulary:
+        raise CheckpointError(
+            f"{checkpoint.tokenizer} has {found} entries, the word embeddings have "
+            f"{checkpoint.config.vocabulary}: tokenizer and weights do not belong together"
+        )
+
+
+def _require_room(folder: Path, plan: Plan) -> None:
+    needed = int(plan.checkpoint.config.parameters * plan.precision.weight_bytes * _ROOM_FACTOR)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"{folder.parent} has {free / 1e6:.0f} MB free, the artifact needs {needed / 1e6:.0f} MB"
+        )
+
+
+@contextmanager
+def _named_when_done(out: Path, force: bool) -> Iterator[Path]:
+    """A folder to write into, renamed to `out` when the block ends well and removed when it does not."""
+    if out.exists() and not force:
+        raise InputError(f"{out} exists: give a new folder, or --force to replace it")
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise InputError(f"{out} exists and is no artifact: --force replaces artifacts only")
+    partial = out.with_name(out.name + ".partial")
+    _remove_leftover(partial)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _put_in_place(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_leftover(partial: Path) -> None:
+    """Remove what a killed export left, and nothing else."""
+    if not partial.exists():
+        return
+    names = {path.name for path in partial.iterdir()} if partial.is_dir() else {partial.name}
+    if foreign := names - {GRAPH, WEIGHTS, TOKENIZER, MANIFEST}:
+        raise InputError(
+            f"{partial} holds {', '.join(sorted(foreign))}: an export would write there; move it"
+        )
+    shutil.rmtree(partial)
+
+
+def _put_in_place(partial: Path, out: Path) -> None:
+    """Rename `partial` to `out`; an artifact that has this name keeps it if that fails."""
+    if not out.exists():
+        partial.rename(out)
+        return
+    old = out.with_name(f"{out.name}.{secrets.token_hex(8)}.old")
+    out.rename(old)
+    try:
+        partial.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)
