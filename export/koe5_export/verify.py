@@ -162,9 +162,9 @@ def certify(artifact: Artifact, expected: Expected, gate: Gate) -> Certificate:
     if artifact.manifest.contract.normalize:
         _require_unit_length(together)
     certificate = Certificate(
-        overall=_agreement(together, expected.embeddings),
-        by_length=_by_length(together, expected),
-        batch_cosine_min=float(_cosines(alone, together).min()),
+        overall=agreement(together, expected.embeddings),
+        by_length=by_length(together, expected.embeddings, expected.lengths),
+        batch_cosine_min=float(cosines(alone, together).min()),
         gate={name: bound for name, bound in vars(gate).items() if np.isfinite(bound)},
         texts_sha256=hashlib.sha256(json.dumps(list(expected.texts)).encode()).hexdigest(),
         measured_with={
@@ -208,29 +208,46 @@ def verify_artifact(
     return certify(artifact, expect(checkpoint, artifact.manifest.contract, given), gate)
 
 
-def _by_length(found: Array, expected: Expected) -> dict[str, Agreement]:
-    agreements: dict[str, Agreement] = {}
+def by_length(found: Array, reference: Array, lengths: npt.NDArray[np.int32]) -> dict[str, Agreement]:
+    """Agreement in each bucket of lengths that has texts.
+
+    Args:
+        found: float32[n, dim].
+        reference: float32[n, dim], of the same texts.
+        lengths: int32[n]: tokens of each text.
+
+    Returns:
+        Bucket in tokens, as "33-128", to its agreement, shortest first.
+    """
+    buckets = length_buckets(lengths)
+    return {bucket: agreement(found[rows], reference[rows]) for bucket, rows in buckets.items()}
+
+
+def length_buckets(lengths: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Bucket in tokens, as "33-128", to the texts in it, bool[n]; only buckets that have some."""
+    buckets: dict[str, npt.NDArray[np.bool_]] = {}
     low = 1
     for high in _BUCKETS:
-        rows = (expected.lengths >= low) & (expected.lengths <= high)
+        rows = (lengths >= low) & (lengths <= high)
         if rows.any():
-            agreements[f"{low}-{high}"] = _agreement(found[rows], expected.embeddings[rows])
+            buckets[f"{low}-{high}"] = rows
         low = high + 1
-    return agreements
+    return buckets
 
 
-def _agreement(found: Array, reference: Array) -> Agreement:
-    cosines = _cosines(found, reference)
+def agreement(found: Array, reference: Array) -> Agreement:
+    """Cosines and differences between two embeddings of each text, both float32[n, dim]."""
+    per_text = cosines(found, reference)
     return Agreement(
-        texts=len(cosines),
-        cosine_min=float(cosines.min()),
-        cosine_p1=float(np.percentile(cosines, 1)),
-        cosine_mean=float(cosines.mean()),
+        texts=len(per_text),
+        cosine_min=float(per_text.min()),
+        cosine_p1=float(np.percentile(per_text, 1)),
+        cosine_mean=float(per_text.mean()),
         max_abs_diff=float(np.abs(_unit(found) - _unit(reference)).max()),
     )
 
 
-def _cosines(a: Array, b: Array) -> npt.NDArray[np.float64]:
+def cosines(a: Array, b: Array) -> npt.NDArray[np.float64]:
     """float64[n]: cosine of each row of a with the same row of b."""
     return np.asarray((_unit(a) * _unit(b)).sum(axis=1))
 
