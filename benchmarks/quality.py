@@ -14,6 +14,7 @@ import argparse
 import importlib
 import importlib.metadata
 import json
+import platform
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -26,8 +27,8 @@ from benchmarks.quality_run import Encoder, Run, open_artifact, open_checkpoint,
 from benchmarks.retrieval import PerQuery, Ranking, rank, score, score_reversed
 from koe5_onnx import Artifact, InputError, MissingDependencyError, __version__
 
-_LIBRARIES = {"ir_measures": "ir-measures", "matplotlib": "matplotlib", "scipy": "scipy"}
-"""Packages of the extra "bench" by the names that they are imported by."""
+_LIBRARIES = {"ir_measures": "ir-measures", "matplotlib": "matplotlib", "numpy": "numpy", "scipy": "scipy"}
+"""Import name to distribution of what computes and draws figures; the extra "bench" brings them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +86,7 @@ def _libraries() -> dict[str, str]:
         except ImportError as error:
             raise MissingDependencyError(package, "bench", "measuring quality") from error
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES.values()}
-    return {"koe5-onnx": __version__, **versions}
+    return {"koe5-onnx": __version__, "python": platform.python_version(), **versions}
 
 
 def _encoders(args: argparse.Namespace) -> list[AbstractContextManager[Encoder]]:

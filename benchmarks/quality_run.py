@@ -5,7 +5,6 @@ Knows who embeds and how; figures and comparisons are made from what it returns.
 
 from __future__ import annotations
 
-import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tokenizers
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
 from koe5_export.reference import embed_reference, reference_versions, require_reference
@@ -132,7 +132,10 @@ def open_checkpoint(name: str, like: str | None = None) -> Iterator[Encoder]:
 
 
 def run_on(encoder: Encoder, dataset: Dataset, folder: Path) -> Run:
-    """Embed a dataset with the contract's prompts, or take what the cache in `folder` has."""
+    """Embed a dataset with the contract's prompts, or take what the cache in `folder` has.
+
+    The prompts are put in front here, and not by the encoder, so that the cache's keys hold all of a text.
+    """
     prompts = encoder.contract.prompts
     texts = {
         "queries": [prompts["query"] + text for text in dataset.queries],
@@ -165,7 +168,7 @@ def with_unique_labels(runs: Sequence[Run]) -> list[Run]:
 
 
 def _machine() -> dict[str, str]:
-    return {"cpu": cpu_name(), "python": platform.python_version(), "numpy": np.__version__}
+    return {"cpu": cpu_name(), "tokenizers": tokenizers.__version__}
 
 
 def _quietly(embed: Embed) -> Embed:
