@@ -75,7 +75,11 @@ def load(name: str, folder: Path | None = None, limit: int | None = None) -> Dat
     """
     if name in KNOWN:
         dataset = _known(KNOWN[name], name, folder)
-    elif folder is None and Path(name).exists():
+    elif folder is not None:
+        raise InputError(
+            f"{folder} is given for {name}: expected one of {', '.join(KNOWN)}, or no other folder"
+        )
+    elif Path(name).exists():
         dataset = Dataset(Path(name).name, name, read_contents(Path(name)))
     else:
         raise InputError(f"{name} is neither a dataset's folder nor one of {', '.join(KNOWN)}")

@@ -20,15 +20,15 @@ from pathlib import Path
 
 from benchmarks.corpora import KNOWN, Dataset, load
 from benchmarks.published import AUTORAG
-from benchmarks.quality_change import compare
+from benchmarks.quality_change import Measured, compare
 from benchmarks.quality_plot import draw
 from benchmarks.quality_report import REVERSED, Report, as_data, as_markdown
 from benchmarks.quality_run import Encoder, Run, open_artifact, open_checkpoint, run_on, with_unique_labels
-from benchmarks.retrieval import PerQuery, Ranking, rank, score, score_reversed
+from benchmarks.retrieval import rank, score, score_reversed
 from koe5_onnx import Artifact, InputError, MissingDependencyError, __version__
 
 _LIBRARIES = {"ir_measures": "ir-measures", "matplotlib": "matplotlib", "numpy": "numpy", "scipy": "scipy"}
-"""Import name to distribution of what computes and draws figures; the extra "bench" brings them."""
+"""Import name to distribution of what computes and draws; the extra "bench" brings what is not here."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     runs = with_unique_labels([_run(encoder, dataset, args.out / "embeddings") for encoder in encoders])
     measured = [_measure(one, dataset) for one in runs]
     changes = [compare(measured[0], other) for other in measured[1:]]
-    figures = [_means(ranking, per_query, dataset) for _, ranking, per_query in measured]
+    figures = [_means(one, dataset) for one in measured]
     report = Report(dataset, runs, figures, changes, libraries)
     _write(report, args.out)
     return 0
@@ -105,15 +105,15 @@ def _run(encoder: AbstractContextManager[Encoder], dataset: Dataset, cache: Path
         return run_on(opened, dataset, cache)
 
 
-def _measure(one: Run, dataset: Dataset) -> tuple[Run, Ranking, PerQuery]:
+def _measure(one: Run, dataset: Dataset) -> Measured:
     ranking = rank(one.queries, one.passages)
-    return one, ranking, score(dataset, ranking)
+    return Measured(one, ranking, score(dataset, ranking))
 
 
-def _means(ranking: Ranking, per_query: PerQuery, dataset: Dataset) -> dict[str, float]:
-    means = {name: float(values.mean()) for name, values in per_query.items()}
+def _means(measured: Measured, dataset: Dataset) -> dict[str, float]:
+    means = {name: float(values.mean()) for name, values in measured.figures.items()}
     if dataset.name == AUTORAG:
-        means[REVERSED] = float(score_reversed(dataset, ranking).mean())
+        means[REVERSED] = float(score_reversed(dataset, measured.ranking).mean())
     return means
 
 

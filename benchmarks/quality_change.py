@@ -25,6 +25,15 @@ _SEED = 0
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A run and what its embeddings give."""
+
+    run: Run
+    ranking: Ranking
+    figures: PerQuery
+
+
+@dataclass(frozen=True)
 class OverQueries:
     """A figure that each query has."""
 
@@ -65,28 +74,27 @@ def compare_figures(baseline: PerQuery, other: PerQuery) -> dict[str, Difference
     return {name: _difference(other[name] - values) for name, values in baseline.items()}
 
 
-def compare(baseline: tuple[Run, Ranking, PerQuery], other: tuple[Run, Ranking, PerQuery]) -> Change:
+def compare(baseline: Measured, other: Measured) -> Change:
     """All that changes from one run to another.
 
     Raises:
         InputError: Their embeddings cannot be compared.
     """
-    (run_a, ranking_a, figures_a), (run_b, ranking_b, figures_b) = baseline, other
-    a, b = run_a.embeddings, run_b.embeddings
+    a, b = baseline.run.embeddings, other.run.embeddings
     if a.shape != b.shape:
         raise InputError(
-            f"{run_a.label} has {a.shape[1]} dimensions and {run_b.label} has {b.shape[1]}: "
+            f"{baseline.run.label} has {a.shape[1]} dimensions and {other.run.label} has {b.shape[1]}: "
             "expected runs of one checkpoint"
         )
-    overlap, correlation = compare_rankings(ranking_a, ranking_b)
+    overlap, correlation = compare_rankings(baseline.ranking, other.ranking)
     return Change(
-        baseline=run_a.label,
-        run=run_b.label,
+        baseline=baseline.run.label,
+        run=other.run.label,
         top10_overlap=overlap,
         rank_correlation=correlation,
-        differences=compare_figures(figures_a, figures_b),
+        differences=compare_figures(baseline.figures, other.figures),
         cosine=agreement(b, a),
-        cosine_by_length=by_length(b, a, run_a.lengths),
+        cosine_by_length=by_length(b, a, baseline.run.lengths),
     )
 
 

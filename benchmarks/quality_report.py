@@ -115,11 +115,15 @@ def _listed(versions: Mapping[str, str]) -> str:
 
 def _figures(report: Report) -> str:
     names = [name for name in report.figures[0] if name != REVERSED]
-    rows = [
+    return _table(["run", *names], _rows(report, names))
+
+
+def _rows(report: Report, names: Sequence[str]) -> list[list[str]]:
+    """Each run with the figures of these names."""
+    return [
         [run.label, *(_percent(figures[name]) for name in names)]
         for run, figures in zip(report.runs, report.figures, strict=True)
     ]
-    return _table(["run", *names], rows)
 
 
 def _card(report: Report) -> list[str]:
@@ -129,16 +133,12 @@ def _card(report: Report) -> list[str]:
         return []
     odd = report.dataset.name == AUTORAG
     names = [*_SHARED, REVERSED] if odd else list(_SHARED)
-    rows = [
-        [run.label, *(_percent(figures[name]) for name in names)]
-        for run, figures in zip(report.runs, report.figures, strict=True)
-    ]
-    rows += [[f"{model} (card)", *_card_cells(row, odd=odd)] for model, row in published.items()]
+    cards = [[f"{model} (card)", *_card_cells(row, odd=odd)] for model, row in published.items()]
     note = [_AUTORAG_NOTE] if odd else []
     return [
         "## Beside the model card",
         f"Published in percent at {CARD}.",
-        _table(["model", *names], rows),
+        _table(["model", *names], [*_rows(report, names), *cards]),
         *note,
     ]
 

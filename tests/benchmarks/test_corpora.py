@@ -68,6 +68,11 @@ def test_an_unknown_name_is_refused():
         load("beir/nfcorpus")
 
 
+def test_two_folders_are_refused(folder):
+    with pytest.raises(InputError, match=r"expected one of autorag.*or no other folder"):
+        load(str(folder), folder)
+
+
 @pytest.mark.parametrize(
     ("qrels", "message"),
     [

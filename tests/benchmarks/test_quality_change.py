@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tolerances import FIGURE_ATOL
 
-from benchmarks.quality_change import compare, compare_figures, compare_rankings, cosines_by_length
+from benchmarks.quality_change import Measured, compare, compare_figures, compare_rankings, cosines_by_length
 from benchmarks.quality_run import Run
 from benchmarks.retrieval import rank
 from koe5_onnx import InputError, Source
@@ -28,12 +28,12 @@ def run_of(passages, label="run"):
 
 @pytest.fixture
 def measured():
-    """Makes a run, its ranking and figures that say how high passage 0 stands."""
+    """Makes a run, its ranking and a figure that says which passage is best."""
 
     def measure(passages, label="run"):
         run = run_of(passages, label)
         ranking = rank(run.queries, run.passages)
-        return run, ranking, {"first": (ranking[:, 0] == 0).astype(float), "place": 1.0 * ranking[:, 0]}
+        return Measured(run, ranking, {"best": ranking[:, 0].astype(float)})
 
     return measure
 
@@ -69,10 +69,9 @@ def test_overlap_and_correlation_by_hand():
 
 
 def test_correlation_is_of_places_not_of_names():
-    first, second = np.array([[2, 0, 1, 3]]), np.array([[0, 1, 2, 3]])
-    # Passages 0, 1, 2, 3 stand at 1, 2, 0, 3 and at 0, 1, 2, 3: squares 1 + 1 + 4 + 0.
-    _, correlation = compare_rankings(first, second)
-    assert correlation.mean == pytest.approx(1 - 6 * 6 / (4 * 15), abs=FIGURE_ATOL)
+    # Passages 0, 1, 2, 3 stand at 2, 0, 1, 3 and at 0, 2, 1, 3: squares 4 + 4 + 0 + 0.
+    _, correlation = compare_rankings(np.array([[1, 2, 0, 3]]), np.array([[0, 2, 1, 3]]))
+    assert correlation.mean == pytest.approx(1 - 6 * 8 / (4 * 15), abs=FIGURE_ATOL)
 
 
 def test_the_interval_is_of_paired_differences():
@@ -93,7 +92,8 @@ def test_buckets_hold_lengths_after_truncation():
 
 
 def test_runs_of_other_widths_are_refused(measured):
-    run, *rest = measured(random_rows(PASSAGES, 1), "a")
+    wide = measured(random_rows(PASSAGES, 1), "a")
+    run = wide.run
     narrow = replace(run, label="b", queries=run.queries[:, :8], passages=run.passages[:, :8])
     with pytest.raises(InputError, match="a has 16 dimensions and b has 8"):
-        compare((run, *rest), (narrow, *rest))
+        compare(wide, replace(wide, run=narrow))

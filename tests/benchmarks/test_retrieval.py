@@ -56,13 +56,13 @@ def test_nothing_counts_below_rank_10(dataset):
 
 
 def test_reversed_best_three(dataset):
+    # The third comes first: q1 has ranks 1 and 2 then, q2 rank 1.
     found = score_reversed(dataset, np.array([[4, 0, 1, 2, 3], [4, 3, 2, 0, 1]]))
-    # q1 has ranks 2 and 1 then; q2's third passage comes first.
-    expected = [1, 1]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=FIGURE_ATOL)
-    first = score_reversed(dataset, np.array([[0, 4, 1, 2, 3], [2, 4, 3, 0, 1]]))
+    np.testing.assert_allclose(found, [1, 1], rtol=0, atol=FIGURE_ATOL)
+    # q1 has ranks 1 and 3 in either order, q2 the third instead of the first.
+    found = score_reversed(dataset, np.array([[0, 4, 1, 2, 3], [2, 4, 3, 0, 1]]))
     expected = [(1 + 1 / 2) / (1 + 1 / log2(3)), 1 / 2]
-    np.testing.assert_allclose(first, expected, rtol=0, atol=FIGURE_ATOL)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=FIGURE_ATOL)
 
 
 def test_ranks_by_cosine_whatever_the_lengths():
@@ -72,5 +72,6 @@ def test_ranks_by_cosine_whatever_the_lengths():
 
 
 def test_equal_passages_keep_the_order_of_the_corpus():
-    passages = np.ones((4, 3), np.float32)
-    np.testing.assert_array_equal(rank(passages[:1], passages), [[0, 1, 2, 3]])
+    passages = np.tile(np.array([[0, 1], [1, 0], [1, 1]], np.float32), (200, 1))
+    expected = [*range(1, 600, 3), *range(2, 600, 3), *range(0, 600, 3)]
+    np.testing.assert_array_equal(rank(passages[1:2], passages), [expected])
