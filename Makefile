@@ -44,5 +44,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("koe5-onnx needs Python 3.11 or later and found %d.%d; name another: make PYTHON=python3.12" % v[:2])'
 	test -e $@ || $(PYTHON) -m venv --clear $(VENV)
 	rm -f $@
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,export,reference,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,export,reference,bench,dev]'
 	touch $@

@@ -1,6 +1,6 @@
 """Writes a checkpoint of XLM-R shape with seeded weights, to measure speed, size and memory without the Hub.
 
-python -m benchmarks.checkpoint build/large --size large --tokenizer tokenizer.json
+python -m benchmarks checkpoint build/large --size large --tokenizer tokenizer.json
 """
 
 from __future__ import annotations
@@ -11,28 +11,30 @@ from pathlib import Path
 
 from koe5_export.seeded import SIZES, write_seeded_checkpoint
 
-from koe5_onnx import Koe5Error
 
-
-def main() -> int:
-    """Write the checkpoint that the command line asks for."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the checkpoint; must not exist")
     parser.add_argument("--size", choices=SIZES, default="tiny", help="large is KoE5's exact shape, 2.2 GB")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same weights")
     parser.add_argument(
         "--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json (default: a small one)"
     )
-    args = parser.parse_args()
-    try:
-        write_seeded_checkpoint(args.out, args.size, args.seed, args.tokenizer)
-    except (Koe5Error, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the checkpoint that the command line asks for.
+
+    Raises:
+        InputError: The folder exists, or the tokenizer does not fit.
+    """
+    write_seeded_checkpoint(args.out, args.size, args.seed, args.tokenizer)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {args.size}, {size / 1e6:.1f} MB")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from benchmarks.__main__ import main
+
+    sys.exit(main(["checkpoint", *sys.argv[1:]]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from koe5_onnx.errors import HubError
 
@@ -19,13 +20,19 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
+def fetch(
+    repository: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    kind: Literal["model", "dataset"] = "model",
+) -> Path:
     """Download the files of `repository` that match `patterns`, or find them in the local cache.
 
     Args:
         repository: Hub id, as "nlpai-lab/KoE5".
         revision: Branch, tag or commit; None is the default branch.
         patterns: File name patterns as `huggingface_hub.snapshot_download` takes them.
+        kind: What the Hub files the repository under.
 
     Returns:
         The snapshot's folder; its name is the commit that `revision` resolved to.
@@ -36,7 +43,9 @@ def fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Pat
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+        folder = snapshot_download(
+            repository, revision=revision, allow_patterns=list(patterns), repo_type=kind
+        )
     except Exception as error:  # of an HTTP library that changes with the client's version
         reason = str(error).partition("\n")[0].rstrip(".")
         at = f" at revision {revision}" if revision else ""
@@ -44,3 +53,4 @@ def fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Pat
             f"cannot fetch {repository}{at} from the Hub: {reason}. "
             "Check the name, the network and HF_HUB_OFFLINE, or give a local folder."
         ) from error
+    return Path(folder)

@@ -54,6 +54,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path.strip("/")
+        # A dataset has the same routes under another name.
+        path = path.replace("api/datasets/", "api/models/").removeprefix("datasets/")
         model = f"api/models/{REPOSITORY}"
         if path in (f"{model}/revision/main", f"{model}/revision/v1", f"{model}/revision/{COMMIT}"):
             siblings = [{"rfilename": name} for name in self.hub.files]

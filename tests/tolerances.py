@@ -33,3 +33,9 @@ TRAINED_INT8_COSINE_MIN = 0.9975
 
 CERTIFICATE_ATOL = 1e-6
 """A certificate's figures, computed again in other batches; int8 itself is 1e-4 from PyTorch."""
+
+FIGURE_ATOL = 1e-12
+"""A figure of retrieval in float64 against its formula; of few queries, a wrong one is off by hundredths."""
+
+PUBLISHED_PERCENT_ATOL = 0.011
+"""Published percentages have two decimals, some of them cut and some rounded."""

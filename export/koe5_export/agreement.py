@@ -31,18 +31,22 @@ def agreement(found: Array, reference: Array) -> Agreement:
     )
 
 
-def agreement_by_length(
-    found: Array, reference: Array, lengths: npt.NDArray[np.int32]
-) -> dict[str, Agreement]:
-    """The same for each bucket of lengths (int32[n], in tokens) that has texts, as "33-64"."""
-    agreements: dict[str, Agreement] = {}
+def by_length(found: Array, reference: Array, lengths: npt.NDArray[np.int32]) -> dict[str, Agreement]:
+    """The same for each bucket of lengths (int32[n], in tokens) that has texts, shortest first."""
+    buckets = length_buckets(lengths)
+    return {bucket: agreement(found[rows], reference[rows]) for bucket, rows in buckets.items()}
+
+
+def length_buckets(lengths: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Bucket in tokens, as "33-64", to the texts in it, bool[n]; only buckets that have some."""
+    buckets: dict[str, npt.NDArray[np.bool_]] = {}
     low = 1
     for high in _BUCKETS:
         rows = (lengths >= low) & (lengths <= high)
         if rows.any():
-            agreements[f"{low}-{high}"] = agreement(found[rows], reference[rows])
+            buckets[f"{low}-{high}"] = rows
         low = high + 1
-    return agreements
+    return buckets
 
 
 def retrieval(found: Array, reference: Array) -> Retrieval:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from koe5_export.agreement import agreement, agreement_by_length, cosines, retrieval
+from koe5_export.agreement import agreement, by_length, cosines, retrieval
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.gate import Gate
 from koe5_export.precision import PRECISIONS
@@ -83,7 +83,7 @@ def certify(artifact: Artifact, expected: Expected, gate: Gate) -> Certificate:
         _require_unit_length(together)
     certificate = Certificate(
         overall=agreement(together, expected.embeddings),
-        by_length=agreement_by_length(together, expected.embeddings, expected.lengths),
+        by_length=by_length(together, expected.embeddings, expected.lengths),
         batch_cosine_min=float(cosines(alone, together).min()),
         retrieval=retrieval(together, expected.embeddings),
         gate={name: bound for name, bound in vars(gate).items() if np.isfinite(bound)},

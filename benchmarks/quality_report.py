@@ -1,0 +1,197 @@
+"""The figures of a quality measurement as JSON and as Markdown, and nothing computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.corpora import Dataset
+from benchmarks.published import AUTORAG, CARD, PUBLISHED, Figures, standard_autorag_ndcg_3
+from benchmarks.quality_change import Change, Difference
+from benchmarks.quality_run import Run
+
+REVERSED = "NDCG@3 reversed"
+"""Only for the AutoRAG benchmark: see published.py."""
+_SHARED = ("NDCG@1", "F1@1", "NDCG@3", "F1@3")
+"""What the model card publishes."""
+_DEFINITIONS = (
+    "Means over the queries, in percent, by trec_eval's definitions: NDCG@k with gain = grade and discount "
+    "log2(rank + 1); F1@k the harmonic mean of each query's precision and recall among the best k; Recall@k "
+    "the share of its relevant passages among the best k; MRR@10 the mean of 1 / rank of the first relevant "
+    "one, 0 below rank 10."
+)
+_AUTORAG_NOTE = (
+    "The card's NDCG@3 of this dataset is not the standard one: it is below NDCG@1, and to its last digit it "
+    "is what the best three passages give in reverse order (benchmarks/published.py). So it stands in the "
+    "last column, and the standard one is derived from the card's other figures (*)."
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was measured."""
+
+    dataset: Dataset
+    runs: Sequence[Run]
+    figures: Sequence[Mapping[str, float]]
+    """Of each run: name of a figure to its mean over the queries."""
+    changes: Sequence[Change]
+    """From the first run to each of the others."""
+    libraries: Mapping[str, str]
+    """Versions of what computed the figures."""
+
+
+def as_data(report: Report) -> dict[str, Any]:
+    """The report as plain data; figures are between 0 and 1."""
+    dataset = report.dataset
+    return {
+        "dataset": {
+            "name": dataset.name,
+            "source": dataset.source,
+            "sha256": dataset.sha256,
+            "queries": len(dataset.queries),
+            "passages": len(dataset.passages),
+        },
+        "libraries": dict(report.libraries),
+        "runs": [
+            {**run.describe(), "figures": dict(figures)}
+            for run, figures in zip(report.runs, report.figures, strict=True)
+        ],
+        "changes": [asdict(change) for change in report.changes],
+        "published_percent": {
+            "source": CARD,
+            "figures": {
+                model: dict(zip(_SHARED, row, strict=True)) for model, row in _published(dataset).items()
+            },
+        },
+    }
+
+
+def as_markdown(report: Report) -> str:
+    """The report for people."""
+    parts = [
+        f"# Retrieval quality: {report.dataset.name}",
+        _conditions(report),
+        _figures(report),
+        _DEFINITIONS,
+        *_card(report),
+        *(part for change in report.changes for part in _change(change)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _published(dataset: Dataset) -> Mapping[str, Figures]:
+    return PUBLISHED.get(dataset.name, {})
+
+
+def _conditions(report: Report) -> str:
+    dataset = report.dataset
+    lines = [
+        f"- {len(dataset.queries)} queries, {len(dataset.passages)} passages; {dataset.source}; "
+        f"SHA-256 {dataset.sha256[:16]}",
+        f"- figures by {_listed(report.libraries)}",
+        *(f"- {_run(run)}" for run in report.runs),
+    ]
+    if len({run.source.weights_sha256 for run in report.runs}) > 1:
+        lines.append("- the runs are **not** of the same weights")
+    return "\n".join(lines)
+
+
+def _run(run: Run) -> str:
+    facts = run.describe()
+    source, cut = run.source, facts["truncated"]
+    at = f" at {source.revision}" if source.revision else ""
+    return (
+        f"**{run.label}**: {source.repository}{at}, weights {source.weights_sha256[:16]}; "
+        f"{cut['queries']} queries and {cut['passages']} passages cut at {run.max_tokens} tokens; "
+        f"{_listed(facts['measured_with'])}"
+    )
+
+
+def _listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(version if name == "cpu" else f"{name} {version}" for name, version in versions.items())
+
+
+def _figures(report: Report) -> str:
+    names = [name for name in report.figures[0] if name != REVERSED]
+    return _table(["run", *names], _rows(report, names))
+
+
+def _rows(report: Report, names: Sequence[str]) -> list[list[str]]:
+    """Each run with the figures of these names."""
+    return [
+        [run.label, *(_percent(figures[name]) for name in names)]
+        for run, figures in zip(report.runs, report.figures, strict=True)
+    ]
+
+
+def _card(report: Report) -> list[str]:
+    """Ours beside the model card's, where it has the dataset."""
+    published = _published(report.dataset)
+    if not published:
+        return []
+    odd = report.dataset.name == AUTORAG
+    names = [*_SHARED, REVERSED] if odd else list(_SHARED)
+    cards = [[f"{model} (card)", *_card_cells(row, odd=odd)] for model, row in published.items()]
+    note = [_AUTORAG_NOTE] if odd else []
+    return [
+        "## Beside the model card",
+        f"Published in percent at {CARD}.",
+        _table(["model", *names], [*_rows(report, names), *cards]),
+        *note,
+    ]
+
+
+def _card_cells(row: Figures, *, odd: bool) -> list[str]:
+    cells = [f"{value:.2f}" for value in row]
+    if not odd:
+        return cells
+    ndcg_1, f1_1, ndcg_3, f1_3 = cells
+    return [ndcg_1, f1_1, f"{standard_autorag_ndcg_3(row):.2f}*", f1_3, ndcg_3]
+
+
+def _change(change: Change) -> list[str]:
+    overlap, correlation = change.top10_overlap, change.rank_correlation
+    differences = [[name, *_interval(found)] for name, found in change.differences.items()]
+    by_length = {"all": change.cosine, **change.cosine_by_length}
+    cosines = [
+        [
+            bucket,
+            str(found.texts),
+            *(f"{value:.6f}" for value in (found.cosine_min, found.cosine_p1, found.cosine_mean)),
+        ]
+        for bucket, found in by_length.items()
+    ]
+    return [
+        f"## {change.run} against {change.baseline}",
+        f"- top-10 overlap {_percent(overlap.mean)} % on average, {_percent(overlap.min)} % at worst\n"
+        f"- rank correlation (Spearman, all passages) {correlation.mean:.6f} on average, "
+        f"{correlation.min:.6f} at worst",
+        _table(["figure", "difference, points", "95 % interval"], differences),
+        _table(["tokens", "texts", "cosine min", "1st percentile", "mean"], cosines),
+    ]
+
+
+def _interval(found: Difference) -> tuple[str, str]:
+    low, high = 100 * found.low, 100 * found.high
+    return f"{100 * found.difference:+.2f}", f"{low:+.2f} to {high:+.2f}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown, its columns as wide as their cells; numbers to the right."""
+    cells = [list(head), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [_line(row, widths) for row in cells]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([lines[0], _line(rule, widths), *lines[1:]])
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    first, *rest = zip(row, widths, strict=True)
+    cells = [f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in rest)]
+    return f"| {' | '.join(cells)} |"

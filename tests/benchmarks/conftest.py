@@ -1,0 +1,78 @@
+"""What the tests of the benchmarks share: a tiny checkpoint, its artifacts, small datasets in files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from koe5_export import ExportOptions, export_checkpoint
+from koe5_export.checkpoint import Checkpoint
+from koe5_export.seeded import write_seeded_checkpoint
+from koe5_export.texts import CALIBRATION, DEMO_PASSAGES, DEMO_QUERIES
+
+from benchmarks.corpora import Dataset
+from benchmarks.layouts import Contents
+
+# No test may reach the network; huggingface_hub reads this when it is first imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def seeded(tmp_path_factory):
+    """Folder of a tiny seeded checkpoint."""
+    folder = tmp_path_factory.mktemp("seeded") / "checkpoint"
+    write_seeded_checkpoint(folder, "tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(seeded, tmp_path_factory):
+    """The checkpoint in each precision: precision -> folder."""
+    checkpoint, folder = Checkpoint.open(seeded), tmp_path_factory.mktemp("exported")
+    return {
+        precision: export_checkpoint(checkpoint, folder / precision, ExportOptions(precision=precision)).path
+        for precision in ("fp32", "int8")
+    }
+
+
+@pytest.fixture
+def dataset():
+    """Two queries, five passages: the first query has two relevant ones, the second has one."""
+    relevant = {"q1": {"a": 1, "b": 1}, "q2": {"c": 1}}
+    passages = {name: f"passage {name}" for name in "abcde"}
+    return Dataset("five", "here", Contents({"q1": "one", "q2": "two"}, passages, relevant))
+
+
+@pytest.fixture
+def write_beir(tmp_path):
+    """Writes a dataset in BEIR's layout and gives its folder."""
+
+    def write(queries, passages, qrels, split="test", name="beir"):
+        folder = tmp_path / name
+        (folder / "qrels").mkdir(parents=True)
+        write_jsonl(folder / "corpus.jsonl", passages)
+        write_jsonl(folder / "queries.jsonl", queries)
+        lines = ["query-id\tcorpus-id\tscore", *("\t".join(map(str, row)) for row in qrels)]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def demo_dataset(write_beir):
+    """A dataset of this project's own lines; one passage is longer than any token limit."""
+    passages = [*DEMO_PASSAGES, *CALIBRATION[:70], " ".join(CALIBRATION)]
+    return write_beir(
+        [{"_id": f"q{row}", "text": text} for row, text in enumerate(DEMO_QUERIES)],
+        [{"_id": f"p{row}", "title": "", "text": text} for row, text in enumerate(passages)],
+        [(f"q{row}", f"p{row}", 1) for row in range(len(DEMO_QUERIES))],
+        name="demo",
+    )
+
+
+def write_jsonl(file: Path, rows: list[object]) -> None:
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+
+from benchmarks.cache import PART, embed_cached
+from koe5_onnx import InputError
+
+TEXTS = [f"text {number}" for number in range(2 * PART + 5)]
+WHO = {"weights": "abc", "measured_with": {"torch": "2"}}
+
+
+class Counter:
+    """Embeds a text as its number; can be interrupted."""
+
+    def __init__(self, stop_after=None):
+        self.seen = []
+        self.stop_after = stop_after
+
+    def __call__(self, texts):
+        if self.stop_after is not None and len(self.seen) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.seen += texts
+        return np.array([[float(text.split()[1]), 1] for text in texts], dtype=np.float32)
+
+
+def expected():
+    return np.array([[row, 1] for row in range(len(TEXTS))], dtype=np.float32)
+
+
+def test_the_second_time_nothing_is_embedded(tmp_path):
+    first, second = Counter(), Counter()
+    np.testing.assert_array_equal(embed_cached(tmp_path / "new", WHO, TEXTS, first), expected())
+    np.testing.assert_array_equal(embed_cached(tmp_path / "new", WHO, TEXTS, second), expected())
+    assert (first.seen, second.seen) == (TEXTS, [])
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
+    interrupted, second = Counter(stop_after=PART), Counter()
+    with pytest.raises(KeyboardInterrupt):
+        embed_cached(tmp_path, WHO, TEXTS, interrupted)
+    np.testing.assert_array_equal(embed_cached(tmp_path, WHO, TEXTS, second), expected())
+    assert interrupted.seen == TEXTS[:PART]
+    assert second.seen == TEXTS[PART:]
+
+
+@pytest.mark.parametrize(
+    ("who", "texts"),
+    [
+        ({**WHO, "weights": "abd"}, TEXTS),
+        ({**WHO, "measured_with": {"torch": "3"}}, TEXTS),
+        (WHO, [f"texts {number}" for number in range(len(TEXTS))]),
+    ],
+)
+def test_another_encoder_or_text_is_embedded_anew(tmp_path, who, texts):
+    embed_cached(tmp_path, WHO, TEXTS, Counter())
+    second = Counter()
+    embed_cached(tmp_path, who, texts, second)
+    assert second.seen == texts
+
+
+def test_progress_counts_texts(tmp_path):
+    seen = []
+    embed_cached(tmp_path, WHO, TEXTS, Counter(), lambda done, total: seen.append((done, total)))
+    assert seen == [(PART, len(TEXTS)), (2 * PART, len(TEXTS)), (len(TEXTS), len(TEXTS))]
+
+
+def test_only_whole_files_have_a_name(tmp_path, monkeypatch):
+    def fail(stream, *_, **__):
+        stream.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("numpy.save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        embed_cached(tmp_path, WHO, TEXTS, Counter())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    embed_cached(tmp_path, WHO, TEXTS[:3], Counter())
+    (file,) = tmp_path.iterdir()
+    np.save(file, np.ones((2, 2), np.float32))
+    with pytest.raises(InputError, match=rf"{file.name} holds float32\[2, 2\], expected float32\[3, dim\]"):
+        embed_cached(tmp_path, WHO, TEXTS[:3], Counter())
+    file.write_bytes(b"")
+    with pytest.raises(InputError, match=r"is damaged .* delete it"):
+        embed_cached(tmp_path, WHO, TEXTS[:3], Counter())

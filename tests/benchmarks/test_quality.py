@@ -1,0 +1,167 @@
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from tolerances import FP32_MAX_ABS_DIFF
+
+from benchmarks.__main__ import main
+from benchmarks.corpora import load
+from benchmarks.published import AUTORAG
+from benchmarks.quality_report import REVERSED
+from benchmarks.quality_run import open_artifact, run_on
+from koe5_onnx import Artifact, Embedder, TruncationWarning
+
+for package in ("ir_measures", "matplotlib", "scipy"):
+    pytest.importorskip(package)
+
+
+@pytest.fixture
+def measure(tmp_path, capsys):
+    """Runs the command; gives quality.json as data and what was printed."""
+
+    def run(*arguments, code=0):
+        out = tmp_path / "out"
+        assert main(["quality", "--out", str(out), *map(str, arguments)]) == code
+        printed = capsys.readouterr()
+        if code:
+            return printed.err
+        return json.loads((out / "quality.json").read_text(encoding="utf-8")), printed.out
+
+    return run
+
+
+def test_fp32_against_pytorch(measure, seeded, exported, demo_dataset, tmp_path):
+    data, printed = measure("--checkpoint", seeded, "--artifact", exported["fp32"], "--dataset", demo_dataset)
+    assert [run["label"] for run in data["runs"]] == ["PyTorch fp32", "fp32 fp32"]
+    reference, artifact = data["runs"]
+    assert reference["source"]["weights_sha256"] == artifact["source"]["weights_sha256"]
+    assert {"cpu", "torch", "transformers"} <= set(reference["measured_with"])
+    assert {"cpu", "onnxruntime"} <= set(artifact["measured_with"])
+    assert reference["truncated"] == artifact["truncated"] == {"queries": 0, "passages": 1}
+    assert data["dataset"]["passages"] == len(demo_dataset.joinpath("corpus.jsonl").read_text().splitlines())
+    assert len(data["dataset"]["sha256"]) == 64
+
+    (change,) = data["changes"]
+    assert change["top10_overlap"] == {"mean": 1, "min": 1}
+    assert change["cosine"]["cosine_min"] > 0.999999
+    assert sum(bucket["texts"] for bucket in change["cosine_by_length"].values()) == change["cosine"]["texts"]
+    assert all(found["difference"] == 0 for found in change["differences"].values())
+    assert set(change["differences"]) == set(artifact["figures"]) >= {"NDCG@1", "F1@3", "MRR@10"}
+
+    out = tmp_path / "out"
+    assert (out / "quality.md").read_text(encoding="utf-8") in printed
+    assert (out / "quality.png").read_bytes().startswith(b"\x89PNG")
+    assert b"</svg>" in (out / "quality.svg").read_bytes()
+
+
+def test_texts_get_the_prompts_of_the_contract(exported, demo_dataset, tmp_path):
+    dataset = load(str(demo_dataset))
+    with open_artifact(Artifact.open(exported["fp32"])) as encoder:
+        found = run_on(encoder, dataset, tmp_path / "cache")
+    with Embedder.open(exported["fp32"]) as embedder:
+        queries, plain = embedder.encode_queries(dataset.queries), embedder.encode(dataset.queries)
+        tokens = embedder.count_tokens(dataset.passages, "passage")
+        with pytest.warns(TruncationWarning):
+            passages = embedder.encode_passages(dataset.passages)
+    np.testing.assert_allclose(found.queries, queries, rtol=0, atol=FP32_MAX_ABS_DIFF)
+    np.testing.assert_allclose(found.passages, passages, rtol=0, atol=FP32_MAX_ABS_DIFF)
+    assert np.abs(found.queries - plain).max() > 100 * FP32_MAX_ABS_DIFF
+    np.testing.assert_array_equal(found.passage_tokens, tokens)
+    assert found.lengths.max() == 512 < tokens.max()
+
+
+def test_the_second_time_nothing_is_embedded(measure, seeded, exported, demo_dataset, monkeypatch):
+    arguments = ("--checkpoint", seeded, "--artifact", exported["int8"], "--dataset", demo_dataset)
+    first, _ = measure(*arguments)
+
+    def never(*_, **__):
+        raise AssertionError("embedded again")
+
+    monkeypatch.setattr("benchmarks.quality_run.embed_reference", never)
+    monkeypatch.setattr("koe5_onnx.embedder.Embedder.encode", never)
+    second, _ = measure(*arguments)
+    assert second == first
+    assert first["changes"][0]["cosine"]["cosine_min"] < 0.999999, "int8 is not fp32"
+
+
+def test_artifacts_alone_the_first_is_the_baseline(measure, exported, demo_dataset):
+    data, printed = measure(
+        "--artifact",
+        exported["int8"],
+        "--artifact",
+        exported["fp32"],
+        "--dataset",
+        demo_dataset,
+        "--limit",
+        3,
+    )
+    assert [(change["baseline"], change["run"]) for change in data["changes"]] == [("int8 int8", "fp32 fp32")]
+    assert data["dataset"]["name"] == "demo, first 3 queries"
+    assert "## fp32 fp32 against int8 int8" in printed
+    assert "model card" not in printed
+
+
+def test_one_run_is_figures_without_a_change(measure, exported, demo_dataset, tmp_path):
+    data, _ = measure("--artifact", exported["fp32"], "--dataset", demo_dataset)
+    assert data["changes"] == []
+    assert (tmp_path / "out/quality.png").stat().st_size > 5000
+
+
+def test_equal_names_get_numbers(measure, exported, demo_dataset, tmp_path):
+    copy = shutil.copytree(exported["fp32"], tmp_path / "other" / "fp32")
+    data, _ = measure("--artifact", exported["fp32"], "--artifact", copy, "--dataset", demo_dataset)
+    assert [run["label"] for run in data["runs"]] == ["fp32 fp32 #1", "fp32 fp32 #2"]
+
+
+def test_the_card_stands_beside_ours(measure, exported, demo_dataset):
+    data, printed = measure("--artifact", exported["fp32"], "--dataset", "autorag", "--data", demo_dataset)
+    assert data["dataset"]["name"] == AUTORAG
+    assert data["published_percent"]["figures"]["KoE5"]["NDCG@1"] == 69.3
+    assert set(data["runs"][0]["figures"]) >= {REVERSED, "NDCG@3"}
+    (line,) = [line for line in printed.splitlines() if "KoE5 (card)" in line]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == ["KoE5 (card)", "69.30", "69.30", "80.46*", "43.86", "47.57"]
+    assert "reverse order" in printed
+
+
+def test_other_weights_are_said(measure, seeded, exported, demo_dataset, tmp_path):
+    copy = shutil.copytree(seeded, tmp_path / "changed")
+    file = copy / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-4:] = np.float32(0.5).tobytes()
+    file.write_bytes(content)
+    _, printed = measure("--checkpoint", copy, "--artifact", exported["fp32"], "--dataset", demo_dataset)
+    assert "**not** of the same weights" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to measure"),
+        (["--artifact", "{fp32}", "--artifact", "{fp32}"], "given twice"),
+        (["--artifact", "no/such/folder"], "expected an artifact's folder"),
+        (["--checkpoint", "no such folder"], "neither a checkpoint's folder"),
+    ],
+)
+def test_wrong_arguments_are_one_line(measure, exported, demo_dataset, arguments, message):
+    given = [argument.format(**exported) for argument in arguments]
+    error = measure(*given, "--dataset", demo_dataset, code=1)
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("package", ["ir_measures", "matplotlib", "scipy"])
+def test_a_missing_library_is_named_before_the_work(measure, exported, demo_dataset, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("koe5_onnx.embedder.Embedder.encode", None)
+    error = measure("--artifact", exported["fp32"], "--dataset", demo_dataset, code=1)
+    assert f"needs the package {package}: pip install 'koe5-onnx[bench]'" in error
+
+
+def test_checkpoint_is_reachable_too(tmp_path, capsys):
+    assert main(["checkpoint", str(tmp_path / "seeded"), "--seed", "1"]) == 0
+    assert "tiny" in capsys.readouterr().out
+    assert main(["checkpoint", str(tmp_path / "seeded")]) == 1
