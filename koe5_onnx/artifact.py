@@ -32,6 +32,9 @@ GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
 TOKENIZER = "tokenizer.json"
 
+ERROR_BINS = tuple(float(f"{digit}e{power}") for power in range(-8, 1) for digit in (1, 3))
+"""Upper ends of the bins of 1 - cosine, two a decade; the first takes what is smaller, the last the rest."""
+
 _AGAIN = "export or download the artifact again"
 _T = TypeVar("_T")
 
@@ -102,7 +105,7 @@ class Agreement:
     max_abs_diff: float
     """Largest difference of one component, both embeddings at unit length."""
     error_counts: Mapping[str, int]
-    """Number of texts by 1 - cosine: upper end of the bin, as "0.0003", to how many fall below it."""
+    """Number of texts by 1 - cosine: upper end of a bin of ERROR_BINS, as "0.0003", to how many are in it."""
 
 
 @dataclass(frozen=True)

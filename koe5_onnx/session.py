@@ -11,6 +11,7 @@ import re
 import threading
 import warnings
 import weakref
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -166,11 +167,9 @@ class Session:
             self._warn_if_unsuited(manifest.target)
 
     def _warn_if_unsuited(self, target: Target) -> None:
-        features = cpu_features()
-        if target.instructions and features and not set(features) & set(target.instructions):
+        if reason := unsuited(target, cpu_features()):
             warnings.warn(
-                f"{self._artifact.path} is {self._artifact.manifest.precision}, made for CPUs with one of "
-                f"{', '.join(target.instructions)}; this one has none of them: {target.without}",
+                f"{self._artifact.path} is {self._artifact.manifest.precision}, {reason}",
                 UnsuitedCpuWarning,
                 stacklevel=2,
             )
@@ -194,6 +193,16 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def unsuited(target: Target, features: Sequence[str]) -> str | None:
+    """Why a CPU with these `features` does not suit an artifact; None where it does or names none."""
+    if not target.instructions or not features or set(features) & set(target.instructions):
+        return None
+    return (
+        f"made for CPUs with one of {', '.join(target.instructions)}; "
+        f"this one has none of them: {target.without}"
+    )
 
 
 def import_onnxruntime() -> Any:

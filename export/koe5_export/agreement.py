@@ -10,11 +10,10 @@ import numpy.typing as npt
 
 from koe5_export.weights import Array
 from koe5_onnx import Agreement, Retrieval
+from koe5_onnx.artifact import ERROR_BINS
 
 _BUCKETS = (16, 32, 64, 128, 256, 512, 8192)
 """Upper ends of the length buckets in the certificate, in tokens."""
-_ERROR_BINS = tuple(float(f"{digit}e{power}") for power in range(-8, 1) for digit in (1, 3))
-"""Upper ends of the bins of 1 - cosine, two a decade; the first takes what is smaller, the last the rest."""
 _NEIGHBOURS = 10
 
 
@@ -70,9 +69,9 @@ def cosines(a: Array, b: Array) -> npt.NDArray[np.float64]:
 
 
 def _error_counts(errors: npt.NDArray[np.float64]) -> dict[str, int]:
-    bins = np.minimum(np.searchsorted(_ERROR_BINS, errors, side="right"), len(_ERROR_BINS) - 1)
+    bins = np.minimum(np.searchsorted(ERROR_BINS, errors, side="right"), len(ERROR_BINS) - 1)
     numbers, counts = np.unique(bins, return_counts=True)
-    return {f"{_ERROR_BINS[number]:g}": int(count) for number, count in zip(numbers, counts, strict=True)}
+    return {f"{ERROR_BINS[number]:g}": int(count) for number, count in zip(numbers, counts, strict=True)}
 
 
 def _similarities_to_others(rows: Array) -> npt.NDArray[np.float64]:

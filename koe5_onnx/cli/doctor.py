@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,17 +21,22 @@ import numpy as np
 import numpy.typing as npt
 
 from koe5_onnx import (
-    Agreement,
+    Artifact,
     Certificate,
     Contract,
     Embedder,
     Koe5Error,
     Manifest,
     ProviderError,
+    Target,
+    UnsuitedCpuWarning,
     __version__,
 )
+from koe5_onnx.cli import facts
+from koe5_onnx.cli.certificate_facts import agreement_in_words, batch_in_words
+from koe5_onnx.cli.sections import printable
 from koe5_onnx.machine import INT8_INSTRUCTIONS, cpu_features, cpu_name, usable_cores
-from koe5_onnx.session import import_onnxruntime
+from koe5_onnx.session import import_onnxruntime, unsuited
 
 IDENTITY = base64.b64decode(
     "CAgSADo+ChAKAXgSAXkiCElkZW50aXR5EghpZGVudGl0eVoPCgF4EgoKCAgBEgQKAggBYg8KAXkSCgoICAESBAoCCAFCBAoAEBE="
@@ -38,6 +44,7 @@ IDENTITY = base64.b64decode(
 """The smallest graph: y = Identity(x), float32[1], opset 17. Made with onnx.helper."""
 
 _USED_PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider")
+_UNNAMED = "this system does not name its CPU's instructions"
 _TEXT = "서울은 대한민국의 수도이다."
 
 
@@ -112,12 +119,12 @@ def _machine() -> Iterator[Finding]:
 
 def _int8_here(features: Sequence[str]) -> str:
     if not features:
-        return "unknown: this system does not name its CPU's instructions"
+        return f"unknown: {_UNNAMED}"
     if "amx_int8" in features:
         return "fastest: matrix instructions (AMX), sums exact"
     if found := [name for name in INT8_INSTRUCTIONS if name in features]:
         return f"fast: dot product instructions ({found[0]}), sums exact"
-    return "slow: no dot product instructions, and sums may saturate; compare with fp32 before use"
+    return "slow: no dot product instructions, and on x86 sums of products may saturate: export int8-block"
 
 
 def _providers() -> Iterator[Finding]:
@@ -156,9 +163,8 @@ def _load(ort: Any, provider: str) -> None:
 
 def _artifact(path: str) -> Iterator[Finding]:
     try:
-        with Embedder.open(path) as embedder:
-            embedding = embedder.encode([_TEXT])
-            manifest = embedder.artifact.manifest
+        manifest = Artifact.open(path, check=False).manifest
+        embedding = _embed(path, manifest.target)
     except (Koe5Error, OSError) as error:
         yield Finding("artifact", path, str(error))
         return
@@ -167,34 +173,45 @@ def _artifact(path: str) -> Iterator[Finding]:
     yield _one_text(embedding, manifest.contract)
 
 
+def _embed(path: str, target: Target) -> npt.NDArray[np.float32]:
+    """One text's embedding, on a device that the artifact is made for."""
+    device = "cpu" if "cpu" in target.devices else "cuda"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnsuitedCpuWarning)  # a finding of its own says so
+        with Embedder.open(path, device=device) as embedder:
+            return embedder.encode([_TEXT])
+
+
 def _manifest(manifest: Manifest) -> Iterator[Finding]:
-    source, contract = manifest.source, manifest.contract
-    yield Finding("source", f"{source.repository} at {source.revision or 'no revision'}")
+    yield Finding("source", facts.source(manifest.source))
     yield Finding("precision", manifest.precision)
-    yield Finding(
-        "contract",
-        f"{contract.pooling} pooling, {'unit length' if contract.normalize else 'not normalised'}, "
-        f"{contract.dim} dimensions, at most {contract.max_tokens} tokens, "
-        f"prompts {json.dumps(dict(contract.prompts), ensure_ascii=False)}",
-    )
+    yield _this_cpu(manifest.target)
+    yield Finding("contract", ", ".join(fact.value for fact in facts.contract(manifest.contract)))
     if manifest.certificate is None:
-        yield Finding("certificate", "none", "it was never compared with PyTorch: export it again")
+        yield Finding("certificate", "none", facts.UNPROVED)
     else:
         yield from _certificate(manifest.certificate)
 
 
 def _certificate(certificate: Certificate) -> Iterator[Finding]:
-    yield Finding("cosine to PyTorch", _agreement(certificate.overall))
+    yield Finding("cosine to PyTorch", agreement_in_words(certificate.overall))
     for bucket, agreement in certificate.by_length.items():
-        yield Finding(f"  {bucket} tokens", _agreement(agreement))
-    yield Finding("alone or in a batch", f"cosine at least {certificate.batch_cosine_min:.6f}")
+        yield Finding(f"  {bucket} tokens", agreement_in_words(agreement))
+    yield Finding("alone or in a batch", batch_in_words(certificate))
 
 
-def _agreement(agreement: Agreement) -> str:
-    return (
-        f"min {agreement.cosine_min:.5f}, 1st percentile {agreement.cosine_p1:.5f}, "
-        f"mean {agreement.cosine_mean:.5f} over {agreement.texts} texts"
-    )
+def _this_cpu(target: Target) -> Finding:
+    """Whether the artifact is made for this CPU; the session's warning has the same words."""
+    name, features = "this CPU", cpu_features()
+    if "cpu" not in target.devices:
+        return Finding(name, f"not used: made for {' and '.join(target.devices)}")
+    if reason := unsuited(target, features):
+        return Finding(name, "does not suit it", reason)
+    if not target.instructions:
+        return Finding(name, "suits it, as any CPU does")
+    if not features:
+        return Finding(name, f"unknown: {_UNNAMED}")
+    return Finding(name, f"suits it: has {', '.join(one for one in target.instructions if one in features)}")
 
 
 def _one_text(embedding: npt.NDArray[np.float32], contract: Contract) -> Finding:
@@ -209,10 +226,10 @@ def _one_text(embedding: npt.NDArray[np.float32], contract: Contract) -> Finding
 
 
 def _as_table(findings: Sequence[Finding]) -> str:
-    width = max(len(finding.name) for finding in findings)
+    width = max(len(printable(finding.name)) for finding in findings)
     lines = []
     for finding in findings:
-        lines.append(f"{finding.name:{width}}  {finding.value}")
+        lines.append(f"{printable(finding.name):{width}}  {printable(finding.value)}")
         if finding.problem:
             lines.append(f"{'':{width}}  PROBLEM: {finding.problem}")
     problems = sum(finding.problem is not None for finding in findings)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from koe5_onnx import Artifact, Embedder, FidelityError, InputError
+from koe5_onnx.cli.certificate_facts import agreement_in_words
 from koe5_onnx.cli.export import add_gate, import_export, parse_gate, texts_of
 
 
@@ -65,8 +66,7 @@ def _against_checkpoint(artifact: Artifact, args: argparse.Namespace) -> None:
     print(f"{artifact.path}: proved on {certificate.overall.texts} texts")
     print(describe(certificate))
     for bucket, found in certificate.by_length.items():
-        figures = f"min {found.cosine_min:.6f}, mean {found.cosine_mean:.6f} ({found.texts} texts)"
-        print(f"  {bucket:>9} tokens: {figures}")
+        print(f"  {bucket:>9} tokens: {agreement_in_words(found)}")
 
 
 def _against_card(artifact: Artifact, file: Path) -> None:

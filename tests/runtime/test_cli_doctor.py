@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from koe5_onnx import cli
+from koe5_onnx import Embedder, UnsuitedCpuWarning, cli
 from koe5_onnx.artifact import MANIFEST, WEIGHTS
 from koe5_onnx.cli import doctor
 
@@ -144,3 +147,52 @@ def test_a_provider_that_is_listed_but_does_not_load(capsys, monkeypatch, instea
 def test_what_the_cpu_means_for_int8(capsys, monkeypatch, features, words):
     monkeypatch.setattr(doctor, "cpu_features", lambda: features)
     assert report(capsys)[1]["findings"]["int8 here"].startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("features", "value", "problem"),
+    [
+        (("avx512_vnni", "avx2", "avx_vnni"), "suits it: has avx512_vnni, avx_vnni", None),
+        ((), "unknown: this system does not name its CPU's instructions", None),
+        (("avx512f", "avx2"), "does not suit it", "made for CPUs with one of amx_int8, avx512_vnni, "),
+    ],
+)
+def test_whether_the_cpu_suits_an_artifact(capsys, monkeypatch, artifact_path, features, value, problem):
+    monkeypatch.setattr(doctor, "cpu_features", lambda: features)
+    code, found = report(capsys, "--artifact", artifact_path)
+    assert code == (problem is not None)
+    assert found["findings"]["this CPU"] == value
+    assert found["problems"].get("this CPU", "").startswith(problem or "")
+
+
+def test_the_warning_of_a_session_has_the_words_of_doctor(capsys, monkeypatch, artifact_path):
+    for place in ("koe5_onnx.session.cpu_features", "koe5_onnx.cli.doctor.cpu_features"):
+        monkeypatch.setattr(place, lambda: ("avx2",))
+    problem = report(capsys, "--artifact", artifact_path)[1]["problems"]["this CPU"]
+    with pytest.warns(UnsuitedCpuWarning, match=re.escape(f"{artifact_path} is int8, {problem}")):
+        Embedder.open(artifact_path, threads=1).close()
+
+
+def test_any_cpu_suits(capsys, artifact_copy):
+    manifest = json.loads((artifact_copy / MANIFEST).read_text(encoding="utf-8"))
+    manifest["target"] = {"devices": ["cpu"], "instructions": [], "without": ""}
+    (artifact_copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    assert (
+        report(capsys, "--artifact", artifact_copy)[1]["findings"]["this CPU"] == "suits it, as any CPU does"
+    )
+
+
+def test_an_artifact_for_cuda_is_tried_there(capsys, artifact_copy, monkeypatch):
+    manifest = json.loads((artifact_copy / MANIFEST).read_text(encoding="utf-8"))
+    manifest["target"] = {"devices": ["cuda"], "instructions": [], "without": ""}
+    (artifact_copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    devices = []
+
+    def open_on(path, device):
+        devices.append(device)
+        return nullcontext(SimpleNamespace(encode=lambda texts: np.full((1, 32), 32**-0.5, np.float32)))
+
+    monkeypatch.setattr(doctor.Embedder, "open", open_on)
+    code, found = report(capsys, "--artifact", artifact_copy)
+    assert (code, devices) == (0, ["cuda"])
+    assert found["findings"]["this CPU"] == "not used: made for cuda"

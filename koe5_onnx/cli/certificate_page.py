@@ -1,0 +1,110 @@
+"""The certificate as one page of HTML: the sections of facts.py, and the histograms that text cannot show.
+
+Complete in itself: no script, nothing fetched, the style sheet and the drawings inside. What a manifest says
+reaches the page through `escaped` only; the page's own policy forbids scripts besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib import resources
+
+from koe5_onnx import Manifest, __version__
+from koe5_onnx.cli.certificate_facts import texts_in_words
+from koe5_onnx.cli.facts import headline, name_of, sections
+from koe5_onnx.cli.histogram_svg import axis_of, draw
+from koe5_onnx.cli.sections import Fact, Histograms, Section, Table, escaped
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_EXPLANATION = (
+    "Each bar is the number of texts at that distance from PyTorch, 1 - cosine: left is nearer. "
+    "All have the same axis; a bar's height is relative to the largest of its own row."
+)
+_GATE = (
+    " The dashed line is the gate: a text in the shaded part would have "
+    "kept the artifact from being published."
+)
+
+
+def render(manifest: Manifest) -> str:
+    """The page.
+
+    Raises:
+        ArtifactError: A histogram of the certificate does not add up.
+    """
+    title = escaped(name_of(manifest))
+    lines = [
+        *_head(title),
+        "<body>",
+        "<header>",
+        '<p class="kind">Certificate of an ONNX artifact</p>',
+        f"<h1>{title}</h1>",
+        *_facts(headline(manifest), "headline"),
+        "</header>",
+        "<main>",
+        *(line for section in sections(manifest) for line in _section(section)),
+        "</main>",
+        f"<footer>Written by koe5-onnx {__version__} from manifest.json. The figures are those measured "
+        "when the artifact was made; <code>koe5-onnx verify</code> measures them again.</footer>",
+        "</body>",
+        "</html>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _head(title: str) -> Iterator[str]:
+    style = resources.files("koe5_onnx.cli").joinpath("certificate_page.css").read_text(encoding="utf-8")
+    yield '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
+    yield f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    yield f"<title>{title}: certificate</title>"
+    yield f"<style>\n{style}</style>\n</head>"
+
+
+def _section(section: Section) -> Iterator[str]:
+    yield f"<section>\n<h2>{escaped(section.title)}</h2>"
+    for note in section.notes:
+        yield f'<p class="note"><strong>Note:</strong> {escaped(note)}</p>'
+    if section.facts:
+        yield from _facts(section.facts, "facts")
+    for table in section.tables:
+        yield from _table(table)
+    if section.histograms is not None:
+        yield from _histograms(section.histograms)
+    yield "</section>"
+
+
+def _facts(facts: Sequence[Fact], kind: str) -> Iterator[str]:
+    yield f'<dl class="{kind}">'
+    for fact in facts:
+        yield f"<div><dt>{escaped(fact.name)}</dt><dd>{escaped(fact.value)}</dd></div>"
+    yield "</dl>"
+
+
+def _table(table: Table) -> Iterator[str]:
+    yield _scrolling(table.caption)
+    yield f"<table>\n<caption>{escaped(table.caption)}</caption>\n<thead>"
+    yield "<tr>" + "".join(f'<th scope="col">{escaped(column)}</th>' for column in table.columns) + "</tr>"
+    yield "</thead>\n<tbody>"
+    for first, *others in table.rows:
+        cells = "".join(f"<td>{escaped(cell)}</td>" for cell in others)
+        yield f'<tr><th scope="row">{escaped(first)}</th>{cells}</tr>'
+    yield "</tbody>\n</table>\n</div>"
+
+
+def _scrolling(label: str) -> str:
+    """Opens what scrolls where it is too wide for the screen; focusable, so that the keyboard reaches it."""
+    return f'<div class="wide" role="region" tabindex="0" aria-label="{escaped(label)}">'
+
+
+def _histograms(histograms: Histograms) -> Iterator[str]:
+    axis = axis_of(histograms)
+    yield f"<p>{_EXPLANATION}{_GATE if histograms.bound is not None else ''}</p>"
+    yield _scrolling(histograms.caption)
+    for number, panel in enumerate(histograms.panels):
+        texts = texts_in_words(sum(panel.counts))
+        drawing = draw(panel, axis, histograms.bound, identity=f"histogram-{number}")
+        yield f'<div class="panel">\n<h3>{escaped(panel.title)} <span>{texts}</span></h3>\n{drawing}\n</div>'
+    yield "</div>\n<details>\n<summary>The same as a table</summary>"
+    yield from _table(histograms.as_table())
+    yield "</details>"

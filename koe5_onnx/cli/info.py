@@ -1,0 +1,103 @@
+"""koe5-onnx info: what an artifact is and how close to PyTorch it was measured to be, for people.
+
+Reads the manifest only (facts.py puts it in words) and runs nothing: doctor checks hashes and embeds, verify
+measures again. The page of --html is certificate_page.py's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from koe5_onnx import Artifact, Manifest
+from koe5_onnx.cli.certificate_page import render
+from koe5_onnx.cli.facts import headline, name_of, sections
+from koe5_onnx.cli.output_file import replacing, require_output
+from koe5_onnx.cli.sections import Fact, Section, Table, printable
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the verb and its arguments."""
+    parser = verbs.add_parser(
+        "info",
+        help="show an artifact's manifest and certificate",
+        description="Show what an artifact is and how close to PyTorch it was measured to be. "
+        "The sizes of its files are checked; doctor checks their hashes too.",
+    )
+    parser.set_defaults(run=run, usage_error=parser.error)
+    parser.add_argument("artifact", metavar="ARTIFACT", help="an artifact's folder or Hub id")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write it as one page too, with histograms; needs no network",
+    )
+    parser.add_argument("--json", action="store_true", help="print the manifest's JSON instead of text")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the artifact and return the exit code.
+
+    Raises:
+        Koe5Error: The artifact cannot be read, or the page has no place.
+        OSError: The page cannot be written.
+    """
+    if args.html is not None:
+        _check_output(args)
+    manifest = Artifact.open(args.artifact, revision=args.revision, check=False).manifest
+    if args.html is not None:
+        with replacing(args.html) as stream:
+            stream.write(render(manifest).encode())
+    print(_as_json(manifest) if args.json else _as_text(manifest), end="")
+    if args.html is not None:
+        print(f"page written: {args.html}", file=sys.stderr)
+    return 0
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Find out before the work whether the page can be written; a wrong suffix is a usage error."""
+    usage_error: Callable[[str], None] = args.usage_error
+    if args.html.suffix.lower() not in (".html", ".htm"):
+        usage_error(f"--html is '{args.html}': expected a .html file")
+    require_output(args.html, args.artifact)
+
+
+def _as_json(manifest: Manifest) -> str:
+    # A lone surrogate cannot be printed, and this turns it into the escape that JSON has for it.
+    return manifest.to_json().encode("utf-8", "backslashreplace").decode()
+
+
+def _as_text(manifest: Manifest) -> str:
+    first = Section(name_of(manifest), facts=headline(manifest))
+    blocks = ["\n".join(_section_lines(section)) for section in (first, *sections(manifest))]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _section_lines(section: Section) -> Iterator[str]:
+    yield printable(section.title)
+    for note in section.notes:
+        yield f"  NOTE: {printable(note)}"
+    yield from _fact_lines(section.facts)
+    tables = [*section.tables, *([section.histograms.as_table()] if section.histograms else [])]
+    for turn, table in enumerate(tables):
+        if len(tables) > 1:  # a single one is captioned by the section's title
+            yield from ("", f"  {table.caption}")[not turn :]
+        yield from _table_lines(table)
+
+
+def _fact_lines(facts: Sequence[Fact]) -> Iterator[str]:
+    names = [printable(fact.name) for fact in facts]
+    width = max(map(len, names), default=0)
+    for name, fact in zip(names, facts, strict=True):
+        yield f"  {name:{width}}  {printable(fact.value)}".rstrip()
+
+
+def _table_lines(table: Table) -> Iterator[str]:
+    rows = [[printable(cell) for cell in row] for row in (table.columns, *table.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = (f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))
+        yield "  ".join((f"  {first:{widths[0]}}", *cells)).rstrip()

@@ -1,0 +1,374 @@
+"""koe5-onnx info: the manifest in words and as a page, whoever wrote the manifest."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from koe5_onnx import Artifact, cli
+from koe5_onnx.artifact import ERROR_BINS, MANIFEST, WEIGHTS
+from koe5_onnx.cli.sections import printable
+
+VOID = {"meta"}
+"""Those elements of the page that have no end tag; in SVG a "/>" ends them."""
+
+
+@pytest.fixture
+def info(capsys, tmp_path: Path) -> Callable[..., str]:
+    """Runs the verb; its standard output."""
+
+    def run(*arguments: object, code: int = 0) -> str:
+        assert cli.main(["info", *map(str, arguments)]) == code
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def changed(artifact_copy: Path) -> Callable[[Callable[[dict], object]], Path]:
+    """The tiny artifact with its manifest changed in place."""
+
+    def change(edit: Callable[[dict], object]) -> Path:
+        manifest = json.loads((artifact_copy / MANIFEST).read_text(encoding="utf-8"))
+        edit(manifest)
+        (artifact_copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        return artifact_copy
+
+    return change
+
+
+@pytest.fixture
+def page_of(info, tmp_path: Path) -> Callable[[Path], Page]:
+    def make(artifact: Path) -> Page:
+        info(artifact, "--html", tmp_path / "page.html")
+        return Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+
+    return make
+
+
+class Page(HTMLParser):
+    """A page whose every tag is closed where it should be; its elements, ids and text."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.source, self.text = source, ""
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(source)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        assert "svg" in self.open, f"<{tag}/> is for SVG only"
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+    def all(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
+        wanted = attributes.items()
+        return [found for name, found in self.elements if name == tag and wanted <= found.items()]
+
+    def panels(self) -> list[str]:
+        """Source of each histogram."""
+        return re.findall(r"<svg.*?</svg>", self.source, re.DOTALL)
+
+
+def bars_of(panel: str) -> list[int]:
+    """The counts that stand over the bars."""
+    return [int(count) for count in re.findall(r'<text class="count"[^>]*>(\d+)</text>', panel)]
+
+
+def test_the_text_has_every_figure(info, artifact_path):
+    text = info(artifact_path)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    for expected in (
+        "tiny-seeded, int8",
+        "made from tiny-seeded at no revision",
+        "weights SHA-256 e336a36eb0ce...",
+        "architecture xlm-roberta, 2 layers, width 32, 2 heads, FFN 64, vocabulary 700",
+        "parameters 56,032",
+        "smoothing strength 0.6",
+        "calibration sha256 0d2582d2ecf1...",
+        "devices cpu",
+        "instructions one of amx_int8, avx512_vnni, avx_vnni, asimddp, i8mm",
+        "without them slow, and on x86 sums of products may saturate: export int8-block instead",
+        "pooling mean pooling",
+        "length unit length",
+        "embedding 32 dimensions",
+        "input at most 512 tokens",
+        'prompts "query: " for query, "passage: " for passage',
+        "model.onnx.data 90.2 kB 90,240 515cc12f53c2...",
+        "all 172.2 kB 172,229",
+        "all lengths 41 0.999963 0.999967 0.999993 3.7e-05 3.5e-03",
+        "33-64 tokens 26 0.999990 0.999990 0.999995 1.0e-05 2.2e-03",
+        "length 1e-06 to 3e-06 3e-06 to 1e-05 1e-05 to 3e-05 3e-05 to 0.0001",
+        "all lengths 4 32 4 1",
+        "1-16 tokens 0 0 2 1",
+        "alone or in a batch cosine at least 1.000000",
+        "neighbours kept 98.78% of the nearest 10, each of 41 texts searched for among the others",
+        "rank correlation 0.998961 (Spearman, of a text's similarities)",
+        "similarity error at most 0.004 between two texts",
+        "smallest cosine (cosine_min) at least 0.98 0.9999626 kept",
+        "mean cosine (cosine_mean) at least 0.995 0.9999933 kept",
+        "cosine alone to in a batch (batch_cosine_min) at least 0.99999 1 kept",
+        "CPU Intel(R) Xeon(R) Processor",
+        "provider CPUExecutionProvider",
+        "ONNX Runtime 1.32.0",
+        "texts 41 texts, SHA-256 08bc1cbcef81...",
+    ):
+        assert expected in lines
+    assert "NOTE" not in text
+
+
+def test_json_is_the_manifest(info, artifact_path):
+    assert json.loads(info(artifact_path, "--json")) == json.loads((artifact_path / MANIFEST).read_bytes())
+
+
+def test_the_page_says_what_the_text_says(info, page_of, artifact_path):
+    page = page_of(artifact_path)
+    for line in info(artifact_path).splitlines():
+        for cell in re.split(r"\s{2,}", line.strip()):
+            assert cell in page.text
+
+
+def test_the_page_stands_alone(page_of, artifact_path):
+    page = page_of(artifact_path)
+    names = {name for name, _ in page.elements}
+    assert not names & {"script", "link", "img", "iframe", "object", "base", "image", "use"}
+    assert not re.search(r"https?:|src=|href=|url\(|@import", page.source)
+    assert page.all("html", lang="en")
+    assert page.all("meta", content="default-src 'none'; style-src 'unsafe-inline'")
+
+
+def test_the_page_is_accessible(page_of, artifact_path):
+    page = page_of(artifact_path)
+    headings = [int(name[1]) for name, _ in page.elements if re.fullmatch(r"h\d", name)]
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(headings))
+    assert len(page.all("caption")) == len(page.all("table")) == 4
+    assert all(cell.get("scope") in ("col", "row") for cell in page.all("th"))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    drawings = page.all("svg", role="img")
+    assert len(drawings) == len(page.all("svg")) == 7
+    assert [label for drawing in drawings for label in drawing["aria-labelledby"].split()] == ids
+
+
+def test_each_histogram_has_all_its_texts(page_of, artifact_path):
+    certificate = Artifact.open(artifact_path, check=False).manifest.certificate
+    agreements = [certificate.overall, *certificate.by_length.values()]
+    panels = page_of(artifact_path).panels()
+    for panel, agreement in zip(panels, agreements, strict=True):
+        assert bars_of(panel) == list(agreement.error_counts.values())
+        assert sum(bars_of(panel)) == agreement.texts
+        assert panel.count('class="bar"') == len(agreement.error_counts)
+        assert f"over {agreement.texts} text" in panel
+
+
+def test_the_gate_is_one_line_through_all(page_of, artifact_path, changed):
+    lines = re.findall(r'<line class="gate" x1="([\d.]+)"', page_of(artifact_path).source)
+    assert len(lines) == 7
+    assert len(set(lines)) == 1
+    without = page_of(changed(lambda manifest: manifest["certificate"]["gate"].pop("cosine_min")))
+    assert not without.all("line", **{"class": "gate"})
+    assert "dashed" not in without.text
+
+
+@pytest.mark.parametrize("bound", [0.98, 0.0, 1.0, 2.0, -1.0, -1.5, -9.0, 1 - 1e-16, 1 - 1e-9, float("nan")])
+@pytest.mark.parametrize("turn", [0, 5, len(ERROR_BINS) - 1])
+def test_everything_is_drawn_within_the_frame(page_of, changed, bound, turn):
+    def edit(manifest):
+        manifest["certificate"]["gate"]["cosine_min"] = bound
+        for found in (manifest["certificate"]["overall"], *manifest["certificate"]["by_length"].values()):
+            found["error_counts"] = {f"{ERROR_BINS[turn]:g}": found["texts"]}
+
+    page = page_of(changed(edit))
+    _, _, width, height = map(float, page.all("svg")[0]["viewbox"].split())
+    places = [
+        (float(found[x]), float(found[y]))
+        for name, found in page.elements
+        for x, y in {"rect": [("x", "y")], "text": [("x", "y")], "line": [("x1", "y1"), ("x2", "y2")]}.get(
+            name, ()
+        )
+    ]
+    assert places
+    assert all(0 <= x <= width and 0 <= y <= height for x, y in places)
+    ends = [float(found["x"]) + float(found["width"]) for found in page.all("rect")]
+    assert max(ends) <= width
+
+
+HOSTILE = "<script>alert('\"&')</script>\x1b[2J\u202e\ud800"
+
+
+def test_a_hostile_manifest_is_shown_and_not_obeyed(info, page_of, changed):
+    def edit(manifest):
+        manifest["source"] |= {"repository": HOSTILE, "revision": HOSTILE}
+        manifest["architecture"]["model_type"] = HOSTILE
+        manifest["precision"] = HOSTILE
+        manifest["recipe"] = {HOSTILE: {HOSTILE: [HOSTILE]}, "sha256": HOSTILE}
+        manifest["target"] = {"devices": [HOSTILE], "instructions": [HOSTILE], "without": HOSTILE}
+        manifest["contract"] |= {"pooling": HOSTILE, "prompts": {HOSTILE: HOSTILE}}
+        certificate = manifest["certificate"]
+        certificate["by_length"] = {HOSTILE: certificate["overall"]}
+        certificate["gate"][HOSTILE] = 1.0
+        certificate["measured_with"][HOSTILE] = HOSTILE
+
+    artifact = changed(edit)
+    page, text = page_of(artifact), info(artifact)
+    assert not page.all("script")
+    assert page.source.count("<!") == 1
+    for output in (page.source, text):
+        assert all(character.isprintable() or character == "\n" for character in output)
+    shown = HOSTILE.replace("\x1b", r"\x1b").replace("\u202e", r"\u202e").replace("\ud800", r"\ud800")
+    for output in (page.text, text):
+        assert f"{shown}, {shown}" in output
+        assert f"{shown} at {shown}" in output
+    assert json.loads(info(artifact, "--json"))["precision"] == HOSTILE
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("서울 é ☃", "서울 é ☃"), ("\n\t\x00\x9b", r"\n\t\x00\x9b"), ("\u2066\udfff", r"\u2066\udfff")],
+)
+def test_printable(text, shown):
+    assert printable(text) == shown
+
+
+def test_no_certificate(info, page_of, changed):
+    artifact = changed(lambda manifest: manifest.update(certificate=None))
+    note = "There is none: it was never compared with PyTorch: export it again."
+    assert f"Certificate\n  NOTE: {note}\n" in info(artifact)
+    page = page_of(artifact)
+    assert note in page.text
+    assert not page.all("svg")
+
+
+@pytest.mark.parametrize(
+    ("devices", "provider", "noted"),
+    [
+        (["cuda"], "CPUExecutionProvider", True),
+        (["cuda"], "CUDAExecutionProvider", False),
+        (["cpu", "cuda"], "CPUExecutionProvider", False),
+    ],
+)
+def test_measured_on_another_device_than_it_is_for(info, page_of, changed, devices, provider, noted):
+    def edit(manifest):
+        manifest["target"] = {"devices": devices, "instructions": [], "without": ""}
+        manifest["certificate"]["measured_with"]["provider"] = provider
+
+    artifact = changed(edit)
+    note = "Measured on a CPU (CPUExecutionProvider), though the artifact is made for cuda"
+    assert (f"NOTE: {note}" in info(artifact)) == noted
+    assert (note in page_of(artifact).text) == noted
+
+
+@pytest.mark.parametrize(
+    ("gate", "row", "verdict"),
+    [
+        ({"cosine_min": 0.99999}, "smallest cosine (cosine_min) at least 0.99999 0.9999626 MISSED", "MISSED"),
+        ({"max_abs_diff": 0.001}, "(max_abs_diff) at most 0.001 0.003474461 MISSED", "MISSED"),
+        ({"max_abs_diff": 0.01}, "(max_abs_diff) at most 0.01 0.003474461 kept", "kept"),
+        ({"cosine_min": 0.9, "later": 0.5}, "later 0.5 not known here", "not known here"),
+        ({"cosine_mean": float("nan")}, "mean cosine (cosine_mean) at least nan 0.9999933 MISSED", "MISSED"),
+        ({}, "bound required found result", "none"),
+    ],
+)
+def test_the_gate_is_held_against_the_figures(info, changed, gate, row, verdict):
+    lines = [
+        " ".join(line.split())
+        for line in info(changed(lambda manifest: manifest["certificate"].update(gate=gate))).splitlines()
+    ]
+    assert any(line.endswith(row) for line in lines)
+    assert f"gate {verdict}" in lines
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"0.5": 41}, "(all lengths) have 41 texts in the bin '0.5'"),
+        ({"1e-05": -1, "3e-05": 42}, "(all lengths) have -1 texts in the bin '1e-05'"),
+        ({"1e-05": 40}, "(all lengths) are 40 texts together, it says 41"),
+    ],
+)
+def test_a_histogram_that_does_not_add_up(capsys, changed, tmp_path, counts, message):
+    artifact = changed(lambda manifest: manifest["certificate"]["overall"].update(error_counts=counts))
+    page = tmp_path / "page.html"
+    assert cli.main(["info", str(artifact), "--html", str(page)]) == 1
+    assert message in capsys.readouterr().err
+    assert [found.name for found in tmp_path.iterdir()] == [artifact.name]
+
+
+def test_sizes_are_checked_and_hashes_are_not(info, capsys, artifact_copy):
+    weights = artifact_copy / WEIGHTS
+    weights.write_bytes(bytes(weights.stat().st_size))
+    info(artifact_copy)
+    weights.write_bytes(b"")
+    assert cli.main(["info", str(artifact_copy)]) == 1
+    assert f"{WEIGHTS} has 0 bytes" in capsys.readouterr().err
+
+
+def test_the_page_replaces_an_older_one(info, artifact_path, tmp_path):
+    page = tmp_path / "page.HTML"
+    page.write_text("older")
+    info(artifact_path, "--html", page, "--json")
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert list(tmp_path.iterdir()) == [page]
+
+
+def test_wrong_usage(capsys, artifact_path, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["info", str(artifact_path), "--html", str(tmp_path / "page.pdf")])
+    assert caught.value.code == 2
+    assert "expected a .html file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("missing/page.html", "does not exist: create it first"), ("folder.html", "is a folder")],
+)
+def test_a_page_without_a_place(capsys, artifact_path, tmp_path, name, message):
+    (tmp_path / "folder.html").mkdir()
+    assert cli.main(["info", str(artifact_path), "--html", str(tmp_path / name)]) == 1
+    done = capsys.readouterr()
+    assert message in done.err
+    assert done.out == ""
+
+
+def test_no_artifact(capsys, tmp_path):
+    assert cli.main(["info", str(tmp_path)]) == 1
+    assert f"has no {MANIFEST}" in capsys.readouterr().err
+
+
+def test_a_hub_id(info, monkeypatch, artifact_path):
+    asked = []
+
+    def fetch(*arguments):
+        asked.append(arguments[:2])
+        return artifact_path
+
+    monkeypatch.setattr("koe5_onnx.artifact.fetch", fetch)
+    assert info("owner/name", "--revision", "v1").startswith("tiny-seeded, int8\n")
+    assert asked == [("owner/name", "v1")]
+
+
+def test_it_runs_without_onnxruntime(info, artifact_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert info(artifact_path).startswith("tiny-seeded, int8\n")
