@@ -43,9 +43,9 @@ class Calibration:
         inner = gelu(_apply(y, layer.up))
         self._summed = y + _apply(inner, layer.down)
         return LayerInputs(
-            attention=Inputs.of(x + layer.output.bias),
+            attention=Inputs.of(x),
             context=Inputs.of(context),
-            ffn=Inputs.of(y + layer.down.bias),
+            ffn=Inputs.of(y),
             gelu=Inputs.of(inner),
             gelu_max=float(np.median(inner.max(axis=1))),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +97,9 @@ def write_graph(
 def _recipe(precision: Precision, texts: Sequence[str]) -> dict[str, Any]:
     """How the precision was reached, for the manifest."""
     recipe = dict(precision.recipe())
-    if precision.smoothing is not None:
+    if precision.strengths is not None:
         recipe |= {
-            "smoothing_strength": precision.smoothing,
+            "smoothing_strengths": asdict(precision.strengths),
             "calibration_texts": len(texts),
             "calibration_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
         }
@@ -108,14 +108,14 @@ def _recipe(precision: Precision, texts: Sequence[str]) -> dict[str, Any]:
 
 def _layers(plan: Plan, calibration: Sequence[str]) -> Iterator[SmoothLayer]:
     """The layers in order, each read once and as it is asked for, ready to be written."""
-    checkpoint, strength = plan.checkpoint, plan.precision.smoothing
-    if strength is None:
+    checkpoint, strengths = plan.checkpoint, plan.precision.strengths
+    if strengths is None:
         yield from (plain(norm, layer) for norm, layer in _read(checkpoint))
         return
     tokenizer = Tokenizer(checkpoint.tokenizer, plan.contract.max_tokens)
     texts = Calibration(checkpoint, tokenizer.encode(with_prompts(calibration, plan.contract)).ids)
     for norm, layer in _read(checkpoint):
-        yield smooth(norm, layer, texts.advance(norm, layer), strength)
+        yield smooth(norm, layer, texts.advance(norm, layer), strengths, plan.precision.round_weight)
 
 
 def _read(checkpoint: Checkpoint) -> Iterator[tuple[Norm, Layer]]:

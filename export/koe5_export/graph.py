@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.config import EncoderConfig
-from koe5_export.precision import Precision
+from koe5_export.precision import PRECISIONS, Precision
 from koe5_export.smooth import SmoothLayer
 from koe5_export.weights import Array, Linear, Norm
 from koe5_export.writer import MICROSOFT, GraphWriter, subgraph
@@ -37,6 +37,8 @@ class Attention:
     """int32[n, width]: 1 on tokens."""
     is_unmasked: str
     """bool: attention may run without a mask, on its faster path."""
+    lengths: str | None
+    """int32[n]: tokens of each text, for kernels that want no mask; else None."""
 
 
 def write_encoder(
@@ -56,13 +58,13 @@ def write_encoder(
         precision: How tables and linears are written.
     """
     config = checkpoint.config
-    attention = Attention(config.heads, *_masks(g))
+    attention = _attention(g, config.heads, precision)
     summed = _embeddings(g, checkpoint, contract, precision)
     norm = checkpoint.embedding_norm()
     for number, layer in enumerate(layers):
         summed = _layer(g, summed, layer, f"layer.{number}", config, attention, precision)
         norm = layer.output_norm
-    hidden = _norm(g, summed, norm, "final_norm", config)
+    hidden = _norm(g, precision.widen(g, summed), norm, "final_norm", config, PRECISIONS["fp32"])
     _finish(g, _pool(g, hidden, contract.pooling), contract)
 
 
@@ -71,9 +73,9 @@ def _embeddings(g: GraphWriter, checkpoint: Checkpoint, contract: Contract, prec
     config = checkpoint.config
     shape = (config.vocabulary, config.hidden)
     words = precision.table(g, "words", shape, checkpoint.word_embeddings(), "input_ids")
-    table = g.constant("positions.weight", checkpoint.positions(contract.max_tokens))
+    table = checkpoint.positions(contract.max_tokens)
     where = _counted_positions(g, config.pad_id) if config.counts_from_pad else _plain_positions(g)
-    return g.node("Add", [words, g.node("Gather", [table, where], "positions")], "embeddings")
+    return g.node("Add", [words, precision.positions(g, table, where)], "embeddings")
 
 
 def _counted_positions(g: GraphWriter, pad_id: int) -> str:
@@ -92,15 +94,19 @@ def _plain_positions(g: GraphWriter) -> str:
     return g.node("Range", [zero, scalar, one], "position_ids")
 
 
-def _masks(g: GraphWriter) -> tuple[str, str]:
-    """The key mask, and whether attention can do without it."""
+def _attention(g: GraphWriter, heads: int, precision: Precision) -> Attention:
+    """The key mask, whether attention can do without it, and lengths where they replace both."""
     mask = g.node("Cast", ["attention_mask"], "key_mask", to=TensorProto.INT32)
+    if precision.masks_by_length:
+        axis = g.constant("width_axes", np.array([1], dtype=np.int64))
+        return Attention(heads, mask, "", g.node("ReduceSum", [mask, axis], "lengths", keepdims=0))
     smallest = g.node("ReduceMin", ["attention_mask"], "smallest_mask", keepdims=0)
     full = g.node("Cast", [smallest], "is_full", to=TensorProto.BOOL)
     # Short texts may be padded in one batch and not in another: they take the same path in both.
     short = g.constant("short_tokens", np.array([SHORT_TOKENS], dtype=np.int64))
     width = g.node("Shape", ["input_ids"], "batch_width", start=1, end=2)
-    return mask, g.node("And", [full, g.node("Greater", [width, short], "is_long")], "is_unmasked")
+    unmasked = g.node("And", [full, g.node("Greater", [width, short], "is_long")], "is_unmasked")
+    return Attention(heads, mask, unmasked, None)
 
 
 def _layer(
@@ -113,48 +119,51 @@ def _layer(
     precision: Precision,
 ) -> str:
     """One encoder layer, from the sum before its input's norm to the sum before its output's norm."""
-    x = _norm(g, summed, layer.input_norm, f"{at}.input", config)
+    x = _norm(g, summed, layer.input_norm, f"{at}.input", config, precision)
     triple = [(f"{at}.{name}", getattr(layer, name)) for name in ("query", "key", "value")]
     bias = np.concatenate([layer.query.bias, layer.key.bias, layer.value.bias])
-    context = _attend(g, precision.project(g, x, triple), bias, f"{at}.attention", attention)
+    bias_name = precision.vector(g, f"{at}.attention.bias", bias)
+    context = _attend(g, [*precision.project(g, x, triple), bias_name], f"{at}.attention", attention)
     (output,) = precision.project(g, context, [(f"{at}.output", layer.output)])
-    summed = _residual(g, x, output, layer.output, layer.attention_skip, f"{at}.attention_sum")
+    summed = _residual(g, x, output, layer.output, layer.attention_skip, f"{at}.attention_sum", precision)
 
-    x = _norm(g, summed, layer.attention_norm, f"{at}.middle", config)
+    x = _norm(g, summed, layer.attention_norm, f"{at}.middle", config, precision)
     (up,) = precision.project(g, x, [(f"{at}.up", layer.up)])
-    gelu = g.node(
-        "BiasGelu", [up, g.constant(f"{at}.up.bias", layer.up.bias)], f"{at}.gelu", domain=MICROSOFT
-    )
+    up_bias = precision.vector(g, f"{at}.up.bias", layer.up.bias)
+    gelu = g.node("BiasGelu", [up, up_bias], f"{at}.gelu", domain=MICROSOFT)
     down = precision.project_gelu(g, gelu, f"{at}.down", layer.down, layer.gelu_max)
-    return _residual(g, x, down, layer.down, layer.ffn_skip, f"{at}.ffn_sum")
+    return _residual(g, x, down, layer.down, layer.ffn_skip, f"{at}.ffn_sum", precision)
 
 
-def _attend(g: GraphWriter, triple: list[str], bias: Array, name: str, attention: Attention) -> str:
-    """Attention over each text's own tokens: float32[n, width, hidden]."""
-    inputs = [*triple, g.constant(f"{name}.bias", bias)]
-    settings: dict[str, Any] = {
-        "domain": MICROSOFT,
-        "num_heads": attention.heads,
-        "mask_filter_value": _MASKED,
-    }
+def _attend(g: GraphWriter, inputs: list[str], name: str, attention: Attention) -> str:
+    """Attention over each text's own tokens, from query, key, value and bias: float[n, width, hidden]."""
+    settings: dict[str, Any] = {"domain": MICROSOFT, "num_heads": attention.heads}
+    if attention.lengths is not None:
+        return g.node("MultiHeadAttention", [*inputs, attention.lengths], name, **settings)
+    settings["mask_filter_value"] = _MASKED
     full = subgraph("MultiHeadAttention", inputs, f"{name}.full", **settings)
     masked = subgraph("MultiHeadAttention", [*inputs, attention.key_mask], f"{name}.masked", **settings)
     return g.branch(name, attention.is_unmasked, full, masked)
 
 
-def _residual(g: GraphWriter, x: str, y: str, linear: Linear, skip: Array | None, name: str) -> str:
+def _residual(
+    g: GraphWriter, x: str, y: str, linear: Linear, skip: Array | None, name: str, precision: Precision
+) -> str:
     """x + y + bias; where x was smoothed, x * skip is x + bias already (see smooth.py)."""
     if skip is None:
-        y = g.node("Add", [y, g.constant(f"{name}.bias", linear.bias)], f"{name}.biased")
+        y = g.node("Add", [y, precision.vector(g, f"{name}.bias", linear.bias)], f"{name}.biased")
     else:
-        x = g.node("Mul", [x, g.constant(f"{name}.skip", skip)], f"{name}.unsmoothed")
+        x = g.node("Mul", [x, precision.vector(g, f"{name}.skip", skip)], f"{name}.unsmoothed")
     return g.node("Add", [x, y], name)
 
 
-def _norm(g: GraphWriter, x: str, norm: Norm, name: str, config: EncoderConfig) -> str:
+def _norm(g: GraphWriter, x: str, norm: Norm, name: str, config: EncoderConfig, precision: Precision) -> str:
     # Add + LayerNormalization: the fused SkipLayerNormalization is scalar code on the CPU, three times slow.
-    inputs = [x, g.constant(f"{name}.gain", norm.gain), g.constant(f"{name}.shift", norm.shift)]
-    return g.node("LayerNormalization", inputs, name, axis=-1, epsilon=config.epsilon)
+    gain, shift = (
+        precision.vector(g, f"{name}.gain", norm.gain),
+        precision.vector(g, f"{name}.shift", norm.shift),
+    )
+    return g.node("LayerNormalization", [x, gain, shift], name, axis=-1, epsilon=config.epsilon)
 
 
 def _pool(g: GraphWriter, hidden: str, pooling: str) -> str:

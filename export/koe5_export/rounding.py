@@ -2,68 +2,118 @@
 
 Rounding each weight by itself ignores what it is multiplied with. Here rows are rounded one after the other,
 and each takes over the error of the rows before it as far as their inputs move together. How far that is
-stands in the Gram matrix of calibration inputs, factored as H = U D U' with U unit upper triangular:
-row k is rounded after adding U[j, k] times the error of every earlier row j.
+stands in the covariance of calibration inputs, factored as H = U D U' with U unit upper triangular:
+row k is rounded after adding U[j, k] times the error of every earlier row j. The covariance and not the Gram
+matrix: what rounding does to the inputs' mean is a constant, and constants go into the bias (smooth.py).
 Source of the method (GPTQ, in the form called LDLQ): https://arxiv.org/abs/2210.17323,
 https://arxiv.org/abs/2307.13304.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
 import numpy as np
 import numpy.typing as npt
 
-from koe5_export.weights import Array
+from koe5_export.weights import Array, Rounded
 
-DAMPING = 0.03
-"""Share of the mean diagonal added to the Gram matrix: fewer tokens than channels leave it singular."""
-_BLOCK = 128
-"""Rows whose corrections from earlier blocks are computed in one product."""
+DAMPING = 0.1
+"""Share of the mean variance added to every channel: fewer tokens than channels leave the rest unknown."""
+_ROWS = 128
+"""Rows whose corrections from earlier ones are computed in one product."""
 _SMALLEST_SCALE = np.float32(1e-12)
+_SHRINKS = tuple(np.float32(1 - 0.04 * step) for step in range(9))
+"""Shares of the full range tried for each block at 4 bits: a smaller step is worth some clipping."""
 
 
-def round_columns(weight: Array, gram: Array | None = None) -> tuple[npt.NDArray[np.int8], Array]:
-    """Round a matrix to int8, each column over its own range.
+@dataclass(frozen=True)
+class Compensation:
+    """What rounding must know of a linear's inputs."""
+
+    order: npt.NDArray[np.intp]
+    """Rows with the most varying input first: their errors are the ones worth compensating."""
+    feedback: Array
+    """float32[in, in]: the factor U, of the rows in that order."""
+
+    @classmethod
+    def of(cls, covariance: Array) -> Self:
+        """Factor a covariance float32[in, in]."""
+        order = np.argsort(-np.diag(covariance), kind="stable")
+        damped = covariance[np.ix_(order, order)].astype(np.float64)
+        np.fill_diagonal(damped, damped.diagonal() + max(DAMPING * damped.diagonal().mean(), 1e-30))
+        # A Cholesky factor is lower triangular; turned by 180 degrees it is the upper one.
+        upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+        return cls(order, np.asarray(upper / upper.diagonal(), dtype=np.float32))
+
+
+def round_columns(weight: Array, compensation: Compensation | None = None) -> Rounded:
+    """Round a matrix to 8 bits, each column over its own range.
 
     Args:
         weight: float32[in, out].
-        gram: float32[in, in], inputs' x @ inputs over calibration tokens; None rounds to nearest.
-
-    Returns:
-        int8[in, out] and float32[out]: their product stands for `weight`.
+        compensation: What its inputs are like; None rounds to nearest.
     """
-    scale = np.maximum(np.abs(weight).max(axis=0) / np.float32(127), _SMALLEST_SCALE).astype(np.float32)
-    if gram is None:
-        return _nearest(weight / scale), scale
-    # Inputs with the most energy first: their errors are the ones worth compensating.
-    order = np.argsort(-np.diag(gram), kind="stable")
+    scale = _scale_of(np.abs(weight).max(axis=0, keepdims=True), 127)
+    return _round(weight, scale, 127, compensation)
+
+
+def round_blocks(weight: Array, bits: int, block: int, compensation: Compensation | None = None) -> Rounded:
+    """Round a matrix, each block of rows in each column over its own range.
+
+    Args:
+        weight: float32[in, out].
+        bits: 8 or 4.
+        block: Rows of a block; divides `in`.
+        compensation: As for `round_columns`.
+    """
+    largest = np.abs(weight).reshape(len(weight) // block, block, -1).max(axis=1)
+    highest = 2 ** (bits - 1) - 1
+    scale = _scale_of(largest, highest)
+    if bits == 4:
+        scale = _best_shrunk(weight, scale, highest)
+    return _round(weight, scale, highest, compensation)
+
+
+def _scale_of(largest: Array, highest: int) -> Array:
+    return np.asarray(np.maximum(largest / np.float32(highest), _SMALLEST_SCALE), dtype=np.float32)
+
+
+def _best_shrunk(weight: Array, scale: Array, highest: int) -> Array:
+    """Each block's scale times the share that leaves the smallest squared error."""
+    blocks = weight.reshape(len(scale), -1, weight.shape[1])
+    best, least = scale, np.full(scale.shape, np.inf, np.float32)
+    for shrink in _SHRINKS:
+        tried = scale * shrink
+        error = np.square(_nearest(blocks / tried[:, None], highest) * tried[:, None] - blocks).sum(axis=1)
+        best, least = np.where(error < least, tried, best), np.minimum(error, least)
+    return np.asarray(best)
+
+
+def _round(weight: Array, scale: Array, highest: int, compensation: Compensation | None) -> Rounded:
+    steps = np.repeat(scale, len(weight) // len(scale), axis=0)
+    if compensation is None:
+        return Rounded(_nearest(weight / steps, highest), scale)
+    order = compensation.order
     integers = np.empty(weight.shape, dtype=np.int8)
-    integers[order] = _round_in_order(weight[order] / scale, _feedback(gram[np.ix_(order, order)]))
-    return integers, scale
+    integers[order] = _round_in_order(weight[order], steps[order], highest, compensation.feedback)
+    return Rounded(integers, scale)
 
 
-def _round_in_order(rows: Array, feedback: Array) -> npt.NDArray[np.int8]:
+def _round_in_order(rows: Array, steps: Array, highest: int, feedback: Array) -> npt.NDArray[np.int8]:
     """Round rows from the first to the last, each corrected by the errors before it."""
     integers = np.empty(rows.shape, dtype=np.int8)
     errors = np.zeros_like(rows)
-    for start in range(0, len(rows), _BLOCK):
-        end = min(start + _BLOCK, len(rows))
+    for start in range(0, len(rows), _ROWS):
+        end = min(start + _ROWS, len(rows))
         corrected = rows[start:end] + feedback[:start, start:end].T @ errors[:start]
         for row in range(start, end):
             target = corrected[row - start] + feedback[start:row, row] @ errors[start:row]
-            integers[row] = _nearest(target)
-            errors[row] = rows[row] - integers[row]
+            integers[row] = _nearest(target / steps[row], highest)
+            errors[row] = rows[row] - integers[row] * steps[row]
     return integers
 
 
-def _feedback(gram: Array) -> Array:
-    """The factor U of H = U D U': unit upper triangular, float32[in, in]."""
-    damped = gram.astype(np.float64)
-    np.fill_diagonal(damped, damped.diagonal() + max(DAMPING * damped.diagonal().mean(), 1e-30))
-    # A Cholesky factor is lower triangular; turned by 180 degrees it is the upper one.
-    upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-    return np.asarray(upper / upper.diagonal(), dtype=np.float32)
-
-
-def _nearest(values: Array) -> npt.NDArray[np.int8]:
-    return np.clip(np.rint(values), -127, 127).astype(np.int8)
+def _nearest(values: Array, highest: int) -> npt.NDArray[np.int8]:
+    return np.clip(np.rint(values), -highest, highest).astype(np.int8)

@@ -14,34 +14,66 @@ The idea of balancing activations against weights: https://arxiv.org/abs/2211.10
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
-from koe5_export.weights import Array, Layer, Linear, Norm
+from koe5_export.rounding import Compensation
+from koe5_export.weights import Array, Layer, Linear, Norm, Rounded
 
-STRENGTH = 0.6
-"""Share of a channel's range that moves into the weights; measured in benchmarks/NOTES.md."""
+Round = Callable[[Array, Compensation], Rounded]
+"""Rounds a weight float32[in, out], given what its inputs are like."""
+
 _SMALLEST = np.float32(1e-5)
+_PEAK_POWER = 8
+"""High enough to see a channel's largest values, low enough not to follow the very largest of one token."""
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """Share of a channel's range that moves into the weights: 0 none, 1 all of it."""
+
+    attention: float
+    """Of the inputs of query, key and value."""
+    context: float
+    """Of the attention output."""
+    ffn: float
+    """Of the inputs of the feed-forward block."""
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What calibration texts put into one linear."""
 
-    largest: Array
-    """float32[in]: largest magnitude of each channel."""
-    gram: Array
-    """float32[in, in]: x.T @ x over all tokens."""
+    peak: Array
+    """float32[in]: the size of each channel's large values, by the mean of their eighth power."""
+    mean: Array
+    """float32[in]."""
+    covariance: Array
+    """float32[in, in]."""
 
     @classmethod
-    def of(cls, x: Array) -> Inputs:
+    def of(cls, x: Array) -> Self:
         """Measure inputs float32[tokens, in]."""
-        return cls(np.abs(x).max(axis=0), x.T @ x)
+        largest = np.maximum(np.abs(x).max(axis=0), _SMALLEST)
+        peak = largest * np.mean((x / largest) ** _PEAK_POWER, axis=0) ** (1 / _PEAK_POWER)
+        mean = x.mean(axis=0)
+        centred = x - mean
+        return cls(peak, mean, centred.T @ centred)
 
-    def gram_divided(self, divisors: Array) -> Array:
-        """The Gram matrix of the inputs divided by `divisors`, channel by channel."""
-        return np.asarray(self.gram / divisors[:, None] / divisors[None, :], dtype=np.float32)
+    def shifted(self, shift: Array) -> Inputs:
+        """Of inputs + shift; the peaks, which need not be exact, stay."""
+        return replace(self, mean=self.mean + shift)
+
+    def divided(self, divisors: Array) -> Inputs:
+        """Of inputs / divisors, channel by channel."""
+        return Inputs(
+            self.peak / divisors,
+            self.mean / divisors,
+            np.asarray(self.covariance / divisors[:, None] / divisors[None, :], dtype=np.float32),
+        )
 
 
 @dataclass(frozen=True)
@@ -49,11 +81,11 @@ class LayerInputs:
     """What calibration texts put into the linears of one layer."""
 
     attention: Inputs
-    """Of query, key and value, with the attention output's bias added."""
+    """Of query, key and value."""
     context: Inputs
     """Of the attention output's linear."""
     ffn: Inputs
-    """Of the feed-forward block's first linear, with the second's bias added."""
+    """Of the feed-forward block's first linear."""
     gelu: Inputs
     """Of the feed-forward block's second linear."""
     gelu_max: float
@@ -97,44 +129,58 @@ def plain(input_norm: Norm, layer: Layer) -> SmoothLayer:
     )
 
 
-def smooth(input_norm: Norm, layer: Layer, inputs: LayerInputs, strength: float = STRENGTH) -> SmoothLayer:
-    """Smooth the inputs of a layer's linears; the layer computes what it did.
+def smooth(
+    input_norm: Norm,
+    layer: Layer,
+    inputs: LayerInputs,
+    strengths: Strengths,
+    round_weight: Round | None = None,
+) -> SmoothLayer:
+    """Smooth the inputs of a layer's linears, and round its weights; else the layer computes what it did.
 
     Args:
         input_norm: The norm in front of the layer.
         layer: Its weights.
         inputs: Measured on calibration texts.
-        strength: 0 makes the rows of the weights equally large, 1 the channels of the activations.
+        strengths: How much of the channels' range moves.
+        round_weight: How weights become integers; None leaves them as they are.
     """
+    context = _divisors(inputs.context.peak, layer.output.weight, strengths.context)
+    output = replace(layer.output, weight=layer.output.weight * context[:, None])
+    (output,) = _rounded([output], inputs.context.divided(context), round_weight)
+    (down,) = _rounded([layer.down], inputs.gelu, round_weight)
+
+    value = replace(layer.value, weight=layer.value.weight / context, bias=layer.value.bias / context)
+    triple = [layer.query, layer.key, value]
     joined = np.concatenate([layer.query.weight, layer.key.weight, layer.value.weight], axis=1)
-    attention_skip = _divisors(inputs.attention.largest, joined, strength)
-    attention_gram = inputs.attention.gram_divided(attention_skip)
-    query, key, value = (
-        _read_smoothed(linear, attention_skip, layer.output.bias, attention_gram)
-        for linear in (layer.query, layer.key, layer.value)
-    )
-    context = _divisors(inputs.context.largest, layer.output.weight, strength)
-    output_weight = layer.output.weight * context[:, None]
-    ffn_skip = _divisors(inputs.ffn.largest, layer.up.weight, strength)
-    return replace(
-        plain(_divided(input_norm, attention_skip, layer.output.bias), layer),
+    attention_skip = _divisors(inputs.attention.peak, joined, strengths.attention)
+    triple = [_read_smoothed(linear, attention_skip, output.bias) for linear in triple]
+    attention = inputs.attention.shifted(output.bias).divided(attention_skip)
+    query, key, value = _rounded(triple, attention, round_weight)
+
+    ffn_skip = _divisors(inputs.ffn.peak, layer.up.weight, strengths.ffn)
+    up = _read_smoothed(layer.up, ffn_skip, down.bias)
+    (up,) = _rounded([up], inputs.ffn.shifted(down.bias).divided(ffn_skip), round_weight)
+    return SmoothLayer(
+        input_norm=_divided(input_norm, attention_skip, output.bias),
         query=query,
         key=key,
-        value=replace(value, weight=value.weight / context, bias=value.bias / context),
-        output=Linear(output_weight, layer.output.bias, inputs.context.gram_divided(context)),
+        value=value,
+        output=output,
         attention_skip=attention_skip,
-        attention_norm=_divided(layer.attention_norm, ffn_skip, layer.down.bias),
-        up=_read_smoothed(layer.up, ffn_skip, layer.down.bias, inputs.ffn.gram_divided(ffn_skip)),
-        down=replace(layer.down, gram=inputs.gelu.gram),
+        attention_norm=_divided(layer.attention_norm, ffn_skip, down.bias),
+        up=up,
+        down=down,
         ffn_skip=ffn_skip,
+        output_norm=layer.output_norm,
         gelu_max=inputs.gelu_max,
     )
 
 
-def _divisors(activations: Array, weight: Array, strength: float) -> Array:
+def _divisors(peak: Array, weight: Array, strength: float) -> Array:
     """float32[in]: by how much each input channel is divided."""
     rows = np.abs(weight).max(axis=1)
-    divisors = np.maximum(activations, _SMALLEST) ** strength / np.maximum(rows, _SMALLEST) ** (1 - strength)
+    divisors = np.maximum(peak, _SMALLEST) ** strength / np.maximum(rows, _SMALLEST) ** (1 - strength)
     return np.asarray(np.maximum(divisors, _SMALLEST), dtype=np.float32)
 
 
@@ -143,7 +189,20 @@ def _divided(norm: Norm, divisors: Array, bias: Array) -> Norm:
     return Norm(norm.gain / divisors, (norm.shift + bias) / divisors)
 
 
-def _read_smoothed(linear: Linear, divisors: Array, bias: Array, gram: Array) -> Linear:
+def _read_smoothed(linear: Linear, divisors: Array, bias: Array) -> Linear:
     """The linear that gives from (x + bias) / divisors what it gave from x."""
     correction = bias.astype(np.float64) @ linear.weight.astype(np.float64)
-    return Linear(linear.weight * divisors[:, None], (linear.bias - correction).astype(np.float32), gram)
+    return Linear(linear.weight * divisors[:, None], (linear.bias - correction).astype(np.float32))
+
+
+def _rounded(linears: list[Linear], inputs: Inputs, round_weight: Round | None) -> list[Linear]:
+    """Linears with the same inputs, rounded; what that does to the mean of their outputs is taken back."""
+    if round_weight is None:
+        return linears
+    compensation = Compensation.of(inputs.covariance)
+    found = []
+    for linear in linears:
+        rounded = round_weight(linear.weight, compensation)
+        moved = inputs.mean @ (linear.weight - rounded.weight)
+        found.append(Linear(linear.weight, linear.bias + moved, rounded))
+    return found

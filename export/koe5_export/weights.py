@@ -11,6 +11,22 @@ Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Rounded:
+    """A weight matrix in integers: each stands for itself times the scale of its block of rows and column."""
+
+    integers: npt.NDArray[np.int8]
+    """int8[in, out]."""
+    scale: Array
+    """float32[blocks, out]; blocks of rows are equally long, and 1 where a column has one scale."""
+
+    @property
+    def weight(self) -> Array:
+        """float32[in, out]: what the integers stand for."""
+        blocks = self.integers.reshape(len(self.scale), -1, self.integers.shape[1])
+        return np.asarray((blocks * self.scale[:, None]).reshape(self.integers.shape), dtype=np.float32)
+
+
+@dataclass(frozen=True)
 class Linear:
     """y = x @ weight + bias."""
 
@@ -18,8 +34,8 @@ class Linear:
     """float32[in, out]."""
     bias: Array
     """float32[out]."""
-    gram: Array | None = None
-    """float32[in, in]: x.T @ x over calibration tokens, for rounding the weight; None where not measured."""
+    rounded: Rounded | None = None
+    """The weight in integers; None where it stays as it is."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from koe5_export import ExportOptions, export_checkpoint
 from koe5_export.checkpoint import Checkpoint
+from koe5_export.precision import PRECISIONS
 from koe5_export.seeded import Size, write_seeded_checkpoint
 
 SIZE = Size(layers=2, hidden=64, heads=4, intermediate=128, vocabulary=900)
@@ -69,5 +70,5 @@ def _export_all(checkpoint, folder):
     opened = Checkpoint.open(checkpoint)
     return {
         precision: export_checkpoint(opened, folder / precision, ExportOptions(precision=precision))
-        for precision in ("fp32", "int8")
+        for precision in PRECISIONS
     }

@@ -1,23 +1,43 @@
 import numpy as np
 import pytest
 from koe5_export.precision.int8 import GELU_MIN, gelu_zero_point
-from koe5_export.rounding import DAMPING, round_columns
+from koe5_export.rounding import DAMPING, Compensation, round_blocks, round_columns
 
 RNG = np.random.default_rng(0)
 
 
 def test_rounds_each_column_to_the_nearest_of_its_own_steps():
     weight = RNG.standard_normal((50, 20), dtype=np.float32) * np.logspace(-3, 3, 20, dtype=np.float32)
-    integers, scale = round_columns(weight)
-    assert integers.dtype == np.int8
-    assert (np.abs(integers).max(axis=0) == 127).all()
-    assert (np.abs(integers * scale - weight) <= scale * 0.5001).all()
+    rounded = round_columns(weight)
+    assert rounded.integers.dtype == np.int8
+    assert (np.abs(rounded.integers).max(axis=0) == 127).all()
+    assert (np.abs(rounded.weight - weight) <= rounded.scale * 0.5001).all()
+
+
+@pytest.mark.parametrize(("bits", "highest"), [(8, 127), (4, 7)])
+def test_each_block_has_its_own_steps(bits, highest):
+    """Blocks of very different size: each is as near as its own range allows."""
+    sizes = np.repeat(np.logspace(-3, 3, 4, dtype=np.float32), 16)[:, None]
+    weight = RNG.standard_normal((64, 5), dtype=np.float32) * sizes
+    rounded = round_blocks(weight, bits, 16)
+    assert rounded.scale.shape == (4, 5)
+    assert np.abs(rounded.integers).max() == highest
+    error = np.linalg.norm((rounded.weight - weight).reshape(4, -1), axis=1)
+    assert (error < 1.5 / highest * np.linalg.norm(weight.reshape(4, -1), axis=1)).all()
+
+
+def test_four_bits_clip_a_little_for_smaller_steps():
+    weight = RNG.standard_normal((128, 50), dtype=np.float32)
+    full = np.abs(weight).max(axis=0) / 7
+    nearest = np.clip(np.rint(weight / full), -7, 7) * full
+    found = round_blocks(weight, 4, 128).weight
+    assert np.square(found - weight).sum() < 0.97 * np.square(nearest - weight).sum()
 
 
 def test_a_column_of_zeros_stays_zero():
-    integers, scale = round_columns(np.zeros((4, 3), np.float32))
-    assert not integers.any()
-    assert (scale > 0).all()
+    rounded = round_columns(np.zeros((4, 3), np.float32))
+    assert not rounded.integers.any()
+    assert (rounded.scale > 0).all()
 
 
 @pytest.mark.parametrize("channels", [16, 200])
@@ -28,25 +48,29 @@ def test_compensation_makes_the_products_closer(channels):
     inputs += 0.05 * RNG.standard_normal(inputs.shape, dtype=np.float32)
     weight = RNG.standard_normal((channels, 30), dtype=np.float32)
 
-    def error(gram):
-        integers, scale = round_columns(weight, gram)
-        return np.square(inputs @ (integers * scale - weight)).mean()
+    def error(rounded):
+        return np.square(inputs @ (rounded.weight - weight)).mean()
 
-    assert error(inputs.T @ inputs) < 0.67 * error(None)
+    compensation = Compensation.of(inputs.T @ inputs)
+    assert error(round_columns(weight, compensation)) < 0.67 * error(round_columns(weight))
+    four = round_blocks(weight, 4, channels // 2, compensation)
+    assert error(four) < 0.67 * error(round_blocks(weight, 4, channels // 2))
 
 
 def test_more_channels_than_tokens_is_no_problem():
     inputs = RNG.standard_normal((5, 64), dtype=np.float32)
-    integers, scale = round_columns(RNG.standard_normal((64, 8), dtype=np.float32), inputs.T @ inputs)
-    assert np.isfinite(scale).all()
-    assert integers.any()
+    weight = RNG.standard_normal((64, 8), dtype=np.float32)
+    rounded = round_columns(weight, Compensation.of(inputs.T @ inputs))
+    assert np.isfinite(rounded.scale).all()
+    assert rounded.integers.any()
 
 
-@pytest.mark.parametrize("gram", [np.zeros((8, 8), np.float32), np.eye(8, dtype=np.float32)])
-def test_without_correlation_it_rounds_to_nearest(gram):
+@pytest.mark.parametrize("covariance", [np.zeros((8, 8), np.float32), np.eye(8, dtype=np.float32)])
+def test_without_correlation_it_rounds_to_nearest(covariance):
     weight = RNG.standard_normal((8, 5), dtype=np.float32)
-    for found, expected in zip(round_columns(weight, gram), round_columns(weight), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    found, expected = round_columns(weight, Compensation.of(covariance)), round_columns(weight)
+    np.testing.assert_array_equal(found.integers, expected.integers)
+    np.testing.assert_array_equal(found.scale, expected.scale)
 
 
 def test_compensation_is_the_textbook_recursion():
@@ -58,7 +82,8 @@ def test_compensation_is_the_textbook_recursion():
     order = np.argsort(-np.diag(gram))
     gram = gram[np.ix_(order, order)]
     weight = RNG.standard_normal((channels, 6)).astype(np.float32)
-    integers, scale = round_columns(weight, gram.astype(np.float32))
+    rounded = round_columns(weight, Compensation.of(gram.astype(np.float32)))
+    integers, scale = rounded.integers, rounded.scale
 
     damped = gram + DAMPING * np.diag(gram).mean() * np.eye(channels)
     rest, expected = (weight / scale).astype(np.float64), np.empty_like(integers)

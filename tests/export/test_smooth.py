@@ -9,14 +9,16 @@ from koe5_export.contract import read_contract
 from koe5_export.graph import write_encoder
 from koe5_export.precision import PRECISIONS
 from koe5_export.reference import embed_reference
-from koe5_export.smooth import smooth
-from koe5_export.weights import Layer, Norm
+from koe5_export.rounding import round_columns
+from koe5_export.smooth import Strengths, smooth
+from koe5_export.weights import Norm
 from koe5_export.writer import GraphWriter
 from tolerances import FP32_MAX_ABS_DIFF, SMOOTHING_RELATIVE
 
 from koe5_onnx import Tokenizer
 from koe5_onnx.artifact import GRAPH, WEIGHTS
 
+STRENGTHS = Strengths(attention=0.8, context=0.4, ffn=0.6)
 TEXTS = ["서울은 대한민국의 수도이다.", "A longer sentence, with <pad> inside it.", "", "네"]
 
 
@@ -82,11 +84,11 @@ def test_inputs_of_linears_are_pytorchs(checkpoint, calibration):
     for number in range(checkpoint.config.layers):
         layer = checkpoint.layer(number)
         found = calibration.advance(norm, layer)
-        added = {"attention": layer.output.bias, "ffn": layer.down.bias}
         for name in ("attention", "context", "ffn", "gelu"):
-            x = torch.cat(seen[number, name]).numpy() + added.get(name, np.float32(0))
-            _close(getattr(found, name).largest, np.abs(x).max(axis=0))
-            _close(getattr(found, name).gram, x.T @ x)
+            x = torch.cat(seen[number, name]).numpy().astype(np.float64)
+            _close(getattr(found, name).peak, (x**8).mean(axis=0) ** (1 / 8))
+            _close(getattr(found, name).mean, x.mean(axis=0))
+            _close(getattr(found, name).covariance, np.cov(x.T, bias=True) * len(x))
         assert found.gelu_max == pytest.approx(np.median(x.max(axis=1)), rel=SMOOTHING_RELATIVE)
         norm = layer.output_norm
 
@@ -94,7 +96,7 @@ def test_inputs_of_linears_are_pytorchs(checkpoint, calibration):
 def test_smoothing_changes_no_product(checkpoint, calibration):
     """Both sides of every fold, on random hidden states: what the linears give is what they gave."""
     layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
-    smoothed = smooth(norm, layer, calibration.advance(norm, layer))
+    smoothed = smooth(norm, layer, calibration.advance(norm, layer), STRENGTHS)
     normal = np.random.default_rng(0).standard_normal((7, checkpoint.config.hidden), dtype=np.float32)
     x = _affine(normal, norm)
     a = _affine(normal, smoothed.input_norm)
@@ -118,7 +120,8 @@ def test_a_smoothed_encoder_is_the_same_encoder(checkpoint, calibration, tmp_pat
         norm = checkpoint.embedding_norm()
         for number in range(checkpoint.config.layers):
             layer = checkpoint.layer(number)
-            yield smooth(norm, layer, calibration.advance(norm, layer), strength)
+            inputs = calibration.advance(norm, layer)
+            yield smooth(norm, layer, inputs, Strengths(strength, strength, strength))
             norm = layer.output_norm
 
     contract = read_contract(checkpoint)
@@ -138,21 +141,40 @@ def test_smoothing_evens_out_an_outlier_channel(checkpoint, calibration):
     gain = norm.gain.copy()
     gain[5] *= 50
     outlier = Norm(gain, norm.shift)
-    before = calibration.advance(outlier, layer).attention
-    divisors = smooth(outlier, layer, calibration.advance(outlier, layer)).attention_skip
-    spread = before.largest.max() / np.median(before.largest)
-    after = before.largest / divisors
-    assert spread > 20
-    assert after.max() / np.median(after) < spread / 3
+    inputs = calibration.advance(outlier, layer)
+    divisors = smooth(outlier, layer, inputs, STRENGTHS).attention_skip
+    before = inputs.attention.peak
+    after = before / divisors
+    assert before.max() / np.median(before) > 20
+    assert after.max() / np.median(after) < before.max() / np.median(before) / 3
 
 
-def test_gram_travels_with_each_linear(checkpoint, calibration):
+def test_rounding_keeps_the_mean_of_each_output(checkpoint, calibration):
+    """What rounding does to the inputs' mean goes into the bias; without that it would stay."""
     layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
-    smoothed = smooth(norm, layer, calibration.advance(norm, layer))
-    for name in ("query", "key", "value", "output", "up", "down"):
-        linear = getattr(smoothed, name)
-        assert linear.gram.shape == (len(linear.weight), len(linear.weight))
-    assert isinstance(layer, Layer)
+    inputs = calibration.advance(norm, layer)
+    exact = smooth(norm, layer, inputs, STRENGTHS)
+    found = smooth(norm, layer, inputs, STRENGTHS, round_columns)
+    means = {
+        "query": (inputs.attention.mean + exact.output.bias) / exact.attention_skip,
+        "output": inputs.context.divided(_context(exact, layer)).mean,
+        "up": (inputs.ffn.mean + exact.down.bias) / exact.ffn_skip,
+        "down": inputs.gelu.mean,
+    }
+    moved = {
+        "query": (inputs.attention.mean + found.output.bias) / found.attention_skip,
+        "up": (inputs.ffn.mean + found.down.bias) / found.ffn_skip,
+    }
+    for name, mean in means.items():
+        before, after = getattr(exact, name), getattr(found, name)
+        expected = mean @ before.weight + before.bias
+        _close(moved.get(name, mean) @ after.rounded.weight + after.bias, expected)
+        assert np.abs(mean @ after.rounded.weight + before.bias - expected).max() > 1e-4
+
+
+def _context(smoothed, layer):
+    """The divisors of the attention output, from what they did to its linear."""
+    return (smoothed.output.weight / layer.output.weight)[:, 0]
 
 
 def _affine(normal, norm):

@@ -87,7 +87,7 @@ def test_a_certificate_covers_all_lengths(exported):
     assert "257-512" in found.by_length
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_artifact_with_changed_weights_fails(precision, exported, seeded, tmp_path):
     folder = shutil.copytree(exported[precision].path, tmp_path / "changed")
     words = np.fromfile(folder / WEIGHTS, np.uint32)

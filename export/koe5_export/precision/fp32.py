@@ -22,7 +22,7 @@ class Fp32(Precision):
     weight_bytes = 4.0
 
     def table(
-        self, g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str
+        self, g: GraphWriter, name: str, shape: tuple[int, ...], rows: Iterable[Array], ids: str
     ) -> str:
         return g.node("Gather", [g.stream(f"{name}.weight", np.float32, shape, rows), ids], name)
 

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from onnx import numpy_helper
 
 from koe5_export.gate import Gate
 from koe5_export.precision.precision import Precision
-from koe5_export.rounding import DAMPING, round_columns
-from koe5_export.smooth import STRENGTH
-from koe5_export.weights import Array, Linear
+from koe5_export.precision.table import int8_table
+from koe5_export.rounding import DAMPING, Compensation, round_columns
+from koe5_export.smooth import Strengths
+from koe5_export.weights import Array, Linear, Rounded
 from koe5_export.writer import MICROSOFT, GraphWriter
 from koe5_onnx import Target
 from koe5_onnx.machine import INT8_INSTRUCTIONS
@@ -39,32 +39,23 @@ class Int8(Precision):
         without="slow, and on x86 sums of products may saturate: export int8-block instead",
     )
     weight_bytes = 1.0
-    smoothing = STRENGTH
+    strengths = Strengths(attention=0.8, context=0.4, ffn=0.6)
 
     def recipe(self) -> dict[str, Any]:
         return {
             "weights": "int8 a column, rounded with error compensation",
             "activations": "uint8 a token",
-            "word_embeddings": "int8 a row",
+            "embeddings": "int8 a row",
             "rounding_damping": DAMPING,
         }
 
+    def round_weight(self, weight: Array, compensation: Compensation) -> Rounded:
+        return round_columns(weight, compensation)
+
     def table(
-        self, g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str
+        self, g: GraphWriter, name: str, shape: tuple[int, ...], rows: Iterable[Array], ids: str
     ) -> str:
-        # A scale per row. DequantizeLinear on the constant would be folded back to fp32, Gather first is not.
-        scales: list[Array] = []
-
-        def quantised() -> Iterable[npt.NDArray[np.int8]]:
-            for block in rows:
-                weight, scale = round_columns(block.T)
-                scales.append(scale)
-                yield weight.T
-
-        weight = g.stream(f"{name}.weight", np.int8, shape, quantised())
-        scale = g.constant(f"{name}.scale", np.concatenate(scales)[:, None])
-        integers = g.node("Cast", [g.node("Gather", [weight, ids], f"{name}.int8")], f"{name}.cast", to=1)
-        return g.node("Mul", [integers, g.node("Gather", [scale, ids], f"{name}.row_scale")], name)
+        return int8_table(g, name, shape, rows, ids)
 
     def project(self, g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]]) -> list[str]:
         scale = _scaled(g, _largest_magnitude(g, x), 1 / 127)
@@ -123,26 +114,18 @@ def _zero_points(g: GraphWriter, zero: int) -> str:
 def _multiply(
     g: GraphWriter, x: str, row_scale: str, zero: int, linears: Sequence[tuple[str, Linear]]
 ) -> list[str]:
-    """x @ weight from integers, each row with its own scale, for linears with the same input.
-
-    They are rounded side by side: their columns share one Gram matrix and its factor.
-    """
-    joined = np.concatenate([linear.weight for _, linear in linears], axis=1)
-    integers, scale = round_columns(joined, linears[0][1].gram)
-    ends = np.cumsum([linear.weight.shape[1] for _, linear in linears])[:-1]
-    parts = zip(linears, np.split(integers, ends, axis=1), np.split(scale, ends), strict=True)
-    return [_product(g, x, row_scale, zero, name, weight, scales) for (name, _), weight, scales in parts]
+    """x @ weight from integers, each row with its own scale, for linears with the same input."""
+    return [_product(g, x, row_scale, zero, name, linear) for name, linear in linears]
 
 
-def _product(
-    g: GraphWriter, x: str, row_scale: str, zero: int, name: str, weight: npt.NDArray[np.int8], scale: Array
-) -> str:
+def _product(g: GraphWriter, x: str, row_scale: str, zero: int, name: str, linear: Linear) -> str:
+    rounded = linear.rounded or round_columns(linear.weight)
     inputs = [
         x,
-        g.constant(f"{name}.weight", weight),
+        g.constant(f"{name}.weight", rounded.integers),
         # Its own scale stays 1: the operator would apply a scale a row on one thread.
         g.constant("one", np.float32(1)),
-        g.constant(f"{name}.scale", scale),
+        g.constant(f"{name}.scale", rounded.scale[0]),
         g.constant(f"zero_{zero}", np.uint8(zero)),
     ]
     product = g.node("MatMulIntegerToFloat", inputs, f"{name}.unscaled", domain=MICROSOFT)

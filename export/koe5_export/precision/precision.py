@@ -4,40 +4,61 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from koe5_export.gate import Gate
-from koe5_export.weights import Array, Linear
+from koe5_export.rounding import Compensation
+from koe5_export.smooth import Strengths
+from koe5_export.weights import Array, Linear, Rounded
 from koe5_export.writer import GraphWriter
 from koe5_onnx import Target
 
 
 class Precision(ABC):
-    """Number format of weights and products."""
+    """Number format of weights and products. Hidden states are float[n, width, hidden] of its own type."""
 
-    name: ClassVar[str]
-    gate: ClassVar[Gate]
-    target: ClassVar[Target]
-    weight_bytes: ClassVar[float]
+    name: str
+    gate: Gate
+    target: Target
+    weight_bytes: float
     """Bytes that a weight takes on disk, about."""
-    smoothing: ClassVar[float | None] = None
-    """Strength of channel smoothing (smooth.py); None where weights stay as they are and need no texts."""
+    strengths: Strengths | None = None
+    """Strengths of channel smoothing (smooth.py); None where weights stay as they are and need no texts."""
+    masks_by_length: bool = False
+    """Whether attention gets the lengths of the texts, for CUDA, instead of a mask or none, for the CPU."""
 
     def recipe(self) -> Mapping[str, Any]:
         """How the precision is reached, for the manifest."""
         return {}
 
+    def round_weight(self, weight: Array, compensation: Compensation) -> Rounded:
+        """The weight of a linear in integers; asked only where `strengths` is given."""
+        raise NotImplementedError
+
     @abstractmethod
     def table(
-        self, g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str
+        self, g: GraphWriter, name: str, shape: tuple[int, ...], rows: Iterable[Array], ids: str
     ) -> str:
-        """Rows of an embedding table for ids int64[n, width]: float32[n, width, hidden]."""
+        """Rows of an embedding table for ids int64[n, width]: float[n, width, hidden]."""
+
+    def positions(self, g: GraphWriter, table: Array, ids: str) -> str:
+        """Rows of the position embeddings, float32[positions, hidden]: float[n, width, hidden]."""
+        return g.node("Gather", [g.constant("positions.weight", table), ids], "positions")
 
     @abstractmethod
     def project(self, g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]]) -> list[str]:
-        """x @ weight for each (name, linear); x is float32[n, width, in]."""
+        """x @ weight for each (name, linear); x is float[n, width, in]."""
 
     def project_gelu(self, g: GraphWriter, x: str, name: str, linear: Linear, typical_max: float) -> str:
         """x @ weight where x comes out of a GELU; `typical_max` is the median of its rows' largest."""
         del typical_max
         return self.project(g, x, [(name, linear)])[0]
+
+    def vector(self, g: GraphWriter, name: str, value: Array) -> str:
+        """A bias, gain or shift in the type of the hidden states."""
+        return g.constant(name, value)
+
+    def widen(self, g: GraphWriter, x: str) -> str:
+        """Hidden states as float32."""
+        del g
+        return x

@@ -1,0 +1,63 @@
+"""Weights and hidden states in fp16, for CUDA.
+
+Products are summed in fp32 by the GPU's matrix units, norms and softmax compute in fp32 between fp16 inputs
+and outputs, and the last norm, pooling and normalisation are fp32 throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto
+
+from koe5_export.gate import Gate
+from koe5_export.precision.precision import Precision
+from koe5_export.weights import Array, Linear
+from koe5_export.writer import GraphWriter
+from koe5_onnx import CheckpointError, Target
+
+Half = npt.NDArray[np.float16]
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+class Fp16(Precision):
+    """Weights and hidden states in fp16."""
+
+    name = "fp16"
+    gate = Gate(cosine_min=0.9999, cosine_mean=0.9999)
+    # ONNX Runtime has hardly any fp16 kernels for x86 CPUs: it would convert back and forth at every node.
+    target = Target(devices=("cuda",), instructions=(), without="")
+    weight_bytes = 2.0
+    masks_by_length = True
+
+    def table(
+        self, g: GraphWriter, name: str, shape: tuple[int, ...], rows: Iterable[Array], ids: str
+    ) -> str:
+        narrowed = (_narrowed(name, block) for block in rows)
+        return g.node("Gather", [g.stream(f"{name}.weight", np.float16, shape, narrowed), ids], name)
+
+    def positions(self, g: GraphWriter, table: Array, ids: str) -> str:
+        return self.table(g, "positions", table.shape, [table], ids)
+
+    def project(self, g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]]) -> list[str]:
+        return [
+            g.node("MatMul", [x, self.vector(g, f"{name}.weight", linear.weight)], name)
+            for name, linear in linears
+        ]
+
+    def vector(self, g: GraphWriter, name: str, value: Array) -> str:
+        return g.constant(name, _narrowed(name, value))
+
+    def widen(self, g: GraphWriter, x: str) -> str:
+        return g.node("Cast", [x], f"{x}.float", to=TensorProto.FLOAT)
+
+
+def _narrowed(name: str, value: Array) -> Half:
+    largest = float(np.abs(value).max())
+    if largest > _LARGEST:
+        raise CheckpointError(
+            f"{name} holds {largest:g}, and fp16 ends at {_LARGEST:g}: export with another precision"
+        )
+    return value.astype(np.float16)
