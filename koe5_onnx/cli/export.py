@@ -33,6 +33,13 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the artifact")
     parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="default: fp32")
+    parser.add_argument(
+        "--exporter",
+        choices=("builder", "optimum"),
+        default="builder",
+        help="what writes the graph: this project's builder (default), or Optimum (fp32, any encoder that "
+        "Optimum can trace; extra optimum)",
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument(
         "--like", metavar="HUB_ID", help="a local copy of this model: take its known contract"
@@ -64,12 +71,14 @@ def run(args: argparse.Namespace) -> int:
     from koe5_export.checkpoint import Checkpoint
     from koe5_export.gate import describe
 
-    options: dict[str, Any] = {"precision": args.precision, "like": args.like, "force": args.force}
+    options: dict[str, Any] = {
+        name: getattr(args, name) for name in ("precision", "exporter", "like", "force")
+    }
     options["gate"] = parse_gate(args.gate)
     for name in ("calibration", "verification"):
         if (file := getattr(args, name)) is not None:
             options[name] = tuple(texts_of(file, f"--{name}"))
-    checkpoint = Checkpoint.open(args.checkpoint, args.revision)
+    checkpoint = Checkpoint.open(args.checkpoint, args.revision, any_encoder=args.exporter == "optimum")
     with progress() as report:
         artifact = koe5_export.export_checkpoint(
             checkpoint, args.out, koe5_export.ExportOptions(**options), report
@@ -126,6 +135,7 @@ def texts_of(file: str, option: str) -> list[str]:
 _STEPS: Mapping[str, str] = {
     "reference": "PyTorch reference",
     "layers": "writing layers",
+    "trace": "tracing with Optimum",
     "measure": "measuring",
 }
 
