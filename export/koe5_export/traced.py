@@ -164,7 +164,7 @@ def _reads(node: Any) -> Iterator[str]:
 
 def _rename(part: Any) -> None:
     """Put the prefix in front of all names of a node, a tensor or a value, and in its subgraphs."""
-    part.name = _PREFIX + part.name
+    part.name = _PREFIX + part.name if part.name else ""
     if not hasattr(part, "op_type"):
         return
     for names in (part.input, part.output):
@@ -213,7 +213,10 @@ def _loaded(tensor: Any, file: Path) -> Any:
             load_external_data_for_tensor(copy, str(file.parent))
         except (onnx.checker.ValidationError, ValueError, OSError) as error:
             name = tensor.name.removeprefix(_PREFIX)
-            raise InputError(f"{file}: the data of {name} cannot be read ({error})") from error
+            raise InputError(
+                f"{file}: the data of {name} cannot be read ({error}): export the folder again, or copy it "
+                "with its links resolved (cp -rL)"
+            ) from error
     return copy
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from koe5_onnx import InputError, MissingDependencyError
+from koe5_onnx import Artifact, InputError, MissingDependencyError
 from koe5_onnx.cli.input_file import read_texts, suffix_of_input
 
 DEFAULT_CHECKPOINT = "nlpai-lab/KoE5"
@@ -51,7 +51,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def add_gate(parser: argparse.ArgumentParser) -> None:
-    """Declare --gate, which export and verify share."""
+    """Declare --gate, which export, import and verify share."""
     parser.add_argument(
         "--gate",
         action="append",
@@ -69,7 +69,6 @@ def run(args: argparse.Namespace) -> int:
     """
     koe5_export = import_export()
     from koe5_export.checkpoint import Checkpoint
-    from koe5_export.gate import describe
 
     options: dict[str, Any] = {
         name: getattr(args, name) for name in ("precision", "exporter", "like", "force")
@@ -83,11 +82,18 @@ def run(args: argparse.Namespace) -> int:
         artifact = koe5_export.export_checkpoint(
             checkpoint, args.out, koe5_export.ExportOptions(**options), report
         )
-    size = artifact.manifest.total_bytes
-    print(f"{artifact.path}: {args.precision}, {size / 1e6:.1f} MB")
-    if artifact.manifest.certificate is not None:
-        print(describe(artifact.manifest.certificate))
+    print_artifact(artifact)
     return 0
+
+
+def print_artifact(artifact: Artifact) -> None:
+    """Print what was published."""
+    from koe5_export.gate import describe
+
+    manifest = artifact.manifest
+    print(f"{artifact.path}: {manifest.precision}, {manifest.total_bytes / 1e6:.1f} MB")
+    if manifest.certificate is not None:
+        print(describe(manifest.certificate))
 
 
 def import_export() -> Any:
@@ -136,6 +142,7 @@ _STEPS: Mapping[str, str] = {
     "reference": "PyTorch reference",
     "layers": "writing layers",
     "trace": "tracing with Optimum",
+    "import": "rewriting the graph",
     "measure": "measuring",
 }
 

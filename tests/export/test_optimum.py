@@ -1,11 +1,12 @@
 """Optimum's exporter, on the versions of transformers that it works with: `make optimum` has them."""
 
 import shutil
+import warnings
 
 import numpy as np
 import onnx
 import pytest
-from koe5_export import ExportOptions, export_checkpoint
+from koe5_export import ExportOptions, ImportOptions, export_checkpoint, import_folder
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.reference import quiet
 from koe5_export.seeded import Size, write_seeded_checkpoint
@@ -133,3 +134,21 @@ def test_weights_that_optimum_puts_outside_are_found(traced, seeded, tmp_path, m
     outside = export_checkpoint(Checkpoint.open(seeded), tmp_path / "out", OPTIMUM)
     assert outside.manifest.files["model.onnx.data"] == traced.manifest.files["model.onnx.data"]
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("model_type", ["bert", "distilbert"])
+def test_a_folder_that_optimum_wrote_is_imported(model_type, seeded, tmp_path):
+    from optimum.exporters.onnx import main_export
+
+    checkpoint = tmp_path / "checkpoint"
+    if model_type == "bert":
+        write_seeded_checkpoint(checkpoint, Size(2, 64, 4, 128, 900, model_type="bert", positions=512))
+    else:
+        other_encoder(model_type, DISTIL, seeded, checkpoint)
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        main_export(str(checkpoint), output=tmp_path / "folder", task="feature-extraction", dtype="fp32")
+    imported = import_folder(tmp_path / "folder", tmp_path / "imported", ImportOptions(checkpoint=checkpoint))
+    opened = Checkpoint.open(checkpoint, any_encoder=True)
+    traced = export_checkpoint(opened, tmp_path / "traced", OPTIMUM)
+    np.testing.assert_array_equal(*map(embed, (imported, traced)))
