@@ -37,6 +37,11 @@ KNOWN: Mapping[str, KnownContract] = {
     "intfloat/multilingual-e5-small": KnownContract("mean", _E5_PROMPTS),
     "intfloat/multilingual-e5-base": KnownContract("mean", _E5_PROMPTS),
     "intfloat/multilingual-e5-large": KnownContract("mean", _E5_PROMPTS),
+    # Source: https://huggingface.co/BAAI/bge-m3 (1_Pooling/config.json; card: no instruction for queries)
+    "BAAI/bge-m3": KnownContract("cls", {}),
+    # Source: https://huggingface.co/nlpai-lab/KURE-v1 (1_Pooling/config.json; card: fine-tuned from bge-m3,
+    # example without prompts), https://github.com/nlpai-lab/KURE (eval/evaluate.py: prompts for KoE5 only)
+    "nlpai-lab/KURE-v1": KnownContract("cls", {}),
 }
 
 

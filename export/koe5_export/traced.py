@@ -211,6 +211,8 @@ def _loaded(tensor: Any, file: Path) -> Any:
     if uses_external_data(copy):
         try:
             load_external_data_for_tensor(copy, str(file.parent))
+            copy.data_location = TensorProto.DEFAULT  # older onnx leaves that to the caller
+            del copy.external_data[:]
         except (onnx.checker.ValidationError, ValueError, OSError) as error:
             name = tensor.name.removeprefix(_PREFIX)
             raise InputError(
