@@ -7,7 +7,7 @@ READY := $(VENV)/installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check format lean lowest clean
+.PHONY: help demo test check format lean lowest optimum clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -18,13 +18,14 @@ demo: $(READY)  ## export a small checkpoint, prove it and embed with it
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest
 
-check: $(READY)  ## all that CI checks: format, lint, types, tests, lean, lowest
+check: $(READY)  ## all that CI checks: format, lint, types, tests, lean, lowest, optimum
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 	$(BIN)/python tests/legs/lean.py
 	$(BIN)/python tests/legs/lowest.py
+	$(BIN)/python tests/legs/optimum.py
 
 format: $(READY)  ## format the code and repair what ruff can
 	$(BIN)/ruff check --fix
@@ -36,8 +37,11 @@ lean: $(READY)  ## the runtime's tests on the built wheel, without source, PyTor
 lowest: $(READY)  ## runtime and export tests on the lowest versions that pyproject.toml allows
 	$(BIN)/python tests/legs/lowest.py
 
+optimum: $(READY)  ## tests of the exporter optimum, on the versions that Optimum allows
+	$(BIN)/python tests/legs/optimum.py
+
 clean:  ## remove all that make made
-	rm -rf $(VENV) .venv-lean .venv-lowest build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lean .venv-lowest .venv-optimum build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # The file $(READY) exists only while the environment is whole: an interrupted install starts afresh.
 $(READY): pyproject.toml constraints.txt

@@ -8,6 +8,7 @@ as memory, so each read opens the file anew.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,27 +50,36 @@ class Checkpoint:
         folder: The folder.
         repository: Hub id that it came from, else the folder's name.
         revision: Commit on the Hub, or None.
+        any_encoder: Take encoders too that the graph builder does not know. They can be traced and measured,
+            but their layers cannot be read.
 
     Raises:
         CheckpointError: Something is missing, damaged or of an unknown kind; the message names all of it.
     """
 
-    def __init__(self, folder: Path, repository: str, revision: str | None) -> None:
+    def __init__(
+        self, folder: Path, repository: str, revision: str | None, *, any_encoder: bool = False
+    ) -> None:
         self.folder = folder
         self.repository = repository
         self.revision = revision
-        self.config = read_config(folder)
+        self.config = read_config(folder, any_encoder=any_encoder)
         if not self.tokenizer.is_file():
             raise CheckpointError(
                 f"{folder} has no tokenizer.json: expected the Rust tokenizer's file; make it with "
                 "transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
             )
         self._files = _weight_files(folder)
-        self._where = self._locate_tensors()
+        stored = _stored_tensors(self._files)
+        # Of an encoder that is not buildable nobody knows what it needs: whatever is there.
+        self._shapes = self.config.shapes or {name: shape for name, (_, shape, _) in stored.items()}
+        self._where = self._locate_tensors(stored)
 
     @classmethod
-    def open(cls, folder_or_hub_id: str | Path, revision: str | None = None) -> Checkpoint:
-        """Open a local checkpoint, or fetch one from the Hub.
+    def open(
+        cls, folder_or_hub_id: str | Path, revision: str | None = None, *, any_encoder: bool = False
+    ) -> Checkpoint:
+        """Open a local checkpoint, or fetch one from the Hub; `any_encoder` as in the constructor.
 
         Raises:
             CheckpointError: It cannot be exported.
@@ -78,16 +88,21 @@ class Checkpoint:
         name = str(folder_or_hub_id)
         if Path(name).is_dir():
             folder = Path(name)
-            return cls(folder, *_hub_origin(folder.resolve()))
+            return cls(folder, *_hub_origin(folder.resolve()), any_encoder=any_encoder)
         if Path(name).exists() or not is_hub_id(name):
             raise CheckpointError(f"{name} is neither a checkpoint's folder nor a Hub id (owner/name)")
         folder = fetch(name, revision, _FILES)
-        return cls(folder, name, folder.name)
+        return cls(folder, name, folder.name, any_encoder=any_encoder)
 
     @property
     def tokenizer(self) -> Path:
         """The tokenizer.json."""
         return self.folder / "tokenizer.json"
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights that the encoder uses; all that are stored where it is not buildable."""
+        return sum(math.prod(shape) for shape in self._shapes.values())
 
     def source(self) -> Source:
         """Origin and SHA-256 of the weights (reads them once)."""
@@ -162,19 +177,21 @@ class Checkpoint:
     def _norm(self, name: str) -> Norm:
         return Norm(self.read(f"{name}.weight"), self.read(f"{name}.bias"))
 
-    def _locate_tensors(self) -> dict[str, tuple[Path, str]]:
+    def _locate_tensors(
+        self, stored: dict[str, tuple[Path, tuple[int, ...], str]]
+    ) -> dict[str, tuple[Path, str]]:
         """Canonical tensor name to its file and its name there, all checked at once."""
-        stored = _stored_tensors(self._files)
-        prefix = next((p for p in _PREFIXES if f"{p}embeddings.word_embeddings.weight" in stored), "")
+        first = "embeddings.word_embeddings.weight"
+        prefix = next((p for p in _PREFIXES if p + first in stored and first in self._shapes), "")
         problems: list[str] = []
         where: dict[str, tuple[Path, str]] = {}
-        for name, shape in self.config.shapes.items():
+        for name, shape in self._shapes.items():
             found = stored.get(prefix + name)
             if found is None:
                 problems.append(f"{prefix}{name} is missing")
             elif found[1] != shape:
                 problems.append(f"{prefix}{name} has shape {found[1]}, config.json wants {shape}")
-            elif found[2] not in _FLOATS:
+            elif found[2] not in _FLOATS and name.endswith((".weight", ".bias")):
                 problems.append(f"{prefix}{name} has type {found[2]}, expected {', '.join(_FLOATS)}")
             else:
                 where[name] = (found[0], prefix + name)

@@ -7,11 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from koe5_onnx import Architecture, CheckpointError
 
 _ROBERTA_TYPES = ("xlm-roberta", "roberta")
+_COUNTING_TYPES = (
+    *_ROBERTA_TYPES,
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "mpnet",
+    "roberta-prelayernorm",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Types whose positions count from the pad token. Source: who calls create_position_ids_from_input_ids in
+https://github.com/huggingface/transformers/tree/v4.57.6/src/transformers/models"""
+_OTHER_NAMES = {
+    "num_hidden_layers": "n_layers",
+    "hidden_size": "dim",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "hidden_dim",
+}
+"""What DistilBERT calls them.
+Source: https://huggingface.co/docs/transformers/model_doc/distilbert#transformers.DistilBertConfig"""
 
 
 @dataclass(frozen=True)
@@ -30,11 +49,13 @@ class EncoderConfig:
     pad_id: int
     epsilon: float
     """Added to the variance by every LayerNorm."""
+    buildable: bool = True
+    """Whether the graph builder knows the encoder; of others `token_types` and `epsilon` are 0, not read."""
 
     @property
     def counts_from_pad(self) -> bool:
         """Whether positions start at pad_id + 1 and skip pad tokens, as in RoBERTa."""
-        return self.model_type in _ROBERTA_TYPES
+        return self.model_type in _COUNTING_TYPES
 
     @property
     def max_tokens(self) -> int:
@@ -43,7 +64,9 @@ class EncoderConfig:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor that the encoder needs, with its PyTorch shape."""
+        """Every tensor that the encoder needs, with its PyTorch shape; empty where it is not `buildable`."""
+        if not self.buildable:
+            return {}
         width, inner = self.hidden, self.intermediate
         shapes: dict[str, tuple[int, ...]] = {
             "embeddings.word_embeddings.weight": (self.vocabulary, width),
@@ -69,14 +92,8 @@ class EncoderConfig:
                 shapes[f"encoder.layer.{layer}.{norm}.bias"] = (width,)
         return shapes
 
-    @property
-    def parameters(self) -> int:
-        """Number of weights that the encoder uses."""
-        return sum(int(np.prod(shape)) for shape in self.shapes.values())
-
-    @property
-    def architecture(self) -> Architecture:
-        """The same for the manifest."""
+    def architecture(self, parameters: int) -> Architecture:
+        """The same for the manifest; `parameters` is the number of weights."""
         return Architecture(
             model_type=self.model_type,
             layers=self.layers,
@@ -84,7 +101,7 @@ class EncoderConfig:
             heads=self.heads,
             intermediate=self.intermediate,
             vocabulary=self.vocabulary,
-            parameters=self.parameters,
+            parameters=parameters,
         )
 
 
@@ -103,8 +120,12 @@ def read_json(file: Path, kind: type = dict) -> Any:
     return data
 
 
-def read_config(folder: Path) -> EncoderConfig:
+def read_config(folder: Path, *, any_encoder: bool = False) -> EncoderConfig:
     """Read a checkpoint's config.json.
+
+    Args:
+        folder: The checkpoint.
+        any_encoder: Read encoders that the graph builder does not know too.
 
     Raises:
         CheckpointError: It is missing, incomplete, or of an encoder that cannot be exported.
@@ -113,30 +134,43 @@ def read_config(folder: Path) -> EncoderConfig:
     if not file.is_file():
         raise CheckpointError(f"{folder} has no config.json: expected a transformers checkpoint")
     data = read_json(file)
-    _require_known(file, data)
-    try:
-        return EncoderConfig(
-            model_type=data["model_type"],
-            layers=int(data["num_hidden_layers"]),
-            hidden=int(data["hidden_size"]),
-            heads=int(data["num_attention_heads"]),
-            intermediate=int(data["intermediate_size"]),
-            vocabulary=int(data["vocab_size"]),
-            positions=int(data["max_position_embeddings"]),
-            token_types=int(data["type_vocab_size"]),
-            pad_id=int(data["pad_token_id"]),
-            epsilon=float(data["layer_norm_eps"]),
+    unknown = _unknown_trait(data)
+    if unknown is not None and not any_encoder:
+        raise CheckpointError(
+            f"{file}: {unknown}: the graph of this encoder cannot be built; trace it: --exporter optimum"
         )
+    try:
+        return _encoder_config(data, buildable=unknown is None)
     except KeyError as error:
         raise CheckpointError(
-            f"{file} lacks {error}: expected a complete {data['model_type']} config"
+            f"{file} lacks {error}: expected a complete {data.get('model_type')} config"
         ) from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file} has a value of a wrong type: {error}") from error
 
 
-def _require_known(file: Path, data: dict[str, Any]) -> None:
-    """Refuse architectures and variants whose graph would be wrong."""
+def _encoder_config(data: dict[str, Any], *, buildable: bool) -> EncoderConfig:
+    def number(name: str) -> int:
+        other = _OTHER_NAMES.get(name)
+        return int(data[other] if name not in data and other in data else data[name])
+
+    return EncoderConfig(
+        model_type=str(data["model_type"]),
+        layers=number("num_hidden_layers"),
+        hidden=number("hidden_size"),
+        heads=number("num_attention_heads"),
+        intermediate=number("intermediate_size"),
+        vocabulary=number("vocab_size"),
+        positions=number("max_position_embeddings"),
+        token_types=number("type_vocab_size") if buildable else 0,
+        pad_id=number("pad_token_id"),
+        epsilon=float(data["layer_norm_eps"]) if buildable else 0.0,
+        buildable=buildable,
+    )
+
+
+def _unknown_trait(data: dict[str, Any]) -> str | None:
+    """What makes the encoder one whose built graph would be wrong; None where nothing does."""
     expected: dict[str, tuple[Any, ...]] = {
         "model_type": (*_ROBERTA_TYPES, "bert"),
         "hidden_act": ("gelu",),
@@ -147,6 +181,5 @@ def _require_known(file: Path, data: dict[str, Any]) -> None:
         found = data.get(key)
         if found not in allowed:
             names = ", ".join(repr(value) for value in allowed if value is not None)
-            raise CheckpointError(
-                f"{file}: {key} is {found!r}, expected {names}: this encoder cannot be exported"
-            )
+            return f"{key} is {found!r}, expected {names}"
+    return None

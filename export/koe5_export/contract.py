@@ -37,28 +37,35 @@ KNOWN: Mapping[str, KnownContract] = {
     "intfloat/multilingual-e5-small": KnownContract("mean", _E5_PROMPTS),
     "intfloat/multilingual-e5-base": KnownContract("mean", _E5_PROMPTS),
     "intfloat/multilingual-e5-large": KnownContract("mean", _E5_PROMPTS),
+    # Source: https://huggingface.co/BAAI/bge-m3 (1_Pooling/config.json; card: no instruction for queries)
+    "BAAI/bge-m3": KnownContract("cls", {}),
+    # Source: https://huggingface.co/nlpai-lab/KURE-v1 (1_Pooling/config.json; card: fine-tuned from bge-m3,
+    # example without prompts), https://github.com/nlpai-lab/KURE (eval/evaluate.py: prompts for KoE5 only)
+    "nlpai-lab/KURE-v1": KnownContract("cls", {}),
 }
 
 
-def read_contract(checkpoint: Checkpoint, like: str | None = None) -> Contract:
+def read_contract(checkpoint: Checkpoint, like: str | None = None, files: Path | None = None) -> Contract:
     """Find out how texts become embeddings.
 
     Args:
         checkpoint: The opened checkpoint.
         like: Hub id of `KNOWN` whose contract a local copy shares; None takes the checkpoint's own id.
+        files: Folder of the sentence-transformers files; None takes the checkpoint's own.
 
     Raises:
         CheckpointError: The files contradict what this project can do, or say nothing and the id is unknown.
     """
     known = _known(checkpoint, like)
-    pooling, normalize = _pooling(checkpoint, known)
+    folder = files or checkpoint.folder
+    pooling, normalize = _pooling(folder, checkpoint.repository, known)
     return Contract(
         pooling=pooling,
         normalize=normalize,
-        max_tokens=_max_tokens(checkpoint),
+        max_tokens=_max_tokens(folder, checkpoint.config.max_tokens),
         dim=checkpoint.config.hidden,
         pad_id=checkpoint.config.pad_id,
-        prompts=_prompts(checkpoint.folder, known),
+        prompts=_prompts(folder, known),
     )
 
 
@@ -68,16 +75,16 @@ def _known(checkpoint: Checkpoint, like: str | None) -> KnownContract | None:
     return KNOWN.get(like or checkpoint.repository)
 
 
-def _pooling(checkpoint: Checkpoint, known: KnownContract | None) -> tuple[str, bool]:
+def _pooling(folder: Path, repository: str, known: KnownContract | None) -> tuple[str, bool]:
     """Pooling and whether embeddings are normalised."""
-    file = checkpoint.folder / "modules.json"
+    file = folder / "modules.json"
     if file.is_file():
-        return _pooling_of_modules(checkpoint.folder, read_json(file, list))
+        return _pooling_of_modules(folder, read_json(file, list))
     if known is not None:
         return known.pooling, True
     raise CheckpointError(
-        f"{checkpoint.folder} does not say how to pool: it has no modules.json, and "
-        f"{checkpoint.repository} is not a known id. "
+        f"{folder} does not say how to pool: it has no modules.json, and "
+        f"{repository} is not a known id. "
         f"If it is a copy of one, name it with --like: {', '.join(KNOWN)}"
     )
 
@@ -109,14 +116,14 @@ def _pooling_mode(file: Path) -> str:
     return str(modes[0])
 
 
-def _max_tokens(checkpoint: Checkpoint) -> int:
+def _max_tokens(folder: Path, positions: int) -> int:
     """sentence-transformers' limit, else the tokenizer's, never above the positions."""
-    limits: list[float] = [checkpoint.config.max_tokens]
+    limits: list[float] = [positions]
     for name, key in (
         ("sentence_bert_config.json", "max_seq_length"),
         ("tokenizer_config.json", "model_max_length"),
     ):
-        file = checkpoint.folder / name
+        file = folder / name
         limit = read_json(file).get(key) if file.is_file() else None
         if limit is not None:
             if not isinstance(limit, int | float) or limit <= _SPECIALS:

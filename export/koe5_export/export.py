@@ -10,8 +10,10 @@ from typing import Any
 
 from koe5_export.calibrate import Calibration
 from koe5_export.checkpoint import Checkpoint
+from koe5_export.config import read_config
 from koe5_export.contract import read_contract
 from koe5_export.graph import write_encoder
+from koe5_export.optimum import require_optimum, write_with_optimum
 from koe5_export.precision import PRECISIONS, Precision
 from koe5_export.publish import Plan, Progress, publish, silent
 from koe5_export.smooth import SmoothLayer, plain, smooth
@@ -26,6 +28,8 @@ class ExportOptions:
     """What an export may be told."""
 
     precision: str = "fp32"
+    exporter: str = "builder"
+    """What writes the graph: this project's "builder", or "optimum", which traces PyTorch (fp32 only)."""
     calibration: Sequence[str] = CALIBRATION
     """Texts that quantisation is fitted to; half get the query prompt, half the passage prompt."""
     verification: Sequence[str] = ()
@@ -56,9 +60,10 @@ def export_checkpoint(
         InputError: `out` exists, an option is out of range, or the disk has no room.
         CheckpointError: The checkpoint cannot be exported.
         FidelityError: The artifact misses its gate; nothing is left behind.
-        MissingDependencyError: torch or transformers is not installed.
+        MissingDependencyError: torch, transformers or (where it is asked for) optimum is not installed.
     """
     options = options or ExportOptions()
+    _require_exporter(checkpoint, options)
     if options.precision not in PRECISIONS:
         raise InputError(f"precision is {options.precision!r}: expected one of {', '.join(PRECISIONS)}")
     precision = PRECISIONS[options.precision]
@@ -71,10 +76,24 @@ def export_checkpoint(
     )
 
     def write(graph: Path, weights: Path, report: Progress) -> Mapping[str, Any]:
+        if options.exporter == "optimum":
+            return write_with_optimum(plan, graph, weights, report)
         write_graph(plan, options.calibration, graph, weights, report)
         return _recipe(precision, options.calibration)
 
     return publish(plan, write, out, force=options.force, report=progress)
+
+
+def _require_exporter(checkpoint: Checkpoint, options: ExportOptions) -> None:
+    """Check that the exporter is known, installed, and fits precision and encoder."""
+    if options.exporter == "optimum":
+        require_optimum()
+        if options.precision != "fp32":
+            raise InputError(f"precision is {options.precision!r}: the exporter optimum writes fp32 only")
+    elif options.exporter == "builder":
+        read_config(checkpoint.folder)  # refuses what was opened with `any_encoder`
+    else:
+        raise InputError(f"exporter is {options.exporter!r}: expected builder or optimum")
 
 
 def write_graph(

@@ -65,7 +65,7 @@ def write_encoder(
         summed = _layer(g, summed, layer, f"layer.{number}", config, attention, precision)
         norm = layer.output_norm
     hidden = _norm(g, precision.widen(g, summed), norm, "final_norm", config, PRECISIONS["fp32"])
-    _finish(g, _pool(g, hidden, contract.pooling), contract)
+    finish(g, pool(g, hidden, contract.pooling), contract)
 
 
 def _embeddings(g: GraphWriter, checkpoint: Checkpoint, contract: Contract, precision: Precision) -> str:
@@ -166,8 +166,8 @@ def _norm(g: GraphWriter, x: str, norm: Norm, name: str, config: EncoderConfig, 
     return g.node("LayerNormalization", [x, gain, shift], name, axis=-1, epsilon=config.epsilon)
 
 
-def _pool(g: GraphWriter, hidden: str, pooling: str) -> str:
-    """One vector a text, in fp32: float32[n, hidden]."""
+def pool(g: GraphWriter, hidden: str, pooling: str) -> str:
+    """One vector a text, in fp32, from float32[n, width, hidden] and the input attention_mask."""
     axis = g.constant("width_axes", np.array([1], dtype=np.int64))
     if pooling == "cls":
         return g.node("Gather", [hidden, g.constant("first_token", np.int64(0))], "pooled", axis=1)
@@ -177,7 +177,8 @@ def _pool(g: GraphWriter, hidden: str, pooling: str) -> str:
     return g.node("Squeeze", [g.node("MatMul", [share, hidden], "pooled.row"), axis], "pooled")
 
 
-def _finish(g: GraphWriter, pooled: str, contract: Contract) -> None:
+def finish(g: GraphWriter, pooled: str, contract: Contract) -> None:
+    """Normalise float32[n, hidden] by the contract, and save the graph with every artifact's interface."""
     if contract.normalize:
         g.node("LpNormalization", [pooled], "embedding", axis=-1, p=2)
     else:

@@ -78,7 +78,7 @@ def _manifest(plan: Plan, folder: Path, recipe: Mapping[str, Any]) -> Manifest:
     return Manifest(
         format_version=FORMAT_VERSION,
         source=plan.checkpoint.source(),
-        architecture=plan.checkpoint.config.architecture,
+        architecture=plan.checkpoint.config.architecture(plan.checkpoint.parameters),
         precision=plan.precision.name,
         recipe=recipe,
         target=plan.precision.target,
@@ -98,7 +98,7 @@ def _require_tokenizer_fits(checkpoint: Checkpoint, contract: Contract) -> None:
 
 
 def _require_room(folder: Path, plan: Plan) -> None:
-    needed = int(plan.checkpoint.config.parameters * plan.precision.weight_bytes * _ROOM_FACTOR)
+    needed = int(plan.checkpoint.parameters * plan.precision.weight_bytes * _ROOM_FACTOR)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx import Contract, MissingDependencyError
+from koe5_onnx import CheckpointError, Contract, MissingDependencyError
 
 _TEXTS_PER_BATCH = 4
 
@@ -55,18 +55,19 @@ def embed_reference(
 
     Returns:
         float32[len(texts), dim].
+
+    Raises:
+        CheckpointError: transformers does not know the encoder, or it has fewer positions than `max_tokens`.
     """
     import torch
-    from transformers import AutoModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     if threads is not None:
         torch.set_num_threads(threads)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(checkpoint / "tokenizer.json"))
     pad_token = tokenizer.convert_ids_to_tokens(contract.pad_id)
     tokenizer.pad_token, tokenizer.padding_side = pad_token, "right"
-    with _quiet():
-        encoder = AutoModel.from_pretrained(checkpoint, dtype=torch.float32, add_pooling_layer=False)
-    encoder.eval()
+    encoder = _encoder(checkpoint)
     out = np.empty((len(texts), contract.dim), dtype=np.float32)
     order = np.argsort([-len(text) for text in texts], kind="stable")
     with torch.inference_mode():
@@ -80,15 +81,43 @@ def embed_reference(
                 return_tensors="pt",
             )
             mask = inputs["attention_mask"]
-            hidden = encoder(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
+            hidden = _hidden(encoder, inputs["input_ids"], mask)
             out[rows] = _pool(hidden, mask, contract).numpy()
     del encoder
     gc.collect()
     return out
 
 
+def _encoder(checkpoint: Path) -> Any:
+    """The encoder in fp32. It may have a pooler, which is not used; not every class can leave it out."""
+    import torch
+    import transformers
+
+    try:
+        with quiet():
+            encoder = transformers.AutoModel.from_pretrained(
+                checkpoint, dtype=torch.float32, trust_remote_code=False
+            )
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            f"transformers {transformers.__version__} cannot load {checkpoint}: {error}"
+        ) from error
+    return encoder.eval()
+
+
+def _hidden(encoder: Any, ids: Any, mask: Any) -> Any:
+    """float32[n, width, hidden] of ids and mask int64[n, width]."""
+    try:
+        return encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    except IndexError as error:
+        raise CheckpointError(
+            f"{type(encoder).__name__} cannot embed {ids.shape[1]} tokens ({error}): "
+            "give the true limit as max_seq_length in sentence_bert_config.json"
+        ) from error
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers from drawing a bar and from listing the pooler, which is not used."""
     from transformers.utils import logging
 

@@ -35,6 +35,14 @@ class Size:
     heads: int
     intermediate: int
     vocabulary: int
+    model_type: str = "xlm-roberta"
+    """Or "bert": positions from 0, two token types, pad id 0."""
+    positions: int = 514
+    """Rows of the position table: two more than tokens in XLM-R, as many in BERT."""
+    pooling: str = "mean"
+    """Or "cls"."""
+    prompted: bool = True
+    """Whether texts get E5's prompts."""
 
 
 SIZES = {
@@ -48,7 +56,7 @@ SIZES = {
 def write_seeded_checkpoint(
     folder: Path, size: str | Size, seed: int = 0, tokenizer: Path | None = None
 ) -> None:
-    """Write a sentence-embedding checkpoint of XLM-R shape with seeded weights.
+    """Write a sentence-embedding checkpoint of XLM-R or BERT shape with seeded weights.
 
     Args:
         folder: Where it goes; must not exist.
@@ -77,18 +85,19 @@ def write_seeded_checkpoint(
 
 
 def encoder_config(size: Size) -> EncoderConfig:
-    """The configuration of a seeded encoder: XLM-R's constants, 512 tokens."""
+    """The configuration of a seeded encoder, with the constants of its model type."""
+    is_bert = size.model_type == "bert"
     return EncoderConfig(
-        model_type="xlm-roberta",
+        model_type=size.model_type,
         layers=size.layers,
         hidden=size.hidden,
         heads=size.heads,
         intermediate=size.intermediate,
         vocabulary=size.vocabulary,
-        positions=514,
-        token_types=1,
-        pad_id=1,
-        epsilon=1e-5,
+        positions=size.positions,
+        token_types=2 if is_bert else 1,
+        pad_id=0 if is_bert else 1,
+        epsilon=1e-12 if is_bert else 1e-5,
     )
 
 
@@ -124,7 +133,7 @@ def train_tokenizer(vocabulary: int) -> tokenizers.Tokenizer:
 def _write_configs(folder: Path, size: Size) -> None:
     shape = encoder_config(size)
     config = {
-        "architectures": ["XLMRobertaModel"],
+        "architectures": ["BertModel" if size.model_type == "bert" else "XLMRobertaModel"],
         "attention_probs_dropout_prob": 0.1,
         "bos_token_id": 0,
         "eos_token_id": 2,
@@ -151,18 +160,20 @@ def _write_configs(folder: Path, size: Size) -> None:
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
         {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
     ]
-    pooling = {"word_embedding_dimension": shape.hidden, "pooling_mode_mean_tokens": True}
-    pooling |= {"pooling_mode_cls_token": False, "pooling_mode_max_tokens": False}
+    pooling = {"word_embedding_dimension": shape.hidden, "pooling_mode_mean_tokens": size.pooling == "mean"}
+    pooling |= {"pooling_mode_cls_token": size.pooling == "cls", "pooling_mode_max_tokens": False}
     _write_json(folder / "config.json", config)
     _write_json(
         folder / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, **tokens},
+        {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": shape.max_tokens, **tokens},
     )
     _write_json(folder / "special_tokens_map.json", tokens)
     _write_json(folder / "modules.json", modules)
     _write_json(folder / "1_Pooling" / "config.json", pooling)
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": 512, "do_lower_case": False})
-    prompts = {"query": "query: ", "passage": "passage: "}
+    _write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": shape.max_tokens, "do_lower_case": False}
+    )
+    prompts = {"query": "query: ", "passage": "passage: "} if size.prompted else {}
     _write_json(
         folder / "config_sentence_transformers.json", {"prompts": prompts, "similarity_fn_name": "cosine"}
     )

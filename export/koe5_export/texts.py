@@ -65,17 +65,22 @@ DEMO_PASSAGES = (
 )
 
 
+_SHORTER = (64, 128, 256, 512)
+"""Lengths in tokens that a limit of 8,192 would leave out: the usual ones."""
+
+
 def verification_texts(tokenizer: Tokenizer, given: Sequence[str] = ()) -> list[str]:
     """Texts that an artifact is proved on: the lines above, both Hangul forms, and lengths at the limit.
 
     Args:
         tokenizer: Tells lengths; its limit gives texts of exactly limit - 2, limit - 1 and limit tokens,
-            one cut from twice the limit, and some in between.
+            one cut from twice the limit, and some in between, down to about 64 tokens.
         given: More texts, of the user's own domain.
     """
     decomposed = [unicodedata.normalize("NFD", text) for text in VERIFICATION[:2]]
     limit = tokenizer.max_tokens
-    lengths = (limit // 8, limit // 4, limit // 2, limit - 2, limit - 1, limit, 2 * limit)
+    short = [length for length in _SHORTER if length < limit // 8]
+    lengths = (limit // 8, limit // 4, limit // 2, limit - 2, limit - 1, limit, 2 * limit, *short)
     long = [text_of_length(tokenizer, length, turn) for turn, length in enumerate(lengths)]
     return [*VERIFICATION, *decomposed, *long, *given]
 

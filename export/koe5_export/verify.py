@@ -34,6 +34,7 @@ from koe5_onnx import (
 from koe5_onnx.machine import cpu_name
 from koe5_onnx.session import CUDA, Session, import_onnxruntime
 
+_BATCH_TOKENS = 2048
 _UNIT_LENGTH_ERROR = 1e-5
 """Rounding of a float32 sum over some thousand components."""
 
@@ -111,9 +112,9 @@ def _open(artifact: Artifact) -> Embedder:
         target = replace(target, devices=(*target.devices, "cpu"))
     opened = Artifact(artifact.path, replace(artifact.manifest, target=target))
     limit = artifact.manifest.contract.max_tokens
-    return Embedder(
-        opened, Session(opened, device), Tokenizer(opened.tokenizer, limit), 4 * limit, "truncate"
-    )
+    # Of 8,192 tokens one text at a time: where attention is not fused, its scores grow with their square.
+    tokens = min(4 * limit, max(limit, _BATCH_TOKENS))
+    return Embedder(opened, Session(opened, device), Tokenizer(opened.tokenizer, limit), tokens, "truncate")
 
 
 def _require_unit_length(rows: Array) -> None:

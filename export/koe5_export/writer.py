@@ -6,7 +6,7 @@ written in the memory of its largest piece.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from koe5_onnx import __version__
 OPSET = 21
 """Blocked QuantizeLinear came with opset 21. Source: https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html"""
 MICROSOFT = "com.microsoft"
+_OPSETS = {"": OPSET, MICROSOFT: 1}
 _IR_VERSION = 10
 _PAGE_BYTES = 4096
 """Offsets are multiples of the page size, so that each tensor can be memory-mapped."""
@@ -35,9 +36,11 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
     Args:
         graph: Where the graph goes; its folder must exist.
         weights: Where large tensors go, in the same folder.
+        opsets: Operator domains and their versions; others where nodes are added as somebody made them.
     """
 
-    def __init__(self, graph: Path, weights: Path) -> None:
+    def __init__(self, graph: Path, weights: Path, opsets: Mapping[str, int] = _OPSETS) -> None:
+        self._opsets = opsets
         self._graph = graph
         self._weights = weights
         self._stream = weights.open("wb")
@@ -61,6 +64,25 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
         self._nodes.append(helper.make_node(op, inputs, [name], name=name, domain=domain, **attributes))
         return name
 
+    def add(self, node: Any) -> None:
+        """Add a NodeProto as it is."""
+        self._names.update(node.output)
+        self._nodes.append(node)
+
+    def add_tensor(self, tensor: Any) -> None:
+        """Add a TensorProto whose values are in it, as they are."""
+        if not tensor.HasField("raw_data"):
+            tensor = numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name)
+        if len(tensor.raw_data) <= _INLINE_BYTES:
+            self._constants[tensor.name] = tensor
+            return
+        offset = self._start_tensor()
+        self._stream.write(tensor.raw_data)
+        external = self._external(
+            tensor.name, tensor.data_type, tensor.dims, offset, self._stream.tell() - offset
+        )
+        self._constants[tensor.name] = external
+
     def has(self, name: str) -> bool:
         """Whether a node of this name was added."""
         return name in self._names
@@ -83,15 +105,15 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
         Raises:
             ValueError: The parts do not add up to `shape`.
         """
-        self._stream.write(b"\0" * (-self._stream.tell() % _PAGE_BYTES))
-        offset = self._stream.tell()
+        offset = self._start_tensor()
         for part in parts:
             np.ascontiguousarray(part, dtype=dtype).tofile(self._stream)
         length = self._stream.tell() - offset
         expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if length != expected:
             raise ValueError(f"{name} was given {length} bytes: expected {expected}")
-        self._constants[name] = self._external(name, dtype, shape, offset, length)
+        data_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        self._constants[name] = self._external(name, data_type, shape, offset, length)
         return name
 
     def branch(self, name: str, condition: str, then: Any, otherwise: Any) -> str:
@@ -105,7 +127,7 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
         )
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+            opset_imports=[helper.make_opsetid(*opset) for opset in self._opsets.items()],
             producer_name="koe5-onnx",
             producer_version=__version__,
             ir_version=_IR_VERSION,
@@ -113,12 +135,13 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
         self._stream.flush()
         onnx.save(model, self._graph)
 
-    def _external(
-        self, name: str, dtype: npt.DTypeLike, shape: Sequence[int], offset: int, length: int
-    ) -> Any:
-        tensor = TensorProto(
-            name=name, data_type=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), dims=shape
-        )
+    def _start_tensor(self) -> int:
+        """Go to the next page of the weights and return its offset."""
+        self._stream.write(b"\0" * (-self._stream.tell() % _PAGE_BYTES))
+        return self._stream.tell()
+
+    def _external(self, name: str, data_type: int, shape: Sequence[int], offset: int, length: int) -> Any:
+        tensor = TensorProto(name=name, data_type=data_type, dims=shape)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", self._weights.name), ("offset", offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(value))

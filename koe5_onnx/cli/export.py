@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from koe5_onnx import InputError, MissingDependencyError
+from koe5_onnx import Artifact, InputError, MissingDependencyError
 from koe5_onnx.cli.input_file import read_texts, suffix_of_input
 
 DEFAULT_CHECKPOINT = "nlpai-lab/KoE5"
@@ -33,6 +33,13 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the artifact")
     parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="default: fp32")
+    parser.add_argument(
+        "--exporter",
+        choices=("builder", "optimum"),
+        default="builder",
+        help="what writes the graph: this project's builder (default), or Optimum (fp32, any encoder that "
+        "Optimum can trace; extra optimum)",
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument(
         "--like", metavar="HUB_ID", help="a local copy of this model: take its known contract"
@@ -44,7 +51,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def add_gate(parser: argparse.ArgumentParser) -> None:
-    """Declare --gate, which export and verify share."""
+    """Declare --gate, which export, import and verify share."""
     parser.add_argument(
         "--gate",
         action="append",
@@ -62,23 +69,31 @@ def run(args: argparse.Namespace) -> int:
     """
     koe5_export = import_export()
     from koe5_export.checkpoint import Checkpoint
-    from koe5_export.gate import describe
 
-    options: dict[str, Any] = {"precision": args.precision, "like": args.like, "force": args.force}
+    options: dict[str, Any] = {
+        name: getattr(args, name) for name in ("precision", "exporter", "like", "force")
+    }
     options["gate"] = parse_gate(args.gate)
     for name in ("calibration", "verification"):
         if (file := getattr(args, name)) is not None:
             options[name] = tuple(texts_of(file, f"--{name}"))
-    checkpoint = Checkpoint.open(args.checkpoint, args.revision)
+    checkpoint = Checkpoint.open(args.checkpoint, args.revision, any_encoder=args.exporter == "optimum")
     with progress() as report:
         artifact = koe5_export.export_checkpoint(
             checkpoint, args.out, koe5_export.ExportOptions(**options), report
         )
-    size = artifact.manifest.total_bytes
-    print(f"{artifact.path}: {args.precision}, {size / 1e6:.1f} MB")
-    if artifact.manifest.certificate is not None:
-        print(describe(artifact.manifest.certificate))
+    print_artifact(artifact)
     return 0
+
+
+def print_artifact(artifact: Artifact) -> None:
+    """Print what was published."""
+    from koe5_export.gate import describe
+
+    manifest = artifact.manifest
+    print(f"{artifact.path}: {manifest.precision}, {manifest.total_bytes / 1e6:.1f} MB")
+    if manifest.certificate is not None:
+        print(describe(manifest.certificate))
 
 
 def import_export() -> Any:
@@ -126,6 +141,8 @@ def texts_of(file: str, option: str) -> list[str]:
 _STEPS: Mapping[str, str] = {
     "reference": "PyTorch reference",
     "layers": "writing layers",
+    "trace": "tracing with Optimum",
+    "import": "rewriting the graph",
     "measure": "measuring",
 }
 

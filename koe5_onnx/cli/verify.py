@@ -60,7 +60,8 @@ def _against_checkpoint(artifact: Artifact, args: argparse.Namespace) -> None:
             f"{artifact.path} was made from the local folder {source.repository}: name it with --checkpoint"
         )
     name = args.checkpoint or source.repository
-    checkpoint = Checkpoint.open(name, source.revision if args.checkpoint is None else None)
+    revision = source.revision if args.checkpoint is None else None
+    checkpoint = Checkpoint.open(name, revision, any_encoder=True)
     given = texts_of(args.verification, "--verification") if args.verification else ()
     certificate = koe5_export.verify_artifact(artifact, checkpoint, given, parse_gate(args.gate))
     print(f"{artifact.path}: proved on {certificate.overall.texts} texts")

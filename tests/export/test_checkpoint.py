@@ -58,8 +58,10 @@ def test_reads_prefixed_names_and_ignores_heads(folder, prefix):
     np.testing.assert_array_equal(prefixed.read("embeddings.LayerNorm.weight"), plain)
 
 
-def test_quantised_weights_are_refused(folder):
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_quantised_weights_are_refused(folder, activation):
     """int8 values without their scales would make a graph and a reference that agree and mean nothing."""
+    change_config(folder, hidden_act=activation)
     name = "encoder.layer.1.output.dense.weight"
 
     def quantise(tensors):
@@ -68,7 +70,7 @@ def test_quantised_weights_are_refused(folder):
 
     change_weights(folder, quantise)
     with pytest.raises(CheckpointError, match=f"{name} has type I8"):
-        Checkpoint(folder, "x", None)
+        Checkpoint(folder, "x", None, any_encoder=True)
 
 
 @pytest.mark.parametrize("start", [b"\xff" * 8, (20).to_bytes(8, "little")])
@@ -124,13 +126,43 @@ def test_a_missing_file_is_named_with_what_to_do(folder, missing, advice):
         {"hidden_act": "gelu_new"},
         {"position_embedding_type": "relative_key"},
         {"is_decoder": True},
-        {"num_hidden_layers": "many"},
     ],
 )
-def test_another_encoder_is_refused(folder, change):
+def test_another_encoder_is_refused_with_a_way_out(folder, change):
     change_config(folder, **change)
-    with pytest.raises(CheckpointError, match=r"config\.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json: .*--exporter optimum"):
         Checkpoint(folder, "x", None)
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": "many"}, {"vocab_size": None}])
+def test_a_config_with_a_wrong_type_is_refused(folder, change):
+    change_config(folder, **change)
+    with pytest.raises(CheckpointError, match=r"config\.json has a value of a wrong type"):
+        Checkpoint(folder, "x", None)
+
+
+DISTILBERT = {"dim": 48, "n_layers": 3, "n_heads": 4, "hidden_dim": 96, "vocab_size": 900}
+DISTILBERT |= {"model_type": "distilbert", "max_position_embeddings": 128, "pad_token_id": 0}
+
+
+def test_any_encoder_is_opened_for_tracing(folder):
+    (folder / "config.json").write_text(json.dumps(DISTILBERT))
+    checkpoint = Checkpoint(folder, "x", None, any_encoder=True)
+    stored = load_file(folder / "model.safetensors").values()
+    assert checkpoint.parameters == sum(tensor.size for tensor in stored)
+    config = checkpoint.config
+    assert (config.hidden, config.layers, config.heads, config.intermediate) == (48, 3, 4, 96)
+    assert (config.max_tokens, config.buildable) == (128, False)
+    without = {name: value for name, value in DISTILBERT.items() if name != "dim"}
+    (folder / "config.json").write_text(json.dumps(without))
+    with pytest.raises(CheckpointError, match="lacks 'hidden_size'"):
+        Checkpoint(folder, "x", None, any_encoder=True)
+
+
+def test_an_encoder_that_can_be_built_is_checked_whole(folder):
+    change_weights(folder, lambda tensors: {"encoder.layer.0.output.dense.bias": np.zeros(3, np.float32)})
+    with pytest.raises(CheckpointError, match="tensors do not fit"):
+        Checkpoint(folder, "x", None, any_encoder=True)
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"3", b'{"weight_map": ["a"]}', b"\xff"])

@@ -13,7 +13,15 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.seeded import Size, write_seeded_checkpoint
 from safetensors.numpy import load_file, save_file
 
-from koe5_onnx import Artifact, CheckpointError, Embedder, FidelityError, InputError, Tokenizer
+from koe5_onnx import (
+    Artifact,
+    CheckpointError,
+    Embedder,
+    FidelityError,
+    InputError,
+    MissingDependencyError,
+    Tokenizer,
+)
 
 ARTIFACT = ["manifest.json", "model.onnx", "model.onnx.data", "tokenizer.json"]
 IMPOSSIBLE = {"cosine_min": 1.0, "cosine_mean": 1.0}
@@ -122,6 +130,34 @@ def test_a_tokenizer_of_another_model_is_refused(seeded, minilm, tmp_path):
 def test_an_unknown_precision_is_refused(checkpoint, tmp_path):
     with pytest.raises(InputError, match="fp32, int8"):
         export_checkpoint(checkpoint, tmp_path / "out", ExportOptions(precision="int2"))
+
+
+def test_an_unknown_exporter_is_refused(checkpoint, tmp_path):
+    with pytest.raises(InputError, match="builder or optimum"):
+        export_checkpoint(checkpoint, tmp_path / "out", ExportOptions(exporter="torch"))
+
+
+def test_optimum_writes_fp32_only(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("koe5_export.export.require_optimum", lambda: None)
+    options = ExportOptions(precision="int8", exporter="optimum")
+    with pytest.raises(InputError, match="fp32 only"):
+        export_checkpoint(checkpoint, tmp_path / "out", options)
+
+
+def test_without_optimum_the_extra_is_named(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optimum", None)
+    with pytest.raises(MissingDependencyError, match=r"koe5-onnx\[export,reference,optimum\]"):
+        export_checkpoint(checkpoint, tmp_path / "out", ExportOptions(exporter="optimum"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_builder_refuses_what_was_opened_for_tracing(seeded, tmp_path):
+    folder = shutil.copytree(seeded, tmp_path / "checkpoint")
+    file = folder / "config.json"
+    file.write_text(file.read_text().replace('"gelu"', '"relu"'))
+    opened = Checkpoint.open(folder, any_encoder=True)
+    with pytest.raises(CheckpointError, match="--exporter optimum"):
+        export_checkpoint(opened, tmp_path / "out")
 
 
 def test_given_texts_are_measured_too(checkpoint, exported, tmp_path):

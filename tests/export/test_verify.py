@@ -140,6 +140,12 @@ def test_texts_reach_the_limit_and_beyond(exported, limit):
     assert {limit - 2, limit - 1, limit, 2 * limit} <= set(lengths.tolist())
 
 
+def test_a_high_limit_leaves_no_gap(exported):
+    tokenizer = Tokenizer(exported["fp32"].tokenizer, 8192)
+    lengths = tokenizer.encode(verification_texts(tokenizer)).lengths
+    assert {64, 128, 256, 512, 1024, 2048, 4096, 8190, 8191, 8192} <= set(lengths.tolist())
+
+
 def test_both_forms_of_hangul_are_measured(exported):
     texts = verification_texts(Tokenizer(exported["fp32"].tokenizer, 512), ["given"])
     assert {unicodedata.normalize("NFD", text) for text in VERIFICATION[:2]} < set(texts)

@@ -1,12 +1,17 @@
-"""Virtual environments for the legs, each made from nothing: leftovers cannot help a test pass."""
+"""Virtual environments for the legs, each made from nothing: leftovers cannot help a test pass.
+
+And the versions that go into them, where a leg needs others than constraints.txt.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
 import venv
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +55,18 @@ def run(*command: str | Path, cwd: Path = ROOT) -> None:
     sys.stdout.flush()
     if status := subprocess.run(command, check=False, cwd=cwd, env=_env()).returncode:
         sys.exit(f"exit status {status}: {line}")
+
+
+def other_pins(packages: Iterable[str]) -> list[str]:
+    """The lines of constraints.txt for other packages than these, which a leg pins itself."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    named = [line for line in lines if "==" in line and not line.startswith("#")]
+    return [line for line in named if normal_name(line.partition("==")[0]) not in packages]
+
+
+def normal_name(package: str) -> str:
+    """Source: https://packaging.python.org/en/latest/specifications/name-normalization/."""
+    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def _env() -> dict[str, str]:

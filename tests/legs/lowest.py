@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
-from environment import ROOT, Environment
+from environment import ROOT, Environment, normal_name, other_pins
 
 EXTRAS = ("cpu", "export", "reference")
 
@@ -43,20 +43,8 @@ def lowest_pins(requirements: Iterable[str]) -> dict[str, str]:
         match = re.fullmatch(r"([\w.-]+)\s*(?:>=|==)\s*([\w.]+)(?:,\s*<[^>=]*)?", requirement)
         if match is None:
             sys.exit(f"pyproject.toml: {requirement!r} has no lower bound that this leg can read")
-        pins[_normal(match[1])] = f"{match[1]}=={match[2]}"
+        pins[normal_name(match[1])] = f"{match[1]}=={match[2]}"
     return pins
-
-
-def other_pins(pins: Iterable[str]) -> list[str]:
-    """The lines of constraints.txt for other packages than those in `pins`."""
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    named = [line for line in lines if "==" in line and not line.startswith("#")]
-    return [line for line in named if _normal(line.partition("==")[0]) not in pins]
-
-
-def _normal(package: str) -> str:
-    """Source: https://packaging.python.org/en/latest/specifications/name-normalization/."""
-    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 if __name__ == "__main__":

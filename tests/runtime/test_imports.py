@@ -35,6 +35,7 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "cli/sections.py": ({".artifact"}, set()),
     "cli/histogram_svg.py": ({".artifact", ".cli"}, set()),
     "cli/export.py": ({PUBLIC, ".cli"}, {"koe5_export", "huggingface_hub"}),
+    "cli/import_folder.py": ({PUBLIC, ".cli"}, {"koe5_export"}),
     "cli/verify.py": ({PUBLIC, ".cli", "numpy"}, {"koe5_export"}),
     "cli/demo.py": ({PUBLIC, ".cli", "numpy"}, {"koe5_export"}),
     "cli/*.py": ({PUBLIC, ".cli", "numpy"}, {"huggingface_hub"}),
@@ -135,7 +136,7 @@ def test_imports_are_those_of_the_table(file, name, table):
         ("onnxruntime", {"session.py"}),
         ("tokenizers", {"tokenizer.py"}),
         ("huggingface_hub", {"hub.py", "cli/embed.py", "cli/export.py"}),
-        ("koe5_export", {"cli/demo.py", "cli/export.py", "cli/verify.py"}),
+        ("koe5_export", {"cli/demo.py", "cli/export.py", "cli/import_folder.py", "cli/verify.py"}),
     ],
 )
 def test_who_imports_it(package, places):

@@ -1,0 +1,364 @@
+"""Folders as Optimum lays them out, made from this project's own graphs with token embeddings as output."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from koe5_export import ImportOptions, import_folder
+from koe5_export.contract import KNOWN
+from koe5_export.folder import detect_precision
+from koe5_export.seeded import Size, write_seeded_checkpoint
+from onnx import TensorProto, helper, numpy_helper
+from tolerances import FP32_MAX_ABS_DIFF, IMPORTED_INT8_COSINE_MEAN
+
+from koe5_onnx import Artifact, CheckpointError, Embedder, FidelityError, InputError, TruncationWarning
+from koe5_onnx.cli import main
+
+TEXTS = ["서울은 대한민국의 수도이다.", "", "A longer sentence, with <pad> inside it.", "a " * 700]
+
+
+def value(name, shape, kind=TensorProto.INT64):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+@pytest.fixture
+def model(exported):
+    """The encoder, its pooling still there but not asked for: names that the import uses itself."""
+    model = onnx.load(exported["fp32"].graph)
+    model.graph.node.append(helper.make_node("Identity", ["final_norm"], ["last_hidden_state"]))
+    model.graph.output[0].CopyFrom(value("last_hidden_state", ["n", "width", 64], TensorProto.FLOAT))
+    return model
+
+
+@pytest.fixture
+def folder(seeded, tmp_path):
+    return shutil.copytree(seeded, tmp_path / "folder")
+
+
+def save(model, folder, name="onnx/model.onnx", **settings):
+    (folder / name).parent.mkdir(exist_ok=True)
+    onnx.save(model, folder / name, **settings)
+
+
+def insert(model, *nodes):
+    """Put nodes in front: ONNX wants them in order."""
+    others = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *others])
+
+
+def difference(artifact, expected):
+    found = []
+    for path in (artifact.path, expected.path):
+        with Embedder.open(path) as embedder, pytest.warns(TruncationWarning):
+            found.append(embedder.encode(TEXTS))
+    return np.abs(found[0] - found[1]).max()
+
+
+@pytest.mark.parametrize("name", ["onnx/model.onnx", "model.onnx"])
+@pytest.mark.parametrize("outside", [False, True])
+def test_an_encoder_becomes_an_artifact(model, folder, exported, tmp_path, name, outside):
+    settings = {"save_as_external_data": True, "location": "model.onnx_data", "size_threshold": 0}
+    save(model, folder, name, **(settings if outside else {}))
+    artifact = import_folder(folder, tmp_path / "out")
+    assert difference(Artifact.open(tmp_path / "out"), exported["fp32"]) <= FP32_MAX_ABS_DIFF
+    assert (artifact.manifest.precision, artifact.manifest.recipe["file"]) == ("fp32", name)
+    assert artifact.manifest.architecture == exported["fp32"].manifest.architecture
+    assert set(artifact.manifest.files) == {"model.onnx", "model.onnx.data", "tokenizer.json"}
+    graph = onnx.load(artifact.graph, load_external_data=False).graph
+    assert sum(node.op_type == "LpNormalization" for node in graph.node) == 1
+    assert [entry.name for entry in (*graph.input, *graph.output)] == [
+        "input_ids",
+        "attention_mask",
+        "embedding",
+    ]
+
+
+def test_int32_inputs_are_cast(model, folder, exported, tmp_path):
+    for entry in model.graph.input:
+        entry.type.tensor_type.elem_type = TensorProto.INT32
+        for node in model.graph.node:
+            node.input[:] = [f"{name}.wide" if name == entry.name else name for name in node.input]
+    casts = [
+        helper.make_node("Cast", [entry.name], [f"{entry.name}.wide"], to=TensorProto.INT64)
+        for entry in model.graph.input
+    ]
+    insert(model, *casts)
+    save(model, folder)
+    assert difference(import_folder(folder, tmp_path / "out"), exported["fp32"]) <= FP32_MAX_ABS_DIFF
+
+
+@pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.INT32])
+def test_token_types_are_zero(model, folder, exported, tmp_path, kind):
+    """Anything else would turn every state around."""
+    model.graph.input.append(value("token_type_ids", ["n", "width"], kind))
+    axis = numpy_helper.from_array(np.array([2]), "last")
+    model.graph.initializer.append(axis)
+    model.graph.node[-1].output[0] = "states"
+    model.graph.node.extend(
+        [
+            helper.make_node("Cast", ["token_type_ids"], ["types"], to=TensorProto.FLOAT),
+            helper.make_node("Cos", ["types"], ["sign"]),
+            helper.make_node("Unsqueeze", ["sign", "last"], ["signs"]),
+            helper.make_node("Mul", ["states", "signs"], ["last_hidden_state"]),
+        ]
+    )
+    save(model, folder)
+    assert difference(import_folder(folder, tmp_path / "out"), exported["fp32"]) <= FP32_MAX_ABS_DIFF
+
+
+def test_local_functions_are_written_out(model, folder, exported, tmp_path):
+    """PyTorch's newer exporter wraps modules in them."""
+    same = helper.make_node("Identity", ["x"], ["y"])
+    opset = helper.make_opsetid("", model.opset_import[0].version)
+    model.functions.append(helper.make_function("here", "Same", ["x"], ["y"], [same], [opset]))
+    model.opset_import.append(helper.make_opsetid("here", 1))
+    model.graph.node[-1].op_type, model.graph.node[-1].domain = "Same", "here"
+    save(model, folder)
+    assert difference(import_folder(folder, tmp_path / "out"), exported["fp32"]) <= FP32_MAX_ABS_DIFF
+
+
+def with_text_output(model, source):
+    model.graph.node.append(helper.make_node("Mul", [source, "three"], ["sentence_embedding"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(3), "three"))
+    return value("sentence_embedding", ["n", 64], TensorProto.FLOAT)
+
+
+def test_a_pooled_output_is_taken_where_there_is_no_other(model, folder, exported, tmp_path):
+    model.graph.output[0].CopyFrom(with_text_output(model, "embedding"))
+    save(model, folder)
+    artifact = import_folder(folder, tmp_path / "out")
+    assert difference(artifact, exported["fp32"]) <= FP32_MAX_ABS_DIFF
+    assert artifact.manifest.recipe["output"] == "sentence_embedding"
+
+
+def test_token_embeddings_are_pooled_here(model, folder, exported, tmp_path):
+    """A pooled output beside them may be pooled in another way."""
+    model.graph.node[-1].output[0] = model.graph.output[0].name = "token_embeddings"
+    model.graph.output.insert(0, with_text_output(model, "positions.weight"))
+    save(model, folder)
+    assert difference(import_folder(folder, tmp_path / "out"), exported["fp32"]) <= FP32_MAX_ABS_DIFF
+
+
+def test_half_precision_states_are_pooled_in_fp32(model, folder, tmp_path):
+    model.graph.node[-1].CopyFrom(
+        helper.make_node("Cast", ["final_norm"], ["last_hidden_state"], to=TensorProto.FLOAT16)
+    )
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    save(model, folder)
+    with pytest.raises(FidelityError, match=r"max_abs_diff \d\.\d+e-0[45], allowed 1e-05"):
+        import_folder(folder, tmp_path / "out")
+
+
+def change_opset(model):
+    model.opset_import[0].version = 11
+
+
+def add_position_ids(model):
+    model.graph.input.append(value("position_ids", ["n", "width"]))
+
+
+def drop_the_mask(model):
+    del model.graph.input[1]
+
+
+def give_the_mask_as_float(model):
+    model.graph.input[1].type.tensor_type.elem_type = TensorProto.FLOAT
+
+
+def fix_the_width(model):
+    model.graph.input[0].CopyFrom(value("input_ids", ["n", 128]))
+
+
+def give_logits(model):
+    model.graph.node[-1].output[0] = model.graph.output[0].name = "logits"
+
+
+def give_wider_states(model):
+    model.graph.output[0].CopyFrom(value("last_hidden_state", ["n", "width", 128], TensorProto.FLOAT))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (change_opset, "has opset 11, expected 13 or later"),
+        (add_position_ids, "takes input_ids, attention_mask, position_ids: expected"),
+        (drop_the_mask, "takes input_ids: expected input_ids and attention_mask"),
+        (give_the_mask_as_float, "takes attention_mask as TensorProto.FLOAT: expected int64"),
+        (fix_the_width, r"takes input_ids of a fixed size \(\[128\]\)"),
+        (give_logits, "gives logits: expected one of last_hidden_state"),
+        (give_wider_states, "gives vectors of 128, the checkpoint's have 64"),
+    ],
+)
+def test_a_graph_with_another_interface_is_refused(model, folder, tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr("koe5_export.publish.expect", lambda *arguments: None)
+    change(model)
+    save(model, folder)
+    with pytest.raises(InputError, match=rf"model\.onnx {message}"):
+        import_folder(folder, tmp_path / "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_pooled_output_without_its_length_is_refused(model, folder, tmp_path, monkeypatch):
+    """Nothing would notice if its vectors had unit length already: cosines do not see it."""
+    monkeypatch.setattr("koe5_export.publish.expect", lambda *arguments: None)
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(modules[:2]))
+    model.graph.output[0].CopyFrom(with_text_output(model, "embedding"))
+    save(model, folder)
+    with pytest.raises(InputError, match="expected one of last_hidden_state, token_embeddings;"):
+        import_folder(folder, tmp_path / "out")
+
+
+def test_what_is_no_graph_is_named(folder, tmp_path):
+    (folder / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(InputError, match=r"model\.onnx cannot be read as ONNX"):
+        import_folder(folder, tmp_path / "out")
+
+
+def test_missing_data_is_named(model, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("koe5_export.publish.expect", lambda *arguments: None)
+    save(model, folder, save_as_external_data=True, location="model.onnx_data")
+    (folder / "onnx" / "model.onnx_data").unlink()
+    with pytest.raises(InputError, match=r"the data of words\.weight cannot be read"):
+        import_folder(folder, tmp_path / "out")
+
+
+def test_a_folder_without_graph_says_what_it_has(folder, tmp_path):
+    with pytest.raises(InputError, match=r"has no onnx/model\.onnx or model\.onnx: .*no \.onnx file"):
+        import_folder(folder, tmp_path / "out")
+    (folder / "model_O2.onnx").touch()
+    with pytest.raises(InputError, match=r"--file \(model_O2\.onnx\)"):
+        import_folder(folder, tmp_path / "out")
+    with pytest.raises(InputError, match="is no folder"):
+        import_folder(folder / "nothing", tmp_path / "out")
+
+
+def test_nothing_is_proved_without_the_checkpoint(model, folder, exported, seeded, tmp_path):
+    save(model, folder, "model_O2.onnx")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"nothing can be proved without .* --checkpoint"):
+        import_folder(folder, tmp_path / "out", ImportOptions(file="model_O2.onnx"))
+    artifact = import_folder(
+        folder, tmp_path / "out", ImportOptions(file="model_O2.onnx", checkpoint=str(seeded))
+    )
+    assert artifact.manifest.source == exported["fp32"].manifest.source
+    assert difference(artifact, exported["fp32"]) <= FP32_MAX_ABS_DIFF
+
+
+def test_another_checkpoint_is_noticed(model, folder, tmp_path):
+    save(model, folder)
+    write_seeded_checkpoint(tmp_path / "other", Size(2, 64, 4, 128, 900), seed=1)
+    with pytest.raises(FidelityError, match="cosine_min"):
+        import_folder(folder, tmp_path / "out", ImportOptions(checkpoint=tmp_path / "other"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_says_how_to_pool_where_nothing_else_does(model, folder, seeded, tmp_path, monkeypatch):
+    save(model, folder)
+    checkpoint = shutil.copytree(seeded, tmp_path / "checkpoint")
+    (checkpoint / "modules.json").unlink()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
+    options = ImportOptions(checkpoint=checkpoint)
+    assert import_folder(folder, tmp_path / "out", options).manifest.contract.pooling == "cls"
+    options = ImportOptions(checkpoint=checkpoint, like="nlpai-lab/KoE5")
+    assert import_folder(folder, tmp_path / "known", options).manifest.contract.pooling == "mean"
+    assert KNOWN["nlpai-lab/KoE5"].pooling == "mean"
+    for file in (folder / "modules.json", folder / "config_sentence_transformers.json"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="does not say how to pool"):
+        import_folder(folder, tmp_path / "unknown", ImportOptions(checkpoint=checkpoint))
+
+
+def with_node(op, **attributes):
+    def change(model):
+        model.graph.node.append(helper.make_node(op, ["final_norm"], ["more"], **attributes))
+
+    return change
+
+
+def with_weight(kind):
+    def change(model):
+        model.graph.initializer.append(helper.make_tensor("half", kind, [1, 1], b"\0\0", raw=True))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda model: None, "fp32"),
+        (with_node("DynamicQuantizeLinear"), "int8"),
+        (with_node("QLinearMatMul"), "int8"),
+        (with_node("MatMulNBits", bits=8), "int8-block"),
+        (with_node("MatMulNBits", bits=4), "int4-block"),
+        (with_node("MatMulNBits"), "int4-block"),
+        (with_weight(TensorProto.FLOAT16), "fp16"),
+        (with_weight(TensorProto.BFLOAT16), "bf16"),
+    ],
+)
+def test_precision_is_found_in_the_graph(model, tmp_path, change, expected):
+    change(model)
+    onnx.save(model, tmp_path / "model.onnx")
+    assert detect_precision(tmp_path / "model.onnx") == expected
+
+
+def test_precision_is_found_in_branches_too(exported, tmp_path):
+    model = onnx.load(exported["fp32"].graph)
+    branch = next(node for node in model.graph.node if node.op_type == "If").attribute[0].g
+    branch.node[0].op_type = "QAttention"
+    onnx.save(model, tmp_path / "model.onnx")
+    assert detect_precision(tmp_path / "model.onnx") == "int8"
+
+
+def test_a_precision_without_a_gate_is_refused(model, folder, tmp_path):
+    with_weight(TensorProto.BFLOAT16)(model)
+    save(model, folder)
+    with pytest.raises(InputError, match=r"is bf16: expected fp32, .*--precision"):
+        import_folder(folder, tmp_path / "out")
+    artifact = import_folder(folder, tmp_path / "out", ImportOptions(precision="fp32"))
+    assert artifact.manifest.recipe["detected_precision"] == "bf16"
+
+
+def without_branches(model):
+    """The masked attention only: ONNX Runtime's quantiser loses sight of what branches read."""
+    for node in model.graph.node:
+        if node.op_type == "If":
+            branch = next(entry.g for entry in node.attribute if entry.name == "else_branch")
+            (attention,) = branch.node
+            attention.output[0] = node.output[0]
+            node.CopyFrom(attention)
+
+
+def test_stock_dynamic_int8_misses_the_gate(minilm, exported_minilm, tmp_path):
+    """One scale for a whole batch: a text's embedding depends on its neighbours."""
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    folder = shutil.copytree(minilm, tmp_path / "folder")
+    model = onnx.load(exported_minilm["fp32"].graph)
+    without_branches(model)
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "sentence_embedding"
+    save(model, tmp_path, "fp32.onnx")
+    settings = {"DefaultTensorType": TensorProto.FLOAT}
+    quantization.quantize_dynamic(
+        tmp_path / "fp32.onnx", folder / "model.onnx", per_channel=True, extra_options=settings
+    )
+    with pytest.raises(FidelityError, match=r"batch_cosine_min 0\.9\d+, allowed 0\.99999") as caught:
+        import_folder(folder, tmp_path / "out")
+    mean = float(re.search(r"min [\d.]+, mean ([\d.]+)", str(caught.value))[1])
+    assert mean >= IMPORTED_INT8_COSINE_MEAN
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line(model, folder, tmp_path, capsys):
+    save(model, folder)
+    out = tmp_path / "out"
+    assert main(["import", str(folder), str(out), "--gate", "cosine_min=0.9999999"]) == 0
+    assert "fp32" in capsys.readouterr().out
+    assert main(["verify", str(out), "--checkpoint", str(folder)]) == 0
+    assert main(["import", str(folder), str(out)]) == 1
+    assert "--force" in capsys.readouterr().err
+    assert main(["import", str(folder), str(out), "--force", "--precision", "int3"]) == 1
+    assert "is int3" in capsys.readouterr().err
