@@ -35,6 +35,9 @@ TOKENIZER = "tokenizer.json"
 ERROR_BINS = tuple(float(f"{digit}e{power}") for power in range(-8, 1) for digit in (1, 3))
 """Upper ends of the bins of 1 - cosine, two a decade; the first takes what is smaller, the last the rest."""
 
+PRECISIONS = ("fp32", "fp16", "int8", "int8-block", "int4-block")
+"""Names that a manifest's precision may have; koe5_export knows how each is written."""
+
 _AGAIN = "export or download the artifact again"
 _T = TypeVar("_T")
 

@@ -25,11 +25,11 @@ FP32_MAX_ABS_DIFF = 1e-5
 SMOOTHING_RELATIVE = 2e-5
 """Smoothing folds in float32: relative to the largest product; a wrong fold is off by the whole product."""
 
-TRAINED_INT8_COSINE_MEAN = 0.9992
-"""int8 against PyTorch, all-MiniLM-L6-v2, 300 unseen texts: 0.9994 found, 0.9978 without smoothing."""
+TRAINED_INT8_COSINE_MEAN = 0.9995
+"""int8 against PyTorch, all-MiniLM-L6-v2, 300 unseen texts: 0.99954 found, 0.9978 without smoothing."""
 
-TRAINED_INT8_COSINE_MIN = 0.9975
-"""The worst of them: 0.9987 found, 0.9949 without smoothing."""
+TRAINED_INT8_COSINE_MIN = 0.9985
+"""The worst of them: 0.9989 found, 0.9949 without smoothing."""
 
 CERTIFICATE_ATOL = 1e-6
 """A certificate's figures, computed again in other batches; int8 itself is 1e-4 from PyTorch."""
@@ -45,3 +45,9 @@ IMPORTED_INT8_COSINE_MEAN = 0.96
 
 DIFFERENT_ABS_DIFF = 0.05
 """What two different poolings are apart in some component: 0.3 found; a right result is within 1e-5."""
+
+OUTLIER_INT8_COSINE_MEAN = 0.999
+"""Ours where channels are 100 times larger than the rest: 0.99916 found."""
+
+NAIVE_INT8_COSINE_MEAN = 0.9
+"""What ONNX Runtime's per-tensor dynamic int8 stays below there: 0.89 found, 0.999 without the outliers."""

@@ -15,7 +15,7 @@ from koe5_export.contract import read_contract
 from koe5_export.graph import write_encoder
 from koe5_export.optimum import require_optimum, write_with_optimum
 from koe5_export.precision import PRECISIONS, Precision
-from koe5_export.publish import Plan, Progress, publish, silent
+from koe5_export.publish import Announce, Plan, Progress, publish, silent, unannounced
 from koe5_export.smooth import SmoothLayer, plain, smooth
 from koe5_export.texts import CALIBRATION, with_prompts
 from koe5_export.weights import Layer, Norm
@@ -40,6 +40,8 @@ class ExportOptions:
     """Hub id whose contract a local copy shares."""
     force: bool = False
     """Replace an existing artifact, once the new one is proved."""
+    announce: Announce = unannounced
+    """Told the certificate before the artifact is published."""
 
 
 def export_checkpoint(
@@ -73,6 +75,7 @@ def export_checkpoint(
         precision=precision,
         gate=precision.gate.tightened(options.gate),
         verification=options.verification,
+        announce=options.announce,
     )
 
     def write(graph: Path, weights: Path, report: Progress) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from onnx import TensorProto
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import KNOWN, read_contract
 from koe5_export.precision import PRECISIONS
-from koe5_export.publish import Plan, Progress, publish, silent
+from koe5_export.publish import Announce, Plan, Progress, publish, silent, unannounced
 from koe5_export.traced import read_graph, subgraphs, write_traced
 from koe5_onnx import Artifact, Contract, InputError
 from koe5_onnx.artifact import describe_file
@@ -54,6 +54,8 @@ class ImportOptions:
     """Hub id whose contract the checkpoint shares."""
     force: bool = False
     """Replace an existing artifact, once the new one is proved."""
+    announce: Announce = unannounced
+    """Told the certificate before the artifact is published."""
 
 
 def import_folder(
@@ -89,6 +91,7 @@ def import_folder(
         precision=precision,
         gate=precision.gate.tightened(options.gate),
         verification=options.verification,
+        announce=options.announce,
     )
 
     def write(graph: Path, weights: Path, report: Progress) -> Mapping[str, Any]:

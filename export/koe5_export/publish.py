@@ -18,15 +18,21 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.gate import Gate
 from koe5_export.precision import Precision
 from koe5_export.verify import certify, expect
-from koe5_onnx import Artifact, CheckpointError, Contract, InputError, Manifest, Tokenizer
+from koe5_onnx import Artifact, Certificate, CheckpointError, Contract, InputError, Manifest, Tokenizer
 from koe5_onnx.artifact import FORMAT_VERSION, GRAPH, MANIFEST, TOKENIZER, WEIGHTS, describe_file
 
 Progress = Callable[[str, int, int], None]
 """Called with the step's name, the parts done and the parts in all."""
+Announce = Callable[[Certificate], None]
+"""Called with a certificate that passed the gate, before its artifact is published."""
 Write = Callable[[Path, Path, Progress], Mapping[str, Any]]
 """Writes the graph and its weights to the two files given and returns the recipe for the manifest."""
 
 _ROOM_FACTOR = 1.1
+
+
+def unannounced(certificate: Certificate) -> None:
+    """Announce a certificate to nobody."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Plan:
     gate: Gate
     verification: Sequence[str] = ()
     """Texts to measure on beside the built-in ones."""
+    announce: Announce = unannounced
 
 
 def silent(step: str, done: int, total: int) -> None:
@@ -67,6 +74,7 @@ def publish(
         manifest = _manifest(plan, folder, recipe)
         report("measure", 0, 1)
         certificate = certify(Artifact(folder, manifest), expected, plan.gate)
+        plan.announce(certificate)
         manifest = replace(manifest, certificate=certificate)
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         report("measure", 1, 1)

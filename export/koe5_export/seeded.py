@@ -7,7 +7,9 @@ is out of reach: in the demo, in tests and in benchmarks. Their embeddings mean 
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from koe5_export.config import EncoderConfig
 from koe5_export.texts import CALIBRATION, DEMO_PASSAGES, DEMO_QUERIES, VERIFICATION
 from koe5_onnx import InputError
 
 _SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+_LONGEST_PIECE = 6
 _SHARD_BYTES = 256 << 20
 
 
@@ -62,7 +65,7 @@ def write_seeded_checkpoint(
         folder: Where it goes; must not exist.
         size: "tiny", "small" or "large" (2.2 GB), or a shape.
         seed: Seed of the weights; the same seed gives the same bytes.
-        tokenizer: A tokenizer.json to copy; None trains a small Unigram one on this project's own lines.
+        tokenizer: A tokenizer.json to copy; None makes a small Unigram one from this project's own lines.
 
     Raises:
         InputError: The folder exists, the size is unknown, or the tokenizer has more entries than the table.
@@ -102,32 +105,54 @@ def encoder_config(size: Size) -> EncoderConfig:
 
 
 def _write_tokenizer(file: Path, vocabulary: int, source: Path | None) -> None:
-    rust = tokenizers.Tokenizer.from_file(str(source)) if source else train_tokenizer(vocabulary)
+    rust = tokenizers.Tokenizer.from_file(str(source)) if source else small_tokenizer(vocabulary)
     if rust.get_vocab_size() > vocabulary:
         raise InputError(
             f"{source} has {rust.get_vocab_size()} entries: the table of this size has {vocabulary}"
         )
-    rust.save(str(file))
+    rust.save(str(file), pretty=False)
 
 
-def train_tokenizer(vocabulary: int) -> tokenizers.Tokenizer:
-    """A Unigram tokenizer of XLM-R's build, trained on this project's own lines."""
+def small_tokenizer(vocabulary: int) -> tokenizers.Tokenizer:
+    """A Unigram tokenizer of XLM-R's build, its pieces the commonest of this project's own lines.
+
+    The library's trainer gives another vocabulary each time; this one is the same everywhere.
+    """
     rust = tokenizers.Tokenizer(models.Unigram())
     rust.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]
     )
     rust.pre_tokenizer = pre_tokenizers.Metaspace()
     rust.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocabulary, special_tokens=list(_SPECIALS), unk_token=_SPECIALS[3], show_progress=False
-    )
     prompts = [f"{prompt}: {line}" for prompt in ("query", "passage") for line in CALIBRATION]
-    lines = (*prompts, *VERIFICATION, *DEMO_QUERIES, *DEMO_PASSAGES)
-    rust.train_from_iterator(lines, trainer)
+    words: Counter[str] = Counter()
+    for line in (*prompts, *VERIFICATION, *DEMO_QUERIES, *DEMO_PASSAGES):
+        normalised = rust.normalizer.normalize_str(line)
+        words.update(word for word, _ in rust.pre_tokenizer.pre_tokenize_str(normalised))
+    rust.model = models.Unigram(_scored_pieces(words, vocabulary), unk_id=_SPECIALS.index("<unk>"))
+    rust.add_special_tokens(list(_SPECIALS))
     rust.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     return rust
+
+
+def _scored_pieces(words: Counter[str], vocabulary: int) -> list[tuple[str, float]]:
+    """The special tokens, every character, and what is left for the pieces that cover most characters."""
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        for start in range(len(word)):
+            for end in range(start + 1, min(start + _LONGEST_PIECE, len(word)) + 1):
+                counts[word[start:end]] += count
+    total = counts.total()
+    ranked = sorted(counts, key=lambda piece: (len(piece) > 1, -counts[piece] * len(piece), piece))
+    kept = ranked[: vocabulary - len(_SPECIALS)]
+    if missing := sum(len(piece) == 1 for piece in ranked[len(kept) :]):
+        raise InputError(f"a vocabulary of {vocabulary} is too small: {missing} characters would be unknown")
+    return [
+        *((special, 0.0) for special in _SPECIALS),
+        *((piece, math.log(counts[piece] / total)) for piece in kept),
+    ]
 
 
 def _write_configs(folder: Path, size: Size) -> None:

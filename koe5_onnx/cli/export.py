@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from koe5_onnx import Artifact, InputError, MissingDependencyError
+from koe5_onnx import Artifact, Certificate, InputError, MissingDependencyError
+from koe5_onnx.artifact import PRECISIONS
 from koe5_onnx.cli.input_file import read_texts, suffix_of_input
+from koe5_onnx.machine import cpu_features
 
 DEFAULT_CHECKPOINT = "nlpai-lab/KoE5"
+_AUTO = "auto"
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,7 +35,12 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help=f"a checkpoint's folder or Hub id (default: {DEFAULT_CHECKPOINT})",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the artifact")
-    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="default: fp32")
+    parser.add_argument(
+        "--precision",
+        choices=(*PRECISIONS, _AUTO),
+        default="fp32",
+        help="default: fp32; auto chooses for this machine's CPU and says why",
+    )
     parser.add_argument(
         "--exporter",
         choices=("builder", "optimum"),
@@ -73,7 +81,9 @@ def run(args: argparse.Namespace) -> int:
     options: dict[str, Any] = {
         name: getattr(args, name) for name in ("precision", "exporter", "like", "force")
     }
-    options["gate"] = parse_gate(args.gate)
+    if args.precision == _AUTO:
+        options["precision"] = _chosen_precision()
+    options |= {"gate": parse_gate(args.gate), "announce": announce}
     for name in ("calibration", "verification"):
         if (file := getattr(args, name)) is not None:
             options[name] = tuple(texts_of(file, f"--{name}"))
@@ -86,14 +96,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def print_artifact(artifact: Artifact) -> None:
-    """Print what was published."""
+def _chosen_precision() -> str:
+    from koe5_export.precision.auto import choose_precision
+
+    choice = choose_precision(cpu_features())
+    print(f"precision {choice.precision}: {choice.reason}", file=sys.stderr)
+    return choice.precision
+
+
+def announce(certificate: Certificate) -> None:
+    """Print how near an artifact is, before it is published."""
     from koe5_export.gate import describe
 
+    print(describe(certificate), flush=True)
+
+
+def print_artifact(artifact: Artifact) -> None:
+    """Print what was published."""
     manifest = artifact.manifest
     print(f"{artifact.path}: {manifest.precision}, {manifest.total_bytes / 1e6:.1f} MB")
-    if manifest.certificate is not None:
-        print(describe(manifest.certificate))
 
 
 def import_export() -> Any:

@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from koe5_onnx.cli.export import add_gate, import_export, parse_gate, print_artifact, progress, texts_of
+from koe5_onnx.cli.export import (
+    add_gate,
+    announce,
+    import_export,
+    parse_gate,
+    print_artifact,
+    progress,
+    texts_of,
+)
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -50,7 +58,10 @@ def run(args: argparse.Namespace) -> int:
         options["verification"] = tuple(texts_of(args.verification, "--verification"))
     with progress() as report:
         artifact = import_folder(
-            args.folder, args.out, ImportOptions(gate=parse_gate(args.gate), **options), report
+            args.folder,
+            args.out,
+            ImportOptions(gate=parse_gate(args.gate), announce=announce, **options),
+            report,
         )
     print_artifact(artifact)
     return 0

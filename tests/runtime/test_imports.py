@@ -34,7 +34,7 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "cli/certificate_facts.py": ({PUBLIC, ".artifact", ".cli"}, set()),
     "cli/sections.py": ({".artifact"}, set()),
     "cli/histogram_svg.py": ({".artifact", ".cli"}, set()),
-    "cli/export.py": ({PUBLIC, ".cli"}, {"koe5_export", "huggingface_hub"}),
+    "cli/export.py": ({PUBLIC, ".artifact", ".cli", ".machine"}, {"koe5_export", "huggingface_hub"}),
     "cli/import_folder.py": ({PUBLIC, ".cli"}, {"koe5_export"}),
     "cli/verify.py": ({PUBLIC, ".cli", "numpy"}, {"koe5_export"}),
     "cli/demo.py": ({PUBLIC, ".cli", "numpy"}, {"koe5_export"}),

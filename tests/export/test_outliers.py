@@ -1,0 +1,122 @@
+"""A checkpoint with outlier channels like a trained transformer's, which seeded weights do not have.
+
+Two channels of the residual stream stand at +100 and -100 from the first layer to the last norm, against 1 of
+the others: norms put them there, keep them there, and the linears that read them have small weights for them.
+Per-tensor activations then spend their 256 steps on those two.
+"""
+
+import numpy as np
+import onnxruntime
+import pytest
+from koe5_export import ExportOptions, export_checkpoint
+from koe5_export.checkpoint import Checkpoint
+from koe5_export.contract import read_contract
+from koe5_export.reference import embed_reference
+from koe5_export.seeded import Size, write_seeded_checkpoint
+from koe5_export.texts import VERIFICATION
+from safetensors.numpy import load_file, save_file
+from tolerances import NAIVE_INT8_COSINE_MEAN, OUTLIER_INT8_COSINE_MEAN
+
+from koe5_onnx import Embedder, Tokenizer
+
+SIZE = Size(layers=5, hidden=128, heads=4, intermediate=512, vocabulary=900)
+CHANNELS = [5, 77]
+OUTLIERS = np.array([100, -100], np.float32)
+NORMS = [
+    f"encoder.layer.{layer}.{norm}.LayerNorm"
+    for layer in range(SIZE.layers)
+    for norm in ("attention.output", "output")
+]
+
+
+def plant(weights):
+    """Put the outliers behind every norm of the layers but the first and the last."""
+    others = np.setdiff1d(np.arange(SIZE.hidden), CHANNELS)
+    deviation = np.sqrt(1 + np.square(OUTLIERS).sum() / SIZE.hidden)
+    for number, norm in enumerate(NORMS):
+        first, last = number == 1, number == len(NORMS) - 1
+        gain, shift = weights[f"{norm}.weight"], weights[f"{norm}.bias"]
+        if number > 1:  # its input has them: they are most of its deviation
+            gain[others] *= deviation
+            gain[CHANNELS] = 1 / OUTLIERS[0] if last else deviation
+        if number >= 1 and not last:
+            shift[CHANNELS] = OUTLIERS if first else 0
+            for reader in readers(number):
+                weights[f"{reader}.weight"][:, CHANNELS] /= OUTLIERS[0]
+
+
+def readers(number):
+    """The linears behind a norm."""
+    layer = number // 2
+    if number % 2 == 0:
+        return [f"encoder.layer.{layer}.intermediate.dense"]
+    return [f"encoder.layer.{layer + 1}.attention.self.{name}" for name in ("query", "key", "value")]
+
+
+def spread_embeddings(weights):
+    """Let texts decide: without this, what all texts share would make any two embeddings similar."""
+    for name in ("position", "token_type"):
+        weights[f"embeddings.{name}_embeddings.weight"] *= 0.1
+    for layer in range(SIZE.layers):
+        down = weights[f"encoder.layer.{layer}.output.dense.weight"]
+        down -= down.mean(axis=1, keepdims=True)
+        for name in ("query", "key"):
+            weights[f"encoder.layer.{layer}.attention.self.{name}.weight"] *= 1.2
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("outliers") / "checkpoint"
+    write_seeded_checkpoint(folder, SIZE)
+    weights = load_file(folder / "model.safetensors")
+    plant(weights)
+    spread_embeddings(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return Checkpoint.open(folder)
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint):
+    return embed_reference(checkpoint.folder, read_contract(checkpoint), VERIFICATION)
+
+
+def test_the_outliers_are_there(checkpoint):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModel
+
+    encoder = AutoModel.from_pretrained(checkpoint.folder).eval()
+    ids = Tokenizer(checkpoint.tokenizer, 512).encode([VERIFICATION[0]]).ids[0].astype(np.int64)
+    with torch.inference_mode():
+        states = encoder(torch.tensor(ids[None]), output_hidden_states=True).hidden_states
+    for hidden in states[2:-1]:
+        sizes = np.median(np.abs(hidden[0].numpy()), axis=0)
+        assert sizes[CHANNELS].min() / np.median(sizes) > 50
+
+
+def test_naive_int8_fails_here(checkpoint, expected, tmp_path):
+    """ONNX Runtime's own dynamic quantisation, as others ship it."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    artifact = export_checkpoint(checkpoint, tmp_path / "fp32")
+    settings = {"weight_type": QuantType.QInt8, "extra_options": {"DefaultTensorType": 1}}
+    quantize_dynamic(artifact.graph, tmp_path / "naive.onnx", **settings)
+    session = onnxruntime.InferenceSession(tmp_path / "naive.onnx", providers=["CPUExecutionProvider"])
+    ids = Tokenizer(artifact.tokenizer, 512).encode(VERIFICATION).ids
+    found = [
+        session.run(
+            None,
+            {"input_ids": row[None].astype(np.int64), "attention_mask": np.ones((1, len(row)), np.int64)},
+        )[0][0]
+        for row in ids
+    ]
+    assert (np.array(found) * expected).sum(axis=1).mean() < NAIVE_INT8_COSINE_MEAN
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-block", "fp16"])
+def test_ours_keeps(checkpoint, expected, tmp_path, precision):
+    artifact = export_checkpoint(checkpoint, tmp_path / precision, ExportOptions(precision=precision))
+    assert artifact.manifest.certificate.overall.cosine_mean >= OUTLIER_INT8_COSINE_MEAN
+    if precision != "fp16":
+        with Embedder.open(artifact.path) as embedder:
+            found = (embedder.encode(VERIFICATION) * expected).sum(axis=1)
+        assert found.mean() >= OUTLIER_INT8_COSINE_MEAN

@@ -1,0 +1,125 @@
+"""What each precision is for, what only one of them does, and the choice among them."""
+
+import numpy as np
+import onnx
+import pytest
+from koe5_export import ExportOptions, export_checkpoint
+from koe5_export.checkpoint import Checkpoint
+from koe5_export.precision import PRECISIONS
+from koe5_export.precision.auto import choose_precision
+from koe5_export.precision.block import Block
+from koe5_export.rounding import round_blocks
+from koe5_export.weights import Linear
+from koe5_export.writer import GraphWriter
+from onnx import TensorProto, helper
+from safetensors.numpy import load_file, save_file
+
+from koe5_onnx import Artifact, CheckpointError, Embedder, ProviderError, UnsuitedCpuWarning, artifact
+from koe5_onnx.cli import main
+
+
+def test_the_runtime_knows_their_names():
+    assert tuple(PRECISIONS) == artifact.PRECISIONS
+
+
+@pytest.mark.parametrize(
+    ("features", "precision", "reason"),
+    [
+        (("avx512_vnni", "avx2"), "int8", "avx512_vnni"),
+        (("amx_int8", "avx512_vnni"), "int8", "amx_int8"),
+        (("avx_vnni",), "int8", "avx_vnni"),
+        (("asimddp",), "int8", "asimddp"),
+        (("avx2",), "int8-block", "overflow"),
+        ((), "int8-block", "does not name"),
+    ],
+)
+def test_auto_chooses_by_instructions_and_says_why(features, precision, reason):
+    choice = choose_precision(features)
+    assert choice.precision == precision
+    assert reason in choice.reason
+
+
+def test_export_auto(seeded, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("koe5_onnx.cli.export.cpu_features", lambda: ("avx2",))
+    assert main(["export", str(seeded), str(tmp_path / "out"), "--precision", "auto"]) == 0
+    shown = capsys.readouterr()
+    assert "precision int8-block: this CPU has none of" in shown.err
+    assert shown.out.index("cosine to PyTorch") < shown.out.index("int8-block, ")
+    assert Artifact.open(tmp_path / "out").manifest.precision == "int8-block"
+
+
+def test_the_manifest_says_what_it_is_good_for(exported, monkeypatch):
+    targets = {precision: found.manifest.target for precision, found in exported.items()}
+    assert targets["fp16"].devices == ("cuda",)
+    assert "avx512_vnni" in targets["int8"].instructions
+    assert "avx2" not in targets["int8"].instructions
+    monkeypatch.setattr("koe5_onnx.session.cpu_features", lambda: ("avx2",))
+    with pytest.warns(UnsuitedCpuWarning, match="int8-block"):
+        Embedder.open(exported["int8"].path).close()
+    for precision in ("fp32", "int8-block", "int4-block"):
+        Embedder.open(exported[precision].path).close()
+
+
+def test_fp16_is_refused_on_the_cpu(exported):
+    with pytest.raises(ProviderError, match=r"made for cuda.*--precision fp32, int8"):
+        Embedder.open(exported["fp16"].path)
+
+
+def test_fp16_computes_norms_pooling_and_length_in_fp32(exported):
+    model = onnx.load(exported["fp16"].graph, load_external_data=False)
+    producers = {name: node for node in model.graph.node for name in node.output}
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    final = producers["final_norm"]
+    assert producers[final.input[0]].op_type == "Cast"
+    assert types["final_norm.gain"] == TensorProto.FLOAT
+    assert types["layer.0.query.weight"] == TensorProto.FLOAT16
+    assert all(node.op_type != "If" for node in model.graph.node)
+    assert model.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    # Statistics in fp32 is the operator's default: stash_type 1.
+    assert all(attribute.name != "stash_type" for node in norms for attribute in node.attribute)
+
+
+def test_a_weight_beyond_fp16_is_refused_by_name(seeded, tmp_path):
+    weights = load_file(seeded / "model.safetensors")
+    weights["encoder.layer.1.output.dense.weight"][3, 4] = -70000
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for file in seeded.iterdir():
+        if file.is_file():
+            (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_bytes((seeded / "1_Pooling" / "config.json").read_bytes())
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"layer\.1\.down\.weight holds 70000, and fp16 ends at 65504"):
+        export_checkpoint(Checkpoint.open(folder), tmp_path / "out", ExportOptions(precision="fp16"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_block_products_are_those_of_the_rounded_weights(tmp_path, bits):
+    """Packing, scales and their order, by the operator itself: a wrong nibble would be off by the weight."""
+    import onnxruntime
+
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((96, 7), dtype=np.float32) * np.linspace(1, 9, 96, dtype=np.float32)[:, None]
+    precision = Block("x", bits=bits, block=32, strength=0.5, gate=PRECISIONS["int8"].gate)
+    rounded = round_blocks(weight, bits, 32)
+    with GraphWriter(tmp_path / "graph", tmp_path / "weights") as g:
+        linear = Linear(weight, np.zeros(7, np.float32), rounded)
+        (y,) = precision.project(g, "x", [("y", linear)])
+        ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", w]) for n, w in (("x", 96), (y, 7))]
+        g.save(ends[:1], ends[1:])
+    session = onnxruntime.InferenceSession(tmp_path / "graph", providers=["CPUExecutionProvider"])
+    x = rng.standard_normal((5, 96), dtype=np.float32)
+    expected = x @ rounded.weight
+    assert np.abs(session.run(None, {"x": x})[0] - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_sizes_fall_with_the_bits(exported):
+    sizes = [
+        exported[name].manifest.files["model.onnx.data"].bytes
+        for name in ("fp32", "fp16", "int8", "int4-block")
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[1] < 0.55 * sizes[0]
