@@ -23,10 +23,11 @@ import numpy as np
 from koe5_export.rounding import Compensation
 from koe5_export.weights import Array, Layer, Linear, Norm, Rounded
 
-Round = Callable[[Array, Compensation], Rounded]
-"""Rounds a weight float32[in, out], given what its inputs are like."""
+Round = Callable[[Array, Compensation, Array], Rounded]
+"""Rounds a weight float32[in, out], given what its inputs are like and some of them, float32[tokens, in]."""
 
 _SMALLEST = np.float32(1e-5)
+_SAMPLE_TOKENS = 256
 _PEAK_POWER = 8
 """High enough to see a channel's largest values, low enough not to follow the very largest of one token."""
 
@@ -53,6 +54,8 @@ class Inputs:
     """float32[in]."""
     covariance: Array
     """float32[in, in]."""
+    sample: Array
+    """float32[tokens, in]: some of the inputs themselves."""
 
     @classmethod
     def of(cls, x: Array) -> Self:
@@ -61,11 +64,12 @@ class Inputs:
         peak = largest * np.mean((x / largest) ** _PEAK_POWER, axis=0) ** (1 / _PEAK_POWER)
         mean = x.mean(axis=0)
         centred = x - mean
-        return cls(peak, mean, centred.T @ centred)
+        every = -(-len(x) // _SAMPLE_TOKENS)
+        return cls(peak, mean, centred.T @ centred, x[::every].copy())
 
     def shifted(self, shift: Array) -> Inputs:
         """Of inputs + shift; the peaks, which need not be exact, stay."""
-        return replace(self, mean=self.mean + shift)
+        return replace(self, mean=self.mean + shift, sample=self.sample + shift)
 
     def divided(self, divisors: Array) -> Inputs:
         """Of inputs / divisors, channel by channel."""
@@ -73,6 +77,7 @@ class Inputs:
             self.peak / divisors,
             self.mean / divisors,
             np.asarray(self.covariance / divisors[:, None] / divisors[None, :], dtype=np.float32),
+            self.sample / divisors,
         )
 
 
@@ -202,7 +207,7 @@ def _rounded(linears: list[Linear], inputs: Inputs, round_weight: Round | None) 
     compensation = Compensation.of(inputs.covariance)
     found = []
     for linear in linears:
-        rounded = round_weight(linear.weight, compensation)
+        rounded = round_weight(linear.weight, compensation, inputs.sample)
         moved = inputs.mean @ (linear.weight - rounded.weight)
         found.append(Linear(linear.weight, linear.bias + moved, rounded))
     return found

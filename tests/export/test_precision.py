@@ -2,13 +2,14 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from koe5_export import ExportOptions, export_checkpoint
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.precision import PRECISIONS
 from koe5_export.precision.auto import choose_precision
 from koe5_export.precision.block import Block
-from koe5_export.rounding import round_blocks
+from koe5_export.rounding import Compensation, round_blocks, round_columns
 from koe5_export.weights import Linear
 from koe5_export.writer import GraphWriter
 from onnx import TensorProto, helper
@@ -99,8 +100,6 @@ def test_a_weight_beyond_fp16_is_refused_by_name(seeded, tmp_path):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_block_products_are_those_of_the_rounded_weights(tmp_path, bits):
     """Packing, scales and their order, by the operator itself: a wrong nibble would be off by the weight."""
-    import onnxruntime
-
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((96, 7), dtype=np.float32) * np.linspace(1, 9, 96, dtype=np.float32)[:, None]
     precision = Block("x", bits=bits, block=32, strength=0.5, gate=PRECISIONS["int8"].gate)
@@ -114,6 +113,40 @@ def test_block_products_are_those_of_the_rounded_weights(tmp_path, bits):
     x = rng.standard_normal((5, 96), dtype=np.float32)
     expected = x @ rounded.weight
     assert np.abs(session.run(None, {"x": x})[0] - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_a_linear_that_int8_would_spoil_is_written_in_blocks():
+    """One input channel is 1,000 times larger than the rest and of little weight: all steps go to it."""
+    rng = np.random.default_rng(0)
+    sample = rng.standard_normal((200, 512), dtype=np.float32)
+    weight = rng.standard_normal((512, 16), dtype=np.float32)
+    how = Compensation.of(sample.T @ sample)
+    assert len(PRECISIONS["int8"].round_weight(weight, how, sample).scale) == 1
+    sample[:, 3] *= 1000
+    weight[3] /= 1000
+    assert len(PRECISIONS["int8"].round_weight(weight, how, sample).scale) == 512 / 32
+
+
+def test_int8_writes_what_is_in_blocks_beside_what_is_not(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 1, 64), dtype=np.float32)
+    weight = rng.standard_normal((64, 7), dtype=np.float32)
+    linears = [
+        (name, Linear(weight, np.zeros(7, np.float32), rounded))
+        for name, rounded in (("blocks", round_blocks(weight, 8, 32)), ("columns", round_columns(weight)))
+    ]
+    with GraphWriter(tmp_path / "graph", tmp_path / "weights") as g:
+        PRECISIONS["int8"].project(g, "input_ids", linears)
+        inputs = [helper.make_tensor_value_info("input_ids", TensorProto.FLOAT, ["n", 1, 64])]
+        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1, 7]) for name, _ in linears]
+        g.save(inputs, outputs)
+    model = onnx.load(tmp_path / "graph")
+    shape = next(node for node in model.graph.node if node.op_type == "Shape")
+    shape.attribute.add(name="end", type=onnx.AttributeProto.INT, i=2)
+    onnx.save(model, tmp_path / "graph")
+    session = onnxruntime.InferenceSession(tmp_path / "graph", providers=["CPUExecutionProvider"])
+    for found in session.run(None, {"input_ids": x}):
+        assert np.abs(found - x @ weight).max() < 0.02 * np.abs(x @ weight).max()
 
 
 def test_sizes_fall_with_the_bits(exported):

@@ -154,7 +154,7 @@ def test_rounding_keeps_the_mean_of_each_output(checkpoint, calibration):
     layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
     inputs = calibration.advance(norm, layer)
     exact = smooth(norm, layer, inputs, STRENGTHS)
-    found = smooth(norm, layer, inputs, STRENGTHS, round_columns)
+    found = smooth(norm, layer, inputs, STRENGTHS, lambda weight, how, sample: round_columns(weight, how))
     means = {
         "query": (inputs.attention.mean + exact.output.bias) / exact.attention_skip,
         "output": inputs.context.divided(_context(exact, layer)).mean,

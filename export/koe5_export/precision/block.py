@@ -55,8 +55,9 @@ class Block(Precision):
             "rounding_damping": DAMPING,
         }
 
-    def round_weight(self, weight: Array, compensation: Compensation) -> Rounded:
-        return round_blocks(weight, self._bits, self._block_of(weight), compensation)
+    def round_weight(self, weight: Array, compensation: Compensation, sample: Array) -> Rounded:
+        del sample
+        return round_blocks(weight, self._bits, block_of(self._block, weight), compensation)
 
     def table(
         self, g: GraphWriter, name: str, shape: tuple[int, ...], rows: Iterable[Array], ids: str
@@ -72,29 +73,26 @@ class Block(Precision):
         return [self._product(g, x, name, linear) for name, linear in linears]
 
     def _product(self, g: GraphWriter, x: str, name: str, linear: Linear) -> str:
-        block = self._block_of(linear.weight)
+        block = block_of(self._block, linear.weight)
         rounded = linear.rounded or round_blocks(linear.weight, self._bits, block)
-        inputs = [
-            x,
-            g.constant(f"{name}.weight", _packed(rounded, self._bits)),
-            g.constant(f"{name}.scale", np.ascontiguousarray(rounded.scale.T)),
-        ]
-        rows, columns = linear.weight.shape
-        return g.node(
-            "MatMulNBits",
-            inputs,
-            name,
-            domain=MICROSOFT,
-            K=rows,
-            N=columns,
-            bits=self._bits,
-            block_size=block,
-            accuracy_level=_INT8_PRODUCTS,
-        )
+        return block_product(g, x, name, rounded, self._bits)
 
-    def _block_of(self, weight: Array) -> int:
-        """The largest block that divides a column."""
-        return int(np.gcd(self._block, len(weight)))
+
+def block_of(longest: int, weight: Array) -> int:
+    """The longest block up to `longest`, a power of two, that divides a column."""
+    return int(np.gcd(longest, len(weight)))
+
+
+def block_product(g: GraphWriter, x: str, name: str, rounded: Rounded, bits: int) -> str:
+    """x @ weight for a weight in blocks of `bits` bits; x is float32[n, width, in]."""
+    rows, columns = rounded.integers.shape
+    inputs = [
+        x,
+        g.constant(f"{name}.weight", _packed(rounded, bits)),
+        g.constant(f"{name}.scale", np.ascontiguousarray(rounded.scale.T)),
+    ]
+    settings = {"K": rows, "N": columns, "bits": bits, "block_size": rows // len(rounded.scale)}
+    return g.node("MatMulNBits", inputs, name, domain=MICROSOFT, accuracy_level=_INT8_PRODUCTS, **settings)
 
 
 def _packed(rounded: Rounded, bits: int) -> npt.NDArray[np.uint8]:

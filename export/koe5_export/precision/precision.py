@@ -31,8 +31,8 @@ class Precision(ABC):
         """How the precision is reached, for the manifest."""
         return {}
 
-    def round_weight(self, weight: Array, compensation: Compensation) -> Rounded:
-        """The weight of a linear in integers; asked only where `strengths` is given."""
+    def round_weight(self, weight: Array, compensation: Compensation, sample: Array) -> Rounded:
+        """The weight of a linear in integers, for inputs like float32[tokens, in]; only with `strengths`."""
         raise NotImplementedError
 
     @abstractmethod
