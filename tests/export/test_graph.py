@@ -50,8 +50,14 @@ def test_int8_holds_its_matrices_in_int8_only(exported):
     assert len(kinds) == 1 + 6 * exported["int8"].manifest.architecture.layers
 
 
+def for_the_cpu(exported):
+    return {
+        name: artifact for name, artifact in exported.items() if "cpu" in artifact.manifest.target.devices
+    }
+
+
 def test_no_operator_that_is_slow_on_the_cpu(exported):
-    for artifact in exported.values():
+    for artifact in for_the_cpu(exported).values():
         nodes = [node.op_type for node in onnx.load(artifact.graph, load_external_data=False).graph.node]
         assert not {"SkipLayerNormalization", "DequantizeLinear", "DynamicQuantizeLinear"} & set(nodes)
         assert nodes.count("If") == artifact.manifest.architecture.layers
@@ -110,14 +116,18 @@ def test_the_graph_is_made_of_these_operators_only(exported):
     """A new one must be looked up in the notes on ONNX Runtime: some are an order of magnitude slower."""
     shared = "Add And Cast CumSum Div Equal Gather Greater If LayerNormalization LpNormalization MatMul Mul"
     shared += " Not ReduceMin ReduceSum Shape Squeeze Unsqueeze BiasGelu"
-    int8 = "Abs Concat ConstantOfShape MatMulIntegerToFloat Max QuantizeLinear ReduceMax"
-    for precision, artifact in exported.items():
+    own = {
+        "fp32": "",
+        "int8": "Abs Concat ConstantOfShape MatMulIntegerToFloat Max QuantizeLinear ReduceMax",
+        "int8-block": "MatMulNBits",
+        "int4-block": "MatMulNBits",
+    }
+    for precision, artifact in for_the_cpu(exported).items():
         nodes = onnx.load(artifact.graph, load_external_data=False).graph.node
-        names = shared.split() + (int8.split() if precision == "int8" else [])
-        assert {node.op_type for node in nodes} == set(names)
+        assert {node.op_type for node in nodes} == {*shared.split(), *own[precision].split()}
         matmuls = [node.name for node in nodes if node.op_type == "MatMul"]
         layers = artifact.manifest.architecture.layers
-        assert len(matmuls) == (1 if precision == "int8" else 1 + 6 * layers)
+        assert len(matmuls) == (1 + 6 * layers if precision == "fp32" else 1)
         branches = [a.g.node for node in nodes if node.op_type == "If" for a in node.attribute]
         assert [[node.op_type for node in branch] for branch in branches] == [["MultiHeadAttention"]] * (
             2 * layers
