@@ -31,7 +31,10 @@ Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider"]
 CPU: Provider = "CPUExecutionProvider"
 CUDA: Provider = "CUDAExecutionProvider"
 
-_PRECISIONS_FOR = {"cpu": "--precision fp32, int8 or int8-block", "cuda": "--precision fp32 or fp16"}
+_PRECISIONS_FOR = {
+    "cpu": "--precision fp32, int8, int8-block or int4-block",
+    "cuda": "--precision fp32 or fp16",
+}
 _INPUTS = ["input_ids", "attention_mask"]
 _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 """Those of this process, for `_after_fork`."""

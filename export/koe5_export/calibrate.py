@@ -7,6 +7,7 @@ hidden states move through the same layers here and show what each linear is giv
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +30,6 @@ class Calibration:
         self._ends = np.cumsum([len(row) for row in ids])
         self._summed = _embed(checkpoint, ids)
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of all texts together."""
-        return int(self._ends[-1])
-
     def advance(self, input_norm: Norm, layer: Layer) -> LayerInputs:
         """Move the texts through one layer and measure its linears' inputs."""
         x = self._norm(self._summed, input_norm)
@@ -46,8 +42,7 @@ class Calibration:
             attention=Inputs.of(x),
             context=Inputs.of(context),
             ffn=Inputs.of(y),
-            gelu=Inputs.of(inner),
-            gelu_max=float(np.median(inner.max(axis=1))),
+            gelu=replace(Inputs.of(inner), gelu_max=float(np.median(inner.max(axis=1)))),
         )
 
     def _norm(self, x: Array, norm: Norm) -> Array:

@@ -81,8 +81,8 @@ def export_checkpoint(
     def write(graph: Path, weights: Path, report: Progress) -> Mapping[str, Any]:
         if options.exporter == "optimum":
             return write_with_optimum(plan, graph, weights, report)
-        write_graph(plan, options.calibration, graph, weights, report)
-        return _recipe(precision, options.calibration)
+        exceptions = write_graph(plan, options.calibration, graph, weights, report)
+        return _recipe(precision, options.calibration, exceptions)
 
     return publish(plan, write, out, force=options.force, report=progress)
 
@@ -101,7 +101,7 @@ def _require_exporter(checkpoint: Checkpoint, options: ExportOptions) -> None:
 
 def write_graph(
     plan: Plan, calibration: Sequence[str], graph: Path, weights: Path, report: Progress = silent
-) -> None:
+) -> list[str]:
     """Write graph and weights, layer by layer: at no time is more than one layer in memory.
 
     Args:
@@ -110,34 +110,52 @@ def write_graph(
         graph: File of the graph.
         weights: File of its weights, in the same folder.
         report: Told how many layers are done.
+
+    Returns:
+        Names of the linears that were rounded more finely than the precision usually does.
     """
+    exceptions: list[str] = []
     with GraphWriter(graph, weights) as writer:
-        layers = _counted(_layers(plan, calibration), plan.checkpoint.config.layers, report)
+        layers = _counted(_layers(plan, calibration, exceptions), plan.checkpoint.config.layers, report)
         write_encoder(writer, plan.checkpoint, plan.contract, layers, plan.precision)
+    return exceptions
 
 
-def _recipe(precision: Precision, texts: Sequence[str]) -> dict[str, Any]:
+def _recipe(precision: Precision, texts: Sequence[str], exceptions: Sequence[str]) -> dict[str, Any]:
     """How the precision was reached, for the manifest."""
     recipe = dict(precision.recipe())
     if precision.strengths is not None:
         recipe |= {
             "smoothing_strengths": asdict(precision.strengths),
+            "linears_in_finer_blocks": list(exceptions),
             "calibration_texts": len(texts),
             "calibration_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
         }
     return recipe
 
 
-def _layers(plan: Plan, calibration: Sequence[str]) -> Iterator[SmoothLayer]:
-    """The layers in order, each read once and as it is asked for, ready to be written."""
+def _layers(plan: Plan, calibration: Sequence[str], exceptions: list[str]) -> Iterator[SmoothLayer]:
+    """The layers in order, each read once and as it is asked for, ready to be written.
+
+    Names of linears that were rounded in an exceptional way are added to `exceptions`.
+    """
     checkpoint, strengths = plan.checkpoint, plan.precision.strengths
     if strengths is None:
         yield from (plain(norm, layer) for norm, layer in _read(checkpoint))
         return
     tokenizer = Tokenizer(checkpoint.tokenizer, plan.contract.max_tokens)
     texts = Calibration(checkpoint, tokenizer.encode(with_prompts(calibration, plan.contract)).ids)
-    for norm, layer in _read(checkpoint):
-        yield smooth(norm, layer, texts.advance(norm, layer), strengths, plan.precision.round_weight)
+    for number, (norm, layer) in enumerate(_read(checkpoint)):
+        ready = smooth(norm, layer, texts.advance(norm, layer), strengths, plan.precision.round_weight)
+        exceptions += [f"layer.{number}.{name}" for name in _exceptions(ready, plan.precision)]
+        yield ready
+
+
+def _exceptions(layer: SmoothLayer, precision: Precision) -> Iterator[str]:
+    for name in ("query", "key", "value", "output", "up", "down"):
+        rounded = getattr(layer, name).rounded
+        if rounded is not None and precision.is_exception(rounded):
+            yield name
 
 
 def _read(checkpoint: Checkpoint) -> Iterator[tuple[Norm, Layer]]:

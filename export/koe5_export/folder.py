@@ -112,6 +112,8 @@ def detect_precision(file: Path) -> str:
     """
     graph = read_graph(file).graph
     nodes = list(_nodes(graph))
+    if any(node.op_type == "MatMulIntegerToFloat" for node in nodes):
+        return "int8"  # this project's, which may have a few linears in blocks
     for node in nodes:
         if node.op_type == "MatMulNBits":
             bits = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 4)

@@ -32,8 +32,8 @@ class Gate:
         for name, value in wanted.items():
             if name not in bounds:
                 raise InputError(f"no bound is called {name!r}: expected one of {', '.join(bounds)}")
-            looser = value > bounds[name] if name == "max_abs_diff" else value < bounds[name]
-            if looser:
+            stricter = value <= bounds[name] if name == "max_abs_diff" else value >= bounds[name]
+            if not stricter:  # nan is not
                 raise InputError(
                     f"{name}={value:g} is looser than the gate's {bounds[name]:g}: it can only be tightened"
                 )

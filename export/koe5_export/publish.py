@@ -106,11 +106,15 @@ def _require_tokenizer_fits(checkpoint: Checkpoint, contract: Contract) -> None:
 
 
 def _require_room(folder: Path, plan: Plan) -> None:
-    needed = int(plan.checkpoint.parameters * plan.precision.weight_bytes * _ROOM_FACTOR)
+    table = plan.checkpoint.config.vocabulary * plan.checkpoint.config.hidden
+    linears = plan.checkpoint.parameters - table
+    precision = plan.precision
+    needed = int(_ROOM_FACTOR * (table * precision.table_bytes + linears * precision.weight_bytes))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
-            f"{folder.parent} has {free / 1e6:.0f} MB free, the artifact needs {needed / 1e6:.0f} MB"
+            f"{folder.parent} has {free / 1e6:.0f} MB free, the artifact needs {needed / 1e6:.0f} MB: "
+            "free some, or choose another folder"
         )
 
 

@@ -1,7 +1,8 @@
 """Checkpoints with seeded random weights, complete in every other respect.
 
-Speed, size and memory do not depend on the values of weights, so these stand in for real ones where the Hub
-is out of reach: in the demo, in tests and in benchmarks. Their embeddings mean nothing.
+Speed, size and memory do not depend on the values of weights (but for int8, should it write linears in finer
+blocks: the manifest's recipe names them), so these stand in for real ones where the Hub is out of reach: in
+the demo, in tests and in benchmarks. Their embeddings mean nothing.
 """
 
 from __future__ import annotations

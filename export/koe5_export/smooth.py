@@ -23,9 +23,6 @@ import numpy as np
 from koe5_export.rounding import Compensation
 from koe5_export.weights import Array, Layer, Linear, Norm, Rounded
 
-Round = Callable[[Array, Compensation, Array], Rounded]
-"""Rounds a weight float32[in, out], given what its inputs are like and some of them, float32[tokens, in]."""
-
 _SMALLEST = np.float32(1e-5)
 _SAMPLE_TOKENS = 256
 _PEAK_POWER = 8
@@ -53,9 +50,11 @@ class Inputs:
     mean: Array
     """float32[in]."""
     covariance: Array
-    """float32[in, in]."""
+    """float32[in, in], summed over tokens."""
     sample: Array
     """float32[tokens, in]: some of the inputs themselves."""
+    gelu_max: float | None = None
+    """Of GELU outputs: the median over tokens of the largest; None of other inputs."""
 
     @classmethod
     def of(cls, x: Array) -> Self:
@@ -73,11 +72,13 @@ class Inputs:
 
     def divided(self, divisors: Array) -> Inputs:
         """Of inputs / divisors, channel by channel."""
-        return Inputs(
-            self.peak / divisors,
-            self.mean / divisors,
-            np.asarray(self.covariance / divisors[:, None] / divisors[None, :], dtype=np.float32),
-            self.sample / divisors,
+        covariance = self.covariance / divisors[:, None] / divisors[None, :]
+        return replace(
+            self,
+            peak=self.peak / divisors,
+            mean=self.mean / divisors,
+            covariance=np.asarray(covariance, dtype=np.float32),
+            sample=self.sample / divisors,
         )
 
 
@@ -93,8 +94,10 @@ class LayerInputs:
     """Of the feed-forward block's first linear."""
     gelu: Inputs
     """Of the feed-forward block's second linear."""
-    gelu_max: float
-    """Median over tokens of the largest GELU output."""
+
+
+Round = Callable[[Array, Inputs, Compensation], Rounded]
+"""Rounds a weight float32[in, out], given what its inputs are like."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def smooth(
     strengths: Strengths,
     round_weight: Round | None = None,
 ) -> SmoothLayer:
-    """Smooth the inputs of a layer's linears, and round its weights; else the layer computes what it did.
+    """Smooth the inputs of a layer's linears and round its weights; but for that it computes what it did.
 
     Args:
         input_norm: The norm in front of the layer.
@@ -178,7 +181,7 @@ def smooth(
         down=down,
         ffn_skip=ffn_skip,
         output_norm=layer.output_norm,
-        gelu_max=inputs.gelu_max,
+        gelu_max=np.inf if inputs.gelu.gelu_max is None else inputs.gelu.gelu_max,
     )
 
 
@@ -207,7 +210,7 @@ def _rounded(linears: list[Linear], inputs: Inputs, round_weight: Round | None) 
     compensation = Compensation.of(inputs.covariance)
     found = []
     for linear in linears:
-        rounded = round_weight(linear.weight, compensation, inputs.sample)
+        rounded = round_weight(linear.weight, inputs, compensation)
         moved = inputs.mean @ (linear.weight - rounded.weight)
         found.append(Linear(linear.weight, linear.bias + moved, rounded))
     return found

@@ -1,4 +1,4 @@
-"""Texts written for this project: what calibrates int8, what proves an artifact, what the demo shows.
+"""Texts written for this project: what quantisation is fitted to, what proves an artifact, the demo's.
 
 The three sets share no line, so that no artifact is proved on what it was fitted to.
 """
@@ -69,12 +69,13 @@ _SHORTER = (64, 128, 256, 512)
 """Lengths in tokens that a limit of 8,192 would leave out: the usual ones."""
 
 
-def verification_texts(tokenizer: Tokenizer, given: Sequence[str] = ()) -> list[str]:
+def verification_texts(tokenizer: Tokenizer, contract: Contract, given: Sequence[str] = ()) -> list[str]:
     """Texts that an artifact is proved on: the lines above, both Hangul forms, and lengths at the limit.
 
     Args:
         tokenizer: Tells lengths; its limit gives texts of exactly limit - 2, limit - 1 and limit tokens,
             one cut from twice the limit, and some in between, down to about 64 tokens.
+        contract: Its prompts stand in front, but for the texts of exact length.
         given: More texts, of the user's own domain.
     """
     decomposed = [unicodedata.normalize("NFD", text) for text in VERIFICATION[:2]]
@@ -82,7 +83,7 @@ def verification_texts(tokenizer: Tokenizer, given: Sequence[str] = ()) -> list[
     short = [length for length in _SHORTER if length < limit // 8]
     lengths = (limit // 8, limit // 4, limit // 2, limit - 2, limit - 1, limit, 2 * limit, *short)
     long = [text_of_length(tokenizer, length, turn) for turn, length in enumerate(lengths)]
-    return [*VERIFICATION, *decomposed, *long, *given]
+    return [*with_prompts([*VERIFICATION, *decomposed, *given], contract), *long]
 
 
 def with_prompts(texts: Sequence[str], contract: Contract) -> list[str]:

@@ -19,7 +19,7 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.gate import Gate
 from koe5_export.precision import PRECISIONS
 from koe5_export.reference import embed_reference, reference_versions, require_reference
-from koe5_export.texts import verification_texts, with_prompts
+from koe5_export.texts import verification_texts
 from koe5_export.weights import Array
 from koe5_onnx import (
     Artifact,
@@ -59,10 +59,7 @@ def expect(checkpoint: Checkpoint, contract: Contract, given: Sequence[str] = ()
     """
     require_reference()
     tokenizer = Tokenizer(checkpoint.tokenizer, contract.max_tokens)
-    plain = verification_texts(tokenizer, given)
-    # The long texts end exactly at the limit as they are; a prompt would push them over.
-    prompted = with_prompts(plain, contract)
-    texts = [text if len(text) > 200 else full for text, full in zip(plain, prompted, strict=True)]
+    texts = verification_texts(tokenizer, contract, given)
     lengths = tokenizer.encode(texts).lengths
     return Expected(texts, lengths, embed_reference(checkpoint.folder, contract, texts))
 
@@ -135,7 +132,7 @@ def verify_artifact(
     """Repeat the measurement of a published artifact.
 
     Raises:
-        FidelityError: It misses its gate.
+        FidelityError: It misses its precision's gate, or the tightened one.
         InputError: The checkpoint is not the one that the artifact was made from.
     """
     made_from = artifact.manifest.source.weights_sha256

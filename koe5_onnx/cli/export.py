@@ -52,7 +52,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--like", metavar="HUB_ID", help="a local copy of this model: take its known contract"
     )
-    parser.add_argument("--calibration", metavar="FILE", help="texts that int8 is fitted to, one a line")
+    parser.add_argument(
+        "--calibration", metavar="FILE", help="texts that int8, int8-block and int4-block are fitted to"
+    )
     parser.add_argument("--verification", metavar="FILE", help="more texts to measure on, one a line")
     parser.add_argument("--force", action="store_true", help="replace OUT once the new artifact is proved")
     add_gate(parser)

@@ -1,15 +1,20 @@
 """What each precision is for, what only one of them does, and the choice among them."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from koe5_export import ExportOptions, export_checkpoint
+from koe5_export.calibrate import gelu
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.precision import PRECISIONS
 from koe5_export.precision.auto import choose_precision
 from koe5_export.precision.block import Block
+from koe5_export.precision.int8 import per_token
 from koe5_export.rounding import Compensation, round_blocks, round_columns
+from koe5_export.smooth import Inputs
 from koe5_export.weights import Linear
 from koe5_export.writer import GraphWriter
 from onnx import TensorProto, helper
@@ -30,7 +35,7 @@ def test_the_runtime_knows_their_names():
         (("amx_int8", "avx512_vnni"), "int8", "amx_int8"),
         (("avx_vnni",), "int8", "avx_vnni"),
         (("asimddp",), "int8", "asimddp"),
-        (("avx2",), "int8-block", "overflow"),
+        (("avx2",), "int8-block", "saturate"),
         ((), "int8-block", "does not name"),
     ],
 )
@@ -115,38 +120,78 @@ def test_block_products_are_those_of_the_rounded_weights(tmp_path, bits):
     assert np.abs(session.run(None, {"x": x})[0] - expected).max() < 0.02 * np.abs(expected).max()
 
 
+def rounding_of(sample, weight):
+    inputs = Inputs.of(sample)
+    return PRECISIONS["int8"].round_weight(weight, inputs, Compensation.of(inputs.covariance))
+
+
 def test_a_linear_that_int8_would_spoil_is_written_in_blocks():
     """One input channel is 1,000 times larger than the rest and of little weight: all steps go to it."""
     rng = np.random.default_rng(0)
     sample = rng.standard_normal((200, 512), dtype=np.float32)
     weight = rng.standard_normal((512, 16), dtype=np.float32)
-    how = Compensation.of(sample.T @ sample)
-    assert len(PRECISIONS["int8"].round_weight(weight, how, sample).scale) == 1
+    assert len(rounding_of(sample, weight).scale) == 1
     sample[:, 3] *= 1000
     weight[3] /= 1000
-    assert len(PRECISIONS["int8"].round_weight(weight, how, sample).scale) == 512 / 32
+    assert len(rounding_of(sample, weight).scale) == 512 / 32
+    # With as many outliers as blocks nothing is gained by blocks.
+    sample[:, ::32] *= 1000
+    weight[::32] /= 1000
+    assert len(rounding_of(sample, weight).scale) == 1
+
+
+def run_int8(tmp_path, x, linears, gelu_max=None):
+    """What the written nodes give for x, and how many of them quantise."""
+    precision, names = PRECISIONS["int8"], [name for name, _ in linears]
+    width = x.shape[-1]
+    with GraphWriter(tmp_path / "graph", tmp_path / "weights") as g:
+        g.node("Identity", ["x"], "copy")
+        if gelu_max is None:
+            precision.project(g, "copy", linears)
+        else:
+            precision.project_gelu(g, "copy", *linears[0], gelu_max)
+        inputs = [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, width]),
+            helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["n", 1]),
+        ]
+        g.save(inputs, [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names])
+    session = onnxruntime.InferenceSession(tmp_path / "graph", providers=["CPUExecutionProvider"])
+    feeds = {"x": x[:, None], "input_ids": np.zeros((len(x), 1), np.int64)}
+    kept = {node.name for node in session.get_inputs()}
+    found = session.run(None, {name: value for name, value in feeds.items() if name in kept})
+    nodes = onnx.load(tmp_path / "graph").graph.node
+    return [rows[:, 0] for rows in found], sum(node.op_type == "QuantizeLinear" for node in nodes)
+
+
+@pytest.mark.parametrize("gelu_max", [None, 1.0, 9.0])
+def test_the_measured_error_is_that_of_the_graph(tmp_path, gelu_max):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((40, 64), dtype=np.float32)
+    if gelu_max is not None:
+        x = gelu(x * gelu_max / 3)
+    inputs = replace(Inputs.of(x), gelu_max=gelu_max)
+    weight = rng.standard_normal((64, 7), dtype=np.float32)
+    linear = Linear(weight, np.zeros(7, np.float32), round_columns(weight))
+    (found,), quantised = run_int8(tmp_path, x, [("y", linear)], gelu_max)
+    assert quantised == 1
+    expected = per_token(inputs) @ linear.rounded.weight
+    # A value half-way between two steps may go either way.
+    assert np.median(np.abs(found - expected)) < 1e-4 * np.abs(expected).max()
+    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
 def test_int8_writes_what_is_in_blocks_beside_what_is_not(tmp_path):
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((5, 1, 64), dtype=np.float32)
+    x = rng.standard_normal((5, 64), dtype=np.float32)
     weight = rng.standard_normal((64, 7), dtype=np.float32)
-    linears = [
-        (name, Linear(weight, np.zeros(7, np.float32), rounded))
-        for name, rounded in (("blocks", round_blocks(weight, 8, 32)), ("columns", round_columns(weight)))
-    ]
-    with GraphWriter(tmp_path / "graph", tmp_path / "weights") as g:
-        PRECISIONS["int8"].project(g, "input_ids", linears)
-        inputs = [helper.make_tensor_value_info("input_ids", TensorProto.FLOAT, ["n", 1, 64])]
-        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1, 7]) for name, _ in linears]
-        g.save(inputs, outputs)
-    model = onnx.load(tmp_path / "graph")
-    shape = next(node for node in model.graph.node if node.op_type == "Shape")
-    shape.attribute.add(name="end", type=onnx.AttributeProto.INT, i=2)
-    onnx.save(model, tmp_path / "graph")
-    session = onnxruntime.InferenceSession(tmp_path / "graph", providers=["CPUExecutionProvider"])
-    for found in session.run(None, {"input_ids": x}):
-        assert np.abs(found - x @ weight).max() < 0.02 * np.abs(x @ weight).max()
+    bias = np.zeros(7, np.float32)
+    blocks = ("blocks", Linear(weight, bias, round_blocks(weight, 8, 32)))
+    columns = ("columns", Linear(weight, bias, round_columns(weight)))
+    for linears, quantises in (([blocks, columns], 1), ([blocks], 0)):
+        products, quantised = run_int8(tmp_path, x, linears)
+        assert quantised == quantises
+        for found in products:
+            assert np.abs(found - x @ weight).max() < 0.02 * np.abs(x @ weight).max()
 
 
 def test_sizes_fall_with_the_bits(exported):

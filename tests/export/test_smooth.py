@@ -89,7 +89,7 @@ def test_inputs_of_linears_are_pytorchs(checkpoint, calibration):
             _close(getattr(found, name).peak, (x**8).mean(axis=0) ** (1 / 8))
             _close(getattr(found, name).mean, x.mean(axis=0))
             _close(getattr(found, name).covariance, np.cov(x.T, bias=True) * len(x))
-        assert found.gelu_max == pytest.approx(np.median(x.max(axis=1)), rel=SMOOTHING_RELATIVE)
+        assert found.gelu.gelu_max == pytest.approx(np.median(x.max(axis=1)), rel=SMOOTHING_RELATIVE)
         norm = layer.output_norm
 
 
@@ -154,7 +154,7 @@ def test_rounding_keeps_the_mean_of_each_output(checkpoint, calibration):
     layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
     inputs = calibration.advance(norm, layer)
     exact = smooth(norm, layer, inputs, STRENGTHS)
-    found = smooth(norm, layer, inputs, STRENGTHS, lambda weight, how, sample: round_columns(weight, how))
+    found = smooth(norm, layer, inputs, STRENGTHS, lambda weight, inputs, how: round_columns(weight, how))
     means = {
         "query": (inputs.attention.mean + exact.output.bias) / exact.attention_skip,
         "output": inputs.context.divided(_context(exact, layer)).mean,

@@ -18,9 +18,8 @@ class Choice:
 def choose_precision(features: tuple[str, ...]) -> Choice:
     """Choose for a CPU with some instruction set extensions, by the kernel's names (see machine.py).
 
-    Without dot products of bytes x86 multiplies u8 x s8 in pairs that are added in 16 bits, which
-    overflow: int8 would be wrong there without notice. MatMulNBits has kernels for AVX2 and NEON whose
-    sums do not.
+    Without dot products of bytes x86 adds products of u8 x s8 in pairs of 16 bits, which may saturate:
+    int8 would be wrong there without notice. int8-block has kernels of its own for AVX2 and NEON.
     Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
     found = [name for name in INT8_INSTRUCTIONS if name in features]
@@ -30,6 +29,6 @@ def choose_precision(features: tuple[str, ...]) -> Choice:
         return Choice("int8-block", "this system does not name its CPU's instructions: int8-block needs none")
     return Choice(
         "int8-block",
-        f"this CPU has none of {', '.join(INT8_INSTRUCTIONS)}: sums of int8 products could overflow "
-        "unnoticed; int8-block is slower and exact anywhere",
+        f"this CPU has none of {', '.join(INT8_INSTRUCTIONS)}: sums of int8 products may saturate "
+        "unnoticed; int8-block is slower and has kernels of its own",
     )

@@ -1,8 +1,10 @@
 """Weights in blocks of 8 or 4 bits: finer than a scale a column, on any CPU, slower where there is VNNI.
 
-The operator quantises its input itself, block by block, so that an outlier costs its own block only, and no
-sum can saturate. Source: MatMulNBits with accuracy level 4,
-https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits
+The operator quantises its input itself, block by block, so that an outlier costs its own block only.
+Source: MatMulNBits with accuracy level 4, whose kernels cover AVX2 and ARM too,
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits,
+https://github.com/microsoft/onnxruntime/pull/24491.
+That its sums do not saturate without VNNI is not measured.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from koe5_export.gate import Gate
 from koe5_export.precision.precision import Precision
 from koe5_export.precision.table import int8_table
 from koe5_export.rounding import DAMPING, Compensation, round_blocks
-from koe5_export.smooth import Strengths
+from koe5_export.smooth import Inputs, Strengths
 from koe5_export.weights import Array, Linear, Rounded
 from koe5_export.writer import MICROSOFT, GraphWriter
-from koe5_onnx import Target
+from koe5_onnx import CheckpointError, Target
 
+SHORTEST_BLOCK = 16
+"""ONNX Runtime takes blocks of 16 to 256."""
 _INT8_PRODUCTS = 4
 """Accuracy level: products of integers, where the default converts the weights back to fp32."""
 
@@ -32,18 +36,19 @@ class Block(Precision):
     Args:
         name: Of the precision.
         bits: 8 or 4.
-        block: A power of two from 16 to 256; shorter where a linear has fewer inputs.
+        block: A power of two from 16 to 256; shorter where it does not divide a linear's inputs.
         strength: Of channel smoothing: less than for int8, since blocks keep outliers to themselves.
         gate: Its bounds.
     """
 
     target = Target(devices=("cpu",), instructions=(), without="")
+    table_bytes = 1.0
 
     def __init__(self, name: str, bits: int, block: int, strength: float, gate: Gate) -> None:
         self.name = name
         self.gate = gate
         self.strengths = Strengths(attention=strength, context=strength, ffn=strength)
-        self.weight_bytes = max(bits / 8 + 4 / block, 0.75)  # the embeddings stay in 8 bits
+        self.weight_bytes = bits / 8 + 4 / block
         self._bits = bits
         self._block = block
 
@@ -55,9 +60,9 @@ class Block(Precision):
             "rounding_damping": DAMPING,
         }
 
-    def round_weight(self, weight: Array, compensation: Compensation, sample: Array) -> Rounded:
-        del sample
-        return round_blocks(weight, self._bits, block_of(self._block, weight), compensation)
+    def round_weight(self, weight: Array, inputs: Inputs, compensation: Compensation) -> Rounded:
+        del inputs
+        return round_blocks(weight, self._bits, self._block_of(weight), compensation)
 
     def table(
         self, g: GraphWriter, name: str, shape: tuple[int, ...], rows: Iterable[Array], ids: str
@@ -73,9 +78,18 @@ class Block(Precision):
         return [self._product(g, x, name, linear) for name, linear in linears]
 
     def _product(self, g: GraphWriter, x: str, name: str, linear: Linear) -> str:
-        block = block_of(self._block, linear.weight)
-        rounded = linear.rounded or round_blocks(linear.weight, self._bits, block)
-        return block_product(g, x, name, rounded, self._bits)
+        if linear.rounded is None:
+            raise ValueError(f"{name} was not rounded")
+        return block_product(g, x, name, linear.rounded, self._bits)
+
+    def _block_of(self, weight: Array) -> int:
+        block = block_of(self._block, weight)
+        if block < SHORTEST_BLOCK:
+            raise CheckpointError(
+                f"a linear has {len(weight)} inputs, {self.name} needs a multiple of {SHORTEST_BLOCK}: "
+                "export with fp32 or int8"
+            )
+        return block
 
 
 def block_of(longest: int, weight: Array) -> int:

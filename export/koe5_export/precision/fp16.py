@@ -30,6 +30,7 @@ class Fp16(Precision):
     # ONNX Runtime has hardly any fp16 kernels for x86 CPUs: it would convert back and forth at every node.
     target = Target(devices=("cuda",), instructions=(), without="")
     weight_bytes = 2.0
+    table_bytes = 2.0
     masks_by_length = True
 
     def table(
@@ -56,7 +57,7 @@ class Fp16(Precision):
 
 def _narrowed(name: str, value: Array) -> Half:
     largest = float(np.abs(value).max())
-    if largest > _LARGEST:
+    if not largest <= _LARGEST:
         raise CheckpointError(
             f"{name} holds {largest:g}, and fp16 ends at {_LARGEST:g}: export with another precision"
         )

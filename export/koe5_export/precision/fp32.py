@@ -20,6 +20,7 @@ class Fp32(Precision):
     gate = Gate(cosine_min=0.999999, cosine_mean=0.999999, max_abs_diff=1e-5)
     target = Target(devices=("cpu", "cuda"), instructions=(), without="")
     weight_bytes = 4.0
+    table_bytes = 4.0
 
     def table(
         self, g: GraphWriter, name: str, shape: tuple[int, ...], rows: Iterable[Array], ids: str

@@ -13,11 +13,11 @@ import numpy as np
 from onnx import numpy_helper
 
 from koe5_export.gate import Gate
-from koe5_export.precision.block import block_of, block_product
+from koe5_export.precision.block import SHORTEST_BLOCK, block_of, block_product
 from koe5_export.precision.precision import Precision
 from koe5_export.precision.table import int8_table
 from koe5_export.rounding import DAMPING, Compensation, round_blocks, round_columns
-from koe5_export.smooth import Strengths
+from koe5_export.smooth import Inputs, Strengths
 from koe5_export.weights import Array, Linear, Rounded
 from koe5_export.writer import MICROSOFT, GraphWriter
 from koe5_onnx import Target
@@ -49,6 +49,7 @@ class Int8(Precision):
         without="slow, and on x86 sums of products may saturate: export int8-block instead",
     )
     weight_bytes = 1.0
+    table_bytes = 1.0
     strengths = Strengths(attention=0.8, context=0.4, ffn=0.6)
 
     def recipe(self) -> dict[str, Any]:
@@ -59,15 +60,18 @@ class Int8(Precision):
             "rounding_damping": DAMPING,
         }
 
-    def round_weight(self, weight: Array, compensation: Compensation, sample: Array) -> Rounded:
+    def round_weight(self, weight: Array, inputs: Inputs, compensation: Compensation) -> Rounded:
         rounded = round_columns(weight, compensation)
-        error = relative_error(_through_rows(sample), rounded.weight, sample, weight)
-        if error <= _TOLERATED_ERROR:
+        block = block_of(_FINER_BLOCK, weight)
+        error = relative_error(per_token(inputs), rounded, inputs.sample, weight)
+        if error <= _TOLERATED_ERROR or block < SHORTEST_BLOCK:
             return rounded
-        finer = round_blocks(weight, 8, block_of(_FINER_BLOCK, weight), compensation)
-        blocks = _through_rows(sample.reshape(-1, block_of(_FINER_BLOCK, weight))).reshape(sample.shape)
-        gain = error / max(relative_error(blocks, finer.weight, sample, weight), 1e-12)
-        return finer if gain >= _WORTHWHILE_GAIN else rounded
+        finer = round_blocks(weight, 8, block, compensation)
+        finer_error = relative_error(_per_block(inputs.sample, block), finer, inputs.sample, weight)
+        return finer if _WORTHWHILE_GAIN * finer_error <= error else rounded
+
+    def is_exception(self, rounded: Rounded) -> bool:
+        return len(rounded.scale) > 1
 
     def table(
         self, g: GraphWriter, name: str, shape: tuple[int, ...], rows: Iterable[Array], ids: str
@@ -75,35 +79,51 @@ class Int8(Precision):
         return int8_table(g, name, shape, rows, ids)
 
     def project(self, g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]]) -> list[str]:
+        if all(_in_blocks(linear) for _, linear in linears):
+            return [_block_product(g, x, name, linear) for name, linear in linears]
         scale = _scaled(g, _largest_magnitude(g, x), 1 / 127)
         quantised = _quantise(g, x, scale, 128, len(linears[0][1].weight))
-        return [_product(g, x, quantised, scale, 128, name, linear) for name, linear in linears]
+        return [
+            _block_product(g, x, name, linear)
+            if _in_blocks(linear)
+            else _product(g, quantised, scale, 128, name, linear)
+            for name, linear in linears
+        ]
 
     def project_gelu(self, g: GraphWriter, x: str, name: str, linear: Linear, typical_max: float) -> str:
+        if _in_blocks(linear):
+            return _block_product(g, x, name, linear)
         # [GELU_MIN, max] on 0..255 with an integer zero point: nearly twice as fine as [-max, max].
         zero = gelu_zero_point(typical_max)
         maximum = g.node("ReduceMax", [x, _axes(g)], f"{x}.max", keepdims=1)
         scale = _scaled(g, maximum, 1 / (255 - zero), at_least=-GELU_MIN / zero)
         quantised = _quantise(g, x, scale, zero, len(linear.weight))
-        return _product(g, x, quantised, scale, zero, name, linear)
+        return _product(g, quantised, scale, zero, name, linear)
 
 
-def relative_error(quantised: Array, rounded: Array, x: Array, weight: Array) -> float:
+def relative_error(quantised: Array, rounded: Rounded, x: Array, weight: Array) -> float:
     """Size of quantised @ rounded - x @ weight relative to x @ weight, both without their means: biases."""
     exact = x @ weight
-    error = quantised @ rounded - exact
+    error = quantised @ rounded.weight - exact
     spread = float(np.linalg.norm(exact - exact.mean(axis=0)))
     return float(np.linalg.norm(error - error.mean(axis=0))) / max(spread, 1e-12)
 
 
-def _through_rows(x: Array) -> Array:
-    """x as its 8-bit integers with a scale per row stand for it; GELU outputs over their own range."""
-    if x.min() >= GELU_MIN:
-        zero = gelu_zero_point(float(np.median(x.max(axis=1))))
-        scale = np.maximum(x.max(axis=1, keepdims=True) / (255 - zero), -GELU_MIN / zero)
-        return np.asarray((np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale, dtype=np.float32)
-    scale = np.maximum(np.abs(x).max(axis=1, keepdims=True) / 127, _TINY)
-    return np.asarray(np.rint(x / scale) * scale, dtype=np.float32)
+def per_token(inputs: Inputs) -> Array:
+    """What the graph's 8-bit integers stand for, of the inputs' sample: the same steps as in `project`."""
+    x = inputs.sample
+    if inputs.gelu_max is None:
+        return _per_block(x, x.shape[1])
+    zero = gelu_zero_point(inputs.gelu_max)
+    scale = np.maximum(x.max(axis=1, keepdims=True) / (255 - zero), -GELU_MIN / zero)
+    return np.asarray((np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale, dtype=np.float32)
+
+
+def _per_block(x: Array, block: int) -> Array:
+    """x in steps of a 127th of the largest magnitude in each block of a row."""
+    blocks = x.reshape(len(x), -1, block)
+    scale = np.maximum(np.abs(blocks).max(axis=2, keepdims=True) / 127, _TINY)
+    return np.asarray(np.rint(blocks / scale) * scale, dtype=np.float32).reshape(x.shape)
 
 
 def gelu_zero_point(typical_max: float) -> int:
@@ -146,13 +166,23 @@ def _zero_points(g: GraphWriter, zero: int) -> str:
     return name
 
 
-def _product(
-    g: GraphWriter, x: str, quantised: str, row_scale: str, zero: int, name: str, linear: Linear
-) -> str:
-    """x @ weight from integers, each row with its own scale; from x itself where the weight is in blocks."""
-    rounded = linear.rounded or round_columns(linear.weight)
-    if len(rounded.scale) > 1:
-        return block_product(g, x, name, rounded, 8)
+def _in_blocks(linear: Linear) -> bool:
+    return len(_rounded(linear).scale) > 1
+
+
+def _block_product(g: GraphWriter, x: str, name: str, linear: Linear) -> str:
+    return block_product(g, x, name, _rounded(linear), 8)
+
+
+def _rounded(linear: Linear) -> Rounded:
+    if linear.rounded is None:
+        raise ValueError("int8 writes rounded weights only: they are rounded while calibrating")
+    return linear.rounded
+
+
+def _product(g: GraphWriter, quantised: str, row_scale: str, zero: int, name: str, linear: Linear) -> str:
+    """x @ weight from integers, each row with its own scale."""
+    rounded = _rounded(linear)
     inputs = [
         quantised,
         g.constant(f"{name}.weight", rounded.integers),

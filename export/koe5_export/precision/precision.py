@@ -8,7 +8,7 @@ from typing import Any
 
 from koe5_export.gate import Gate
 from koe5_export.rounding import Compensation
-from koe5_export.smooth import Strengths
+from koe5_export.smooth import Inputs, Strengths
 from koe5_export.weights import Array, Linear, Rounded
 from koe5_export.writer import GraphWriter
 from koe5_onnx import Target
@@ -21,7 +21,9 @@ class Precision(ABC):
     gate: Gate
     target: Target
     weight_bytes: float
-    """Bytes that a weight takes on disk, about."""
+    """Bytes that a weight of a linear takes on disk."""
+    table_bytes: float
+    """Bytes that a weight of the word embeddings takes."""
     strengths: Strengths | None = None
     """Strengths of channel smoothing (smooth.py); None where weights stay as they are and need no texts."""
     masks_by_length: bool = False
@@ -31,8 +33,8 @@ class Precision(ABC):
         """How the precision is reached, for the manifest."""
         return {}
 
-    def round_weight(self, weight: Array, compensation: Compensation, sample: Array) -> Rounded:
-        """The weight of a linear in integers, for inputs like float32[tokens, in]; only with `strengths`."""
+    def round_weight(self, weight: Array, inputs: Inputs, compensation: Compensation) -> Rounded:
+        """The weight of a linear in integers, for such inputs; asked only where `strengths` is given."""
         raise NotImplementedError
 
     @abstractmethod
@@ -40,6 +42,11 @@ class Precision(ABC):
         self, g: GraphWriter, name: str, shape: tuple[int, ...], rows: Iterable[Array], ids: str
     ) -> str:
         """Rows of an embedding table for ids int64[n, width]: float[n, width, hidden]."""
+
+    def is_exception(self, rounded: Rounded) -> bool:
+        """Whether a weight was rounded in another way than this precision's usual one."""
+        del rounded
+        return False
 
     def positions(self, g: GraphWriter, table: Array, ids: str) -> str:
         """Rows of the position embeddings, float32[positions, hidden]: float[n, width, hidden]."""
