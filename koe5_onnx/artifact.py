@@ -16,14 +16,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from koe5_onnx.errors import ArtifactError, HubError
+from koe5_onnx.fields import build
 from koe5_onnx.hub import fetch, is_hub_id
 
 FORMAT_VERSION = 1
@@ -39,7 +38,6 @@ PRECISIONS = ("fp32", "fp16", "int8", "int8-block", "int4-block")
 """Names that a manifest's precision may have; koe5_export knows how each is written."""
 
 _AGAIN = "export or download the artifact again"
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -194,7 +192,7 @@ class Manifest:
                 f"{MANIFEST} has format version {version!r}, this koe5-onnx reads {FORMAT_VERSION}: "
                 "export again, or install the version that made it"
             )
-        return _build(cls, data, MANIFEST)
+        return build(cls, data, MANIFEST)
 
 
 @dataclass(frozen=True)
@@ -281,45 +279,3 @@ def _locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
         return fetch(name, revision, (MANIFEST, GRAPH, WEIGHTS, TOKENIZER))
     except HubError as error:
         raise ArtifactError(f"there is no folder {name} here, and as a Hub id it fails: {error}") from error
-
-
-def _build(kind: type[_T], data: Any, where: str) -> _T:
-    """Make the dataclass `kind` from parsed JSON, refusing what does not fit.
-
-    Unknown fields are refused too: a manifest with more to say is of a later format.
-    """
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{where}: expected an object, found {type(data).__name__}")
-    hints = typing.get_type_hints(kind)
-    if missing := sorted(hints.keys() - data.keys()):
-        raise ArtifactError(f"{where} lacks {', '.join(missing)}: {_AGAIN}")
-    if unknown := sorted(data.keys() - hints.keys()):
-        raise ArtifactError(f"{where} has unknown fields {', '.join(unknown)}: update koe5-onnx")
-    return kind(**{name: _value(hint, data[name], f"{where}: {name}") for name, hint in hints.items()})
-
-
-def _value(hint: Any, data: Any, where: str) -> Any:
-    """Check one JSON value against a type hint of the dataclasses above."""
-    if hint is Any:
-        return data
-    if args := typing.get_args(hint):
-        return _generic_value(typing.get_origin(hint), args, data, where)
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast("type[Any]", hint), data, where)
-    if hint is float and type(data) is int:
-        return float(data)
-    if type(data) is not hint:
-        raise ArtifactError(f"{where}: expected {hint.__name__}, found {data!r}")
-    return data
-
-
-def _generic_value(origin: Any, args: tuple[Any, ...], data: Any, where: str) -> Any:
-    """The same for `X | None`, Mapping[str, X] and Sequence[X]."""
-    if origin is types.UnionType:
-        return None if data is None else _value(args[0], data, where)
-    kind, wanted = (dict, "an object") if origin is Mapping else (list, "a list")
-    if not isinstance(data, kind):
-        raise ArtifactError(f"{where}: expected {wanted}, found {type(data).__name__}")
-    if isinstance(data, dict):
-        return {key: _value(args[1], item, f"{where}.{key}") for key, item in data.items()}
-    return tuple(_value(args[0], item, f"{where}[{turn}]") for turn, item in enumerate(data))

@@ -1,0 +1,55 @@
+"""Dataclasses from parsed JSON, every field checked: what artifact.py reads manifests with."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from koe5_onnx.errors import ArtifactError
+
+_T = TypeVar("_T")
+
+
+def build(kind: type[_T], data: Any, where: str) -> _T:
+    """Make the dataclass `kind` from parsed JSON, refusing what does not fit.
+
+    Unknown fields are refused too: a manifest with more to say is of a later format.
+    """
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{where}: expected an object, found {type(data).__name__}")
+    hints = typing.get_type_hints(kind)
+    if missing := sorted(hints.keys() - data.keys()):
+        raise ArtifactError(f"{where} lacks {', '.join(missing)}: export or download the artifact again")
+    if unknown := sorted(data.keys() - hints.keys()):
+        raise ArtifactError(f"{where} has unknown fields {', '.join(unknown)}: update koe5-onnx")
+    return kind(**{name: _value(hint, data[name], f"{where}: {name}") for name, hint in hints.items()})
+
+
+def _value(hint: Any, data: Any, where: str) -> Any:
+    """Check one JSON value against a type hint."""
+    if hint is Any:
+        return data
+    if args := typing.get_args(hint):
+        return _generic_value(typing.get_origin(hint), args, data, where)
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast("type[Any]", hint), data, where)
+    if hint is float and type(data) is int:
+        return float(data)
+    if type(data) is not hint:
+        raise ArtifactError(f"{where}: expected {hint.__name__}, found {data!r}")
+    return data
+
+
+def _generic_value(origin: Any, args: tuple[Any, ...], data: Any, where: str) -> Any:
+    """The same for `X | None`, Mapping[str, X] and Sequence[X]."""
+    if origin is types.UnionType:
+        return None if data is None else _value(args[0], data, where)
+    kind, wanted = (dict, "an object") if origin is Mapping else (list, "a list")
+    if not isinstance(data, kind):
+        raise ArtifactError(f"{where}: expected {wanted}, found {type(data).__name__}")
+    if isinstance(data, dict):
+        return {key: _value(args[1], item, f"{where}.{key}") for key, item in data.items()}
+    return tuple(_value(args[0], item, f"{where}[{turn}]") for turn, item in enumerate(data))
