@@ -54,13 +54,9 @@ def readers(number):
     return [f"encoder.layer.{layer + 1}.attention.self.{name}" for name in ("query", "key", "value")]
 
 
-def spread_embeddings(weights):
-    """Let texts decide: without this, what all texts share would make any two embeddings similar."""
-    for name in ("position", "token_type"):
-        weights[f"embeddings.{name}_embeddings.weight"] *= 0.1
+def sharpen_attention(weights):
+    """Let tokens differ: the outliers are the same for all."""
     for layer in range(SIZE.layers):
-        down = weights[f"encoder.layer.{layer}.output.dense.weight"]
-        down -= down.mean(axis=1, keepdims=True)
         for name in ("query", "key"):
             weights[f"encoder.layer.{layer}.attention.self.{name}.weight"] *= 1.2
 
@@ -71,7 +67,7 @@ def checkpoint(tmp_path_factory):
     write_seeded_checkpoint(folder, SIZE)
     weights = load_file(folder / "model.safetensors")
     plant(weights)
-    spread_embeddings(weights)
+    sharpen_attention(weights)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return Checkpoint.open(folder)
 
