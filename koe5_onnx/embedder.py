@@ -1,6 +1,6 @@
-"""Texts to embeddings: the one joint that knows tokenizer, batching and session.
+"""Texts to embeddings: the one joint that knows artifact, tokenizer, pipeline and session.
 
-texts -> prompt in front -> ids -> plan of batches -> padded arrays -> embeddings in the caller's order
+texts -> prompt in front -> pipeline: ids, batches, workers -> embeddings in the caller's order
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from koe5_onnx.artifact import Artifact, Contract
-from koe5_onnx.batching import pad, plan
 from koe5_onnx.errors import DoublePromptWarning, InputError, Koe5Warning, TextTooLongError, TruncationWarning
+from koe5_onnx.machine import usable_cores
+from koe5_onnx.pipeline import WINDOW_TEXTS, run_batches, tokenise_ahead
 from koe5_onnx.session import Session
-from koe5_onnx.tokenizer import Tokenizer, Tokens
+from koe5_onnx.tokenizer import Tokenizer, Tokens, require_unicode
 
 Overflow = Literal["truncate", "error"]
 Progress = Callable[[int, int], None]
-"""Called after each batch with the tokens done and the tokens in all."""
+"""Called after each batch: tokens done, tokens in all (an estimate until all texts are tokenised)."""
 
 DEFAULT_BATCH_TOKENS = 512
 """On CPUs larger batches fall out of the cache; measured in benchmarks/NOTES.md."""
@@ -63,6 +64,7 @@ class Embedder:
         tokenizer: Tokenizer,
         max_batch_tokens: int,
         overflow: Overflow,
+        workers: int = 1,
     ) -> None:
         if max_batch_tokens < 1:
             raise InputError(f"max_batch_tokens is {max_batch_tokens}: expected 1 or more")
@@ -71,6 +73,7 @@ class Embedder:
         self.artifact = artifact
         self.session = session
         self.max_batch_tokens = max_batch_tokens
+        self.workers = workers
         self._tokenizer = tokenizer
         self._overflow = overflow
         self._warned: set[type[Koe5Warning]] = set()
@@ -83,6 +86,7 @@ class Embedder:
         revision: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
+        workers: int = 1,
         max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
         overflow: Overflow = "truncate",
     ) -> Self:
@@ -92,7 +96,10 @@ class Embedder:
             path_or_hub_id: Folder made by `koe5-onnx export`, or the Hub id of one.
             revision: Branch, tag or commit on the Hub.
             device: "cpu", "cuda" or "cuda:N"; never falls back to another.
-            threads: CPU threads of one run; None takes the cores that affinity and cgroup quota leave.
+            threads: CPU threads of one batch; None shares the cores that affinity and cgroup quota leave
+                among the workers.
+            workers: Batches that one call runs at the same time, over one copy of the weights. 1 gives each
+                batch all cores: lowest latency. As many as cores: highest throughput on many cores.
             max_batch_tokens: Places (rows x width) of one batch.
             overflow: What to do with a text above the token limit: "truncate" or "error".
 
@@ -101,9 +108,14 @@ class Embedder:
             ProviderError: The device cannot be used.
             InputError: An argument is out of range.
         """
+        if workers < 1:
+            raise InputError(f"workers is {workers}: expected 1 or more")
         artifact = Artifact.open(path_or_hub_id, revision=revision)
         tokenizer = Tokenizer(artifact.tokenizer, artifact.manifest.contract.max_tokens)
-        return cls(artifact, Session(artifact, device, threads), tokenizer, max_batch_tokens, overflow)
+        if threads is None:
+            threads = max(1, usable_cores().count // workers)
+        session = Session(artifact, device, threads)
+        return cls(artifact, session, tokenizer, max_batch_tokens, overflow, workers)
 
     @property
     def contract(self) -> Contract:
@@ -148,10 +160,21 @@ class Embedder:
         self, texts: Sequence[str], prompt: str | None = None, *, on_progress: Progress | None = None
     ) -> Encoded:
         """`encode`, with the token count of each text and whether it was cut."""
-        tokens = self._tokenizer.encode(self._with_prompt(texts, prompt))
-        truncated = tokens.full_lengths > self.contract.max_tokens
-        self._report_overflow(tokens, truncated)
-        return Encoded(self._run(tokens, on_progress), tokens.full_lengths, truncated)
+        prompted = self._with_prompt(texts, prompt)
+        require_unicode(prompted)
+        out = np.empty((len(texts), self.dim), dtype=np.float32)
+        full_lengths = np.empty(len(texts), dtype=np.int32)
+        # An overflow that is an error must be known before anything runs.
+        window = WINDOW_TEXTS if self._overflow == "truncate" else max(1, len(texts))
+        count = _Count(prompted, on_progress)
+        start = 0
+        for tokens in tokenise_ahead(self._tokenizer, prompted, window):
+            rows = slice(start, start := start + len(tokens.ids))
+            full_lengths[rows] = tokens.full_lengths
+            self._report_overflow(tokens)
+            count.tokenised(tokens, rows)
+            self._run(tokens, out[rows], count.ran)
+        return Encoded(out, full_lengths, full_lengths > self.contract.max_tokens)
 
     def count_tokens(self, texts: Sequence[str], prompt: str | None = None) -> npt.NDArray[np.int32]:
         """Count tokens before truncation, special tokens and prompt included: int32[n]."""
@@ -211,10 +234,11 @@ class Embedder:
             )
         return [prompt + text if isinstance(text, str) else text for text in texts]
 
-    def _report_overflow(self, tokens: Tokens, truncated: npt.NDArray[np.bool_]) -> None:
-        if not truncated.any():
-            return
+    def _report_overflow(self, tokens: Tokens) -> None:
         limit, longest = self.contract.max_tokens, int(tokens.full_lengths.max())
+        if longest <= limit:
+            return
+        truncated = tokens.full_lengths > limit
         found = (
             f"{truncated.sum()} of {len(truncated)} texts have more than {limit} tokens (longest {longest})"
         )
@@ -231,16 +255,36 @@ class Embedder:
             self._warned.add(kind)
             warnings.warn(message, kind, stacklevel=_caller_level())
 
-    def _run(self, tokens: Tokens, on_progress: Progress | None) -> npt.NDArray[np.float32]:
-        lengths = tokens.lengths
-        out = np.empty((len(lengths), self.dim), dtype=np.float32)
-        done, total = 0, int(lengths.sum())
-        for batch in plan(lengths, self.max_batch_tokens):
-            out[batch.rows] = self.session.run(*pad(tokens.ids, batch, self.contract.pad_id))
-            if on_progress is not None:
-                done += int(lengths[batch.rows].sum())
-                on_progress(done, total)
-        return out
+    def _run(self, tokens: Tokens, out: npt.NDArray[np.float32], on_batch: Callable[[int], None]) -> None:
+        run_batches(
+            self.session,
+            tokens,
+            out,
+            max_batch_tokens=self.max_batch_tokens,
+            pad_id=self.contract.pad_id,
+            workers=self.workers,
+            on_batch=on_batch,
+        )
+
+
+class _Count:
+    """Tokens done, and in all: known once all texts are tokenised, before that estimated by characters."""
+
+    def __init__(self, texts: Sequence[str], on_progress: Progress | None) -> None:
+        self._texts, self._on_progress = texts, on_progress
+        self._characters = sum(map(len, texts)) if on_progress else 0
+        self._seen_characters = self._seen = self._done = 0
+
+    def tokenised(self, tokens: Tokens, rows: slice) -> None:
+        if self._on_progress:
+            self._seen += int(tokens.lengths.sum())
+            self._seen_characters += sum(map(len, self._texts[rows]))
+
+    def ran(self, tokens: int) -> None:
+        if self._on_progress:
+            self._done += tokens
+            share = self._seen_characters / max(1, self._characters)
+            self._on_progress(self._done, round(self._seen / share) if share < 1 else self._seen)
 
 
 def _caller_level() -> int:

@@ -70,9 +70,9 @@ class Tokenizer:
         """
         ids: list[npt.NDArray[np.int32]] = []
         full_lengths: list[int] = []
+        require_unicode(texts)
         for start in range(0, len(texts), _TEXTS_PER_CALL):
             chunk = list(texts[start : start + _TEXTS_PER_CALL])
-            _require_unicode(chunk, start)
             for encoding in self._rust.encode_batch(chunk):
                 ids.append(np.asarray(encoding.ids, dtype=np.int32))
                 full_lengths.append(self._full_length(encoding))
@@ -83,8 +83,13 @@ class Tokenizer:
         return len(encoding.ids) + cut
 
 
-def _require_unicode(texts: Sequence[str], first: int) -> None:
-    for number, text in enumerate(texts, first):
+def require_unicode(texts: Sequence[str]) -> None:
+    """Refuse what the Rust side would refuse without saying which text it was.
+
+    Raises:
+        InputError: A text is not a str, or holds a lone surrogate (half of a UTF-16 pair).
+    """
+    for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"text {number} is a {type(text).__name__}: expected str")
         try:

@@ -227,33 +227,38 @@ def _write_weights(file: Path, config: EncoderConfig, seed: int) -> None:
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name, shape in config.shapes.items():
-            for part in _seeded(rng, name, shape):
+            for part in _seeded(rng, name, shape, config.layers):
                 part.astype("<f4").tofile(stream)
 
 
-def _seeded(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Iterator[npt.NDArray[np.float32]]:
+def _seeded(
+    rng: np.random.Generator, name: str, shape: tuple[int, ...], layers: int
+) -> Iterator[npt.NDArray[np.float32]]:
     """Values of one tensor in parts: gains near 1, biases near 0, matrices that keep a signal's size.
 
-    What all texts share is kept small, as training does: positions are small beside words, and the FFN does
-    not pass on the mean of its GELU outputs, which is above 0. Else any two embeddings would have a cosine
-    near 1, and no retrieval measured with them would mean anything.
+    Two things keep retrieval with them meaningful. What all texts share is small, as training makes it:
+    positions are small beside words, and the FFN does not pass on the mean of its GELU outputs, which is
+    above 0; else any two embeddings would have a cosine near 1. And residual branches are scaled by depth,
+    as GPT-2 starts; else each layer would multiply whatever error reaches it, which trained ones do not.
+    Source of the second: Radford et al., Language Models are Unsupervised Multitask Learners (2019), 2.3
     """
     if name.endswith("LayerNorm.weight"):
         yield 1 + 0.1 * rng.standard_normal(shape, dtype=np.float32)
     elif len(shape) == 1:
         yield 0.02 * rng.standard_normal(shape, dtype=np.float32)
     else:
-        spread = _spread(name, shape[1])
+        spread = _spread(name, shape[1], layers)
         rows = max(1, _SHARD_BYTES // (4 * shape[1]))
         for start in range(0, shape[0], rows):
             part = spread * rng.standard_normal((min(rows, shape[0] - start), shape[1]), dtype=np.float32)
             yield part - part.mean(axis=1, keepdims=True) if _is_ffn_down(name) else part
 
 
-def _spread(name: str, inputs: int) -> np.float32:
-    if "word_embeddings" in name:
-        return np.float32(1)
-    return np.float32(0.1 if "embeddings" in name else inputs**-0.5)
+def _spread(name: str, inputs: int, layers: int) -> np.float32:
+    if "embeddings" in name:
+        return np.float32(1 if "word" in name else 0.1)
+    ends_branch = name.endswith("output.dense.weight")
+    return np.float32((2 * layers * inputs if ends_branch else inputs) ** -0.5)
 
 
 def _is_ffn_down(name: str) -> bool:

@@ -54,9 +54,11 @@ def readers(number):
     return [f"encoder.layer.{layer + 1}.attention.self.{name}" for name in ("query", "key", "value")]
 
 
-def sharpen_attention(weights):
-    """Let tokens differ: the outliers are the same for all."""
+def strengthen(weights):
+    """Let layers count: the outliers are the same for all tokens, and seeded branches are scaled by depth."""
     for layer in range(SIZE.layers):
+        for name in ("attention.output.dense", "output.dense"):
+            weights[f"encoder.layer.{layer}.{name}.weight"] *= (2 * SIZE.layers) ** 0.5
         for name in ("query", "key"):
             weights[f"encoder.layer.{layer}.attention.self.{name}.weight"] *= 1.2
 
@@ -67,7 +69,7 @@ def checkpoint(tmp_path_factory):
     write_seeded_checkpoint(folder, SIZE)
     weights = load_file(folder / "model.safetensors")
     plant(weights)
-    sharpen_attention(weights)
+    strengthen(weights)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return Checkpoint.open(folder)
 

@@ -30,7 +30,11 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "tokenizer.py": ({".errors", "numpy", "tokenizers"}, set()),
     "batching.py": ({"numpy"}, set()),
     "session.py": ({".artifact", ".errors", ".machine", "numpy"}, {"onnxruntime"}),
-    "embedder.py": ({".artifact", ".batching", ".errors", ".session", ".tokenizer", "numpy"}, set()),
+    "pipeline.py": ({".batching", ".session", ".tokenizer", "numpy"}, set()),
+    "embedder.py": (
+        {".artifact", ".errors", ".machine", ".pipeline", ".session", ".tokenizer", "numpy"},
+        set(),
+    ),
     "cli/doctor.py": ({PUBLIC, ".cli", ".machine", ".session", "numpy"}, set()),
     "cli/certificate_facts.py": ({PUBLIC, ".artifact", ".cli"}, set()),
     "cli/sections.py": ({".artifact"}, set()),
