@@ -5,6 +5,7 @@ An artifact is a folder::
     manifest.json      what this is, how to use it, how close to PyTorch it was measured to be
     model.onnx         the graph: input_ids, attention_mask int64[n, width] -> embedding float32[n, dim]
     model.onnx.data    its weights, memory-mapped by ONNX Runtime
+    model.fused.onnx   optional: the same encoder over the same weights, for fused CPU kernels (graphs.py)
     tokenizer.json     the Rust tokenizer
 
 This module reads and writes the manifest and opens artifacts (from a folder or the Hub). It neither runs
@@ -28,6 +29,7 @@ from koe5_onnx.hub import fetch, is_hub_id
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
+FUSED_GRAPH = "model.fused.onnx"
 WEIGHTS = "model.onnx.data"
 TOKENIZER = "tokenizer.json"
 
@@ -165,6 +167,8 @@ class Manifest:
     files: Mapping[str, File]
     certificate: Certificate | None
     """None only while an export has not been measured yet."""
+    fused_certificate: Certificate | None = None
+    """Of the graph for fused kernels; None where there is no such graph."""
 
     @property
     def total_bytes(self) -> int:
@@ -276,6 +280,6 @@ def _locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
     if isinstance(path_or_hub_id, Path) or not is_hub_id(name):
         raise ArtifactError(f"{name} does not exist: expected an artifact's folder or a Hub id (owner/name)")
     try:
-        return fetch(name, revision, (MANIFEST, GRAPH, WEIGHTS, TOKENIZER))
+        return fetch(name, revision, (MANIFEST, GRAPH, FUSED_GRAPH, WEIGHTS, TOKENIZER))
     except HubError as error:
         raise ArtifactError(f"there is no folder {name} here, and as a Hub id it fails: {error}") from error

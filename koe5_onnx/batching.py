@@ -1,8 +1,10 @@
-"""Lengths to batches, and rows to padded arrays. Pure numpy, no state.
+"""Lengths to batches, and rows to arrays: padded for stock graphs, packed for fused ones. Pure numpy.
 
-The width of a text depends on its own length alone, never on its neighbours. In int8 that is what makes an
-embedding the same alone and in any batch: padding to another width changes the last bits of a softmax, the
-last bit decides some roundings, and each rounding changes more of them in the next layer.
+Packed batches lay the tokens of all texts end to end: no padding, whatever their lengths.
+
+In padded batches the width of a text depends on its own length alone, never on its neighbours. In int8 that
+is what makes an embedding the same alone and in any batch: padding to another width changes the last bits of
+a softmax, the last bit decides some roundings, and each rounding changes more of them in the next layer.
 
 Worked example: lengths [30, 90, 31, 90] and a budget of 200 tokens give two batches, longest first::
 
@@ -30,7 +32,7 @@ class Batch:
     rows: npt.NDArray[np.intp]
     """intp[n]: positions in the caller's list."""
     width: int
-    """Padded length in tokens."""
+    """Padded length in tokens; 0 where rows are packed."""
 
 
 def widths_of(lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
@@ -57,6 +59,43 @@ def plan(lengths: npt.NDArray[np.int32], max_batch_tokens: int) -> list[Batch]:
         rows = max(1, max_batch_tokens // max(1, width))
         batches.extend(Batch(group[start : start + rows], width) for start in range(0, len(group), rows))
     return batches
+
+
+def plan_packed(lengths: npt.NDArray[np.int32], max_batch_tokens: int) -> list[Batch]:
+    """Group rows so that no batch has more than `max_batch_tokens` tokens, longest first.
+
+    A row longer than the budget runs alone.
+
+    Args:
+        lengths: int32[n], tokens of each row.
+        max_batch_tokens: Bound on the tokens of a batch, at least 1.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order], dtype=np.int64)
+    batches: list[Batch] = []
+    start = 0
+    while start < len(order):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + max_batch_tokens, side="right")))
+        batches.append(Batch(order[start:stop], 0))
+        start = stop
+    return batches
+
+
+def pack(
+    ids: Sequence[npt.NDArray[np.int32]], batch: Batch
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Lay the rows of a batch end to end.
+
+    Returns:
+        input_ids int64[tokens]; places int64[tokens], each token's place in its own row from 0; offsets
+        int32[n + 1], where each row begins, and the end of the last.
+    """
+    rows = [ids[row] for row in batch.rows]
+    offsets = np.zeros(len(rows) + 1, dtype=np.int32)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    places = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], np.diff(offsets))
+    return np.concatenate(rows).astype(np.int64), places, offsets
 
 
 def pad(

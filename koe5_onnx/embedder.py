@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from koe5_onnx.artifact import Artifact, Contract
 from koe5_onnx.errors import DoublePromptWarning, InputError, Koe5Warning, TextTooLongError, TruncationWarning
+from koe5_onnx.graphs import Kernels
 from koe5_onnx.machine import usable_cores
 from koe5_onnx.pipeline import WINDOW_TEXTS, run_batches, tokenise_ahead
 from koe5_onnx.session import Session
@@ -89,6 +90,7 @@ class Embedder:
         workers: int = 1,
         max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
         overflow: Overflow = "truncate",
+        kernels: Kernels = "auto",
     ) -> Self:
         """Open an exported artifact.
 
@@ -102,6 +104,8 @@ class Embedder:
                 batch all cores: lowest latency. As many as cores: highest throughput on many cores.
             max_batch_tokens: Places (rows x width) of one batch.
             overflow: What to do with a text above the token limit: "truncate" or "error".
+            kernels: "auto" takes the fused kernels (extra `kernels`) where artifact and CPU have what they
+                need, "fused" takes them or fails, "stock" never does.
 
         Raises:
             ArtifactError: The artifact is missing, damaged or of another format.
@@ -114,7 +118,7 @@ class Embedder:
         tokenizer = Tokenizer(artifact.tokenizer, artifact.manifest.contract.max_tokens)
         if threads is None:
             threads = max(1, usable_cores().count // workers)
-        session = Session(artifact, device, threads)
+        session = Session(artifact, device, threads, kernels)
         return cls(artifact, session, tokenizer, max_batch_tokens, overflow, workers)
 
     @property

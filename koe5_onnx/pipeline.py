@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx.batching import Batch, pad, plan
+from koe5_onnx.batching import Batch, pack, pad, plan, plan_packed
 from koe5_onnx.session import Session
 from koe5_onnx.tokenizer import Tokenizer, Tokens
 
@@ -67,13 +67,25 @@ def run_batches(
         on_batch: Called after each batch with its tokens; never from two threads at once.
     """
     lengths = tokens.lengths
-    batches = plan(lengths, max_batch_tokens)
+    batches = plan_for(session, lengths, max_batch_tokens)
 
     def embed(batch: Batch) -> int:
-        out[batch.rows] = session.run(*pad(tokens.ids, batch, pad_id))
+        out[batch.rows] = run_batch(session, tokens.ids, batch, pad_id)
         return int(lengths[batch.rows].sum())
 
     _share_out(batches, embed, min(workers, len(batches)), on_batch)
+
+
+def plan_for(session: Session, lengths: npt.NDArray[np.int32], max_batch_tokens: int) -> list[Batch]:
+    """Batches of rows with `lengths`, int32[n], as the session's graph wants them."""
+    return (plan_packed if session.graph.is_packed else plan)(lengths, max_batch_tokens)
+
+
+def run_batch(
+    session: Session, ids: Sequence[npt.NDArray[np.int32]], batch: Batch, pad_id: int
+) -> npt.NDArray[np.float32]:
+    """Embed the rows of one batch: float32[n, dim]."""
+    return session.run(*(pack(ids, batch) if session.graph.is_packed else pad(ids, batch, pad_id)))
 
 
 class _Share:

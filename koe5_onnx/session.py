@@ -1,6 +1,6 @@
 """ONNX Runtime: providers, options, threads, run(). The only file that imports onnxruntime.
 
-It takes padded arrays and gives embeddings; it knows nothing of texts.
+It takes padded or packed arrays and gives embeddings; it knows nothing of texts.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from koe5_onnx.errors import (
     ProviderError,
     UnsuitedCpuWarning,
 )
+from koe5_onnx.graphs import Kernels, choose
 from koe5_onnx.machine import cpu_features, usable_cores
 
 Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider"]
@@ -35,7 +36,8 @@ _PRECISIONS_FOR = {
     "cpu": "--precision fp32, int8, int8-block or int4-block",
     "cuda": "--precision fp32 or fp16",
 }
-_INPUTS = ["input_ids", "attention_mask"]
+_PADDED_INPUTS = ["input_ids", "attention_mask"]
+_PACKED_INPUTS = ["input_ids", "places", "offsets"]
 _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 """Those of this process, for `_after_fork`."""
 
@@ -50,6 +52,7 @@ class Session:
         artifact: The opened artifact.
         device: "cpu", "cuda" or "cuda:N".
         threads: Threads of one run on the CPU; None takes the usable cores (see machine.py).
+        kernels: "auto" runs the graph for fused kernels where it can, "fused" that or nothing, "stock" never.
 
     Raises:
         InputError: `device` has another form, or `threads` is below 1.
@@ -57,12 +60,19 @@ class Session:
         MissingDependencyError: Neither onnxruntime nor onnxruntime-gpu is installed.
     """
 
-    def __init__(self, artifact: Artifact, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        device: str = "cpu",
+        threads: int | None = None,
+        kernels: Kernels = "auto",
+    ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}: expected 1 or more, or None for the usable cores")
         self.threads = threads or usable_cores().count
         self._artifact = artifact
         self._provider, self._provider_options = parse_device(device)
+        self.graph = choose(artifact, device, kernels)
         self._lock = threading.Lock()
         self._closed = False
         self._ort: Any = self._open()
@@ -73,19 +83,18 @@ class Session:
         """The execution providers that really run, first the one with priority."""
         return list(self._session().get_providers())
 
-    def run(
-        self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32]:
-        """Embed one padded batch.
+    def run(self, *arrays: npt.NDArray[np.int64] | npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """Embed one batch.
 
         Args:
-            input_ids: int64[n, width].
-            attention_mask: int64[n, width], 1 on tokens and 0 on padding (right side).
+            arrays: What `batching.pad` gives (input_ids, attention_mask; int64[n, width]), or where
+                `graph.is_packed` what `batching.pack` gives (input_ids, places int64[tokens], offsets
+                int32[n + 1]).
 
         Returns:
             float32[n, dim], pooled and normalised inside the graph.
         """
-        feeds = dict(zip(_INPUTS, (input_ids, attention_mask), strict=True))
+        feeds = dict(zip(self._inputs, arrays, strict=True))
         embedding: npt.NDArray[np.float32] = self._session().run(None, feeds)[0]
         return embedding
 
@@ -93,6 +102,10 @@ class Session:
         """Free the graph and its memory."""
         with self._lock:
             self._ort, self._closed = None, True
+
+    @property
+    def _inputs(self) -> list[str]:
+        return _PACKED_INPUTS if self.graph.is_packed else _PADDED_INPUTS
 
     def _session(self) -> Any:
         ort_session = self._ort
@@ -121,7 +134,7 @@ class Session:
         self._require_provider(ort)
         try:
             session = ort.InferenceSession(
-                str(self._artifact.graph),
+                str(self.graph.file),
                 self._options(ort),
                 providers=[(self._provider, self._provider_options)],
                 # Its default goes on with the CPU, when it opens and even in a later run.
@@ -129,8 +142,7 @@ class Session:
             )
         except Exception as error:  # its errors have no root of their own
             raise ProviderError(
-                f"ONNX Runtime {ort.__version__} cannot load {self._artifact.graph} "
-                f"on {self._provider}: {error}"
+                f"ONNX Runtime {ort.__version__} cannot load {self.graph.file} on {self._provider}: {error}"
             ) from error
         if session.get_providers()[0] != self._provider:
             raise ProviderError(
@@ -141,10 +153,10 @@ class Session:
         return session
 
     def _require_interface(self, session: Any) -> None:
-        graph, dim = self._artifact.graph, self._artifact.manifest.contract.dim
+        graph, dim = self.graph.file, self._artifact.manifest.contract.dim
         names = [node.name for node in session.get_inputs()]
-        if names != _INPUTS:
-            raise ArtifactError(f"{graph} takes {names}: expected {_INPUTS}; export it again")
+        if names != self._inputs:
+            raise ArtifactError(f"{graph} takes {names}: expected {self._inputs}; export it again")
         width = session.get_outputs()[0].shape[-1]
         if width != dim:
             raise ArtifactError(
@@ -186,6 +198,9 @@ class Session:
         # Planned memory is kept for every shape seen; shapes vary with each batch.
         options.enable_mem_pattern = False
         options.log_severity_level = 3
+        if self.graph.library is not None:
+            options.add_session_config_entry("koe5.threads", str(self.threads))
+            options.register_custom_ops_library(str(self.graph.library))
         return options
 
 

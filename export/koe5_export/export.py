@@ -12,6 +12,7 @@ from koe5_export.calibrate import Calibration
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.config import read_config
 from koe5_export.contract import read_contract
+from koe5_export.fused import why_not_fused, write_fused
 from koe5_export.graph import write_encoder
 from koe5_export.optimum import require_optimum, write_with_optimum
 from koe5_export.precision import PRECISIONS, Precision
@@ -21,6 +22,8 @@ from koe5_export.texts import CALIBRATION, with_prompts
 from koe5_export.weights import Layer, Norm
 from koe5_export.writer import GraphWriter
 from koe5_onnx import Artifact, InputError, Tokenizer
+from koe5_onnx.artifact import FUSED_GRAPH
+from koe5_onnx.graphs import installed_kernels
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def export_checkpoint(
         if options.exporter == "optimum":
             return write_with_optimum(plan, graph, weights, report)
         exceptions = write_graph(plan, options.calibration, graph, weights, report)
-        return _recipe(precision, options.calibration, exceptions)
+        recipe = _recipe(precision, options.calibration, exceptions)
+        return recipe | {"fused_graph": _write_fused(plan, graph, exceptions)}
 
     return publish(plan, write, out, force=options.force, report=progress)
 
@@ -119,6 +123,18 @@ def write_graph(
         layers = _counted(_layers(plan, calibration, exceptions), plan.checkpoint.config.layers, report)
         write_encoder(writer, plan.checkpoint, plan.contract, layers, plan.precision)
     return exceptions
+
+
+def _write_fused(plan: Plan, graph: Path, exceptions: Sequence[str]) -> str:
+    """Write the graph for fused kernels where it exists and can be measured; "yes", or why there is none."""
+    config = plan.checkpoint.config
+    if reason := why_not_fused(plan.precision.name, exceptions, config):
+        return f"no: {reason}"
+    kernels = installed_kernels()
+    if isinstance(kernels, str):
+        return f"no: it could not be measured, {kernels}"
+    write_fused(graph, graph.with_name(FUSED_GRAPH), config, plan.contract)
+    return "yes"
 
 
 def _recipe(precision: Precision, texts: Sequence[str], exceptions: Sequence[str]) -> dict[str, Any]:

@@ -19,7 +19,15 @@ from koe5_export.gate import Gate
 from koe5_export.precision import Precision
 from koe5_export.verify import certify, expect
 from koe5_onnx import Artifact, Certificate, CheckpointError, Contract, InputError, Manifest, Tokenizer
-from koe5_onnx.artifact import FORMAT_VERSION, GRAPH, MANIFEST, TOKENIZER, WEIGHTS, describe_file
+from koe5_onnx.artifact import (
+    FORMAT_VERSION,
+    FUSED_GRAPH,
+    GRAPH,
+    MANIFEST,
+    TOKENIZER,
+    WEIGHTS,
+    describe_file,
+)
 
 Progress = Callable[[str, int, int], None]
 """Called with the step's name, the parts done and the parts in all."""
@@ -28,6 +36,7 @@ Announce = Callable[[Certificate], None]
 Write = Callable[[Path, Path, Progress], Mapping[str, Any]]
 """Writes the graph and its weights to the two files given and returns the recipe for the manifest."""
 
+_FILES = (GRAPH, FUSED_GRAPH, WEIGHTS, TOKENIZER)
 _ROOM_FACTOR = 1.1
 
 
@@ -76,6 +85,10 @@ def publish(
         certificate = certify(Artifact(folder, manifest), expected, plan.gate)
         plan.announce(certificate)
         manifest = replace(manifest, certificate=certificate)
+        if FUSED_GRAPH in manifest.files:
+            fused = certify(Artifact(folder, manifest), expected, plan.gate, "fused")
+            plan.announce(fused)
+            manifest = replace(manifest, fused_certificate=fused)
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         report("measure", 1, 1)
     return Artifact(out, manifest)
@@ -91,7 +104,7 @@ def _manifest(plan: Plan, folder: Path, recipe: Mapping[str, Any]) -> Manifest:
         recipe=recipe,
         target=plan.precision.target,
         contract=plan.contract,
-        files={name: describe_file(folder / name) for name in (GRAPH, WEIGHTS, TOKENIZER)},
+        files={name: describe_file(folder / name) for name in _FILES if (folder / name).exists()},
         certificate=None,
     )
 
@@ -140,7 +153,7 @@ def _remove_leftover(partial: Path) -> None:
     if not partial.exists():
         return
     names = {path.name for path in partial.iterdir()} if partial.is_dir() else {partial.name}
-    if foreign := names - {GRAPH, WEIGHTS, TOKENIZER, MANIFEST}:
+    if foreign := names - {*_FILES, MANIFEST}:
         raise InputError(
             f"{partial} holds {', '.join(sorted(foreign))}: an export would write there; move it"
         )

@@ -31,6 +31,7 @@ from koe5_onnx import (
     Tokenizer,
     TruncationWarning,
 )
+from koe5_onnx.graphs import Kernels
 from koe5_onnx.machine import cpu_name
 from koe5_onnx.session import CUDA, Session, import_onnxruntime
 
@@ -64,19 +65,19 @@ def expect(checkpoint: Checkpoint, contract: Contract, given: Sequence[str] = ()
     return Expected(texts, lengths, embed_reference(checkpoint.folder, contract, texts))
 
 
-def certify(artifact: Artifact, expected: Expected, gate: Gate) -> Certificate:
-    """Measure an artifact: all texts in shuffled mixed batches, and each alone.
+def certify(artifact: Artifact, expected: Expected, gate: Gate, kernels: Kernels = "stock") -> Certificate:
+    """Measure one graph of an artifact: all texts in shuffled mixed batches, and each alone.
 
     Raises:
         FidelityError: The gate is missed.
     """
     order = np.random.default_rng(0).permutation(len(expected.texts))
     together = np.empty_like(expected.embeddings)
-    with warnings.catch_warnings(), _open(artifact) as embedder:
+    with warnings.catch_warnings(), _open(artifact, kernels) as embedder:
         warnings.simplefilter("ignore", TruncationWarning)  # some of the texts are there to be cut
         together[order] = embedder.encode([expected.texts[row] for row in order])
         alone = np.concatenate([embedder.encode([text]) for text in expected.texts])
-        provider = embedder.session.providers[0]
+        provider, graph = embedder.session.providers[0], embedder.session.graph.file.name
     if artifact.manifest.contract.normalize:
         _require_unit_length(together)
     certificate = Certificate(
@@ -89,6 +90,7 @@ def certify(artifact: Artifact, expected: Expected, gate: Gate) -> Certificate:
         measured_with={
             "cpu": cpu_name(),
             "provider": provider,
+            "graph": graph,
             "onnxruntime": import_onnxruntime().__version__,
             **reference_versions(),
         },
@@ -97,7 +99,7 @@ def certify(artifact: Artifact, expected: Expected, gate: Gate) -> Certificate:
     return certificate
 
 
-def _open(artifact: Artifact) -> Embedder:
+def _open(artifact: Artifact, kernels: Kernels) -> Embedder:
     """An embedder with large mixed batches, on the first device that the artifact is for.
 
     What is made for CUDA is measured on the CPU where there is no CUDA: ONNX Runtime then computes in fp32
@@ -111,7 +113,13 @@ def _open(artifact: Artifact) -> Embedder:
     limit = artifact.manifest.contract.max_tokens
     # Of 8,192 tokens one text at a time: where attention is not fused, its scores grow with their square.
     tokens = min(4 * limit, max(limit, _BATCH_TOKENS))
-    return Embedder(opened, Session(opened, device), Tokenizer(opened.tokenizer, limit), tokens, "truncate")
+    return Embedder(
+        opened,
+        Session(opened, device, kernels=kernels),
+        Tokenizer(opened.tokenizer, limit),
+        tokens,
+        "truncate",
+    )
 
 
 def _require_unit_length(rows: Array) -> None:
@@ -128,8 +136,9 @@ def verify_artifact(
     checkpoint: Checkpoint,
     given: Sequence[str] = (),
     tighten: Mapping[str, float] | None = None,
+    kernels: Kernels = "auto",
 ) -> Certificate:
-    """Repeat the measurement of a published artifact.
+    """Repeat the measurement of a published artifact: by default of the graph that runs here.
 
     Raises:
         FidelityError: It misses its precision's gate, or the tightened one.
@@ -142,4 +151,4 @@ def verify_artifact(
             f"({artifact.manifest.source.repository}, SHA-256 {made_from[:12]}...): give that checkpoint"
         )
     gate = PRECISIONS[artifact.manifest.precision].gate.tightened(tighten or {})
-    return certify(artifact, expect(checkpoint, artifact.manifest.contract, given), gate)
+    return certify(artifact, expect(checkpoint, artifact.manifest.contract, given), gate, kernels)

@@ -117,6 +117,8 @@ def print_artifact(artifact: Artifact) -> None:
     """Print what was published."""
     manifest = artifact.manifest
     print(f"{artifact.path}: {manifest.precision}, {manifest.total_bytes / 1e6:.1f} MB")
+    if fused := manifest.recipe.get("fused_graph"):
+        print(f"graph for fused CPU kernels: {fused}")
 
 
 def import_export() -> Any:

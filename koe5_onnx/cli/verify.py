@@ -64,7 +64,8 @@ def _against_checkpoint(artifact: Artifact, args: argparse.Namespace) -> None:
     checkpoint = Checkpoint.open(name, revision, any_encoder=True)
     given = texts_of(args.verification, "--verification") if args.verification else ()
     certificate = koe5_export.verify_artifact(artifact, checkpoint, given, parse_gate(args.gate))
-    print(f"{artifact.path}: proved on {certificate.overall.texts} texts")
+    graph = certificate.measured_with["graph"]
+    print(f"{artifact.path}: {graph} proved on {certificate.overall.texts} texts")
     print(describe(certificate))
     for bucket, found in certificate.by_length.items():
         print(f"  {bucket:>9} tokens: {agreement_in_words(found)}")

@@ -29,10 +29,11 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "artifact.py": ({".errors", ".fields", ".hub"}, set()),
     "tokenizer.py": ({".errors", "numpy", "tokenizers"}, set()),
     "batching.py": ({"numpy"}, set()),
-    "session.py": ({".artifact", ".errors", ".machine", "numpy"}, {"onnxruntime"}),
+    "graphs.py": ({".artifact", ".errors"}, {"koe5_onnx_kernels"}),
+    "session.py": ({".artifact", ".errors", ".graphs", ".machine", "numpy"}, {"onnxruntime"}),
     "pipeline.py": ({".batching", ".session", ".tokenizer", "numpy"}, set()),
     "embedder.py": (
-        {".artifact", ".errors", ".machine", ".pipeline", ".session", ".tokenizer", "numpy"},
+        {".artifact", ".errors", ".graphs", ".machine", ".pipeline", ".session", ".tokenizer", "numpy"},
         set(),
     ),
     "cli/doctor.py": ({PUBLIC, ".cli", ".machine", ".session", "numpy"}, set()),
@@ -49,7 +50,8 @@ _EXPORT = {PUBLIC, ".artifact", ".hub", "koe5_export", "numpy"}
 EXPORT_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "reference.py": (_EXPORT, {"torch", "transformers"}),
     "optimum.py": (_EXPORT, {"optimum"}),
-    "verify.py": (_EXPORT | {".machine", ".session"}, set()),
+    "verify.py": (_EXPORT | {".graphs", ".machine", ".session"}, set()),
+    "export.py": (_EXPORT | {".graphs"}, set()),
     "graph.py": (_EXPORT | {".batching", "onnx"}, set()),
     "precision/*.py": (_EXPORT | {".machine", "onnx"}, set()),
     "*.py": (_EXPORT | {"onnx", "safetensors", "ml_dtypes", "tokenizers"}, set()),
