@@ -15,13 +15,13 @@ the graph (session.py) nor makes one (koe5_export).
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from koe5_onnx.checked import sha256_of
 from koe5_onnx.errors import ArtifactError, HubError
 from koe5_onnx.fields import build
 from koe5_onnx.hub import fetch, is_hub_id
@@ -213,7 +213,8 @@ class Artifact:
         Args:
             path_or_hub_id: Folder, or Hub id "owner/name" where no such folder exists.
             revision: Branch, tag or commit on the Hub.
-            check: Compare every file with its SHA-256 (about a second a gigabyte); sizes are always compared.
+            check: Compare every file with its SHA-256 (about a second a gigabyte, remembered while the file
+                stays the same); sizes are always compared.
 
         Raises:
             ArtifactError: Something is missing, damaged or of another format; the message names the file.
@@ -240,8 +241,12 @@ class Artifact:
         """The tokenizer.json."""
         return self.path / TOKENIZER
 
-    def check_files(self, *, hashes: bool) -> None:
+    def check_files(self, *, hashes: bool, remember: bool = True) -> None:
         """Compare the files with the manifest.
+
+        Args:
+            hashes: Compare their SHA-256 too.
+            remember: Take the SHA-256 of a file that is the same since an earlier check from that check.
 
         Raises:
             ArtifactError: A file is missing, or its size or (with `hashes`) its SHA-256 differs.
@@ -250,23 +255,21 @@ class Artifact:
             if name not in self.manifest.files:
                 raise ArtifactError(f"{self.path / MANIFEST} lists no {name}: export the artifact again")
         for name, expected in self.manifest.files.items():
-            _check_file(self.path / name, expected, hashes=hashes)
+            _check_file(self.path / name, expected, hashes, remember)
 
 
 def describe_file(path: Path) -> File:
-    """Size and SHA-256 of a file."""
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256")
-    return File(bytes=path.stat().st_size, sha256=digest.hexdigest())
+    """Size and SHA-256 of a file, which is read through."""
+    return File(bytes=path.stat().st_size, sha256=sha256_of(path, remember=False))
 
 
-def _check_file(path: Path, expected: File, *, hashes: bool) -> None:
+def _check_file(path: Path, expected: File, hashes: bool, remember: bool) -> None:
     if not path.is_file():
         raise ArtifactError(f"{path} is missing: {_AGAIN}")
     size = path.stat().st_size
     if size != expected.bytes:
         raise ArtifactError(f"{path} has {size} bytes, its manifest says {expected.bytes}: {_AGAIN}")
-    if hashes and describe_file(path) != expected:
+    if hashes and sha256_of(path, remember=remember) != expected.sha256:
         raise ArtifactError(f"{path} does not have the SHA-256 of its manifest: {_AGAIN}")
 
 

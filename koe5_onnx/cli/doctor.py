@@ -35,6 +35,7 @@ from koe5_onnx import (
 from koe5_onnx.cli import facts
 from koe5_onnx.cli.certificate_facts import agreement_in_words, batch_in_words
 from koe5_onnx.cli.sections import printable
+from koe5_onnx.graphs import choose, installed_kernels
 from koe5_onnx.machine import INT8_INSTRUCTIONS, cpu_features, cpu_name, usable_cores
 from koe5_onnx.session import import_onnxruntime, unsuited
 
@@ -114,6 +115,8 @@ def _machine() -> Iterator[Finding]:
     yield Finding("CPU", cpu_name())
     yield Finding("instructions", " ".join(features) or "unknown")
     yield Finding("int8 here", _int8_here(features))
+    kernels = installed_kernels()
+    yield Finding("fused kernels", kernels if isinstance(kernels, str) else f"ready: {kernels.name}")
     yield Finding("threads", f"{cores.count} ({cores.reason})")
 
 
@@ -163,23 +166,30 @@ def _load(ort: Any, provider: str) -> None:
 
 def _artifact(path: str) -> Iterator[Finding]:
     try:
-        manifest = Artifact.open(path, check=False).manifest
+        opened = Artifact.open(path, check=False)
+        opened.check_files(hashes=True, remember=False)
+        manifest = opened.manifest
+        graph = choose(opened, _device_of(manifest.target)).reason
         embedding = _embed(path, manifest.target)
     except (Koe5Error, OSError) as error:
         yield Finding("artifact", path, str(error))
         return
     yield Finding("artifact", f"{path}: every file has its SHA-256")
+    yield Finding("graph", graph)
     yield from _manifest(manifest)
     yield _one_text(embedding, manifest.contract)
 
 
 def _embed(path: str, target: Target) -> npt.NDArray[np.float32]:
     """One text's embedding, on a device that the artifact is made for."""
-    device = "cpu" if "cpu" in target.devices else "cuda"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnsuitedCpuWarning)  # a finding of its own says so
-        with Embedder.open(path, device=device) as embedder:
+        with Embedder.open(path, device=_device_of(target)) as embedder:
             return embedder.encode([_TEXT])
+
+
+def _device_of(target: Target) -> str:
+    return "cpu" if "cpu" in target.devices else "cuda"
 
 
 def _manifest(manifest: Manifest) -> Iterator[Finding]:

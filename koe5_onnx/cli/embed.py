@@ -50,7 +50,18 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--field", metavar="NAME", help='the text\'s field in a .jsonl input (default: "text")'
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the usable cores)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads of a batch (default: the usable cores)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="batches that run at the same time (default: 1)"
+    )
+    parser.add_argument(
+        "--kernels",
+        default="auto",
+        choices=("auto", "fused", "stock"),
+        help="fused CPU kernels where they run (auto), always (fused) or never (stock)",
+    )
     parser.add_argument(
         "--max-batch-tokens", type=int, metavar="N", help="tokens of one batch, padding included"
     )
@@ -103,6 +114,8 @@ def _open(args: argparse.Namespace) -> Embedder:
         revision=args.revision,
         device=args.device,
         threads=args.threads,
+        workers=args.workers,
+        kernels=args.kernels,
         overflow=args.overflow,
         **optional,
     )

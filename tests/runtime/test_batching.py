@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from koe5_onnx.batching import SHORT_TOKENS, Batch, pad, plan, widths_of
+from koe5_onnx.batching import SHORT_TOKENS, Batch, pack, pad, plan, plan_packed, widths_of
 
 
 def random_lengths(seed: int) -> tuple[np.ndarray, int]:
@@ -73,3 +73,25 @@ def test_pad_puts_the_padding_on_the_right():
     assert input_ids.dtype == attention_mask.dtype == np.int64
     np.testing.assert_array_equal(input_ids, [[0, 2, 1, 1, 1], [0, 7, 8, 2, 1]])
     np.testing.assert_array_equal(attention_mask, [[1, 1, 0, 0, 0], [1, 1, 1, 1, 0]])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_packed_plan(seed):
+    lengths, budget = random_lengths(seed)
+    batches = plan_packed(lengths, budget)
+    rows = np.concatenate([batch.rows for batch in batches]) if batches else np.array([], np.intp)
+    np.testing.assert_array_equal(np.sort(rows), np.arange(len(lengths)))
+    assert (np.diff(lengths[rows]) <= 0).all()
+    for batch, following in itertools.zip_longest(batches, batches[1:]):
+        tokens = lengths[batch.rows].sum()
+        assert len(batch.rows) == 1 or tokens <= budget
+        assert following is None or tokens + lengths[following.rows[0]] > budget
+
+
+def test_packed_rows_lie_end_to_end():
+    ids = [np.array(row, np.int32) for row in ([7, 8], [], [1], [4, 5, 6])]
+    input_ids, places, offsets = pack(ids, Batch(np.array([3, 0, 2]), 0))
+    assert [array.dtype for array in (input_ids, places, offsets)] == [np.int64, np.int64, np.int32]
+    np.testing.assert_array_equal(input_ids, [4, 5, 6, 7, 8, 1])
+    np.testing.assert_array_equal(places, [0, 1, 2, 0, 1, 0])
+    np.testing.assert_array_equal(offsets, [0, 3, 5, 6])

@@ -1,0 +1,144 @@
+"""The graph for fused kernels: the same encoder over the same weights, token by token."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from koe5_export import ExportOptions, export_checkpoint
+from koe5_export.checkpoint import Checkpoint
+from koe5_export.contract import read_contract
+from koe5_export.fused import KERNELS, why_not_fused, write_fused
+from koe5_export.seeded import Size, encoder_config, write_seeded_checkpoint
+from koe5_export.texts import VERIFICATION
+from koe5_export.verify import verify_artifact
+from tolerances import FUSED_COSINE_MEAN, FUSED_COSINE_MIN
+
+from koe5_onnx import Artifact, Embedder, FidelityError, TruncationWarning
+from koe5_onnx.artifact import FUSED_GRAPH
+from koe5_onnx.graphs import installed_kernels
+
+SHAPES = {
+    "xlm-roberta": Size(3, 64, 4, 128, 900),
+    "bert, cls": Size(2, 64, 2, 256, 900, model_type="bert", positions=512, pooling="cls"),
+}
+TEXTS = [*VERIFICATION, "", "나라", "<pad> 가 <pad>", "<pad>", "길이 " * 700]
+needs_kernels = pytest.mark.skipif(isinstance(installed_kernels(), str), reason=str(installed_kernels()))
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def checkpoint(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fused") / "checkpoint"
+    write_seeded_checkpoint(folder, SHAPES[request.param])
+    return Checkpoint.open(folder)
+
+
+@pytest.fixture(scope="module")
+def artifact(checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("fused-artifact") / "int8"
+    return export_checkpoint(checkpoint, out, ExportOptions(precision="int8"))
+
+
+@pytest.fixture
+def fused_graph(checkpoint, artifact, tmp_path):
+    write_fused(artifact.graph, tmp_path / FUSED_GRAPH, checkpoint.config, read_contract(checkpoint))
+    return onnx.load(tmp_path / FUSED_GRAPH, load_external_data=False)
+
+
+def test_five_fused_nodes_a_layer(checkpoint, fused_graph):
+    fused = [node.op_type for node in fused_graph.graph.node if node.domain == KERNELS]
+    layer = ["ProjectQkv", "RaggedAttention", "ProjectAddNorm", "ProjectGelu", "ProjectAddNorm"]
+    pooling = ["PoolMean"] * (read_contract(checkpoint).pooling == "mean")
+    assert fused == ["NormQuantize", *layer * checkpoint.config.layers, *pooling]
+
+
+def test_its_weights_are_those_of_the_stock_graph(artifact, fused_graph):
+    stock = onnx.load(artifact.graph, load_external_data=False)
+    of_stock = {tensor.name: tensor for tensor in stock.graph.initializer}
+    shared = [tensor for tensor in fused_graph.graph.initializer if tensor.external_data]
+    assert shared
+    for tensor in shared:
+        assert tensor == of_stock[tensor.name]
+    weights = {name for name in of_stock if name.endswith(".weight")}
+    assert weights == {tensor.name for tensor in fused_graph.graph.initializer} & weights
+
+
+def test_why_not(checkpoint):
+    config = checkpoint.config
+    assert why_not_fused("int8", [], config) is None
+    assert "for int8, not fp32" in why_not_fused("fp32", [], config)
+    assert "layer.1.up" in why_not_fused("int8", ["layer.1.up"], config)
+    odd = encoder_config(Size(1, 24, 1, 64, 900))
+    assert "multiples of 16" in why_not_fused("int8", [], odd)
+
+
+def test_without_kernels_the_artifact_says_so(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "koe5_onnx_kernels", None)
+    made = export_checkpoint(checkpoint, tmp_path / "int8", ExportOptions(precision="int8"))
+    assert made.manifest.fused_certificate is None
+    assert FUSED_GRAPH not in made.manifest.files
+    assert made.manifest.recipe["fused_graph"].startswith(
+        "no: it could not be measured, fused kernels are not"
+    )
+
+
+@needs_kernels
+def test_published_with_a_certificate_of_its_own(artifact):
+    manifest = Artifact.open(artifact.path).manifest
+    assert manifest.recipe["fused_graph"] == "yes"
+    assert manifest.fused_certificate.measured_with["graph"] == FUSED_GRAPH
+    assert manifest.fused_certificate.batch_cosine_min == pytest.approx(1, abs=1e-12)
+    assert manifest.certificate.measured_with["graph"] == artifact.graph.name
+
+
+@needs_kernels
+@pytest.mark.filterwarnings("ignore::koe5_onnx.TruncationWarning")
+@pytest.mark.parametrize("max_batch_tokens", [1, 300, 100_000])
+def test_agrees_with_the_stock_graph(artifact, max_batch_tokens):
+    with Embedder.open(artifact.path, kernels="stock") as embedder:
+        expected = embedder.encode(TEXTS)
+    with Embedder.open(artifact.path, kernels="fused", max_batch_tokens=max_batch_tokens) as embedder:
+        found = embedder.encode(TEXTS)
+    cosines = (expected * found).sum(axis=1)
+    assert cosines.min() >= FUSED_COSINE_MIN
+    assert cosines.mean() >= FUSED_COSINE_MEAN
+
+
+@needs_kernels
+def test_neither_neighbours_nor_threads_change_a_bit(artifact):
+    with (
+        pytest.warns(TruncationWarning),
+        Embedder.open(artifact.path, kernels="fused", threads=1) as embedder,
+    ):
+        together = embedder.encode(TEXTS)
+    with (
+        pytest.warns(TruncationWarning),
+        Embedder.open(artifact.path, kernels="fused", threads=2) as embedder,
+    ):
+        alone = np.concatenate([embedder.encode([text]) for text in TEXTS])
+    np.testing.assert_array_equal(alone, together)
+
+
+@needs_kernels
+def test_its_gate_can_fail(checkpoint, artifact):
+    """Weights of another layer in the fused graph only."""
+    path = artifact.path / FUSED_GRAPH
+    kept = path.read_bytes()
+    graph = onnx.load(path, load_external_data=False)
+    scale = next(tensor for tensor in graph.graph.initializer if tensor.name == "layer.0.down.scale")
+    scale.raw_data = (np.frombuffer(scale.raw_data, np.float32) * -1).tobytes()
+    try:
+        onnx.save(graph, path)
+        verify_artifact(artifact, checkpoint, kernels="stock")
+        with pytest.raises(FidelityError, match="too far from PyTorch"):
+            verify_artifact(artifact, checkpoint, kernels="fused")
+    finally:
+        path.write_bytes(kept)
+
+
+def test_manifests_of_before_have_no_fused_certificate(artifact):
+    manifest = replace(artifact.manifest, fused_certificate=None)
+    text = manifest.to_json().replace(',\n  "fused_certificate": null', "")
+    assert '"fused_certificate"' not in text
+    assert type(manifest).from_json(text) == manifest

@@ -1,0 +1,105 @@
+"""Windows and workers change when things run, never what comes out."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from koe5_onnx import Embedder, InputError, TextTooLongError, pipeline
+
+
+@pytest.fixture
+def texts(text_of):
+    lengths = np.random.default_rng(3).integers(0, 90, 50)
+    return [f"{number} {text_of(int(length))}" for number, length in enumerate(lengths)]
+
+
+@pytest.fixture
+def small_windows(monkeypatch):
+    monkeypatch.setattr("koe5_onnx.embedder.WINDOW_TEXTS", 7)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5, 100])
+def test_workers_change_nothing(artifact_path, embedder, texts, workers):
+    with Embedder.open(artifact_path, threads=1, workers=workers, max_batch_tokens=100) as other:
+        np.testing.assert_array_equal(other.encode(texts), embedder.encode(texts))
+
+
+def test_windows_change_nothing(artifact_path, embedder, texts, small_windows):
+    encoded = embedder.encode_with_info(texts)
+    with Embedder.open(artifact_path, threads=1) as other:
+        np.testing.assert_array_equal(encoded.embeddings, other.encode(texts))
+        np.testing.assert_array_equal(encoded.tokens, other.count_tokens(texts))
+
+
+def test_progress_over_windows(embedder, texts, small_windows):
+    calls = []
+    embedder.encode(texts, on_progress=lambda done, total: calls.append((done, total)))
+    total = int(embedder.count_tokens(texts).sum())
+    assert calls[-1] == (total, total)
+    assert all(0.3 * total < guess < 3 * total for _, guess in calls)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_ends_all_workers(artifact_path, texts, workers, error):
+    calls = []
+
+    def fail(*_tokens):
+        calls.append(threading.current_thread())
+        raise error("stop")
+
+    before = set(threading.enumerate())
+    with (
+        Embedder.open(artifact_path, threads=1, workers=workers, max_batch_tokens=64) as embedder,
+        pytest.raises(error, match="stop"),
+    ):
+        embedder.encode(texts, on_progress=fail)
+    assert 1 <= len(calls) <= workers
+    assert set(threading.enumerate()) <= before
+
+
+def test_bad_input_in_a_late_window_is_found_before_anything_runs(embedder, texts, small_windows):
+    with pytest.raises(InputError, match="text 49 holds the lone surrogate"):
+        embedder.encode([*texts[:49], "\ud800"], on_progress=lambda *_: pytest.fail("something ran"))
+
+
+def test_an_overflow_error_in_a_late_window_too(artifact_path, texts, text_of, small_windows):
+    with (
+        Embedder.open(artifact_path, threads=1, overflow="error") as embedder,
+        pytest.raises(TextTooLongError, match="first text 50"),
+    ):
+        embedder.encode([*texts, text_of(600)], on_progress=lambda *_: pytest.fail("something ran"))
+
+
+def test_the_next_window_is_tokenised_while_one_is_used():
+    """At most one window ahead, and in order."""
+    started = []
+    second = threading.Event()
+
+    class Slow:
+        def encode(self, texts):
+            started.append(list(texts))
+            if len(started) == 2:
+                second.set()
+            return list(texts)
+
+    windows = pipeline.tokenise_ahead(Slow(), list(range(10)), 3)
+    assert next(windows) == [0, 1, 2]
+    assert second.wait(10)
+    assert started == [[0, 1, 2], [3, 4, 5]]
+    assert list(windows) == [[3, 4, 5], [6, 7, 8], [9]]
+
+
+def test_workers_out_of_range(artifact_path):
+    with pytest.raises(InputError, match="workers is 0: expected 1 or more"):
+        Embedder.open(artifact_path, workers=0)
+
+
+def test_threads_are_shared_among_workers(artifact_path, monkeypatch):
+    from koe5_onnx.machine import Cores
+
+    monkeypatch.setattr("koe5_onnx.embedder.usable_cores", lambda: Cores(8, "eight"))
+    for workers, threads in ((1, 8), (3, 2), (20, 1)):
+        with Embedder.open(artifact_path, workers=workers) as embedder:
+            assert embedder.session.threads == threads
