@@ -19,17 +19,14 @@ import numpy.typing as npt
 from koe5_onnx.artifact import Artifact, Contract
 from koe5_onnx.errors import DoublePromptWarning, InputError, Koe5Warning, TextTooLongError, TruncationWarning
 from koe5_onnx.graphs import Kernels
-from koe5_onnx.machine import usable_cores
 from koe5_onnx.pipeline import WINDOW_TEXTS, run_batches, tokenise_ahead
 from koe5_onnx.session import Session
 from koe5_onnx.tokenizer import Tokenizer, Tokens, require_unicode
+from koe5_onnx.tuning import arrange
 
 Overflow = Literal["truncate", "error"]
 Progress = Callable[[int, int], None]
 """Called after each batch: tokens done, tokens in all (an estimate until all texts are tokenised)."""
-
-DEFAULT_BATCH_TOKENS = 512
-"""On CPUs larger batches fall out of the cache; measured in benchmarks/NOTES.md."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +84,8 @@ class Embedder:
         revision: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
-        workers: int = 1,
-        max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        workers: int | None = 1,
+        max_batch_tokens: int | None = None,
         overflow: Overflow = "truncate",
         kernels: Kernels = "auto",
     ) -> Self:
@@ -112,14 +109,13 @@ class Embedder:
             ProviderError: The device cannot be used.
             InputError: An argument is out of range.
         """
-        if workers < 1:
-            raise InputError(f"workers is {workers}: expected 1 or more")
+        if workers is not None and workers < 1:
+            raise InputError(f"workers is {workers}: expected 1 or more, or None")
         artifact = Artifact.open(path_or_hub_id, revision=revision)
         tokenizer = Tokenizer(artifact.tokenizer, artifact.manifest.contract.max_tokens)
-        if threads is None:
-            threads = max(1, usable_cores().count // workers)
-        session = Session(artifact, device, threads, kernels)
-        return cls(artifact, session, tokenizer, max_batch_tokens, overflow, workers)
+        arrangement = arrange(artifact, device, kernels, workers, threads, max_batch_tokens)
+        session = Session(artifact, device, arrangement.threads, kernels)
+        return cls(artifact, session, tokenizer, arrangement.max_batch_tokens, overflow, arrangement.workers)
 
     @property
     def contract(self) -> Contract:

@@ -54,7 +54,10 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--threads", type=int, metavar="N", help="CPU threads of a batch (default: the usable cores)"
     )
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="batches that run at the same time (default: 1)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="batches that run at the same time (default: what koe5-onnx tune found, else 1)",
     )
     parser.add_argument(
         "--kernels",

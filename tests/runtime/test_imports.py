@@ -33,8 +33,22 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "graphs.py": ({".artifact", ".errors"}, {"koe5_onnx_kernels"}),
     "session.py": ({".artifact", ".errors", ".graphs", ".machine", "numpy"}, {"onnxruntime"}),
     "pipeline.py": ({".batching", ".session", ".tokenizer", "numpy"}, set()),
+    "tuning.py": (
+        {
+            ".artifact",
+            ".checked",
+            ".graphs",
+            ".machine",
+            ".pipeline",
+            ".session",
+            ".tokenizer",
+            "numpy",
+        },
+        set(),
+    ),
+    "cli/tune.py": ({PUBLIC, ".tuning"}, set()),
     "embedder.py": (
-        {".artifact", ".errors", ".graphs", ".machine", ".pipeline", ".session", ".tokenizer", "numpy"},
+        {".artifact", ".errors", ".graphs", ".pipeline", ".session", ".tokenizer", ".tuning", "numpy"},
         set(),
     ),
     "cli/doctor.py": ({PUBLIC, ".cli", ".graphs", ".machine", ".session", "numpy"}, set()),

@@ -99,7 +99,7 @@ def test_workers_out_of_range(artifact_path):
 def test_threads_are_shared_among_workers(artifact_path, monkeypatch):
     from koe5_onnx.machine import Cores
 
-    monkeypatch.setattr("koe5_onnx.embedder.usable_cores", lambda: Cores(8, "eight"))
+    monkeypatch.setattr("koe5_onnx.tuning.usable_cores", lambda: Cores(8, "eight"))
     for workers, threads in ((1, 8), (3, 2), (20, 1)):
         with Embedder.open(artifact_path, workers=workers) as embedder:
             assert embedder.session.threads == threads

@@ -1,0 +1,212 @@
+"""Batch size and workers measured on this machine, and remembered for it.
+
+What is best depends on caches and cores, not on texts: `tune` runs random tokens through the real graph for
+some seconds and keeps what it finds under the user's cache folder. Opening an artifact looks it up; nothing
+is measured unasked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import secrets
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from koe5_onnx.artifact import WEIGHTS, Artifact
+from koe5_onnx.checked import cache_folder
+from koe5_onnx.graphs import Kernels, choose
+from koe5_onnx.machine import cpu_features, cpu_name, usable_cores
+from koe5_onnx.pipeline import run_batches
+from koe5_onnx.session import Session, import_onnxruntime
+from koe5_onnx.tokenizer import Tokens
+
+DEFAULT_BATCH_TOKENS = 512
+"""On CPUs larger batches fall out of the cache; measured in benchmarks/NOTES.md."""
+
+_BUDGETS = (256, 512, 1024, 2048, 4096)
+_WORTHWHILE = 1.02
+"""A larger batch, or more workers, must be this much faster than the smaller to be preferred."""
+_SAMPLE_LENGTHS = (512, 512, 300, 200, 120, *(60, 45, 32, 24) * 10)
+"""Pages and sentences, about half of the tokens each."""
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Workers, the threads of each and the tokens of a batch."""
+
+    workers: int
+    threads: int
+    max_batch_tokens: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What was fastest on one machine for one graph, and how fast each arrangement was."""
+
+    best: Arrangement
+    """For throughput."""
+    lowest_latency: Arrangement
+    """The best with one worker, so that a single text has all cores."""
+    tokens_per_second: Sequence[tuple[Arrangement, float]]
+    """Medians, in the order of measuring."""
+
+
+def tune(
+    artifact: Artifact,
+    device: str = "cpu",
+    kernels: Kernels = "auto",
+    *,
+    rounds: int = 3,
+    report: Report = lambda _line: None,
+) -> Profile:
+    """Measure arrangements on this machine and remember the best.
+
+    Takes `rounds` times about twenty runs over 3,000 tokens. Rounds interleave all arrangements, so that a
+    busy moment of the machine hits all alike.
+
+    Args:
+        artifact: The opened artifact.
+        device: "cpu", "cuda" or "cuda:N".
+        kernels: Which graph.
+        rounds: Measurements of each arrangement, at least 1.
+        report: Told each arrangement's median.
+
+    Raises:
+        ProviderError: The device or the graph cannot be used.
+    """
+    lengths = np.minimum(_SAMPLE_LENGTHS, artifact.manifest.contract.max_tokens)
+    tokens = _random_tokens(artifact.manifest.architecture.vocabulary, lengths)
+    sessions = {threads: Session(artifact, device, threads, kernels) for threads in _thread_counts()}
+    found: dict[Arrangement, list[float]] = {one: [] for one in _arrangements(sessions)}
+    for _ in range(rounds):
+        for arrangement, rates in found.items():
+            rates.append(_rate(artifact, sessions[arrangement.threads], tokens, arrangement))
+    medians = [(arrangement, statistics.median(rates)) for arrangement, rates in found.items()]
+    for session in sessions.values():
+        session.close()
+    for arrangement, rate in medians:
+        report(f"{describe(arrangement)}: {rate:,.0f} tokens/s")
+    alone = [one for one in medians if one[0].workers == 1]
+    profile = Profile(_best(medians), _best(alone), medians)
+    _remember(_note_of(artifact, device, kernels), profile)
+    return profile
+
+
+def remembered(artifact: Artifact, device: str, kernels: Kernels) -> Profile | None:
+    """What `tune` found for this artifact on this machine; None where it has not run."""
+    try:
+        found = json.loads(_note_of(artifact, device, kernels).read_text(encoding="utf-8"))
+        return Profile(
+            Arrangement(**found["best"]),
+            Arrangement(**found["lowest_latency"]),
+            [(Arrangement(**one), float(rate)) for one, rate in found["tokens_per_second"]],
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def arrange(
+    artifact: Artifact,
+    device: str,
+    kernels: Kernels,
+    workers: int | None,
+    threads: int | None,
+    max_batch_tokens: int | None,
+) -> Arrangement:
+    """What is given, and for the rest what `tune` found, else 1 worker, all cores, 512 tokens."""
+    profile = remembered(artifact, device, kernels) if None in (workers, max_batch_tokens) else None
+    cores = usable_cores().count
+    found = Arrangement(1, cores, DEFAULT_BATCH_TOKENS)
+    if profile is not None:
+        found = profile.lowest_latency if workers == 1 else profile.best
+    workers = workers or found.workers
+    return Arrangement(
+        workers,
+        max(1, cores // workers) if threads is None else threads,
+        found.max_batch_tokens if max_batch_tokens is None else max_batch_tokens,
+    )
+
+
+def describe(arrangement: Arrangement) -> str:
+    """An arrangement in words."""
+    return (
+        f"{arrangement.workers} x {arrangement.threads} threads, "
+        f"batches of {arrangement.max_batch_tokens:,} tokens"
+    )
+
+
+def _thread_counts() -> list[int]:
+    """All cores to one batch, one core to each, and on many cores something between."""
+    cores = usable_cores().count
+    return sorted({cores, 1, *(count for count in (4, 8) if count < cores)}, reverse=True)
+
+
+def _arrangements(threads: Sequence[int] | dict[int, Session]) -> Iterator[Arrangement]:
+    cores = usable_cores().count
+    for count, budget in itertools.product(threads, _BUDGETS):
+        yield Arrangement(max(1, cores // count), count, budget)
+
+
+def _random_tokens(vocabulary: int, lengths: npt.NDArray[np.int64]) -> Tokens:
+    rng = np.random.default_rng(0)
+    lowest = min(4, vocabulary - 1)
+    ids = [rng.integers(lowest, vocabulary, length).astype(np.int32) for length in lengths]
+    return Tokens(ids, lengths.astype(np.int32))
+
+
+def _rate(artifact: Artifact, session: Session, tokens: Tokens, arrangement: Arrangement) -> float:
+    contract = artifact.manifest.contract
+    out = np.empty((len(tokens.ids), contract.dim), dtype=np.float32)
+    start = time.perf_counter()
+    run_batches(
+        session,
+        tokens,
+        out,
+        max_batch_tokens=arrangement.max_batch_tokens,
+        pad_id=contract.pad_id,
+        workers=arrangement.workers,
+        on_batch=lambda _tokens: None,
+    )
+    return int(tokens.lengths.sum()) / (time.perf_counter() - start)
+
+
+def _best(medians: Sequence[tuple[Arrangement, float]]) -> Arrangement:
+    """The fastest; of those about as fast, the one with fewer workers, then smaller batches."""
+    fastest = max(rate for _, rate in medians)
+    good = [arrangement for arrangement, rate in medians if rate * _WORTHWHILE >= fastest]
+    return min(good, key=lambda one: (one.workers, one.max_batch_tokens))
+
+
+def _note_of(artifact: Artifact, device: str, kernels: Kernels) -> Path:
+    graph = choose(artifact, device, kernels)
+    what = [
+        artifact.manifest.files[WEIGHTS].sha256,
+        graph.file.name,
+        device,
+        cpu_name(),
+        *cpu_features(),
+        str(usable_cores().count),
+        str(import_onnxruntime().__version__),
+    ]
+    name = hashlib.sha256("\n".join(what).encode()).hexdigest()
+    return cache_folder() / "profiles" / f"{name[:32]}.json"
+
+
+def _remember(note: Path, profile: Profile) -> None:
+    partial = note.with_suffix(f".{secrets.token_hex(4)}.partial")
+    with suppress(OSError):  # a read-only home: the caller still has the profile
+        note.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(dataclasses.asdict(profile), indent=1), encoding="utf-8")
+        partial.replace(note)

@@ -1,0 +1,93 @@
+"""What is measured is remembered for this machine and artifact, and used only where nothing is given."""
+
+import itertools
+import json
+
+import pytest
+
+from koe5_onnx import Artifact, Embedder
+from koe5_onnx.cli import main
+from koe5_onnx.machine import Cores
+from koe5_onnx.tuning import DEFAULT_BATCH_TOKENS, Arrangement, _best, remembered, tune
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KOE5_ONNX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def artifact(artifact_path, cache, monkeypatch):
+    monkeypatch.setattr("koe5_onnx.tuning.usable_cores", lambda: Cores(2, "two"))
+    return Artifact.open(artifact_path)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Each measurement takes the next of these seconds."""
+
+    def set_seconds(seconds):
+        times = itertools.chain.from_iterable((0.0, second) for second in seconds)
+        monkeypatch.setattr("koe5_onnx.tuning.time.perf_counter", lambda: next(times))
+
+    return set_seconds
+
+
+def test_nothing_is_measured_unasked(artifact, cache):
+    assert remembered(artifact, "cpu", "stock") is None
+    with Embedder.open(artifact.path, kernels="stock") as embedder:
+        assert (embedder.workers, embedder.session.threads) == (1, 2)
+        assert embedder.max_batch_tokens == DEFAULT_BATCH_TOKENS
+    assert not (cache / "profiles").exists()
+
+
+def test_what_is_found_is_used(artifact, clock):
+    # Two threads with budgets of 256 to 4096, then one thread: the last but one is fastest of all.
+    clock([5.0, 4.0, 2.0, 4.0, 5.0, 5.0, 4.0, 3.0, 1.0, 5.0])
+    profile = tune(artifact, kernels="stock", rounds=1)
+    assert profile.best == Arrangement(2, 1, 2048)
+    assert profile.lowest_latency == Arrangement(1, 2, 1024)
+    assert remembered(artifact, "cpu", "stock") == profile
+    for workers, expected in ((1, (1, 2, 1024)), (None, (2, 1, 2048))):
+        with Embedder.open(artifact.path, workers=workers, kernels="stock") as embedder:
+            assert (embedder.workers, embedder.session.threads, embedder.max_batch_tokens) == expected
+    with Embedder.open(
+        artifact.path, workers=None, threads=1, max_batch_tokens=64, kernels="stock"
+    ) as embedder:
+        assert (embedder.workers, embedder.session.threads, embedder.max_batch_tokens) == (2, 1, 64)
+
+
+def test_of_equals_the_smaller():
+    medians = [
+        (Arrangement(1, 2, 512), 99.0),
+        (Arrangement(1, 2, 256), 99.5),
+        (Arrangement(2, 1, 256), 100.0),
+    ]
+    assert _best(medians) == Arrangement(1, 2, 256)
+    assert _best([*medians, (Arrangement(2, 1, 512), 110.0)]) == Arrangement(2, 1, 512)
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"best": 3}', '{"best": {"workers": 1}}'])
+def test_a_damaged_note_is_ignored(artifact, clock, cache, damage):
+    clock([1.0] * 10)
+    tune(artifact, kernels="stock", rounds=1)
+    (note,) = (cache / "profiles").iterdir()
+    assert json.loads(note.read_text())
+    note.write_text(damage)
+    assert remembered(artifact, "cpu", "stock") is None
+
+
+def test_another_machine_has_another_profile(artifact, clock, monkeypatch):
+    clock([1.0] * 10)
+    tune(artifact, kernels="stock", rounds=1)
+    monkeypatch.setattr("koe5_onnx.tuning.cpu_name", lambda: "another")
+    assert remembered(artifact, "cpu", "stock") is None
+
+
+def test_the_verb(artifact, capsys):
+    assert main(["tune", str(artifact.path), "--rounds", "1", "--kernels", "stock"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("tokens/s") == 10
+    assert "best for throughput" in printed
+    assert remembered(artifact, "cpu", "stock") is not None
