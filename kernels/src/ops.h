@@ -1,0 +1,10 @@
+// The operators of domain koe5, each defined in a file of its own; register.cc lists them.
+#pragma once
+
+#include "op.h"
+
+namespace koe5 {
+
+extern const OpDefinition kNormQuantize;
+
+}  // namespace koe5
