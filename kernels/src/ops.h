@@ -6,5 +6,8 @@
 namespace koe5 {
 
 extern const OpDefinition kNormQuantize;
+extern const OpDefinition kProjectQkv, kProjectAddNorm, kProjectGelu;
+extern const OpDefinition kRaggedAttention;
+extern const OpDefinition kPoolMean;
 
 }  // namespace koe5

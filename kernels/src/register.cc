@@ -21,7 +21,8 @@ constexpr const char* kDomain = "koe5";
 constexpr const char* kThreadsKey = "koe5.threads";
 constexpr int kOpSetVersion = 1;
 
-const OpDefinition* const kOps[] = {&kNormQuantize};
+const OpDefinition* const kOps[] = {&kNormQuantize, &kProjectQkv, &kProjectAddNorm, &kProjectGelu,
+                                    &kRaggedAttention, &kPoolMean};
 
 OrtStatus* failure(const OrtApi* api, const std::string& text) {
   return abi::call<abi::CreateStatus>(api, abi::kInvalidArgument, text.c_str());

@@ -12,4 +12,7 @@ void norm_quantize_rows(const float* x, const float* gain, const float* shift, f
 // q and scale of each row of x.
 void quantize_rows(const float* x, int64_t rows, int64_t width, uint8_t* q, float* scale);
 
+// mean[j] = mean over `rows` rows, `stride` values apart, of their column j < columns, a multiple of 16.
+void mean_of_rows(const float* x, int64_t rows, int64_t stride, int64_t columns, float* mean);
+
 }  // namespace koe5

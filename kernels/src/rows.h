@@ -1,5 +1,6 @@
 // Functions of one row of fp32 values: layer norm, quantisation to 8 bits. AVX512 F, BW, DQ and VL only.
-// Everything is static: a copy compiled with AVX512 must never stand in for one called on another CPU.
+// Everything is local to the file that includes it: a copy compiled with AVX512 must never stand in, at link time, for
+// one that another CPU calls.
 // The order of each sum depends on the row's length alone. n is a multiple of 16.
 #pragma once
 
@@ -8,9 +9,10 @@
 #include <cstdint>
 
 namespace koe5 {
+namespace {
 
 // Sum of a row's values; each lane of four accumulators takes every 64th value.
-static inline float row_sum(const float* x, int64_t n) {
+inline float row_sum(const float* x, int64_t n) {
   __m512 a = _mm512_setzero_ps(), b = a, c = a, d = a;
   int64_t i = 0;
   for (; i + 64 <= n; i += 64) {
@@ -23,13 +25,13 @@ static inline float row_sum(const float* x, int64_t n) {
   return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)));
 }
 
-static inline __m512 add_square(__m512 sum, const float* x, __m512 mean) {
+inline __m512 add_square(__m512 sum, const float* x, __m512 mean) {
   const __m512 distance = _mm512_sub_ps(_mm512_loadu_ps(x), mean);
   return _mm512_fmadd_ps(distance, distance, sum);
 }
 
 // Sum of (x - mean)^2.
-static inline float row_squares(const float* x, int64_t n, float mean) {
+inline float row_squares(const float* x, int64_t n, float mean) {
   const __m512 m = _mm512_set1_ps(mean);
   __m512 a = _mm512_setzero_ps(), b = a, c = a, d = a;
   int64_t i = 0;
@@ -45,7 +47,7 @@ static inline float row_squares(const float* x, int64_t n, float mean) {
 
 // y = (x - mean) / sqrt(variance + epsilon) * gain + shift, in two passes over x (variance of the distances, so that
 // a large mean costs no digits). x and y may be the same.
-static inline void norm_row(const float* x, int64_t n, const float* gain, const float* shift, float epsilon,
+inline void norm_row(const float* x, int64_t n, const float* gain, const float* shift, float epsilon,
                             float* y) {
   const float mean = row_sum(x, n) / static_cast<float>(n);
   const float variance = row_squares(x, n, mean) / static_cast<float>(n);
@@ -58,7 +60,7 @@ static inline void norm_row(const float* x, int64_t n, const float* gain, const 
 }
 
 // Largest |x|; NaN where the row has one: as integers, magnitudes sort as their values do and NaN above infinity.
-static inline float row_magnitude(const float* x, int64_t n) {
+inline float row_magnitude(const float* x, int64_t n) {
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   __m512i a = _mm512_setzero_si512(), b = a;
   int64_t i = 0;
@@ -72,7 +74,7 @@ static inline float row_magnitude(const float* x, int64_t n) {
 
 // q = round(x / scale) + 128, half to even, with scale = largest |x| / 127 (at least 1e-12, for rows of zeros), which
 // is returned: NaN or infinite where the row is not finite, and then q means nothing.
-static inline float quantize_row(const float* x, int64_t n, uint8_t* q) {
+inline float quantize_row(const float* x, int64_t n, uint8_t* q) {
   const float largest = row_magnitude(x, n) * (1.0f / 127);
   const float scale = largest < 1e-12f ? 1e-12f : largest;
   const __m512 inverse = _mm512_set1_ps(1.0f / scale);
@@ -84,4 +86,5 @@ static inline float quantize_row(const float* x, int64_t n, uint8_t* q) {
   return scale;
 }
 
+}  // namespace
 }  // namespace koe5
