@@ -109,7 +109,8 @@ void attend_rows(const AttentionTask& task, const AttentionScratch& scratch, flo
 void attend_amx(const AttentionTask& task) {
   const AttentionScratch scratch(task.scratch, task.depth);
   const float factor = score_factor(task.depth);
-  const TileConfig config;
+  // Static: GCC's intrinsic claims to read 8 bytes of it, and would drop the rest of a local one.
+  static const TileConfig config;
   _tile_loadconfig(&config);
   for_each_block<Bf16Product>(task, round_up(task.depth, 32), kTileRows, scratch,
                               [&](const KeyBlock& block, int64_t query, int64_t rows) {
