@@ -57,3 +57,9 @@ FUSED_COSINE_MIN = 0.999
 
 FUSED_COSINE_MEAN = 0.9995
 """The same on average."""
+
+LINEAR_FP32_RELATIVE = 5e-7
+"""A fused linear in fp32 against float64, relative to its row's largest value: four roundings of 6e-8."""
+
+NORMED_RELATIVE = 5e-6
+"""Layer norm after a fused linear, relative to the largest value: fp32 sums over the row; 1e-6 found."""

@@ -1,0 +1,242 @@
+// Speed of the fused linears, alone: no ONNX Runtime.
+//
+//   linear_bench [--threads N] [--level amx|avx512_vnni] [--rows 16,32,...] [--seconds S] [--hot]
+//
+// One line for each linear of the model and number of rows: median and best milliseconds, giga-operations a second
+// (a product and a sum are two), share of the ceiling, weights read in GB/s. The ceiling is what the same threads reach
+// in the same run with the instruction on registers alone. Weights are cold unless --hot is given: as in a model, each
+// call uses others, 192 MiB of them in turn.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../src/linear.h"
+
+namespace {
+
+using koe5::Level;
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Threads that wait busily between tasks, as ONNX Runtime's do.
+class ThreadPool final : public koe5::Pool {
+ public:
+  explicit ThreadPool(int threads) : threads_(threads) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+  }
+  ~ThreadPool() override {
+    stop_ = true;
+    for (std::thread& worker : workers_) worker.join();
+  }
+  int threads() const override { return threads_; }
+  void run(int64_t n, void (*task)(void*, int64_t), void* context) override {
+    task_ = task, context_ = context, n_ = n;
+    next_ = 0, busy_ = threads_ - 1;
+    ++round_;
+    claim();
+    while (busy_ != 0) _mm_pause();
+  }
+
+ private:
+  void claim() {
+    for (int64_t i = next_++; i < n_; i = next_++) task_(context_, i);
+  }
+  void work() {
+    for (int seen = 0; !stop_;) {
+      if (round_ == seen) {
+        _mm_pause();
+        continue;
+      }
+      ++seen;
+      claim();
+      --busy_;
+    }
+  }
+
+  const int threads_;
+  std::vector<std::thread> workers_;
+  std::atomic<bool> stop_{false};
+  std::atomic<int> round_{0}, busy_{0};
+  std::atomic<int64_t> next_{0};
+  int64_t n_ = 0;
+  void (*task_)(void*, int64_t) = nullptr;
+  void* context_ = nullptr;
+};
+
+// 1,000 times the instruction on eight (VNNI) or four (AMX) independent sums.
+__attribute__((target("avx512f,avx512vnni"))) void vnni_alone() {
+  __m512i a = _mm512_set1_epi8(1), s[12];
+  for (__m512i& sum : s) sum = _mm512_setzero_si512();
+  for (int i = 0; i < 1000; ++i) {
+    for (__m512i& sum : s) {
+      sum = _mm512_dpbusd_epi32(sum, a, a);
+      asm volatile("" : "+v"(sum));
+    }
+  }
+}
+
+__attribute__((target("amx-tile,amx-int8"))) void amx_alone() {
+  struct alignas(64) {
+    uint8_t palette = 1, rest[15] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } config;
+  _tile_loadconfig(&config);
+  for (int i = 0; i < 1000; ++i) {
+    _tile_dpbusd(0, 4, 6);
+    _tile_dpbusd(1, 4, 7);
+    _tile_dpbusd(2, 5, 6);
+    _tile_dpbusd(3, 5, 7);
+  }
+  _tile_release();
+}
+
+// Operations a second of all threads, best of ten.
+double ceiling(Level level, ThreadPool& pool) {
+  const bool amx = level == Level::amx;
+  const double operations = amx ? 4000.0 * 16 * 16 * 64 * 2 : 12000.0 * 64 * 2;
+  double best = 1e9;
+  for (int i = 0; i < 10; ++i) {
+    const double start = now();
+    pool.parallel_for(100 * pool.threads(), [&](int64_t) { amx ? amx_alone() : vnni_alone(); });
+    best = std::min(best, now() - start);
+  }
+  return operations * 100 * pool.threads() / best;
+}
+
+struct Options {
+  int threads = 2;
+  std::vector<int64_t> rows{16, 32, 48, 128, 256, 512, 2048};
+  double seconds = 0.5;
+  bool hot = false;
+};
+
+struct Shape {
+  const char* name;
+  enum Kind { qkv, add_norm, gelu } kind;
+  int64_t k, n;
+};
+
+constexpr Shape kShapes[] = {
+    {"ProjectQkv     1024 -> 3x1024", Shape::qkv, 1024, 3072},
+    {"ProjectAddNorm 1024 -> 1024  ", Shape::add_norm, 1024, 1024},
+    {"ProjectGelu    1024 -> 4096  ", Shape::gelu, 1024, 4096},
+    {"ProjectAddNorm 4096 -> 1024  ", Shape::add_norm, 4096, 1024},
+    {"ProjectQkv      384 -> 3x384 ", Shape::qkv, 384, 1152},
+    {"ProjectGelu     384 -> 1536  ", Shape::gelu, 384, 1536},
+    {"ProjectAddNorm 1536 -> 384   ", Shape::add_norm, 1536, 384},
+};
+
+// Inputs and outputs of any shape, and as many weights as are wanted.
+class Work {
+ public:
+  Work(const Shape& shape, int64_t rows, bool hot)
+      : shape_(shape), rows_(rows), a_(rows * shape.k), q_(rows * shape.n), bf16_(rows * shape.n),
+        scale_(rows, 0.01f), out_scale_(rows), x_(rows * shape.n, 0.5f), y_(rows * shape.n), column_(shape.n, 0.01f) {
+    for (size_t i = 0; i < a_.size(); ++i) a_[i] = static_cast<uint8_t>(i * 2654435761u >> 24);
+    std::vector<int8_t> weight(shape.k * shape.n);
+    for (size_t i = 0; i < weight.size(); ++i) weight[i] = static_cast<int8_t>(i * 2246822519u >> 24);
+    const koe5::PackedWeight::Part part{weight.data(), column_.data(), shape.n};
+    const int64_t copies = hot ? 1 : (int64_t{192} << 20) / (shape.k * shape.n);
+    for (int64_t i = 0; i < copies; ++i) weights_.emplace_back(&part, 1, shape.k);
+  }
+
+  void run(Level level, koe5::Pool& pool) {
+    const koe5::PackedWeight& weight = weights_[++turn_ % weights_.size()];
+    const koe5::Activations a{a_.data(), scale_.data(), rows_, 128};
+    const float* const c = column_.data();
+    const koe5::QuantizedOutput out{q_.data(), out_scale_.data()};
+    if (shape_.kind == Shape::qkv) koe5::project(level, pool, a, weight, c, bf16_.data());
+    if (shape_.kind == Shape::gelu) koe5::project_gelu(level, pool, a, weight, c, 32, out);
+    if (shape_.kind == Shape::add_norm) {
+      koe5::project_add_norm(level, pool, a, weight, {x_.data(), c, c, c, c, 1e-5f}, y_.data(), out);
+    }
+  }
+
+ private:
+  const Shape& shape_;
+  int64_t rows_;
+  std::vector<uint8_t> a_, q_;
+  std::vector<uint16_t> bf16_;
+  std::vector<float> scale_, out_scale_, x_, y_, column_;
+  std::vector<koe5::PackedWeight> weights_;
+  size_t turn_ = 0;
+};
+
+void measure(const Shape& shape, Level level, const Options& options, ThreadPool& pool, double peak) {
+  for (const int64_t rows : options.rows) {
+    Work work(shape, rows, options.hot);
+    std::vector<double> times;
+    work.run(level, pool);
+    for (const double start = now(); now() - start < options.seconds;) {
+      const double before = now();
+      work.run(level, pool);
+      times.push_back(now() - before);
+    }
+    std::sort(times.begin(), times.end());
+    const double median = times[times.size() / 2];
+    const double operations = 2.0 * static_cast<double>(rows * shape.k * shape.n);
+    std::printf("%s %-11s threads %d rows %4ld: %7.3f ms (best %7.3f) %6.0f GOP/s %4.1f %% of ceiling, %5.1f GB/s\n",
+                shape.name, koe5::level_name(level), options.threads, static_cast<long>(rows), median * 1e3,
+                times[0] * 1e3, operations / median / 1e9, 100 * operations / median / peak,
+                static_cast<double>(shape.k * shape.n) / median / 1e9);
+    std::fflush(stdout);
+  }
+}
+
+std::vector<int64_t> numbers(const char* text) {
+  std::vector<int64_t> out;
+  for (const char* at = text; *at != 0;) {
+    char* end = nullptr;
+    out.push_back(std::strtol(at, &end, 10));
+    at = *end == ',' ? end + 1 : end;
+  }
+  return out;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  Options options;
+  std::string only;
+  std::string shapes;
+  for (int i = 1; i < count; ++i) {
+    const std::string name = arguments[i];
+    const char* const value = i + 1 < count ? arguments[i + 1] : "";
+    if (name == "--hot") options.hot = true;
+    if (name == "--threads") options.threads = std::atoi(value);
+    if (name == "--rows") options.rows = numbers(value);
+    if (name == "--seconds") options.seconds = std::atof(value);
+    if (name == "--level") only = value;
+    if (name == "--shape") shapes = value;
+  }
+  if (koe5::cpu_level() == Level::none) {
+    std::fprintf(stderr, "%s\n", koe5::why_unavailable());
+    return 1;
+  }
+  ThreadPool pool(options.threads);
+  for (const Level level : {Level::avx512_vnni, Level::amx}) {
+    if (koe5::cpu_level() < level || (!only.empty() && only != koe5::level_name(level))) continue;
+    const double peak = ceiling(level, pool);
+    std::printf("%s, %d threads: ceiling %.0f GOP/s\n", koe5::level_name(level), options.threads, peak / 1e9);
+    for (const Shape& shape : kShapes) {
+      if (shapes.empty() || std::strstr(shape.name, shapes.c_str()) != nullptr) {
+        measure(shape, level, options, pool, peak);
+      }
+    }
+  }
+  return 0;
+}

@@ -1,0 +1,113 @@
+// Attention by AVX512 registers: six queries at a time against 64 keys, then against 64 columns of the values. 24 sums
+// of 16 lanes, 4 vectors of the packed operand and a broadcast fill the 32 registers.
+#pragma once
+
+#include "attention_blocks.h"
+
+namespace koe5 {
+namespace {
+
+constexpr int64_t kQueryRows = 6;
+
+#define KOE5_INLINE inline __attribute__((always_inline))
+
+// N vectors of 16 columns as members, not as an array: GCC keeps arrays of sums in memory.
+struct Vectors {
+  __m512 a, b, c, d;
+};
+
+template <int N>
+KOE5_INLINE Vectors load_step(const uint32_t* from) {
+  Vectors v;
+  v.a = v.b = v.c = v.d = _mm512_loadu_ps(from);
+  if constexpr (N > 1) v.b = _mm512_loadu_ps(from + 16);
+  if constexpr (N > 2) v.c = _mm512_loadu_ps(from + 32);
+  if constexpr (N > 3) v.d = _mm512_loadu_ps(from + 48);
+  return v;
+}
+
+template <class Product, int N>
+KOE5_INLINE void add_step(Vectors& sums, const uint32_t* by, const Vectors& columns) {
+  const __m512 broadcast = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(*by)));
+  sums.a = Product::multiply_add(sums.a, broadcast, columns.a);
+  if constexpr (N > 1) sums.b = Product::multiply_add(sums.b, broadcast, columns.b);
+  if constexpr (N > 2) sums.c = Product::multiply_add(sums.c, broadcast, columns.c);
+  if constexpr (N > 3) sums.d = Product::multiply_add(sums.d, broadcast, columns.d);
+}
+
+template <int N>
+KOE5_INLINE void store_sums(float* to, const Vectors& sums) {
+  _mm512_storeu_ps(to, sums.a);
+  if constexpr (N > 1) _mm512_storeu_ps(to + 16, sums.b);
+  if constexpr (N > 2) _mm512_storeu_ps(to + 32, sums.c);
+  if constexpr (N > 3) _mm512_storeu_ps(to + 48, sums.d);
+}
+
+// out[R][16 N] = left[R][steps] x packed[steps][64]: R rows, the first 16 N columns of a panel.
+template <class Product, int R, int N>
+void multiply(const uint32_t* left, int64_t left_stride, const uint32_t* packed, int64_t steps, float* out,
+                     int64_t out_stride) {
+  const __m512 zero = _mm512_setzero_ps();
+  Vectors r0{zero, zero, zero, zero}, r1 = r0, r2 = r0, r3 = r0, r4 = r0, r5 = r0;
+  for (int64_t step = 0; step < steps; ++step) {
+    const Vectors columns = load_step<N>(packed + step * kPanel);
+    add_step<Product, N>(r0, left + step, columns);
+    if constexpr (R > 1) add_step<Product, N>(r1, left + left_stride + step, columns);
+    if constexpr (R > 2) add_step<Product, N>(r2, left + 2 * left_stride + step, columns);
+    if constexpr (R > 3) add_step<Product, N>(r3, left + 3 * left_stride + step, columns);
+    if constexpr (R > 4) add_step<Product, N>(r4, left + 4 * left_stride + step, columns);
+    if constexpr (R > 5) add_step<Product, N>(r5, left + 5 * left_stride + step, columns);
+  }
+  store_sums<N>(out, r0);
+  if constexpr (R > 1) store_sums<N>(out + out_stride, r1);
+  if constexpr (R > 2) store_sums<N>(out + 2 * out_stride, r2);
+  if constexpr (R > 3) store_sums<N>(out + 3 * out_stride, r3);
+  if constexpr (R > 4) store_sums<N>(out + 4 * out_stride, r4);
+  if constexpr (R > 5) store_sums<N>(out + 5 * out_stride, r5);
+}
+
+using Multiply = void (*)(const uint32_t*, int64_t, const uint32_t*, int64_t, float*, int64_t);
+
+template <class Product, int N>
+Multiply multiply_of(int64_t rows) {
+  constexpr Multiply kByRows[] = {multiply<Product, 1, N>, multiply<Product, 2, N>, multiply<Product, 3, N>,
+                                  multiply<Product, 4, N>, multiply<Product, 5, N>, multiply<Product, 6, N>};
+  return kByRows[rows - 1];
+}
+
+// out[rows][columns] = left x packed, in panels of 64 columns.
+template <class Product>
+void multiply_panels(const uint32_t* left, int64_t left_stride, const uint32_t* packed, int64_t steps,
+                            int64_t rows, int64_t columns, float* out, int64_t out_stride) {
+  const Multiply by_vectors[] = {multiply_of<Product, 1>(rows), multiply_of<Product, 2>(rows),
+                                 multiply_of<Product, 3>(rows), multiply_of<Product, 4>(rows)};
+  for (int64_t column = 0; column < columns; column += kPanel) {
+    const int64_t vectors = smaller(4, (columns - column + 15) / 16);
+    by_vectors[vectors - 1](left, left_stride, packed + column * steps, steps, out + column, out_stride);
+  }
+}
+
+template <class Product>
+void attend_avx512(const AttentionTask& task) {
+  const AttentionScratch scratch(task.scratch, task.depth);
+  const float factor = score_factor(task.depth);
+  const int64_t depth_steps = task.depth / Product::kStep;
+  uint32_t* weights = reinterpret_cast<uint32_t*>(scratch.scores);
+  for_each_block<Product>(task, task.depth, kQueryRows, scratch,
+                          [&](const KeyBlock& block, int64_t query, int64_t rows) {
+    float rescale[kRows];
+    for (int64_t row = 0; row < rows; ++row) {
+      Product::copy_query(task.query + (query + row) * task.stride, task.depth, scratch.queries + row * depth_steps);
+    }
+    multiply_panels<Product>(scratch.queries, depth_steps, scratch.keys, depth_steps, rows, block.keys, scratch.scores,
+                             kScoreStride);
+    weigh_rows<Product>(block, factor, rows, scratch.scores, scratch.running + (query - task.first), rescale);
+    const int64_t key_steps = block.padded / Product::kStep;
+    multiply_panels<Product>(weights, kScoreStride, scratch.values, key_steps, rows, task.depth, scratch.block,
+                             round_up(task.depth, kPanel));
+    merge_rows(task, block, scratch, query, rows, rescale);
+  });
+}
+
+}  // namespace
+}  // namespace koe5

@@ -1,0 +1,226 @@
+// What the instruction sets' attention share: blocks of keys, how they are packed, and scratch memory. AVX512,
+// local to the file that includes it: see rows.h.
+//
+// A product takes steps: a dword of an operand is two bf16 values (Bf16Product) or one fp32 value (Fp32Product).
+//   packed keys    dword[keys / 64][steps of depth][64]        key panels: 64 scores grow together
+//   packed values  dword[depth / 64][steps of keys][64]
+// AMX reads 16 x 16 dwords of the same layouts as a tile.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "attention.h"
+#include "softmax.h"
+
+namespace koe5 {
+namespace {
+
+// Keys of one block: longer texts take several, with running maxima. 512 of KoE5's width are 128 KiB packed: in L2.
+constexpr int64_t kKeys = 512;
+constexpr int64_t kPanel = 64;
+constexpr int64_t kRows = 16;  // most queries that a product takes at once
+// Between rows of scores, in dwords: no multiple of 1 KiB, so that rows do not meet in the same cache sets.
+constexpr int64_t kScoreStride = kKeys + 16;
+
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Where a task's scratch memory lies, in dwords.
+struct AttentionScratch {
+  uint32_t* keys;
+  uint32_t* values;
+  uint32_t* queries;  // [kRows][depth]
+  float* scores;      // [kRows][kScoreStride]; later weights
+  float* block;       // [kRows][depth rounded up to 64]: the context of one block of keys
+  RunningSoftmax* running;
+
+  AttentionScratch(void* memory, int64_t depth) {
+    const int64_t padded = round_up(depth, kPanel);
+    keys = static_cast<uint32_t*>(memory);
+    values = keys + kKeys * padded;
+    queries = values + kKeys * padded;
+    scores = reinterpret_cast<float*>(queries + kRows * padded);
+    block = scores + kRows * kScoreStride;
+    running = reinterpret_cast<RunningSoftmax*>(block + kRows * padded);
+  }
+  static int64_t dwords(int64_t depth) {
+    const int64_t padded = round_up(depth, kPanel);
+    return 2 * kKeys * padded + kRows * (2 * padded + kScoreStride) + 2 * kQueriesPerTask;
+  }
+};
+
+// Two bf16 values a step: AVX512-BF16 and AMX.
+struct Bf16Product {
+  static constexpr int64_t kStep = 2;
+
+  static inline void store_keys(uint32_t* to, int64_t step, int64_t, __m512i pair) {
+    _mm512_storeu_si512(to + step * kPanel, pair);
+  }
+  static inline __m512i value_pair(__m256i even, __m256i odd) {
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+  }
+  static inline void store_values(uint32_t* to, int64_t pair, __m256i even, __m256i odd) {
+    _mm512_storeu_si512(to + pair * kPanel, value_pair(even, odd));
+  }
+#ifdef __AVX512BF16__
+  // Rounded to nearest even, and summed as rounded (each times one): they add up to one in the product with the values.
+  // The weights of keys i.. trail the scores that they overwrite.
+  static inline void store_weights(float* scores, int64_t i, __m512 a, __m512 b, __m512* sum, __m512*) {
+    const __m512bh weights = _mm512_cvtne2ps_pbh(b, a);
+    const __m512i ones = _mm512_set1_epi32(0x3f803f80);
+    *sum = _mm512_dpbf16_ps(*sum, weights, reinterpret_cast<__m512bh>(ones));
+    _mm512_storeu_si512(reinterpret_cast<uint32_t*>(scores) + i / 2, reinterpret_cast<__m512i>(weights));
+  }
+#endif
+};
+
+// One fp32 value a step, from the same storage: CPUs without bf16 products.
+struct Fp32Product {
+  static constexpr int64_t kStep = 1;
+
+  static inline void store_keys(uint32_t* to, int64_t step, int64_t steps, __m512i pair) {
+    (void)steps;
+    _mm512_storeu_si512(to + 2 * step * kPanel, _mm512_slli_epi32(pair, 16));
+    _mm512_storeu_si512(to + (2 * step + 1) * kPanel, _mm512_and_si512(pair, _mm512_set1_epi32(~0xffff)));
+  }
+  static inline void store_values(uint32_t* to, int64_t pair, __m256i even, __m256i odd) {
+    _mm512_storeu_si512(to + 2 * pair * kPanel, _mm512_slli_epi32(_mm512_cvtepu16_epi32(even), 16));
+    _mm512_storeu_si512(to + (2 * pair + 1) * kPanel, _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+  }
+  static inline void store_weights(float* scores, int64_t i, __m512 a, __m512 b, __m512* sum_a, __m512* sum_b) {
+    *sum_a = _mm512_add_ps(*sum_a, a);
+    *sum_b = _mm512_add_ps(*sum_b, b);
+    _mm512_storeu_ps(scores + i, a);
+    _mm512_storeu_ps(scores + i + 16, b);
+  }
+};
+
+// rows[i][j] becomes rows[j][i], 16 x 16 dwords.
+inline void transpose(__m512i rows[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    rows[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    rows[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    rows[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    rows[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    rows[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    rows[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    rows[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+// 16 keys from `key` on, the dwords `pair`.. of their heads; zeros where there is no key or no depth.
+inline void load_keys(const uint16_t* key, int64_t stride, int64_t keys, int64_t pairs, __m512i rows[16]) {
+  const __mmask16 present = pairs >= 16 ? 0xffff : static_cast<__mmask16>((1u << pairs) - 1);
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < 16; ++i) {
+    rows[i] = i < keys ? _mm512_maskz_loadu_epi32(present, key + i * stride) : _mm512_setzero_si512();
+  }
+}
+
+// Packs `keys` keys, as zeros up to a multiple of 16, and each head with zeros up to `padded_depth`.
+template <class Product>
+void pack_keys(const uint16_t* key, int64_t stride, int64_t keys, int64_t depth, int64_t padded_depth,
+                      uint32_t* to) {
+  const int64_t steps = padded_depth / Product::kStep, pairs = padded_depth / 2;
+  for (int64_t k = 0; k < keys; k += 16) {
+    uint32_t* panel = to + k / kPanel * steps * kPanel + k % kPanel;
+    for (int64_t pair = 0; pair < pairs; pair += 16) {
+      __m512i rows[16];
+      load_keys(key + k * stride + 2 * pair, stride, keys - k, depth / 2 - pair, rows);
+      transpose(rows);
+      for (int64_t i = 0; i < smaller(16, pairs - pair); ++i) {
+        Product::store_keys(panel, pair + i, steps, rows[i]);
+      }
+    }
+  }
+}
+
+// Packs `keys` values, as zeros up to a multiple of 32.
+template <class Product>
+void pack_values(const uint16_t* value, int64_t stride, int64_t keys, int64_t depth, uint32_t* to) {
+  const int64_t padded = round_up(keys, 32), steps = padded / Product::kStep;
+  for (int64_t pair = 0; pair < padded / 2; ++pair) {
+    const uint16_t* even = value + 2 * pair * stride;
+    for (int64_t d = 0; d < depth; d += 16) {
+      const __mmask16 has_even = 2 * pair < keys ? 0xffff : 0, has_odd = 2 * pair + 1 < keys ? 0xffff : 0;
+      Product::store_values(to + d / kPanel * steps * kPanel + d % kPanel, pair,
+                            _mm256_maskz_loadu_epi16(has_even, even + d),
+                            _mm256_maskz_loadu_epi16(has_odd, even + stride + d));
+    }
+  }
+}
+
+// log2(e) / sqrt(depth): softmax in base 2.
+inline float score_factor(int64_t depth) {
+  return 1.44269504088896341f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(static_cast<float>(depth))));
+}
+
+// Where a task stands: one block of its text's keys.
+struct KeyBlock {
+  int64_t keys;
+  int64_t padded;  // keys rounded up to 32, for which there are scores
+  bool first;
+  bool last;
+};
+
+// Calls `attend_rows(block, queries from, rows)` for every block of keys and every `rows` queries of the task.
+template <class Product, class AttendRows>
+void for_each_block(const AttentionTask& task, int64_t padded_depth, int64_t rows, const AttentionScratch& scratch,
+                           AttendRows attend_rows) {
+  for (int64_t from = 0; from < task.tokens; from += kKeys) {
+    KeyBlock block{};
+    block.keys = smaller(kKeys, task.tokens - from);
+    block.padded = round_up(block.keys, 32);
+    block.first = from == 0;
+    block.last = from + kKeys >= task.tokens;
+    const int64_t at = from * task.stride;
+    pack_keys<Product>(task.key + at, task.stride, block.keys, task.depth, padded_depth, scratch.keys);
+    pack_values<Product>(task.value + at, task.stride, block.keys, task.depth, scratch.values);
+    for (int64_t query = task.first; query < task.last; query += rows) {
+      attend_rows(block, query, smaller(rows, task.last - query));
+    }
+  }
+}
+
+// Scores of `rows` queries to weights; returns the factors for what earlier blocks gave.
+template <class Product>
+inline void weigh_rows(const KeyBlock& block, float factor, int64_t rows, float* scores, RunningSoftmax* running,
+                              float rescale[kRows]) {
+  for (int64_t row = 0; row < rows; ++row) {
+    float* at = scores + row * kScoreStride;
+    forget_scores(at, block.keys, block.padded);
+    rescale[row] = weigh_row<Product>(at, block.padded, factor, block.first, running + row);
+  }
+}
+
+inline void merge_rows(const AttentionTask& task, const KeyBlock& block, const AttentionScratch& scratch,
+                              int64_t query, int64_t rows, const float rescale[kRows]) {
+  const int64_t padded = round_up(task.depth, kPanel);
+  for (int64_t row = 0; row < rows; ++row) {
+    merge_context(scratch.block + row * padded, task.depth, block.first, block.last, rescale[row],
+                  scratch.running[query - task.first + row].sum, task.context + (query + row) * task.context_stride);
+  }
+}
+
+}  // namespace
+}  // namespace koe5

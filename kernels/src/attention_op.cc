@@ -1,0 +1,159 @@
+// RaggedAttention(qkv bf16[T, 3H], offsets i32[n+1]; heads) -> q u8[T, H], scale f32[T]
+// Softmax attention of each token over its own text, all heads, and the result in 8 bits a token.
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+
+#include "attention.h"
+#include "attention_plan.h"
+#include "cpu.h"
+#include "op.h"
+#include "ops.h"
+#include "row_kernels.h"
+
+namespace koe5 {
+namespace {
+
+constexpr int64_t kRowsPerTask = 8;
+constexpr int64_t kMaxDepth = 256;
+
+using Attend = void (*)(const AttentionTask&);
+
+Attend attend_at(Level level) {
+  if (level == Level::amx) return attend_amx;
+  return level == Level::avx512_bf16 ? attend_bf16 : attend_vnni;
+}
+
+// The calling thread's scratch memory, kept for its next task; null where there is no memory.
+void* thread_scratch(size_t bytes) {
+  struct Memory {
+    void* data = nullptr;
+    size_t bytes = 0;
+    ~Memory() { std::free(data); }
+  };
+  thread_local Memory memory;
+  if (memory.bytes < bytes) {
+    std::free(memory.data);
+    memory.bytes = (bytes + 63) & ~size_t{63};
+    memory.data = std::aligned_alloc(64, memory.bytes);
+    if (memory.data == nullptr) memory.bytes = 0;
+  }
+  return memory.data;
+}
+
+// One call's tensors.
+struct Call {
+  const uint16_t* qkv;
+  const int32_t* offsets;
+  int64_t width;
+  int64_t heads;
+  Attend attend;
+  float* context;
+  uint8_t* q;
+  float* scale;
+
+  void attend_head(const AttentionUnit& unit, int64_t head, void* scratch) const {
+    const int64_t start = offsets[unit.text], depth = width / heads;
+    const uint16_t* query = qkv + start * 3 * width + head * depth;
+    AttentionTask task{};
+    task.query = query;
+    task.key = query + width;
+    task.value = query + 2 * width;
+    task.stride = 3 * width;
+    task.tokens = offsets[unit.text + 1] - start;
+    task.depth = depth;
+    task.first = unit.first;
+    task.last = unit.last;
+    task.context = context + start * width + head * depth;
+    task.context_stride = width;
+    task.scratch = scratch;
+    attend(task);
+  }
+
+  void quantize(int64_t first, int64_t rows) const {
+    quantize_rows(context + first * width, rows, width, q + first * width, scale + first);
+  }
+
+  // False where there was no memory to work in.
+  bool run(const AttentionUnit& unit) const {
+    void* scratch = thread_scratch(attention_scratch_bytes(width / heads));
+    if (scratch == nullptr) return false;
+    if (unit.head >= 0) {
+      attend_head(unit, unit.head, scratch);
+      return true;
+    }
+    for (int64_t head = 0; head < heads; ++head) attend_head(unit, head, scratch);
+    quantize(offsets[unit.text], unit.last - unit.first);
+    return true;
+  }
+};
+
+// Rows that no task quantised, in tasks of their own.
+void quantize_split(const Call& call, const AttentionPlan& plan, Pool* pool) {
+  struct Rows {
+    int64_t first, count;
+  };
+  std::vector<Rows> tasks;
+  for (const int64_t text : plan.split_texts) {
+    const int64_t end = call.offsets[text + 1];
+    for (int64_t row = call.offsets[text]; row < end; row += kRowsPerTask) {
+      tasks.push_back({row, std::min(kRowsPerTask, end - row)});
+    }
+  }
+  if (tasks.empty()) return;
+  pool->parallel_for(static_cast<int64_t>(tasks.size()),
+                     [&](int64_t i) { call.quantize(tasks[i].first, tasks[i].count); });
+}
+
+class RaggedAttention final : public Kernel {
+ public:
+  explicit RaggedAttention(const KernelInfo& info)
+      : heads_(info.attribute_int("heads")), attend_(attend_at(cpu_level())) {
+    if (heads_ < 1) throw Error("heads must be positive and is " + std::to_string(heads_));
+  }
+
+  void compute(KernelContext& context) override {
+    const Tensor qkv = context.input(0), offsets = context.input(1);
+    check_shape(qkv, "qkv", {-1, -1});
+    const int64_t tokens = qkv.shape[0], width = qkv.shape[1] / 3;
+    check_width(qkv.shape[1]);
+    const int64_t texts = check_offsets(offsets, tokens);
+    const Tensor q = context.output(0, {tokens, width}), scale = context.output(1, {tokens});
+    if (texts == 0) return;
+    const Scratch values = context.scratch(sizeof(float) * tokens * width);
+    const Call call{qkv.as<uint16_t>(), offsets.as<int32_t>(), width,          heads_, attend_,
+                    values.as<float>(), q.as<uint8_t>(),       scale.as<float>()};
+    Pool& pool = context.pool();
+    const AttentionPlan plan = plan_attention(call.offsets, texts, heads_, pool.threads());
+    std::atomic<bool> complete{true};  // tasks must not throw
+    pool.parallel_for(static_cast<int64_t>(plan.units.size()), [&](int64_t i) {
+      if (!call.run(plan.units[i])) complete = false;
+    });
+    if (!complete) throw Error("no memory for a thread's blocks of keys");
+    quantize_split(call, plan, &pool);
+  }
+
+ private:
+  void check_width(int64_t columns) const {
+    const int64_t depth = columns / 3 / heads_;
+    if (columns == 3 * heads_ * depth && depth >= 16 && depth % 16 == 0 && depth <= kMaxDepth) return;
+    throw Error("qkv must have 3 x heads x depth columns with " + std::to_string(heads_) +
+                " heads and a depth that is a multiple of 16 up to " + std::to_string(kMaxDepth) + ", and has " +
+                std::to_string(columns));
+  }
+
+  const int64_t heads_;
+  const Attend attend_;
+};
+
+}  // namespace
+
+const OpDefinition kRaggedAttention = {
+    "RaggedAttention",
+    {Type::bf16, Type::i32},
+    {Type::u8, Type::f32},
+    [](const KernelInfo& info) -> std::unique_ptr<Kernel> { return std::make_unique<RaggedAttention>(info); },
+};
+
+}  // namespace koe5

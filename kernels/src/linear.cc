@@ -1,0 +1,186 @@
+// How a linear is split into tasks. Results never depend on the split: sums are exact, and what needs a whole row
+// (largest value, layer norm) is computed on whole rows.
+#include "linear.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+
+namespace koe5 {
+namespace {
+
+constexpr int64_t kAlignment = 64, kColumnUnit = 64;
+// Rows of a task that only applies a row function.
+constexpr int64_t kRowsPerTask = 8;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+const LinearKernels& kernels_of(Level level) { return level == Level::amx ? kAmxKernels : kVnniKernels; }
+
+// Memory of a thread that grows as needed and is used again by the next task; one for each purpose.
+class ThreadScratch {
+ public:
+  ~ThreadScratch() { std::free(memory_); }
+  char* at_least(int64_t bytes) {
+    if (bytes > bytes_) {
+      std::free(memory_);
+      bytes_ = 0;
+      memory_ = static_cast<char*>(std::aligned_alloc(kAlignment, ceil_div(bytes, kAlignment) * kAlignment));
+      if (memory_ == nullptr) throw std::bad_alloc();
+      bytes_ = bytes;
+    }
+    return memory_;
+  }
+
+ private:
+  char* memory_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+thread_local ThreadScratch kernel_scratch, row_scratch;
+
+// Rows in blocks, columns in groups; one task for each pair.
+struct Grid {
+  int64_t blocks, block_rows, groups, group_columns;
+};
+
+Grid grid_of(const LinearKernels& kernels, int threads, int64_t rows, const WeightView& w, int64_t most_rows) {
+  const int64_t units = ceil_div(w.n, kColumnUnit);
+  int64_t blocks = ceil_div(rows, most_rows), groups = 1;
+  // Columns first: a task then reads fewer weights. Rows once a task would have few columns for the copy of its rows.
+  while (blocks * groups < threads) {
+    if (units / (groups + 1) >= 8 || rows / (blocks + 1) < kernels.fewest_rows) {
+      if (++groups >= units) break;
+    } else {
+      ++blocks;
+    }
+  }
+  while (groups < units && blocks * groups % threads != 0 && blocks * groups < 4 * threads) ++groups;
+  const int64_t block_rows = ceil_div(ceil_div(rows, blocks), 16) * 16;
+  const int64_t group_columns = ceil_div(units, groups) * kColumnUnit;
+  return {ceil_div(rows, block_rows), block_rows, ceil_div(w.n, group_columns), group_columns};
+}
+
+Product product_of(const Activations& a, const WeightView& w, int64_t first_row, int64_t rows, int64_t first,
+                   int64_t last) {
+  return {a.q + first_row * w.k, a.scale + first_row, rows, a.zero, w, first, last};
+}
+
+StoreBf16 from_row(StoreBf16 store, int64_t row) {
+  store.out += row * store.stride;
+  return store;
+}
+
+StoreAdd from_row(StoreAdd store, int64_t row) {
+  store.out += row * store.stride;
+  store.x += row * store.stride;
+  return store;
+}
+
+StoreGelu from_row(StoreGelu store, int64_t row) {
+  store.out += row * store.stride;
+  return store;
+}
+
+template <class Store>
+using Multiply = void (*)(const Product&, const Store&, void*);
+
+// Runs tasks that may run out of memory: exceptions must not cross the pool's border.
+template <class F>
+void run_tasks(Pool& pool, int64_t n, const F& task) {
+  std::atomic<bool> exhausted{false};
+  pool.parallel_for(n, [&](int64_t index) {
+    try {
+      task(index);
+    } catch (const std::bad_alloc&) {
+      exhausted = true;
+    }
+  });
+  if (exhausted) throw std::bad_alloc();
+}
+
+template <class Store>
+void multiply_grid(const LinearKernels& kernels, Multiply<Store> multiply, Pool& pool, const Activations& a,
+                   const WeightView& w, const Store& store) {
+  const Grid grid = grid_of(kernels, pool.threads(), a.rows, w, kernels.most_rows(w.k));
+  run_tasks(pool, grid.blocks * grid.groups, [&](int64_t task) {
+    const int64_t row = task % grid.blocks * grid.block_rows, rows = std::min(grid.block_rows, a.rows - row);
+    const int64_t first = task / grid.blocks * grid.group_columns, last = std::min(first + grid.group_columns, w.n);
+    multiply(product_of(a, w, row, rows, first, last), from_row(store, row),
+             kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));
+  });
+}
+
+QuantizedOutput from_row(const QuantizedOutput& out, int64_t row, int64_t n) {
+  return {out.q + row * n, out.scale + row};
+}
+
+// Rows of a block where each task computes all columns of its rows; 0 where that would leave threads without work.
+int64_t whole_row_block(const LinearKernels& kernels, int threads, int64_t rows, int64_t most_rows) {
+  if (rows < threads * kernels.fewest_rows) return 0;
+  const int64_t rounds = ceil_div(rows, threads * most_rows);
+  return ceil_div(ceil_div(rows, rounds * threads), 2) * 2;
+}
+
+}  // namespace
+
+void project(Level level, Pool& pool, const Activations& a, const PackedWeight& weight, const float* bias,
+             uint16_t* out) {
+  const WeightView& w = weight.view();
+  if (a.rows == 0) return;
+  const LinearKernels& kernels = kernels_of(level);
+  multiply_grid(kernels, kernels.bf16, pool, a, w, StoreBf16{bias, out, w.n});
+}
+
+void project_add_norm(Level level, Pool& pool, const Activations& a, const PackedWeight& weight, const AddNorm& with,
+                      float* y, const QuantizedOutput& out) {
+  const WeightView& w = weight.view();
+  if (a.rows == 0) return;
+  const LinearKernels& kernels = kernels_of(level);
+  const int64_t n = w.n;
+  const StoreAdd store{with.bias, with.x, with.skip, y, n};
+  const int64_t block = whole_row_block(kernels, pool.threads(), a.rows, kernels.most_rows(w.k));
+  if (block > 0) {
+    run_tasks(pool, ceil_div(a.rows, block), [&](int64_t task) {
+      const int64_t row = task * block, rows = std::min(block, a.rows - row);
+      kernels.add(product_of(a, w, row, rows, 0, n), from_row(store, row),
+                  kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));
+      norm_quantize_in_place(y + row * n, rows, n, with, from_row(out, row, n));
+    });
+    return;
+  }
+  multiply_grid(kernels, kernels.add, pool, a, w, store);
+  pool.parallel_for(ceil_div(a.rows, kRowsPerTask), [&](int64_t task) {
+    const int64_t row = task * kRowsPerTask, rows = std::min(kRowsPerTask, a.rows - row);
+    norm_quantize_in_place(y + row * n, rows, n, with, from_row(out, row, n));
+  });
+}
+
+void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWeight& weight, const float* bias,
+                  int32_t zero, const QuantizedOutput& out) {
+  const WeightView& w = weight.view();
+  if (a.rows == 0) return;
+  const LinearKernels& kernels = kernels_of(level);
+  const int64_t n = w.n;
+  const int64_t block = whole_row_block(kernels, pool.threads(), a.rows, kernels.most_rows(n));
+  if (block > 0) {
+    run_tasks(pool, ceil_div(a.rows, block), [&](int64_t task) {
+      const int64_t row = task * block, rows = std::min(block, a.rows - row);
+      float* const values = reinterpret_cast<float*>(row_scratch.at_least(rows * n * 4));
+      kernels.gelu(product_of(a, w, row, rows, 0, n), StoreGelu{bias, values, n},
+                   kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));
+      quantize_gelu_rows(values, rows, n, zero, from_row(out, row, n));
+    });
+    return;
+  }
+  float* const values = reinterpret_cast<float*>(row_scratch.at_least(a.rows * n * 4));
+  multiply_grid(kernels, kernels.gelu, pool, a, w, StoreGelu{bias, values, n});
+  pool.parallel_for(ceil_div(a.rows, kRowsPerTask), [&](int64_t task) {
+    const int64_t row = task * kRowsPerTask, rows = std::min(kRowsPerTask, a.rows - row);
+    quantize_gelu_rows(values + row * n, rows, n, zero, from_row(out, row, n));
+  });
+}
+
+}  // namespace koe5

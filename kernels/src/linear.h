@@ -1,0 +1,69 @@
+// Linear layers of 8-bit integers with everything that follows them fused in. Knows nothing of ONNX Runtime.
+//
+// Activations are u8 with a zero point and a scale a row: value = scale[row] * (u8 - zero). Weights are s8 with a scale
+// a column, packed once. Sums are exact in int32, so results depend neither on the split into tasks nor on the threads.
+// Where a row holds NaN or infinity its own outputs do, and no other row's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "cpu.h"
+#include "linear_kernels.h"
+#include "pool.h"
+
+namespace koe5 {
+
+struct Unmap {
+  size_t bytes;
+  void operator()(char* memory) const;
+};
+
+// Weights s8[k, n] in the order in which the kernels read them (see WeightView), with their scales and sums.
+class PackedWeight {
+ public:
+  struct Part {
+    const int8_t* weight;  // s8[k, n of this part], row-major
+    const float* scale;    // f32[n of this part]
+    int64_t n;
+  };
+
+  // Packs parts side by side (Q, K and V become one weight). Every (k, n) must be supported().
+  PackedWeight(const Part* parts, int64_t count, int64_t k);
+
+  // Beyond 65,536 products of u8 and s8 a sum could leave int32.
+  static bool supported(int64_t k, int64_t n) { return k > 0 && n > 0 && k % 4 == 0 && k <= 65536 && n % 16 == 0; }
+
+  const WeightView& view() const { return view_; }
+
+ private:
+  std::unique_ptr<char, Unmap> memory_{nullptr, Unmap{0}};
+  WeightView view_{};
+};
+
+// Gives the pages strictly inside [data, data + bytes) back to the system if they are a private or shared mapping of
+// a file (Linux): they are read again from the file if they are needed again.
+void release_mapped_pages(const void* data, size_t bytes);
+
+// Rows of 8-bit activations: u8[rows, k] with f32[rows].
+struct Activations {
+  const uint8_t* q;
+  const float* scale;
+  int64_t rows;
+  int32_t zero;
+};
+
+// out bf16[rows, n] = a @ w + bias, rounded to nearest even.
+void project(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const float* bias, uint16_t* out);
+
+// y f32[rows, n] = norm(x * skip + a @ w + bias) * gain + shift, and y in 8 bits with zero point 128.
+void project_add_norm(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const AddNorm& with,
+                      float* y, const QuantizedOutput& out);
+
+// out = GELU(a @ w + bias) in 8 bits with zero point `zero`, 1 to 127; no value is below -0.17, so that
+// scale = max(max(row) / (255 - zero), 0.17 / zero) uses all of 0..255.
+void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const float* bias,
+                  int32_t zero, const QuantizedOutput& out);
+
+}  // namespace koe5

@@ -1,0 +1,90 @@
+// The border between linear.cc, which splits the work, and the units compiled for an instruction set. Plain data and
+// plain functions only: an inline function compiled for AVX512 must never stand in for one called on another CPU.
+#pragma once
+
+#include <cstdint>
+
+namespace koe5 {
+
+// Packed weights s8[k, n]: [n/32][k/64][2][16][16][4].
+//
+// 32 columns at a time (a panel), k in steps of 64; a step is two blocks of 1 KiB with 16 columns each, a block 16
+// lines with four k of each of its columns: an AMX tile, or 16 operands of VPDPBUSD. All that a panel holds is one
+// stream. k is filled up to 64, n to 32, with zeros.
+constexpr int64_t kStepDepth = 64, kPanelColumns = 32, kBlockBytes = 1024;
+
+struct WeightView {
+  const int8_t* panels;
+  const float* scales;  // f32[n]
+  const int32_t* sums;  // i32[n], of each column
+  int64_t k, padded_k, n;
+};
+
+static inline const int8_t* panel_at(const WeightView& w, int64_t column) { return w.panels + column * w.padded_k; }
+
+// The part of a product that one task computes: rows of a times columns [first, last) of w; first is a multiple of 64.
+struct Product {
+  const uint8_t* a;    // u8[rows, k]
+  const float* scale;  // f32[rows]
+  int64_t rows;
+  int32_t zero;
+  WeightView w;
+  int64_t first, last;
+};
+
+// What becomes of a product. `out` and `x` point at the task's first row; rows are `stride` values apart.
+struct StoreBf16 {
+  const float* bias;
+  uint16_t* out;
+  int64_t stride;
+};
+
+struct StoreAdd {
+  const float *bias, *x, *skip;
+  float* out;
+  int64_t stride;
+};
+
+struct StoreGelu {
+  const float* bias;
+  float* out;
+  int64_t stride;
+};
+
+struct AddNorm {
+  const float* x;  // f32[rows, n], the residual
+  const float *skip, *bias, *gain, *shift;
+  float epsilon;
+};
+
+struct QuantizedOutput {
+  uint8_t* q;    // u8[rows, n]
+  float* scale;  // f32[rows]
+};
+
+struct LinearKernels {
+  // Rows of k bytes that stay in a core's L2 while the weights pass.
+  int64_t (*most_rows)(int64_t k);
+  // Fewer rows a task than this, and reading the weights costs more than multiplying.
+  int64_t fewest_rows;
+  // Scratch for a product, 64-byte aligned.
+  int64_t (*scratch_bytes)(int64_t rows, int64_t k);
+  void (*bf16)(const Product&, const StoreBf16&, void* scratch);
+  void (*add)(const Product&, const StoreAdd&, void* scratch);
+  void (*gelu)(const Product&, const StoreGelu&, void* scratch);
+};
+
+extern const LinearKernels kVnniKernels, kAmxKernels;
+
+// y = norm(y) in place, then in 8 bits.
+void norm_quantize_in_place(float* y, int64_t rows, int64_t n, const AddNorm& with, const QuantizedOutput& out);
+
+// GELU values f32[rows, n] in 8 bits.
+void quantize_gelu_rows(const float* x, int64_t rows, int64_t n, int32_t zero, const QuantizedOutput& out);
+
+// Packs up to 64 columns, in sixteens, of s8[k, stride] into blocks: the first of each sixteen is at blocks[i], the
+// next 2 KiB on. `sums` gets the sums of the columns.
+void pack_columns(const int8_t* weight, int64_t stride, int64_t k, int64_t columns, int8_t* const* blocks,
+                  int32_t* sums);
+
+}  // namespace koe5

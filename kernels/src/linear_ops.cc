@@ -1,0 +1,166 @@
+// The linears as operators (T tokens, H in or out, all row-major):
+//
+// ProjectQkv(q u8[T, H], scale f32[T], weight_q s8[H, N], weight_k, weight_v, scale_q f32[N], scale_k, scale_v,
+//            bias f32[3N]) -> qkv bf16[T, 3N]
+// ProjectAddNorm(a u8[T, K], a_scale f32[T], weight s8[K, H], weight_scale f32[H], x f32[T, H], skip f32[H],
+//                bias f32[H], gain f32[H], shift f32[H]; zero_point, epsilon) -> y f32[T, H], q u8[T, H], scale f32[T]
+// ProjectGelu(a u8[T, H], a_scale f32[T], weight s8[H, F], weight_scale f32[F], bias f32[F]; zero_point)
+//             -> q u8[T, F], scale f32[T]
+//
+// zero_point is that of the GELU values: of the inputs in ProjectAddNorm, of the outputs in ProjectGelu. Other
+// activations have 128. Weights and their scales are constants of the graph, packed when the session is made; the
+// pages of the file that they came from are then given back.
+#include "linear.h"
+#include "op.h"
+#include "ops.h"
+
+namespace koe5 {
+namespace {
+
+constexpr int32_t kMiddle = 128;
+
+struct NamedWeight {
+  const char* name;
+  size_t weight, scale;  // inputs
+};
+
+void check_weight(const Tensor& weight, const char* name) {
+  check_shape(weight, name, {-1, -1});
+  if (PackedWeight::supported(weight.shape[0], weight.shape[1])) return;
+  throw Error(std::string(name) + " must have rows (inputs) in multiples of 4, at most 65,536, and columns (outputs) "
+              "in multiples of 16, and has the shape [" + std::to_string(weight.shape[0]) + ", " +
+              std::to_string(weight.shape[1]) + "]: use the stock graph");
+}
+
+// Weights side by side; all have as many rows as the first.
+PackedWeight pack(const KernelInfo& info, std::initializer_list<NamedWeight> names) {
+  std::vector<PackedWeight::Part> parts;
+  int64_t k = -1;
+  for (const NamedWeight& named : names) {
+    const Tensor weight = info.constant_input(named.weight, named.name);
+    const std::string scale_name = std::string("the scale of ") + named.name;
+    const Tensor scale = info.constant_input(named.scale, scale_name.c_str());
+    check_shape(weight, named.name, {k, -1});
+    check_weight(weight, named.name);
+    check_shape(scale, scale_name.c_str(), {weight.shape[1]});
+    k = weight.shape[0];
+    parts.push_back({weight.as<int8_t>(), scale.as<float>(), weight.shape[1]});
+  }
+  PackedWeight packed(parts.data(), static_cast<int64_t>(parts.size()), k);
+  for (const PackedWeight::Part& part : parts) release_mapped_pages(part.weight, static_cast<size_t>(k * part.n));
+  return packed;
+}
+
+int32_t zero_point(const KernelInfo& info, int64_t most) {
+  const int64_t zero = info.attribute_int("zero_point");
+  if (zero >= 1 && zero <= most) return static_cast<int32_t>(zero);
+  throw Error("zero_point must be between 1 and " + std::to_string(most) + " and is " + std::to_string(zero));
+}
+
+Activations activations(const KernelContext& context, const PackedWeight& weight, int32_t zero) {
+  const Tensor a = context.input(0), scale = context.input(1);
+  check_shape(a, "activations", {-1, weight.view().k});
+  check_shape(scale, "the scale of the activations", {a.shape[0]});
+  return {a.as<uint8_t>(), scale.as<float>(), a.shape[0], zero};
+}
+
+const float* row_input(const KernelContext& context, size_t index, const char* name, int64_t n) {
+  const Tensor tensor = context.input(index);
+  check_shape(tensor, name, {n});
+  return tensor.as<float>();
+}
+
+QuantizedOutput quantized_output(const KernelContext& context, size_t index, int64_t rows, int64_t n) {
+  return {context.output(index, {rows, n}).as<uint8_t>(), context.output(index + 1, {rows}).as<float>()};
+}
+
+class ProjectQkv final : public Kernel {
+ public:
+  explicit ProjectQkv(const KernelInfo& info)
+      : weight_(pack(info, {{"weight_q", 2, 5}, {"weight_k", 3, 6}, {"weight_v", 4, 7}})) {}
+
+  void compute(KernelContext& context) override {
+    const Activations a = activations(context, weight_, kMiddle);
+    const int64_t n = weight_.view().n;
+    const float* const bias = row_input(context, 8, "bias", n);
+    uint16_t* const out = context.output(0, {a.rows, n}).as<uint16_t>();
+    project(cpu_level(), context.pool(), a, weight_, bias, out);
+  }
+
+ private:
+  const PackedWeight weight_;
+};
+
+class ProjectAddNorm final : public Kernel {
+ public:
+  explicit ProjectAddNorm(const KernelInfo& info)
+      : weight_(pack(info, {{"weight", 2, 3}})), zero_(zero_point(info, 255)),
+        epsilon_(info.attribute_float("epsilon")) {}
+
+  void compute(KernelContext& context) override {
+    const Activations a = activations(context, weight_, zero_);
+    const int64_t n = weight_.view().n;
+    const Tensor x = context.input(4);
+    check_shape(x, "x", {a.rows, n});
+    const AddNorm with{x.as<float>(),
+                       row_input(context, 5, "skip", n),
+                       row_input(context, 6, "bias", n),
+                       row_input(context, 7, "gain", n),
+                       row_input(context, 8, "shift", n),
+                       epsilon_};
+    float* const y = context.output(0, {a.rows, n}).as<float>();
+    project_add_norm(cpu_level(), context.pool(), a, weight_, with, y, quantized_output(context, 1, a.rows, n));
+  }
+
+ private:
+  const PackedWeight weight_;
+  const int32_t zero_;
+  const float epsilon_;
+};
+
+class ProjectGelu final : public Kernel {
+ public:
+  explicit ProjectGelu(const KernelInfo& info)
+      : weight_(pack(info, {{"weight", 2, 3}})), zero_(zero_point(info, 127)) {}
+
+  void compute(KernelContext& context) override {
+    const Activations a = activations(context, weight_, kMiddle);
+    const int64_t n = weight_.view().n;
+    const float* const bias = row_input(context, 4, "bias", n);
+    project_gelu(cpu_level(), context.pool(), a, weight_, bias, zero_, quantized_output(context, 0, a.rows, n));
+  }
+
+ private:
+  const PackedWeight weight_;
+  const int32_t zero_;
+};
+
+template <class T>
+std::unique_ptr<Kernel> create(const KernelInfo& info) {
+  return std::make_unique<T>(info);
+}
+
+}  // namespace
+
+const OpDefinition kProjectQkv = {
+    "ProjectQkv",
+    {Type::u8, Type::f32, Type::s8, Type::s8, Type::s8, Type::f32, Type::f32, Type::f32, Type::f32},
+    {Type::bf16},
+    create<ProjectQkv>,
+};
+
+const OpDefinition kProjectAddNorm = {
+    "ProjectAddNorm",
+    {Type::u8, Type::f32, Type::s8, Type::f32, Type::f32, Type::f32, Type::f32, Type::f32, Type::f32},
+    {Type::f32, Type::u8, Type::f32},
+    create<ProjectAddNorm>,
+};
+
+const OpDefinition kProjectGelu = {
+    "ProjectGelu",
+    {Type::u8, Type::f32, Type::s8, Type::f32, Type::f32},
+    {Type::u8, Type::f32},
+    create<ProjectGelu>,
+};
+
+}  // namespace koe5

@@ -1,0 +1,124 @@
+// Products of 8-bit integers by VPDPBUSD, and the row functions of the linears. Compiled for AVX512-VNNI.
+//
+// A register tile is 6 rows x 64 columns: 24 sums, 4 operands of weights and one of activations. A block of rows stays
+// in L1 and L2 while one panel of 64 columns after another passes; a panel is read once a block from farther away.
+#include "linear_epilogue.h"
+#include "linear_kernels.h"
+#include "rows.h"
+
+namespace koe5 {
+namespace {
+
+constexpr int64_t kTileRows = 6, kTileColumns = 64;
+
+// Rows of activations and four tiles of weights, from the first k on.
+struct Operands {
+  const uint8_t* a;
+  int64_t a_stride;
+  const int8_t *b0, *b1, *b2, *b3;
+};
+
+#define KOE5_EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
+// Named sums, not an array: GCC 12 would keep an array in memory inside the loop.
+#define KOE5_DECLARE(r)                                                                                       \
+  __m512i s##r##0 = _mm512_setzero_si512(), s##r##1 = s##r##0, s##r##2 = s##r##0, s##r##3 = s##r##0;          \
+  const uint8_t* const a##r = x.a + (r < kRows ? r : 0) * x.a_stride;
+#define KOE5_MULTIPLY(r)                                                                                      \
+  if constexpr (r < kRows) {                                                                                  \
+    int32_t four;                                                                                             \
+    __builtin_memcpy(&four, a##r + k, 4);                                                                     \
+    const __m512i a = _mm512_set1_epi32(four);                                                                \
+    s##r##0 = _mm512_dpbusd_epi32(s##r##0, a, w0);                                                            \
+    s##r##1 = _mm512_dpbusd_epi32(s##r##1, a, w1);                                                            \
+    if constexpr (kFull) s##r##2 = _mm512_dpbusd_epi32(s##r##2, a, w2);                                       \
+    if constexpr (kFull) s##r##3 = _mm512_dpbusd_epi32(s##r##3, a, w3);                                       \
+  }
+#define KOE5_STORE(r)                                                                                         \
+  if constexpr (r < kRows) {                                                                                  \
+    _mm512_store_si512(sums + r * kTileColumns, s##r##0);                                                     \
+    _mm512_store_si512(sums + r * kTileColumns + 16, s##r##1);                                                \
+    if constexpr (kFull) _mm512_store_si512(sums + r * kTileColumns + 32, s##r##2);                           \
+    if constexpr (kFull) _mm512_store_si512(sums + r * kTileColumns + 48, s##r##3);                           \
+  }
+
+// Sums of kRows rows and 64 (kFull) or 32 columns over all k.
+template <int kRows, bool kFull>
+void tile(const Operands& x, int64_t depth, int32_t* sums) {
+  KOE5_EACH_ROW(KOE5_DECLARE)
+  const int8_t *b0 = x.b0, *b1 = x.b1, *b2 = x.b2, *b3 = x.b3;
+  int64_t k = 0;
+  while (k < depth) {
+    const int64_t end = depth - k < kStepDepth ? depth : k + kStepDepth;
+    for (int64_t at = 0; k < end; k += 4, at += 64) {
+      const __m512i w0 = _mm512_load_si512(b0 + at), w1 = _mm512_load_si512(b1 + at);
+      const __m512i w2 = kFull ? _mm512_load_si512(b2 + at) : w0, w3 = kFull ? _mm512_load_si512(b3 + at) : w1;
+      KOE5_EACH_ROW(KOE5_MULTIPLY)
+    }
+    b0 += 2 * kBlockBytes, b1 += 2 * kBlockBytes, b2 += 2 * kBlockBytes, b3 += 2 * kBlockBytes;
+  }
+  KOE5_EACH_ROW(KOE5_STORE)
+}
+
+#undef KOE5_EACH_ROW
+#undef KOE5_DECLARE
+#undef KOE5_MULTIPLY
+#undef KOE5_STORE
+
+using Tile = void (*)(const Operands&, int64_t, int32_t*);
+constexpr Tile kTiles[2][kTileRows] = {
+    {tile<1, false>, tile<2, false>, tile<3, false>, tile<4, false>, tile<5, false>, tile<6, false>},
+    {tile<1, true>, tile<2, true>, tile<3, true>, tile<4, true>, tile<5, true>, tile<6, true>},
+};
+
+template <class Store>
+void multiply(const Product& p, const Store& store, void* scratch) {
+  int32_t* const sums = static_cast<int32_t*>(scratch);
+  const int64_t k = p.w.k, panel_bytes = kPanelColumns * p.w.padded_k;
+  for (int64_t column = p.first; column < p.last; column += kTileColumns) {
+    const int64_t columns = p.last - column < kTileColumns ? p.last - column : kTileColumns;
+    const bool full = columns > kPanelColumns;
+    const int8_t* const left = panel_at(p.w, column);
+    const int8_t* const right = full ? left + panel_bytes : left;
+    for (int64_t row = 0; row < p.rows; row += kTileRows) {
+      const int64_t rows = p.rows - row < kTileRows ? p.rows - row : kTileRows;
+      kTiles[full][rows - 1]({p.a + row * k, k, left, left + kBlockBytes, right, right + kBlockBytes}, k, sums);
+      finish(p, {sums, kTileColumns, row, rows, column, columns}, store);
+    }
+  }
+}
+
+int64_t most_rows(int64_t) { return 48; }
+int64_t scratch_bytes(int64_t, int64_t) { return kTileRows * kTileColumns * 4; }
+
+}  // namespace
+
+extern const LinearKernels kVnniKernels = {
+    most_rows, 24, scratch_bytes, multiply<StoreBf16>, multiply<StoreAdd>, multiply<StoreGelu>,
+};
+
+void norm_quantize_in_place(float* y, int64_t rows, int64_t n, const AddNorm& with, const QuantizedOutput& out) {
+  for (int64_t row = 0; row < rows; ++row) {
+    norm_row(y + row * n, n, with.gain, with.shift, with.epsilon, y + row * n);
+    out.scale[row] = quantize_row(y + row * n, n, out.q + row * n);
+  }
+}
+
+void quantize_gelu_rows(const float* x, int64_t rows, int64_t n, int32_t zero, const QuantizedOutput& out) {
+  const __m512i shift = _mm512_set1_epi32(zero), none = _mm512_setzero_si512();
+  const float floor = 0.17f / static_cast<float>(zero);
+  for (int64_t row = 0; row < rows; ++row) {
+    // The largest magnitude serves as the largest value: below 0.17, where it may be that of a negative value, the
+    // floor is larger, since zero is at most 127. NaN is the largest of magnitudes.
+    const float largest = row_magnitude(x + row * n, n) / static_cast<float>(255 - zero);
+    const float scale = largest < floor ? floor : largest;
+    const __m512 inverse = _mm512_set1_ps(1.0f / scale);
+    for (int64_t i = 0; i < n; i += 16) {
+      const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + row * n + i), inverse));
+      const __m512i step = _mm512_max_epi32(_mm512_add_epi32(rounded, shift), none);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out.q + row * n + i), _mm512_cvtusepi32_epi8(step));
+    }
+    out.scale[row] = scale;
+  }
+}
+
+}  // namespace koe5

@@ -1,0 +1,51 @@
+// NormQuantize(x f32[T, H], gain f32[H], shift f32[H]; epsilon) -> y f32[T, H], q u8[T, H], scale f32[T]
+// Layer norm, and its result in 8 bits: the first node of a token-packed graph.
+#include <algorithm>
+
+#include "op.h"
+#include "ops.h"
+#include "row_kernels.h"
+
+namespace koe5 {
+namespace {
+
+// Rows a task: few enough that short batches spread, enough that a task outweighs its dispatch.
+constexpr int64_t kRowsPerTask = 8;
+
+class NormQuantize final : public Kernel {
+ public:
+  explicit NormQuantize(const KernelInfo& info) : epsilon_(info.attribute_float("epsilon")) {}
+
+  void compute(KernelContext& context) override {
+    const Tensor x = context.input(0), gain = context.input(1), shift = context.input(2);
+    check_shape(x, "x", {-1, -1});
+    const int64_t tokens = x.shape[0], width = x.shape[1];
+    if (width == 0 || width % 16 != 0) {
+      throw Error("x must have a width that is a multiple of 16 and has " + std::to_string(width));
+    }
+    check_shape(gain, "gain", {width});
+    check_shape(shift, "shift", {width});
+    const Tensor y = context.output(0, {tokens, width});
+    const Tensor q = context.output(1, {tokens, width}), scale = context.output(2, {tokens});
+    context.pool().parallel_for((tokens + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task) {
+      const int64_t first = task * kRowsPerTask, at = first * width;
+      const int64_t rows = std::min(kRowsPerTask, tokens - first);
+      norm_quantize_rows(x.as<float>() + at, gain.as<float>(), shift.as<float>(), epsilon_, rows, width,
+                         y.as<float>() + at, q.as<uint8_t>() + at, scale.as<float>() + first);
+    });
+  }
+
+ private:
+  const float epsilon_;
+};
+
+}  // namespace
+
+const OpDefinition kNormQuantize = {
+    "NormQuantize",
+    {Type::f32, Type::f32, Type::f32},
+    {Type::f32, Type::u8, Type::f32},
+    [](const KernelInfo& info) -> std::unique_ptr<Kernel> { return std::make_unique<NormQuantize>(info); },
+};
+
+}  // namespace koe5

@@ -1,0 +1,121 @@
+// What an operator sees of ONNX Runtime: attributes and constant inputs when it is made, tensors and threads when it
+// runs. Errors are thrown as Error; register.cc turns them into ONNX Runtime's status at the border.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "ort_abi.h"
+#include "pool.h"
+
+namespace koe5 {
+
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// ONNXTensorElementDataType
+enum class Type : int { f32 = 1, u8 = 2, s8 = 3, i32 = 6, bf16 = 16 };
+
+struct Tensor {
+  void* data = nullptr;
+  std::vector<int64_t> shape;
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+};
+
+// Throws unless the tensor's shape is `expected`, where -1 stands for any length. `name` is what the message calls it.
+void check_shape(const Tensor& tensor, const char* name, std::initializer_list<int64_t> expected);
+
+// Throws unless offsets i32[n+1] rise from 0 to `tokens`, each text having at least one token. Returns n.
+int64_t check_offsets(const Tensor& offsets, int64_t tokens);
+
+class KernelInfo {
+ public:
+  KernelInfo(const OrtApi* api, const OrtKernelInfo* info, int threads) : api_(api), info_(info), threads_(threads) {}
+
+  float attribute_float(const char* name) const;
+  int64_t attribute_int(const char* name) const;
+  std::string node_name() const;
+  // The data of input `index`, which must be a constant of the graph. Valid while the session is made and no longer.
+  Tensor constant_input(size_t index, const char* name) const;
+  int threads() const { return threads_; }
+  const OrtApi* api() const { return api_; }
+
+ private:
+  const OrtApi* api_;
+  const OrtKernelInfo* info_;
+  int threads_;
+};
+
+// Memory from ONNX Runtime's arena, 64-byte aligned, given back at the end of the scope.
+class Scratch {
+ public:
+  Scratch(const OrtApi* api, OrtAllocator* allocator, size_t bytes);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory_) + 63) & ~uintptr_t{63});
+  }
+
+ private:
+  const OrtApi* api_;
+  OrtAllocator* allocator_;
+  void* memory_ = nullptr;
+};
+
+// ONNX Runtime's own threads.
+class SessionPool final : public Pool {
+ public:
+  SessionPool(const OrtApi* api, const OrtKernelContext* context, int threads)
+      : api_(api), context_(context), threads_(threads) {}
+  int threads() const override { return threads_; }
+  void run(int64_t n, void (*task)(void*, int64_t), void* context) override;
+
+ private:
+  const OrtApi* api_;
+  const OrtKernelContext* context_;
+  int threads_;
+};
+
+class KernelContext {
+ public:
+  KernelContext(const OrtApi* api, OrtKernelContext* context, int threads)
+      : api_(api), context_(context), pool_(api, context, threads) {}
+
+  Tensor input(size_t index) const;
+  Tensor output(size_t index, std::initializer_list<int64_t> shape) const;
+  Scratch scratch(size_t bytes) const;
+  Pool& pool() { return pool_; }
+
+ private:
+  const OrtApi* api_;
+  OrtKernelContext* context_;
+  SessionPool pool_;
+};
+
+class Kernel {
+ public:
+  virtual ~Kernel() = default;
+  virtual void compute(KernelContext& context) = 0;
+};
+
+struct OpDefinition {
+  const char* name;
+  std::vector<Type> inputs;
+  std::vector<Type> outputs;
+  std::unique_ptr<Kernel> (*create)(const KernelInfo& info);
+};
+
+}  // namespace koe5

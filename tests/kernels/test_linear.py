@@ -1,0 +1,303 @@
+"""ProjectQkv, ProjectAddNorm and ProjectGelu against float64, over the shapes of the models they are for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tolerances
+
+Array = npt.NDArray[Any]
+EPSILON = 1e-5
+MIDDLE = 128
+GELU_ZERO = 27
+WIDTHS = [(1024, 4096), (384, 1536), (64, 128), (48, 80), (16, 16), (112, 144)]
+"""Hidden and intermediate width: XLM-R-large, MiniLM, the tiny artifact, and widths that fill no tile."""
+TOKENS = [1, 2, 5, 6, 7, 15, 16, 17, 31, 32, 33, 47, 48, 49, 95, 129, 600]
+
+QKV = {"qkv": "bf16"}
+NORMED = {"y": "f32", "q": "u8", "scale": "f32"}
+QUANTISED = {"q": "u8", "scale": "f32"}
+WEIGHTS = {
+    "ProjectQkv": ("weight_q", "weight_k", "weight_v", "scale_q", "scale_k", "scale_v"),
+    "ProjectAddNorm": ("weight", "weight_scale"),
+    "ProjectGelu": ("weight", "weight_scale"),
+}
+OUTPUTS = {"ProjectQkv": QKV, "ProjectAddNorm": NORMED, "ProjectGelu": QUANTISED}
+ATTRIBUTES: Mapping[str, dict[str, Any]] = {
+    "ProjectQkv": {},
+    "ProjectAddNorm": {"zero_point": GELU_ZERO, "epsilon": EPSILON},
+    "ProjectGelu": {"zero_point": GELU_ZERO},
+}
+
+
+def project(kernels: Any, op: str, inputs: Mapping[str, Array], **options: Any) -> list[Array]:
+    attributes = options.pop("attributes", ATTRIBUTES[op])
+    return list(kernels.run(op, inputs, OUTPUTS[op], attributes, WEIGHTS[op], **options))
+
+
+def activations(rng: np.random.Generator, tokens: int, k: int) -> tuple[Array, Array]:
+    q = rng.integers(0, 256, (tokens, k), dtype=np.uint8)
+    return q, rng.uniform(0.001, 0.05, tokens).astype(np.float32)
+
+
+def weight(rng: np.random.Generator, k: int, n: int) -> tuple[Array, Array]:
+    scale = rng.uniform(0.5, 2, n) / (74 * 74 * 0.02 * math.sqrt(k))
+    return rng.integers(-128, 128, (k, n), dtype=np.int8), scale.astype(np.float32)
+
+
+def normal(rng: np.random.Generator, *shape: int) -> Array:
+    return rng.normal(size=shape).astype(np.float32)
+
+
+def qkv_inputs(tokens: int, width: int, seed: int = 0) -> dict[str, Array]:
+    rng = np.random.default_rng([seed, tokens, width])
+    q, scale = activations(rng, tokens, width)
+    weights, scales = zip(*(weight(rng, width, width) for _ in "qkv"), strict=True)
+    named = {f"weight_{part}": w for part, w in zip("qkv", weights, strict=True)}
+    named |= {f"scale_{part}": s for part, s in zip("qkv", scales, strict=True)}
+    return {"q": q, "scale": scale, **named, "bias": normal(rng, 3 * width)}
+
+
+def gelu_inputs(tokens: int, k: int, n: int, seed: int = 0) -> dict[str, Array]:
+    rng = np.random.default_rng([seed, tokens, k, n])
+    a, a_scale = activations(rng, tokens, k)
+    w, w_scale = weight(rng, k, n)
+    return {"a": a, "a_scale": a_scale, "weight": w, "weight_scale": w_scale, "bias": normal(rng, n)}
+
+
+def add_norm_inputs(tokens: int, k: int, n: int, seed: int = 0) -> dict[str, Array]:
+    rng = np.random.default_rng([seed, tokens, k, n, 1])
+    named = gelu_inputs(tokens, k, n, seed)
+    bias = named.pop("bias")
+    named |= {"x": normal(rng, tokens, n), "skip": normal(rng, n), "bias": bias}
+    return named | {"gain": normal(rng, n), "shift": normal(rng, n)}
+
+
+def product(q: Array, scale: Array, zero: int, w: Array, w_scale: Array) -> Array:
+    """scale * (q - zero) @ (w * w_scale) in float64; the sums of integers are exact."""
+    sums = (q.astype(np.float64) - zero) @ w.astype(np.float64)
+    return np.asarray(sums * w_scale.astype(np.float64) * scale.astype(np.float64)[:, None])
+
+
+def exact_gelu(x: Array) -> Array:
+    return np.asarray(0.5 * x * np.vectorize(math.erfc)(-x / math.sqrt(2)))
+
+
+def exact_normed(inputs: Mapping[str, Array], zero: int) -> Array:
+    a, a_scale, w, w_scale, x, skip, bias, gain, shift = inputs.values()
+    h = x.astype(np.float64) * skip + product(a, a_scale, zero, w, w_scale) + bias
+    distance = h - h.mean(axis=1, keepdims=True)
+    return np.asarray(distance / np.sqrt((distance**2).mean(axis=1, keepdims=True) + EPSILON) * gain + shift)
+
+
+def assert_bf16(found: Array, expected: Array) -> None:
+    """Each value is at most half a step of bf16 from the true one, but for what fp32 rounds."""
+    half_step = np.abs(expected) * 2.0**-8
+    slack = tolerances.LINEAR_FP32_RELATIVE * np.abs(expected).max(axis=1, keepdims=True)
+    assert (np.abs(found - expected) <= half_step + slack).all()
+
+
+def assert_qkv(found: Array, inputs: Mapping[str, Array]) -> None:
+    q, scale, *weights, bias = inputs.values()
+    parts = [product(q, scale, MIDDLE, w, s) for w, s in zip(weights[:3], weights[3:], strict=True)]
+    assert_bf16(found, np.concatenate(parts, axis=1) + bias)
+
+
+def assert_normed(found: list[Array], inputs: Mapping[str, Array], zero: int = GELU_ZERO) -> None:
+    y, q, scale = found
+    expected = exact_normed(inputs, zero)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=tolerances.NORMED_RELATIVE * np.abs(expected).max())
+    np.testing.assert_allclose(scale, np.abs(y).max(axis=1) / 127, rtol=tolerances.LINEAR_FP32_RELATIVE)
+    assert (np.abs((q.astype(np.float64) - 128) * scale[:, None] - y) <= 0.50001 * scale[:, None]).all()
+
+
+def assert_gelu(found: list[Array], inputs: Mapping[str, Array], zero: int = GELU_ZERO) -> None:
+    q, scale = found
+    a, a_scale, w, w_scale, bias = inputs.values()
+    expected = exact_gelu(product(a, a_scale, MIDDLE, w, w_scale) + bias)
+    largest = np.maximum(expected.max(axis=1) / (255 - zero), 0.17 / zero)
+    np.testing.assert_allclose(scale, largest, rtol=tolerances.LINEAR_FP32_RELATIVE)
+    values = (q.astype(np.float64) - zero) * scale[:, None]
+    assert (np.abs(values - expected) <= 0.5001 * scale[:, None]).all()
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_project_qkv(kernels: Any, widths: tuple[int, int], tokens: int) -> None:
+    inputs = qkv_inputs(tokens, widths[0])
+    [found] = project(kernels, "ProjectQkv", inputs)
+    assert_qkv(found, inputs)
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_project_add_norm(kernels: Any, widths: tuple[int, int], tokens: int) -> None:
+    hidden, intermediate = widths
+    for k in (hidden, intermediate):
+        inputs = add_norm_inputs(tokens, k, hidden)
+        assert_normed(project(kernels, "ProjectAddNorm", inputs), inputs)
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_project_gelu(kernels: Any, widths: tuple[int, int], tokens: int) -> None:
+    inputs = gelu_inputs(tokens, *widths)
+    assert_gelu(project(kernels, "ProjectGelu", inputs), inputs)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_shape(kernels: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tokens, k, n = (int(rng.integers(1, 200)), 4 * int(rng.integers(1, 160)), 16 * int(rng.integers(1, 40)))
+    threads = int(rng.integers(1, 5))
+    gelu = gelu_inputs(tokens, k, n, seed)
+    assert_gelu(project(kernels, "ProjectGelu", gelu, threads=threads), gelu)
+    normed = add_norm_inputs(tokens, k, n, seed)
+    assert_normed(project(kernels, "ProjectAddNorm", normed, threads=threads), normed)
+
+
+@pytest.mark.parametrize("zero", [1, 64, 127])
+def test_gelu_zero_points(kernels: Any, zero: int) -> None:
+    inputs = gelu_inputs(40, 64, 128)
+    found = project(kernels, "ProjectGelu", inputs, attributes={"zero_point": zero})
+    assert_gelu(found, inputs, zero)
+
+
+@pytest.mark.parametrize("level", ["amx", "avx512_bf16", "avx512_vnni"])
+@pytest.mark.parametrize(("q", "w"), [(255, -128), (255, 127), (0, -128), (0, 127), (128, 127)])
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_sums_do_not_saturate(kernels_at: Any, level: str, q: int, w: int, tokens: int) -> None:
+    # The bias takes away what the sum must be: in fp32 exactly, so that one unit too many or too few is seen.
+    k, n = 4096, 96
+    expected = np.float32((q - 128) * w * k)
+    inputs = {
+        "q": np.full((tokens, k), q, np.uint8),
+        "scale": np.ones(tokens, np.float32),
+        **{f"weight_{part}": np.full((k, n), w, np.int8) for part in "qkv"},
+        **{f"scale_{part}": np.ones(n, np.float32) for part in "qkv"},
+        "bias": np.full(3 * n, -expected),
+    }
+    [found] = project(kernels_at(level), "ProjectQkv", inputs)
+    assert (found == 0).all()
+
+
+INPUTS = {
+    "ProjectQkv": lambda tokens: qkv_inputs(tokens, 256),
+    "ProjectAddNorm": lambda tokens: add_norm_inputs(tokens, 320, 192),
+    "ProjectGelu": lambda tokens: gelu_inputs(tokens, 128, 576),
+}
+ROWS = {"q", "scale", "a", "a_scale", "x"}
+"""Inputs with a row for each token."""
+
+
+def rows_of(inputs: Mapping[str, Array], rows: slice) -> dict[str, Array]:
+    return {name: array[rows] if name in ROWS else array for name, array in inputs.items()}
+
+
+@pytest.mark.parametrize("op", INPUTS)
+def test_threads_do_not_matter(kernels: Any, op: str) -> None:
+    for tokens in (3, 50, 333):
+        inputs = INPUTS[op](tokens)
+        alone = project(kernels, op, inputs, threads=1)
+        for threads in (2, 3, 7):
+            for one, other in zip(alone, project(kernels, op, inputs, threads=threads), strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("op", INPUTS)
+def test_other_rows_do_not_matter(kernels: Any, op: str) -> None:
+    inputs = INPUTS[op](150)
+    together = project(kernels, op, inputs)
+    for rows in (slice(0, 1), slice(7, 40), slice(149, 150), slice(20, 133)):
+        for whole, part in zip(together, project(kernels, op, rows_of(inputs, rows)), strict=True):
+            np.testing.assert_array_equal(whole[rows], part)
+
+
+@pytest.mark.parametrize("op", INPUTS)
+def test_levels_agree(kernels: Any, kernels_at: Any, levels: tuple[str, ...], op: str) -> None:
+    for tokens in (5, 100):
+        inputs = INPUTS[op](tokens)
+        best = project(kernels, op, inputs)
+        for level in levels:
+            for one, other in zip(best, project(kernels_at(level), op, inputs), strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("op", INPUTS)
+def test_no_tokens(kernels: Any, op: str) -> None:
+    for found in project(kernels, op, rows_of(INPUTS[op](2), slice(0, 0))):
+        assert len(found) == 0
+
+
+@pytest.mark.parametrize("op", INPUTS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_in_its_row(kernels: Any, op: str, bad: float) -> None:
+    inputs = INPUTS[op](50)
+    clean = project(kernels, op, inputs)
+    for name in ROWS.intersection(inputs):
+        if inputs[name].dtype != np.float32:
+            continue
+        dirty = {key: array.copy() for key, array in inputs.items()}
+        dirty[name][17] = bad
+        found = project(kernels, op, dirty)
+        for one, other in zip(clean, found, strict=True):
+            np.testing.assert_array_equal(np.delete(one, 17, axis=0), np.delete(other, 17, axis=0))
+        assert not np.isfinite(found[0 if op == "ProjectQkv" else -1][17]).any()
+
+
+@pytest.mark.parametrize("op", ["ProjectAddNorm", "ProjectGelu"])
+def test_denormals(kernels: Any, op: str) -> None:
+    inputs = INPUTS[op](20)
+    for name in ("a_scale", "x"):
+        if name in inputs:
+            inputs[name] = np.full_like(inputs[name], 1e-40)
+    inputs["bias"] = np.full_like(inputs["bias"], 1e-42)
+    found = project(kernels, op, inputs)
+    assert np.isfinite(found[-1]).all()
+    (assert_gelu if op == "ProjectGelu" else assert_normed)(found, inputs)
+
+
+def test_zero_rows(kernels: Any) -> None:
+    inputs = gelu_inputs(9, 64, 64)
+    inputs["a"][:] = MIDDLE
+    inputs["bias"][:] = 0
+    q, scale = project(kernels, "ProjectGelu", inputs)
+    assert (q == GELU_ZERO).all()
+    np.testing.assert_array_equal(scale, np.float32(0.17) / np.float32(GELU_ZERO))
+
+
+def test_gelu_everywhere(kernels: Any) -> None:
+    # One token, no product: the bias is what GELU sees, near 0, at its minimum, where it ends and far out.
+    n = 4096
+    x = np.concatenate([np.linspace(-8, 8, n - 6), [-0.0, 0.0, 1e-30, -1e-30, -1e6, 0.75]]).astype(np.float32)
+    inputs = gelu_inputs(1, 64, n) | {"bias": x}
+    inputs["a"][:] = MIDDLE
+    assert_gelu(project(kernels, "ProjectGelu", inputs), inputs)
+
+
+@pytest.mark.parametrize(("k", "n", "message"), [(6, 16, "multiples of 4"), (64, 24, "multiples of 16")])
+def test_shapes_refused(kernels: Any, k: int, n: int, message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        project(kernels, "ProjectGelu", gelu_inputs(2, k, n))
+
+
+def test_zero_point_refused(kernels: Any) -> None:
+    with pytest.raises(Exception, match="zero_point must be between 1 and 127"):
+        project(kernels, "ProjectGelu", gelu_inputs(2, 64, 64), attributes={"zero_point": 128})
+
+
+def test_activations_of_another_width_are_refused(kernels: Any) -> None:
+    inputs = gelu_inputs(2, 64, 64)
+    inputs["a"] = inputs["a"][:, :32]
+    with pytest.raises(Exception, match=r"activations must have the shape \[any, 64\]"):
+        project(kernels, "ProjectGelu", inputs)
+
+
+def test_weights_must_be_constant(kernels: Any) -> None:
+    with pytest.raises(Exception, match="weight must be a constant"):
+        kernels.run("ProjectGelu", gelu_inputs(2, 64, 64), QUANTISED, {"zero_point": 27}, ())
