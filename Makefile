@@ -4,21 +4,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/installed
+KERNELS := $(VENV)/kernels
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check format lean lowest optimum clean
+.PHONY: help demo test check format lean lowest optimum kernels clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(READY)  ## export a small checkpoint, prove it and embed with it
+demo: $(READY) $(KERNELS)  ## export a small checkpoint, prove it and embed with it
 	$(BIN)/koe5-onnx demo build/demo
 
-test: $(READY)  ## the tests
+test: $(READY) $(KERNELS)  ## the tests
 	$(BIN)/python -m pytest
 
-check: $(READY)  ## all that CI checks: format, lint, types, tests, lean, lowest, optimum
+check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, lean, lowest, optimum
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
@@ -30,6 +31,8 @@ check: $(READY)  ## all that CI checks: format, lint, types, tests, lean, lowest
 format: $(READY)  ## format the code and repair what ruff can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+kernels: $(KERNELS)  ## build and install the fused CPU kernels, where a compiler is
 
 lean: $(READY)  ## the runtime's tests on the built wheel, without source, PyTorch and onnx
 	$(BIN)/python tests/legs/lean.py
@@ -50,3 +53,10 @@ $(READY): pyproject.toml constraints.txt
 	rm -f $@
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,export,reference,bench,dev]'
 	touch $@
+
+# Optional: without them everything runs on the stock graph. The last line of the log says what is missing.
+$(KERNELS): $(READY) $(wildcard kernels/src/* kernels/koe5_onnx_kernels/*.py) kernels/CMakeLists.txt kernels/pyproject.toml
+	@$(BIN)/python -m pip install --quiet --force-reinstall --no-deps ./kernels >$(VENV)/kernels.log 2>&1 \
+	  && $(BIN)/python -c 'import koe5_onnx_kernels as k; print("fused kernels:", k.unavailable() or "ready, on " + k.level())' \
+	  || echo "fused kernels: not built, the stock graph runs: $$(grep -m1 koe5-onnx $(VENV)/kernels.log || tail -n1 $(VENV)/kernels.log)"
+	@touch $@

@@ -52,7 +52,7 @@ def choose(artifact: Artifact, device: str, kernels: Kernels = "auto") -> Graph:
         return Graph(artifact.graph, None, "the stock graph, as asked for")
     library = _library(artifact, device)
     if isinstance(library, Path):
-        return Graph(artifact.path / FUSED_GRAPH, library, f"the fused graph, by {library.name}")
+        return Graph(artifact.path / FUSED_GRAPH, library, f"the fused graph, on {kernels_level()}")
     if kernels == "fused":
         raise ProviderError(f"the fused graph cannot run: {library}")
     return Graph(artifact.graph, None, f"the stock graph: {library}")
@@ -75,3 +75,10 @@ def installed_kernels() -> Path | str:
         return "fused kernels are not installed (pip install 'koe5-onnx[kernels]')"
     reason = koe5_onnx_kernels.unavailable()
     return koe5_onnx_kernels.library() if reason is None else str(reason)
+
+
+def kernels_level() -> str:
+    """The instruction set that installed kernels use: "amx", "avx512_bf16", "avx512_vnni" or "none"."""
+    import koe5_onnx_kernels
+
+    return str(koe5_onnx_kernels.level())

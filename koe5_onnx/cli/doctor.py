@@ -35,7 +35,7 @@ from koe5_onnx import (
 from koe5_onnx.cli import facts
 from koe5_onnx.cli.certificate_facts import agreement_in_words, batch_in_words
 from koe5_onnx.cli.sections import printable
-from koe5_onnx.graphs import choose, installed_kernels
+from koe5_onnx.graphs import choose, installed_kernels, kernels_level
 from koe5_onnx.machine import INT8_INSTRUCTIONS, cpu_features, cpu_name, usable_cores
 from koe5_onnx.session import import_onnxruntime, unsuited
 
@@ -116,7 +116,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding("instructions", " ".join(features) or "unknown")
     yield Finding("int8 here", _int8_here(features))
     kernels = installed_kernels()
-    yield Finding("fused kernels", kernels if isinstance(kernels, str) else f"ready: {kernels.name}")
+    yield Finding("fused kernels", kernels if isinstance(kernels, str) else f"ready, on {kernels_level()}")
     yield Finding("threads", f"{cores.count} ({cores.reason})")
 
 

@@ -31,7 +31,9 @@ def _built() -> Path:
         return Path(named)
     cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
     if cmake is None or ninja is None:
-        pytest.skip("the kernels are built with cmake and ninja: install both, and g++ 12 or clang 15 or later")
+        pytest.skip(
+            "the kernels are built with cmake and ninja: install both, and g++ 12 or clang 15 or later"
+        )
     build = ROOT / "build" / "kernels"
     configure = [cmake, "-S", str(ROOT / "kernels"), "-B", str(build), "-G", "Ninja"]
     configured = subprocess.run(configure, capture_output=True, text=True, check=False)
@@ -117,7 +119,9 @@ def fed(inputs: Mapping[str, Array], constants: Sequence[str] = ()) -> dict[str,
     """What a session of `node_model` takes."""
     arrays = {name: array for name, array in inputs.items() if name not in constants}
     return {
-        (f"{name}.f32" if array.dtype == np.uint16 else name): widened(array) if array.dtype == np.uint16 else array
+        (f"{name}.f32" if array.dtype == np.uint16 else name): widened(array)
+        if array.dtype == np.uint16
+        else array
         for name, array in arrays.items()
     }
 

@@ -32,6 +32,7 @@ def kernels(monkeypatch):
     module = ModuleType("koe5_onnx_kernels")
     module.reason = None
     module.unavailable = lambda: module.reason
+    module.level = lambda: "amx"
     module.library = lambda: Path("libkernels.so")
     monkeypatch.setitem(sys.modules, "koe5_onnx_kernels", module)
     return module
@@ -42,7 +43,7 @@ def test_fused_where_all_is_there(fused, kernels):
     assert graph.is_packed
     assert graph.file == fused.path / FUSED_GRAPH
     assert graph.library == Path("libkernels.so")
-    assert "libkernels.so" in graph.reason
+    assert graph.reason == "the fused graph, on amx"
     assert not choose(fused, "cpu", "stock").is_packed
 
 
