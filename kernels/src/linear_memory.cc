@@ -1,4 +1,5 @@
 // Memory of packed weights, and that of the graph's weights given back.
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -90,13 +91,32 @@ bool is_file_mapping(uintptr_t first, uintptr_t last) {
   bool found = false;
   while (!found && std::fgets(line, sizeof line, maps) != nullptr) {
     unsigned long start = 0, end = 0, inode = 0;
-    char writable = 0;
-    if (std::sscanf(line, "%lx-%lx %*c%c%*c%*c %*x %*x:%*x %lu", &start, &end, &writable, &inode) != 4) continue;
-    // Private pages that were written to would lose what was written.
-    found = start <= first && last <= end && inode != 0 && writable == '-';
+    if (std::sscanf(line, "%lx-%lx %*s %*x %*x:%*x %lu", &start, &end, &inode) != 3) continue;
+    found = start <= first && last <= end && inode != 0;
   }
   std::fclose(maps);
   return found;
+}
+
+// Whether each page is still the file's: a private mapping that was written to has pages of its own, whose contents
+// giving back would lose. Bits: https://docs.kernel.org/admin-guide/mm/pagemap.html
+bool are_pages_of_the_file(uintptr_t first, uintptr_t last, uintptr_t page) {
+  constexpr uint64_t kPresent = uint64_t{1} << 63, kSwapped = uint64_t{1} << 62, kOfFile = uint64_t{1} << 61;
+  const int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+  if (pagemap < 0) return false;
+  uint64_t entries[512];
+  bool all = true;
+  for (uintptr_t number = first / page; all && number < last / page;) {
+    const uintptr_t left = last / page - number, wanted = left < 512 ? left : 512;
+    const ssize_t bytes = pread(pagemap, entries, wanted * sizeof(uint64_t), static_cast<off_t>(number * sizeof(uint64_t)));
+    all = bytes == static_cast<ssize_t>(wanted * sizeof(uint64_t));
+    for (uintptr_t i = 0; all && i < wanted; ++i) {
+      all = (entries[i] & kSwapped) == 0 && ((entries[i] & kPresent) == 0 || (entries[i] & kOfFile) != 0);
+    }
+    number += wanted;
+  }
+  close(pagemap);
+  return all;
 }
 
 }  // namespace
@@ -106,7 +126,7 @@ void release_mapped_pages(const void* data, size_t bytes) {
   const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
   const uintptr_t first = (begin + page - 1) / page * page, last = (begin + bytes) / page * page;
-  if (first >= last || !is_file_mapping(first, last)) return;
+  if (first >= last || !is_file_mapping(first, last) || !are_pages_of_the_file(first, last, page)) return;
   madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 #endif
 }
