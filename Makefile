@@ -8,7 +8,7 @@ KERNELS := $(VENV)/kernels
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check format lean lowest optimum kernels clean
+.PHONY: help demo test check format lean lowest optimum kernels sanitizers clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -19,11 +19,12 @@ demo: $(READY) $(KERNELS)  ## export a small checkpoint, prove it and embed with
 test: $(READY) $(KERNELS)  ## the tests
 	$(BIN)/python -m pytest
 
-check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, lean, lowest, optimum
+check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, sanitizers, lean, lowest, optimum
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+	$(BIN)/python tests/legs/sanitizers.py
 	$(BIN)/python tests/legs/lean.py
 	$(BIN)/python tests/legs/lowest.py
 	$(BIN)/python tests/legs/optimum.py
@@ -36,6 +37,9 @@ kernels: $(KERNELS)  ## build and install the fused CPU kernels, where a compile
 
 lean: $(READY)  ## the runtime's tests on the built wheel, without source, PyTorch and onnx
 	$(BIN)/python tests/legs/lean.py
+
+sanitizers: $(READY)  ## the kernels' tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer
+	$(BIN)/python tests/legs/sanitizers.py
 
 lowest: $(READY)  ## runtime and export tests on the lowest versions that pyproject.toml allows
 	$(BIN)/python tests/legs/lowest.py

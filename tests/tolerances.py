@@ -63,3 +63,27 @@ LINEAR_FP32_RELATIVE = 5e-7
 
 NORMED_RELATIVE = 5e-6
 """Layer norm after a fused linear, relative to the largest value: fp32 sums over the row; 1e-6 found."""
+
+ATTENTION_FP32_STEPS = 0.001
+"""Attention in fp32 against float64, in steps of its 8-bit result beside the half that rounding may take."""
+
+ATTENTION_BF16_STEPS = 0.6
+"""With weights rounded to bf16: 2^-9 of the largest value each, that is a quarter of a step; 0.4 found."""
+
+EXPONENTIAL_RELATIVE = 2e-6
+"""A softmax weight in fp32: 1.6e-7 for the exponential, and the rounding of a score of 29, 6e-8 of it."""
+
+BF16_RELATIVE = 2.0**-8
+"""A weight in bf16, rounded to nearest."""
+
+ROUNDED_ONCE = 1.2e-7
+"""One or two roundings to fp32, relative."""
+
+NORM_ATOL = 4e-6
+"""Layer norm in fp32 against float64: outputs of up to 10, a few roundings of 6e-8; 1e-6 found."""
+
+NORM_LARGE_MEAN_ATOL = 3e-4
+"""The same where the mean is 500 times the spread, which costs as many times more; 5e-5 found."""
+
+POOL_ATOL = 3e-6
+"""A mean of up to 8,192 values about 1 in size, summed in fp32 one by one."""

@@ -1,10 +1,10 @@
-"""Times RaggedAttention, at each level of this CPU, next to ONNX Runtime's MultiHeadAttention in the same run.
+"""Times RaggedAttention, at each level of this CPU, next to ONNX Runtime's MultiHeadAttention.
 
 python kernels/bench/attention.py LIBRARY [--threads 2] [--rounds 30]
 
-Each level is a process of its own (a level is chosen once a process); there the two operators take turns, and the
-median and the least of each are printed in ms, with the ratio of the medians. With --threads 1 the calling thread does
-all the work and its processor time is taken: other processes of a shared machine do not count in.
+Each level is a process of its own (a level is chosen once a process). There the two operators take turns; the
+median and the least of each are printed in ms, with the ratio of the medians. With --threads 1 the calling
+thread does all the work and its processor time is taken: other processes of a shared machine do not count in.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
@@ -31,6 +30,7 @@ WIDTH = 1024
 
 
 def session(library: str, nodes: list[Any], inputs: list[Any], outputs: list[Any], threads: int) -> Any:
+    """A graph of these nodes, opened with the kernels' library."""
     graph = helper.make_graph(nodes, "bench", inputs, outputs)
     opsets = [helper.make_opsetid(d, v) for d, v in (("", 21), ("koe5", 1), ("com.microsoft", 1))]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
@@ -42,6 +42,7 @@ def session(library: str, nodes: list[Any], inputs: list[Any], outputs: list[Any
 
 
 def bound(made: Any, feeds: dict[str, ort.OrtValue]) -> Callable[[], None]:
+    """A run of the session on tensors that stay where they are."""
     binding = made.io_binding()
     for name, value in feeds.items():
         binding.bind_ortvalue_input(name, value)
@@ -51,6 +52,7 @@ def bound(made: Any, feeds: dict[str, ort.OrtValue]) -> Callable[[], None]:
 
 
 def ours(library: str, qkv: npt.NDArray[np.float32], texts: int, threads: int) -> Callable[[], None]:
+    """RaggedAttention of equally long texts."""
     inputs = [helper.make_tensor_value_info("qkv", TensorProto.BFLOAT16, [None, None])]
     inputs.append(helper.make_tensor_value_info("offsets", TensorProto.INT32, [None]))
     outputs = [helper.make_tensor_value_info("q", TensorProto.UINT8, None)]
@@ -65,6 +67,7 @@ def ours(library: str, qkv: npt.NDArray[np.float32], texts: int, threads: int) -
 
 
 def stock(library: str, qkv: npt.NDArray[np.float32], texts: int, threads: int) -> Callable[[], None]:
+    """MultiHeadAttention of the same texts, in fp32 as ONNX Runtime has it on CPUs."""
     names = ["query", "key", "value"]
     inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [None] * 2 + [WIDTH]) for n in names]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
@@ -77,6 +80,7 @@ def stock(library: str, qkv: npt.NDArray[np.float32], texts: int, threads: int) 
 def take_turns(
     sides: list[Callable[[], None]], rounds: int, clock: Callable[[], float]
 ) -> list[tuple[float, float]]:
+    """Median and least time of each side, in ms, the first rounds apart."""
     times: list[list[float]] = [[] for _ in sides]
     for turn in range(rounds + 3):
         for run, taken in zip(sides, times, strict=True):
@@ -89,20 +93,22 @@ def take_turns(
 
 
 def measure(library: str, threads: int, rounds: int) -> None:
+    """Print the times of this process' level."""
     rng = np.random.default_rng(0)
     for texts, tokens in SHAPES:
         qkv = rng.normal(0, 1, (texts * tokens, 3 * WIDTH)).astype(np.float32)
         sides = [ours(library, qkv, texts, threads), stock(library, qkv, texts, threads)]
         mine, theirs = take_turns(sides, rounds, time.thread_time if threads == 1 else time.perf_counter)
         level = os.environ["KOE5_ONNX_KERNELS_LEVEL"]
-        print(
+        sys.stdout.write(
             f"{level:12} {texts:3} x {tokens:4} tokens  RaggedAttention {mine[0]:7.3f} ({mine[1]:.3f}) ms"
-            f"  MultiHeadAttention {theirs[0]:7.3f} ({theirs[1]:.3f}) ms  {theirs[0] / mine[0]:5.2f}x",
-            flush=True,
+            f"  MultiHeadAttention {theirs[0]:7.3f} ({theirs[1]:.3f}) ms  {theirs[0] / mine[0]:5.2f}x\n"
         )
+        sys.stdout.flush()
 
 
 def main() -> None:
+    """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("library")
     parser.add_argument("--threads", type=int, default=2)
@@ -115,7 +121,11 @@ def main() -> None:
     for level in args.levels:
         again = [sys.executable, __file__, args.library, "--levels", level]
         again += ["--threads", str(args.threads), "--rounds", str(args.rounds)]
-        subprocess.run(again, check=True, env=os.environ | {"KOE5_ONNX_KERNELS_LEVEL": level})
+        subprocess.run(
+            again,
+            check=True,
+            env=os.environ | {"KOE5_ONNX_KERNELS_LEVEL": level},
+        )
 
 
 if __name__ == "__main__":

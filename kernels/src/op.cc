@@ -101,6 +101,7 @@ Scratch::~Scratch() {
 }
 
 void SessionPool::run(int64_t n, void (*task)(void*, int64_t), void* context) {
+  if (n < 1) return;
   if (n == 1) return task(context, 0);
   struct Call {
     void (*task)(void*, int64_t);

@@ -1,0 +1,146 @@
+"""One-node graphs of the kernels' operators: how they are made, opened and run, here or at a lower level.
+
+A level is chosen once a process, so each other level has a process of its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+
+Array = npt.NDArray[Any]
+LEVELS = ("avx512_vnni", "avx512_bf16", "amx")
+"""Instruction sets, lowest first."""
+_TYPES = {"f32": onnx.TensorProto.FLOAT, "u8": onnx.TensorProto.UINT8, "s8": onnx.TensorProto.INT8}
+_TYPES |= {"i32": onnx.TensorProto.INT32, "bf16": onnx.TensorProto.BFLOAT16}
+
+
+def _value(name: str, kind: str, rank: int | None) -> Any:
+    shape = None if rank is None else [None] * rank
+    return onnx.helper.make_tensor_value_info(name, _TYPES[kind], shape)
+
+
+def node_model(
+    op: str,
+    inputs: Mapping[str, Array],
+    outputs: Mapping[str, str],
+    attributes: Mapping[str, Any],
+    constants: Sequence[str] = (),
+) -> bytes:
+    """A graph of one koe5 node named "node". bf16 tensors enter as uint16 arrays and leave as float32.
+
+    Args:
+        op: Name of the operator.
+        inputs: Name to array, in the operator's order.
+        outputs: Name to type ("f32", "u8", "bf16"), in the operator's order.
+        attributes: The node's attributes.
+        constants: Inputs that are initialisers and not fed.
+    """
+    nodes, fed, initialisers, names = [], [], [], []
+    for name, array in inputs.items():
+        names.append(name)
+        if name in constants:
+            initialisers.append(onnx.numpy_helper.from_array(array, name))
+        elif array.dtype == np.uint16:
+            # numpy has no bf16: the upper half of a float32 is made one by an exact cast.
+            fed.append(_value(f"{name}.f32", "f32", array.ndim))
+            nodes.append(onnx.helper.make_node("Cast", [f"{name}.f32"], [name], to=_TYPES["bf16"]))
+        else:
+            kind = {"float32": "f32", "uint8": "u8", "int8": "s8", "int32": "i32"}[array.dtype.name]
+            fed.append(_value(name, kind, array.ndim))
+    nodes.append(onnx.helper.make_node(op, names, list(outputs), name="node", domain="koe5", **attributes))
+    results = []
+    for name, kind in outputs.items():
+        if kind == "bf16":
+            nodes.append(onnx.helper.make_node("Cast", [name], [f"{name}.f32"], to=_TYPES["f32"]))
+            results.append(_value(f"{name}.f32", "f32", None))
+        else:
+            results.append(_value(name, kind, None))
+    graph = onnx.helper.make_graph(nodes, "test", fed, results, initialisers)
+    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("koe5", 1)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+def widened(bf16: Array) -> Array:
+    """uint16 bits of bf16 to the float32 of the same values."""
+    return (bf16.astype(np.uint32) << 16).view(np.float32)
+
+
+def fed(inputs: Mapping[str, Array], constants: Sequence[str] = ()) -> dict[str, Array]:
+    """What a session of `node_model` takes."""
+    arrays = {name: array for name, array in inputs.items() if name not in constants}
+    return {
+        (f"{name}.f32" if array.dtype == np.uint16 else name): widened(array)
+        if array.dtype == np.uint16
+        else array
+        for name, array in arrays.items()
+    }
+
+
+def open_session(library: Path, model: bytes, threads: int = 2) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 4
+    # Without its arena each tensor is an allocation of its own, whose ends AddressSanitizer watches.
+    options.enable_cpu_mem_arena = os.environ.get("KOE5_ONNX_TESTS_ARENA") != "0"
+    options.add_session_config_entry("koe5.threads", str(threads))
+    options.register_custom_ops_library(str(library))
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def bf16(values: Array) -> Array:
+    """The bits of float32 values in bf16, rounded to nearest even, as uint16."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+
+
+class Kernels:
+    """Runs one-node graphs with the library in this process, at the level of this CPU."""
+
+    def __init__(self, library: Path) -> None:
+        self.library = library
+
+    def run(
+        self,
+        op: str,
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, str],
+        attributes: Mapping[str, Any],
+        constants: Sequence[str] = (),
+        threads: int = 2,
+    ) -> list[Array]:
+        """What the node gives; arguments as of `node_model`."""
+        model = node_model(op, inputs, outputs, attributes, constants)
+        session = open_session(self.library, model, threads)
+        return [np.asarray(result) for result in session.run(None, fed(inputs, constants))]
+
+
+class KernelsAt(Kernels):
+    """The same in a process that KOE5_ONNX_KERNELS_LEVEL holds to a level."""
+
+    def __init__(self, library: Path, level: str) -> None:
+        super().__init__(library)
+        context = multiprocessing.get_context("spawn")
+        self._process = ProcessPoolExecutor(1, context, initializer=_hold_to, initargs=(level,))
+
+    def run(self, *args: Any, **kwargs: Any) -> list[Array]:
+        return self._process.submit(Kernels(self.library).run, *args, **kwargs).result()
+
+    def close(self) -> None:
+        self._process.shutdown()
+
+
+def _hold_to(level: str) -> None:
+    os.environ["KOE5_ONNX_KERNELS_LEVEL"] = level
