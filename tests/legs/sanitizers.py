@@ -1,8 +1,9 @@
 """The sanitizers leg: do the kernels touch memory that is not theirs, or rely on what C++ leaves undefined?
 
 It builds them with AddressSanitizer and UndefinedBehaviorSanitizer in build/kernels-sanitized, by CXX or else
-by c++, and runs tests/kernels on that library in this environment. ONNX Runtime's arena is off there, so that each
-tensor is an allocation with watched ends. Not seen: what tile instructions load and store (AMX).
+by c++, and runs tests/kernels on that library in this environment. ONNX Runtime's arena is off there, so that
+each tensor is an allocation with watched ends. Not seen: what tile instructions load and store (AMX). Where
+no C++ compiler is, it says so and does nothing, as `make kernels` does.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ def main() -> None:
     """Run the leg."""
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
-        sys.exit(f"{compiler} is not there: install g++ 12 or clang 15 or later, or name one with CXX")
+        sys.stdout.write(
+            f"sanitizers: nothing done, {compiler} is not there (g++ 12 or clang 15, or CXX=...)\n"
+        )
+        return
     configure = ["-S", ROOT / "kernels", "-B", BUILD, "-G", "Ninja", "-DKOE5_SANITIZE=ON"]
     # cmake and ninja of this environment come first: the extra `dev` has them.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

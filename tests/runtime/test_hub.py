@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from hub_server import COMMIT, REPOSITORY, Hub, serving, settings
 
-from koe5_onnx.artifact import GRAPH, MANIFEST, TOKENIZER, WEIGHTS
+from koe5_onnx.artifact import FUSED_GRAPH, GRAPH, MANIFEST, TOKENIZER, WEIGHTS
+
+FILES = (MANIFEST, GRAPH, FUSED_GRAPH, WEIGHTS, TOKENIZER)
 
 OPEN = """
 import sys
@@ -25,7 +27,7 @@ except Koe5Error as error:
 
 @pytest.fixture
 def hub(artifact_path: Path) -> Iterator[Hub]:
-    files = {name: (artifact_path / name).read_bytes() for name in (MANIFEST, GRAPH, WEIGHTS, TOKENIZER)}
+    files = {name: (artifact_path / name).read_bytes() for name in FILES}
     with serving({**files, "README.md": b"# read me", "model.safetensors": b"not wanted"}) as hub:
         yield hub
 
@@ -53,7 +55,7 @@ def expected(embedder) -> str:
 @pytest.mark.parametrize("revision", ["", "main", "v1", COMMIT])
 def test_opens_what_the_hub_has(hub, open_from, expected, revision):
     assert open_from(hub.endpoint, revision=revision) == expected
-    assert sorted(hub.fetched) == sorted([MANIFEST, GRAPH, WEIGHTS, TOKENIZER])
+    assert sorted(hub.fetched) == sorted(FILES)
 
 
 def test_second_time_from_the_cache(hub, open_from, expected):
