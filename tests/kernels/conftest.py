@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("onnx", reason="graphs of the kernels' tests are made with onnx")
 
-from kernel_nodes import LEVELS, Kernels, KernelsAt  # noqa: E402
+from kernel_nodes import LEVELS, Kernels, KernelsAt
 
 ROOT = Path(__file__).parents[2]
 

@@ -105,7 +105,7 @@ def test_the_maximum_comes_late(kernels_at: KernelsAtLevel, level: str) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("spread", [1e-30, 1e-3, 30.0, 1e4])
 def test_small_and_large_values(kernels_at: KernelsAtLevel, level: str, spread: float) -> None:
-    # At 1e4 scores are apart by millions: one key takes all. At 1e-30 all take the same, and the scale is least.
+    # At 1e4 scores are apart by millions: one key takes all. At 1e-30 all take the same; the scale is least.
     lengths = [40, 3, 200]
     qkv = random_qkv(np.random.default_rng(2), sum(lengths), 2, 64, spread)
     q, scale = attend(kernels_at(level), qkv, lengths, 2)
