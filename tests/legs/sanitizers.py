@@ -1,8 +1,8 @@
 """The sanitizers leg: do the kernels touch memory that is not theirs, or rely on what C++ leaves undefined?
 
-It builds them with AddressSanitizer and UndefinedBehaviorSanitizer in build/kernels-sanitized, by CXX or else by
-c++, and runs tests/kernels on that library in this environment. ONNX Runtime's arena is off there, so that each
-tensor is an allocation with watched ends. Not seen: what tile instructions load and store (AMX).
+It builds them with AddressSanitizer and UndefinedBehaviorSanitizer in build/kernels-sanitized, by CXX or else
+by c++, and runs tests/kernels on that library in this environment. ONNX Runtime's arena is off there, so that
+each tensor is an allocation with watched ends. Not seen: what tile instructions load and store (AMX).
 """
 
 from __future__ import annotations
