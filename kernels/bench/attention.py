@@ -4,7 +4,7 @@ python kernels/bench/attention.py LIBRARY [--threads 2] [--rounds 30]
 
 Each level is a process of its own (a level is chosen once a process). There the two operators take turns; the
 median and the least of each are printed in ms, with the ratio of the medians. With --threads 1 the calling
-thread does all the work and its processor time is taken: other processes of a shared machine do not count in.
+thread does all the work and its processor time is taken: other processes of the machine do not count in.
 """
 
 from __future__ import annotations
@@ -121,11 +121,8 @@ def main() -> None:
     for level in args.levels:
         again = [sys.executable, __file__, args.library, "--levels", level]
         again += ["--threads", str(args.threads), "--rounds", str(args.rounds)]
-        subprocess.run(
-            again,
-            check=True,
-            env=os.environ | {"KOE5_ONNX_KERNELS_LEVEL": level},
-        )
+        env = os.environ | {"KOE5_ONNX_KERNELS_LEVEL": level}
+        subprocess.run(again, check=True, env=env)
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ class PackedWeight {
   WeightView view_{};
 };
 
-// Gives the pages strictly inside [data, data + bytes) back to the system if they are a private or shared mapping of
-// a file (Linux): they are read again from the file if they are needed again.
+// Gives the whole pages inside [data, data + bytes) back to the system if they are mapped from a file and as in the file
+// (Linux): they are read again from there if they are needed again.
 void release_mapped_pages(const void* data, size_t bytes);
 
 // Rows of 8-bit activations: u8[rows, k] with f32[rows].

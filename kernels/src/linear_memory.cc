@@ -1,9 +1,10 @@
 // Memory of packed weights, and that of the graph's weights given back.
-#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -83,40 +84,34 @@ PackedWeight::PackedWeight(const Part* parts, int64_t count, int64_t k) {
 
 namespace {
 
+struct CloseFile {
+  void operator()(std::FILE* file) const { std::fclose(file); }
+};
+using File = std::unique_ptr<std::FILE, CloseFile>;
+
 // Whether [first, last) lies in one mapping of a file, by the process's own table of mappings.
 bool is_file_mapping(uintptr_t first, uintptr_t last) {
-  std::FILE* const maps = std::fopen("/proc/self/maps", "re");
-  if (maps == nullptr) return false;
+  const File maps(std::fopen("/proc/self/maps", "re"));
   char line[8192];
-  bool found = false;
-  while (!found && std::fgets(line, sizeof line, maps) != nullptr) {
+  while (maps != nullptr && std::fgets(line, sizeof line, maps.get()) != nullptr) {
     unsigned long start = 0, end = 0, inode = 0;
     if (std::sscanf(line, "%lx-%lx %*s %*x %*x:%*x %lu", &start, &end, &inode) != 3) continue;
-    found = start <= first && last <= end && inode != 0;
+    if (start <= first && last <= end) return inode != 0;
   }
-  std::fclose(maps);
-  return found;
+  return false;
 }
 
-// Whether each page is still the file's: a private mapping that was written to has pages of its own, whose contents
-// giving back would lose. Bits: https://docs.kernel.org/admin-guide/mm/pagemap.html
-bool are_pages_of_the_file(uintptr_t first, uintptr_t last, uintptr_t page) {
-  constexpr uint64_t kPresent = uint64_t{1} << 63, kSwapped = uint64_t{1} << 62, kOfFile = uint64_t{1} << 61;
-  const int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-  if (pagemap < 0) return false;
-  uint64_t entries[512];
-  bool all = true;
-  for (uintptr_t number = first / page; all && number < last / page;) {
-    const uintptr_t left = last / page - number, wanted = left < 512 ? left : 512;
-    const ssize_t bytes = pread(pagemap, entries, wanted * sizeof(uint64_t), static_cast<off_t>(number * sizeof(uint64_t)));
-    all = bytes == static_cast<ssize_t>(wanted * sizeof(uint64_t));
-    for (uintptr_t i = 0; all && i < wanted; ++i) {
-      all = (entries[i] & kSwapped) == 0 && ((entries[i] & kPresent) == 0 || (entries[i] & kOfFile) != 0);
-    }
-    number += wanted;
-  }
-  close(pagemap);
-  return all;
+// Whether none of these pages was written to (ONNX Runtime maps files privately and writable): what was written would
+// be lost. https://docs.kernel.org/admin-guide/mm/pagemap.html: bit 61 page of a file, 62 swapped, 63 present.
+bool is_as_in_file(uintptr_t first, uintptr_t last, uintptr_t page) {
+  const File pagemap(std::fopen("/proc/self/pagemap", "rbe"));
+  if (pagemap == nullptr || std::fseek(pagemap.get(), static_cast<long>(first / page * 8), SEEK_SET) != 0) return false;
+  std::vector<uint64_t> entries((last - first) / page);
+  if (std::fread(entries.data(), 8, entries.size(), pagemap.get()) != entries.size()) return false;
+  return std::all_of(entries.begin(), entries.end(), [](uint64_t entry) {
+    const bool of_file = (entry >> 61 & 1) != 0, somewhere = (entry >> 62) != 0;
+    return of_file || !somewhere;
+  });
 }
 
 }  // namespace
@@ -126,7 +121,7 @@ void release_mapped_pages(const void* data, size_t bytes) {
   const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
   const uintptr_t first = (begin + page - 1) / page * page, last = (begin + bytes) / page * page;
-  if (first >= last || !is_file_mapping(first, last) || !are_pages_of_the_file(first, last, page)) return;
+  if (first >= last || !is_file_mapping(first, last) || !is_as_in_file(first, last, page)) return;
   madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 #endif
 }

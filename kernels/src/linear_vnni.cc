@@ -73,6 +73,7 @@ constexpr Tile kTiles[2][kTileRows] = {
 template <class Store>
 void multiply(const Product& p, const Store& store, void* scratch) {
   int32_t* const sums = static_cast<int32_t*>(scratch);
+  Finisher<Store> finisher(p, store);
   const int64_t k = p.w.k, panel_bytes = kPanelColumns * p.w.padded_k;
   for (int64_t column = p.first; column < p.last; column += kTileColumns) {
     const int64_t columns = p.last - column < kTileColumns ? p.last - column : kTileColumns;
@@ -82,7 +83,8 @@ void multiply(const Product& p, const Store& store, void* scratch) {
     for (int64_t row = 0; row < p.rows; row += kTileRows) {
       const int64_t rows = p.rows - row < kTileRows ? p.rows - row : kTileRows;
       kTiles[full][rows - 1]({p.a + row * k, k, left, left + kBlockBytes, right, right + kBlockBytes}, k, sums);
-      finish(p, {sums, kTileColumns, row, rows, column, columns}, store);
+      finisher.begin({sums, kTileColumns, 16, row, rows, column, columns});
+      finisher.complete();
     }
   }
 }

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 import tolerances
+from kernel_nodes import fed, node_model, open_session
 
 Array = npt.NDArray[Any]
 EPSILON = 1e-5
@@ -301,3 +304,24 @@ def test_activations_of_another_width_are_refused(kernels: Any) -> None:
 def test_weights_must_be_constant(kernels: Any) -> None:
     with pytest.raises(Exception, match="weight must be a constant"):
         kernels.run("ProjectGelu", gelu_inputs(2, 64, 64), QUANTISED, {"zero_point": 27}, ())
+
+
+def resident_kib(path: Path) -> int:
+    """Of the mappings of a file, what is in memory."""
+    lines = Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines()
+    starts = [i for i, line in enumerate(lines) if line.endswith(str(path))]
+    assert starts
+    return sum(int(next(line for line in lines[i:] if line.startswith("Rss:")).split()[1]) for i in starts)
+
+
+def test_pages_of_packed_weights_are_given_back(kernels: Any, tmp_path: Path) -> None:
+    inputs = gelu_inputs(40, 1024, 4096)
+    attributes = ATTRIBUTES["ProjectGelu"]
+    model = onnx.load_model_from_string(
+        node_model("ProjectGelu", inputs, QUANTISED, attributes, WEIGHTS["ProjectGelu"])
+    )
+    external = {"location": "weights", "size_threshold": 1 << 20, "save_as_external_data": True}
+    onnx.save_model(model, tmp_path / "model.onnx", **external)
+    session = open_session(kernels.library, str(tmp_path / "model.onnx"))
+    assert_gelu(session.run(None, fed(inputs, WEIGHTS["ProjectGelu"])), inputs)
+    assert resident_kib(tmp_path / "weights") <= 64
