@@ -1,0 +1,31 @@
+"""Makes one contender's files, in the environment of its library: the child process of prepared.py.
+
+python -m benchmarks.contenders.make FAMILY KIND SOURCE OUT < texts.json
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from benchmarks.contenders.engine import Request
+
+_CARRIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json")
+"""Files that lie beside every prepared graph, as the libraries expect."""
+
+
+def main() -> None:
+    """Make what the command line names."""
+    family, kind, source, out = sys.argv[1:]
+    request = Request(kind, Path(source), Path(out), json.load(sys.stdin))
+    importlib.import_module(f"benchmarks.contenders.{family}").prepare(request)
+    for name in _CARRIED:
+        if (request.source / name).is_file():
+            shutil.copy(request.source / name, request.out)
+
+
+if __name__ == "__main__":
+    main()

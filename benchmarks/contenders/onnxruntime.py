@@ -1,0 +1,128 @@
+"""ONNX Runtime as Optimum and sentence-transformers use it: a traced fp32 graph, or its dynamic int8.
+
+The traced graph is also what OpenVINO and fastembed start from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contenders.engine import Array, Batched, Engine, Ids, Opening, Request, pad_id_of, padded
+
+BATCHES: Sequence[int] = (512, 1024, 2048, 4096)
+"""Padded tokens."""
+GRAPH = "model.onnx"
+HIDDEN, EMBEDDING = "last_hidden_state", "sentence_embedding"
+"""Outputs of the traced graph, named as Optimum names them."""
+_OPSET = 17
+
+
+def load() -> Mapping[str, str]:
+    """Import the library."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return {"onnxruntime": onnxruntime.__version__}
+
+
+def open_engine(opening: Opening) -> Engine:
+    """Open a traced or quantised graph at ONNX Runtime's own settings, but for the threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = opening.threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        str(opening.files / GRAPH), options, providers=["CPUExecutionProvider"]
+    )
+    pad_id = pad_id_of(opening.checkpoint)
+
+    def run(ids: Ids) -> Array:
+        input_ids, mask = padded(ids, pad_id)
+        found: Array = session.run([EMBEDDING], {"input_ids": input_ids, "attention_mask": mask})[0]
+        return found
+
+    return Batched(opening.checkpoint / "tokenizer.json", opening.batch or 1024, run)
+
+
+def prepare(request: Request) -> None:
+    """Trace a checkpoint ("onnx"), or quantise what was traced ("ort-dynamic-int8")."""
+    if request.kind == "onnx":
+        _trace(request.source, request.out)
+    else:
+        _quantize(request.source / GRAPH, request.out / GRAPH)
+
+
+def _trace(checkpoint: Path, out: Path) -> None:
+    """Export with torch.onnx, pooling and normalisation in the graph; weights in one file beside it."""
+    import onnx
+    import torch
+    import transformers
+
+    encoder = transformers.AutoModel.from_pretrained(
+        checkpoint, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+    )
+    loose = out / "loose"
+    loose.mkdir()
+    names = ["input_ids", "attention_mask"]
+    ids = torch.tensor([[0, 5, 6, 2], [0, 7, 2, 1]])
+    batch = {name: {0: "rows", 1: "width"} for name in (*names, HIDDEN)} | {EMBEDDING: {0: "rows"}}
+    with torch.inference_mode():
+        torch.onnx.export(
+            _pooled(encoder),
+            (ids, (ids != 1).long()),
+            str(loose / GRAPH),
+            input_names=names,
+            output_names=[HIDDEN, EMBEDDING],
+            dynamic_axes=batch,
+            opset_version=_OPSET,
+            do_constant_folding=True,
+            dynamo=False,
+        )
+    del encoder
+    graph = onnx.load(str(loose / GRAPH))
+    onnx.save_model(graph, str(out / GRAPH), save_as_external_data=True, location=f"{GRAPH}.data")
+    for file in loose.iterdir():
+        file.unlink()
+    loose.rmdir()
+
+
+def _pooled(encoder: Any) -> Any:
+    """The encoder with mean pooling and normalisation behind it, as Optimum exports a sentence encoder."""
+    import torch
+
+    class Pooled(torch.nn.Module):  # type: ignore[misc, unused-ignore]
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder.eval()
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> tuple[Any, Any]:
+            hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            kept = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            mean = (hidden * kept).sum(1) / kept.sum(1).clamp(min=1e-9)
+            return hidden, torch.nn.functional.normalize(mean, dim=1)
+
+    return Pooled()
+
+
+def _quantize(graph: Path, out: Path) -> None:
+    """Dynamic int8 as `AutoQuantizationConfig.avx512_vnni(is_static=False)` has it: MatMul, per channel.
+
+    Products of two activations stay fp32, as `quantize_dynamic` has it by default and as is faster.
+    Source: https://github.com/huggingface/optimum-onnx/blob/main/optimum/onnxruntime/configuration.py
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        str(graph),
+        str(out),
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        reduce_range=False,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=True,
+        extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+    )
