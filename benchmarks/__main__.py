@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from benchmarks import checkpoint, quality
+from benchmarks.speed import throughput
 from koe5_onnx import Koe5Error
 
 
@@ -27,7 +28,11 @@ class Benchmark(Protocol):
         """Do the work and return the exit code."""
 
 
-BENCHMARKS: dict[str, Benchmark] = {"checkpoint": checkpoint, "quality": quality}
+BENCHMARKS: dict[str, Benchmark] = {
+    "checkpoint": checkpoint,
+    "quality": quality,
+    "throughput": throughput,
+}
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

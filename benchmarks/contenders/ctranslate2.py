@@ -50,7 +50,7 @@ def prepare(request: Request) -> None:
 
 
 def _acceptable(checkpoint: Path, folder: Path) -> None:
-    """A copy that the converter takes: it wants a word for each row of the table, and a key of old configs."""
+    """A copy that the converter takes: it wants a word for each row of the table and an old key."""
     for file in checkpoint.iterdir():
         if file.suffix == ".safetensors":
             (folder / file.name).symlink_to(file.resolve())

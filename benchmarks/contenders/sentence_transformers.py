@@ -1,4 +1,4 @@
-"""sentence-transformers on PyTorch, fp32 or bf16: `SentenceTransformer(folder).encode`, which sorts by itself."""
+"""sentence-transformers on PyTorch in fp32 or bf16: `encode`, which sorts by length itself."""
 
 from __future__ import annotations
 

@@ -1,0 +1,144 @@
+"""The contenders' files, made once a checkpoint and kept under a name that means whole files.
+
+They lie in FOLDER/KEY/KIND, KEY being the hash of the checkpoint's weights. Each is made in a process of its
+own, one after another: two at once would need the memory of two large encoders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from koe5_export.checkpoint import Checkpoint
+from koe5_export.texts import CALIBRATION
+
+from benchmarks.contenders.process import environment_of
+from benchmarks.contenders.registry import OWN, Contender, python_of
+from koe5_onnx import InputError, Koe5Error
+
+_LINES_A_PASSAGE = 12
+_CALIBRATED = 16
+"""Texts of each kind, short and long."""
+
+
+class PreparationError(Koe5Error, RuntimeError):
+    """A contender's files could not be made."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one kind of files is made."""
+
+    family: str
+    source: str | None = None
+    """The kind that it starts from; None is the checkpoint."""
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "onnx": Recipe("onnxruntime"),
+    "ort-dynamic-int8": Recipe("onnxruntime", "onnx"),
+    "openvino-fp32": Recipe("openvino", "onnx"),
+    "openvino-int8": Recipe("openvino", "openvino-fp32"),
+    "ctranslate2-int8": Recipe("ctranslate2"),
+}
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where a checkpoint's files are made and found.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        folder: Of all checkpoints' files.
+        artifacts: Precision to an artifact's folder, where one is there already.
+    """
+
+    checkpoint: Path
+    folder: Path
+    artifacts: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def own(self) -> Path:
+        """This checkpoint's folder.
+
+        Raises:
+            CheckpointError: There is none.
+        """
+        return self.folder / Checkpoint.open(str(self.checkpoint)).source().weights_sha256[:12]
+
+    def files_of(self, contender: Contender) -> Path:
+        """The folder that a contender opens, made if it is missing.
+
+        Raises:
+            PreparationError: It could not be made.
+            InputError: A given artifact is not there.
+        """
+        where, _, kind = contender.files.partition(" ")
+        if where == "checkpoint":
+            return self.checkpoint
+        return self._artifact(kind) if where == "artifact" else self._prepared(kind)
+
+    def _artifact(self, precision: str) -> Path:
+        if precision in self.artifacts:
+            given = self.artifacts[precision]
+            if not (given / "manifest.json").is_file():
+                raise InputError(f"{given} is no artifact: expected one of precision {precision}")
+            return given
+        out = self.own / f"koe5-{precision}"
+        if not out.is_dir():
+            command: list[str | Path] = [
+                "-m",
+                "koe5_onnx.cli",
+                "export",
+                self.checkpoint,
+                out,
+                "--precision",
+                precision,
+            ]
+            _run(python_of(OWN), OWN, command, "")
+        return out
+
+    def _prepared(self, kind: str) -> Path:
+        out = self.own / kind
+        if out.is_dir():
+            return out
+        recipe = RECIPES[kind]
+        source = self.checkpoint if recipe.source is None else self._prepared(recipe.source)
+        partial = out.with_name(f".{kind}-{os.getpid()}.partial")
+        partial.mkdir(parents=True)
+        command: list[str | Path] = ["-m", "benchmarks.contenders.make", recipe.family, kind, source, partial]
+        try:
+            _run(python_of("contenders"), "contenders", command, json.dumps(calibration_texts()))
+            partial.rename(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return out
+
+
+def calibration_texts() -> list[str]:
+    """Real texts with their prompts: sentences as queries, and a dozen sentences as a passage."""
+    queries = [f"query: {line}" for line in CALIBRATION[:_CALIBRATED]]
+    rest = CALIBRATION[_CALIBRATED:]
+    starts = range(0, _CALIBRATED * _LINES_A_PASSAGE, _LINES_A_PASSAGE)
+    return queries + [f"passage: {' '.join(rest[start : start + _LINES_A_PASSAGE])}" for start in starts]
+
+
+def _run(python: Path, environment: str, command: Sequence[str | Path], standard_input: str) -> None:
+    print(f"making {command[-1] if environment == OWN else command[3]}", file=sys.stderr)
+    done = subprocess.run(
+        [python, *command],
+        input=standard_input,
+        env=environment_of(environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise PreparationError(f"{' '.join(map(str, command))} failed:\n{done.stdout[-2000:]}")

@@ -1,0 +1,109 @@
+"""The process of one contender: JSON lines in, JSON lines out.
+
+    {"do": "load"}                            -> {"versions": {...}, "at": seconds}
+    {"do": "open"}                            -> {"about": "...", "at": seconds}
+    {"do": "embed", "texts": [...], "batch": n, "answer": true}
+                                              -> {"seconds": s, "at": seconds, "embeddings": base64, "dim": n}
+    {"do": "repeat", "text": "...", "calls": n} -> {"seconds": [s, ...]}
+
+`at` is the machine's monotonic clock, which the parent reads too. What goes wrong is {"error": "..."}; the
+input's end ends the process. Libraries print what they like: it goes to stderr.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from benchmarks.contenders.engine import Engine, EngineModule, Opening
+
+Reply = dict[str, Any]
+
+
+class Commands:
+    """What the parent may ask, in the order load, open, then any."""
+
+    def __init__(self, module: EngineModule, opening: Opening) -> None:
+        self._module, self._opening = module, opening
+        self._engine: Engine | None = None
+
+    def answer(self, request: dict[str, Any]) -> Reply:
+        """Do what a request says.
+
+        Raises:
+            ValueError: Nothing is known by that name, or nothing is open yet.
+        """
+        known: dict[str, Any] = {
+            "load": self._load,
+            "open": self._open,
+            "embed": self._embed,
+            "repeat": self._repeat,
+        }
+        name = request.pop("do", None)
+        if name not in known:
+            raise ValueError(f"do is {name!r}: expected one of {', '.join(known)}")
+        reply: Reply = known[name](**request)
+        return reply
+
+    def _load(self) -> Reply:
+        versions = dict(self._module.load())
+        return {"versions": versions, "batches": list(self._module.BATCHES), "at": time.monotonic()}
+
+    def _open(self) -> Reply:
+        self._engine = self._module.open_engine(self._opening)
+        return {"about": getattr(self._engine, "about", ""), "at": time.monotonic()}
+
+    def _embed(self, texts: list[str], batch: int = 0, *, answer: bool = False) -> Reply:
+        engine = self._opened()
+        if batch:
+            engine.batch = batch
+        start = time.perf_counter()
+        found = engine.embed(texts)
+        reply: Reply = {"seconds": time.perf_counter() - start, "at": time.monotonic()}
+        if answer:
+            reply |= {"embeddings": base64.b64encode(found.tobytes()).decode(), "dim": found.shape[1]}
+        return reply
+
+    def _repeat(self, text: str, calls: int) -> Reply:
+        engine, seconds = self._opened(), []
+        for _ in range(calls):
+            start = time.perf_counter()
+            engine.embed([text])
+            seconds.append(time.perf_counter() - start)
+        return {"seconds": seconds}
+
+    def _opened(self) -> Engine:
+        if self._engine is None:
+            raise ValueError("nothing is open: expected {'do': 'open'} first")
+        return self._engine
+
+
+def serve(commands: Commands, requests: TextIO, replies: TextIO) -> None:
+    """Answer line by line until the input ends."""
+    for line in requests:
+        try:
+            reply = commands.answer(json.loads(line))
+        except Exception as error:  # noqa: BLE001 - whatever a library raises, the parent must hear of it
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+def main() -> None:
+    """Take the opening from the command line, keep stdout for replies and serve."""
+    given = json.loads(sys.argv[1])
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    module: Any = importlib.import_module(f"benchmarks.contenders.{given.pop('family')}")
+    given |= {name: Path(given[name]) for name in ("files", "checkpoint")}
+    serve(Commands(module, Opening(**given)), sys.stdin, replies)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The options that all speed benchmarks share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.contenders.prepared import Store
+from benchmarks.contenders.registry import CONTENDERS, Contender, chosen
+from benchmarks.speed.texts import CORPORA, Corpus, read_corpora
+from koe5_onnx import InputError
+from koe5_onnx.machine import usable_cores
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a command line asks for, checked."""
+
+    store: Store
+    contenders: list[Contender]
+    corpora: list[Corpus]
+    threads: int
+    json: Path | None
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser, *, rounds: int, corpora: tuple[str, ...] = CORPORA
+) -> None:
+    """Declare the shared options; `rounds` is the default of --rounds."""
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="checkpoint's folder")
+    parser.add_argument(
+        "--artifact",
+        action="append",
+        default=[],
+        metavar="PRECISION=FOLDER",
+        help="an artifact that is there already; others are made",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("build/benchmarks"),
+        metavar="FOLDER",
+        help="where contenders' files are kept (default: %(default)s)",
+    )
+    parser.add_argument("--contender", action="append", choices=CONTENDERS, help="repeatable (default: all)")
+    parser.add_argument("--corpus", action="append", choices=corpora, help="repeatable (default: all)")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder with korsts/ and autorag_ko/")
+    parser.add_argument("--texts", type=int, metavar="N", help="texts of a corpus")
+    parser.add_argument("--rounds", type=int, default=rounds, metavar="N", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: the usable cores")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser.set_defaults(corpora=corpora)
+
+
+def setting_of(args: argparse.Namespace) -> Setting:
+    """Check the shared options.
+
+    Raises:
+        InputError: One is out of range or names nothing.
+    """
+    for name in ("rounds", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} {value}: expected 1 or more")
+    tokenizer = args.checkpoint / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise InputError(f"{args.checkpoint} has no tokenizer.json: expected a checkpoint's folder")
+    store = Store(args.checkpoint, args.cache, artifacts_of(args.artifact))
+    corpora = read_corpora(args.corpus or args.corpora, args.data, tokenizer, args.texts)
+    threads = args.threads or usable_cores().count
+    return Setting(store, chosen(args.contender), corpora, threads, args.json)
+
+
+def artifacts_of(given: list[str]) -> dict[str, Path]:
+    """PRECISION=FOLDER to a folder for each precision.
+
+    Raises:
+        InputError: One has another form.
+    """
+    found: dict[str, Path] = {}
+    for one in given:
+        precision, equals, folder = one.partition("=")
+        if not (precision and equals and folder):
+            raise InputError(f"--artifact {one}: expected PRECISION=FOLDER")
+        found[precision] = Path(folder)
+    return found
