@@ -5,13 +5,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/installed
 KERNELS := $(VENV)/kernels
+CONTENDERS := .venv-contenders/installed .venv-fastembed/installed
+LARGE := build/large
+DATA ?=
+SPEED := build/speed
+COMMON = --checkpoint $(LARGE) $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check format lean lowest optimum kernels sanitizers clean
+.PHONY: help demo test check format lean lowest optimum kernels sanitizers contenders bench bench-smoke clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(READY) $(KERNELS)  ## export a small checkpoint, prove it and embed with it
 	$(BIN)/koe5-onnx demo build/demo
@@ -47,8 +52,42 @@ lowest: $(READY)  ## runtime and export tests on the lowest versions that pyproj
 optimum: $(READY)  ## tests of the exporter optimum, on the versions that Optimum allows
 	$(BIN)/python tests/legs/optimum.py
 
+contenders: $(CONTENDERS)  ## install the systems that bench compares with, each in its environment
+
+bench: $(READY) $(KERNELS) $(CONTENDERS) $(LARGE)  ## all speed measurements, an hour and more: make bench DATA=FOLDER
+	$(BIN)/python -m benchmarks throughput $(COMMON) $(addprefix --contender ,$(INT8)) --json $(SPEED)/int8.json
+	$(BIN)/python -m benchmarks throughput $(COMMON) $(addprefix --contender ,$(FLOAT)) --rounds 3 --json $(SPEED)/float.json
+	$(BIN)/python -m benchmarks latency $(COMMON) $(addprefix --contender ,$(INT8)) --json $(SPEED)/latency-int8.json
+	$(BIN)/python -m benchmarks latency $(COMMON) $(addprefix --contender ,$(FLOAT)) --calls 200 --json $(SPEED)/latency-float.json
+	$(BIN)/python -m benchmarks memory $(COMMON) --json $(SPEED)/memory.json
+	$(BIN)/python -m benchmarks coldstart $(COMMON) $(addprefix --contender ,$(INT8)) --json $(SPEED)/coldstart-int8.json
+	$(BIN)/python -m benchmarks coldstart $(COMMON) $(addprefix --contender ,$(FLOAT)) --json $(SPEED)/coldstart-float.json
+	$(BIN)/python -m benchmarks report $(SPEED)/*.json --out $(SPEED)/report.html
+
+bench-smoke: $(READY) $(KERNELS)  ## nodes of the graphs and speed next to plain ONNX Runtime, in 3 minutes
+	$(BIN)/python -m benchmarks smoke
+
+# Two groups, as all at once would not fit into 24 GiB; the first two of the second are in the first too.
+INT8 := koe5-int8 koe5-int8-stock koe5-int8-block koe5-int4-block openvino-int8 ort-dynamic-int8 ctranslate2-int8
+FLOAT := koe5-int8 openvino-int8 koe5-fp32 sentence-transformers-fp32 sentence-transformers-bf16 openvino-bf16 fastembed
+
+$(LARGE): | $(READY)
+	$(BIN)/python -m benchmarks checkpoint $@ --size large $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
+
+.venv-contenders/installed: benchmarks/contenders/constraints.txt
+	test -d $(@D) || $(PYTHON) -m venv $(@D)
+	rm -f $@
+	$(@D)/bin/python -m pip install --quiet -c $< ctranslate2 nncf onnx onnxruntime openvino sentence-transformers tokenizers torch
+	touch $@
+
+.venv-fastembed/installed: benchmarks/contenders/constraints-fastembed.txt
+	test -d $(@D) || $(PYTHON) -m venv $(@D)
+	rm -f $@
+	$(@D)/bin/python -m pip install --quiet -c $< fastembed
+	touch $@
+
 clean:  ## remove all that make made
-	rm -rf $(VENV) .venv-lean .venv-lowest .venv-optimum build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lean .venv-lowest .venv-optimum .venv-contenders .venv-fastembed build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # The file $(READY) exists only while the environment is whole: an interrupted install starts afresh.
 $(READY): pyproject.toml constraints.txt

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from benchmarks import checkpoint, quality
-from benchmarks.speed import throughput
+from benchmarks.speed import coldstart, latency, memory, report, smoke, throughput
 from koe5_onnx import Koe5Error
 
 
@@ -32,6 +32,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "checkpoint": checkpoint,
     "quality": quality,
     "throughput": throughput,
+    "latency": latency,
+    "memory": memory,
+    "coldstart": coldstart,
+    "report": report,
+    "smoke": smoke,
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.contenders.engine import Array, Batched, Engine, Ids, Opening, Request
 
-BATCHES: Sequence[int] = (512, 1024, 2048, 4096)
+BATCHES: Sequence[int] = (256, 512, 1024, 2048)
 """Padded tokens."""
 
 

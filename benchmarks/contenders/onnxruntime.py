@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.contenders.engine import Array, Batched, Engine, Ids, Opening, Request, pad_id_of, padded
 
-BATCHES: Sequence[int] = (512, 1024, 2048, 4096)
+BATCHES: Sequence[int] = (256, 512, 1024, 2048)
 """Padded tokens."""
 GRAPH = "model.onnx"
 HIDDEN, EMBEDDING = "last_hidden_state", "sentence_embedding"

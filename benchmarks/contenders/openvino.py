@@ -20,7 +20,7 @@ from benchmarks.contenders.engine import (
 )
 from benchmarks.contenders.onnxruntime import EMBEDDING, GRAPH
 
-BATCHES: Sequence[int] = (512, 1024, 2048, 4096)
+BATCHES: Sequence[int] = (256, 512, 1024, 2048)
 """Padded tokens."""
 _IR = "model.xml"
 

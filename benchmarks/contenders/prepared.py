@@ -57,11 +57,13 @@ class Store:
         checkpoint: Folder of the checkpoint.
         folder: Of all checkpoints' files.
         artifacts: Precision to an artifact's folder, where one is there already.
+        environment: Where the other contenders' libraries are.
     """
 
     checkpoint: Path
     folder: Path
     artifacts: Mapping[str, Path] = field(default_factory=dict)
+    environment: str = "contenders"
 
     @property
     def own(self) -> Path:
@@ -92,16 +94,8 @@ class Store:
             return given
         out = self.own / f"koe5-{precision}"
         if not out.is_dir():
-            command: list[str | Path] = [
-                "-m",
-                "koe5_onnx.cli",
-                "export",
-                self.checkpoint,
-                out,
-                "--precision",
-                precision,
-            ]
-            _run(python_of(OWN), OWN, command, "")
+            command: list[str | Path] = ["-m", "koe5_onnx.cli", "export", self.checkpoint, out]
+            _run(out, OWN, [*command, "--precision", precision], "")
         return out
 
     def _prepared(self, kind: str) -> Path:
@@ -114,7 +108,7 @@ class Store:
         partial.mkdir(parents=True)
         command: list[str | Path] = ["-m", "benchmarks.contenders.make", recipe.family, kind, source, partial]
         try:
-            _run(python_of("contenders"), "contenders", command, json.dumps(calibration_texts()))
+            _run(out, self.environment, command, json.dumps(calibration_texts()))
             partial.rename(out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -129,10 +123,10 @@ def calibration_texts() -> list[str]:
     return queries + [f"passage: {' '.join(rest[start : start + _LINES_A_PASSAGE])}" for start in starts]
 
 
-def _run(python: Path, environment: str, command: Sequence[str | Path], standard_input: str) -> None:
-    print(f"making {command[-1] if environment == OWN else command[3]}", file=sys.stderr)
+def _run(out: Path, environment: str, command: Sequence[str | Path], standard_input: str) -> None:
+    print(f"making {out}", file=sys.stderr)
     done = subprocess.run(
-        [python, *command],
+        [python_of(environment), *command],
         input=standard_input,
         env=environment_of(environment),
         stdout=subprocess.PIPE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -109,14 +110,15 @@ def choose_batches(opened: Opened, corpora: Sequence[Corpus], folder: Path, thre
 
 
 def _swept(opened: Opened, corpus: Corpus) -> int:
-    """The fastest of the sizes worth trying on a sample of a corpus, each measured after one warm-up."""
+    """The fastest of the sizes worth trying on a sample of a corpus, the better of two passes of each."""
     if not opened.batches:
         return 0
     sample = sample_of(corpus, _SWEEP_TOKENS)
     opened.worker.ask("embed", texts=sample[:2])
-    seconds = {
-        batch: opened.worker.ask("embed", texts=sample, batch=batch)["seconds"] for batch in opened.batches
-    }
+    seconds = dict.fromkeys(opened.batches, math.inf)
+    for batch in [*opened.batches, *opened.batches]:
+        taken = opened.worker.ask("embed", texts=sample, batch=batch)["seconds"]
+        seconds[batch] = min(seconds[batch], taken)
     best = min(seconds, key=seconds.__getitem__)
     shown = ", ".join(f"{batch}: {taken:.2f} s" for batch, taken in seconds.items())
     print(f"{opened.contender.name}, {corpus.name}: batch {best} ({shown})", file=sys.stderr)

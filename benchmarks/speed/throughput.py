@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from koe5_export.checkpoint import Checkpoint
@@ -12,13 +13,14 @@ from benchmarks.contenders.registry import CONTENDERS
 from benchmarks.speed import arguments
 from benchmarks.speed.arguments import Setting, setting_of
 from benchmarks.speed.gemm import Ceiling, Shape
-from benchmarks.speed.opened import Field, choose_batches, open_field
+from benchmarks.speed.opened import Field, Opened, choose_batches, open_field
 from benchmarks.speed.results import head, write_json
-from benchmarks.speed.statistics import rotated, spread, with_ratios
+from benchmarks.speed.statistics import ratio, rotated, spread, with_ratios
+from benchmarks.speed.texts import Corpus
 from koe5_onnx import InputError
 
 Rounds = dict[str, dict[str, list[float]]]
-"""Corpus to contender to seconds of each round."""
+"""Corpus to name to the figure of each round, in tokens a second."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
             raise InputError("no contender gives the right embedding: nothing to time")
         for opened in field.opened.values():
             choose_batches(opened, setting.corpora, setting.store.own, setting.threads)
-        seconds, ceilings = _measure(setting, field, ceiling, args.rounds)
-        result = _result(setting, field, seconds, ceilings, args.baseline)
+        rates, ceilings = _measure(setting, field, ceiling, args.rounds)
+        result = _result(setting, field, rates, ceilings, args.baseline)
     print(table(result))
     if setting.json is not None:
         write_json(setting.json, result)
@@ -55,54 +57,68 @@ def shape_of(setting: Setting) -> Shape:
     return Shape(config.layers, config.hidden, config.intermediate)
 
 
-def _measure(
-    setting: Setting, field: Field, ceiling: Ceiling, rounds: int
-) -> tuple[Rounds, dict[str, list[float]]]:
-    """Every contender once a round and corpus; the ceiling once a round. One warm-up before all."""
+def _measure(setting: Setting, field: Field, ceiling: Ceiling, rounds: int) -> tuple[Rounds, Rounds]:
+    """Every contender once a round and corpus, the ceiling right before them. One warm-up before all."""
     names = list(field.opened)
-    seconds: Rounds = {corpus.name: {name: [] for name in names} for corpus in setting.corpora}
-    ceilings: dict[str, list[float]] = {}
+    rates: Rounds = {corpus.name: {name: [] for name in names} for corpus in setting.corpora}
+    ceilings: Rounds = {corpus.name: {} for corpus in setting.corpora}
     for turn in range(rounds):
-        for kind, rate in ceiling.measure().items():
-            ceilings.setdefault(kind, []).append(rate)
         for corpus in setting.corpora:
+            for kind, rate in ceiling.measure().items():
+                ceilings[corpus.name].setdefault(kind, []).append(rate)
             for name in rotated(names, turn):
-                opened = field.opened[name]
-                ask = {"texts": corpus.texts, "batch": opened.batch[corpus.name]}
                 if turn == 0:
-                    opened.worker.ask("embed", **ask | {"texts": corpus.texts[:8]})
-                taken = opened.worker.ask("embed", **ask)["seconds"]
-                seconds[corpus.name][name].append(taken)
-                rate = corpus.tokens / taken
-                print(f"round {turn + 1}, {corpus.name}, {name}: {rate:,.0f} tokens/s", file=sys.stderr)
-    return seconds, ceilings
+                    _embed(field.opened[name], corpus, corpus.texts[:8])
+                rates[corpus.name][name].append(
+                    corpus.tokens / _embed(field.opened[name], corpus, corpus.texts)
+                )
+            _show(turn, corpus.name, rates[corpus.name], ceilings[corpus.name])
+    return rates, ceilings
 
 
-def _result(
-    setting: Setting, field: Field, seconds: Rounds, ceilings: dict[str, list[float]], baseline: str
-) -> dict[str, Any]:
+def _embed(opened: Opened, corpus: Corpus, texts: Sequence[str]) -> float:
+    """Seconds of one pass."""
+    reply = opened.worker.ask("embed", texts=list(texts), batch=opened.batch[corpus.name])
+    return float(reply["seconds"])
+
+
+def _show(turn: int, corpus: str, *figures: dict[str, list[float]]) -> None:
+    shown = ", ".join(f"{name} {rounds[-1]:,.0f}" for one in figures for name, rounds in one.items())
+    print(f"round {turn + 1}, {corpus}: {shown} tokens/s", file=sys.stderr)
+
+
+def _result(setting: Setting, field: Field, rates: Rounds, ceilings: Rounds, baseline: str) -> dict[str, Any]:
     result = head("throughput", setting.threads, setting.store.checkpoint)
     result["baseline"] = baseline if baseline in field.opened else None
-    result["ceiling"] = {kind: spread(rates) for kind, rates in ceilings.items()}
-    stock = result["ceiling"]["stock"]["median"]
+    kinds = next(iter(ceilings.values()))
+    result["ceiling"] = {
+        kind: spread([rate for corpus in ceilings.values() for rate in corpus[kind]]) for kind in kinds
+    }
     result["contenders"] = {name: opened.describe() for name, opened in field.opened.items()}
     result["wrong"] = field.wrong
-    result["corpora"] = {}
-    for corpus in setting.corpora:
-        rates = {
-            name: spread([corpus.tokens / one for one in taken])
-            for name, taken in seconds[corpus.name].items()
-        }
-        figures = with_ratios(rates, result["baseline"])
-        for one in figures.values():
-            one["texts_per_second"] = one["median"] * len(corpus.texts) / corpus.tokens
-            one["share_of_ceiling"] = one["median"] / stock
-        result["corpora"][corpus.name] = {
+    result["corpora"] = {
+        corpus.name: {
             "texts": len(corpus.texts),
             "tokens": corpus.tokens,
-            "tokens_per_second": figures,
+            "ceiling": ceilings[corpus.name],
+            "tokens_per_second": _figures(
+                corpus, rates[corpus.name], ceilings[corpus.name]["stock"], result["baseline"]
+            ),
         }
+        for corpus in setting.corpora
+    }
     return result
+
+
+def _figures(
+    corpus: Corpus, rates: dict[str, list[float]], ceiling: list[float], baseline: str | None
+) -> dict[str, dict[str, Any]]:
+    """Of each contender; the share of the ceiling is taken a round, like the ratio."""
+    figures = with_ratios({name: spread(rounds) for name, rounds in rates.items()}, baseline)
+    for one in figures.values():
+        one["texts_per_second"] = one["median"] * len(corpus.texts) / corpus.tokens
+        one["share_of_ceiling"] = ratio(one["rounds"], ceiling)
+    return figures
 
 
 def table(result: dict[str, Any]) -> str:

@@ -1,0 +1,179 @@
+"""The page and the README's table of made-up results, and the smoke check's comparison."""
+
+import json
+import re
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.speed.bars_svg import Bar, Mark, draw
+from benchmarks.speed.report import BEGIN, END, page, readme_table
+from benchmarks.speed.smoke import RECORD, compare, read_record
+from koe5_onnx import InputError
+
+MACHINE = {"cpu": "A <CPU>", "cores": 2, "instructions": ["avx512_vnni"], "memory_gib": 24}
+HEAD = {
+    "format": 1,
+    "at": "2026-01-01",
+    "commit": None,
+    "machine": MACHINE,
+    "threads": 2,
+    "checkpoint": "large",
+}
+ABOUT = {"versions": {"lib": "1"}, "about": "a & b", "cosine_min": 0.9995, "batch": {"short": 512}}
+NAMES = ("koe5-int8", "openvino-int8")
+MIB = 2**20
+
+
+def spread(value):
+    return {"min": value * 0.9, "median": value, "max": value * 1.1, "rounds": [value]}
+
+
+def result(benchmark, **more):
+    contenders = dict.fromkeys(NAMES, ABOUT)
+    return {**HEAD, "benchmark": benchmark, "contenders": contenders, "wrong": {}, **more}
+
+
+def rate(value, ratio):
+    return {**spread(value), "ratio": ratio, "texts_per_second": value / 30, "share_of_ceiling": value / 1268}
+
+
+@pytest.fixture
+def results():
+    figures = {"koe5-int8": rate(1000.4, 1.25), "openvino-int8": rate(800.0, 1.0)}
+    corpora = {"short": {"texts": 4, "tokens": 120, "tokens_per_second": figures}}
+    latency = {"p50": 44.04, "p90": 50, "p99": 60, "p99_to_p50": 1.4, "calls": [1.0], "idle_cpu": 0.001}
+    memory = dict.fromkeys(("opened_rss_bytes", "peak_rss_bytes", "anonymous_bytes", "file_bytes"), 700 * MIB)
+    start = {step: spread(0.4) for step in ("import", "open", "first", "total")}
+    return [
+        result("throughput", baseline="openvino-int8", ceiling={"stock": spread(1268.0)}, corpora=corpora),
+        result("latency", query_tokens=40, latency_ms={"koe5-int8": latency}),
+        result("memory", memory={"koe5-int8": {**memory, "growth": 0.02, "shapes": 2000}}),
+        result("coldstart", coldstart_seconds={"koe5-int8": start}),
+    ]
+
+
+def test_the_table(results):
+    lines = readme_table(results).splitlines()
+    assert lines[0].startswith("|  | short, tokens/s (to openvino-int8) | pages")
+    assert lines[2] == "| **koe5-int8** | 1,000 (1.25x) | – | – | 44.0 | 700 | 0.40 |"
+    assert lines[3] == "| openvino-int8 | 800 (1.00x) | – | – | – | – | – |"
+    assert {line.count("|") for line in lines[:4]} == {8}
+    assert lines[-1].endswith("The int8 GEMM ceiling of ONNX Runtime there: 1,268 tokens/s.")
+
+
+def test_of_two_results_the_first_counts(results):
+    other = json.loads(json.dumps(results[0]).replace("1000.4", "1.0"))
+    assert "1,000 (1.25x)" in readme_table([results[0], other])
+    assert "1,000 (1.25x)" not in readme_table([other, results[0]])
+
+
+def test_the_page_escapes_and_stands_alone(results):
+    results[0]["wrong"] = {"fastembed": "<script>alert(1)</script>"}
+    text = page(results)
+    assert "A &lt;CPU&gt;" in text
+    assert "a &amp; b" in text
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert not re.search(r"""(src|href)=|@import|url\(""", text)
+    assert "prefers-color-scheme: dark" in text
+    assert text.count("<svg") == 4
+
+
+def test_every_drawing_is_well_formed(results):
+    for svg in re.findall(r"<svg.*?</svg>", page(results), re.DOTALL):
+        assert ET.fromstring(svg).get("role") == "img"
+
+
+def test_bars_are_as_long_as_their_values():
+    svg = ET.fromstring(
+        draw("a & b", [Bar("one", [1.0, 2.0], "3"), Bar("two", [6.0], "6", 5.0, 7.0)], Mark(8.0, "limit"))
+    )
+    widths = [float(rect.get("width")) for rect in svg.iter("rect")]
+    assert widths == pytest.approx([60, 120, 360], rel=0.01)
+    (mark,) = (line for line in svg.iter("line") if line.get("class") == "mark")
+    assert float(mark.get("x1")) == pytest.approx(210 + 480, rel=0.01)
+
+
+def test_bars_of_nothing_do_not_divide_by_zero():
+    ET.fromstring(draw("none", [Bar("one", [0.0], "0")]))
+
+
+@pytest.fixture
+def files(results, tmp_path):
+    found = []
+    for one in results:
+        file = tmp_path / f"{one['benchmark']}.json"
+        file.write_text(json.dumps(one), encoding="utf-8")
+        found.append(str(file))
+    return found
+
+
+def test_the_command_renews_the_readme(files, results, tmp_path):
+    readme, out = tmp_path / "README.md", tmp_path / "report.html"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    for _ in range(2):  # a second time changes nothing more
+        assert main(["report", *files, "--out", str(out), "--readme", str(readme)]) == 0
+        assert readme.read_text(encoding="utf-8") == (
+            f"before\n{BEGIN}\n\n{readme_table(results)}\n\n{END}\nafter\n"
+        )
+    assert out.read_text(encoding="utf-8") == page(results)
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}{BEGIN}{END}"])
+def test_a_readme_without_its_marks_stays_as_it_is(files, tmp_path, capsys, text):
+    readme = tmp_path / "README.md"
+    readme.write_text(text, encoding="utf-8")
+    assert main(["report", *files, "--readme", str(readme)]) == 1
+    assert "once each" in capsys.readouterr().err
+    assert readme.read_text(encoding="utf-8") == text
+
+
+def test_files_that_are_no_results(tmp_path, capsys):
+    file = tmp_path / "x.json"
+    assert main(["report", str(file)]) == 1
+    file.write_text('{"format": 1, "benchmark": "quality"}', encoding="utf-8")
+    assert main(["report", str(file)]) == 1
+    assert "expected one of throughput, latency, memory, coldstart" in capsys.readouterr().err
+
+
+NODES = {"int8 stock": {"tiny": 112, "small": 276, "per layer": 41.0}}
+BOUNDS = {"nodes": NODES, "least_ratios": {"stock to ort-fp32": 1.2}}
+
+
+def test_what_is_as_recorded_has_no_fault():
+    assert list(compare(BOUNDS, NODES, {"stock to ort-fp32": 1.2})) == []
+    assert list(compare(BOUNDS, NODES, {})) == []
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ratios", "fault"),
+    [
+        ({"int8 stock": {**NODES["int8 stock"], "small": 277}}, {}, "nodes of int8 stock"),
+        ({}, {}, "nodes of int8 stock: None"),
+        ({**NODES, "fp32 stock": {"tiny": 1}}, {}, "nodes of fp32 stock"),
+        (NODES, {"stock to ort-fp32": 1.19}, "1.19x, expected 1.20x or more"),
+        (NODES, {"stock to ort-fp32": float("nan")}, "expected 1.20x"),
+        (NODES, {"fused to ort-fp32": 9.0}, "no bound is recorded"),
+    ],
+)
+def test_what_differs_is_a_fault(nodes, ratios, fault):
+    (found,) = compare(BOUNDS, nodes, ratios)
+    assert fault in found
+
+
+def test_the_committed_record_is_whole():
+    record = read_record(RECORD)
+    assert set(record["nodes"]) == {"fp32 stock", "int8 stock", "int8 fused"}
+    assert all(bound > 0 for bound in record["least_ratios"].values())
+    assert len(record["least_ratios"]) == 4
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}"])
+def test_a_damaged_record_says_what_to_do(tmp_path, text):
+    file = tmp_path / "smoke.json"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="smoke --record"):
+        read_record(file)

@@ -1,0 +1,150 @@
+"""The protocol of a contender's process, with an engine of the test's own, and with the real one of ours."""
+
+import io
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks.contenders.engine import Opening, padded, sorted_batches
+from benchmarks.contenders.process import ContenderError, Worker, cpu_seconds_of, memory_of
+from benchmarks.contenders.registry import CONTENDERS, ROOT, chosen
+from benchmarks.contenders.worker import Commands, serve
+from koe5_onnx import Embedder, InputError
+
+
+class Lengths:
+    """Embeds a text as its length and the batch size."""
+
+    batch = 3
+    about = "lengths"
+
+    def embed(self, texts):
+        if "broken" in texts:
+            raise RuntimeError("as asked")
+        return np.array([[len(text), self.batch] for text in texts], np.float32)
+
+
+class Module:
+    BATCHES = (1, 2)
+
+    def load(self):
+        return {"lengths": "1.0"}
+
+    def open_engine(self, opening):
+        assert opening.threads == 2
+        return Lengths()
+
+
+def talk(tmp_path, *requests):
+    lines = io.StringIO("".join(f"{json.dumps(request)}\n" for request in requests))
+    replies = io.StringIO()
+    serve(Commands(Module(), Opening(tmp_path, tmp_path, 2, {}, 0)), lines, replies)
+    return [json.loads(line) for line in replies.getvalue().splitlines()]
+
+
+def test_a_conversation(tmp_path):
+    load, opened, embedded, repeated = talk(
+        tmp_path,
+        {"do": "load"},
+        {"do": "open"},
+        {"do": "embed", "texts": ["a", "bb"], "batch": 7, "answer": True},
+        {"do": "repeat", "text": "a", "calls": 4},
+    )
+    assert (load["versions"], load["batches"], opened["about"]) == ({"lengths": "1.0"}, [1, 2], "lengths")
+    assert (embedded["dim"], embedded["seconds"] >= 0) == (2, True)
+    assert load["at"] <= opened["at"] <= embedded["at"]
+    assert len(repeated["seconds"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("requests", "message"),
+    [
+        ([{"do": "embed", "texts": ["a"]}], "nothing is open"),
+        ([{"do": "fly"}], "do is 'fly': expected one of load, open, embed, repeat"),
+        ([{"do": "open"}, {"do": "embed", "texts": ["broken"]}], "RuntimeError: as asked"),
+        ([{"do": "open"}, {"do": "embed", "text": ["a"]}], "TypeError"),
+    ],
+)
+def test_what_goes_wrong_is_a_reply(tmp_path, requests, message):
+    assert message in talk(tmp_path, *requests)[-1]["error"]
+
+
+def test_after_an_error_the_worker_goes_on(tmp_path):
+    assert "versions" in talk(tmp_path, {"do": "fly"}, {"do": "load"})[-1]
+
+
+@pytest.fixture
+def ours(exported, seeded):
+    with Worker(CONTENDERS["koe5-int8-stock"], exported["int8"], seeded, threads=1) as worker:
+        yield worker
+
+
+def test_our_own_process(ours, exported):
+    texts = ["query: 하나", "query: 둘과 셋", "passage: 넷"]
+    assert ours.ask("load")["versions"].keys() == {"koe5-onnx", "onnxruntime"}
+    assert ours.ask("open")["about"] == "the stock graph, as asked for"
+    found = ours.embed(texts)
+    with Embedder.open(exported["int8"], threads=1, kernels="stock") as embedder:
+        np.testing.assert_allclose(found, embedder.encode(texts), atol=1e-6)
+    memory = ours.memory()
+    assert 0 < memory.anonymous_bytes < memory.rss_bytes <= memory.peak_rss_bytes
+    assert memory.file_bytes == memory.rss_bytes - memory.anonymous_bytes
+    assert ours.cpu_seconds() > 0
+
+
+def test_a_worker_that_cannot_open_says_why(tmp_path, seeded):
+    with Worker(CONTENDERS["koe5-int8"], tmp_path, seeded, threads=1) as worker:
+        worker.ask("load")
+        with pytest.raises(ContenderError, match=r"koe5-int8 failed at 'open': ArtifactError"):
+            worker.ask("open")
+
+
+def test_a_worker_that_died_says_so(tmp_path, seeded):
+    strange = replace(CONTENDERS["koe5-int8"], family="nothing")
+    with Worker(strange, tmp_path, seeded, threads=1) as worker, pytest.raises(ContenderError) as caught:
+        worker.ask("load")
+    assert "died at 'load'" in str(caught.value)
+    assert "No module named 'benchmarks.contenders.nothing'" in str(caught.value)
+
+
+def test_a_missing_environment_names_the_target(tmp_path, seeded):
+    missing = replace(CONTENDERS["fastembed"], environment="none-such")
+    with pytest.raises(InputError, match="make contenders"):
+        Worker(missing, tmp_path, seeded, threads=1)
+
+
+def test_memory_and_time_of_a_process_are_the_kernels():
+    before = cpu_seconds_of(os.getpid())
+    held = np.ones(40 << 20, np.uint8)
+    assert memory_of(os.getpid()).anonymous_bytes > held.nbytes
+    while cpu_seconds_of(os.getpid()) == before:
+        pass  # the kernel counts in hundredths
+
+
+@pytest.mark.parametrize("names", [["koe5"], ["koe5-int8", "koe5-int8"]])
+def test_unknown_and_double_names(names):
+    with pytest.raises(InputError):
+        chosen(names)
+
+
+def test_every_contender_has_its_file():
+    for contender in chosen(None):
+        assert (ROOT / "benchmarks/contenders" / f"{contender.family}.py").is_file()
+        assert 0.8 < contender.least_cosine < 1
+
+
+def test_batches_are_sorted_and_within_the_budget():
+    lengths = [5, 30, 7, 512, 6, 30]
+    batches = sorted_batches(lengths, 64)
+    assert batches == [[3], [1, 5], [2, 4, 0]]
+    assert sorted_batches([], 64) == []
+
+
+def test_padding_is_masked():
+    ids, mask = padded([np.array([0, 9, 2], np.int32), np.array([0, 2], np.int32)], pad_id=1)
+    assert ids.tolist() == [[0, 9, 2], [0, 2, 1]]
+    assert mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert ids.dtype == mask.dtype == np.int64
