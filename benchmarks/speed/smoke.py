@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from koe5_export.seeded import write_seeded_checkpoint
 from benchmarks.contenders.prepared import Store
 from benchmarks.contenders.registry import CONTENDERS, OWN
 from benchmarks.speed.arguments import Setting
+from benchmarks.speed.gemm import SETTLE_SECONDS
 from benchmarks.speed.opened import open_field
 from benchmarks.speed.results import write_json
 from benchmarks.speed.statistics import ratio, rotated
@@ -113,6 +115,7 @@ def measure(store: Store) -> dict[str, float]:
         rates: dict[str, list[float]] = {name: [] for name in field.opened}
         for turn in range(_ROUNDS + 1):
             for name in rotated(list(rates), turn):
+                time.sleep(SETTLE_SECONDS)
                 seconds = field.opened[name].worker.ask("embed", texts=corpus.texts)["seconds"]
                 if turn:  # the first round warms up
                     rates[name].append(1 / seconds)

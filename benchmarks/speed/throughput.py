@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from koe5_export.checkpoint import Checkpoint
 from benchmarks.contenders.registry import CONTENDERS
 from benchmarks.speed import arguments
 from benchmarks.speed.arguments import Setting, setting_of
-from benchmarks.speed.gemm import Ceiling, Shape
+from benchmarks.speed.gemm import SETTLE_SECONDS, Ceiling, Shape
 from benchmarks.speed.opened import Field, Opened, choose_batches, open_field
 from benchmarks.speed.results import head, write_json
 from benchmarks.speed.statistics import ratio, rotated, spread, with_ratios
@@ -77,7 +78,8 @@ def _measure(setting: Setting, field: Field, ceiling: Ceiling, rounds: int) -> t
 
 
 def _embed(opened: Opened, corpus: Corpus, texts: Sequence[str]) -> float:
-    """Seconds of one pass."""
+    """Seconds of one pass, begun once the threads of whoever was before sleep."""
+    time.sleep(SETTLE_SECONDS)
     reply = opened.worker.ask("embed", texts=list(texts), batch=opened.batch[corpus.name])
     return float(reply["seconds"])
 
