@@ -1,7 +1,8 @@
 // Products of 8-bit integers by VPDPBUSD, and the row functions of the linears. Compiled for AVX512-VNNI.
 //
 // A register tile is 6 rows x 64 columns: 24 sums, 4 operands of weights and one of activations. A block of rows stays
-// in L1 and L2 while one panel of 64 columns after another passes; a panel is read once a block from farther away.
+// in L1 and L2 while one pair of panels after another passes. While one pair is multiplied the next one is fetched into
+// L2, a part with each register tile: else the first tile of each pair would wait for memory.
 #include "linear_epilogue.h"
 #include "linear_kernels.h"
 #include "rows.h"
@@ -11,11 +12,13 @@ namespace {
 
 constexpr int64_t kTileRows = 6, kTileColumns = 64;
 
-// Rows of activations and four tiles of weights, from the first k on.
+// Rows of activations and four tiles of weights, from the first k on; `lines` of what follows are fetched a step.
 struct Operands {
   const uint8_t* a;
   int64_t a_stride;
   const int8_t *b0, *b1, *b2, *b3;
+  const char* upcoming;
+  int64_t lines;
 };
 
 #define KOE5_EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
@@ -46,8 +49,10 @@ template <int kRows, bool kFull>
 void tile(const Operands& x, int64_t depth, int32_t* sums) {
   KOE5_EACH_ROW(KOE5_DECLARE)
   const int8_t *b0 = x.b0, *b1 = x.b1, *b2 = x.b2, *b3 = x.b3;
+  const char* upcoming = x.upcoming;
   int64_t k = 0;
   while (k < depth) {
+    for (int64_t i = 0; i < x.lines; ++i, upcoming += 64) _mm_prefetch(upcoming, _MM_HINT_T1);
     const int64_t end = depth - k < kStepDepth ? depth : k + kStepDepth;
     for (int64_t at = 0; k < end; k += 4, at += 64) {
       const __m512i w0 = _mm512_load_si512(b0 + at), w1 = _mm512_load_si512(b1 + at);
@@ -74,15 +79,21 @@ template <class Store>
 void multiply(const Product& p, const Store& store, void* scratch) {
   int32_t* const sums = static_cast<int32_t*>(scratch);
   Finisher<Store> finisher(p, store);
-  const int64_t k = p.w.k, panel_bytes = kPanelColumns * p.w.padded_k;
+  const int64_t k = p.w.k, panel_bytes = kPanelColumns * p.w.padded_k, steps = p.w.padded_k / kStepDepth;
+  const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows, lines = (kTileColumns + tiles - 1) / tiles;
   for (int64_t column = p.first; column < p.last; column += kTileColumns) {
     const int64_t columns = p.last - column < kTileColumns ? p.last - column : kTileColumns;
     const bool full = columns > kPanelColumns;
     const int8_t* const left = panel_at(p.w, column);
     const int8_t* const right = full ? left + panel_bytes : left;
+    // After the last pair the next block of rows begins at the first one again.
+    const int64_t next = column + kTileColumns < p.last ? column + kTileColumns : p.first;
+    const char* const upcoming = reinterpret_cast<const char*>(panel_at(p.w, next));
     for (int64_t row = 0; row < p.rows; row += kTileRows) {
       const int64_t rows = p.rows - row < kTileRows ? p.rows - row : kTileRows;
-      kTiles[full][rows - 1]({p.a + row * k, k, left, left + kBlockBytes, right, right + kBlockBytes}, k, sums);
+      const char* const part = upcoming + row / kTileRows * lines * steps * 64;
+      kTiles[full][rows - 1]({p.a + row * k, k, left, left + kBlockBytes, right, right + kBlockBytes, part, lines}, k,
+                             sums);
       finisher.begin({sums, kTileColumns, 16, row, rows, column, columns});
       finisher.complete();
     }
