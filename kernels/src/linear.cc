@@ -7,7 +7,6 @@
 #include <cstdlib>
 #include <new>
 
-
 namespace koe5 {
 namespace {
 
@@ -41,14 +40,25 @@ class ThreadScratch {
 
 thread_local ThreadScratch kernel_scratch, row_scratch;
 
-// Rows in blocks, columns in groups; one task for each pair.
-struct Grid {
-  int64_t blocks, block_rows, groups, group_columns;
+// Rows in blocks of whole register tiles, as even as these allow.
+struct Blocks {
+  int64_t rows, tile, count;
+
+  Blocks(int64_t rows_, int64_t tile_, int64_t wanted) : rows(rows_), tile(tile_), count(std::min(wanted, tiles())) {}
+  int64_t tiles() const { return ceil_div(rows, tile); }
+  int64_t begin(int64_t block) const { return std::min(rows, tiles() * block / count * tile); }
+  int64_t size(int64_t block) const { return begin(block + 1) - begin(block); }
 };
 
-Grid grid_of(const LinearKernels& kernels, int threads, int64_t rows, const WeightView& w, int64_t most_rows) {
+// Blocks of rows, groups of columns; one task for each pair.
+struct Grid {
+  Blocks blocks;
+  int64_t groups, group_columns;
+};
+
+Grid grid_of(const LinearKernels& kernels, int threads, int64_t rows, const WeightView& w) {
   const int64_t units = ceil_div(w.n, kColumnUnit);
-  int64_t blocks = ceil_div(rows, most_rows), groups = 1;
+  int64_t blocks = ceil_div(rows, kernels.most_rows(w.k)), groups = 1;
   // Columns first: a task then reads fewer weights. Rows once a task would have few columns for the copy of its rows.
   while (blocks * groups < threads) {
     if (units / (groups + 1) >= 8 || rows / (blocks + 1) < kernels.fewest_rows) {
@@ -58,9 +68,8 @@ Grid grid_of(const LinearKernels& kernels, int threads, int64_t rows, const Weig
     }
   }
   while (groups < units && blocks * groups % threads != 0 && blocks * groups < 4 * threads) ++groups;
-  const int64_t block_rows = ceil_div(ceil_div(rows, blocks), 16) * 16;
   const int64_t group_columns = ceil_div(units, groups) * kColumnUnit;
-  return {ceil_div(rows, block_rows), block_rows, ceil_div(w.n, group_columns), group_columns};
+  return {Blocks(rows, kernels.tile_rows, blocks), ceil_div(w.n, group_columns), group_columns};
 }
 
 Product product_of(const Activations& a, const WeightView& w, int64_t first_row, int64_t rows, int64_t first,
@@ -104,10 +113,11 @@ void run_tasks(Pool& pool, int64_t n, const F& task) {
 template <class Store>
 void multiply_grid(const LinearKernels& kernels, Multiply<Store> multiply, Pool& pool, const Activations& a,
                    const WeightView& w, const Store& store) {
-  const Grid grid = grid_of(kernels, pool.threads(), a.rows, w, kernels.most_rows(w.k));
-  run_tasks(pool, grid.blocks * grid.groups, [&](int64_t task) {
-    const int64_t row = task % grid.blocks * grid.block_rows, rows = std::min(grid.block_rows, a.rows - row);
-    const int64_t first = task / grid.blocks * grid.group_columns, last = std::min(first + grid.group_columns, w.n);
+  const Grid grid = grid_of(kernels, pool.threads(), a.rows, w);
+  run_tasks(pool, grid.blocks.count * grid.groups, [&](int64_t task) {
+    const int64_t block = task % grid.blocks.count, row = grid.blocks.begin(block), rows = grid.blocks.size(block);
+    const int64_t first = task / grid.blocks.count * grid.group_columns;
+    const int64_t last = std::min(first + grid.group_columns, w.n);
     multiply(product_of(a, w, row, rows, first, last), from_row(store, row),
              kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));
   });
@@ -117,11 +127,10 @@ QuantizedOutput from_row(const QuantizedOutput& out, int64_t row, int64_t n) {
   return {out.q + row * n, out.scale + row};
 }
 
-// Rows of a block where each task computes all columns of its rows; 0 where that would leave threads without work.
-int64_t whole_row_block(const LinearKernels& kernels, int threads, int64_t rows, int64_t most_rows) {
-  if (rows < threads * kernels.fewest_rows) return 0;
-  const int64_t rounds = ceil_div(rows, threads * most_rows);
-  return ceil_div(ceil_div(rows, rounds * threads), 2) * 2;
+// Blocks of which each task computes all columns; none where that would leave threads without work.
+Blocks whole_rows(const LinearKernels& kernels, int threads, int64_t rows, int64_t most_rows) {
+  if (rows < threads * kernels.fewest_rows) return {rows, kernels.tile_rows, 0};
+  return {rows, kernels.tile_rows, ceil_div(rows, threads * most_rows) * threads};
 }
 
 }  // namespace
@@ -141,10 +150,10 @@ void project_add_norm(Level level, Pool& pool, const Activations& a, const Packe
   const LinearKernels& kernels = kernels_of(level);
   const int64_t n = w.n;
   const StoreAdd store{with.bias, with.x, with.skip, y, n};
-  const int64_t block = whole_row_block(kernels, pool.threads(), a.rows, kernels.most_rows(w.k));
-  if (block > 0) {
-    run_tasks(pool, ceil_div(a.rows, block), [&](int64_t task) {
-      const int64_t row = task * block, rows = std::min(block, a.rows - row);
+  const Blocks blocks = whole_rows(kernels, pool.threads(), a.rows, kernels.most_rows(w.k));
+  if (blocks.count > 0) {
+    run_tasks(pool, blocks.count, [&](int64_t block) {
+      const int64_t row = blocks.begin(block), rows = blocks.size(block);
       kernels.add(product_of(a, w, row, rows, 0, n), from_row(store, row),
                   kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));
       norm_quantize_in_place(y + row * n, rows, n, with, from_row(out, row, n));
@@ -164,10 +173,10 @@ void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWei
   if (a.rows == 0) return;
   const LinearKernels& kernels = kernels_of(level);
   const int64_t n = w.n;
-  const int64_t block = whole_row_block(kernels, pool.threads(), a.rows, kernels.most_rows(n));
-  if (block > 0) {
-    run_tasks(pool, ceil_div(a.rows, block), [&](int64_t task) {
-      const int64_t row = task * block, rows = std::min(block, a.rows - row);
+  const Blocks blocks = whole_rows(kernels, pool.threads(), a.rows, kernels.most_rows(n));
+  if (blocks.count > 0) {
+    run_tasks(pool, blocks.count, [&](int64_t block) {
+      const int64_t row = blocks.begin(block), rows = blocks.size(block);
       float* const values = reinterpret_cast<float*>(row_scratch.at_least(rows * n * 4));
       kernels.gelu(product_of(a, w, row, rows, 0, n), StoreGelu{bias, values, n},
                    kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));

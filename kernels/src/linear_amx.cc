@@ -159,7 +159,7 @@ int64_t most_rows(int64_t k) {
 }  // namespace
 
 extern const LinearKernels kAmxKernels = {
-    most_rows, 64, scratch_bytes, multiply<StoreBf16>, multiply<StoreAdd>, multiply<StoreGelu>,
+    16, most_rows, 64, scratch_bytes, multiply<StoreBf16>, multiply<StoreAdd>, multiply<StoreGelu>,
 };
 
 }  // namespace koe5

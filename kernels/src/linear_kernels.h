@@ -63,6 +63,8 @@ struct QuantizedOutput {
 };
 
 struct LinearKernels {
+  // Rows of a register tile.
+  int64_t tile_rows;
   // Rows of k bytes that stay in a core's L2 while the weights pass.
   int64_t (*most_rows)(int64_t k);
   // Fewer rows a task than this, and reading the weights costs more than multiplying.

@@ -100,13 +100,13 @@ void multiply(const Product& p, const Store& store, void* scratch) {
   }
 }
 
-int64_t most_rows(int64_t) { return 48; }
+int64_t most_rows(int64_t) { return 72; }
 int64_t scratch_bytes(int64_t, int64_t) { return kTileRows * kTileColumns * 4; }
 
 }  // namespace
 
 extern const LinearKernels kVnniKernels = {
-    most_rows, 24, scratch_bytes, multiply<StoreBf16>, multiply<StoreAdd>, multiply<StoreGelu>,
+    kTileRows, most_rows, 24, scratch_bytes, multiply<StoreBf16>, multiply<StoreAdd>, multiply<StoreGelu>,
 };
 
 void norm_quantize_in_place(float* y, int64_t rows, int64_t n, const AddNorm& with, const QuantizedOutput& out) {
