@@ -1,12 +1,13 @@
 """The lowest leg: are the lower bounds in pyproject.toml true?
 
 It turns every `>=X` of the dependencies and of EXTRAS into `==X`, installs exactly that and runs the tests of
-the runtime and of the export. What pyproject.toml does not name stays as in constraints.txt.
+the runtime, of the export and, where a compiler is, of the fused kernels. What pyproject.toml does not name stays as in constraints.txt.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import tempfile
 import tomllib
@@ -29,7 +30,11 @@ def main() -> None:
         constraints = Path(folder) / "lowest.txt"
         constraints.write_text("\n".join([*pins.values(), *other_pins(pins)]), encoding="utf-8")
         lowest.install("-c", constraints, "-e", f".[{','.join(EXTRAS)}]", "pytest")
-    lowest.run("pytest", "tests/runtime", "tests/export")
+    tests = ["tests/runtime", "tests/export"]
+    if shutil.which("c++"):
+        lowest.install("--no-deps", "./kernels")
+        tests.append("tests/kernels")
+    lowest.run("pytest", *tests)
 
 
 def lowest_pins(requirements: Iterable[str]) -> dict[str, str]:
