@@ -1,7 +1,8 @@
 """The lowest leg: are the lower bounds in pyproject.toml true?
 
 It turns every `>=X` of the dependencies and of EXTRAS into `==X`, installs exactly that and runs the tests of
-the runtime, of the export and, where a compiler is, of the fused kernels. What pyproject.toml does not name stays as in constraints.txt.
+the runtime, of the export and, where a compiler is, of the fused kernels. What pyproject.toml does not name
+stays as in constraints.txt.
 """
 
 from __future__ import annotations
