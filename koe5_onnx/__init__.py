@@ -34,7 +34,7 @@ from koe5_onnx.errors import (
     TruncationWarning,
     UnsuitedCpuWarning,
 )
-from koe5_onnx.tokenizer import Tokenizer, Tokens
+from koe5_onnx.tokenizer import Piece, Tokenizer, Tokens
 
 __version__ = "0.1.0"
 
@@ -57,6 +57,7 @@ __all__ = [
     "Koe5Warning",
     "Manifest",
     "MissingDependencyError",
+    "Piece",
     "ProviderError",
     "Retrieval",
     "Source",

@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from koe5_onnx.artifact import Artifact, Contract
+from koe5_onnx.batching import widths_of
 from koe5_onnx.errors import DoublePromptWarning, InputError, Koe5Warning, TextTooLongError, TruncationWarning
 from koe5_onnx.graphs import Kernels
 from koe5_onnx.pipeline import WINDOW_TEXTS, run_batches, tokenise_ahead
 from koe5_onnx.session import Session
-from koe5_onnx.tokenizer import Tokenizer, Tokens, require_unicode
+from koe5_onnx.tokenizer import Piece, Tokenizer, Tokens, require_unicode
 from koe5_onnx.tuning import arrange
 
 Overflow = Literal["truncate", "error"]
@@ -178,7 +179,45 @@ class Embedder:
 
     def count_tokens(self, texts: Sequence[str], prompt: str | None = None) -> npt.NDArray[np.int32]:
         """Count tokens before truncation, special tokens and prompt included: int32[n]."""
-        return self._tokenizer.encode(self._with_prompt(texts, prompt)).full_lengths
+        return self.tokenize(texts, prompt).full_lengths
+
+    def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> Tokens:
+        """The first half of `encode`: texts to ids, truncated at the token limit; `embed_tokens` is the rest.
+
+        For callers that make batches of their own, as a server does from many requests. Texts above the
+        limit show in `full_lengths`; what to do with them is the caller's choice.
+
+        Raises:
+            TypeError: `texts` is one bare str.
+            InputError: A text is not valid Unicode, or the prompt is unknown.
+        """
+        return self._tokenizer.encode(self._with_prompt(texts, prompt))
+
+    def pieces(self, text: str, prompt: str | None = None) -> list[Piece]:
+        """The tokens of one text with what each stands for, special tokens included, never truncated.
+
+        Raises:
+            InputError: The text is not valid Unicode, or the prompt is unknown.
+        """
+        return self._tokenizer.pieces(self._with_prompt([text], prompt)[0])
+
+    def embed_tokens(self, tokens: Tokens) -> npt.NDArray[np.float32]:
+        """The second half of `encode`: ids to float32[n, dim], in the order of `tokens`.
+
+        Raises:
+            InputError: A row is empty, above the token limit, or holds an id outside the vocabulary.
+        """
+        self._require_ids(tokens)
+        out = np.empty((len(tokens.ids), self.dim), dtype=np.float32)
+        self._run(tokens, out, lambda _tokens: None)
+        return out
+
+    def padded_lengths(self, lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """The length at which texts of these lengths run, int32[n]; only equal ones share a batch.
+
+        Where nothing is padded (fused kernels) it is their own, and any texts share a batch.
+        """
+        return lengths if self.session.graph.is_packed else widths_of(lengths)
 
     def similarity(self, a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Cosine of every row of `a` with every row of `b`.
@@ -233,6 +272,16 @@ class Embedder:
                 "pass the plain text, or prompt=None",
             )
         return [prompt + text if isinstance(text, str) else text for text in texts]
+
+    def _require_ids(self, tokens: Tokens) -> None:
+        limit, vocabulary = self.contract.max_tokens, self.artifact.manifest.architecture.vocabulary
+        for row, ids in enumerate(tokens.ids):
+            if not 1 <= len(ids) <= limit:
+                raise InputError(f"row {row} has {len(ids)} tokens: expected 1 to {limit}")
+            if ids.min() < 0 or ids.max() >= vocabulary:
+                raise InputError(
+                    f"row {row} has an id outside the vocabulary: expected 0 to {vocabulary - 1}"
+                )
 
     def _report_overflow(self, tokens: Tokens) -> None:
         limit, longest = self.contract.max_tokens, int(tokens.full_lengths.max())

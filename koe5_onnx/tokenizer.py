@@ -34,6 +34,20 @@ class Tokens:
         return np.fromiter((len(row) for row in self.ids), dtype=np.int32, count=len(self.ids))
 
 
+@dataclass(frozen=True)
+class Piece:
+    """One token of a text."""
+
+    id: int
+    text: str
+    """The part of the text that it stands for; its name where it is a special token."""
+    special: bool
+    start: int
+    """First character, counted in the prompted text; as `stop` 0 for a special token."""
+    stop: int
+    """After the last character."""
+
+
 class Tokenizer:
     """A Rust tokenizer with this project's settings: truncates at the token limit, never pads.
 
@@ -78,9 +92,30 @@ class Tokenizer:
                 full_lengths.append(self._full_length(encoding))
         return Tokens(ids, np.asarray(full_lengths, dtype=np.int32))
 
+    def pieces(self, text: str) -> list[Piece]:
+        """The tokens of one text, special tokens included, never truncated.
+
+        Raises:
+            InputError: The text holds a lone surrogate (half of a UTF-16 pair).
+        """
+        require_unicode([text])
+        first = self._rust.encode(text)
+        parts = [_pieces_of(part, text) for part in (first, *first.overflowing)]
+        body = [piece for part in parts for piece in part if not piece.special]
+        opening = next((place for place, piece in enumerate(parts[0]) if not piece.special), 0)
+        return [*parts[0][:opening], *body, *[piece for piece in parts[0][opening:] if piece.special]]
+
     def _full_length(self, encoding: tokenizers.Encoding) -> int:
         cut = sum(len(part.ids) - self._specials for part in encoding.overflowing)
         return len(encoding.ids) + cut
+
+
+def _pieces_of(encoding: tokenizers.Encoding, text: str) -> list[Piece]:
+    columns = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
+    return [
+        Piece(id_, name if special else text[start:stop], bool(special), start, stop)
+        for id_, name, special, (start, stop) in columns
+    ]
 
 
 def require_unicode(texts: Sequence[str]) -> None:

@@ -1,0 +1,139 @@
+"""koe5-onnx serve: an HTTP server that clients of OpenAI and text-embeddings-inference speak to."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+from pathlib import Path
+
+from koe5_onnx import InputError
+
+KEYS_VARIABLE = "KOE5_ONNX_API_KEYS"
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the verb and its arguments."""
+    parser = verbs.add_parser(
+        "serve",
+        help="serve an artifact over HTTP, for clients of OpenAI and TEI",
+        description="Serve an artifact over HTTP: POST /v1/embeddings (OpenAI), POST /embed (TEI), a page to "
+        "try it at /, metrics at /metrics. Logs are JSON lines on stderr.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("artifact", metavar="DIR_OR_HUB_ID", help="an exported artifact")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
+    )
+    parser.add_argument("--port", type=int, default=8080, help="0 takes a free one (default: 8080)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes, each with its own artifact (default: 1)",
+    )
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    _add_engine(parser.add_argument_group("engine"))
+    _add_requests(parser.add_argument_group("requests"))
+    _add_limits(parser.add_argument_group("limits"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until stopped and return the exit code.
+
+    Raises:
+        Koe5Error: The artifact, the device or an option cannot be used.
+        OSError: The key file cannot be read, or the address is taken.
+    """
+    from koe5_onnx.serve import Settings, serve
+
+    if args.workers < 1:
+        raise InputError(f"--workers is {args.workers}: expected 1 or more")
+    settings = Settings(
+        artifact=args.artifact,
+        revision=args.revision,
+        device=args.device,
+        kernels=args.kernels,
+        threads=args.threads,
+        parallel_batches=args.parallel_batches,
+        max_batch_tokens=args.max_batch_tokens,
+        max_wait_ms=args.max_wait_ms,
+        overflow=args.overflow,
+        default_prompt=args.default_prompt,
+        model_names=tuple(args.model_name),
+        api_keys_sha256=hash_keys(args.api_key_file, os.environ.get(KEYS_VARIABLE, "")),
+        log_texts=args.log_texts,
+        otlp_endpoint=args.otlp_endpoint,
+        **{name: value for name in _LIMITS if (value := getattr(args, name)) is not None},
+    )
+    return serve(settings, host=args.host, port=args.port, workers=args.workers, log_level=args.log_level)
+
+
+def hash_keys(file: Path | None, environment: str) -> tuple[str, ...]:
+    """SHA-256 of the keys in a file (one a line) and in the environment (commas between).
+
+    Raises:
+        InputError: The file holds no key: the server would be open.
+        OSError: It cannot be read.
+    """
+    lines = [] if file is None else file.read_text(encoding="utf-8").splitlines()
+    of_file = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if file is not None and not of_file:
+        raise InputError(f"{file} holds no API key: expected one a line")
+    keys = [*of_file, *(key.strip() for key in environment.split(",") if key.strip())]
+    return tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys)
+
+
+def _add_engine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads of a batch (default: the cores)")
+    group.add_argument("--kernels", default="auto", choices=("auto", "fused", "stock"))
+    group.add_argument(
+        "--parallel-batches", type=int, default=1, metavar="N", help="batches at the same time (default: 1)"
+    )
+    group.add_argument("--max-batch-tokens", type=int, metavar="N", help="tokens of one batch")
+    group.add_argument(
+        "--max-wait-ms", type=float, default=0.0, metavar="MS",
+        help="how long a batch that is not full waits for more (default: 0)",
+    )  # fmt: skip
+
+
+def _add_requests(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--model-name", action="append", default=[], metavar="NAME",
+        help="another name that the model answers to; may be repeated",
+    )  # fmt: skip
+    group.add_argument(
+        "--default-prompt", metavar="NAME", help="prompt of requests that name none: query or passage"
+    )
+    group.add_argument(
+        "--overflow",
+        default="truncate",
+        choices=("truncate", "error"),
+        help="for texts above the token limit",
+    )
+    group.add_argument(
+        "--api-key-file", type=Path, metavar="FILE",
+        help=f"keys, one a line, one of which requests must bring; also from {KEYS_VARIABLE}",
+    )  # fmt: skip
+    group.add_argument("--log-texts", action="store_true", help="put the beginning of texts into the log")
+    group.add_argument("--otlp-endpoint", metavar="URL", help="send OpenTelemetry traces there (extra otel)")
+
+
+_LIMITS = {
+    "max_body_bytes": (int, "bytes of a request's body (default: 8 MiB)"),
+    "max_inputs": (int, "texts of a request (default: 2048)"),
+    "max_request_tokens": (int, "tokens of a request (default: 131072)"),
+    "max_queue_tokens": (int, "tokens that wait, then 429 (default: 524288)"),
+    "max_requests": (int, "requests in work, then 429 (default: 1024)"),
+    "timeout_s": (float, "seconds until an answer (default: 300)"),
+    "body_timeout_s": (float, "seconds until a body has arrived (default: 30)"),
+    "shutdown_s": (float, "seconds for accepted requests after SIGTERM (default: 30)"),
+}
+
+
+def _add_limits(group: argparse._ArgumentGroup) -> None:
+    for name, (kind, words) in _LIMITS.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=words)

@@ -1,0 +1,34 @@
+"""An HTTP server for one artifact: OpenAI's embeddings API and that of text-embeddings-inference.
+
+What happens to a request, one file a step::
+
+    protection   size of the body, API key, request id, log line, metrics
+    openai_api,  JSON in and out: one file an API, over the same inputs
+    tei_api
+    inputs       texts or token ids, prompt, what to do with long ones -> Tokens
+    engine       asks the queue, waits for the answer or for the client to go away
+    queue        rows of all requests, in the order of fairness, batch by batch
+    runner       threads that run the batches
+
+`app` puts them together, `server` runs it under uvicorn. Needs the extra `serve`; nothing else imports this.
+"""
+
+from __future__ import annotations
+
+from koe5_onnx.errors import MissingDependencyError
+
+try:
+    import fastapi
+    import orjson
+    import prometheus_client
+    import uvicorn
+except ImportError as error:
+    raise MissingDependencyError(str(error.name), "serve", "serving an artifact over HTTP") from error
+
+from koe5_onnx.serve.app import create_app
+from koe5_onnx.serve.server import serve
+from koe5_onnx.serve.settings import Settings
+
+__all__ = ["Settings", "create_app", "serve"]
+
+del fastapi, orjson, prometheus_client, uvicorn

@@ -1,0 +1,177 @@
+"""From a route's inputs to embeddings: tokenise in a thread, queue, wait for the answer or give up.
+
+Lives in the event loop; runner.py's threads do the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from koe5_onnx import Embedder, Encoded, InputError, Tokens
+from koe5_onnx.serve.inputs import Inputs, prepare
+from koe5_onnx.serve.metrics import Metrics
+from koe5_onnx.serve.queue import Job
+from koe5_onnx.serve.refusals import BACKEND, INVALID, OVERLOADED, TIMEOUT, TOO_MANY_TOKENS, Refusal
+from koe5_onnx.serve.runner import Runner
+from koe5_onnx.serve.settings import Settings
+from koe5_onnx.serve.tracing import Tracing
+
+_TOKENISERS = 2
+"""Threads: one long request does not hold up the short ones."""
+_WARM_UP_TOKENS = (1, 16, 64)
+
+_LOGGED_TEXTS, _LOGGED_CHARACTERS = 4, 100
+
+T = TypeVar("T")
+
+
+class Engine:
+    """One opened artifact that many requests share.
+
+    Args:
+        embedder: Opened with one worker.
+        settings: Limits and waiting.
+        metrics: Told what happens.
+        tracing: Told the same, request by request.
+    """
+
+    def __init__(self, embedder: Embedder, settings: Settings, metrics: Metrics, tracing: Tracing) -> None:
+        self.embedder, self.settings, self.metrics = embedder, settings, metrics
+        self.runner = Runner(
+            embedder,
+            settings.parallel_batches,
+            settings.max_queue_tokens,
+            settings.max_wait_ms / 1000,
+            metrics,
+        )
+        self._tracing = tracing
+        self.tokenisers = _TOKENISERS
+        self._tokenisers = ThreadPoolExecutor(_TOKENISERS, "koe5-tokenise")
+        self._requests = 0
+        metrics.watch(lambda: self.runner.waiting_tokens, lambda: self._requests)
+
+    def warm_up(self) -> None:
+        """Embed some texts, so that the first request finds everything loaded."""
+        for words in _WARM_UP_TOKENS:
+            self.embedder.embed_tokens(self.embedder.tokenize(["가 " * words]))
+
+    def close(self) -> None:
+        """Finish what was accepted."""
+        self.runner.close()
+        self._tokenisers.shutdown()
+
+    async def embed(self, inputs: Inputs) -> Encoded:
+        """Embed the inputs of one request.
+
+        Raises:
+            Refusal: They cannot be used, or the server has too much to do.
+        """
+        with self._admitted():
+            try:
+                async with asyncio.timeout(self.settings.timeout_s):
+                    with self._tracing.span("tokenise"):
+                        tokens = await self.in_thread(lambda: self._tokens_of(inputs))
+                    embeddings = await self._run(tokens)
+            except TimeoutError:
+                raise Refusal(
+                    TIMEOUT,
+                    f"no answer within {self.settings.timeout_s:g} s: send less at a time",
+                    retry_after_s=10,
+                ) from None
+        limit = self.embedder.contract.max_tokens
+        truncated = tokens.full_lengths > limit
+        self.metrics.answered(tokens, inputs.prompt, int(truncated.sum()))
+        return Encoded(embeddings, tokens.full_lengths, truncated)
+
+    def notes(self, inputs: Inputs, encoded: Encoded) -> dict[str, Any]:
+        """What the log says of a request: counts, and texts only where the operator asked for them."""
+        found: dict[str, Any] = {
+            "inputs": len(encoded.tokens),
+            "tokens": int(encoded.tokens.sum(dtype=np.int64)),
+            "truncated": int(encoded.truncated.sum()),
+            "prompt": inputs.prompt,
+        }
+        if self.settings.log_texts:
+            found["texts"] = [text[:_LOGGED_CHARACTERS] for text in inputs.texts[:_LOGGED_TEXTS]]
+        return found
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run something that takes longer than the event loop may stand still.
+
+        Raises:
+            Refusal: A text cannot be used.
+        """
+        start = time.monotonic()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._tokenisers, work)
+        except InputError as error:
+            raise Refusal(INVALID, str(error), param=None) from error
+        finally:
+            self.metrics.tokenised(time.monotonic() - start)
+
+    def _admitted(self) -> _Admission:
+        if self._requests >= self.settings.max_requests:
+            raise Refusal(
+                OVERLOADED,
+                f"{self._requests:,} requests are in work: expected at most {self.settings.max_requests:,}",
+                retry_after_s=1,
+            )
+        return _Admission(self)
+
+    def _tokens_of(self, inputs: Inputs) -> Tokens:
+        tokens = prepare(self.embedder, inputs)
+        if (total := int(tokens.lengths.sum())) > self.settings.max_request_tokens:
+            raise Refusal(
+                TOO_MANY_TOKENS,
+                f"the request has {total:,} tokens: expected at most {self.settings.max_request_tokens:,}; "
+                "send fewer texts at a time",
+                param=inputs.param,
+            )
+        return tokens
+
+    async def _run(self, tokens: Tokens) -> npt.NDArray[np.float32]:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[None] = loop.create_future()
+
+        def done(error: BaseException | None) -> None:
+            loop.call_soon_threadsafe(set_answer, error)
+
+        def set_answer(error: BaseException | None) -> None:
+            if answer.done():
+                return
+            if error is None:
+                answer.set_result(None)
+            else:
+                answer.set_exception(
+                    Refusal(BACKEND, "the model failed on this request; the server's log says more")
+                )
+
+        out = np.empty((len(tokens.ids), self.embedder.dim), dtype=np.float32)
+        job = Job(tokens.ids, out, done, time.monotonic())
+        with self._tracing.job(job):
+            self.runner.submit(job)
+            try:
+                await answer
+            finally:
+                self.runner.give_up(job)
+        return out
+
+
+class _Admission:
+    """Counts one request of the house."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> None:
+        self._engine._requests += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._engine._requests -= 1

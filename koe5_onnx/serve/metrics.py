@@ -1,0 +1,124 @@
+"""What Prometheus reads: times of each step, batches, padding, truncation, the provider that runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from koe5_onnx import Embedder, Tokens
+from koe5_onnx.serve.queue import Batch
+
+MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Where worker processes share their numbers.
+Source: https://prometheus.github.io/client_python/multiprocess/"""
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+
+
+class Metrics:
+    """The numbers of one server process."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._request = Histogram(
+            "koe5_request_seconds", "From the first byte to the answer", ["route", "status"],
+            buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self._queue = Histogram(
+            "koe5_queue_seconds", "Until a request's first text runs", buckets=_SECONDS, registry=registry
+        )
+        self._tokenise = Histogram(
+            "koe5_tokenise_seconds", "Tokenising a request", buckets=_SECONDS, registry=registry
+        )
+        self._run = Histogram("koe5_run_seconds", "One batch", buckets=_SECONDS, registry=registry)
+        self._batch_tokens = Histogram(
+            "koe5_batch_tokens", "Tokens of a batch, without padding", buckets=_TOKENS, registry=registry
+        )
+        self._batch_texts = Histogram(
+            "koe5_batch_texts", "Texts of a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=registry
+        )
+        self._padding = Histogram(
+            "koe5_padding_share", "Share of a batch that is padding", buckets=_SHARES, registry=registry
+        )
+        self._inputs = Counter("koe5_inputs", "Texts answered, by prompt", ["prompt"], registry=registry)
+        self._tokens = Counter("koe5_tokens", "Tokens answered", registry=registry)
+        self._truncated = Counter("koe5_truncated_inputs", "Texts that were cut", registry=registry)
+        self._gone = Counter(
+            "koe5_clients_gone", "Requests whose client went away before the answer", registry=registry
+        )
+        self._waiting = Gauge(
+            "koe5_queue_tokens", "Tokens that wait", multiprocess_mode="livesum", registry=registry
+        )
+        self._in_work = Gauge(
+            "koe5_requests_in_work", "Requests that are not answered yet", multiprocess_mode="livesum",
+            registry=registry,
+        )  # fmt: skip
+        self._engine = Gauge(
+            "koe5_engine", "1, with what really runs", ["provider", "graph", "precision", "threads"],
+            multiprocess_mode="livesum", registry=registry,
+        )  # fmt: skip
+        self._read: tuple[Callable[[], int], Callable[[], int]] = (lambda: 0, lambda: 0)
+
+    def opened(self, embedder: Embedder) -> None:
+        """Say what runs."""
+        session = embedder.session
+        self._engine.labels(
+            session.providers[0],
+            "fused" if session.graph.is_packed else "stock",
+            embedder.artifact.manifest.precision,
+            str(session.threads),
+        ).set(1)
+
+    def watch(self, waiting_tokens: Callable[[], int], requests: Callable[[], int]) -> None:
+        """Where to read what changes all the time."""
+        self._read = waiting_tokens, requests
+
+    def batch_ran(self, batch: Batch, seconds: float) -> None:
+        """A batch came back."""
+        self._run.observe(seconds)
+        self._batch_tokens.observe(batch.tokens)
+        self._batch_texts.observe(len(batch.rows))
+        self._padding.observe(1 - batch.tokens / batch.places)
+        self._read_gauges()
+
+    def job_started(self, waited_s: float) -> None:
+        """The first row of a request left the queue."""
+        self._queue.observe(waited_s)
+
+    def tokenised(self, seconds: float) -> None:
+        """A request's texts have become ids."""
+        self._tokenise.observe(seconds)
+
+    def answered(self, tokens: Tokens, prompt: str | None, truncated: int) -> None:
+        """A request has its embeddings."""
+        self._inputs.labels(prompt or "none").inc(len(tokens.ids))
+        self._tokens.inc(int(tokens.lengths.sum(dtype=np.int64)))
+        self._truncated.inc(truncated)
+
+    def client_gone(self) -> None:
+        """A client did not wait."""
+        self._gone.inc()
+
+    def request_ended(self, route: str, status: int, seconds: float) -> None:
+        """A request has its answer, whatever it is."""
+        self._request.labels(route, str(status)).observe(seconds)
+
+    def text(self) -> bytes:
+        """All of them, in Prometheus' text format."""
+        self._read_gauges()
+        if MULTIPROCESS_VARIABLE not in os.environ:
+            return generate_latest(self._registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return generate_latest(together)
+
+    def _read_gauges(self) -> None:
+        waiting, requests = self._read
+        self._waiting.set(waiting())
+        self._in_work.set(requests())

@@ -1,0 +1,169 @@
+"""Around every request: its id, its key, the size of its body, its log line, an answer whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from koe5_onnx.serve.logs import LOGGER
+from koe5_onnx.serve.metrics import Metrics
+from koe5_onnx.serve.refusals import BACKEND, BODY_TOO_LARGE, BODY_TOO_SLOW, NO_KEY, Refusal
+from koe5_onnx.serve.settings import Settings
+
+OPEN_PATHS = frozenset({"/", "/health", "/metrics", "/docs", "/openapi.json"})
+"""Served without a key: none of them shows or takes a text."""
+CLIENT_GONE = 499
+"""Status in log and metrics of a request whose client did not wait for the answer; as nginx counts them."""
+NOTES = "koe5.notes"
+"""Key in an ASGI scope: a dict whose entries go into the request's log line."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_QUIET_PATHS = frozenset({"/health", "/metrics"})
+"""Asked every few seconds by machines: not worth a line where all is well."""
+
+
+class Protection:
+    """ASGI middleware, the outermost.
+
+    Args:
+        app: What is protected.
+        settings: Limits and keys.
+        metrics: Told of each request.
+        routes: Known paths; all others are one label of the metrics.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, routes: Sequence[str]) -> None:
+        self._app, self._settings, self._metrics = app, settings, metrics
+        self._routes = frozenset(routes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; other scopes pass."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.monotonic()
+        reply = _Reply(send, _request_id(Headers(scope=scope)))
+        scope[NOTES] = {}
+        try:
+            await self._serve(scope, receive, reply)
+        except Refusal as refusal:
+            await refusal.response(scope["path"])(scope, receive, reply)
+        except Exception:  # noqa: BLE001 - no request may take the server with it
+            LOGGER.exception("a request failed", extra={"fields": {"request_id": reply.request_id}})
+            if reply.status is None:
+                fault = Refusal(BACKEND, f"the server failed; its log says more under {reply.request_id}")
+                await fault.response(scope["path"])(scope, receive, reply)
+        finally:
+            self._ended(scope, reply, time.monotonic() - start)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        if self._settings.api_keys_sha256 and scope["path"] not in OPEN_PATHS:
+            require_key(headers.get("authorization", ""), self._settings.api_keys_sha256)
+        if scope["method"] in ("POST", "PUT", "PATCH"):
+            receive = await self._with_body(headers, receive)
+        await self._app(scope, receive, send)
+
+    async def _with_body(self, headers: Headers, receive: Receive) -> Receive:
+        """Read the whole body, within its limits, and give it to the app in one piece."""
+        limit = self._settings.max_body_bytes
+        declared = headers.get("content-length", "")
+        if declared.isdecimal() and len(declared) < 20 and int(declared) > limit:
+            raise _too_large(limit)
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                body = await _read(receive, limit)
+        except TimeoutError:
+            raise Refusal(
+                BODY_TOO_SLOW, f"the body did not arrive within {self._settings.body_timeout_s:g} s"
+            ) from None
+        first: Message | None = body
+
+        async def replay() -> Message:
+            nonlocal first
+            if first is not None:
+                message, first = first, None
+                return message
+            return await receive()
+
+        return replay
+
+    def _ended(self, scope: Scope, reply: _Reply, seconds: float) -> None:
+        path = scope["path"] if scope["path"] in self._routes else "other"
+        status = reply.status or CLIENT_GONE
+        self._metrics.request_ended(path, status, seconds)
+        if path in _QUIET_PATHS and status < 400:
+            return
+        fields = {
+            "request_id": reply.request_id,
+            "method": scope["method"],
+            "path": path,
+            "status": status,
+            "ms": round(1000 * seconds, 1),
+            **scope[NOTES],
+        }
+        LOGGER.info("request", extra={"fields": fields})
+
+
+class _Reply:
+    """`send` with the request's id in the headers; remembers the status."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self.status: int | None = None
+        self.request_id = request_id
+        self._send = send
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)["x-request-id"] = self.request_id
+        await self._send(message)
+
+
+def require_key(authorization: str, keys_sha256: Sequence[str]) -> None:
+    """Check a header "Bearer KEY" in a time that depends on no key.
+
+    Raises:
+        Refusal: It holds none of the keys.
+    """
+    scheme, _, key = authorization.partition(" ")
+    digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).hexdigest()
+    # All are compared, so that the time does not say which one was near.
+    matches = [hmac.compare_digest(digest, known) for known in keys_sha256]
+    if scheme.lower() != "bearer" or not any(matches):
+        raise Refusal(NO_KEY, "no valid API key: expected the header 'Authorization: Bearer KEY'")
+
+
+async def _read(receive: Receive, limit: int) -> Message:
+    """The whole body as one message; a disconnect where the client went away."""
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return message
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise _too_large(limit)
+        if not message.get("more_body", False):
+            return {"type": "http.request", "body": b"".join(parts), "more_body": False}
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(BODY_TOO_LARGE, f"the body is too large: expected at most {limit:,} bytes")
+
+
+def _request_id(headers: Headers) -> str:
+    """The client's own, where it is harmless in a log; else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)

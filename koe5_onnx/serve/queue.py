@@ -1,0 +1,182 @@
+"""The rows of all waiting requests, and which of them run next. No threads and no clock of its own.
+
+Each request is a flow of start-time fair queueing: a row's tag is the virtual time at which it would begin if
+every request had an equal share of the machine. A query that arrives behind a bulk request of a thousand
+pages therefore has the lowest tag, and the pages keep their order among themselves.
+
+Rows of one batch are equally long after padding, or any where nothing is padded; short and long texts do not
+share one, so that a query never takes as long as a page.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+SHORT_TOKENS = 128
+"""Queries and sentences: what may run beside long texts."""
+EXPRESS_TOKENS = 256
+"""Most tokens of a batch that runs beside long texts."""
+
+
+@dataclass(eq=False)
+class Job:
+    """The rows of one request."""
+
+    ids: Sequence[npt.NDArray[np.int32]]
+    out: npt.NDArray[np.float32]
+    """float32[n, dim], filled row by row."""
+    done: Callable[[BaseException | None], None]
+    """Called once, from any thread, when all rows are there or one has failed."""
+    arrived_s: float
+    left: int = 0
+    """Rows without an answer."""
+    waiting_tokens: int = 0
+    started_s: float | None = None
+    """When its first row ran."""
+    ended: bool = False
+    """Answered, failed or given up: its rows are skipped."""
+
+
+@dataclass(eq=False)
+class Row:
+    """One text of a job."""
+
+    job: Job
+    number: int
+    tokens: int
+    places: int
+    """Its padded length."""
+
+
+@dataclass
+class Batch:
+    """Rows that run together."""
+
+    rows: list[Row]
+    is_short: bool
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens."""
+        return sum(row.tokens for row in self.rows)
+
+    @property
+    def places(self) -> int:
+        """Tokens with padding."""
+        return sum(row.places for row in self.rows)
+
+
+@dataclass(order=True)
+class _Tagged:
+    start: float
+    order: int
+    row: Row = field(compare=False)
+
+
+class Queue:
+    """Waiting rows.
+
+    Args:
+        max_batch_tokens: Places of a batch; a longer row runs alone.
+        padded_lengths: As of an Embedder.
+        is_packed: Whether rows of any lengths may share a batch.
+    """
+
+    def __init__(
+        self,
+        max_batch_tokens: int,
+        padded_lengths: Callable[[npt.NDArray[np.int32]], npt.NDArray[np.int32]],
+        *,
+        is_packed: bool,
+    ) -> None:
+        self.tokens = 0
+        """Of all that wait."""
+        self._max_batch_tokens = max_batch_tokens
+        self._padded_lengths, self._is_packed = padded_lengths, is_packed
+        self._groups: dict[tuple[bool, int], list[_Tagged]] = {}
+        self._now = 0.0
+        self._order = itertools.count()
+
+    def add(self, job: Job) -> None:
+        """Let all rows of a job wait."""
+        lengths = np.fromiter((len(ids) for ids in job.ids), np.int32, len(job.ids))
+        start = self._now
+        for number, (tokens, places) in enumerate(
+            zip(lengths.tolist(), self._padded_lengths(lengths).tolist(), strict=True)
+        ):
+            group = (tokens <= SHORT_TOKENS, 0 if self._is_packed else places)
+            tagged = _Tagged(start, next(self._order), Row(job, number, tokens, places))
+            heapq.heappush(self._groups.setdefault(group, []), tagged)
+            start += tokens
+        job.left = len(job.ids)
+        job.waiting_tokens = int(lengths.sum())
+        self.tokens += job.waiting_tokens
+
+    def give_up(self, job: Job) -> None:
+        """Forget the waiting rows of a job; those that run already run on for nobody."""
+        job.ended = True
+        self.tokens -= job.waiting_tokens
+        job.waiting_tokens = 0
+
+    def peek(self, *, short_only: bool = False) -> tuple[Row, bool] | None:
+        """The row that begins the next batch, and whether the batch would be full; None where none waits."""
+        group = self._next_group(short_only=short_only)
+        if group is None:
+            return None
+        waiting = self._groups[group]
+        # An upper bound: rows that were given up are still counted.
+        return waiting[0].row, sum(one.row.places for one in waiting) >= self._max_batch_tokens
+
+    def take(self, *, short_only: bool = False) -> Batch | None:
+        """The next batch, no longer waiting; None where none waits.
+
+        Args:
+            short_only: Only short rows, and few of them: the batch is to run beside others.
+        """
+        group = self._next_group(short_only=short_only)
+        if group is None:
+            return None
+        budget = min(EXPRESS_TOKENS, self._max_batch_tokens) if short_only else self._max_batch_tokens
+        self._now = max(self._now, self._groups[group][0].start)
+        return Batch(self._fill(group, budget), group[0])
+
+    def _fill(self, group: tuple[bool, int], budget: int) -> list[Row]:
+        waiting, places = self._groups[group], 0
+        rows: list[Row] = []
+        while waiting and (not rows or places + waiting[0].row.places <= budget):
+            row = heapq.heappop(waiting).row
+            if row.job.ended:
+                continue
+            rows.append(row)
+            places += row.places
+            row.job.waiting_tokens -= row.tokens
+            self.tokens -= row.tokens
+        if not waiting:
+            del self._groups[group]
+        return rows
+
+    def _next_group(self, *, short_only: bool) -> tuple[bool, int] | None:
+        best: tuple[bool, int] | None = None
+        for group in list(self._groups):
+            if short_only and not group[0]:
+                continue
+            if not self._drop_ended(group):
+                continue
+            if best is None or self._groups[group][0] < self._groups[best][0]:
+                best = group
+        return best
+
+    def _drop_ended(self, group: tuple[bool, int]) -> bool:
+        """Whether a row is left at the head of a group."""
+        waiting = self._groups[group]
+        while waiting and waiting[0].row.job.ended:
+            heapq.heappop(waiting)
+        if not waiting:
+            del self._groups[group]
+        return bool(waiting)

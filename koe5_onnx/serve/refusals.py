@@ -1,0 +1,85 @@
+"""Why a request is refused, and how each API says so: OpenAI's error object, or that of TEI.
+
+Sources: https://platform.openai.com/docs/guides/error-codes,
+https://github.com/huggingface/text-embeddings-inference/blob/main/docs/openapi.json
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from fastapi import Response
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One kind of refusal in both APIs."""
+
+    openai_status: int
+    openai_type: str
+    openai_code: str | None
+    tei_status: int
+    tei_type: str
+
+
+INVALID = Reason(400, "invalid_request_error", None, 422, "Validation")
+EMPTY = Reason(400, "invalid_request_error", None, 400, "Empty")
+TOO_MANY_INPUTS = Reason(400, "invalid_request_error", "too_many_inputs", 413, "Validation")
+TOO_MANY_TOKENS = Reason(400, "invalid_request_error", "context_length_exceeded", 413, "Validation")
+BODY_TOO_LARGE = Reason(413, "invalid_request_error", "body_too_large", 413, "Validation")
+BODY_TOO_SLOW = Reason(408, "invalid_request_error", "body_too_slow", 408, "Validation")
+NO_KEY = Reason(401, "invalid_request_error", "invalid_api_key", 401, "Unauthorized")
+UNKNOWN_MODEL = Reason(404, "invalid_request_error", "model_not_found", 404, "Validation")
+UNKNOWN_ROUTE = Reason(404, "invalid_request_error", "unknown_url", 404, "Validation")
+WRONG_METHOD = Reason(405, "invalid_request_error", "method_not_supported", 405, "Validation")
+OVERLOADED = Reason(429, "rate_limit_exceeded", "overloaded", 429, "Overloaded")
+TIMEOUT = Reason(503, "server_error", "timeout", 503, "Overloaded")
+STOPPING = Reason(503, "server_error", "stopping", 503, "Unhealthy")
+UNHEALTHY = Reason(503, "server_error", "unhealthy", 503, "Unhealthy")
+BACKEND = Reason(500, "server_error", "inference_failed", 424, "Backend")
+
+
+class Refusal(Exception):  # noqa: N818 - part of the protocol, not a fault
+    """Ends a request with an answer in the shape of its API.
+
+    Args:
+        reason: The kind.
+        message: What was expected and found.
+        param: The field of the request that is wrong.
+        retry_after_s: When it is worth another try.
+    """
+
+    def __init__(
+        self, reason: Reason, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reason, self.message, self.param = reason, message, param
+        self.headers = {} if retry_after_s is None else {"retry-after": str(max(1, math.ceil(retry_after_s)))}
+        if reason is NO_KEY:
+            self.headers["www-authenticate"] = "Bearer"
+
+    def response(self, path: str) -> Response:
+        """The answer, in the shape of the API that `path` belongs to."""
+        reason = self.reason
+        if is_openai(path):
+            status, body = reason.openai_status, self._openai_body()
+        else:
+            status, body = reason.tei_status, {"error": self.message, "error_type": reason.tei_type}
+        return Response(orjson.dumps(body), status, self.headers, media_type="application/json")
+
+    def _openai_body(self) -> dict[str, Any]:
+        error = {
+            "message": self.message,
+            "type": self.reason.openai_type,
+            "param": self.param,
+            "code": self.reason.openai_code,
+        }
+        return {"error": error}
+
+
+def is_openai(path: str) -> bool:
+    """Whether a path is one of OpenAI's."""
+    return path.startswith("/v1/") or path in ("/embeddings", "/models")

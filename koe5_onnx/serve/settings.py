@@ -1,0 +1,88 @@
+"""What an operator can choose, with its limits. Made by the command line; worker processes get it as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from koe5_onnx import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the server can be told.
+
+    Raises:
+        InputError: A value is out of range, or two do not fit together.
+    """
+
+    artifact: str
+    """Folder or Hub id of an exported artifact."""
+    revision: str | None = None
+    device: str = "cpu"
+    kernels: str = "auto"
+    threads: int | None = None
+    """CPU threads of one batch."""
+    parallel_batches: int = 1
+    """Batches that run at the same time; a short one may run beside them."""
+    max_batch_tokens: int | None = None
+    max_wait_ms: float = 0.0
+    """How long a batch that is not full waits for more; measured in benchmarks/NOTES.md."""
+    overflow: str = "truncate"
+    """"truncate" or "error", for requests that do not say."""
+    default_prompt: str | None = None
+    """Prompt of requests that name none."""
+    model_names: tuple[str, ...] = ()
+    """Names that the model answers to, besides its repository."""
+
+    max_body_bytes: int = 8 * 2**20
+    max_inputs: int = 2048
+    """Texts of one request; as many as OpenAI takes.
+    Source: https://platform.openai.com/docs/api-reference/embeddings/create"""
+    max_request_tokens: int = 131_072
+    max_queue_tokens: int = 524_288
+    max_requests: int = 1024
+    """Requests in the house at one time, reading, waiting and running."""
+    timeout_s: float = 300.0
+    """From the end of the request's body to its answer."""
+    body_timeout_s: float = 30.0
+    shutdown_s: float = 30.0
+    """How long accepted requests may take after SIGTERM."""
+
+    api_keys_sha256: tuple[str, ...] = ()
+    """Hashes of the keys, so that no settings dump or log holds one; none for an open server."""
+    log_texts: bool = False
+    otlp_endpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in (
+            "parallel_batches", "max_body_bytes", "max_inputs", "max_request_tokens", "max_queue_tokens",
+            "max_requests", "timeout_s", "body_timeout_s", "shutdown_s",
+        ):  # fmt: skip
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name} is {getattr(self, name)}: expected more than 0")
+        if self.max_wait_ms < 0:
+            raise InputError(f"max_wait_ms is {self.max_wait_ms}: expected 0 or more")
+        if self.overflow not in ("truncate", "error"):
+            raise InputError(f"overflow is {self.overflow!r}: expected 'truncate' or 'error'")
+        if self.max_request_tokens > self.max_queue_tokens:
+            raise InputError(
+                f"max_request_tokens is {self.max_request_tokens}, max_queue_tokens {self.max_queue_tokens}: "
+                "expected a queue that holds a whole request"
+            )
+
+    def to_json(self) -> str:
+        """For the environment of a worker process."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """What `to_json` gave."""
+        found: Mapping[str, Any] = json.loads(text)
+        given: Any = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
+        }
+        return cls(**given)

@@ -1,0 +1,247 @@
+"""The API of text-embeddings-inference: /embed, /similarity, /tokenize, /info, /health, /metrics.
+
+Source: https://github.com/huggingface/text-embeddings-inference/blob/main/docs/openapi.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import orjson
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, Field
+
+from koe5_onnx import Encoded, __version__
+from koe5_onnx.serve.connection import unless_gone
+from koe5_onnx.serve.engine import Engine
+from koe5_onnx.serve.inputs import Inputs, ModelNames, RawInputs, as_inputs, choose_prompt
+from koe5_onnx.serve.openai_api import AnyInputs, Texts
+from koe5_onnx.serve.protection import NOTES
+from koe5_onnx.serve.refusals import INVALID, TOO_MANY_TOKENS, UNHEALTHY, Refusal
+
+Direction = Literal["Left", "Right", "left", "right"]
+
+
+class EmbedRequest(BaseModel):
+    """Texts to embed."""
+
+    model_config = {
+        "json_schema_extra": {"examples": [{"inputs": "대한민국의 수도는?", "prompt_name": "query"}]}
+    }
+
+    inputs: AnyInputs
+    normalize: bool = True
+    prompt_name: str | None = None
+    truncate: bool | None = None
+    truncation_direction: Direction = "Right"
+    dimensions: int | None = None
+
+
+class SimilarityInputs(BaseModel):
+    """One text, and those to compare with it."""
+
+    source_sentence: str
+    sentences: Texts
+
+
+class SimilarityParameters(BaseModel):
+    """How the texts are embedded."""
+
+    prompt_name: str | None = None
+    truncate: bool | None = None
+    truncation_direction: Direction = "Right"
+
+
+class SimilarityRequest(BaseModel):
+    """Texts to compare."""
+
+    inputs: SimilarityInputs
+    parameters: SimilarityParameters | None = None
+
+
+class TokenizeRequest(BaseModel):
+    """Texts to tokenise."""
+
+    inputs: str | Texts
+    add_special_tokens: bool = True
+    prompt_name: str | None = None
+
+
+class Token(BaseModel):
+    """One token; `start` and `stop` count characters of the text with its prompt."""
+
+    id: int
+    text: str
+    special: bool
+    start: int
+    stop: int
+
+
+class Info(BaseModel):
+    """What is served, and within which limits."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    model_type: dict[str, Any]
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+    dim: int
+    prompts: dict[str, str]
+    default_prompt: str | None
+    provider: str
+    graph: str
+    """Which graph runs, and why."""
+    cosine_to_pytorch_min: Annotated[float | None, Field(description="Of the artifact's certificate")]
+
+
+class TeiError(BaseModel):
+    """TEI's shape of an error."""
+
+    error: str
+    error_type: str
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": TeiError} for status in (400, 401, 404, 408, 413, 422, 424, 429, 503)
+}
+
+
+def tei_routes(engine: Engine, names: ModelNames) -> APIRouter:
+    """The routes."""
+    router = APIRouter(tags=["text-embeddings-inference"], responses=ERRORS)
+
+    @router.post("/embed", response_model=list[list[float]], summary="Embed texts")
+    async def embed(request: Request, body: EmbedRequest) -> Response:
+        contract = engine.embedder.contract
+        _require_own("normalize", body.normalize, contract.normalize)
+        _require_own("dimensions", body.dimensions, None, contract.dim)
+        encoded = await _embed(engine, request, body.inputs, body)
+        return _json(encoded.embeddings)
+
+    @router.post("/similarity", response_model=list[float], summary="Compare texts")
+    async def similarity(request: Request, body: SimilarityRequest) -> Response:
+        sentences = as_inputs(
+            body.inputs.sentences,
+            None,
+            truncate=True,
+            param="sentences",
+            max_inputs=engine.settings.max_inputs - 1,
+        ).texts
+        parameters = body.parameters or SimilarityParameters()
+        encoded = await _embed(engine, request, [body.inputs.source_sentence, *sentences], parameters)
+        return _json(engine.embedder.similarity(encoded.embeddings[:1], encoded.embeddings[1:])[0])
+
+    @router.post("/tokenize", response_model=list[list[Token]], summary="Texts to tokens, never cut")
+    async def tokenize(body: TokenizeRequest) -> Response:
+        prompt = _prompt(engine, body.prompt_name)
+        inputs = as_inputs(
+            body.inputs, prompt, truncate=False, param="inputs", max_inputs=engine.settings.max_inputs
+        )
+        return _json(
+            await engine.in_thread(lambda: _tokens(engine, inputs, specials=body.add_special_tokens))
+        )
+
+    @router.get("/info", summary="What is served")
+    async def info() -> Info:
+        return _info(engine, names)
+
+    @router.get("/health", response_class=Response, summary="200 where embeddings work")
+    async def health() -> Response:
+        if engine.runner.failure is not None:
+            raise Refusal(UNHEALTHY, "the last batch failed; the server's log says more")
+        return Response()
+
+    @router.get("/metrics", response_class=Response, summary="For Prometheus")
+    async def metrics() -> Response:
+        return Response(engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+async def _embed(
+    engine: Engine, request: Request, raw: RawInputs, body: EmbedRequest | SimilarityParameters
+) -> Encoded:
+    if body.truncation_direction.lower() == "left":
+        raise Refusal(
+            INVALID,
+            "truncation_direction is Left: expected Right, as texts are cut at their end",
+            param="truncation_direction",
+        )
+    settings = engine.settings
+    truncate = settings.overflow == "truncate" if body.truncate is None else body.truncate
+    has_ids = not isinstance(raw, str) and bool(raw) and not isinstance(raw[0], str)
+    prompt = None if has_ids and body.prompt_name is None else _prompt(engine, body.prompt_name)
+    inputs = as_inputs(raw, prompt, truncate=truncate, param="inputs", max_inputs=settings.max_inputs)
+    encoded = await unless_gone(request, engine.embed(inputs))
+    request.scope[NOTES] |= engine.notes(inputs, encoded)
+    return encoded
+
+
+def _prompt(engine: Engine, name: str | None) -> str | None:
+    prompts = engine.embedder.contract.prompts
+    return choose_prompt({"prompt_name": name}, None, engine.settings.default_prompt, prompts)
+
+
+def _require_own(name: str, value: object, *own: object) -> None:
+    if value not in own:
+        raise Refusal(INVALID, f"{name} is {value}: this model gives {own[-1]} only", param=name)
+
+
+def _tokens(engine: Engine, inputs: Inputs, *, specials: bool) -> list[list[dict[str, Any]]]:
+    # A piece costs a hundred times a token that is embedded, so the same limit bounds them by characters.
+    limit = engine.settings.max_request_tokens
+    if (characters := sum(map(len, inputs.texts))) > limit:
+        raise Refusal(
+            TOO_MANY_TOKENS,
+            f"the texts have {characters:,} characters: expected at most {limit:,}",
+            param="inputs",
+        )
+    return [
+        [
+            dataclasses.asdict(piece)
+            for piece in engine.embedder.pieces(text, inputs.prompt)
+            if specials or not piece.special
+        ]
+        for text in inputs.texts
+    ]
+
+
+def _info(engine: Engine, names: ModelNames) -> Info:
+    embedder, settings = engine.embedder, engine.settings
+    manifest, contract = embedder.artifact.manifest, embedder.contract
+    fused = embedder.session.graph.is_packed
+    certificate = manifest.fused_certificate if fused else manifest.certificate
+    return Info(
+        model_id=names.names[0],
+        model_sha=manifest.source.revision,
+        model_dtype=manifest.precision,
+        model_type={"embedding": {"pooling": contract.pooling}},
+        max_concurrent_requests=settings.max_requests,
+        max_input_length=contract.max_tokens,
+        max_batch_tokens=embedder.max_batch_tokens,
+        max_client_batch_size=settings.max_inputs,
+        auto_truncate=settings.overflow == "truncate",
+        tokenization_workers=engine.tokenisers,
+        version=__version__,
+        dim=contract.dim,
+        prompts=dict(contract.prompts),
+        default_prompt=settings.default_prompt,
+        provider=embedder.session.providers[0],
+        graph=embedder.session.graph.reason,
+        cosine_to_pytorch_min=certificate.overall.cosine_min if certificate else None,
+    )
+
+
+def _json(found: Any) -> Response:
+    if isinstance(found, np.ndarray):
+        found = np.ascontiguousarray(found)
+    return Response(orjson.dumps(found, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
