@@ -87,3 +87,7 @@ NORM_LARGE_MEAN_ATOL = 3e-4
 
 POOL_ATOL = 3e-6
 """A mean of up to 8,192 values about 1 in size, summed in fp32 one by one."""
+
+SERVED = 1e-6
+"""Largest difference of one component between an embedding from the server and the same text offline, in
+whatever batch either ran: the last bit of a float near 1 and a little more."""

@@ -19,8 +19,8 @@ from koe5_onnx.serve.logs import LOGGER
 from koe5_onnx.serve.metrics import Metrics
 from koe5_onnx.serve.openai_api import openai_routes
 from koe5_onnx.serve.page import page_route
-from koe5_onnx.serve.protection import CLIENT_GONE, Protection
-from koe5_onnx.serve.refusals import INVALID, UNKNOWN_ROUTE, WRONG_METHOD, Refusal
+from koe5_onnx.serve.protection import CLIENT_GONE, FAILED, Protection
+from koe5_onnx.serve.refusals import BACKEND, INVALID, UNKNOWN_ROUTE, WRONG_METHOD, Refusal
 from koe5_onnx.serve.settings import Settings
 from koe5_onnx.serve.tei_api import tei_routes
 from koe5_onnx.serve.tracing import open_tracing
@@ -91,6 +91,7 @@ def _shape_errors(app: FastAPI, metrics: Metrics) -> None:
 
     answers(Refusal, refuse)
     answers(ClientGoneError, gone)
+    answers(Exception, lambda request, _error: refuse(request, Refusal(BACKEND, FAILED)))
     answers(RequestValidationError, lambda request, error: refuse(request, describe(error)))
     answers(HTTPException, lambda request, error: refuse(request, _of_http(request, error)))
 

@@ -55,7 +55,7 @@ def as_inputs(raw: RawInputs, prompt: str | None, *, truncate: bool, param: str,
     """
     many: Sequence[str] | Sequence[Sequence[int]]
     if isinstance(raw, str) or (raw and isinstance(raw[0], int)):
-        many = [raw]
+        many = cast("list[str] | list[list[int]]", [raw])
     else:
         many = cast("list[str] | list[list[int]]", raw)
     if not many:

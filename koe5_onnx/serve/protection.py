@@ -23,6 +23,7 @@ OPEN_PATHS = frozenset({"/", "/health", "/metrics", "/docs", "/openapi.json"})
 """Served without a key: none of them shows or takes a text."""
 CLIENT_GONE = 499
 """Status in log and metrics of a request whose client did not wait for the answer; as nginx counts them."""
+FAILED = "the server failed on this request; its log says more under the answer's x-request-id"
 NOTES = "koe5.notes"
 """Key in an ASGI scope: a dict whose entries go into the request's log line."""
 
@@ -60,8 +61,7 @@ class Protection:
         except Exception:  # noqa: BLE001 - no request may take the server with it
             LOGGER.exception("a request failed", extra={"fields": {"request_id": reply.request_id}})
             if reply.status is None:
-                fault = Refusal(BACKEND, f"the server failed; its log says more under {reply.request_id}")
-                await fault.response(scope["path"])(scope, receive, reply)
+                await Refusal(BACKEND, FAILED).response(scope["path"])(scope, receive, reply)
         finally:
             self._ended(scope, reply, time.monotonic() - start)
 

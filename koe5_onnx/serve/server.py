@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -79,20 +80,43 @@ def app_of_environment_path() -> str:
     return f"{__name__}:{app_of_environment.__name__}"
 
 
+class _Server(uvicorn.Server):
+    """Says where it listens, once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for one in sockets or []:
+            host, port, *_ = one.getsockname()
+            LOGGER.info("listening", extra={"fields": {"host": host, "port": port, "pid": os.getpid()}})
+
+
 def _serve_here(settings: Settings, app: Any, host: str, port: int) -> int:
-    server = uvicorn.Server(uvicorn.Config(app, **_options(settings, host, port)))
-    listening = server.config.bind_socket()
-    bound = listening.getsockname()
-    LOGGER.info("listening", extra={"fields": {"host": bound[0], "port": bound[1], "pid": os.getpid()}})
     # uvicorn raises the signal again once it has stopped in good order: that is no fault.
     before = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        server.run(sockets=[listening])
+        with _bound(host, port) as bound:
+            server = _Server(uvicorn.Config(app, **_options(settings, host, port)))
+            server.run(sockets=[bound])
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
-        listening.close()
     return 0 if server.started else 1
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at an address. Nobody can connect before uvicorn listens on it, when the app is ready.
+
+    Raises:
+        OSError: The address is taken or is not of this machine.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise OSError(error.errno, error.strerror, f"{host}:{port}") from error
+    return bound
 
 
 def _options(settings: Settings, host: str, port: int) -> dict[str, Any]:

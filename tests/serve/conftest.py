@@ -1,0 +1,81 @@
+"""Servers for the tests: in a thread of this process, with whatever settings a test wants."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra serve is not installed")
+
+import uvicorn
+
+from koe5_onnx import Embedder, TruncationWarning
+from koe5_onnx.serve import Settings, create_app
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ARTIFACT = Path(__file__).resolve().parents[1] / "data" / "tiny-int8"
+Serving = Callable[..., contextlib.AbstractContextManager[httpx.Client]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests' own cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KOE5_ONNX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def offline() -> Iterator[Embedder]:
+    with Embedder.open(ARTIFACT, threads=1) as opened:
+        with pytest.warns(TruncationWarning):  # it warns once, and that was it
+            opened.encode(["가 " * 600])
+        yield opened
+
+
+@contextlib.contextmanager
+def running(app: object) -> Iterator[httpx.Client]:
+    """Serve an app on a free port, in a thread, and give a client of it."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, ws="none"))
+    listening = server.config.bind_socket()
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        port = listening.getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+
+
+@pytest.fixture(scope="session")
+def serving() -> Serving:
+    """Serves the tiny artifact with the settings given; use as a context."""
+
+    @contextlib.contextmanager
+    def start(**settings: object) -> Iterator[httpx.Client]:
+        with Embedder.open(ARTIFACT, threads=1) as embedder:
+            app = create_app(embedder, Settings(artifact=str(ARTIFACT), **settings))
+            with running(app) as client:
+                yield client
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def client(serving: Serving) -> Iterator[httpx.Client]:
+    """A server with the default settings, shared by tests that change nothing."""
+    with serving() as found:
+        yield found

@@ -1,0 +1,65 @@
+"""Requests made from the OpenAPI description, valid and not: never a 5xx, and always what it describes."""
+
+from __future__ import annotations
+
+import pytest
+
+schemathesis = pytest.importorskip("schemathesis")
+
+from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402
+from schemathesis.checks import CheckFunction, not_a_server_error  # noqa: E402
+from schemathesis.specs.openapi.checks import (  # noqa: E402
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+CHECKS: list[CheckFunction] = [
+    not_a_server_error,
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+]
+OPERATIONS = (
+    ("POST", "/v1/embeddings"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/{name}"),
+    ("POST", "/embed"),
+    ("POST", "/similarity"),
+    ("POST", "/tokenize"),
+    ("GET", "/info"),
+    ("GET", "/health"),
+    ("GET", "/metrics"),
+)
+
+
+@pytest.fixture(scope="module")
+def schema(client):
+    return schemathesis.openapi.from_url(f"{client.base_url}/openapi.json")
+
+
+def test_every_operation_is_fuzzed(schema):
+    found = {(result.ok().method.upper(), result.ok().path) for result in schema.get_all_operations()}
+    assert found == set(OPERATIONS)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "mode"),
+    # What has no body has nothing that can be wrong.
+    [(*one, mode) for one in OPERATIONS for mode in ("POSITIVE", "NEGATIVE")[: 1 + (one[0] == "POST")]],
+)
+def test_answers_are_those_described(schema, method, path, mode):
+    operation = schema[path][method]
+
+    @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode[mode]))
+    @settings(
+        max_examples=60,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    def check(case):
+        case.call_and_validate(checks=CHECKS)
+
+    check()

@@ -1,0 +1,159 @@
+"""OpenAI's API: the official client and LangChain's, unchanged, and what the API says of wrong requests."""
+
+from __future__ import annotations
+
+import base64
+
+import numpy as np
+import pytest
+from tolerances import SERVED
+
+TEXTS = ["대한민국의 수도는 어디인가요?", "서울", "The quick brown fox", "", "가 " * 600]
+MODEL = "tiny-seeded"
+
+
+def post(client, **body):
+    return client.post("/v1/embeddings", json=body)
+
+
+def embeddings_of(answer):
+    assert answer.status_code == 200, answer.text
+    return np.asarray([item["embedding"] for item in answer.json()["data"]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def official(client):
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="unused", max_retries=0) as found:
+        yield found
+
+
+@pytest.mark.parametrize("encoding_format", ["float", "base64", None])
+def test_the_official_client_gets_offline_embeddings(official, offline, encoding_format):
+    options = {} if encoding_format is None else {"encoding_format": encoding_format}
+    found = official.embeddings.create(model=f"{MODEL}:query", input=TEXTS, **options)
+    rows = [item.embedding for item in found.data]
+    if encoding_format == "base64":
+        rows = [np.frombuffer(base64.b64decode(row), "<f4") for row in rows]
+    np.testing.assert_allclose(np.asarray(rows), offline.encode_queries(TEXTS), atol=SERVED, rtol=0)
+    assert [item.index for item in found.data] == list(range(len(TEXTS)))
+    counts = offline.count_tokens(TEXTS, "query")
+    assert found.usage.prompt_tokens == found.usage.total_tokens == np.minimum(counts, 512).sum()
+
+
+def test_the_official_client_lists_the_model(official):
+    names = [model.id for model in official.models.list()]
+    assert {MODEL, f"{MODEL}:query", f"{MODEL}:passage"} <= set(names)
+    assert official.models.retrieve(f"{MODEL}:query").id == f"{MODEL}:query"
+
+
+def test_the_official_client_raises_its_own_errors(official):
+    import openai
+
+    with pytest.raises(openai.NotFoundError, match="expected one of"):
+        official.embeddings.create(model="text-embedding-3-small", input="가")
+    with pytest.raises(openai.BadRequestError, match="dimensions is 8: expected 32") as caught:
+        official.embeddings.create(model=MODEL, input="가", dimensions=8)
+    assert caught.value.param == "dimensions"
+
+
+def test_langchain(client, offline):
+    langchain_openai = pytest.importorskip("langchain_openai")
+    langchain = langchain_openai.OpenAIEmbeddings(
+        base_url=f"{client.base_url}/v1",
+        api_key="unused",
+        model=f"{MODEL}:passage",
+        check_embedding_ctx_length=False,
+    )
+    expected = offline.encode_passages(TEXTS)
+    np.testing.assert_allclose(langchain.embed_documents(TEXTS), expected, atol=SERVED, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt"),
+    [
+        ({}, None),
+        ({"input_type": "query"}, "query"),
+        ({"input_type": "search_query"}, "query"),
+        ({"input_type": "document"}, "passage"),
+        ({"input_type": "none", "model": f"{MODEL}:query"}, None),
+        ({"prompt_name": "passage"}, "passage"),
+        ({"prompt_name": "passage", "input_type": "passage"}, "passage"),
+        ({"model": f"{MODEL}:passage"}, "passage"),
+        ({"model": f"{MODEL}:passage", "input_type": "query"}, "query"),
+        ({"model": "text-embeddings-inference"}, None),
+    ],
+)
+def test_the_prompt(client, offline, fields, prompt):
+    found = embeddings_of(post(client, input=["서울"], **fields))
+    np.testing.assert_allclose(found, offline.encode(["서울"], prompt), atol=SERVED, rtol=0)
+
+
+def test_the_default_prompt_is_for_requests_that_name_none(serving, offline):
+    with serving(default_prompt="passage", model_names=("my-model",)) as client:
+        for fields, prompt in (({}, "passage"), ({"model": "my-model:query"}, "query")):
+            found = embeddings_of(post(client, input=["서울"], **fields))
+            np.testing.assert_allclose(found, offline.encode(["서울"], prompt), atol=SERVED, rtol=0)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_token_ids(client, offline, many):
+    ids = [row.tolist() for row in offline.tokenize(["서울 seoul", "가"]).ids]
+    found = embeddings_of(post(client, input=ids if many else ids[0]))
+    np.testing.assert_allclose(found, offline.encode(["서울 seoul", "가"])[: len(found)], atol=SERVED, rtol=0)
+    assert len(found) == (2 if many else 1)
+
+
+def test_each_embedding_says_its_tokens_and_whether_it_was_cut(client, offline):
+    items = post(client, input=TEXTS, input_type="query").json()["data"]
+    counts = offline.count_tokens(TEXTS, "query").tolist()
+    assert [item["tokens"] for item in items] == counts
+    assert [item["truncated"] for item in items] == [count > 512 for count in counts]
+    assert any(item["truncated"] for item in items)
+
+
+@pytest.mark.parametrize("path", ["/embeddings", "/v1/embeddings"])
+def test_both_paths(client, path):
+    assert client.post(path, json={"input": "가"}).status_code == 200
+
+
+LONG = "가 " * 600
+WRONG = {
+    "no input": ({}, "input", "input is missing"),
+    "no texts": ({"input": []}, "input", "is empty"),
+    "a number": ({"input": 5}, "input", "expected a text"),
+    "a null": ({"input": None}, "input", "expected a text"),
+    "texts and numbers": ({"input": ["a", 1]}, "input", "expected a text"),
+    "a float as id": ({"input": [1.5]}, "input", "expected a text"),
+    "a bool as id": ({"input": [True]}, "input", "expected a text"),
+    "nested too deep": ({"input": [[["a"]]]}, "input", "expected a text"),
+    "ids of another tokenizer": ({"input": [1923, 22, 99]}, "input", "check_embedding_ctx_length=False"),
+    "an id outside": ({"input": [0, 2_000_000, 2]}, "input", "outside 0 to"),
+    "an empty row of ids": ({"input": [[]]}, "input", "begin with"),
+    "ids with a prompt": ({"input": [0, 5, 2], "input_type": "query"}, "input", "no prompt"),
+    "too many": ({"input": ["a"] * 2049}, "input", "2,049 texts: expected at most 2,048"),
+    "a prompt that is none": ({"input": "a", "input_type": "title"}, "input_type", "none, passage, query"),
+    "two prompts": ({"input": "a", "input_type": "query", "prompt_name": "passage"}, "prompt_name", "differ"),
+    "a format": ({"input": "a", "encoding_format": "int8"}, "encoding_format", "expected"),
+    "too long": ({"input": ["a", LONG], "truncate": False}, "input", "input 1 has 1,2.. tokens"),
+    "too long, as NVIDIA says it": ({"input": LONG, "truncate": "NONE"}, "input", "expected at most 512"),
+    "cut at the front": ({"input": LONG, "truncate": "START"}, "truncate", "expected"),
+    "a model as number": ({"input": "a", "model": 7}, "model", "expected"),
+}
+
+
+@pytest.mark.parametrize(("body", "param", "words"), WRONG.values(), ids=WRONG)
+def test_wrong_requests_get_openais_error(client, body, param, words):
+    answer = client.post("/v1/embeddings", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    import re
+
+    assert re.search(words, error["message"]), error["message"]
+
+
+def test_truncate_is_the_servers_policy_unless_the_request_says(serving):
+    with serving(overflow="error") as client:
+        assert post(client, input=LONG).status_code == 400
+        assert post(client, input=LONG, truncate=True).json()["data"][0]["truncated"] is True
+        assert post(client, input=LONG, truncate="END").status_code == 200

@@ -1,0 +1,201 @@
+"""The server as a process: ready when it says so, stopping in good order, its numbers, its workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from tolerances import SERVED
+
+import koe5_onnx
+from koe5_onnx import InputError
+from koe5_onnx.cli.serve import hash_keys
+from koe5_onnx.serve import Settings
+
+ARTIFACT = Path(__file__).resolve().parents[1] / "data" / "tiny-int8"
+
+
+@contextmanager
+def process(*arguments, artifact=ARTIFACT, **environment):
+    """The command in a process of its own; a client once it listens."""
+    source = str(Path(koe5_onnx.__file__).resolve().parents[1])
+    command = [sys.executable, "-m", "koe5_onnx.cli", "serve", str(artifact), "--port", "0", *arguments]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": source, **environment}
+    ) as running:
+        try:
+            lines = []
+            for line in running.stderr:
+                lines.append(line)
+                if '"listening"' in line:
+                    break
+            else:
+                raise AssertionError(f"it ended: {lines}")
+            port = json.loads(lines[-1])["port"]
+            # Nobody may wait for a reader of the log.
+            threading.Thread(target=lambda: lines.extend(running.stderr), daemon=True).start()
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+                yield running, client, lines
+        finally:
+            if running.poll() is None:
+                running.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_in_good_order(number):
+    """What was accepted is answered, and the exit code says that nothing went wrong."""
+    with process("--max-wait-ms", "1500") as (running, client, lines), ThreadPoolExecutor(4) as pool:
+        assert client.get("/health").status_code == 200
+        waiting = [pool.submit(client.post, "/embed", json={"inputs": "가나다"}) for _ in range(4)]
+        while "koe5_requests_in_work 4.0" not in client.get("/metrics").text:
+            pass
+        running.send_signal(number)
+        assert [one.result().status_code for one in waiting] == [200] * 4
+        assert running.wait(20) == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{client.base_url}/health")
+    assert '"stopped"' in "".join(lines)
+
+
+def test_the_command_reads_keys_from_file_and_environment(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# ours\nfirst\n\nsecond\n")
+    with process("--api-key-file", str(file), KOE5_ONNX_API_KEYS="third, fourth") as (_, client, _lines):
+        for key, status in (("second", 200), ("fourth", 200), ("# ours", 401)):
+            headers = {"authorization": f"Bearer {key}"}
+            assert client.post("/embed", json={"inputs": "a"}, headers=headers).status_code == status
+
+
+def test_a_key_file_without_keys_does_not_open_the_server(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# none yet\n")
+    with pytest.raises(InputError, match="holds no API key"):
+        hash_keys(file, "")
+
+
+def test_two_workers_share_a_port_and_their_numbers(offline):
+    # uvicorn's parent does not say which port 0 became.
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "koe5_onnx.cli", "serve", str(ARTIFACT), "--workers", "2"]
+    source = str(Path(koe5_onnx.__file__).resolve().parents[1])
+    with subprocess.Popen(
+        [*command, "--port", str(port)], stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": source}
+    ) as running:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+                _wait_until_healthy(client, running)
+                for _ in range(20):
+                    answer = httpx.post(f"{client.base_url}/embed", json={"inputs": "서울"}, timeout=30)
+                    np.testing.assert_allclose(answer.json(), offline.encode(["서울"]), atol=SERVED, rtol=0)
+                text = client.get("/metrics").text
+                assert 'koe5_inputs_total{prompt="none"} 20.0' in text
+        finally:
+            running.terminate()
+            running.wait(20)
+
+
+def _wait_until_healthy(client, running):
+    import time
+
+    for _ in range(600):
+        assert running.poll() is None
+        try:
+            if client.get("/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)
+    raise AssertionError("it never came up")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--default-prompt", "title"), "default_prompt is 'title'"),
+        (("--max-inputs", "0"), "max_inputs is 0"),
+        (("--max-request-tokens", "10", "--max-queue-tokens", "5"), "holds a whole request"),
+        (("--workers", "0"), "--workers is 0"),
+        (("--max-wait-ms", "-1"), "max_wait_ms is -1"),
+        (("--api-key-file", "nowhere"), "nowhere"),
+        (("--device", "gpu"), "device is 'gpu'"),
+    ],
+)
+def test_wrong_options(arguments, words, capsys):
+    from koe5_onnx.cli import main
+
+    assert main(["serve", str(ARTIFACT), *arguments]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_a_taken_port_is_told():
+    with process() as (_running, client, _lines):
+        taken = str(client.base_url.port)
+        command = [sys.executable, "-m", "koe5_onnx.cli", "serve", str(ARTIFACT), "--port", taken]
+        source = str(Path(koe5_onnx.__file__).resolve().parents[1])
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source}, timeout=60
+        )
+    assert done.returncode == 1
+    assert "in use" in done.stderr
+
+
+def test_metrics(serving):
+    with serving() as client:
+        client.post("/v1/embeddings", json={"input": ["서울", "가 " * 600], "input_type": "query"})
+        text = client.get("/metrics").text
+    for line in (
+        'koe5_request_seconds_count{route="/v1/embeddings",status="200"} 1.0',
+        "koe5_queue_seconds_count 1.0",
+        "koe5_tokenise_seconds_count 1.0",
+        'koe5_inputs_total{prompt="query"} 2.0',
+        "koe5_truncated_inputs_total 1.0",
+        'precision="int8",provider="CPUExecutionProvider"',
+    ):
+        assert line in text
+    runs = float(
+        next(line for line in text.splitlines() if line.startswith("koe5_run_seconds_count")).split()[1]
+    )
+    assert runs == 2, "a short text and a long one do not share a batch"
+
+
+def test_settings_survive_the_way_to_a_worker():
+    settings = Settings("a", model_names=("x", "y"), api_keys_sha256=("00",), timeout_s=1.5)
+    assert Settings.from_json(settings.to_json()) == settings
+
+
+def test_traces(serving, monkeypatch):
+    exporter = pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    from opentelemetry.sdk.trace.export import SpanExportResult
+
+    seen = []
+
+    def export(self, spans):
+        seen.extend(spans)
+        return SpanExportResult.SUCCESS
+
+    monkeypatch.setattr(exporter.OTLPSpanExporter, "export", export)
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
+    with serving(otlp_endpoint="http://127.0.0.1:9/v1/traces") as client:
+        assert client.post("/embed", json={"inputs": "서울"}).status_code == 200
+        for _ in range(500):
+            client.get("/health")
+            if len(seen) >= 4:
+                break
+    spans = {span.name: span for span in seen}
+    assert {"tokenise", "queue", "run", "POST /embed"} <= set(spans)
+    request = spans["POST /embed"]
+    for name in ("tokenise", "queue", "run"):
+        assert spans[name].context.trace_id == request.context.trace_id
+        assert request.start_time <= spans[name].start_time <= spans[name].end_time <= request.end_time

@@ -1,0 +1,114 @@
+"""Fairness, batches and the bounds of the queue, without threads."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from koe5_onnx.batching import widths_of
+from koe5_onnx.serve.queue import EXPRESS_TOKENS, SHORT_TOKENS, Job, Queue
+
+LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=20)
+
+
+def job_of(*lengths):
+    ids = [np.zeros(length, np.int32) for length in lengths]
+    return Job(ids, np.empty((len(ids), 2), np.float32), lambda error: None, 0.0)
+
+
+def queue_of(*, is_packed=True, max_batch_tokens=512):
+    return Queue(max_batch_tokens, (lambda lengths: lengths) if is_packed else widths_of, is_packed=is_packed)
+
+
+def drained(queue):
+    batches = []
+    while (batch := queue.take()) is not None:
+        batches.append(batch)
+    return batches
+
+
+@given(st.lists(LENGTHS, min_size=1, max_size=8), st.booleans(), st.sampled_from([64, 512, 2048]))
+def test_each_row_runs_once_within_the_budget(jobs, is_packed, budget):
+    queue = queue_of(is_packed=is_packed, max_batch_tokens=budget)
+    made = [job_of(*lengths) for lengths in jobs]
+    for job in made:
+        queue.add(job)
+    assert queue.tokens == sum(map(sum, jobs))
+    batches = drained(queue)
+    ran = [(id(row.job), row.number) for batch in batches for row in batch.rows]
+    assert sorted(ran) == sorted((id(job), number) for job in made for number in range(len(job.ids)))
+    assert queue.tokens == 0
+    for batch in batches:
+        assert batch.places <= budget or len(batch.rows) == 1
+        assert len({row.tokens <= SHORT_TOKENS for row in batch.rows}) == 1
+        assert is_packed or len({row.places for row in batch.rows}) == 1
+
+
+def test_a_query_behind_a_bulk_request_runs_next():
+    queue = queue_of()
+    queue.add(job_of(*[512] * 100))
+    for _ in range(3):
+        queue.take()
+    query = job_of(30)
+    queue.add(query)
+    assert [row.job for row in queue.take().rows] == [query]
+
+
+def test_two_bulk_requests_share_the_machine():
+    queue = queue_of()
+    first, second = job_of(*[512] * 10), job_of(*[512] * 10)
+    queue.add(first)
+    queue.add(second)
+    order = [batch.rows[0].job for batch in drained(queue)]
+    for end in range(1, 21):
+        assert abs(order[:end].count(first) - order[:end].count(second)) <= 1
+
+
+def test_a_late_request_does_not_catch_up_on_what_it_missed():
+    queue = queue_of()
+    first, late = job_of(*[512] * 10), job_of(*[512] * 10)
+    queue.add(first)
+    for _ in range(5):
+        queue.take()
+    queue.add(late)
+    assert [batch.rows[0].job for batch in drained(queue)][:4].count(late) <= 2
+
+
+def test_rows_of_a_request_keep_their_order():
+    queue = queue_of(max_batch_tokens=64)
+    queue.add(job_of(*[60] * 5))
+    assert [batch.rows[0].number for batch in drained(queue)] == [0, 1, 2, 3, 4]
+
+
+def test_what_is_given_up_never_runs():
+    queue = queue_of()
+    gone, kept = job_of(100, 200, 300), job_of(50)
+    queue.add(gone)
+    queue.add(kept)
+    queue.give_up(gone)
+    assert queue.tokens == 50
+    assert [row.job for batch in drained(queue) for row in batch.rows] == [kept]
+    assert queue.tokens == 0
+
+
+def test_beside_long_texts_run_few_short_ones_only():
+    queue = queue_of()
+    queue.add(job_of(512, *[100] * 5))
+    batch = queue.take(short_only=True)
+    assert batch.is_short
+    assert 0 < batch.tokens <= EXPRESS_TOKENS
+    assert queue_of().take(short_only=True) is None
+    long_only = queue_of()
+    long_only.add(job_of(SHORT_TOKENS + 1))
+    assert long_only.take(short_only=True) is None
+
+
+def test_peek_says_whether_the_batch_is_full():
+    queue = queue_of()
+    assert queue.peek() is None
+    queue.add(job_of(100))
+    assert queue.peek()[1] is False
+    queue.add(job_of(*[100] * 5))
+    assert queue.peek()[1] is True
+    assert len(queue.take().rows) == 5

@@ -1,0 +1,205 @@
+"""The threads: batches across requests, short beside long, cancellation, failure, closing."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from koe5_onnx.serve.queue import Job
+from koe5_onnx.serve.refusals import Refusal
+from koe5_onnx.serve.runner import Runner
+
+
+class Graph:
+    is_packed = True
+
+
+class Session:
+    graph = Graph()
+
+
+class FakeEmbedder:
+    """Holds each batch until a test lets it go; an embedding is the row's first id and its length."""
+
+    max_batch_tokens = 512
+    session = Session()
+
+    def __init__(self):
+        self.batches: list[list[int]] = []
+        self.began = threading.Semaphore(0)
+        self.may_end = {"long": threading.Semaphore(0), "short": threading.Semaphore(0)}
+        self.error: Exception | None = None
+
+    def padded_lengths(self, lengths):
+        return lengths
+
+    def embed_tokens(self, tokens):
+        self.batches.append([len(ids) for ids in tokens.ids])
+        self.began.release()
+        self.may_end["long" if len(tokens.ids[0]) > 128 else "short"].acquire()
+        if self.error is not None:
+            raise self.error
+        return np.asarray([[ids[0], len(ids)] for ids in tokens.ids], np.float32)
+
+
+class NoMetrics:
+    def batch_ran(self, batch, seconds):
+        pass
+
+    def job_started(self, waited_s):
+        pass
+
+
+class Asked:
+    """A job and what became of it."""
+
+    def __init__(self, *lengths, mark=7):
+        self.ended = threading.Event()
+        self.errors: list[BaseException | None] = []
+        ids = [np.full(length, mark, np.int32) for length in lengths]
+        out = np.zeros((len(ids), 2), np.float32)
+        self.job = Job(ids, out, self._done, time.monotonic())
+
+    def _done(self, error):
+        self.errors.append(error)
+        self.ended.set()
+
+    def wait(self):
+        assert self.ended.wait(10)
+        return self.errors
+
+
+@pytest.fixture
+def fake():
+    return FakeEmbedder()
+
+
+@pytest.fixture
+def runner(fake):
+    made = Runner(fake, 1, 100_000, 0.0, NoMetrics())
+    yield made
+    fake.may_end["long"].release(1000)
+    fake.may_end["short"].release(1000)
+    made.close()
+
+
+def began(fake):
+    assert fake.began.acquire(timeout=10)
+
+
+def test_requests_that_wait_together_share_a_batch(fake, runner):
+    first, *others = (Asked(30, mark=mark) for mark in range(1, 5))
+    runner.submit(first.job)
+    began(fake)
+    for one in others:
+        runner.submit(one.job)
+    fake.may_end["short"].release(2)
+    for mark, one in enumerate((first, *others), start=1):
+        assert one.wait() == [None]
+        assert one.job.out.tolist() == [[mark, 30]]
+    assert fake.batches == [[30], [30, 30, 30]]
+
+
+def test_a_short_text_runs_beside_a_long_one(fake, runner):
+    bulk, query = Asked(512, 512), Asked(30)
+    runner.submit(bulk.job)
+    began(fake)
+    runner.submit(query.job)
+    began(fake)
+    fake.may_end["short"].release()
+    assert query.wait() == [None]
+    assert not bulk.ended.is_set()
+    fake.may_end["long"].release(2)
+    assert bulk.wait() == [None]
+
+
+@pytest.mark.parametrize("second", [30, 512], ids=["short beside short", "long beside long"])
+def test_else_one_batch_runs_at_a_time(fake, runner, second):
+    first, other = Asked(30 if second == 30 else 512), Asked(second)
+    runner.submit(first.job)
+    began(fake)
+    runner.submit(other.job)
+    assert not fake.began.acquire(timeout=0.2)
+    fake.may_end["long"].release(2)
+    fake.may_end["short"].release(2)
+    assert other.wait() == [None]
+
+
+def test_what_is_given_up_leaves_the_queue(fake, runner):
+    first, gone = Asked(512), Asked(512, 512)
+    runner.submit(first.job)
+    began(fake)
+    runner.submit(gone.job)
+    runner.give_up(gone.job)
+    assert runner.waiting_tokens == 0
+    fake.may_end["long"].release()
+    assert first.wait() == [None]
+    assert not gone.ended.wait(0.1)
+    assert fake.batches == [[512]]
+
+
+def test_a_failed_batch_fails_its_requests_only(fake, runner):
+    fake.error = RuntimeError("out of memory")
+    failed = Asked(30, 512)
+    runner.submit(failed.job)
+    fake.may_end["short"].release()
+    assert failed.wait() == [fake.error]
+    assert runner.failure is fake.error
+    fake.error = None
+    fake.may_end["long"].release(10)
+    fake.may_end["short"].release(10)
+    good = Asked(30)
+    runner.submit(good.job)
+    assert good.wait() == [None]
+    assert runner.failure is None
+    assert len(failed.errors) == 1
+
+
+def test_a_full_queue_refuses(fake):
+    runner = Runner(fake, 1, 1000, 0.0, NoMetrics())
+    accepted = [Asked(512), Asked(500), Asked(500)]
+    runner.submit(accepted[0].job)
+    began(fake)
+    runner.submit(accepted[1].job)
+    runner.submit(accepted[2].job)
+    with pytest.raises(Refusal, match="1,000 tokens wait already") as caught:
+        runner.submit(Asked(1).job)
+    assert int(caught.value.headers["retry-after"]) >= 1
+    fake.may_end["long"].release(10)
+    for one in accepted:
+        assert one.wait() == [None]
+    runner.close()
+
+
+def test_closing_finishes_what_was_accepted(fake):
+    runner = Runner(fake, 1, 100_000, 0.0, NoMetrics())
+    accepted = [Asked(512) for _ in range(5)]
+    for one in accepted:
+        runner.submit(one.job)
+    fake.may_end["long"].release(10)
+    runner.close()
+    assert all(one.errors == [None] for one in accepted)
+    with pytest.raises(Refusal, match="stops"):
+        runner.submit(Asked(1).job)
+
+
+def test_a_batch_that_is_not_full_waits_for_more(fake):
+    runner = Runner(fake, 1, 100_000, 60.0, NoMetrics())
+    runner.submit(Asked(100).job)
+    assert not fake.began.acquire(timeout=0.1)
+    runner.submit(Asked(*[100] * 5).job)
+    began(fake)
+    assert fake.batches == [[100] * 5]
+    fake.may_end["short"].release(10)
+    runner.close()
+
+
+def test_an_embedding_that_is_no_number_is_a_failure(fake, runner):
+    fake.embed_tokens = lambda tokens: np.full((len(tokens.ids), 2), np.nan, np.float32)
+    asked = Asked(30)
+    runner.submit(asked.job)
+    (error,) = asked.wait()
+    assert isinstance(error, FloatingPointError)

@@ -1,0 +1,93 @@
+"""TEI's API: its own documentation's requests, the shape of its errors, and what it says of itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tolerances import SERVED
+
+import koe5_onnx
+
+
+@pytest.mark.parametrize(
+    "inputs", ["What is Deep Learning?", ["What is Deep Learning?"], ["Today is a nice day", "I like you"]]
+)
+def test_embed(client, offline, inputs):
+    answer = client.post("/embed", json={"inputs": inputs})
+    texts = [inputs] if isinstance(inputs, str) else inputs
+    np.testing.assert_allclose(answer.json(), offline.encode(texts), atol=SERVED, rtol=0)
+
+
+def test_embed_with_all_its_parameters(client, offline):
+    answer = client.post(
+        "/embed",
+        json={
+            "inputs": ["가 " * 600],
+            "normalize": True,
+            "prompt_name": "query",
+            "truncate": True,
+            "truncation_direction": "Right",
+        },
+    )
+    np.testing.assert_allclose(answer.json(), offline.encode_queries(["가 " * 600]), atol=SERVED, rtol=0)
+
+
+def test_similarity(client, offline):
+    sentences = ["What is Machine Learning?", "한국의 수도"]
+    body = {"inputs": {"source_sentence": "What is Deep Learning?", "sentences": sentences}}
+    answer = client.post("/similarity", json={**body, "parameters": {"prompt_name": "query"}})
+    one, *others = offline.encode_queries(["What is Deep Learning?", *sentences])
+    np.testing.assert_allclose(answer.json(), np.asarray(others) @ one, atol=SERVED, rtol=0)
+
+
+def test_tokenize(client, offline):
+    answer = client.post("/tokenize", json={"inputs": ["서울의 밤", ""], "prompt_name": "query"})
+    for tokens, text in zip(answer.json(), ["서울의 밤", ""], strict=True):
+        assert [token["id"] for token in tokens] == offline.tokenize([text], "query").ids[0].tolist()
+        assert [token["special"] for token in tokens] == [True, *[False] * (len(tokens) - 2), True]
+        body = [token for token in tokens if not token["special"]]
+        assert all(token["text"] == f"query: {text}"[token["start"] : token["stop"]] for token in body)
+    bare = client.post("/tokenize", json={"inputs": "서울", "add_special_tokens": False}).json()[0]
+    assert [token["id"] for token in bare] == offline.tokenize(["서울"]).ids[0][1:-1].tolist()
+
+
+def test_tokenize_never_cuts(client, offline):
+    text = "가 나 " * 800
+    (tokens,) = client.post("/tokenize", json={"inputs": text}).json()
+    assert len(tokens) == offline.count_tokens([text])[0] > 1024
+    assert sum(token["special"] for token in tokens) == 2
+
+
+def test_info(client, offline):
+    info = client.get("/info").json()
+    assert info["model_type"] == {"embedding": {"pooling": "mean"}}
+    assert (info["max_input_length"], info["dim"], info["auto_truncate"]) == (512, 32, True)
+    assert info["prompts"] == dict(offline.contract.prompts)
+    assert info["version"] == koe5_onnx.__version__
+    assert info["provider"] == "CPUExecutionProvider"
+    assert 0.99 < info["cosine_to_pytorch_min"] <= 1
+
+
+def test_health(client):
+    assert client.get("/health").status_code == 200
+
+
+WRONG = {
+    "nothing": ({}, 422, "Validation", "inputs is missing"),
+    "empty": ({"inputs": []}, 400, "Empty", "is empty"),
+    "a number": ({"inputs": 5}, 422, "Validation", "expected a text"),
+    "many": ({"inputs": ["a"] * 2049}, 413, "Validation", "2,049 texts"),
+    "not normalised": ({"inputs": "a", "normalize": False}, 422, "Validation", "normalize is False"),
+    "shortened": ({"inputs": "a", "dimensions": 8}, 422, "Validation", "dimensions is 8"),
+    "left": ({"inputs": "a", "truncation_direction": "Left"}, 422, "Validation", "expected Right"),
+    "prompt": ({"inputs": "a", "prompt_name": "x"}, 422, "Validation", "prompt_name is 'x'"),
+    "long": ({"inputs": "가 " * 600, "truncate": False}, 413, "Validation", "expected at most 512"),
+}
+
+
+@pytest.mark.parametrize(("body", "status", "kind", "words"), WRONG.values(), ids=WRONG)
+def test_wrong_requests_get_teis_error(client, body, status, kind, words):
+    answer = client.post("/embed", json=body)
+    error = answer.json()
+    assert (answer.status_code, error["error_type"]) == (status, kind)
+    assert words in error["error"]
