@@ -13,7 +13,7 @@ COMMON = --checkpoint $(LARGE) $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check format lean lowest optimum kernels sanitizers contenders bench bench-smoke clean
+.PHONY: help demo test check format lean lowest optimum kernels sanitizers contenders bench bench-smoke soak clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,11 @@ bench: $(READY) $(KERNELS) $(CONTENDERS) $(LARGE)  ## all speed measurements, an
 	$(BIN)/python -m benchmarks coldstart $(COMMON) $(addprefix --contender ,$(FLOAT)) --json $(SPEED)/coldstart-float.json
 	$(BIN)/python -m benchmarks report $(SPEED)/*.json --out $(SPEED)/report.html
 
+SOAK_SECONDS := 180
+
+soak: $(READY) $(KERNELS)  ## a server under mixed load for minutes, with clients that leave: make soak ARTIFACT=DIR
+	$(BIN)/python tests/serve/soak.py $(or $(ARTIFACT),tests/data/tiny-int8) --seconds $(SOAK_SECONDS)
+
 bench-smoke: $(READY) $(KERNELS)  ## nodes of the graphs and speed next to plain ONNX Runtime, in 3 minutes
 	$(BIN)/python -m benchmarks smoke
 
@@ -94,7 +99,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("koe5-onnx needs Python 3.11 or later and found %d.%d; name another: make PYTHON=python3.12" % v[:2])'
 	test -e $@ || $(PYTHON) -m venv --clear $(VENV)
 	rm -f $@
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,export,reference,bench,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,export,reference,serve,otel,bench,dev]'
 	touch $@
 
 # Optional: without them everything runs on the stock graph. The last line of the log says what is missing.

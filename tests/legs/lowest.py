@@ -1,8 +1,8 @@
 """The lowest leg: are the lower bounds in pyproject.toml true?
 
 It turns every `>=X` of the dependencies and of EXTRAS into `==X`, installs exactly that and runs the tests of
-the runtime, of the export and, where a compiler is, of the fused kernels. What pyproject.toml does not name
-stays as in constraints.txt.
+the runtime, the export, the server and, where a compiler is, the fused kernels. What pyproject.toml does not
+name stays as in constraints.txt.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from environment import ROOT, Environment, normal_name, other_pins
 
-EXTRAS = ("cpu", "export", "reference")
+EXTRAS = ("cpu", "export", "reference", "serve")
 
 
 def main() -> None:
@@ -30,8 +30,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="koe5-lowest-") as folder:
         constraints = Path(folder) / "lowest.txt"
         constraints.write_text("\n".join([*pins.values(), *other_pins(pins)]), encoding="utf-8")
-        lowest.install("-c", constraints, "-e", f".[{','.join(EXTRAS)}]", "pytest")
-    tests = ["tests/runtime", "tests/export"]
+        lowest.install("-c", constraints, "-e", f".[{','.join(EXTRAS)}]", "httpx", "hypothesis", "pytest")
+    tests = ["tests/runtime", "tests/export", "tests/serve"]
     if shutil.which("c++"):
         lowest.install("--no-deps", "./kernels")
         tests.append("tests/kernels")
@@ -46,7 +46,8 @@ def lowest_pins(requirements: Iterable[str]) -> dict[str, str]:
     """
     pins = {}
     for requirement in requirements:
-        match = re.fullmatch(r"([\w.-]+)\s*(?:>=|==)\s*([\w.]+)(?:,\s*<[^>=]*)?", requirement)
+        bounds = requirement.partition(";")[0]
+        match = re.fullmatch(r"([\w.-]+)\s*(?:>=|==)\s*([\w.]+)(?:,\s*<[^>=]*)?", bounds)
         if match is None:
             sys.exit(f"pyproject.toml: {requirement!r} has no lower bound that this leg can read")
         pins[normal_name(match[1])] = f"{match[1]}=={match[2]}"

@@ -11,9 +11,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-
 import uvicorn
 
 from koe5_onnx import Embedder, TruncationWarning

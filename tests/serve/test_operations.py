@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -120,6 +121,17 @@ def _wait_until_healthy(client, running):
     raise AssertionError("it never came up")
 
 
+@pytest.fixture
+def loggers():
+    """Puts back what the command does to the process' loggers."""
+    known = [logging.getLogger(name) for name in ("koe5_onnx.serve", "uvicorn", "py.warnings")]
+    before = [(one, one.handlers, one.level, one.propagate) for one in known]
+    yield
+    logging.captureWarnings(capture=False)
+    for one, handlers, level, propagate in before:
+        one.handlers, one.level, one.propagate = handlers, level, propagate
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -132,7 +144,7 @@ def _wait_until_healthy(client, running):
         (("--device", "gpu"), "device is 'gpu'"),
     ],
 )
-def test_wrong_options(arguments, words, capsys):
+def test_wrong_options(arguments, words, capsys, loggers):
     from koe5_onnx.cli import main
 
     assert main(["serve", str(ARTIFACT), *arguments]) == 1
