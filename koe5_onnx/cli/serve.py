@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from koe5_onnx import InputError
+from koe5_onnx.machine import usable_cores
 
 KEYS_VARIABLE = "KOE5_ONNX_API_KEYS"
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         revision=args.revision,
         device=args.device,
         kernels=args.kernels,
-        threads=args.threads,
+        threads=args.threads or (usable_cores().count // args.workers or 1),
         parallel_batches=args.parallel_batches,
         max_batch_tokens=args.max_batch_tokens,
         max_wait_ms=args.max_wait_ms,
@@ -124,6 +125,7 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
 
 _LIMITS = {
     "max_body_bytes": (int, "bytes of a request's body (default: 8 MiB)"),
+    "max_pending_bytes": (int, "bytes of all bodies in work, then 429 (default: 256 MiB)"),
     "max_inputs": (int, "texts of a request (default: 2048)"),
     "max_request_tokens": (int, "tokens of a request (default: 131072)"),
     "max_queue_tokens": (int, "tokens that wait, then 429 (default: 524288)"),

@@ -18,7 +18,7 @@ from koe5_onnx import Embedder, Encoded, InputError, Tokens
 from koe5_onnx.serve.inputs import Inputs, prepare
 from koe5_onnx.serve.metrics import Metrics
 from koe5_onnx.serve.queue import Job
-from koe5_onnx.serve.refusals import BACKEND, INVALID, OVERLOADED, TIMEOUT, TOO_MANY_TOKENS, Refusal
+from koe5_onnx.serve.refusals import BACKEND, INVALID, TIMEOUT, TOO_MANY_TOKENS, Refusal
 from koe5_onnx.serve.runner import Runner
 from koe5_onnx.serve.settings import Settings
 from koe5_onnx.serve.tracing import Tracing
@@ -54,8 +54,7 @@ class Engine:
         self._tracing = tracing
         self.tokenisers = _TOKENISERS
         self._tokenisers = ThreadPoolExecutor(_TOKENISERS, "koe5-tokenise")
-        self._requests = 0
-        metrics.watch(lambda: self.runner.waiting_tokens, lambda: self._requests)
+        metrics.watch(lambda: self.runner.waiting_tokens)
 
     def warm_up(self) -> None:
         """Embed some texts, so that the first request finds everything loaded."""
@@ -73,18 +72,17 @@ class Engine:
         Raises:
             Refusal: They cannot be used, or the server has too much to do.
         """
-        with self._admitted():
-            try:
-                async with asyncio.timeout(self.settings.timeout_s):
-                    with self._tracing.span("tokenise"):
-                        tokens = await self.in_thread(lambda: self._tokens_of(inputs))
-                    embeddings = await self._run(tokens)
-            except TimeoutError:
-                raise Refusal(
-                    TIMEOUT,
-                    f"no answer within {self.settings.timeout_s:g} s: send less at a time",
-                    retry_after_s=10,
-                ) from None
+        try:
+            async with asyncio.timeout(self.settings.timeout_s):
+                with self._tracing.span("tokenise"):
+                    tokens = await self.in_thread(lambda: self._tokens_of(inputs))
+                embeddings = await self._run(tokens)
+        except TimeoutError:
+            raise Refusal(
+                TIMEOUT,
+                f"no answer within {self.settings.timeout_s:g} s: send less at a time",
+                retry_after_s=10,
+            ) from None
         limit = self.embedder.contract.max_tokens
         truncated = tokens.full_lengths > limit
         self.metrics.answered(tokens, inputs.prompt, int(truncated.sum()))
@@ -115,15 +113,6 @@ class Engine:
             raise Refusal(INVALID, str(error), param=None) from error
         finally:
             self.metrics.tokenised(time.monotonic() - start)
-
-    def _admitted(self) -> _Admission:
-        if self._requests >= self.settings.max_requests:
-            raise Refusal(
-                OVERLOADED,
-                f"{self._requests:,} requests are in work: expected at most {self.settings.max_requests:,}",
-                retry_after_s=1,
-            )
-        return _Admission(self)
 
     def _tokens_of(self, inputs: Inputs) -> Tokens:
         tokens = prepare(self.embedder, inputs)
@@ -162,16 +151,3 @@ class Engine:
             finally:
                 self.runner.give_up(job)
         return out
-
-
-class _Admission:
-    """Counts one request of the house."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __enter__(self) -> None:
-        self._engine._requests += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._engine._requests -= 1

@@ -63,7 +63,7 @@ class Metrics:
             "koe5_engine", "1, with what really runs", ["provider", "graph", "precision", "threads"],
             multiprocess_mode="livesum", registry=registry,
         )  # fmt: skip
-        self._read: tuple[Callable[[], int], Callable[[], int]] = (lambda: 0, lambda: 0)
+        self._waiting_tokens: Callable[[], int] = lambda: 0
 
     def opened(self, embedder: Embedder) -> None:
         """Say what runs."""
@@ -75,9 +75,9 @@ class Metrics:
             str(session.threads),
         ).set(1)
 
-    def watch(self, waiting_tokens: Callable[[], int], requests: Callable[[], int]) -> None:
-        """Where to read what changes all the time."""
-        self._read = waiting_tokens, requests
+    def watch(self, waiting_tokens: Callable[[], int]) -> None:
+        """Where to read how much waits."""
+        self._waiting_tokens = waiting_tokens
 
     def batch_ran(self, batch: Batch, seconds: float) -> None:
         """A batch came back."""
@@ -85,7 +85,7 @@ class Metrics:
         self._batch_tokens.observe(batch.tokens)
         self._batch_texts.observe(len(batch.rows))
         self._padding.observe(1 - batch.tokens / batch.places)
-        self._read_gauges()
+        self._waiting.set(self._waiting_tokens())
 
     def job_started(self, waited_s: float) -> None:
         """The first row of a request left the queue."""
@@ -105,20 +105,23 @@ class Metrics:
         """A client did not wait."""
         self._gone.inc()
 
+    def request_began(self) -> None:
+        """A request with a body is in work."""
+        self._in_work.inc()
+
+    def request_left(self) -> None:
+        """It is not any more."""
+        self._in_work.dec()
+
     def request_ended(self, route: str, status: int, seconds: float) -> None:
         """A request has its answer, whatever it is."""
         self._request.labels(route, str(status)).observe(seconds)
 
     def text(self) -> bytes:
         """All of them, in Prometheus' text format."""
-        self._read_gauges()
+        self._waiting.set(self._waiting_tokens())
         if MULTIPROCESS_VARIABLE not in os.environ:
             return generate_latest(self._registry)
         together = CollectorRegistry()
         MultiProcessCollector(together)  # type: ignore[no-untyped-call]
         return generate_latest(together)
-
-    def _read_gauges(self) -> None:
-        waiting, requests = self._read
-        self._waiting.set(waiting())
-        self._in_work.set(requests())

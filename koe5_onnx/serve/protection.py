@@ -8,7 +8,9 @@ import hmac
 import re
 import secrets
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from koe5_onnx.serve.logs import LOGGER
 from koe5_onnx.serve.metrics import Metrics
-from koe5_onnx.serve.refusals import BACKEND, BODY_TOO_LARGE, BODY_TOO_SLOW, NO_KEY, Refusal
+from koe5_onnx.serve.refusals import BACKEND, BODY_TOO_LARGE, BODY_TOO_SLOW, NO_KEY, OVERLOADED, Refusal
 from koe5_onnx.serve.settings import Settings
 
 OPEN_PATHS = frozenset({"/", "/health", "/metrics", "/docs", "/openapi.json"})
@@ -45,6 +47,7 @@ class Protection:
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, routes: Sequence[str]) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
         self._routes = frozenset(routes)
+        self._requests = self._bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; other scopes pass."""
@@ -69,33 +72,70 @@ class Protection:
         headers = Headers(scope=scope)
         if self._settings.api_keys_sha256 and scope["path"] not in OPEN_PATHS:
             require_key(headers.get("authorization", ""), self._settings.api_keys_sha256)
-        if scope["method"] in ("POST", "PUT", "PATCH"):
-            receive = await self._with_body(headers, receive)
-        await self._app(scope, receive, send)
+        if scope["method"] not in ("POST", "PUT", "PATCH"):
+            await self._app(scope, receive, send)
+            return
+        with self._admitted() as held:
+            body = await self._body(headers, receive, held)
+            await self._app(scope, _replayed(body, receive), send)
 
-    async def _with_body(self, headers: Headers, receive: Receive) -> Receive:
-        """Read the whole body, within its limits, and give it to the app in one piece."""
+    @contextmanager
+    def _admitted(self) -> Iterator[_Held]:
+        """Count a request, and in the end what its body holds."""
+        if self._requests >= self._settings.max_requests:
+            raise Refusal(
+                OVERLOADED,
+                f"{self._requests:,} requests are in work: expected at most {self._settings.max_requests:,}",
+                retry_after_s=1,
+            )
+        held = _Held()
+        self._requests += 1
+        self._metrics.request_began()
+        try:
+            yield held
+        finally:
+            self._requests -= 1
+            self._bytes -= held.bytes
+            self._metrics.request_left()
+
+    async def _body(self, headers: Headers, receive: Receive, held: _Held) -> Message:
+        """The whole body, within its limits, as one message; a disconnect where the client went away."""
         limit = self._settings.max_body_bytes
         declared = headers.get("content-length", "")
         if declared.isdecimal() and len(declared) < 20 and int(declared) > limit:
             raise _too_large(limit)
         try:
             async with asyncio.timeout(self._settings.body_timeout_s):
-                body = await _read(receive, limit)
+                return await self._read(receive, held)
         except TimeoutError:
             raise Refusal(
                 BODY_TOO_SLOW, f"the body did not arrive within {self._settings.body_timeout_s:g} s"
             ) from None
-        first: Message | None = body
 
-        async def replay() -> Message:
-            nonlocal first
-            if first is not None:
-                message, first = first, None
+    async def _read(self, receive: Receive, held: _Held) -> Message:
+        parts: list[bytes] = []
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
                 return message
-            return await receive()
+            parts.append(message.get("body", b""))
+            self._hold(len(parts[-1]), held)
+            if not message.get("more_body", False):
+                return {"type": "http.request", "body": b"".join(parts), "more_body": False}
 
-        return replay
+    def _hold(self, size: int, held: _Held) -> None:
+        """Count bytes of a body, of one request and of all together."""
+        held.bytes += size
+        self._bytes += size
+        if held.bytes > self._settings.max_body_bytes:
+            raise _too_large(self._settings.max_body_bytes)
+        if self._bytes > self._settings.max_pending_bytes:
+            raise Refusal(
+                OVERLOADED,
+                f"the bodies of all requests in work hold {self._bytes:,} bytes: expected at most "
+                f"{self._settings.max_pending_bytes:,}",
+                retry_after_s=1,
+            )
 
     def _ended(self, scope: Scope, reply: _Reply, seconds: float) -> None:
         path = scope["path"] if scope["path"] in self._routes else "other"
@@ -112,6 +152,13 @@ class Protection:
             **scope[NOTES],
         }
         LOGGER.info("request", extra={"fields": fields})
+
+
+@dataclass
+class _Held:
+    """What one request keeps in memory."""
+
+    bytes: int = 0
 
 
 class _Reply:
@@ -143,20 +190,14 @@ def require_key(authorization: str, keys_sha256: Sequence[str]) -> None:
         raise Refusal(NO_KEY, "no valid API key: expected the header 'Authorization: Bearer KEY'")
 
 
-async def _read(receive: Receive, limit: int) -> Message:
-    """The whole body as one message; a disconnect where the client went away."""
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return message
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limit:
-            raise _too_large(limit)
-        if not message.get("more_body", False):
-            return {"type": "http.request", "body": b"".join(parts), "more_body": False}
+def _replayed(first: Message, receive: Receive) -> Receive:
+    """`receive` that gives `first` once more, then what comes."""
+    waiting = [first]
+
+    async def replay() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replay
 
 
 def _too_large(limit: int) -> Refusal:

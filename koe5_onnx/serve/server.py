@@ -44,6 +44,7 @@ def serve(settings: Settings, *, host: str, port: int, workers: int = 1, log_lev
     if workers == 1:
         with open_embedder(settings) as embedder:
             return _serve_here(settings, create_app(embedder, settings), host, port)
+    LOGGER.info("starting", extra={"fields": {"host": host, "port": port, "workers": workers}})
     with tempfile.TemporaryDirectory(prefix="koe5-metrics-") as folder:
         os.environ[MULTIPROCESS_VARIABLE] = str(Path(folder))
         uvicorn.run(

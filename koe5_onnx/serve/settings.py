@@ -39,6 +39,8 @@ class Settings:
     """Names that the model answers to, besides its repository."""
 
     max_body_bytes: int = 8 * 2**20
+    max_pending_bytes: int = 256 * 2**20
+    """Of the bodies of all requests in work."""
     max_inputs: int = 2048
     """Texts of one request; as many as OpenAI takes.
     Source: https://platform.openai.com/docs/api-reference/embeddings/create"""
@@ -60,7 +62,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in (
             "parallel_batches", "max_body_bytes", "max_inputs", "max_request_tokens", "max_queue_tokens",
-            "max_requests", "timeout_s", "body_timeout_s", "shutdown_s",
+            "max_requests", "max_pending_bytes", "timeout_s", "body_timeout_s", "shutdown_s",
         ):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} is {getattr(self, name)}: expected more than 0")

@@ -72,7 +72,7 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "cli/import_folder.py": ({PUBLIC, ".cli"}, {"koe5_export"}),
     "cli/verify.py": ({PUBLIC, ".cli", "numpy"}, {"koe5_export"}),
     "cli/demo.py": ({PUBLIC, ".cli", "numpy"}, {"koe5_export"}),
-    "cli/serve.py": ({PUBLIC}, {".serve"}),
+    "cli/serve.py": ({PUBLIC, ".machine"}, {".serve"}),
     "serve/__init__.py": ({".errors", ".serve", *SERVE}, set()),
     "serve/tracing.py": ({PUBLIC, ".serve"}, {"opentelemetry"}),
     "serve/*.py": ({PUBLIC, ".serve", "numpy", *SERVE}, set()),
