@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from koe5_onnx import Embedder, InputError, __version__
@@ -19,7 +20,7 @@ from koe5_onnx.serve.logs import LOGGER
 from koe5_onnx.serve.metrics import Metrics
 from koe5_onnx.serve.openai_api import openai_routes
 from koe5_onnx.serve.page import page_route
-from koe5_onnx.serve.protection import CLIENT_GONE, FAILED, Protection
+from koe5_onnx.serve.protection import CLIENT_GONE, DOCS_FILES, FAILED, Protection
 from koe5_onnx.serve.refusals import BACKEND, INVALID, UNKNOWN_ROUTE, WRONG_METHOD, Refusal
 from koe5_onnx.serve.settings import Settings
 from koe5_onnx.serve.tei_api import tei_routes
@@ -45,10 +46,14 @@ def create_app(embedder: Embedder, settings: Settings) -> Any:
         raise InputError(
             f"default_prompt is {settings.default_prompt!r}: expected one of {', '.join(sorted(prompts))}"
         )
-    app = FastAPI(
-        title="koe5-onnx", version=__version__, summary="KoE5 text embeddings", lifespan=_lifespan,
-        docs_url="/docs", redoc_url=None,
-    )  # fmt: skip
+    app = FastAPIOffline(
+        title="koe5-onnx",
+        version=__version__,
+        summary="KoE5 text embeddings",
+        lifespan=_lifespan,
+        redoc_url=None,
+        static_url=DOCS_FILES,
+    )
     traced, tracing = open_tracing(app, settings.otlp_endpoint)
     metrics = Metrics()
     metrics.opened(embedder)

@@ -21,6 +21,8 @@ from koe5_onnx.serve.metrics import Metrics
 from koe5_onnx.serve.refusals import BACKEND, BODY_TOO_LARGE, BODY_TOO_SLOW, NO_KEY, OVERLOADED, Refusal
 from koe5_onnx.serve.settings import Settings
 
+DOCS_FILES = "/docs-files"
+"""Where /docs finds its script and style: in the package, not on some CDN."""
 OPEN_PATHS = frozenset({"/", "/health", "/metrics", "/docs", "/openapi.json"})
 """Served without a key: none of them shows or takes a text."""
 CLIENT_GONE = 499
@@ -70,7 +72,7 @@ class Protection:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        if self._settings.api_keys_sha256 and scope["path"] not in OPEN_PATHS:
+        if self._settings.api_keys_sha256 and not is_open(scope["path"]):
             require_key(headers.get("authorization", ""), self._settings.api_keys_sha256)
         if scope["method"] not in ("POST", "PUT", "PATCH"):
             await self._app(scope, receive, send)
@@ -174,6 +176,11 @@ class _Reply:
             self.status = message["status"]
             MutableHeaders(scope=message)["x-request-id"] = self.request_id
         await self._send(message)
+
+
+def is_open(path: str) -> bool:
+    """Whether a path is served without a key."""
+    return path in OPEN_PATHS or path.startswith(f"{DOCS_FILES}/")
 
 
 def require_key(authorization: str, keys_sha256: Sequence[str]) -> None:
