@@ -32,6 +32,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         watching.cancel()
         if not working.done():
             working.cancel()
+            await asyncio.wait({working})
 
 
 async def _disconnected(request: Request) -> None:
