@@ -1,0 +1,121 @@
+"""The deployment files: linted, and in step with the command that they run."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from koe5_onnx.cli import parse
+
+yaml = pytest.importorskip("yaml")
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+DOCKERFILES = [DEPLOY / "Dockerfile", DEPLOY / "Dockerfile.cuda"]
+YAML = [DEPLOY / "compose.yaml", DEPLOY / "kubernetes.yaml"]
+
+
+def lint(*command):
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
+def test_hadolint(file):
+    lint("hadolint", str(file))
+
+
+@pytest.mark.parametrize("file", YAML, ids=lambda file: file.name)
+def test_yamllint(file):
+    lint("yamllint", "-d", "{extends: default, rules: {line-length: {max: 110}}}", str(file))
+
+
+def test_kubernetes_validate():
+    validate = pytest.importorskip("kubernetes_validate")
+    for document in documents():
+        validate.validate(document, validate.latest_version(), strict=True)
+
+
+def documents():
+    return list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+
+
+@pytest.fixture
+def container():
+    (found,) = documents()[0]["spec"]["template"]["spec"]["containers"]
+    return found
+
+
+@pytest.fixture
+def compose():
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["koe5"]
+
+
+def commands():
+    """The arguments of every `koe5-onnx serve` here."""
+    for file in DOCKERFILES:
+        yield file.name, re.findall(r'"([^"]+)"', re.search(r"^CMD (\[.*\])", file.read_text(), re.M)[1])
+    yield "compose.yaml", yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["koe5"]["command"]
+    spec = documents()[0]["spec"]["template"]["spec"]
+    yield "kubernetes.yaml", spec["containers"][0]["args"]
+
+
+@pytest.mark.parametrize(("file", "arguments"), list(commands()))
+def test_the_command_knows_its_options(file, arguments):
+    args = parse(["serve", *arguments])
+    assert (args.artifact, args.host, args.port) == ("/model", "0.0.0.0", 8080)
+    assert args.device == ("cuda" if file.endswith("cuda") else "cpu")
+
+
+def test_ports_and_probes(container, compose):
+    assert [port["containerPort"] for port in container["ports"]] == [8080]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/health", "port": "http"}
+    (mapping,) = compose["ports"]
+    assert mapping == "127.0.0.1:8080:8080"
+    for file in DOCKERFILES:
+        assert "EXPOSE 8080" in file.read_text()
+        assert "http://127.0.0.1:8080/health" in file.read_text()
+
+
+def test_there_is_time_to_finish(container, compose):
+    def shutdown_s(arguments):
+        return parse(["serve", *arguments]).shutdown_s
+
+    grace_s = documents()[0]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    wait_s = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert grace_s > wait_s + shutdown_s(container["args"])
+    assert int(compose["stop_grace_period"].removesuffix("s")) > shutdown_s(compose["command"])
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
+def test_an_image_runs_as_nobody_and_installs_what_exists(file):
+    text = file.read_text()
+    last_stage = text[text.rindex("\nFROM ") :]
+    assert re.search(r"^USER 10001$", last_stage, re.M)
+    assert "g++" not in last_stage
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for named in re.findall(r"\[([a-z,]+)\]'", text):
+        assert set(named.split(",")) <= set(extras)
+
+
+def test_what_the_image_needs_is_in_its_context():
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert {package.partition("/")[0] for package in packages} <= kept
+    assert {"kernels", "constraints.txt", "pyproject.toml", "README.md", "LICENSE"} <= kept
+
+
+def test_nobody_can_write_to_the_image(container, compose):
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert compose["read_only"] is True
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {"/model", "/cache", "/tmp"} <= mounted
