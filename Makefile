@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/installed
 KERNELS := $(VENV)/kernels
-CONTENDERS := .venv-contenders/installed .venv-fastembed/installed
+CONTENDERS := .venv-contenders/installed .venv-fastembed/installed .venv-infinity/installed
 LARGE := build/large
 DATA ?=
 SPEED := build/speed
@@ -62,6 +62,7 @@ bench: $(READY) $(KERNELS) $(CONTENDERS) $(LARGE)  ## all speed measurements, an
 	$(BIN)/python -m benchmarks memory $(COMMON) --json $(SPEED)/memory.json
 	$(BIN)/python -m benchmarks coldstart $(COMMON) $(addprefix --contender ,$(INT8)) --json $(SPEED)/coldstart-int8.json
 	$(BIN)/python -m benchmarks coldstart $(COMMON) $(addprefix --contender ,$(FLOAT)) --json $(SPEED)/coldstart-float.json
+	$(BIN)/python -m benchmarks serve --artifact build/benchmarks/koe5-int8 --checkpoint $(LARGE) $(if $(DATA),--data $(DATA)) --peer infinity --wait-ms 2 --wait-ms 5 --json build/serve.json
 	$(BIN)/python -m benchmarks report $(SPEED)/*.json --out $(SPEED)/report.html
 
 SOAK_SECONDS := 180
@@ -91,8 +92,14 @@ $(LARGE): | $(READY)
 	$(@D)/bin/python -m pip install --quiet -c $< fastembed
 	touch $@
 
+.venv-infinity/installed: benchmarks/contenders/constraints-infinity.txt
+	test -d $(@D) || $(PYTHON) -m venv $(@D)
+	rm -f $@
+	$(@D)/bin/python -m pip install --quiet -c $< 'infinity-emb[torch,server]' torch transformers
+	touch $@
+
 clean:  ## remove all that make made
-	rm -rf $(VENV) .venv-lean .venv-lowest .venv-optimum .venv-contenders .venv-fastembed build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lean .venv-lowest .venv-optimum .venv-contenders .venv-fastembed .venv-infinity build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # The file $(READY) exists only while the environment is whole: an interrupted install starts afresh.
 $(READY): pyproject.toml constraints.txt

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from benchmarks import checkpoint, quality
-from benchmarks.speed import coldstart, latency, memory, report, smoke, throughput
+from benchmarks.speed import coldstart, latency, memory, report, serve, smoke, throughput
 from koe5_onnx import Koe5Error
 
 
@@ -35,6 +35,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "latency": latency,
     "memory": memory,
     "coldstart": coldstart,
+    "serve": serve,
     "report": report,
     "smoke": smoke,
 }

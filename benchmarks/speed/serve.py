@@ -1,0 +1,235 @@
+"""Requests a second and milliseconds over HTTP, next to the offline runtime and to another server.
+
+Closed loop: each of N clients asks for the embedding of one text and waits for it. Servers and the offline
+runtime take turns in every round; the load generator shares their cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.speed.clients import Load, beside_bulk, load
+from benchmarks.speed.results import head, write_json
+from benchmarks.speed.servers import PEERS, Server, ours, peer
+from benchmarks.speed.statistics import percentile, rotated
+from benchmarks.speed.texts import Corpus, queries_of, read_corpora
+from koe5_onnx import Embedder, InputError, TruncationWarning
+from koe5_onnx.machine import usable_cores
+
+_QUERY_TOKENS = (29, 55)
+_LEAST_COSINE = 0.97
+"""To the offline embedding, for a peer that runs the checkpoint in fp32 while ours is int8."""
+_PAGE_CHARACTERS = 3000
+"""More than 512 tokens of Korean: about 2 characters each."""
+_BULK_TEXTS = 8
+_BULK_CLIENTS = 4
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a command line asks for."""
+
+    artifact: Path
+    checkpoint: Path
+    corpora: Sequence[Corpus]
+    concurrency: Sequence[int]
+    rounds: int
+    lone_calls: int
+    wait_ms: Sequence[float]
+    peers: Sequence[str]
+    json: Path | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--artifact", type=Path, required=True, metavar="FOLDER", help="what is served")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="what the peer serves")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder with korsts/ and autorag_ko/")
+    parser.add_argument("--texts", type=int, metavar="N", help="requests of a round, of each corpus")
+    parser.add_argument("--corpus", action="append", choices=("short", "pages"), help="default: short")
+    parser.add_argument("--concurrency", action="append", type=int, metavar="N", help="default: 1, 8, 64")
+    parser.add_argument(
+        "--wait-ms", action="append", type=float, default=[], help="serve with that wait, too"
+    )
+    parser.add_argument("--peer", action="append", default=[], choices=PEERS, help="also measure it")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
+    parser.add_argument("--lone-calls", type=int, default=100, metavar="N", help="of a round (default: 100)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; the exit code is 1 where a server gives another embedding."""
+    tokenizer = args.artifact / "tokenizer.json"
+    if args.rounds < 1 or args.lone_calls < 1 or any(one < 1 for one in args.concurrency or ()):
+        raise InputError("--rounds, --lone-calls and --concurrency: expected 1 or more")
+    setting = Setting(
+        args.artifact,
+        args.checkpoint,
+        read_corpora(args.corpus or ["short"], args.data, tokenizer, args.texts),
+        args.concurrency or (1, 8, 64),
+        args.rounds,
+        args.lone_calls,
+        args.wait_ms,
+        args.peer,
+        args.json,
+    )
+    result = measure(setting)
+    print(table(result))
+    if setting.json is not None:
+        write_json(setting.json, result)
+    return 1 if result["wrong"] else 0
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Start all servers, check them, and let them take turns."""
+    result = head("serve", usable_cores().count, setting.checkpoint)
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)
+        offline = stack.enter_context(Embedder.open(setting.artifact))
+        starting = {"ours": ours(setting.artifact)}
+        starting |= {f"ours, wait {wait:g} ms": ours(setting.artifact, wait) for wait in setting.wait_ms}
+        starting |= {name: peer(name, setting.checkpoint) for name in setting.peers}
+        servers = {name: stack.enter_context(server) for name, server in starting.items()}
+        result["wrong"] = _wrong(servers, offline, setting)
+        running = {name: one for name, one in servers.items() if name not in result["wrong"]}
+        rounds = [_round(running, offline, setting, turn) for turn in range(setting.rounds)]
+        result["lone_ms"] = _lone(running, offline, setting)
+        result["fairness"] = _fairness(running["ours"], setting)
+    result["load"] = {
+        corpus.name: _merged([one[corpus.name] for one in rounds], corpus) for corpus in setting.corpora
+    }
+    return result
+
+
+def _wrong(servers: Mapping[str, Server], offline: Embedder, setting: Setting) -> dict[str, str]:
+    """Server to what is wrong with its embeddings."""
+    texts = [text for corpus in setting.corpora for text in corpus.texts[:4]]
+    expected = offline.encode(texts)
+    found: dict[str, str] = {}
+    for name, server in servers.items():
+        got = server.embed(texts)
+        cosines = np.sum(got * expected, axis=1) / np.linalg.norm(got, axis=1)
+        print(f"{name}: cosine {cosines.min():.6f} to the offline embedding", file=sys.stderr)
+        least = 1 - 1e-5 if name.startswith("ours") else _LEAST_COSINE
+        if cosines.min() < least:
+            found[name] = f"cosine {cosines.min():.6f}: expected {least}"
+    return found
+
+
+def _round(
+    servers: Mapping[str, Server], offline: Embedder, setting: Setting, turn: int
+) -> dict[str, dict[Any, Any]]:
+    """Corpus to the tokens a second offline, and to the load of each server at each concurrency."""
+    found: dict[str, dict[Any, Any]] = {}
+    for corpus in setting.corpora:
+        start = time.perf_counter()
+        offline.encode(corpus.texts)
+        one: dict[Any, Any] = {"offline": corpus.tokens / (time.perf_counter() - start)}
+        for name in rotated(list(servers), turn):
+            for concurrency in setting.concurrency:
+                one[name, concurrency] = asyncio.run(load(servers[name], corpus.texts, concurrency))
+        found[corpus.name] = one
+        print(f"round {turn + 1} of {setting.rounds}, {corpus.name}", file=sys.stderr)
+    return found
+
+
+def _merged(rounds: Sequence[Mapping[Any, Any]], corpus: Corpus) -> dict[str, Any]:
+    """Medians over rounds; milliseconds over all requests together."""
+    offline = float(np.median([one["offline"] for one in rounds]))
+    keys = [key for key in rounds[0] if key != "offline"]
+    found: dict[str, Any] = {"offline_tokens_per_s": offline, "texts": len(corpus.texts), "servers": {}}
+    for name, concurrency in keys:
+        loads: list[Load] = [one[name, concurrency] for one in rounds]
+        speeds = [corpus.tokens / one.seconds for one in loads]
+        shares = [speed / one["offline"] for speed, one in zip(speeds, rounds, strict=True)]
+        calls = [milliseconds for one in loads for milliseconds in one.milliseconds]
+        found["servers"].setdefault(name, {})[str(concurrency)] = {
+            "requests_per_s": float(np.median([len(corpus.texts) / one.seconds for one in loads])),
+            "tokens_per_s": float(np.median(speeds)),
+            "share_of_offline": float(np.median(shares)),
+            "errors": sum(one.errors for one in loads),
+            **_percentiles(calls),
+        }
+    return found
+
+
+def _lone(servers: Mapping[str, Server], offline: Embedder, setting: Setting) -> dict[str, Any]:
+    """One query over and over, offline and over HTTP, block by block."""
+    queries = sorted(queries_of(setting.corpora[0], *_QUERY_TOKENS), key=len)
+    query = queries[len(queries) // 2]
+    calls: dict[str, list[float]] = {"offline": [], **{name: [] for name in servers}}
+    for _ in range(setting.rounds):
+        for _ in range(setting.lone_calls):
+            start = time.perf_counter()
+            offline.encode([query])
+            calls["offline"].append(1000 * (time.perf_counter() - start))
+        for name, server in servers.items():
+            texts = [query] * (setting.lone_calls if name.startswith("ours") else 10)
+            calls[name] += asyncio.run(load(server, texts, 1)).milliseconds
+    return {name: _percentiles(some) for name, some in calls.items()}
+
+
+def _fairness(server: Server, setting: Setting) -> dict[str, Any]:
+    """Queries one by one, alone and beside clients that send pages as fast as they are answered."""
+    queries = queries_of(setting.corpora[0], *_QUERY_TOKENS)
+    page = " ".join(setting.corpora[-1].texts * 60)[:_PAGE_CHARACTERS]
+    alone: list[float] = []
+    beside: list[float] = []
+    pages = 0.0
+    for _ in range(setting.rounds):
+        alone += asyncio.run(load(server, queries[:60], 1)).milliseconds
+        bulk = [page] * _BULK_TEXTS
+        some, pages_per_s = asyncio.run(beside_bulk(server, queries[:60], bulk, _BULK_CLIENTS))
+        beside += some
+        pages += pages_per_s / setting.rounds
+    unloaded, loaded = _percentiles(alone), _percentiles(beside)
+    return {
+        "alone_ms": unloaded,
+        "beside_bulk_ms": loaded,
+        "p99_ratio": loaded["p99_ms"] / unloaded["p99_ms"],
+        "bulk_texts_per_s": pages,
+    }
+
+
+def _percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
+    shares = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99}
+    return {name: percentile(milliseconds, share) for name, share in shares.items()}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result for a terminal."""
+    lines = []
+    for corpus, one in result["load"].items():
+        lines += [
+            f"{corpus}: offline {one['offline_tokens_per_s']:,.0f} tokens/s",
+            f"{'':28}{'clients':>8}{'req/s':>8}{'tok/s':>8}{'share':>7}{'p50 ms':>9}{'p95':>8}{'p99':>8}",
+        ]
+        for name, by_concurrency in one["servers"].items():
+            for concurrency, row in by_concurrency.items():
+                lines.append(
+                    f"{name:28}{concurrency:>8}{row['requests_per_s']:8.1f}{row['tokens_per_s']:8,.0f}"
+                    f"{row['share_of_offline']:7.1%}{row['p50_ms']:9.1f}{row['p95_ms']:8.1f}{row['p99_ms']:8.1f}"
+                )
+    lines += [f"a lone query: {name:20}{_in_words(one)}" for name, one in result["lone_ms"].items()]
+    fairness = result["fairness"]
+    lines += [
+        f"queries alone: {_in_words(fairness['alone_ms'])}",
+        f"queries beside bulk ({fairness['bulk_texts_per_s']:.2f} pages/s): "
+        f"{_in_words(fairness['beside_bulk_ms'])}, p99 {fairness['p99_ratio']:.2f} times",
+    ]
+    return "\n".join([*lines, *(f"{name} is wrong: {why}" for name, why in result["wrong"].items())])
+
+
+def _in_words(row: Mapping[str, float]) -> str:
+    return f"p50 {row['p50_ms']:.1f} ms, p95 {row['p95_ms']:.1f}, p99 {row['p99_ms']:.1f}"

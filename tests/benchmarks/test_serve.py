@@ -1,0 +1,56 @@
+"""The server's benchmark, whole, on the tiny artifact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+
+ARTIFACT = Path(__file__).resolve().parents[1] / "data" / "tiny-int8"
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    file = tmp_path_factory.mktemp("serve") / "serve.json"
+    options = ["--artifact", ARTIFACT, "--checkpoint", ARTIFACT, "--json", file, "--wait-ms", "2"]
+    few = ["--rounds", "2", "--texts", "40", "--lone-calls", "5", "--concurrency", "1", "--concurrency", "8"]
+    assert main(["serve", *map(str, options), *few, "--corpus", "short", "--corpus", "pages"]) == 0
+    return json.loads(file.read_text())
+
+
+def test_each_server_at_each_concurrency(result):
+    assert set(result["load"]) == {"short", "pages"}
+    for one in result["load"].values():
+        assert one["texts"] == 40
+        assert one["offline_tokens_per_s"] > 0
+        assert set(one["servers"]) == {"ours", "ours, wait 2 ms"}
+        for by_concurrency in one["servers"].values():
+            assert set(by_concurrency) == {"1", "8"}
+            for row in by_concurrency.values():
+                assert row["errors"] == 0
+                assert row["requests_per_s"] > 0
+                assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+
+
+def test_a_lone_query_and_queries_beside_bulk(result):
+    assert set(result["lone_ms"]) == {"offline", "ours", "ours, wait 2 ms"}
+    fairness = result["fairness"]
+    expected = fairness["beside_bulk_ms"]["p99_ms"] / fairness["alone_ms"]["p99_ms"]
+    assert fairness["p99_ratio"] == pytest.approx(expected)
+    assert fairness["bulk_texts_per_s"] > 0
+
+
+def test_a_peer_without_its_environment(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("benchmarks.contenders.registry.ROOT", tmp_path)
+    options = ["--artifact", str(ARTIFACT), "--checkpoint", str(ARTIFACT), "--texts", "40"]
+    assert main(["serve", *options, "--peer", "infinity"]) == 1
+    assert "make contenders" in capsys.readouterr().err
+
+
+def test_wrong_options(capsys):
+    options = ["--artifact", str(ARTIFACT), "--checkpoint", str(ARTIFACT)]
+    assert main(["serve", *options, "--rounds", "0"]) == 1
+    assert "expected 1 or more" in capsys.readouterr().err
