@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -73,7 +74,11 @@ def create_app(embedder: Embedder, settings: Settings) -> Any:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     engine: Engine = app.state.engine
     await asyncio.to_thread(engine.warm_up)
+    # What is there now stays: a full collection would walk all of it in the middle of some request.
+    gc.collect()
+    gc.freeze()
     yield
+    gc.unfreeze()
     await asyncio.to_thread(engine.close)
     LOGGER.info("stopped")
 
