@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help demo test check format lean lowest optimum kernels sanitizers contenders bench bench-smoke soak clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(READY) $(KERNELS)  ## export a small checkpoint, prove it and embed with it
 	$(BIN)/koe5-onnx demo build/demo
@@ -62,7 +62,7 @@ bench: $(READY) $(KERNELS) $(CONTENDERS) $(LARGE)  ## all speed measurements, an
 	$(BIN)/python -m benchmarks memory $(COMMON) --json $(SPEED)/memory.json
 	$(BIN)/python -m benchmarks coldstart $(COMMON) $(addprefix --contender ,$(INT8)) --json $(SPEED)/coldstart-int8.json
 	$(BIN)/python -m benchmarks coldstart $(COMMON) $(addprefix --contender ,$(FLOAT)) --json $(SPEED)/coldstart-float.json
-	$(BIN)/python -m benchmarks serve --artifact build/benchmarks/koe5-int8 --checkpoint $(LARGE) $(if $(DATA),--data $(DATA)) --peer infinity --wait-ms 2 --wait-ms 5 --json build/serve.json
+	$(BIN)/python -m benchmarks serve --checkpoint $(LARGE) $(if $(DATA),--data $(DATA)) --peer infinity --wait-ms 2 --wait-ms 5 --json build/serve.json
 	$(BIN)/python -m benchmarks report $(SPEED)/*.json --out $(SPEED)/report.html
 
 SOAK_SECONDS := 180

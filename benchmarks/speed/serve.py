@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.contenders.prepared import Store
+from benchmarks.contenders.registry import CONTENDERS
 from benchmarks.speed.clients import Load, beside_bulk, load
 from benchmarks.speed.results import head, write_json
 from benchmarks.speed.servers import PEERS, Server, ours, peer
@@ -27,6 +29,7 @@ from benchmarks.speed.texts import Corpus, queries_of, read_corpora
 from koe5_onnx import Embedder, InputError, TruncationWarning
 from koe5_onnx.machine import usable_cores
 
+_CACHE = Path("build/benchmarks")
 _QUERY_TOKENS = (29, 55)
 _LEAST_COSINE = 0.97
 """To the offline embedding, for a peer that runs the checkpoint in fp32 while ours is int8."""
@@ -54,7 +57,9 @@ class Setting:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--artifact", type=Path, required=True, metavar="FOLDER", help="what is served")
+    parser.add_argument(
+        "--artifact", type=Path, metavar="FOLDER", help="what is served (default: the checkpoint in int8)"
+    )
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="what the peer serves")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder with korsts/ and autorag_ko/")
     parser.add_argument("--texts", type=int, metavar="N", help="requests of a round, of each corpus")
@@ -71,11 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; the exit code is 1 where a server gives another embedding."""
-    tokenizer = args.artifact / "tokenizer.json"
     if args.rounds < 1 or args.lone_calls < 1 or any(one < 1 for one in args.concurrency or ()):
         raise InputError("--rounds, --lone-calls and --concurrency: expected 1 or more")
+    artifact = args.artifact or Store(args.checkpoint, _CACHE, {}).files_of(CONTENDERS["koe5-int8"])
+    tokenizer = artifact / "tokenizer.json"
     setting = Setting(
-        args.artifact,
+        artifact,
         args.checkpoint,
         read_corpora(args.corpus or ["short"], args.data, tokenizer, args.texts),
         args.concurrency or (1, 8, 64),
