@@ -87,7 +87,7 @@ def fed(inputs: Mapping[str, Array], constants: Sequence[str] = ()) -> dict[str,
     }
 
 
-def open_session(library: Path, model: bytes, threads: int = 2) -> ort.InferenceSession:
+def open_session(library: Path, model: bytes | str, threads: int = 2) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC

@@ -1,6 +1,7 @@
 #include "op.h"
 
 #include <memory>
+#include <utility>
 
 namespace koe5 {
 namespace {
@@ -91,12 +92,12 @@ Tensor KernelInfo::constant_input(size_t index, const char* name) const {
   return tensor_of(api_, value);
 }
 
-Scratch::Scratch(const OrtApi* api, OrtAllocator* allocator, size_t bytes) : api_(api), allocator_(allocator) {
-  check(api_, abi::call<abi::AllocatorAlloc>(api_, allocator_, bytes + 63, &memory_));
+Scratch::Scratch(const OrtApi* api, Allocator allocator, size_t bytes) : api_(api), allocator_(std::move(allocator)) {
+  check(api_, abi::call<abi::AllocatorAlloc>(api_, allocator_.get(), bytes + 63, &memory_));
 }
 
 Scratch::~Scratch() {
-  OrtStatus* status = abi::call<abi::AllocatorFree>(api_, allocator_, memory_);
+  OrtStatus* status = abi::call<abi::AllocatorFree>(api_, allocator_.get(), memory_);
   if (status != nullptr) abi::call<abi::ReleaseStatus>(api_, status);
 }
 
@@ -139,7 +140,7 @@ Scratch KernelContext::scratch(size_t bytes) const {
   OrtAllocator* allocator = nullptr;
   check(api_, abi::call<abi::KernelContextGetAllocator>(api_, context_, static_cast<const OrtMemoryInfo*>(info),
                                                         &allocator));
-  return Scratch(api_, allocator, bytes);
+  return Scratch(api_, Scratch::Allocator(allocator, abi::function<abi::ReleaseAllocator>(api_)), bytes);
 }
 
 }  // namespace koe5

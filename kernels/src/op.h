@@ -56,10 +56,12 @@ class KernelInfo {
   int threads_;
 };
 
-// Memory from ONNX Runtime's arena, 64-byte aligned, given back at the end of the scope.
+// Memory from ONNX Runtime's arena, 64-byte aligned, given back at the end of the scope with the allocator.
 class Scratch {
  public:
-  Scratch(const OrtApi* api, OrtAllocator* allocator, size_t bytes);
+  using Allocator = std::unique_ptr<OrtAllocator, abi::ReleaseAllocator::Pointer>;
+
+  Scratch(const OrtApi* api, Allocator allocator, size_t bytes);
   ~Scratch();
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -71,7 +73,7 @@ class Scratch {
 
  private:
   const OrtApi* api_;
-  OrtAllocator* allocator_;
+  Allocator allocator_;
   void* memory_ = nullptr;
 };
 

@@ -98,6 +98,8 @@ using KernelContextGetOutput =
 using ReleaseStatus = Slot<93, void(OrtStatus*)>;
 using ReleaseMemoryInfo = Slot<94, void(OrtMemoryInfo*)>;
 using ReleaseTensorTypeAndShapeInfo = Slot<99, void(OrtTensorTypeAndShapeInfo*)>;
+// version 5
+using ReleaseAllocator = Slot<132, void(OrtAllocator*)>;
 // version 14
 using HasSessionConfigEntry = Slot<237, OrtStatus*(const OrtSessionOptions*, const char* key, int*)>;
 using GetSessionConfigEntry = Slot<238, OrtStatus*(const OrtSessionOptions*, const char* key, char*, size_t*)>;
@@ -105,6 +107,7 @@ using GetSessionConfigEntry = Slot<238, OrtStatus*(const OrtSessionOptions*, con
 using KernelInfoGetNodeName = Slot<244, OrtStatus*(const OrtKernelInfo*, char*, size_t*)>;
 using KernelInfoGetConstantInput =
     Slot<249, OrtStatus*(const OrtKernelInfo*, size_t, int* is_constant, const OrtValue**)>;
+// Makes an OrtAllocator around the session's, which is the caller's to release.
 using KernelContextGetAllocator = Slot<253, OrtStatus*(const OrtKernelContext*, const OrtMemoryInfo*, OrtAllocator**)>;
 // version 17
 using KernelContextParallelFor =

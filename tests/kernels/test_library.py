@@ -112,3 +112,37 @@ def test_a_damaged_installation_says_so(package: Path) -> None:
     assert python(say, package).startswith("the library does not load: ")
     library.unlink()
     assert "is missing: reinstall koe5-onnx-kernels" in python(say, package)
+
+
+class Mallinfo2(ctypes.Structure):
+    _fields_ = (
+        *((f"before_{number}", ctypes.c_size_t) for number in range(7)),
+        ("uordblks", ctypes.c_size_t),
+        *((f"after_{number}", ctypes.c_size_t) for number in range(2)),
+    )
+
+
+def bytes_in_use() -> int:
+    """What the process has allocated and not freed, by glibc's own count."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2") or os.environ.get("KOE5_ONNX_TESTS_ARENA") == "0":
+        pytest.skip("allocations are counted by glibc 2.33 or later, without sanitizers")
+    libc.mallinfo2.restype = Mallinfo2
+    return int(libc.mallinfo2().uordblks)
+
+
+def test_a_run_leaves_no_memory_behind(library: Path) -> None:
+    """On a graph with all operators: what each run left would fill a server's memory in days."""
+    artifact = Path(__file__).parents[1] / "data" / "tiny-int8"
+    session = open_session(library, str(artifact / "model.fused.onnx"), threads=1)
+    feeds = {
+        "input_ids": np.array([0, 5, 6, 2], np.int64),
+        "places": np.arange(4, dtype=np.int64),
+        "offsets": np.array([0, 4], np.int32),
+    }
+    for _ in range(100):
+        session.run(None, feeds)
+    before = bytes_in_use()
+    for _ in range(4000):
+        session.run(None, feeds)
+    assert bytes_in_use() - before < 4000 * 8
