@@ -51,6 +51,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._stop_sending()
         self._stop_taking()
+        # Where the client broke it off, uvicorn lets this run out, and keeps the whole connection until then.
+        self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
         """The client sends something."""
@@ -103,7 +105,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._sending = self.loop.call_later(self._client_timeout_s, self.transport.abort)
 
     def _watch_taking(self) -> None:
-        if self._taking is None:
+        if self._taking is None and self in self.connections:
             self._taking = self.loop.call_later(self._client_timeout_s, self.transport.abort)
 
     def _refuse_head(self) -> None:

@@ -29,7 +29,7 @@ import koe5_onnx
 from koe5_onnx import Embedder
 
 CLIENTS = 12
-MOST_GROWTH = 0.15
+MOST_GROWTH = 0.03
 """Of memory, once a third of the time is over."""
 LEAVING, WRONG = 0.1, 0.1
 """Shares of requests whose client leaves, and that are malformed."""
