@@ -61,6 +61,12 @@ FUSED_COSINE_MEAN = 0.9995
 LINEAR_FP32_RELATIVE = 5e-7
 """A fused linear in fp32 against float64, relative to its row's largest value: four roundings of 6e-8."""
 
+GELU_FP16_RELATIVE = 2.0**-11 + LINEAR_FP32_RELATIVE
+"""GELU values of the fused kernels wait in fp16 until their row's scale is known: half a unit of its 11 bits."""
+
+GELU_FP16_ATOL = 2.0**-17
+"""The same where fp16 is subnormal, values being stored at 1/256: a step of the result is 170 times that."""
+
 NORMED_RELATIVE = 5e-6
 """Layer norm after a fused linear, relative to the largest value: fp32 sums over the row; 1e-6 found."""
 
