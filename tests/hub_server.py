@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
         path = path.replace("api/datasets/", "api/models/").removeprefix("datasets/")
         repository = self.hub.repository
         model = f"api/models/{repository}"
-        if path in (f"{model}/revision/main", f"{model}/revision/v1", f"{model}/revision/{COMMIT}"):
+        if path in (model, *(f"{model}/revision/{name}" for name in ("main", "v1", COMMIT))):
             siblings = [{"rfilename": name} for name in self.hub.files]
             self.reply_json({"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings})
         elif path == f"{model}/tree/{COMMIT}":

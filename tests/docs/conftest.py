@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,11 @@ FILES = {
     "keys.txt": "# of the tests\nnot-a-secret\n",
 }
 """Input files that the pages name; all else they make themselves."""
+_NOT_IN_KOE5S_REPOSITORY = {
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+}
 _TIMEOUT_S = 300
 
 
@@ -62,7 +66,7 @@ def hub_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
     files = {
         str(file.relative_to(checkpoint)): file.read_bytes()
         for file in checkpoint.rglob("*")
-        if file.is_file() and file.name != "modules.json" and file.parent.name != "1_Pooling"
+        if file.is_file() and file.name not in _NOT_IN_KOE5S_REPOSITORY and file.parent == checkpoint
     }
     with serving(files, CHECKPOINT) as hub:
         yield settings(hub.endpoint, tmp_path_factory.mktemp("hf"))
@@ -112,13 +116,7 @@ def place_of(places: dict[str, Place], environment: dict[str, str], tmp_path_fac
 @pytest.fixture(scope="module")
 def server(environment: dict[str, str]) -> Iterator[str]:
     """The address of a server of the tiny artifact."""
-    with started(environment, str(ARTIFACT)) as address:
-        yield address
-
-
-@contextmanager
-def started(environment: dict[str, str], *arguments: str) -> Iterator[str]:
-    """A server in a process of its own."""
-    with listening([*arguments, "--threads", "1"], environment) as (address, process):
+    arguments = [str(ARTIFACT), "--threads", "1", "--model-name", CHECKPOINT]
+    with listening(arguments, environment) as (address, process):
         yield address
         assert process.poll() is None, "the server ended before its time"
