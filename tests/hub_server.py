@@ -62,10 +62,12 @@ class Handler(BaseHTTPRequestHandler):
         if path in (model, *(f"{model}/revision/{name}" for name in ("main", "v1", COMMIT))):
             siblings = [{"rfilename": name} for name in self.hub.files]
             self.reply_json({"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings})
-        elif path == f"{model}/tree/{COMMIT}":
+        elif path in (f"{model}/tree/main", f"{model}/tree/{COMMIT}"):
             self.reply_json([self.describe(name) for name in self.hub.files])
         elif path.startswith((f"{repository}/resolve/{COMMIT}/", f"{repository}/resolve/main/")):
             self.reply_file(path.removeprefix(f"{repository}/resolve/").partition("/")[2])
+        elif path.startswith(f"{model}/tree/"):
+            self.reply(404, b"", {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
         elif path.startswith(f"{model}/revision/"):
             self.reply(404, b"", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
         else:

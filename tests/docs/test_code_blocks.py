@@ -73,8 +73,12 @@ def test_data_parses(block):
         assert all(document is not None for document in yaml.safe_load_all(block.text))
 
 
-@pytest.mark.parametrize("block", of("python"))
-def test_python(block, place_of, request):
+@pytest.mark.parametrize("block", of("python", "sh", "console"))
+def test_it_runs(block, place_of, request):
+    {"python": run_python, "sh": run_shell, "console": run_console}[block.language](block, place_of, request)
+
+
+def run_python(block, place_of, request):
     tree = ast.parse(block.text, str(block))
     require_imports(tree)
     if block.reason is not None:
@@ -109,8 +113,7 @@ def with_server(block: Block, request: pytest.FixtureRequest) -> str:
     return block.text.replace(ANYWHERE, address).replace("localhost:8080", address)
 
 
-@pytest.mark.parametrize("block", of("sh"))
-def test_shell(block, place_of, request):
+def run_shell(block, place_of, request):
     run = [line for line in lines_of(block.text) if runs(block, line)]
     text = "\n".join(run)
     if not run:
@@ -155,8 +158,7 @@ def make_room(text: str, folder: Path) -> None:
                     shutil.rmtree(out)
 
 
-@pytest.mark.parametrize("block", of("console"))
-def test_console(block, place_of, request):
+def run_console(block, place_of, request):
     """Lines behind `$ ` are commands; what follows is what they print, "..." for any part of it."""
     place = place_of(block.page)
     assert block.reason is None, "a console block shows what was printed: it must run"
