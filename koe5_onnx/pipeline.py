@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx.batching import Batch, pack, pad, plan, plan_packed
+from koe5_onnx.batching import Batch, pack, pack_for_cuda, pad, plan, plan_packed
 from koe5_onnx.session import Session
 from koe5_onnx.tokenizer import Tokenizer, Tokens
 
@@ -85,7 +85,11 @@ def run_batch(
     session: Session, ids: Sequence[npt.NDArray[np.int32]], batch: Batch, pad_id: int
 ) -> npt.NDArray[np.float32]:
     """Embed the rows of one batch: float32[n, dim]."""
-    return session.run(*(pack(ids, batch) if session.graph.is_packed else pad(ids, batch, pad_id)))
+    if session.graph.layout == "packed":
+        return session.run(*pack(ids, batch))
+    if session.graph.layout == "packed_cuda":
+        return session.run(*pack_for_cuda(ids, batch, pad_id, counts_from_pad=session.counts_from_pad))
+    return session.run(*pad(ids, batch, pad_id))
 
 
 class _Share:

@@ -11,7 +11,7 @@ import re
 import threading
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +25,7 @@ from koe5_onnx.errors import (
     ProviderError,
     UnsuitedCpuWarning,
 )
-from koe5_onnx.graphs import Kernels, choose
+from koe5_onnx.graphs import Graph, Kernels, Layout, choose
 from koe5_onnx.machine import cpu_features, usable_cores
 
 Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider"]
@@ -36,8 +36,12 @@ _PRECISIONS_FOR = {
     "cpu": "--precision fp32, int8, int8-block or int4-block",
     "cuda": "--precision fp32 or fp16",
 }
-_PADDED_INPUTS = ["input_ids", "attention_mask"]
-_PACKED_INPUTS = ["input_ids", "places", "offsets"]
+INPUTS: Mapping[Layout, Sequence[str]] = {
+    "padded": ("input_ids", "attention_mask"),
+    "packed": ("input_ids", "places", "offsets"),
+    "packed_cuda": ("input_ids", "position_ids", "text_of_token", "token_offset", "cumulative_lengths"),
+}
+"""Names of a graph's inputs, in the order in which batching.py gives their arrays."""
 _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 """Those of this process, for `_after_fork`."""
 
@@ -52,7 +56,9 @@ class Session:
         artifact: The opened artifact.
         device: "cpu", "cuda" or "cuda:N".
         threads: Threads of one run on the CPU; None takes the usable cores (see machine.py).
-        kernels: "auto" runs the graph for fused kernels where it can, "fused" that or nothing, "stock" never.
+        kernels: "auto" runs the second graph, which pads nothing, where it can, "fused" that or nothing,
+            "stock" never.
+        graph: Runs this graph and leaves `kernels` aside; None chooses by it.
 
     Raises:
         InputError: `device` has another form, or `threads` is below 1.
@@ -66,13 +72,15 @@ class Session:
         device: str = "cpu",
         threads: int | None = None,
         kernels: Kernels = "auto",
+        graph: Graph | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}: expected 1 or more, or None for the usable cores")
         self.threads = threads or usable_cores().count
         self._artifact = artifact
         self._provider, self._provider_options = parse_device(device)
-        self.graph = choose(artifact, device, kernels)
+        self.graph = graph or choose(artifact, device, kernels)
+        self.counts_from_pad = artifact.manifest.architecture.counts_from_pad
         self._lock = threading.Lock()
         self._closed = False
         self._ort: Any = self._open()
@@ -87,9 +95,9 @@ class Session:
         """Embed one batch.
 
         Args:
-            arrays: What `batching.pad` gives (input_ids, attention_mask; int64[n, width]), or where
-                `graph.is_packed` what `batching.pack` gives (input_ids, places int64[tokens], offsets
-                int32[n + 1]).
+            arrays: What batching.py gives for `graph.layout`: `pad` input_ids and attention_mask
+                int64[n, width], `pack` input_ids and places int64[tokens] and offsets int32[n + 1],
+                `pack_for_cuda` the inputs of the packed graph.
 
         Returns:
             float32[n, dim], pooled and normalised inside the graph.
@@ -105,7 +113,11 @@ class Session:
 
     @property
     def _inputs(self) -> list[str]:
-        return _PACKED_INPUTS if self.graph.is_packed else _PADDED_INPUTS
+        return list(INPUTS[self.graph.layout])
+
+    def _source(self) -> str | bytes:
+        """What is opened: the graph's file."""
+        return str(self.graph.file)
 
     def _session(self) -> Any:
         ort_session = self._ort
@@ -134,7 +146,7 @@ class Session:
         self._require_provider(ort)
         try:
             session = ort.InferenceSession(
-                str(self.graph.file),
+                self._source(),
                 self._options(ort),
                 providers=[(self._provider, self._provider_options)],
                 # Its default goes on with the CPU, when it opens and even in a later run.
