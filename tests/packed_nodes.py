@@ -6,6 +6,8 @@ lengths alone, as flash attention does; `token_offset` is checked for what the k
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from onnx.reference.op_run import OpRun
 from scipy.special import erf
@@ -26,7 +28,7 @@ class PackedMultiHeadAttention(OpRun):
         rows = [x + b for x, b in zip((query, key, value), np.split(bias, 3), strict=True)]
         q, k, v = (x.astype(np.float32).reshape(tokens, num_heads, -1).swapaxes(0, 1) for x in rows)
         out = np.empty((tokens, width), np.float32)
-        for start, end in zip(cumulative[:-1], cumulative[1:], strict=True):
+        for start, end in itertools.pairwise(cumulative):
             scores = q[:, start:end] @ k[:, start:end].swapaxes(1, 2) / np.sqrt(width // num_heads)
             weights = np.exp(scores - scores.max(axis=2, keepdims=True))
             weights /= weights.sum(axis=2, keepdims=True)

@@ -127,7 +127,7 @@ def write_graph(
 
 
 def _write_second(plan: Plan, graph: Path, exceptions: Sequence[str]) -> dict[str, str]:
-    """Write the graph without padding that the precision has; for the manifest whether there is one, and why."""
+    """Write the graph that pads nothing, where there is one; what the manifest says of it."""
     if "cuda" not in plan.precision.target.devices or "cpu" in plan.precision.target.devices:
         return {"fused_graph": _write_fused(plan, graph, exceptions)}
     config = plan.checkpoint.config

@@ -49,16 +49,14 @@ class Fp16(Precision):
 
     def prepare(self, layer: SmoothLayer) -> SmoothLayer:
         scale = np.float32(self.residual_scale)
-        readers = {
-            name: _read_scaled(getattr(layer, name), scale) for name in ("query", "key", "value", "up")
-        }
+        readers = ("query", "key", "value", "up")
         return replace(
             layer,
             input_norm=_norm_scaled(layer.input_norm, scale),
             attention_norm=_norm_scaled(layer.attention_norm, scale),
             output=_result_scaled(layer.output, scale),
             down=_result_scaled(layer.down, scale),
-            **readers,
+            **{name: _read_scaled(getattr(layer, name), scale) for name in readers},
         )
 
     def table(
