@@ -252,7 +252,7 @@ def _note_of(artifact: Artifact, device: str, kernels: Kernels) -> Path:
         artifact.manifest.files[WEIGHTS].sha256,
         graph.file.name,
         device,
-        *([str(require_gpu(parse_device(device)[1]))] if _is_gpu(device) else []),
+        *([str(require_gpu(parse_device(device)[1])), kernels] if _is_gpu(device) else []),
         cpu_name(),
         *cpu_features(),
         str(usable_cores().count),
