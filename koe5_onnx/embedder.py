@@ -221,7 +221,7 @@ class Embedder:
     def padded_lengths(self, lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """The length at which texts of these lengths run, int32[n]; only equal ones share a batch.
 
-        Where nothing is padded (fused kernels) it is their own, and any texts share a batch.
+        Where nothing is padded it is their own, and any texts share a batch.
         """
         return lengths if self.session.graph.is_packed else widths_of(lengths)
 

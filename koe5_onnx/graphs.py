@@ -81,7 +81,7 @@ def _fused(artifact: Artifact) -> Graph | str:
 def _packed(artifact: Artifact) -> Graph | str:
     """The graph with packed attention for CUDA, or why there is none."""
     if PACKED_GRAPH not in artifact.manifest.files:
-        return "the artifact has no packed graph for CUDA (fp16 artifacts have one; export again)"
+        return "the artifact has no packed graph for CUDA (fp16 exports have one)"
     return packed_cuda_graph(artifact, "without padding")
 
 

@@ -40,16 +40,10 @@ _SWEEP_TOKENS = 200_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     arguments.add_arguments(parser, rounds=7, contenders=GPU_NAMES)
-    parser.add_argument(
-        "--device", default="cuda", help="cuda or cuda:N; cpu tries the benchmark out in fp32"
-    )
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu to try it out")
     parser.add_argument("--baseline", choices=GPU_NAMES, default=BASELINE, help="default: %(default)s")
-    parser.add_argument(
-        "--calls", type=int, default=300, metavar="N", help="of one query; default: %(default)s"
-    )
-    parser.add_argument(
-        "--pass-tokens", type=int, default=_PASS_TOKENS, metavar="N", help="default: %(default)s"
-    )
+    parser.add_argument("--calls", type=int, default=300, metavar="N", help="of one query (%(default)s)")
+    parser.add_argument("--pass-tokens", type=int, default=_PASS_TOKENS, metavar="N", help="(%(default)s)")
     parser.add_argument(
         "--trained", type=Path, action="append", default=[], metavar="C", help="verify this checkpoint too"
     )
@@ -125,17 +119,14 @@ def verified(setting: Setting, trained: Sequence[Path], device: str) -> dict[str
 
 
 def _fidelity(artifact: Artifact, checkpoint: Path, kernels: Kernels) -> dict[str, Any]:
-    keys = ("texts", "cosine_min", "cosine_mean", "batch_cosine_min")
+    keys = ("texts", "cosine_min", "cosine_mean", "batch_cosine_min", "provider")
     try:
         certificate = verify_artifact(artifact, Checkpoint.open(str(checkpoint)), kernels=kernels)
     except FidelityError as error:
-        return dict.fromkeys(keys[1:], float("nan")) | {"texts": 0, "fault": str(error), "provider": ""}
-    overall = certificate.overall
-    values = (overall.texts, overall.cosine_min, overall.cosine_mean, certificate.batch_cosine_min)
-    return dict(zip(keys, values, strict=True)) | {
-        "fault": "",
-        "provider": certificate.measured_with["provider"],
-    }
+        return dict.fromkeys(keys) | {"fault": str(error)}
+    overall, provider = certificate.overall, certificate.measured_with["provider"]
+    values = (overall.texts, overall.cosine_min, overall.cosine_mean, certificate.batch_cosine_min, provider)
+    return dict(zip(keys, values, strict=True)) | {"fault": ""}
 
 
 def tune_ours(setting: Setting, device: str) -> None:

@@ -75,8 +75,11 @@ def _gpu(result: Result) -> Iterator[str]:
     rows = [
         [
             name,
-            str(one["texts"]),
-            *(f"{one[key]:.7f}" for key in ("cosine_min", "cosine_mean", "batch_cosine_min")),
+            str(one["texts"] or ""),
+            *(
+                "" if one[key] is None else f"{one[key]:.7f}"
+                for key in ("cosine_min", "cosine_mean", "batch_cosine_min")
+            ),
             one["fault"] or "passed",
         ]
         for name, one in result["fidelity"].items()

@@ -33,6 +33,7 @@ from koe5_onnx import (
     TruncationWarning,
 )
 from koe5_onnx.artifact import PACKED_GRAPH
+from koe5_onnx.cuda import Driver, find_driver
 from koe5_onnx.graphs import Kernels
 from koe5_onnx.machine import cpu_name
 from koe5_onnx.session import CUDA, Session, import_onnxruntime
@@ -110,7 +111,8 @@ def _open(artifact: Artifact, kernels: Kernels) -> Embedder:
     """
     device, target = "cpu", artifact.manifest.target
     if "cpu" not in target.devices:
-        device = "cuda" if CUDA in import_onnxruntime().get_available_providers() else "cpu"
+        has_wheel = CUDA in import_onnxruntime().get_available_providers()
+        device = "cuda" if has_wheel and isinstance(find_driver(), Driver) else "cpu"
         target = replace(target, devices=(*target.devices, "cpu"))
     opened = Artifact(artifact.path, replace(artifact.manifest, target=target))
     simulate = kernels == "fused" and device == "cpu" and PACKED_GRAPH in artifact.manifest.files

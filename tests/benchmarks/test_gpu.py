@@ -77,7 +77,7 @@ def test_a_missed_gate_is_a_fault_in_the_result(exported, seeded, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 def test_the_padded_fp16_graph_of_others(seeded, tmp_path):
-    """Made without a GPU, as it is made with one; ONNX Runtime's CPU computes it in fp32 between roundings."""
+    """Made without a GPU, as with one; on a CPU, ONNX Runtime computes it in fp32 between roundings."""
     for kind, source in (("onnx", seeded), ("ort-fp16", tmp_path / "onnx")):
         (tmp_path / kind).mkdir()
         ort_contender.prepare(Request(kind, source, tmp_path / kind, []))

@@ -94,7 +94,7 @@ _EXPORT = {PUBLIC, ".artifact", ".hub", "koe5_export", "numpy"}
 EXPORT_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "reference.py": (_EXPORT, {"torch", "transformers"}),
     "optimum.py": (_EXPORT, {"optimum"}),
-    "verify.py": (_EXPORT | {".graphs", ".machine", ".session"}, set()),
+    "verify.py": (_EXPORT | {".cuda", ".graphs", ".machine", ".session"}, set()),
     "packed.py": (_EXPORT | {".session", "onnx"}, set()),
     "simulated.py": (_EXPORT | {".graphs", ".session", "onnx"}, set()),
     "export.py": (_EXPORT | {".graphs"}, set()),
@@ -110,6 +110,8 @@ BENCHMARKS_TABLE: dict[str, tuple[set[str], set[str]]] = {
         {"*"},
     ),
     "corpora.py": ({PUBLIC, ".hub", "benchmarks"}, set()),
+    "speed/gpu.py": ({PUBLIC, ".cuda", ".graphs", ".session", ".tuning", "benchmarks", "koe5_export"}, set()),
+    "speed/gpu_ceiling.py": ({"benchmarks"}, {"torch"}),
     "speed/gemm.py": ({".graphs", ".session", "numpy"}, {"onnx"}),
     "speed/smoke.py": ({PUBLIC, ".artifact", ".machine", "benchmarks", "koe5_export"}, {"onnx"}),
     "speed/texts.py": ({PUBLIC, "benchmarks", "koe5_export"}, set()),
