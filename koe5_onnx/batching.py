@@ -16,9 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+Int32: TypeAlias = npt.NDArray[np.int32]
+Int64: TypeAlias = npt.NDArray[np.int64]
 
 SHORT_TOKENS = 64
 """Texts up to this length are padded a little, so that more of them share a batch."""
@@ -100,7 +104,7 @@ def pack(
 
 def pack_for_cuda(
     ids: Sequence[npt.NDArray[np.int32]], batch: Batch, pad_id: int, *, counts_from_pad: bool
-) -> tuple[npt.NDArray[np.int64], ...]:
+) -> tuple[Int64, Int64, Int64, Int32, Int32]:
     """`pack` with what CUDA's packed attention and the pooling behind it need.
 
     Args:

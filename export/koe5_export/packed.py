@@ -117,17 +117,17 @@ def _pooling(contract: Contract) -> tuple[list[Any], list[Any]]:
 def _pruned(nodes: Sequence[Any], initializers: Sequence[Any], dim: int) -> Any:
     """The graph of those nodes and constants that the last node's output needs, given the inputs."""
     # The stock pooling ends in the same names: of each the last one counts.
-    producers = {name: node for node in nodes for name in node.output}
+    producers: dict[str, Any] = {name: node for node in nodes for name in node.output}
     kept: dict[str, Any] = {}
     wanted = ["embedding"]
     while wanted:
         name = wanted.pop()
-        if name in kept or name in INPUTS["packed_cuda"] or name not in producers:
-            continue
-        kept[name] = producers[name]
-        wanted += producers[name].input
-    chosen = [node for node in nodes if kept.get(node.output[0]) is node]
-    used = {name for node in chosen for name in node.input}
+        if name in producers and name not in kept and name not in INPUTS["packed_cuda"]:
+            node = producers[name]
+            kept[name] = node
+            wanted += node.input
+    chosen = [one for one in nodes if one.output[0] in kept and kept[one.output[0]] is one]
+    used = {name for one in chosen for name in one.input}
     inputs = [helper.make_tensor_value_info(name, *_INPUT_TYPES[name]) for name in INPUTS["packed_cuda"]]
     output = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["texts", dim])
     constants = [tensor for tensor in initializers if tensor.name in used]

@@ -49,14 +49,16 @@ class Fp16(Precision):
 
     def prepare(self, layer: SmoothLayer) -> SmoothLayer:
         scale = np.float32(self.residual_scale)
-        readers = ("query", "key", "value", "up")
         return replace(
             layer,
             input_norm=_norm_scaled(layer.input_norm, scale),
+            query=_read_scaled(layer.query, scale),
+            key=_read_scaled(layer.key, scale),
+            value=_read_scaled(layer.value, scale),
             attention_norm=_norm_scaled(layer.attention_norm, scale),
+            up=_read_scaled(layer.up, scale),
             output=_result_scaled(layer.output, scale),
             down=_result_scaled(layer.down, scale),
-            **{name: _read_scaled(getattr(layer, name), scale) for name in readers},
         )
 
     def table(
