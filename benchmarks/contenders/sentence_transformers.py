@@ -45,7 +45,7 @@ class _SentenceTransformers:
         )
         self._encoder.max_seq_length = MAX_TOKENS
         if opening.options.get("compile"):
-            self._encoder.compile(dynamic=True)
+            self._encoder[0].auto_model.compile(dynamic=True)
 
     def embed(self, texts: Sequence[str]) -> Array:
         found = self._encoder.encode(

@@ -164,10 +164,10 @@ def _coldstart(result: Result) -> Iterator[str]:
 
 SECTIONS: Mapping[str, Callable[[Result], Iterator[str]]] = {
     "throughput": _throughput,
-    "gpu": _gpu,
     "latency": _latency,
     "memory": _memory,
     "coldstart": _coldstart,
+    "gpu": _gpu,
 }
 
 
