@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from benchmarks import checkpoint, quality
-from benchmarks.speed import coldstart, latency, memory, report, serve, smoke, throughput
+from benchmarks.speed import coldstart, gpu, latency, memory, report, serve, smoke, throughput
 from koe5_onnx import Koe5Error
 
 
@@ -38,6 +38,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "serve": serve,
     "report": report,
     "smoke": smoke,
+    "gpu": gpu,
 }
 
 

@@ -63,7 +63,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--kernels",
         default="auto",
         choices=("auto", "fused", "stock"),
-        help="fused CPU kernels where they run (auto), always (fused) or never (stock)",
+        help="the graph that pads nothing where it runs (auto), always (fused) or never (stock)",
     )
     parser.add_argument(
         "--max-batch-tokens", type=int, metavar="N", help="tokens of one batch, padding included"
