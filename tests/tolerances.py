@@ -91,3 +91,9 @@ POOL_ATOL = 3e-6
 SERVED = 1e-6
 """Largest difference of one component between an embedding from the server and the same text offline, in
 whatever batch either ran: the last bit of a float near 1 and a little more."""
+
+PRINTED_SCORE_ATOL = 1e-5
+"""A cosine that a vector store computed in float32 and an example printed with six decimals."""
+
+APPROXIMATE_RECALL_MIN = 0.9
+"""Share of the true ten best of 720 pages that an approximate index finds."""
