@@ -71,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--imports", type=int, default=15, metavar="N", help="imports of each (default: %(default)s)"
     )
+    parser.add_argument(
+        "--environments",
+        type=Path,
+        metavar="DIR",
+        help="make the environments here, keep them, and take those that are there (default: a temporary folder)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here too")
 
 
@@ -78,15 +84,12 @@ def run(args: argparse.Namespace) -> int:
     """Install, measure and print."""
     result = head("footprint", 1, CHECKOUT)
     result["installations"] = {}
-    with tempfile.TemporaryDirectory(prefix="koe5-footprint-") as folder:
-        pythons = {}
-        for number, (name, installation) in enumerate(INSTALLATIONS.items()):
-            print(f"installing {name}", file=sys.stderr)
-            pythons[name] = _install(installation, Path(folder) / str(number))
-            result["installations"][name] = _installed(pythons[name])
-        seconds = _imports(pythons, args.imports)
-        for name, one in seconds.items():
-            result["installations"][name] |= one
+    with tempfile.TemporaryDirectory(prefix="koe5-footprint-") as temporary:
+        folder = args.environments or Path(temporary)
+        pythons = {name: _install(one, folder / name) for name, one in INSTALLATIONS.items()}
+        imported = _imports(pythons, args.imports)
+        for name, python in pythons.items():
+            result["installations"][name] = _installed(python) | imported[name]
     print(table(result))
     if args.json is not None:
         write_json(args.json, result)
@@ -94,18 +97,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _install(installation: Installation, folder: Path) -> Path:
-    """Make an environment and give its Python.
+    """Make an environment, unless it is there already, and give its Python.
 
     Raises:
         OSError: pip failed; its own words are on stderr.
     """
-    venv.create(folder, with_pip=True)
-    python = folder / "bin/python"
+    python, ready = folder / "bin/python", folder / "installed"
+    if ready.exists():
+        return python
+    print(f"installing {' '.join(installation.requirements)}", file=sys.stderr)
+    venv.create(folder, clear=True, with_pip=True)
     options = ("--quiet", "--no-compile", "--disable-pip-version-check", "-c", installation.constraints)
-    command = (python, "-m", "pip", "install", *options, *installation.requirements)
+    command: list[str | Path] = [python, "-m", "pip", "install", *options, *installation.requirements]
     done = subprocess.run(command, cwd=CHECKOUT, check=False)
     if done.returncode:
         raise OSError(f"pip could not install {' '.join(installation.requirements)}")
+    ready.touch()
     return python
 
 

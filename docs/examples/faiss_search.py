@@ -9,7 +9,6 @@ python docs/examples/faiss_search.py --artifact koe5-int8 --store pages --query 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import faiss
 import numpy as np
@@ -17,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
-from passages import Batch, Hit, arguments, new_folder, passages, show
+from passages import Batch, Hit, arguments, filled_folder, new_folder, passages, show
 
 from koe5_onnx import Embedder
 
@@ -43,8 +42,9 @@ def fill(store: str, dim: int, batches: Iterable[Batch], approximate: bool) -> N
 
 def search(store: str, queries: npt.NDArray[np.float32], top: int) -> list[list[Hit]]:
     """The best passages of each query."""
-    index = faiss.read_index(str(Path(store) / "index.faiss"))
-    texts = pyarrow.dataset.dataset(Path(store) / "passages.parquet")
+    folder = filled_folder(store)
+    index = faiss.read_index(str(folder / "index.faiss"))
+    texts = pyarrow.dataset.dataset(folder / "passages.parquet")
     scores, rows = index.search(queries, min(top, index.ntotal))
     return [
         [

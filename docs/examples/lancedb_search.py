@@ -14,7 +14,7 @@ import lancedb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from passages import Batch, Hit, arguments, new_folder, passages, show
+from passages import Batch, Hit, arguments, filled_folder, new_folder, passages, show
 
 from koe5_onnx import Embedder
 
@@ -41,11 +41,12 @@ def _records(batches: Iterable[Batch], schema: pa.Schema) -> Iterator[pa.RecordB
 
 def search(store: str, queries: npt.NDArray[np.float32], top: int) -> list[list[Hit]]:
     """The best passages of each query; LanceDB's distance "dot" is 1 - inner product."""
-    table = lancedb.connect(store).open_table(TABLE)
+    table = lancedb.connect(filled_folder(store)).open_table(TABLE)
     found = []
     for query in queries:
         nearest = table.search(query, vector_column_name="embedding").distance_type("dot").limit(top)
-        rows = nearest.select(["doc_id", "contents", "_distance"]).to_list()
+        # With an index: candidates, and how many times `top` of them are compared by their full vectors.
+        rows = nearest.ef(100).refine_factor(4).select(["doc_id", "contents", "_distance"]).to_list()
         found.append([Hit(row["doc_id"], row["contents"], 1 - row["_distance"]) for row in rows])
     return found
 

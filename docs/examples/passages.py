@@ -99,6 +99,17 @@ def new_folder(store: str) -> Iterator[Path]:
     partial.rename(folder)
 
 
+def filled_folder(store: str) -> Path:
+    """A store that is there.
+
+    Raises:
+        InputError: It is not; some libraries would make an empty one.
+    """
+    if not Path(store).is_dir():
+        raise InputError(f"there is no store {store}: fill it first, with --corpus")
+    return Path(store)
+
+
 def show(queries: Sequence[str], hits: Sequence[Sequence[Hit]]) -> None:
     """Print the hits of each query, best first."""
     for query, found in zip(queries, hits, strict=True):

@@ -14,11 +14,11 @@ from itertools import count
 
 import numpy as np
 import numpy.typing as npt
-from passages import Batch, Hit, arguments, new_folder, passages, show
+from passages import Batch, Hit, arguments, filled_folder, new_folder, passages, show
 from qdrant_client import QdrantClient
 from qdrant_client.models import Distance, QueryRequest, VectorParams
 
-from koe5_onnx import Embedder, InputError
+from koe5_onnx import Embedder
 
 COLLECTION = "passages"
 
@@ -36,15 +36,9 @@ def fill(store: str, dim: int, batches: Iterable[Batch]) -> None:
 
 
 def search(store: str, queries: npt.NDArray[np.float32], top: int) -> list[list[Hit]]:
-    """The best passages of each query.
-
-    Raises:
-        InputError: The store has not been filled.
-    """
+    """The best passages of each query."""
     requests = [QueryRequest(query=query.tolist(), limit=top, with_payload=True) for query in queries]
-    with closing(QdrantClient(path=store)) as client:
-        if not client.collection_exists(COLLECTION):
-            raise InputError(f"{store} holds no passages: fill it with --corpus first")
+    with closing(QdrantClient(path=str(filled_folder(store)))) as client:
         found = client.query_batch_points(COLLECTION, requests)
     return [
         [Hit(point.payload["doc_id"], point.payload["contents"], point.score) for point in one.points]

