@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--environments",
         type=Path,
         metavar="DIR",
-        help="make the environments here, keep them, and take those that are there (default: a temporary folder)",
+        help="keep the environments here, and take those that are there (default: a temporary folder)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here too")
 
