@@ -83,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Install, measure and print."""
     result = head("footprint", 1, CHECKOUT)
+    del result["checkpoint"]  # nothing is embedded
     result["installations"] = {}
     with tempfile.TemporaryDirectory(prefix="koe5-footprint-") as temporary:
         folder = args.environments or Path(temporary)

@@ -173,6 +173,14 @@ def benchmark(autorag, embedder):
     return dataset, embedder.encode_queries(dataset.queries) @ embedder.encode_passages(dataset.passages).T
 
 
+@pytest.fixture(scope="module")
+def embedded_pages(benchmark, embedder, tmp_path_factory):
+    """The pages of the benchmark with their embeddings: a corpus that needs no embedding."""
+    pages = benchmark[0].contents.passages
+    embeddings = embedder.encode_passages(list(pages.values()))
+    return write_corpus(tmp_path_factory.mktemp("pages") / "pages.parquet", pages, embedding=list(embeddings))
+
+
 def figures(dataset, ranking):
     from benchmarks.retrieval import score
 
@@ -194,11 +202,11 @@ def test_korean_retrieval_equals_brute_force(ask, autorag, benchmark):
     assert through_store["Recall@10"] > 5 * shuffled["Recall@10"] > 0, "no better than chance"
 
 
-def test_approximate_search_finds_nearly_the_same(example, ask, autorag, benchmark):
+def test_approximate_search_finds_nearly_the_same(example, ask, embedded_pages, benchmark):
     if example == "qdrant":
         pytest.skip("Qdrant's local mode looks at all vectors: its server has the approximate index")
     dataset, scores = benchmark
-    found = ask(dataset.queries, 10, "--corpus", autorag / "corpus.parquet", "--approximate")
+    found = ask(dataset.queries, 10, "--corpus", embedded_pages, "--approximate")
     pages = np.array(list(dataset.contents.passages))
     best = pages[np.argsort(-scores, axis=1)[:, :10]]
     same = [len({doc_id for doc_id, _ in hits} & set(row)) for hits, row in zip(found, best, strict=True)]

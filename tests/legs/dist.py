@@ -53,6 +53,9 @@ def main() -> None:
         publish(first)
     files = sorted(DIST.iterdir())
     dist.run("twine", "check", "--strict", *files)
+    (kernels,) = DIST.glob("koe5_onnx_kernels-*.whl")
+    dist.install("--no-deps", kernels)
+    dist.run("python", "-c", "import koe5_onnx_kernels as k; print('kernels:', k.level())", cwd=DIST)
     os.environ["KOE5_DIST"] = str(DIST)
     dist.run("pytest", "tests/dist/test_contents.py")
     for file in files:
