@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from benchmarks import checkpoint, quality
+from benchmarks import checkpoint, footprint, quality
 from benchmarks.speed import coldstart, gpu, latency, memory, report, serve, smoke, throughput
 from koe5_onnx import Koe5Error
 
@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "memory": memory,
     "coldstart": coldstart,
     "serve": serve,
+    "footprint": footprint,
     "report": report,
     "smoke": smoke,
     "gpu": gpu,

@@ -103,3 +103,9 @@ PACKED_COSINE_MIN = 0.9999
 
 SIMULATED_COSINE_MIN = 0.999999
 """Packed against padded, both in fp16 on the CPU: 0.9999998 found; a token in a wrong place gives 0.999."""
+
+PRINTED_SCORE_ATOL = 1e-5
+"""A cosine that a vector store computed in float32 and an example printed with six decimals."""
+
+APPROXIMATE_RECALL_MIN = 0.9
+"""Share of the true ten best of 720 pages that an approximate index finds."""
