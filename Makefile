@@ -13,10 +13,10 @@ COMMON = --checkpoint $(LARGE) $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check format lean lowest optimum examples dist licences kernels sanitizers contenders bench bench-smoke soak clean
+.PHONY: help demo test check format lean lowest optimum integrations examples dist licences kernels sanitizers contenders bench bench-smoke soak clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(READY) $(KERNELS)  ## export a small checkpoint, prove it and embed with it
 	$(BIN)/koe5-onnx demo build/demo
@@ -33,6 +33,7 @@ check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, s
 	$(BIN)/python tests/legs/lean.py
 	$(BIN)/python tests/legs/lowest.py
 	$(BIN)/python tests/legs/optimum.py
+	$(BIN)/python tests/legs/integrations.py
 	$(BIN)/python tests/legs/examples.py
 	$(BIN)/python tests/legs/dist.py
 
@@ -53,6 +54,9 @@ lowest: $(READY)  ## runtime and export tests on the lowest versions that pyproj
 
 optimum: $(READY)  ## tests of the exporter optimum, on the versions that Optimum allows
 	$(BIN)/python tests/legs/optimum.py
+
+integrations: $(READY)  ## tests of the adapters for other frameworks, with these installed
+	$(BIN)/python tests/legs/integrations.py
 
 examples: $(READY)  ## tests of docs/examples on real vector stores
 	$(BIN)/python tests/legs/examples.py
@@ -110,7 +114,7 @@ $(LARGE): | $(READY)
 	touch $@
 
 clean:  ## remove all that make made
-	rm -rf $(VENV) .venv-lean .venv-lowest .venv-optimum .venv-examples .venv-dist .venv-contenders .venv-fastembed .venv-infinity build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lean .venv-lowest .venv-optimum .venv-integrations .venv-examples .venv-dist .venv-contenders .venv-fastembed .venv-infinity build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # The file $(READY) exists only while the environment is whole: an interrupted install starts afresh.
 $(READY): pyproject.toml constraints.txt

@@ -18,6 +18,7 @@ from koe5_onnx.artifact import (
     Source,
     Target,
 )
+from koe5_onnx.async_embedder import AsyncEmbedder
 from koe5_onnx.embedder import Embedder, Encoded
 from koe5_onnx.errors import (
     ArtifactError,
@@ -45,6 +46,7 @@ __all__ = [
     "Architecture",
     "Artifact",
     "ArtifactError",
+    "AsyncEmbedder",
     "Certificate",
     "CheckpointError",
     "Contract",

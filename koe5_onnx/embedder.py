@@ -339,7 +339,7 @@ class _Count:
         if self._on_progress:
             self._done += tokens
             share = self._seen_characters / max(1, self._characters)
-            self._on_progress(self._done, round(self._seen / share) if share < 1 else self._seen)
+            self._on_progress(self._done, round(self._seen / share) if 0 < share < 1 else self._seen)
 
 
 def _caller_level() -> int:
