@@ -5,7 +5,7 @@ Owns the ids and the lengths; padding is batching.py's, prompts are embedder.py'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import tokenizers
 
 from koe5_onnx.errors import ArtifactError, InputError
 
-_TEXTS_PER_CALL = 2048
-"""Bounds the memory of the Rust encodings: about 200 bytes a token live until their ids are copied."""
+_TEXTS_PER_CALL, _CHARACTERS_PER_CALL = 2048, 262_144
+"""Bound the memory of the Rust encodings: 250 to 330 bytes a character live until their ids are copied.
+A longer text has a call of its own."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,7 @@ class Tokenizer:
         ids: list[npt.NDArray[np.int32]] = []
         full_lengths: list[int] = []
         require_unicode(texts)
-        for start in range(0, len(texts), _TEXTS_PER_CALL):
-            chunk = list(texts[start : start + _TEXTS_PER_CALL])
+        for chunk in _calls(texts):
             for encoding in self._rust.encode_batch(chunk):
                 ids.append(np.asarray(encoding.ids, dtype=np.int32))
                 full_lengths.append(self._full_length(encoding))
@@ -99,7 +99,8 @@ class Tokenizer:
             InputError: The text holds a lone surrogate (half of a UTF-16 pair).
         """
         require_unicode([text])
-        first = self._rust.encode(text)
+        # As a batch, since that lets other Python threads run meanwhile.
+        (first,) = self._rust.encode_batch([text])
         parts = [_pieces_of(part, text) for part in (first, *first.overflowing)]
         body = [piece for part in parts for piece in part if not piece.special]
         opening = next((place for place, piece in enumerate(parts[0]) if not piece.special), 0)
@@ -108,6 +109,20 @@ class Tokenizer:
     def _full_length(self, encoding: tokenizers.Encoding) -> int:
         cut = sum(len(part.ids) - self._specials for part in encoding.overflowing)
         return len(encoding.ids) + cut
+
+
+def _calls(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts, in order, as many at a time as may be encoded together."""
+    chunk: list[str] = []
+    characters = 0
+    for text in texts:
+        if chunk and (len(chunk) == _TEXTS_PER_CALL or characters + len(text) > _CHARACTERS_PER_CALL):
+            yield chunk
+            chunk, characters = [], 0
+        chunk.append(text)
+        characters += len(text)
+    if chunk:
+        yield chunk
 
 
 def _pieces_of(encoding: tokenizers.Encoding, text: str) -> list[Piece]:

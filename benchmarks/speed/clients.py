@@ -50,8 +50,8 @@ async def beside_bulk(
     async def send_bulk(session: aiohttp.ClientSession) -> None:
         nonlocal texts
         while True:
-            await _ask(session, server, body)
-            texts += len(bulk)
+            if await _ask(session, server, body):
+                texts += len(bulk)
 
     async with _session(server) as session:
         senders = [asyncio.create_task(send_bulk(session)) for _ in range(clients)]

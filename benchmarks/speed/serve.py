@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; the exit code is 1 where a server gives another embedding."""
+    """Measure and print; the exit code is 1 where a server gives another embedding or an error."""
     if args.rounds < 1 or args.lone_calls < 1 or any(one < 1 for one in args.concurrency or ()):
         raise InputError("--rounds, --lone-calls and --concurrency: expected 1 or more")
     artifact = args.artifact or Store(args.checkpoint, _CACHE, {}).files_of(CONTENDERS["koe5-int8"])
@@ -116,6 +116,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     result["load"] = {
         corpus.name: _merged([one[corpus.name] for one in rounds], corpus) for corpus in setting.corpora
     }
+    result["wrong"] |= _failed(result["load"])
     return result
 
 
@@ -132,6 +133,15 @@ def _wrong(servers: Mapping[str, Server], offline: Embedder, setting: Setting) -
         if cosines.min() < least:
             found[name] = f"cosine {cosines.min():.6f}: expected {least}"
     return found
+
+
+def _failed(loads: Mapping[str, Any]) -> dict[str, str]:
+    """Server to how many of its answers were errors: its speed would count them."""
+    found: dict[str, int] = {}
+    for load_ in loads.values():
+        for name, by_concurrency in load_["servers"].items():
+            found[name] = found.get(name, 0) + sum(row["errors"] for row in by_concurrency.values())
+    return {name: f"{errors} requests were not answered" for name, errors in found.items() if errors}
 
 
 def _round(

@@ -52,12 +52,15 @@ def run(args: argparse.Namespace) -> int:
 
     if args.workers < 1:
         raise InputError(f"--workers is {args.workers}: expected 1 or more")
+    if not 0 <= args.port <= 65535:
+        raise InputError(f"--port is {args.port}: expected 0 to 65535")
+    threads = max(1, usable_cores().count // args.workers) if args.threads is None else args.threads
     settings = Settings(
         artifact=args.artifact,
         revision=args.revision,
         device=args.device,
         kernels=args.kernels,
-        threads=args.threads or (usable_cores().count // args.workers or 1),
+        threads=threads,
         parallel_batches=args.parallel_batches,
         max_batch_tokens=args.max_batch_tokens,
         max_wait_ms=args.max_wait_ms,
@@ -125,13 +128,14 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
 
 _LIMITS = {
     "max_body_bytes": (int, "bytes of a request's body (default: 8 MiB)"),
-    "max_pending_bytes": (int, "bytes of all bodies in work, then 429 (default: 256 MiB)"),
+    "max_pending_bytes": (int, "bytes of all bodies and answers in work, then 429 (default: 64 MiB)"),
     "max_inputs": (int, "texts of a request (default: 2048)"),
+    "max_text_characters": (int, "characters of a text (default: 262144)"),
     "max_request_tokens": (int, "tokens of a request (default: 131072)"),
     "max_queue_tokens": (int, "tokens that wait, then 429 (default: 524288)"),
     "max_requests": (int, "requests in work, then 429 (default: 1024)"),
     "timeout_s": (float, "seconds until an answer (default: 300)"),
-    "body_timeout_s": (float, "seconds until a body has arrived (default: 30)"),
+    "body_timeout_s": (float, "seconds for a client to send or take the next part (default: 30)"),
     "shutdown_s": (float, "seconds for accepted requests after SIGTERM (default: 30)"),
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from koe5_onnx import Embedder, InputError, __version__
@@ -127,7 +128,6 @@ def _of_http(request: Request, error: HTTPException) -> Refusal:
     if error.status_code == 404:
         return Refusal(UNKNOWN_ROUTE, f"there is no {where}: /docs lists what there is")
     if error.status_code == 405:
-        return Refusal(
-            WRONG_METHOD, f"there is no {where}, only {(error.headers or {}).get('allow', 'others')}"
-        )
+        allowed = Headers(error.headers).get("allow", "others")
+        return Refusal(WRONG_METHOD, f"there is no {where}, only {allowed}", allow=allowed)
     return Refusal(INVALID, str(error.detail))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,8 +24,10 @@ from koe5_onnx.serve.runner import Runner
 from koe5_onnx.serve.settings import Settings
 from koe5_onnx.serve.tracing import Tracing
 
-_TOKENISERS = 2
-"""Threads: one long request does not hold up the short ones."""
+_SHORT_CHARACTERS = 16_384
+"""Requests up to that have a thread of their own to be tokenised in: long ones do not hold them up."""
+_PROBE_S = 1.5
+"""Below the timeout of any probe in deploy/."""
 _WARM_UP_TOKENS = (1, 16, 64)
 
 _LOGGED_TEXTS, _LOGGED_CHARACTERS = 4, 100
@@ -52,8 +55,9 @@ class Engine:
             metrics,
         )
         self._tracing = tracing
-        self.tokenisers = _TOKENISERS
-        self._tokenisers = ThreadPoolExecutor(_TOKENISERS, "koe5-tokenise")
+        self._short, self._long = (
+            ThreadPoolExecutor(1, f"koe5-tokenise-{kind}") for kind in ("short", "long")
+        )
         metrics.watch(lambda: self.runner.waiting_tokens)
 
     def warm_up(self) -> None:
@@ -64,7 +68,22 @@ class Engine:
     def close(self) -> None:
         """Finish what was accepted."""
         self.runner.close()
-        self._tokenisers.shutdown()
+        self._short.shutdown()
+        self._long.shutdown()
+
+    async def is_healthy(self) -> bool:
+        """Whether embeddings work: the last batch did, or else a short text does now.
+
+        One request whose embedding fails must not leave the server marked as failing when no other comes.
+        """
+        if self.runner.failure is None:
+            return True
+        try:
+            async with asyncio.timeout(_PROBE_S):
+                await self._run(self.embedder.tokenize(["가"]))
+        except (Refusal, TimeoutError):
+            return False
+        return True
 
     async def embed(self, inputs: Inputs) -> Encoded:
         """Embed the inputs of one request.
@@ -72,21 +91,31 @@ class Engine:
         Raises:
             Refusal: They cannot be used, or the server has too much to do.
         """
+        async with self.in_time():
+            with self._tracing.span("tokenise"):
+                tokens = await self.in_thread(lambda: self._tokens_of(inputs), inputs.characters)
+            embeddings = await self._run(tokens)
+        limit = self.embedder.contract.max_tokens
+        truncated = tokens.full_lengths > limit
+        self.metrics.answered(tokens, inputs.prompt, int(truncated.sum()))
+        return Encoded(embeddings, tokens.full_lengths, truncated)
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Give up what takes too long.
+
+        Raises:
+            Refusal: It does.
+        """
         try:
             async with asyncio.timeout(self.settings.timeout_s):
-                with self._tracing.span("tokenise"):
-                    tokens = await self.in_thread(lambda: self._tokens_of(inputs))
-                embeddings = await self._run(tokens)
+                yield
         except TimeoutError:
             raise Refusal(
                 TIMEOUT,
                 f"no answer within {self.settings.timeout_s:g} s: send less at a time",
                 retry_after_s=10,
             ) from None
-        limit = self.embedder.contract.max_tokens
-        truncated = tokens.full_lengths > limit
-        self.metrics.answered(tokens, inputs.prompt, int(truncated.sum()))
-        return Encoded(embeddings, tokens.full_lengths, truncated)
 
     def notes(self, inputs: Inputs, encoded: Encoded) -> dict[str, Any]:
         """What the log says of a request: counts, and texts only where the operator asked for them."""
@@ -100,15 +129,20 @@ class Engine:
             found["texts"] = [text[:_LOGGED_CHARACTERS] for text in inputs.texts[:_LOGGED_TEXTS]]
         return found
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
+    async def in_thread(self, work: Callable[[], T], characters: int) -> T:
         """Run something that takes longer than the event loop may stand still.
+
+        Args:
+            work: What to run.
+            characters: That it is about.
 
         Raises:
             Refusal: A text cannot be used.
         """
         start = time.monotonic()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._tokenisers, work)
+            thread = self._short if characters <= _SHORT_CHARACTERS else self._long
+            return await asyncio.get_running_loop().run_in_executor(thread, work)
         except InputError as error:
             raise Refusal(INVALID, str(error), param=None) from error
         finally:

@@ -46,12 +46,20 @@ class Inputs:
     param: str
     """The request's field that holds the texts, for messages."""
 
+    @property
+    def characters(self) -> int:
+        """Of all texts; or how many ids there are."""
+        return sum(map(len, self.texts)) + sum(map(len, self.ids))
 
-def as_inputs(raw: RawInputs, prompt: str | None, *, truncate: bool, param: str, max_inputs: int) -> Inputs:
+
+def as_inputs(
+    raw: RawInputs, prompt: str | None, *, truncate: bool, param: str, max_inputs: int, max_length: int
+) -> Inputs:
     """Bring the four forms of inputs into one.
 
     Raises:
-        Refusal: There are none, or too many, or a prompt is to go in front of token ids.
+        Refusal: There are none, or too many, or one is too long even for cutting, or a prompt is to go in
+            front of token ids.
     """
     many: Sequence[str] | Sequence[Sequence[int]]
     if isinstance(raw, str) or (raw and isinstance(raw[0], int)):
@@ -63,6 +71,13 @@ def as_inputs(raw: RawInputs, prompt: str | None, *, truncate: bool, param: str,
     if len(many) > max_inputs:
         raise Refusal(
             TOO_MANY_INPUTS, f"{param} has {len(many):,} texts: expected at most {max_inputs:,}", param=param
+        )
+    if (longest := max(map(len, many))) > max_length:
+        raise Refusal(
+            TOO_MANY_TOKENS,
+            f"{param} {[*map(len, many)].index(longest)} has {longest:,} characters: expected at most "
+            f"{max_length:,}; split it",
+            param=param,
         )
     if isinstance(many[0], str):
         return Inputs(cast("Sequence[str]", many), [], prompt, truncate, param)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from koe5_onnx import Embedder, Tokens
 from koe5_onnx.serve.queue import Batch
@@ -60,7 +61,8 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self._engine = Gauge(
-            "koe5_engine", "1, with what really runs", ["provider", "graph", "precision", "threads"],
+            "koe5_engine", "Processes, with what really runs in them",
+            ["provider", "graph", "precision", "threads"],
             multiprocess_mode="livesum", registry=registry,
         )  # fmt: skip
         self._waiting_tokens: Callable[[], int] = lambda: 0
@@ -122,6 +124,17 @@ class Metrics:
         self._waiting.set(self._waiting_tokens())
         if MULTIPROCESS_VARIABLE not in os.environ:
             return generate_latest(self._registry)
+        _forget_dead_workers(Path(os.environ[MULTIPROCESS_VARIABLE]))
         together = CollectorRegistry()
         MultiProcessCollector(together)  # type: ignore[no-untyped-call]
         return generate_latest(together)
+
+
+def _forget_dead_workers(folder: Path) -> None:
+    """Let no gauge count a worker that is gone; its counters and histograms stay."""
+    for file in folder.glob("gauge_live*_*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]

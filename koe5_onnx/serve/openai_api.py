@@ -111,7 +111,7 @@ class ErrorResponse(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse} for status in (400, 401, 404, 408, 413, 422, 429, 500, 503)
+    status: {"model": ErrorResponse} for status in (400, 401, 404, 408, 413, 415, 422, 429, 500, 503)
 }
 
 
@@ -167,7 +167,14 @@ def _inputs_of(engine: Engine, names: ModelNames, body: EmbeddingsRequest) -> In
         contract.prompts,
     )
     truncate = settings.overflow == "truncate" if body.truncate is None else body.truncate in (True, "END")
-    return as_inputs(body.input, prompt, truncate=truncate, param="input", max_inputs=settings.max_inputs)
+    return as_inputs(
+        body.input,
+        prompt,
+        truncate=truncate,
+        param="input",
+        max_inputs=settings.max_inputs,
+        max_length=settings.max_text_characters,
+    )
 
 
 def _has_texts(raw: Any) -> bool:

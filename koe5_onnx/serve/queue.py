@@ -22,6 +22,8 @@ SHORT_TOKENS = 128
 """Queries and sentences: what may run beside long texts."""
 EXPRESS_TOKENS = 256
 """Most tokens of a batch that runs beside long texts."""
+_MOST_GIVEN_UP = 4096
+"""Rows nobody waits for that may stay until their turn comes; more only where as many are waited for."""
 
 
 @dataclass(eq=False)
@@ -39,6 +41,7 @@ class Job:
     waiting_tokens: int = 0
     started_s: float | None = None
     """When its first row ran."""
+    waiting_rows: int = 0
     ended: bool = False
     """Answered, failed or given up: its rows are skipped."""
 
@@ -101,6 +104,8 @@ class Queue:
         self._padded_lengths, self._is_packed = padded_lengths, is_packed
         self._groups: dict[tuple[bool, int], list[_Tagged]] = {}
         self._now = 0.0
+        self._rows = self._given_up = 0
+        """Of all heaps, and those among them that nobody waits for."""
         self._order = itertools.count()
 
     def add(self, job: Job) -> None:
@@ -114,15 +119,21 @@ class Queue:
             tagged = _Tagged(start, next(self._order), Row(job, number, tokens, places))
             heapq.heappush(self._groups.setdefault(group, []), tagged)
             start += tokens
-        job.left = len(job.ids)
+        job.left = job.waiting_rows = len(job.ids)
+        self._rows += job.waiting_rows
         job.waiting_tokens = int(lengths.sum())
         self.tokens += job.waiting_tokens
 
     def give_up(self, job: Job) -> None:
         """Forget the waiting rows of a job; those that run already run on for nobody."""
+        if job.ended:
+            return
         job.ended = True
         self.tokens -= job.waiting_tokens
-        job.waiting_tokens = 0
+        self._given_up += job.waiting_rows
+        job.waiting_tokens = job.waiting_rows = 0
+        if self._given_up > max(_MOST_GIVEN_UP, self._rows - self._given_up):
+            self._sweep()
 
     def peek(self, *, short_only: bool = False) -> tuple[Row, bool] | None:
         """The row that begins the next batch, and whether the batch would be full; None where none waits."""
@@ -150,11 +161,12 @@ class Queue:
         waiting, places = self._groups[group], 0
         rows: list[Row] = []
         while waiting and (not rows or places + waiting[0].row.places <= budget):
-            row = heapq.heappop(waiting).row
+            row = self._pop(waiting)
             if row.job.ended:
                 continue
             rows.append(row)
             places += row.places
+            row.job.waiting_rows -= 1
             row.job.waiting_tokens -= row.tokens
             self.tokens -= row.tokens
         if not waiting:
@@ -176,7 +188,25 @@ class Queue:
         """Whether a row is left at the head of a group."""
         waiting = self._groups[group]
         while waiting and waiting[0].row.job.ended:
-            heapq.heappop(waiting)
+            self._pop(waiting)
         if not waiting:
             del self._groups[group]
         return bool(waiting)
+
+    def _pop(self, waiting: list[_Tagged]) -> Row:
+        row = heapq.heappop(waiting).row
+        self._rows -= 1
+        self._given_up -= row.job.ended
+        return row
+
+    def _sweep(self) -> None:
+        """Let go of what was given up; clients that come and go would fill the memory with it."""
+        for group, waiting in list(self._groups.items()):
+            kept = [one for one in waiting if not one.row.job.ended]
+            if kept:
+                heapq.heapify(kept)
+                self._groups[group] = kept
+            else:
+                del self._groups[group]
+        self._rows -= self._given_up
+        self._given_up = 0

@@ -31,6 +31,7 @@ TOO_MANY_INPUTS = Reason(400, "invalid_request_error", "too_many_inputs", 413, "
 TOO_MANY_TOKENS = Reason(400, "invalid_request_error", "context_length_exceeded", 413, "Validation")
 BODY_TOO_LARGE = Reason(413, "invalid_request_error", "body_too_large", 413, "Validation")
 BODY_TOO_SLOW = Reason(408, "invalid_request_error", "body_too_slow", 408, "Validation")
+ENCODED = Reason(415, "invalid_request_error", "unsupported_encoding", 415, "Validation")
 NO_KEY = Reason(401, "invalid_request_error", "invalid_api_key", 401, "Unauthorized")
 UNKNOWN_MODEL = Reason(404, "invalid_request_error", "model_not_found", 404, "Validation")
 UNKNOWN_ROUTE = Reason(404, "invalid_request_error", "unknown_url", 404, "Validation")
@@ -50,14 +51,25 @@ class Refusal(Exception):  # noqa: N818 - part of the protocol, not a fault
         message: What was expected and found.
         param: The field of the request that is wrong.
         retry_after_s: When it is worth another try.
+        allow: The methods that there are, where this one is not.
     """
 
     def __init__(
-        self, reason: Reason, message: str, *, param: str | None = None, retry_after_s: float | None = None
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
         self.reason, self.message, self.param = reason, message, param
-        self.headers = {} if retry_after_s is None else {"retry-after": str(max(1, math.ceil(retry_after_s)))}
+        self.headers: dict[str, str] = {}
+        if retry_after_s is not None:
+            self.headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
+        if allow is not None:
+            self.headers["allow"] = allow
         if reason is NO_KEY:
             self.headers["www-authenticate"] = "Bearer"
 

@@ -153,6 +153,14 @@ class Runner:
         return self._queue.take(short_only=beside), None
 
     def _run(self, batch: Batch) -> None:
+        try:
+            self._embed(batch)
+        except Exception as error:  # noqa: BLE001 - the thread must live on, and the clients must hear of it
+            LOGGER.exception("a batch failed")
+            self.failure = error
+            self._finish(batch, None, error)
+
+    def _embed(self, batch: Batch) -> None:
         start = time.monotonic()
         with self._changed:
             for row in batch.rows:
@@ -161,15 +169,7 @@ class Runner:
                     self._metrics.job_started(start - row.job.arrived_s)
         ids = [row.job.ids[row.number] for row in batch.rows]
         lengths = np.fromiter(map(len, ids), np.int32, len(ids))
-        try:
-            embeddings = self._embedder.embed_tokens(Tokens(ids, lengths))
-            require_finite(embeddings)
-        except Exception as error:  # noqa: BLE001 - the thread must live on, and the clients must hear of it
-            LOGGER.exception("a batch failed")
-            self.failure = error
-            self._finish(batch, None, error)
-            return
-        self.failure = None
+        embeddings = self._embedder.embed_tokens(Tokens(ids, lengths))
         seconds = time.monotonic() - start
         self._finish(batch, embeddings, None)
         self._metrics.batch_ran(batch, seconds)
@@ -179,28 +179,29 @@ class Runner:
     def _finish(
         self, batch: Batch, embeddings: npt.NDArray[np.float32] | None, error: BaseException | None
     ) -> None:
-        """Hand the rows to their jobs, and end the jobs that have all of theirs."""
-        ended: list[Job] = []
+        """Hand the rows to their jobs, and end the jobs that have all of theirs or lack one."""
+        faults = [error] * len(batch.rows) if embeddings is None else faults_of(embeddings)
+        if embeddings is not None:
+            self.failure = next(filter(None, faults), None)
+            if self.failure is not None:
+                LOGGER.error("a batch failed: %s", self.failure)
+        ended: list[tuple[Job, BaseException | None]] = []
         with self._changed:
-            for place, row in enumerate(batch.rows):
+            for place, (row, fault) in enumerate(zip(batch.rows, faults, strict=True)):
                 job = row.job
                 if job.ended:
                     continue
                 if embeddings is not None:
                     job.out[row.number] = embeddings[place]
                 job.left -= 1
-                if error is not None or not job.left:
+                if fault is not None or not job.left:
                     self._queue.give_up(job)
-                    ended.append(job)
-        for job in ended:
-            job.done(error)
+                    ended.append((job, fault))
+        for job, fault in ended:
+            job.done(fault)
 
 
-def require_finite(embeddings: npt.NDArray[np.float32]) -> None:
-    """Refuse embeddings that no client can use.
-
-    Raises:
-        FloatingPointError: One is not a number, or infinite.
-    """
-    if not np.isfinite(embeddings).all():
-        raise FloatingPointError("an embedding is not finite: run koe5-onnx verify on the artifact")
+def faults_of(embeddings: npt.NDArray[np.float32]) -> list[BaseException | None]:
+    """For each row, why no client can use it; None where all is well, whatever its neighbours are."""
+    fault = FloatingPointError("an embedding is not finite: run koe5-onnx verify on the artifact")
+    return [None if np.isfinite(row).all() else fault for row in embeddings]

@@ -6,19 +6,24 @@ import os
 import signal
 import socket
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
 
-from koe5_onnx import Embedder
+from koe5_onnx import Embedder, Koe5Error
 from koe5_onnx.serve.app import create_app
 from koe5_onnx.serve.logs import LOGGER, log_as_json
 from koe5_onnx.serve.metrics import MULTIPROCESS_VARIABLE
+from koe5_onnx.serve.protocol import BoundedProtocol
 from koe5_onnx.serve.settings import Settings
 
 _SETTINGS_VARIABLE = "KOE5_ONNX_SERVE_SETTINGS"
 _LOG_LEVEL_VARIABLE = "KOE5_ONNX_SERVE_LOG_LEVEL"
+_LEAST_CONNECTIONS = 64
 _KEEP_ALIVE_S = 75
 """Longer than the 60 s after which common proxies drop a connection, so that they and not we close it."""
 
@@ -40,17 +45,11 @@ def serve(settings: Settings, *, host: str, port: int, workers: int = 1, log_lev
         Koe5Error: The artifact or the device cannot be used.
     """
     log_as_json(log_level)
-    os.environ[_SETTINGS_VARIABLE], os.environ[_LOG_LEVEL_VARIABLE] = settings.to_json(), log_level
-    if workers == 1:
-        with open_embedder(settings) as embedder:
-            return _serve_here(settings, create_app(embedder, settings), host, port)
-    LOGGER.info("starting", extra={"fields": {"host": host, "port": port, "workers": workers}})
-    with tempfile.TemporaryDirectory(prefix="koe5-metrics-") as folder:
-        os.environ[MULTIPROCESS_VARIABLE] = str(Path(folder))
-        uvicorn.run(
-            app_of_environment_path(), factory=True, workers=workers, **_options(settings, host, port)
-        )
-    return 0
+    if workers > 1:
+        os.environ[_SETTINGS_VARIABLE], os.environ[_LOG_LEVEL_VARIABLE] = settings.to_json(), log_level
+        return _serve_workers(settings, host, port, workers)
+    with open_embedder(settings) as embedder:
+        return _serve_here(settings, create_app(embedder, settings), host, port)
 
 
 def open_embedder(settings: Settings) -> Embedder:
@@ -70,15 +69,30 @@ def open_embedder(settings: Settings) -> Embedder:
 
 
 def app_of_environment() -> Any:
-    """The app of a worker process, by the settings in its environment."""
+    """The app of a worker process, by the settings in its environment.
+
+    Raises:
+        SystemExit: It cannot be made; the log says why, and the process that watches the workers gives up.
+    """
     settings = Settings.from_json(os.environ[_SETTINGS_VARIABLE])
     log_as_json(os.environ[_LOG_LEVEL_VARIABLE])
-    return create_app(open_embedder(settings), settings)
+    try:
+        return create_app(open_embedder(settings), settings)
+    except (Koe5Error, OSError) as error:
+        LOGGER.error("a worker cannot start: %s", error)
+        raise SystemExit(STARTUP_FAILURE) from error
 
 
-def app_of_environment_path() -> str:
-    """Where uvicorn's worker processes find the app."""
-    return f"{__name__}:{app_of_environment.__name__}"
+def _serve_workers(settings: Settings, host: str, port: int, workers: int) -> int:
+    with _bound(host, port) as bound, tempfile.TemporaryDirectory(prefix="koe5-metrics-") as folder:
+        os.environ[MULTIPROCESS_VARIABLE] = str(Path(folder))
+        _log_address("starting", bound, workers=workers)
+        app = f"{__name__}:{app_of_environment.__name__}"
+        config = uvicorn.Config(app, factory=True, workers=workers, **uvicorn_options(settings))
+        supervisor = Multiprocess(config, [bound])
+        supervisor.run()
+        has_failed = any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes)
+    return 1 if has_failed else 0
 
 
 class _Server(uvicorn.Server):
@@ -87,8 +101,12 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for one in sockets or []:
-            host, port, *_ = one.getsockname()
-            LOGGER.info("listening", extra={"fields": {"host": host, "port": port, "pid": os.getpid()}})
+            _log_address("listening", one, pid=os.getpid())
+
+
+def _log_address(message: str, bound: socket.socket, **more: int) -> None:
+    host, port, *_ = bound.getsockname()
+    LOGGER.info(message, extra={"fields": {"host": host, "port": port, **more}})
 
 
 def _serve_here(settings: Settings, app: Any, host: str, port: int) -> int:
@@ -96,7 +114,7 @@ def _serve_here(settings: Settings, app: Any, host: str, port: int) -> int:
     before = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with _bound(host, port) as bound:
-            server = _Server(uvicorn.Config(app, **_options(settings, host, port)))
+            server = _Server(uvicorn.Config(app, **uvicorn_options(settings)))
             server.run(sockets=[bound])
     finally:
         for number, previous in before.items():
@@ -120,17 +138,21 @@ def _bound(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _options(settings: Settings, host: str, port: int) -> dict[str, Any]:
+def uvicorn_options(settings: Settings) -> dict[str, Any]:
+    """What uvicorn is told, besides the app and the address."""
     return {
-        "host": host,
-        "port": port,
+        "http": partial(
+            BoundedProtocol,
+            client_timeout_s=settings.body_timeout_s,
+            # Beyond requests in work, idle connections may stand open; requests beyond the limit get a 429.
+            max_connections=max(_LEAST_CONNECTIONS, 4 * settings.max_requests),
+        ),
+        "ws": "none",
         "log_config": None,
         "access_log": False,
         "server_header": False,
         "timeout_keep_alive": _KEEP_ALIVE_S,
         "timeout_graceful_shutdown": round(settings.shutdown_s),
-        # Beyond requests in work, idle connections may stand open.
-        "limit_concurrency": 4 * settings.max_requests,
     }
 
 

@@ -39,11 +39,14 @@ class Settings:
     """Names that the model answers to, besides its repository."""
 
     max_body_bytes: int = 8 * 2**20
-    max_pending_bytes: int = 256 * 2**20
-    """Of the bodies of all requests in work."""
+    max_pending_bytes: int = 64 * 2**20
+    """Of the bodies and the large answers of all requests in work; what Python makes of a body takes up to 6
+    times as much."""
     max_inputs: int = 2048
     """Texts of one request; as many as OpenAI takes.
     Source: https://platform.openai.com/docs/api-reference/embeddings/create"""
+    max_text_characters: int = 262_144
+    """Of one text, or ids of one; tokenising takes about 330 bytes for each."""
     max_request_tokens: int = 131_072
     max_queue_tokens: int = 524_288
     max_requests: int = 1024
@@ -51,6 +54,7 @@ class Settings:
     timeout_s: float = 300.0
     """From the end of the request's body to its answer."""
     body_timeout_s: float = 30.0
+    """For a client to send the head or the body of a request, or to take the next 64 KiB of an answer."""
     shutdown_s: float = 30.0
     """How long accepted requests may take after SIGTERM."""
 
@@ -61,8 +65,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in (
-            "parallel_batches", "max_body_bytes", "max_inputs", "max_request_tokens", "max_queue_tokens",
-            "max_requests", "max_pending_bytes", "timeout_s", "body_timeout_s", "shutdown_s",
+            "parallel_batches", "max_body_bytes", "max_inputs", "max_text_characters", "max_request_tokens",
+            "max_queue_tokens", "max_requests", "max_pending_bytes", "timeout_s", "body_timeout_s",
+            "shutdown_s",
         ):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} is {getattr(self, name)}: expected more than 0")

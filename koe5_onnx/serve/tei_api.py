@@ -111,7 +111,7 @@ class TeiError(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": TeiError} for status in (400, 401, 404, 408, 413, 422, 424, 429, 503)
+    status: {"model": TeiError} for status in (400, 401, 404, 408, 413, 415, 422, 424, 429, 503)
 }
 
 
@@ -119,6 +119,8 @@ def tei_routes(engine: Engine, names: ModelNames) -> APIRouter:
     """The routes."""
     router = APIRouter(tags=["text-embeddings-inference"], responses=ERRORS)
 
+    # At "/" too: clients that know a server's address only, as huggingface_hub's InferenceClient, ask there.
+    @router.post("/", response_model=list[list[float]], include_in_schema=False)
     @router.post("/embed", response_model=list[list[float]], summary="Embed texts")
     async def embed(request: Request, body: EmbedRequest) -> Response:
         contract = engine.embedder.contract
@@ -135,20 +137,15 @@ def tei_routes(engine: Engine, names: ModelNames) -> APIRouter:
             truncate=True,
             param="sentences",
             max_inputs=engine.settings.max_inputs - 1,
+            max_length=engine.settings.max_text_characters,
         ).texts
         parameters = body.parameters or SimilarityParameters()
         encoded = await _embed(engine, request, [body.inputs.source_sentence, *sentences], parameters)
         return _json(engine.embedder.similarity(encoded.embeddings[:1], encoded.embeddings[1:])[0])
 
     @router.post("/tokenize", response_model=list[list[Token]], summary="Texts to tokens, never cut")
-    async def tokenize(body: TokenizeRequest) -> Response:
-        prompt = _prompt(engine, body.prompt_name)
-        inputs = as_inputs(
-            body.inputs, prompt, truncate=False, param="inputs", max_inputs=engine.settings.max_inputs
-        )
-        return _json(
-            await engine.in_thread(lambda: _tokens(engine, inputs, specials=body.add_special_tokens))
-        )
+    async def tokenize(request: Request, body: TokenizeRequest) -> Response:
+        return _json(await unless_gone(request, _tokenize(engine, body)))
 
     @router.get("/info", summary="What is served")
     async def info() -> Info:
@@ -156,8 +153,8 @@ def tei_routes(engine: Engine, names: ModelNames) -> APIRouter:
 
     @router.get("/health", response_class=Response, summary="200 where embeddings work")
     async def health() -> Response:
-        if engine.runner.failure is not None:
-            raise Refusal(UNHEALTHY, "the last batch failed; the server's log says more")
+        if not await engine.is_healthy():
+            raise Refusal(UNHEALTHY, "the last batch failed, and so does another; the log says more")
         return Response()
 
     @router.get("/metrics", response_class=Response, summary="For Prometheus")
@@ -180,10 +177,33 @@ async def _embed(
     truncate = settings.overflow == "truncate" if body.truncate is None else body.truncate
     has_ids = not isinstance(raw, str) and bool(raw) and not isinstance(raw[0], str)
     prompt = None if has_ids and body.prompt_name is None else _prompt(engine, body.prompt_name)
-    inputs = as_inputs(raw, prompt, truncate=truncate, param="inputs", max_inputs=settings.max_inputs)
+    inputs = as_inputs(
+        raw,
+        prompt,
+        truncate=truncate,
+        param="inputs",
+        max_inputs=settings.max_inputs,
+        max_length=settings.max_text_characters,
+    )
     encoded = await unless_gone(request, engine.embed(inputs))
     request.scope[NOTES] |= engine.notes(inputs, encoded)
     return encoded
+
+
+async def _tokenize(engine: Engine, body: TokenizeRequest) -> list[list[dict[str, Any]]]:
+    settings = engine.settings
+    inputs = as_inputs(
+        body.inputs,
+        _prompt(engine, body.prompt_name),
+        truncate=False,
+        param="inputs",
+        max_inputs=settings.max_inputs,
+        max_length=settings.max_text_characters,
+    )
+    async with engine.in_time():
+        return await engine.in_thread(
+            lambda: _tokens(engine, inputs, specials=body.add_special_tokens), inputs.characters
+        )
 
 
 def _prompt(engine: Engine, name: str | None) -> str | None:
@@ -230,7 +250,7 @@ def _info(engine: Engine, names: ModelNames) -> Info:
         max_batch_tokens=embedder.max_batch_tokens,
         max_client_batch_size=settings.max_inputs,
         auto_truncate=settings.overflow == "truncate",
-        tokenization_workers=engine.tokenisers,
+        tokenization_workers=2,
         version=__version__,
         dim=contract.dim,
         prompts=dict(contract.prompts),

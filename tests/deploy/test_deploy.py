@@ -123,3 +123,13 @@ def test_nobody_can_write_to_the_image(container, compose):
     assert compose["read_only"] is True
     mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert {"/model", "/cache", "/tmp"} <= mounted
+
+
+def test_the_readme_names_the_metrics_that_there_are():
+    pytest.importorskip("prometheus_client")
+    from koe5_onnx.serve.metrics import Metrics
+
+    types = re.findall(r"^# TYPE (koe5_\w+)", Metrics().text().decode(), re.M)
+    there = {name for name in types if not name.endswith("_created")}
+    named = set(re.findall(r"`(koe5_\w+)`", (DEPLOY / "README.md").read_text()))
+    assert named == there

@@ -81,6 +81,25 @@ def test_no_texts(tokenizer):
     assert tokens.lengths.shape == tokens.full_lengths.shape == (0,)
 
 
+def test_long_texts_are_encoded_a_few_at_a_time(tokenizer, monkeypatch):
+    texts = ["가" * 40, "나" * 40, "", "다" * 300, "라", "마" * 99]
+    together = tokenizer.encode(texts)
+    calls = []
+    monkeypatch.setattr("koe5_onnx.tokenizer._CHARACTERS_PER_CALL", 100)
+    real = tokenizer._rust
+
+    class Counting:
+        def encode_batch(self, chunk):
+            calls.append([len(text) for text in chunk])
+            return real.encode_batch(chunk)
+
+    monkeypatch.setattr(tokenizer, "_rust", Counting())
+    found = tokenizer.encode(texts)
+    assert calls == [[40, 40, 0], [300], [1, 99]]
+    assert [row.tolist() for row in found.ids] == [row.tolist() for row in together.ids]
+    assert found.full_lengths.tolist() == together.full_lengths.tolist()
+
+
 def test_types(tokenizer):
     tokens = tokenizer.encode(["하나", "하나 둘"])
     assert {row.dtype for row in tokens.ids} == {np.dtype(np.int32)}

@@ -15,6 +15,7 @@ import uvicorn
 
 from koe5_onnx import Embedder, TruncationWarning
 from koe5_onnx.serve import Settings, create_app
+from koe5_onnx.serve.server import uvicorn_options
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -39,9 +40,9 @@ def offline() -> Iterator[Embedder]:
 
 
 @contextlib.contextmanager
-def running(app: object) -> Iterator[httpx.Client]:
+def running(app: object, settings: Settings) -> Iterator[httpx.Client]:
     """Serve an app on a free port, in a thread, and give a client of it."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, ws="none"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, **uvicorn_options(settings)))
     listening = server.config.bind_socket()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
@@ -64,8 +65,8 @@ def serving() -> Serving:
     @contextlib.contextmanager
     def start(**settings: object) -> Iterator[httpx.Client]:
         with Embedder.open(ARTIFACT, threads=1) as embedder:
-            app = create_app(embedder, Settings(artifact=str(ARTIFACT), **settings))
-            with running(app) as client:
+            chosen = Settings(artifact=str(ARTIFACT), **settings)
+            with running(create_app(embedder, chosen), chosen) as client:
                 yield client
 
     return start

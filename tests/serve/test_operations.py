@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +30,7 @@ ARTIFACT = Path(__file__).resolve().parents[1] / "data" / "tiny-int8"
 
 @contextmanager
 def process(*arguments, artifact=ARTIFACT, **environment):
-    """The command in a process of its own; a client once it listens."""
+    """The command in a process of its own; a client once it has said its address."""
     source = str(Path(koe5_onnx.__file__).resolve().parents[1])
     command = [sys.executable, "-m", "koe5_onnx.cli", "serve", str(artifact), "--port", "0", *arguments]
     with subprocess.Popen(
@@ -38,7 +40,7 @@ def process(*arguments, artifact=ARTIFACT, **environment):
             lines = []
             for line in running.stderr:
                 lines.append(line)
-                if '"listening"' in line:
+                if '"listening"' in line or '"starting"' in line:
                     break
             else:
                 raise AssertionError(f"it ended: {lines}")
@@ -48,18 +50,18 @@ def process(*arguments, artifact=ARTIFACT, **environment):
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
                 yield running, client, lines
         finally:
-            if running.poll() is None:
-                running.kill()
+            # Not killed: that would leave its workers behind, with the other end of its log.
+            running.terminate()
+            running.wait(40)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_stops_in_good_order(number):
     """What was accepted is answered, and the exit code says that nothing went wrong."""
-    with process("--max-wait-ms", "1500") as (running, client, lines), ThreadPoolExecutor(4) as pool:
+    with process("--max-wait-ms", "3000") as (running, client, lines), ThreadPoolExecutor(4) as pool:
         assert client.get("/health").status_code == 200
         waiting = [pool.submit(client.post, "/embed", json={"inputs": "가나다"}) for _ in range(4)]
-        while "koe5_requests_in_work 4.0" not in client.get("/metrics").text:
-            pass
+        _wait_for_metric(client, "koe5_requests_in_work", 4)
         running.send_signal(number)
         assert [one.result().status_code for one in waiting] == [200] * 4
         assert running.wait(20) == 0
@@ -85,32 +87,85 @@ def test_a_key_file_without_keys_does_not_open_the_server(tmp_path):
 
 
 def test_two_workers_share_a_port_and_their_numbers(offline):
-    # uvicorn's parent does not say which port 0 became.
-    import socket
+    with process("--workers", "2") as (running, client, _lines):
+        _wait_until_healthy(client, running)
+        for _ in range(20):
+            answer = httpx.post(f"{client.base_url}/embed", json={"inputs": "서울"}, timeout=30)
+            np.testing.assert_allclose(answer.json(), offline.encode(["서울"]), atol=SERVED, rtol=0)
+        assert 'koe5_inputs_total{prompt="none"} 20.0' in client.get("/metrics").text
+        running.terminate()
+        assert running.wait(20) == 0
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "koe5_onnx.cli", "serve", str(ARTIFACT), "--workers", "2"]
-    source = str(Path(koe5_onnx.__file__).resolve().parents[1])
-    with subprocess.Popen(
-        [*command, "--port", str(port)], stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": source}
-    ) as running:
+
+def test_two_workers_stop_in_good_order():
+    with (
+        process("--workers", "2", "--max-wait-ms", "3000") as (running, client, _lines),
+        ThreadPoolExecutor(8) as pool,
+    ):
+        _wait_for_metric(client, "koe5_engine", 2)
+        waiting = [pool.submit(client.post, "/embed", json={"inputs": "가나다"}) for _ in range(8)]
+        _wait_for_metric(client, "koe5_requests_in_work", 8)
+        running.terminate()
+        assert [one.result().status_code for one in waiting] == [200] * 8
+        assert running.wait(20) == 0
+
+
+def test_a_worker_that_dies_is_replaced_and_not_counted():
+    with process("--workers", "2") as (running, client, _lines):
+        _wait_for_metric(client, "koe5_engine", 2)
+        first = _workers_of(running)
+        os.kill(first[0], signal.SIGKILL)
+        for _ in range(600):
+            if len(set(_workers_of(running)) - set(first)) == 1:
+                break
+            time.sleep(0.05)
+        _wait_for_metric(client, "koe5_engine", 2)
+        for _ in range(4):
+            answer = httpx.post(f"{client.base_url}/embed", json={"inputs": "서울"}, timeout=30)
+            assert answer.status_code == 200
+
+
+def _workers_of(running):
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def _wait_for_metric(client, name, value):
+    for _ in range(600):
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-                _wait_until_healthy(client, running)
-                for _ in range(20):
-                    answer = httpx.post(f"{client.base_url}/embed", json={"inputs": "서울"}, timeout=30)
-                    np.testing.assert_allclose(answer.json(), offline.encode(["서울"]), atol=SERVED, rtol=0)
-                text = client.get("/metrics").text
-                assert 'koe5_inputs_total{prompt="none"} 20.0' in text
-        finally:
-            running.terminate()
-            running.wait(20)
+            text = client.get("/metrics").text
+        except httpx.TransportError:
+            text = ""
+        found = re.search(rf"^{name}(?:{{.*}})? (.*)$", text, re.M)
+        if found is not None and float(found[1]) == value:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{name} was never {value}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("artifact", "arguments", "words"),
+    [
+        ("nowhere", (), "nowhere does not exist"),
+        (ARTIFACT, ("--default-prompt", "title"), "default_prompt is 'title'"),
+    ],
+)
+def test_workers_that_cannot_start_end_the_server(artifact, arguments, words):
+    command = [sys.executable, "-m", "koe5_onnx.cli", "serve", str(artifact), "--port", "0", "--workers", "2"]
+    source = str(Path(koe5_onnx.__file__).resolve().parents[1])
+    done = subprocess.run(
+        [*command, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": source},
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def _wait_until_healthy(client, running):
-    import time
-
     for _ in range(600):
         assert running.poll() is None
         try:
@@ -142,6 +197,8 @@ def loggers():
         (("--max-wait-ms", "-1"), "max_wait_ms is -1"),
         (("--api-key-file", "nowhere"), "nowhere"),
         (("--device", "gpu"), "device is 'gpu'"),
+        (("--port", "99999"), "--port is 99999"),
+        (("--threads", "0"), "threads is 0"),
     ],
 )
 def test_wrong_options(arguments, words, capsys, loggers):

@@ -152,6 +152,34 @@ def test_nothing_sticks_out(page, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+_CONTRAST = """() => {
+  const parts = (colour) => colour.match(/[0-9.]+/g).slice(0, 3).map((part) => part / 255);
+  const linear = (part) => part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+  const weigh = ([red, green, blue]) => 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  const light = (colour) => weigh(parts(colour).map(linear));
+  const of = (one, other) => (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+  const cells = Array.from({ length: 101 }, (_, percent) => cellOf(percent / 100, 0, 1, false));
+  document.body.append(...cells);
+  const found = cells.map((cell) => {
+    const style = getComputedStyle(cell);
+    return of(light(style.color), light(style.backgroundColor));
+  });
+  cells.forEach((cell) => cell.remove());
+  return Math.min(...found);
+}"""
+
+
+def test_every_colour_of_the_heat_map_can_be_read(page):
+    assert page.evaluate(_CONTRAST) > 4.45  # WCAG AA asks for 4.5, of which rounding takes a little
+
+
+def test_a_text_keeps_its_width_on_a_phone(page):
+    page.set_viewport_size({"width": 360, "height": 800})
+    compare(page)
+    assert page.locator("#counts td").first.bounding_box()["width"] > 150
+    assert page.evaluate("document.documentElement.scrollHeight") < 2500
+
+
 def test_the_policy_lets_nothing_else_run(client):
     policy = client.get("/").headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; script-src 'sha256-")

@@ -64,7 +64,7 @@ def test_ten_megabytes(client, declared):
 
 
 def test_a_body_below_the_limit_is_cut_as_any_text(client):
-    answer = client.post("/v1/embeddings", json={"input": "가나다 " * 100_000})
+    answer = client.post("/v1/embeddings", json={"input": "가나다 " * 60_000})
     assert answer.json()["data"][0]["truncated"] is True
 
 
@@ -83,6 +83,7 @@ def test_a_body_that_does_not_come(serving):
 def test_unknown_routes_and_methods(client, path, status):
     answer = client.get(path)
     assert answer.status_code == status
+    assert answer.headers.get("allow") == ("POST" if status == 405 else None)
     error = answer.json()["error"]
     assert "there is no" in (error["message"] if path.startswith("/v1") else error)
 
@@ -94,6 +95,24 @@ def test_limits_of_a_request(serving):
         answer = client.post("/v1/embeddings", json={"input": "가 " * 200})
         assert answer.json()["error"]["code"] == "context_length_exceeded"
         assert client.post("/tokenize", json={"inputs": "가 " * 200}).status_code == 413
+
+
+@pytest.mark.parametrize("long", ["가" * 1001, [0] * 1001])
+def test_a_text_that_is_too_long_even_for_cutting(serving, long):
+    with serving(max_text_characters=1000) as client:
+        answer = client.post("/v1/embeddings", json={"input": long, "truncate": True})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+        assert "input 0 has 1,001 characters" in answer.json()["error"]["message"]
+        assert client.post("/embed", json={"inputs": [long]}).status_code == 413
+        assert client.post("/embed", json={"inputs": "가" * 1000}).status_code == 200
+
+
+@pytest.mark.parametrize(("encoding", "status"), [("gzip", 415), ("br", 415), ("identity", 200)])
+def test_a_compressed_body(client, encoding, status):
+    headers = {**JSON, "content-encoding": encoding}
+    answer = client.post("/v1/embeddings", content=b'{"input": "a"}', headers=headers)
+    assert answer.status_code == status
+    assert status == 200 or "not compressed" in answer.json()["error"]["message"]
 
 
 def test_too_many_requests_get_429(serving):
@@ -133,7 +152,9 @@ async def _at_once(client, count):
 def test_an_answer_that_takes_too_long(serving):
     with serving(timeout_s=0.05, max_wait_ms=60_000.0) as client:
         answer = client.post("/v1/embeddings", json={"input": "a"})
+        slow = client.post("/tokenize", json={"inputs": "가 " * 60_000})
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "timeout")
+    assert (slow.status_code, slow.json()["error_type"]) == (503, "Overloaded")
 
 
 def test_a_client_that_goes_away_is_not_worked_for(serving):
@@ -161,6 +182,8 @@ def test_a_wrong_key(serving_with_keys, header):
         answer = serving_with_keys.post(path, json=body, headers=headers)
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
     assert serving_with_keys.get("/info", headers=headers).status_code == 401
+    assert serving_with_keys.post("/", json={"inputs": "a"}, headers=headers).status_code == 401
+    assert serving_with_keys.get("/", headers=headers).status_code == 200
     assert serving_with_keys.get("/health").status_code == 200
 
 
@@ -210,8 +233,9 @@ def test_a_failing_model_is_told_and_seen(serving, monkeypatch):
         assert (tei.status_code, tei.json()["error_type"]) == (424, "Backend")
         assert client.get("/health").status_code == 503
         monkeypatch.undo()
-        assert client.post("/embed", json={"inputs": "a"}).status_code == 200
+        # Though no request came that worked.
         assert client.get("/health").status_code == 200
+        assert client.post("/embed", json={"inputs": "a"}).status_code == 200
 
 
 def test_an_unforeseen_fault_is_an_answer_too(serving, monkeypatch, caplog):
@@ -227,4 +251,4 @@ def test_an_unforeseen_fault_is_an_answer_too(serving, monkeypatch, caplog):
 
 def test_inputs_are_counted_before_anything_else():
     with pytest.raises(Refusal, match="3 texts"):
-        as_inputs(["a"] * 3, None, truncate=True, param="input", max_inputs=2)
+        as_inputs(["a"] * 3, None, truncate=True, param="input", max_inputs=2, max_length=9)

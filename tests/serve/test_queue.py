@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from koe5_onnx.batching import widths_of
+from koe5_onnx.serve import queue as queue_module
 from koe5_onnx.serve.queue import EXPRESS_TOKENS, SHORT_TOKENS, Job, Queue
 
 LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=20)
@@ -90,6 +91,41 @@ def test_what_is_given_up_never_runs():
     assert queue.tokens == 50
     assert [row.job for batch in drained(queue) for row in batch.rows] == [kept]
     assert queue.tokens == 0
+
+
+def test_clients_that_come_and_go_do_not_fill_the_memory():
+    queue = queue_of()
+    kept = job_of(*[512] * 100)
+    queue.add(kept)
+    most = 0
+    for _ in range(100):
+        gone = job_of(*[200] * 1000)
+        queue.add(gone)
+        queue.give_up(gone)
+        queue.give_up(gone)
+        most = max(most, sum(map(len, queue._groups.values())))
+    assert most < 6000
+    assert queue.tokens == 100 * 512
+    assert [row.number for batch in drained(queue) for row in batch.rows] == list(range(100))
+
+
+@given(st.lists(st.tuples(LENGTHS, st.booleans(), st.integers(0, 3)), max_size=12))
+def test_rows_are_counted_whatever_is_taken_and_given_up(steps):
+    queue = queue_of()
+    queue_module._MOST_GIVEN_UP, before = 5, queue_module._MOST_GIVEN_UP
+    try:
+        for lengths, is_given_up, batches in steps:
+            job = job_of(*lengths)
+            queue.add(job)
+            for _ in range(batches):
+                queue.take()
+            if is_given_up:
+                queue.give_up(job)
+            rows = [one.row for waiting in queue._groups.values() for one in waiting]
+            assert (queue._rows, queue._given_up) == (len(rows), sum(row.job.ended for row in rows))
+            assert queue.tokens == sum(row.tokens for row in rows if not row.job.ended)
+    finally:
+        queue_module._MOST_GIVEN_UP = before
 
 
 def test_beside_long_texts_run_few_short_ones_only():

@@ -197,9 +197,42 @@ def test_a_batch_that_is_not_full_waits_for_more(fake):
     runner.close()
 
 
-def test_an_embedding_that_is_no_number_is_a_failure(fake, runner):
-    fake.embed_tokens = lambda tokens: np.full((len(tokens.ids), 2), np.nan, np.float32)
-    asked = Asked(30)
-    runner.submit(asked.job)
-    (error,) = asked.wait()
+def test_an_embedding_that_is_no_number_fails_its_request_and_no_other(fake, runner, caplog):
+    waiting = Asked(30)
+    runner.submit(waiting.job)
+    began(fake)
+    bad, good = Asked(30, mark=np.iinfo(np.int32).max), Asked(30, mark=5)
+    runner.submit(bad.job)
+    runner.submit(good.job)
+    embed = fake.embed_tokens
+
+    def with_nan(tokens):
+        found = embed(tokens)
+        found[found > 1e9] = np.nan
+        return found
+
+    fake.embed_tokens = with_nan
+    fake.may_end["short"].release(2)
+    (error,) = bad.wait()
     assert isinstance(error, FloatingPointError)
+    assert good.wait() == [None]
+    assert good.job.out.tolist() == [[5, 30]]
+    assert fake.batches == [[30], [30, 30]]
+    assert runner.failure is error
+    assert "is not finite" in caplog.text
+
+
+def test_a_fault_of_our_own_ends_neither_the_thread_nor_the_request(fake, runner, monkeypatch):
+    fake.may_end["short"].release(10)
+    monkeypatch.setattr(NoMetrics, "job_started", lambda self, waited_s: 1 / 0)
+    for _ in range(4):
+        (error,) = ask(runner, 30).wait()
+        assert isinstance(error, ZeroDivisionError)
+    monkeypatch.undo()
+    assert ask(runner, 30).wait() == [None]
+
+
+def ask(runner, *lengths):
+    asked = Asked(*lengths)
+    runner.submit(asked.job)
+    return asked

@@ -18,6 +18,22 @@ def test_embed(client, offline, inputs):
     np.testing.assert_allclose(answer.json(), offline.encode(texts), atol=SERVED, rtol=0)
 
 
+def test_the_hubs_client_knows_the_address_only(client, offline, monkeypatch):
+    from huggingface_hub import InferenceClient
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it would not ask loopback either
+    hub = InferenceClient(model=str(client.base_url))
+    found = hub.feature_extraction("서울", prompt_name="query", normalize=True, truncate=True)
+    np.testing.assert_allclose(found, offline.encode_queries(["서울"]), atol=SERVED, rtol=0)
+
+
+@pytest.mark.parametrize("route", ["rerank", "predict", "embed_all", "embed_sparse", "decode"])
+def test_what_this_model_is_not_for_is_told(client, route):
+    answer = client.post(f"/{route}", json={"inputs": "a"})
+    assert answer.status_code == 404
+    assert f"there is no POST /{route}" in answer.json()["error"]
+
+
 def test_embed_with_all_its_parameters(client, offline):
     answer = client.post(
         "/embed",
