@@ -1,8 +1,8 @@
 """The columns that go through: their types, and records to a table of those types.
 
-Parquet files have a schema. CSV has none: all its columns are text, as guessing would turn 007 into 7. That of
-JSON is found in all objects of all files before the first is embedded, so that a column may appear as late
-as it likes: whole numbers and others together are float64, objects are structs with the fields of all, and
+Parquet files have a schema. CSV has none: all its columns are text, as guessing would turn 007 into 7. The
+schema of JSON is found in all objects of all files before the first is embedded, so that a column may appear
+as late as it likes: whole numbers and others together are float64, objects are structs with all fields, and
 values without a common type are written as text, each that is not text itself as its JSON.
 """
 

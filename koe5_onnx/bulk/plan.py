@@ -136,11 +136,11 @@ class _TextPlan:
 
     def _scan(self, index: int) -> int:
         file = open_records(self._source, index)
-        if isinstance(file, CsvFile):
-            require_column(file.header, self._text_column, file.lines.path)
-            self._headers.append(file.header)
         rows = 0
         with closing(file):
+            if isinstance(file, CsvFile):
+                require_column(file.header, self._text_column, file.lines.path)
+                self._headers.append(file.header)
             for records in in_parts(file.records()):
                 self._note_starts(index, rows, records)
                 rows += len(records)

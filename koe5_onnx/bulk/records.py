@@ -119,7 +119,11 @@ class CsvFile:
     def __init__(self, path: Path) -> None:
         self.lines = Lines(path)
         self._feed = _Feed(self.lines)
-        self.header = self._read_header(path)
+        try:
+            self.header = self._read_header(path)
+        except InputError:
+            self.close()
+            raise
         self.start = (self.lines.offset, self.lines.line)
 
     def close(self) -> None:

@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         **({} if args.shard_rows is None else {"shard_rows": args.shard_rows}),
     )
     ray = _ray_options(args)
-    with _progress() as on_progress:
+    with _progress() as on_progress, _hint_where_stopped():
         summary = embed_files(
             args.input,
             args.output,
@@ -150,6 +150,16 @@ def _ray_options(args: argparse.Namespace) -> RayOptions | None:
     if given:
         args.usage_error(f"--ray-{next(iter(given)).replace('_', '-')} is for --engine ray")
     return None
+
+
+@contextmanager
+def _hint_where_stopped() -> Iterator[None]:
+    """Say after Ctrl-C or SIGTERM that nothing is lost."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        print("koe5-onnx: stopped; the same command goes on with the next shard", file=sys.stderr)
+        raise
 
 
 @contextmanager
