@@ -8,9 +8,13 @@ where a node is lost, and gives its shard to another.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import pickle
+import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +28,7 @@ class RayOptions:
     """What a job takes of a cluster.
 
     Args:
-        actors: How many work at the same time, at most.
+        actors: How many work at the same time; the job goes on with those that the cluster has room for.
         cpus_per_actor: Cores that each reserves, and the threads of its batches.
         gpus_per_actor: GPUs that each reserves; above 0 the device must be "cuda".
         address: Of a running cluster, or "auto"; None starts one on this machine, or uses the one that
@@ -50,7 +54,10 @@ def run_on_ray(task: Task, shards: Sequence[int], options: RayOptions) -> Iterat
     task = dataclasses.replace(task, engine=_engine_of_actor(task, options))
     started = not ray.is_initialized()
     if started:
-        ray.init(address=options.address, log_to_driver=False, logging_level="WARNING", **_local(options))
+        with _own_sigterm():
+            ray.init(
+                address=options.address, log_to_driver=False, logging_level=logging.ERROR, **_local(options)
+            )
     try:
         yield from _run(ray, task, shards, options)
     finally:
@@ -67,6 +74,15 @@ def _import_ray() -> Any:
     except ImportError as error:
         raise MissingDependencyError(str(error.name), "ray", "the engine ray") from error
     return ray
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process' answer to SIGTERM, which Ray replaces by an exit with the signal's number."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _local(options: RayOptions) -> dict[str, Any]:
@@ -93,8 +109,8 @@ def _engine_of_actor(task: Task, options: RayOptions) -> Any:
 
 
 def _run(ray: Any, task: Task, shards: Sequence[int], options: RayOptions) -> Iterator[Receipt]:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     dataset = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     done = dataset.map_batches(
         _Actor,
@@ -102,7 +118,7 @@ def _run(ray: Any, task: Task, shards: Sequence[int], options: RayOptions) -> It
         batch_size=1,
         num_cpus=options.cpus_per_actor,
         num_gpus=options.gpus_per_actor,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(options.actors, len(shards))),
+        compute=ray.data.ActorPoolStrategy(size=min(options.actors, len(shards))),
     )
     for row in done.iter_rows():
         found = pickle.loads(row["result"])  # noqa: S301 - our own actor made it

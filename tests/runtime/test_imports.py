@@ -110,6 +110,7 @@ BENCHMARKS_TABLE: dict[str, tuple[set[str], set[str]]] = {
         {PUBLIC, ".artifact", ".machine", ".session", "benchmarks", "koe5_export", "numpy", "tokenizers"},
         {"*"},
     ),
+    "output_dtypes.py": ({PUBLIC, ".bulk", "benchmarks", "numpy"}, set()),
     "corpora.py": ({PUBLIC, ".hub", "benchmarks"}, set()),
     "speed/gemm.py": ({".graphs", ".session", "numpy"}, {"onnx"}),
     "speed/smoke.py": ({PUBLIC, ".artifact", ".machine", "benchmarks", "koe5_export"}, {"onnx"}),
