@@ -37,11 +37,16 @@ TWO = RayOptions(actors=2)
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two CPUs, so two actors."""
+    """Two nodes of one CPU each, so an actor on either."""
     ray = _import_ray()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes.add_node(num_cpus=1)
+    ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
     yield ray
     ray.shutdown()
+    nodes.shutdown()
 
 
 @pytest.fixture
