@@ -31,8 +31,8 @@ class RayOptions:
         actors: How many work at the same time; the job goes on with those that the cluster has room for.
         cpus_per_actor: Cores that each reserves, and the threads of its batches.
         gpus_per_actor: GPUs that each reserves; above 0 the device must be "cuda".
-        address: Of a running cluster, or "auto"; None starts one on this machine, or uses the one that
-            `ray.init` has connected to.
+        address: Of a running cluster, or "auto"; None takes RAY_ADDRESS, else starts one on this machine. A
+            cluster that `ray.init` has connected to is used as it is.
     """
 
     actors: int = 1
@@ -52,17 +52,8 @@ def run_on_ray(task: Task, shards: Sequence[int], options: RayOptions) -> Iterat
     ray = _import_ray()
     _check(options, task)
     task = dataclasses.replace(task, engine=_engine_of_actor(task, options))
-    started = not ray.is_initialized()
-    if started:
-        with _own_sigterm():
-            ray.init(
-                address=options.address, log_to_driver=False, logging_level=logging.ERROR, **_local(options)
-            )
-    try:
+    with _connected(ray, options):
         yield from _run(ray, task, shards, options)
-    finally:
-        if started:
-            ray.shutdown()
 
 
 def _import_ray() -> Any:
@@ -77,17 +68,23 @@ def _import_ray() -> Any:
 
 
 @contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep this process' answer to SIGTERM, which Ray replaces by an exit with the signal's number."""
+def _connected(ray: Any, options: RayOptions) -> Iterator[None]:
+    """Join the cluster that is named, or start one here; leave alone what the caller has connected to."""
+    if ray.is_initialized():
+        yield
+        return
+    # Not Ray's own default, which joins whatever cluster it finds running on this machine.
+    address = options.address or os.environ.get("RAY_ADDRESS") or "local"
+    here = {"include_dashboard": False} if address == "local" else {}
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
-
-
-def _local(options: RayOptions) -> dict[str, Any]:
-    """Arguments for a cluster that is started here: without a page to look at."""
-    return {} if options.address is not None or "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
+    ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **here)
+    try:
+        if threading.current_thread() is threading.main_thread():
+            # Ray's answer to SIGTERM is an exit with the signal's number.
+            signal.signal(signal.SIGTERM, before)
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _check(options: RayOptions, task: Task) -> None:
@@ -131,13 +128,16 @@ class _Actor:
     """A worker that Ray calls; what went wrong on purpose comes back as a result, not as a lost actor."""
 
     def __init__(self, task: Task) -> None:
-        self._worker = Worker(task)
+        self._task = task
+        self._worker: Worker | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         return {"result": [pickle.dumps(self._attempt(int(shard))) for shard in batch["shard"]]}
 
     def _attempt(self, shard: int) -> Receipt | Exception:
         try:
+            if self._worker is None:
+                self._worker = Worker(self._task)
             return self._worker.run(shard)
         except (Koe5Error, OSError) as error:
             return error
