@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     dataset = load(args.dataset, args.data)
     with open_artifact(Artifact.open(args.artifact)) as encoder:
         found = run_on(encoder, dataset, args.out / "embeddings")
+    before = score(dataset, rank(found.queries, found.passages))[_FIGURE]
+    print(f"{_FIGURE} of float32: {before.mean():.2%}\n")
     print("| written as | bits | top-10 overlap mean / worst | Spearman | NDCG@10, points (95 %) |")
     print("| --- | --- | --- | --- | --- |")
     for way in ways(found.passages):

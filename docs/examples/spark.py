@@ -1,16 +1,15 @@
-"""Embed a table with Spark: parquet in, parquet out, one Embedder a Python worker.
+"""Embed a table with Spark: parquet in, parquet out, one Embedder a task.
 
 spark-submit docs/examples/spark.py IN OUT ARTIFACT [TEXT_COLUMN]
 
-Needs koe5-onnx[cpu] and pyarrow on every node, and the artifact under the same path. `mapInArrow` hands over
-whole Arrow batches, so the texts of a batch are embedded in one call and fill its batches of tokens.
+Needs koe5-onnx[cpu], pyarrow and pandas on every node, and the artifact under the same path. `mapInArrow` hands
+over whole Arrow batches, so the texts of a batch are embedded in one call and fill its batches of tokens.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
@@ -20,13 +19,7 @@ from koe5_onnx import Embedder
 
 ROWS_A_BATCH = 2048
 THREADS = 1
-"""Of a Python worker. Spark runs one for each core of an executor (spark.task.cpus)."""
-
-
-@cache
-def embedder(artifact: str) -> Embedder:
-    """The worker's own; Spark uses a worker again for its next task."""
-    return Embedder.open(artifact, threads=THREADS)
+"""Of a task. Spark runs one on each core of an executor (spark.task.cpus)."""
 
 
 def embedding(
@@ -35,12 +28,14 @@ def embedding(
     """A function for `mapInArrow`: batches with the column "embedding" at their end; no row may be null."""
 
     def embed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            vectors = embedder(artifact).encode(batch.column(text_column).to_pylist(), prompt)
-            offsets = pa.array(range(0, vectors.size + 1, vectors.shape[1]), pa.int32())
-            column = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
-            names = [*batch.schema.names, "embedding"]
-            yield pa.RecordBatch.from_arrays([*batch.columns, column], names=names)
+        # Once a task: half a second, so partitions should be of thousands of rows.
+        with Embedder.open(artifact, threads=THREADS) as embedder:
+            for batch in batches:
+                vectors = embedder.encode(batch.column(text_column).to_pylist(), prompt)
+                offsets = pa.array(range(0, vectors.size + 1, vectors.shape[1]), pa.int32())
+                column = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
+                names = [*batch.schema.names, "embedding"]
+                yield pa.RecordBatch.from_arrays([*batch.columns, column], names=names)
 
     return embed
 

@@ -19,8 +19,8 @@ from koe5_onnx.bulk.source import Source
 
 _WINDOW_ROWS = 4096
 """As many as the pipeline tokenises at once: full batches of nearly every length."""
-_WINDOW_CHARACTERS = 16 << 20
-"""Long texts make smaller windows, so that memory stays bounded."""
+_WINDOW_BYTES = 16 << 20
+"""Of all columns: long texts, or much beside them, make smaller windows, so that memory stays bounded."""
 
 
 class Reader:
@@ -95,12 +95,12 @@ class Reader:
 def _gather(parts: Iterable[Rows]) -> Iterator[Rows]:
     """Parts into windows."""
     window: list[Rows] = []
-    rows = characters = 0
+    rows = size = 0
     for part in parts:
-        if window and (rows + part.count > _WINDOW_ROWS or characters + part.characters > _WINDOW_CHARACTERS):
+        if window and (rows + part.count > _WINDOW_ROWS or size + part.table.nbytes > _WINDOW_BYTES):
             yield join(window)
-            window, rows, characters = [], 0, 0
+            window, rows, size = [], 0, 0
         window.append(part)
-        rows, characters = rows + part.count, characters + part.characters
+        rows, size = rows + part.count, size + part.table.nbytes
     if window:
         yield join(window)

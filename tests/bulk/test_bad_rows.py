@@ -121,7 +121,7 @@ def test_rows_of_any_length_in_bounded_memory(embed, tmp_path, put, monkeypatch)
     monkeypatch.setattr(lines, "MAX_RECORD_BYTES", 1 << 20)
     monkeypatch.setattr("koe5_onnx.bulk.records.MAX_RECORD_BYTES", 1 << 20)
     put("in.jsonl", jsonl({"text": "a"}, {"text": "b" * (3 << 20)}, {"text": "c"}))
-    put("in.csv", b'text\na\n"' + b"b\n" * (1 << 20) + b'"\n' + b"c" * (2 << 20) + b"\nd\n")
+    put("in.csv", b'text\na\n"' + (b"b" * 1000 + b"\n") * 2000 + b'"\n' + b"c" * (2 << 20) + b"\nd\n")
     embed("in.jsonl", "jsonl-out")
     assert reasons_of(tmp_path / "jsonl-out") == [(1, 2, "a line of more than 1 MiB")]
     assert texts_of(tmp_path / "jsonl-out") == ["a", "c"]

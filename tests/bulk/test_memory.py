@@ -46,8 +46,11 @@ def write(path: Path, count: int) -> None:
         table = pa.Table.from_pylist(list(rows(count)))
         pq.write_table(table, path, row_group_size=count, write_batch_size=32, compression="none")
         return
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "wt", encoding="utf-8") as stream:
+    with (
+        gzip.open(path, "wt", compresslevel=1, encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open("w", encoding="utf-8")
+    ) as stream:
         if ".csv" in path.name:
             stream.write("text,id,payload\n")
             stream.writelines(f'"{row["text"]}\n",{row["id"]},{row["payload"]}\n' for row in rows(count))
@@ -82,7 +85,9 @@ def test_twenty_times_the_rows(tmp_path, name):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_one_shard_of_any_size(tmp_path):
     """Not the shard bounds memory but the window: one file of all rows is possible too."""
-    write(tmp_path / "in.jsonl", ROWS * TIMES)
-    small = peak(tmp_path / "in.jsonl", tmp_path / "many", 200)
-    large = peak(tmp_path / "in.jsonl", tmp_path / "one", ROWS * TIMES)
+    write(tmp_path / "small.jsonl", ROWS * 4)
+    write(tmp_path / "large.jsonl", ROWS * TIMES)
+    small = peak(tmp_path / "small.jsonl", tmp_path / "small", ROWS * TIMES)
+    large = peak(tmp_path / "large.jsonl", tmp_path / "large", ROWS * TIMES)
+    assert len(list((tmp_path / "large").glob("part-*"))) == 1
     assert large <= small * BULK_MEMORY_RATIO, f"{large} KiB instead of {small}"
