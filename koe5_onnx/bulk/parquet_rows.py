@@ -16,7 +16,7 @@ from koe5_onnx import InputError
 from koe5_onnx.bulk.columns import require_column
 from koe5_onnx.bulk.rows import BadRow, Place, Rows, decode
 
-_BATCH_ROWS = 512
+_BATCH_ROWS = 128
 _BATCH_BYTES = 4 << 20
 """Of all columns, unpacked: what a batch may have on average."""
 _BUFFER_BYTES = 1 << 20

@@ -1,8 +1,8 @@
 """The plan: which rows of the input become which shard, known before the first text is embedded.
 
 A shard is `shard_rows` consecutive rows of the input, bad ones counted, across the ends of files; only the
-last may be smaller. Text files are read through once for it, which also finds the schema and takes about a
-hundredth of the time that embedding takes; of parquet files only the footers are read.
+last may be smaller. Text files are read through once for it, which also finds the schema and costs next to
+nothing beside embedding; of parquet files only the footers are read.
 """
 
 from __future__ import annotations

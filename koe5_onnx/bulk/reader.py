@@ -6,7 +6,7 @@ is embedded again, anywhere, has the same batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from koe5_onnx import InputError
@@ -19,8 +19,10 @@ from koe5_onnx.bulk.source import Source
 
 _WINDOW_ROWS = 4096
 """As many as the pipeline tokenises at once: full batches of nearly every length."""
+_WINDOW_CHARACTERS = 1 << 18
+"""Some hundred pages: the tokenizer needs about 200 bytes a token while it works."""
 _WINDOW_BYTES = 16 << 20
-"""Of all columns: long texts, or much beside them, make smaller windows, so that memory stays bounded."""
+"""Of all columns."""
 
 
 class Reader:
@@ -95,12 +97,18 @@ class Reader:
 def _gather(parts: Iterable[Rows]) -> Iterator[Rows]:
     """Parts into windows."""
     window: list[Rows] = []
-    rows = size = 0
     for part in parts:
-        if window and (rows + part.count > _WINDOW_ROWS or size + part.table.nbytes > _WINDOW_BYTES):
+        if window and not _fit([*window, part]):
             yield join(window)
-            window, rows, size = [], 0, 0
+            window = []
         window.append(part)
-        rows, size = rows + part.count, size + part.table.nbytes
     if window:
         yield join(window)
+
+
+def _fit(parts: Sequence[Rows]) -> bool:
+    return (
+        sum(part.count for part in parts) <= _WINDOW_ROWS
+        and sum(part.characters for part in parts) <= _WINDOW_CHARACTERS
+        and sum(part.table.nbytes for part in parts) <= _WINDOW_BYTES
+    )

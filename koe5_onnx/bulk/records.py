@@ -18,7 +18,7 @@ from koe5_onnx import InputError
 from koe5_onnx.bulk.lines import MAX_RECORD_BYTES, Lines, LineTooLongError
 from koe5_onnx.bulk.rows import decode
 
-_PART_RECORDS = 512
+_PART_RECORDS = 128
 _PART_BYTES = 4 << 20
 
 

@@ -47,6 +47,11 @@ class Rows:
     """Where they are from."""
     bad: list[BadRow]
 
+    @property
+    def characters(self) -> int:
+        """Characters of all texts."""
+        return sum(map(len, self.texts))
+
 
 def join(parts: Sequence[Rows]) -> Rows:
     """Parts that follow each other as one; at least one part."""
