@@ -3,7 +3,7 @@
 spark-submit docs/examples/spark.py IN OUT ARTIFACT [TEXT_COLUMN]
 
 Needs koe5-onnx[cpu], pyarrow and pandas on every node, and the artifact under the same path. `mapInArrow`
-hands over whole Arrow batches, so the texts of a batch are embedded in one call and fill its batches of tokens.
+hands over whole Arrow batches: the texts of a batch are embedded in one call and fill its batches of tokens.
 """
 
 from __future__ import annotations
