@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from benchmarks import checkpoint, footprint, quality
+from benchmarks import checkpoint, footprint, output_dtypes, quality
 from benchmarks.speed import coldstart, gpu, latency, memory, report, serve, smoke, throughput
 from koe5_onnx import Koe5Error
 
@@ -31,6 +31,7 @@ class Benchmark(Protocol):
 BENCHMARKS: dict[str, Benchmark] = {
     "checkpoint": checkpoint,
     "quality": quality,
+    "output-dtypes": output_dtypes,
     "throughput": throughput,
     "latency": latency,
     "memory": memory,

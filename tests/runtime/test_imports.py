@@ -98,6 +98,12 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "serve/__init__.py": ({".errors", ".serve", *SERVE}, set()),
     "serve/tracing.py": ({PUBLIC, ".serve"}, {"opentelemetry"}),
     "serve/*.py": ({PUBLIC, ".serve", "numpy", *SERVE}, set()),
+    "cli/bulk.py": ({PUBLIC, ".bulk"}, {"huggingface_hub"}),  # at the top its types only
+    "bulk/__init__.py": ({".bulk", ".errors", "filelock", "pyarrow"}, set()),
+    "bulk/ray_engine.py": ({PUBLIC, ".bulk"}, {"ray"}),
+    "bulk/embed.py": ({PUBLIC, ".bulk", ".graphs"}, set()),
+    "bulk/worker.py": ({PUBLIC, ".bulk", ".graphs", "numpy", "pyarrow"}, set()),
+    "bulk/*.py": ({PUBLIC, ".bulk", "filelock", "numpy", "pyarrow"}, set()),
     "cli/*.py": ({PUBLIC, ".cli", "numpy"}, {"huggingface_hub"}),
 }
 _EXPORT = {PUBLIC, ".artifact", ".hub", "koe5_export", "numpy"}
@@ -119,6 +125,7 @@ BENCHMARKS_TABLE: dict[str, tuple[set[str], set[str]]] = {
         {PUBLIC, ".artifact", ".machine", ".session", "benchmarks", "koe5_export", "numpy", "tokenizers"},
         {"*"},
     ),
+    "output_dtypes.py": ({PUBLIC, ".bulk", "benchmarks", "numpy"}, set()),
     "corpora.py": ({PUBLIC, ".hub", "benchmarks"}, set()),
     "speed/gpu.py": ({PUBLIC, ".cuda", ".graphs", ".session", ".tuning", "benchmarks", "koe5_export"}, set()),
     "speed/gpu_ceiling.py": ({"benchmarks"}, {"torch"}),
@@ -214,7 +221,7 @@ def test_imports_are_those_of_the_table(file, name, table):
         ("tokenizers", {"tokenizer.py"}),
         (
             "huggingface_hub",
-            {"hub.py", "cli/embed.py", "cli/export.py", "integrations/sentence_transformers.py"},
+            {"hub.py", "cli/bulk.py", "cli/embed.py", "cli/export.py", "integrations/sentence_transformers.py"},
         ),
         ("koe5_export", {"cli/demo.py", "cli/export.py", "cli/import_folder.py", "cli/verify.py"}),
     ],
@@ -255,6 +262,8 @@ HEAVY = (
     "onnx",
     "onnxruntime",
     "optimum",
+    "pyarrow",
+    "ray",
     "safetensors",
     "torch",
     "tqdm",
