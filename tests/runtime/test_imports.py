@@ -221,7 +221,13 @@ def test_imports_are_those_of_the_table(file, name, table):
         ("tokenizers", {"tokenizer.py"}),
         (
             "huggingface_hub",
-            {"hub.py", "cli/bulk.py", "cli/embed.py", "cli/export.py", "integrations/sentence_transformers.py"},
+            {
+                "hub.py",
+                "cli/bulk.py",
+                "cli/embed.py",
+                "cli/export.py",
+                "integrations/sentence_transformers.py",
+            },
         ),
         ("koe5_export", {"cli/demo.py", "cli/export.py", "cli/import_folder.py", "cli/verify.py"}),
     ],
