@@ -164,21 +164,16 @@ def test_a_corpus_without_contents(run, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def benchmark(autorag, embedder):
-    """The AutoRAG benchmark, and the cosine of each query to each page: float32[114, 720]."""
+def benchmark(autorag, embedder, tmp_path_factory):
+    """The AutoRAG benchmark, its pages embedded in a file, and all cosines: float32[114, 720]."""
     pytest.importorskip("ir_measures", reason="figures of retrieval: extra bench")
     from benchmarks.corpora import load
 
     dataset = load(str(autorag))
-    return dataset, embedder.encode_queries(dataset.queries) @ embedder.encode_passages(dataset.passages).T
-
-
-@pytest.fixture(scope="module")
-def embedded_pages(benchmark, embedder, tmp_path_factory):
-    """The pages of the benchmark with their embeddings: a corpus that needs no embedding."""
-    pages = benchmark[0].contents.passages
-    embeddings = embedder.encode_passages(list(pages.values()))
-    return write_corpus(tmp_path_factory.mktemp("pages") / "pages.parquet", pages, embedding=list(embeddings))
+    embeddings = embedder.encode_passages(dataset.passages)
+    file = tmp_path_factory.mktemp("pages") / "pages.parquet"
+    embedded = write_corpus(file, dataset.contents.passages, embedding=list(embeddings))
+    return dataset, embedded, embedder.encode_queries(dataset.queries) @ embeddings.T
 
 
 def figures(dataset, ranking):
@@ -187,11 +182,13 @@ def figures(dataset, ranking):
     return {name: values.mean() for name, values in score(dataset, ranking).items()}
 
 
-def test_korean_retrieval_equals_brute_force(ask, autorag, benchmark):
-    """All 720 pages and 114 questions: hits, NDCG and Recall through the store."""
-    dataset, scores = benchmark
+def test_korean_retrieval_equals_brute_force(example, ask, autorag, benchmark):
+    """All 720 pages and 114 questions: hits, NDCG and Recall. FAISS' example embeds the pages too."""
+    dataset, embedded, scores = benchmark
     pages = list(dataset.contents.passages)
-    found = ask(dataset.queries, 10, "--corpus", autorag / "corpus.parquet")
+    found = ask(
+        dataset.queries, 10, "--corpus", autorag / "corpus.parquet" if example == "faiss" else embedded
+    )
     for hits, expected in zip(found, scores, strict=True):
         require_hits(hits, pages, expected, 10)
     row_of = {doc_id: row for row, doc_id in enumerate(pages)}
@@ -202,11 +199,11 @@ def test_korean_retrieval_equals_brute_force(ask, autorag, benchmark):
     assert through_store["Recall@10"] > 5 * shuffled["Recall@10"] > 0, "no better than chance"
 
 
-def test_approximate_search_finds_nearly_the_same(example, ask, embedded_pages, benchmark):
+def test_approximate_search_finds_nearly_the_same(example, ask, benchmark):
     if example == "qdrant":
         pytest.skip("Qdrant's local mode looks at all vectors: its server has the approximate index")
-    dataset, scores = benchmark
-    found = ask(dataset.queries, 10, "--corpus", embedded_pages, "--approximate")
+    dataset, embedded, scores = benchmark
+    found = ask(dataset.queries, 10, "--corpus", embedded, "--approximate")
     pages = np.array(list(dataset.contents.passages))
     best = pages[np.argsort(-scores, axis=1)[:, :10]]
     same = [len({doc_id for doc_id, _ in hits} & set(row)) for hits, row in zip(found, best, strict=True)]
