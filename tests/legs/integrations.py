@@ -1,6 +1,6 @@
 """The integrations leg: do the adapters work with the libraries that they adapt, and do their types fit?
 
-These bring two hundred packages, which the rest of this project does without, so their tests are skipped
+The environment has 170 packages, most of which nothing else here needs, so the tests are skipped
 elsewhere. About three minutes on two cores, most of it for installing.
 """
 
