@@ -7,10 +7,12 @@ lengths alone, as flash attention does; `token_offset` is checked for what the k
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 from onnx.reference.op_run import OpRun
-from scipy.special import erf
+
+erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def _rounded(x: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -142,11 +142,11 @@ def test_nobody_can_write_to_the_image(container, compose):
     assert {"/model", "/cache", "/tmp"} <= mounted
 
 
-def test_the_readme_names_the_metrics_that_there_are():
+def test_the_documentation_names_the_metrics_that_there_are():
     pytest.importorskip("prometheus_client")
     from koe5_onnx.serve.metrics import Metrics
 
     types = re.findall(r"^# TYPE (koe5_\w+)", Metrics().text().decode(), re.M)
     there = {name for name in types if not name.endswith("_created")}
-    named = set(re.findall(r"`(koe5_\w+)`", (DEPLOY / "README.md").read_text()))
+    named = set(re.findall(r"`(koe5_\w+)`", (DEPLOY.parent / "docs/serving.md").read_text("utf-8")))
     assert named == there

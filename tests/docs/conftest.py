@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -107,10 +108,21 @@ def place_of(places: dict[str, Place], environment: dict[str, str], tmp_path_fac
             shutil.copytree(ARTIFACT, folder / "koe5-int8")
             for name, text in FILES.items():
                 (folder / name).write_text(text, encoding="utf-8")
+            write_corpus(folder / "corpus.parquet")
             places[page] = Place(folder, environment)
         return places[page]
 
     return of
+
+
+def write_corpus(file: Path) -> None:
+    """Passages with their ids, where pyarrow is installed."""
+    with contextlib.suppress(ImportError):
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        rows = {"doc_id": ["a", "b"], "contents": ["서울은 대한민국의 수도이다.", "고래는 포유류이다."]}
+        parquet.write_table(pa.table(rows), file)
 
 
 @pytest.fixture(scope="module")
