@@ -23,6 +23,7 @@ class OpenOptions(TypedDict, total=False):
     max_batch_tokens: int | None
     overflow: Literal["truncate", "error"]
     kernels: Literal["auto", "fused", "stock"]
+    gpu_mem_limit: int | None
 
 
 _OPEN: weakref.WeakValueDictionary[tuple[object, ...], Embedder] = weakref.WeakValueDictionary()

@@ -74,6 +74,8 @@ def known_options(capsys) -> set[str]:
         with pytest.raises(SystemExit):
             parse_benchmark([name, "--help"])
         found |= set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
+    for example in (ROOT / "docs/examples").glob("*.py"):
+        found |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', example.read_text(encoding="utf-8")))
     return found
 
 
