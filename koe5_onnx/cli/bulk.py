@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from koe5_onnx.cli.engine_arguments import add_artifact_arguments, add_engine_arguments, prompt_of
+
 if TYPE_CHECKING:
     from koe5_onnx.bulk import Progress, RayOptions, Summary
 
@@ -34,14 +36,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "input", metavar="IN", type=Path, help="a file or folder: .parquet, .jsonl[.gz], .csv[.gz]"
     )
     parser.add_argument("output", metavar="OUT", type=Path, help="a folder for this job alone")
-    parser.add_argument("--artifact", required=True, metavar="DIR_OR_HUB_ID", help="an exported artifact")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    parser.add_argument(
-        "--prompt",
-        required=True,
-        choices=("query", "passage", "none"),
-        help="what the texts are: the model expects it in front, and a wrong one costs quality",
-    )
+    add_artifact_arguments(parser)
     _add_rows(parser.add_argument_group("rows"))
     _add_engine(parser.add_argument_group("engine"))
 
@@ -70,25 +65,7 @@ def _add_rows(group: argparse._ArgumentGroup) -> None:
 
 def _add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--engine", default="local", choices=("local", "ray"), help="this process, or Ray")
-    group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    group.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads of a batch (default: the usable cores)"
-    )
-    group.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="batches that run at the same time (default: what koe5-onnx tune found, else 1)",
-    )
-    group.add_argument(
-        "--kernels",
-        default="auto",
-        choices=("auto", "fused", "stock"),
-        help="fused CPU kernels where they run (auto), always (fused) or never (stock)",
-    )
-    group.add_argument(
-        "--max-batch-tokens", type=int, metavar="N", help="tokens of one batch, padding included"
-    )
+    add_engine_arguments(group)
     group.add_argument(
         "--ray-address", metavar="A", help="of a running cluster, or auto (default: start one here)"
     )
@@ -116,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         max_batch_tokens=args.max_batch_tokens,
     )
     options = Options(
-        prompt=None if args.prompt == "none" else args.prompt,
+        prompt=prompt_of(args),
         text_column=args.text_column,
         embedding_column=args.embedding_column,
         output_dtype=args.output_dtype,

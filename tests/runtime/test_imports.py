@@ -98,7 +98,7 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "serve/__init__.py": ({".errors", ".serve", *SERVE}, set()),
     "serve/tracing.py": ({PUBLIC, ".serve"}, {"opentelemetry"}),
     "serve/*.py": ({PUBLIC, ".serve", "numpy", *SERVE}, set()),
-    "cli/bulk.py": ({PUBLIC, ".bulk"}, {"huggingface_hub"}),  # at the top its types only
+    "cli/bulk.py": ({PUBLIC, ".bulk", ".cli"}, {"huggingface_hub"}),  # at the top its types only
     "bulk/__init__.py": ({".bulk", ".errors", "filelock", "pyarrow"}, set()),
     "bulk/ray_engine.py": ({PUBLIC, ".bulk"}, {"ray"}),
     "bulk/embed.py": ({PUBLIC, ".bulk", ".graphs"}, set()),
