@@ -39,6 +39,7 @@ class Koe5Embedding(BaseEmbedding):
     max_batch_tokens: int | None = Field(default=None, description="Tokens of one batch.")
     overflow: Literal["truncate", "error"] = Field(default="truncate", description="For too long texts.")
     kernels: Literal["auto", "fused", "stock"] = Field(default="auto", description="Which graph runs.")
+    gpu_mem_limit: int | None = Field(default=None, description="Bytes that may be taken on a GPU.")
 
     _embedder: Embedder = PrivateAttr()
     _async: AsyncEmbedder = PrivateAttr()
