@@ -13,10 +13,10 @@ COMMON = --checkpoint $(LARGE) $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check format lean lowest optimum kernels sanitizers contenders bench bench-smoke soak clean
+.PHONY: help demo test check format lean lowest optimum integrations ray examples dist licences kernels sanitizers contenders bench bench-smoke soak clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(READY) $(KERNELS)  ## export a small checkpoint, prove it and embed with it
 	$(BIN)/koe5-onnx demo build/demo
@@ -24,7 +24,7 @@ demo: $(READY) $(KERNELS)  ## export a small checkpoint, prove it and embed with
 test: $(READY) $(KERNELS)  ## the tests
 	$(BIN)/python -m pytest
 
-check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, sanitizers, lean, lowest, optimum
+check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, sanitizers, legs
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
@@ -33,6 +33,10 @@ check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, s
 	$(BIN)/python tests/legs/lean.py
 	$(BIN)/python tests/legs/lowest.py
 	$(BIN)/python tests/legs/optimum.py
+	$(BIN)/python tests/legs/integrations.py
+	$(BIN)/python tests/legs/examples.py
+	$(BIN)/python tests/legs/dist.py
+	$(BIN)/python tests/legs/ray.py
 
 format: $(READY)  ## format the code and repair what ruff can
 	$(BIN)/ruff check --fix
@@ -51,6 +55,21 @@ lowest: $(READY)  ## runtime and export tests on the lowest versions that pyproj
 
 optimum: $(READY)  ## tests of the exporter optimum, on the versions that Optimum allows
 	$(BIN)/python tests/legs/optimum.py
+
+ray: $(READY)  ## tests of bulk's engine ray, on a local cluster
+	$(BIN)/python tests/legs/ray.py
+
+integrations: $(READY)  ## tests of the adapters for other frameworks, with these installed
+	$(BIN)/python tests/legs/integrations.py
+
+examples: $(READY)  ## tests of docs/examples on real vector stores
+	$(BIN)/python tests/legs/examples.py
+
+dist: $(READY)  ## the files of a release, built twice and checked, in dist/
+	$(BIN)/python tests/legs/dist.py
+
+licences: $(READY)  ## write docs/licences.md
+	$(BIN)/python tests/legs/licences.py
 
 contenders: $(CONTENDERS)  ## install the systems that bench compares with, each in its environment
 
@@ -99,14 +118,14 @@ $(LARGE): | $(READY)
 	touch $@
 
 clean:  ## remove all that make made
-	rm -rf $(VENV) .venv-lean .venv-lowest .venv-optimum .venv-contenders .venv-fastembed .venv-infinity build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lean .venv-lowest .venv-optimum .venv-ray .venv-integrations .venv-examples .venv-dist .venv-contenders .venv-fastembed .venv-infinity build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # The file $(READY) exists only while the environment is whole: an interrupted install starts afresh.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("koe5-onnx needs Python 3.11 or later and found %d.%d; name another: make PYTHON=python3.12" % v[:2])'
 	test -e $@ || $(PYTHON) -m venv --clear $(VENV)
 	rm -f $@
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,export,reference,serve,otel,bench,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,export,reference,serve,otel,bulk,bench,dev]'
 	touch $@
 
 # Optional: without them everything runs on the stock graph. The last line of the log says what is missing.

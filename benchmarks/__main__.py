@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from benchmarks import checkpoint, quality
-from benchmarks.speed import coldstart, latency, memory, report, serve, smoke, throughput
+from benchmarks import checkpoint, footprint, output_dtypes, quality
+from benchmarks.speed import coldstart, gpu, latency, memory, report, serve, smoke, throughput
 from koe5_onnx import Koe5Error
 
 
@@ -31,13 +31,16 @@ class Benchmark(Protocol):
 BENCHMARKS: dict[str, Benchmark] = {
     "checkpoint": checkpoint,
     "quality": quality,
+    "output-dtypes": output_dtypes,
     "throughput": throughput,
     "latency": latency,
     "memory": memory,
     "coldstart": coldstart,
     "serve": serve,
+    "footprint": footprint,
     "report": report,
     "smoke": smoke,
+    "gpu": gpu,
 }
 
 

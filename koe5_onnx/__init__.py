@@ -18,6 +18,7 @@ from koe5_onnx.artifact import (
     Source,
     Target,
 )
+from koe5_onnx.async_embedder import AsyncEmbedder
 from koe5_onnx.embedder import Embedder, Encoded
 from koe5_onnx.errors import (
     ArtifactError,
@@ -29,7 +30,9 @@ from koe5_onnx.errors import (
     Koe5Error,
     Koe5Warning,
     MissingDependencyError,
+    OutOfMemoryError,
     ProviderError,
+    SmallerBatchWarning,
     TextTooLongError,
     TruncationWarning,
     UnsuitedCpuWarning,
@@ -43,6 +46,7 @@ __all__ = [
     "Architecture",
     "Artifact",
     "ArtifactError",
+    "AsyncEmbedder",
     "Certificate",
     "CheckpointError",
     "Contract",
@@ -57,9 +61,11 @@ __all__ = [
     "Koe5Warning",
     "Manifest",
     "MissingDependencyError",
+    "OutOfMemoryError",
     "Piece",
     "ProviderError",
     "Retrieval",
+    "SmallerBatchWarning",
     "Source",
     "Target",
     "TextTooLongError",

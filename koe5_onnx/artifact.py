@@ -6,6 +6,7 @@ An artifact is a folder::
     model.onnx         the graph: input_ids, attention_mask int64[n, width] -> embedding float32[n, dim]
     model.onnx.data    its weights, memory-mapped by ONNX Runtime
     model.fused.onnx   optional: the same encoder over the same weights, for fused CPU kernels (graphs.py)
+    model.packed.onnx  optional: the same for CUDA; like the fused graph it takes texts without padding
     tokenizer.json     the Rust tokenizer
 
 This module reads and writes the manifest and opens artifacts (from a folder or the Hub). It neither runs
@@ -30,6 +31,9 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 FUSED_GRAPH = "model.fused.onnx"
+PACKED_GRAPH = "model.packed.onnx"
+SECOND_GRAPHS = (FUSED_GRAPH, PACKED_GRAPH)
+"""An artifact has one of them at most: the first is int8, the second fp16."""
 WEIGHTS = "model.onnx.data"
 TOKENIZER = "tokenizer.json"
 
@@ -38,6 +42,21 @@ ERROR_BINS = tuple(float(f"{digit}e{power}") for power in range(-8, 1) for digit
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-block", "int4-block")
 """Names that a manifest's precision may have; koe5_export knows how each is written."""
+
+COUNTING_TYPES = (
+    "xlm-roberta",
+    "roberta",
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "mpnet",
+    "roberta-prelayernorm",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Types whose positions count from the pad token. Source: who calls create_position_ids_from_input_ids in
+https://github.com/huggingface/transformers/tree/v4.57.6/src/transformers/models"""
 
 _AGAIN = "export or download the artifact again"
 
@@ -65,6 +84,11 @@ class Architecture:
     intermediate: int
     vocabulary: int
     parameters: int
+
+    @property
+    def counts_from_pad(self) -> bool:
+        """Whether positions start at pad_id + 1 and skip pad tokens, as in RoBERTa."""
+        return self.model_type in COUNTING_TYPES
 
 
 @dataclass(frozen=True)
@@ -168,7 +192,7 @@ class Manifest:
     certificate: Certificate | None
     """None only while an export has not been measured yet."""
     fused_certificate: Certificate | None = None
-    """Of the graph for fused kernels; None where there is no such graph."""
+    """Of the second graph, for fused CPU kernels or packed for CUDA; None where there is none."""
 
     @property
     def total_bytes(self) -> int:
@@ -283,6 +307,6 @@ def _locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
     if isinstance(path_or_hub_id, Path) or not is_hub_id(name):
         raise ArtifactError(f"{name} does not exist: expected an artifact's folder or a Hub id (owner/name)")
     try:
-        return fetch(name, revision, (MANIFEST, GRAPH, FUSED_GRAPH, WEIGHTS, TOKENIZER))
+        return fetch(name, revision, (MANIFEST, GRAPH, *SECOND_GRAPHS, WEIGHTS, TOKENIZER))
     except HubError as error:
         raise ArtifactError(f"there is no folder {name} here, and as a Hub id it fails: {error}") from error

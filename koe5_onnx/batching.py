@@ -1,4 +1,4 @@
-"""Lengths to batches, and rows to arrays: padded for stock graphs, packed for fused ones. Pure numpy.
+"""Lengths to batches, and rows to arrays: padded for stock graphs, packed for the others. Pure numpy.
 
 Packed batches lay the tokens of all texts end to end: no padding, whatever their lengths.
 
@@ -16,9 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+Int32: TypeAlias = npt.NDArray[np.int32]
+Int64: TypeAlias = npt.NDArray[np.int64]
 
 SHORT_TOKENS = 64
 """Texts up to this length are padded a little, so that more of them share a batch."""
@@ -96,6 +100,56 @@ def pack(
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     places = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], np.diff(offsets))
     return np.concatenate(rows).astype(np.int64), places, offsets
+
+
+def pack_for_cuda(
+    ids: Sequence[npt.NDArray[np.int32]], batch: Batch, pad_id: int, *, counts_from_pad: bool
+) -> tuple[Int64, Int64, Int64, Int32, Int32]:
+    """`pack` with what CUDA's packed attention and the pooling behind it need.
+
+    Args:
+        ids: Of all rows.
+        batch: Which of them.
+        pad_id: Id of padding.
+        counts_from_pad: Whether positions are counts of tokens that are no pad tokens, from 1, and 0 for a
+            pad token that was typed in a text; otherwise they are places from 0.
+
+    Returns:
+        input_ids, position_ids and text_of_token int64[tokens], the last a row of the batch;
+        token_offset int32[n, longest] (see `token_offsets`); cumulative_lengths int32[n + 1].
+    """
+    input_ids, places, offsets = pack(ids, batch)
+    lengths = np.diff(offsets)
+    positions = _counted(input_ids != pad_id, offsets, lengths) if counts_from_pad else places
+    text_of_token = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+    return input_ids, positions, text_of_token, token_offsets(lengths), offsets
+
+
+def token_offsets(lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Where packed tokens would be if their texts were padded on the right, then the places of the padding.
+
+    As ONNX Runtime's PackedMultiHeadAttention takes it. Lengths [1, 2] give [[0, 2], [3, 1]]: the tokens are
+    at 0, 2 and 3 of two rows of two places, the padding at 1.
+
+    Args:
+        lengths: int32[n], at least 1 each.
+
+    Returns:
+        int32[n, longest], each number from 0 to n x longest - 1 once.
+    """
+    shape = (len(lengths), int(lengths.max()))
+    places = np.arange(shape[0] * shape[1], dtype=np.int32).reshape(shape)
+    real = np.arange(shape[1]) < lengths[:, None]
+    return np.concatenate([places[real], places[~real]]).reshape(shape)
+
+
+def _counted(
+    counts: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]
+) -> npt.NDArray[np.int64]:
+    """Number of tokens that count up to each, in its own text; 0 for those that do not count."""
+    total = np.cumsum(counts, dtype=np.int64)
+    before = np.concatenate([[0], total])[offsets[:-1]]
+    return np.asarray((total - np.repeat(before, lengths)) * counts)
 
 
 def pad(

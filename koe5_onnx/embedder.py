@@ -89,6 +89,7 @@ class Embedder:
         max_batch_tokens: int | None = None,
         overflow: Overflow = "truncate",
         kernels: Kernels = "auto",
+        gpu_mem_limit: int | None = None,
     ) -> Self:
         """Open an exported artifact.
 
@@ -102,8 +103,11 @@ class Embedder:
                 batch all cores: lowest latency. As many as cores: highest throughput on many cores.
             max_batch_tokens: Places (rows x width) of one batch.
             overflow: What to do with a text above the token limit: "truncate" or "error".
-            kernels: "auto" takes the fused kernels (extra `kernels`) where artifact and CPU have what they
-                need, "fused" takes them or fails, "stock" never does.
+            kernels: "auto" takes the graph that pads nothing where artifact and device have what it needs
+                (fused kernels of the extra `kernels` on a CPU, packed attention on CUDA), "fused" takes it
+                or fails, "stock" never does.
+            gpu_mem_limit: Bytes that ONNX Runtime may take on a GPU for weights and batches; None is no
+                limit. What does not fit runs in halves, with a warning.
 
         Raises:
             ArtifactError: The artifact is missing, damaged or of another format.
@@ -115,7 +119,9 @@ class Embedder:
         artifact = Artifact.open(path_or_hub_id, revision=revision)
         tokenizer = Tokenizer(artifact.tokenizer, artifact.manifest.contract.max_tokens)
         arrangement = arrange(artifact, device, kernels, workers, threads, max_batch_tokens)
-        session = Session(artifact, device, arrangement.threads, kernels)
+        session = Session(
+            artifact, device, arrangement.threads, arrangement.kernels, gpu_mem_limit=gpu_mem_limit
+        )
         return cls(artifact, session, tokenizer, arrangement.max_batch_tokens, overflow, arrangement.workers)
 
     @property
@@ -215,7 +221,7 @@ class Embedder:
     def padded_lengths(self, lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """The length at which texts of these lengths run, int32[n]; only equal ones share a batch.
 
-        Where nothing is padded (fused kernels) it is their own, and any texts share a batch.
+        Where nothing is padded it is their own, and any texts share a batch.
         """
         return lengths if self.session.graph.is_packed else widths_of(lengths)
 
@@ -333,7 +339,7 @@ class _Count:
         if self._on_progress:
             self._done += tokens
             share = self._seen_characters / max(1, self._characters)
-            self._on_progress(self._done, round(self._seen / share) if share < 1 else self._seen)
+            self._on_progress(self._done, round(self._seen / share) if 0 < share < 1 else self._seen)
 
 
 def _caller_level() -> int:

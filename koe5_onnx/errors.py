@@ -9,13 +9,15 @@ Every error is a `Koe5Error` and also the builtin error that a caller would expe
     ├── CheckpointError(ValueError)          a PyTorch-side checkpoint that cannot be exported
     ├── FidelityError(ValueError)            an export farther from PyTorch than its gate allows
     ├── ProviderError(RuntimeError)          the device asked for cannot run the artifact
+    │   └── OutOfMemoryError                 a batch does not fit into the device's memory
     ├── HubError(OSError)                    a repository that cannot be fetched
     └── MissingDependencyError(ImportError)  an extra that is not installed
 
     Koe5Warning(UserWarning)
     ├── TruncationWarning                    texts were cut at the token limit
     ├── DoublePromptWarning                  texts already begin with the prompt they are given
-    └── UnsuitedCpuWarning                   an artifact on a CPU that it is not made for
+    ├── UnsuitedCpuWarning                   an artifact on a CPU that it is not made for
+    └── SmallerBatchWarning                  the device's memory was too small: batches are halved
 """
 
 from __future__ import annotations
@@ -49,6 +51,10 @@ class ProviderError(Koe5Error, RuntimeError):
     """The device asked for cannot run the artifact."""
 
 
+class OutOfMemoryError(ProviderError):
+    """A batch does not fit into the device's memory."""
+
+
 class HubError(Koe5Error, OSError):
     """A repository cannot be fetched from the Hub."""
 
@@ -80,3 +86,7 @@ class DoublePromptWarning(Koe5Warning):
 
 class UnsuitedCpuWarning(Koe5Warning):
     """The CPU lacks the instructions that the artifact is made for."""
+
+
+class SmallerBatchWarning(Koe5Warning):
+    """A batch did not fit into the device's memory: it and those behind it run in halves."""

@@ -1,8 +1,9 @@
-"""Which of an artifact's graphs runs here, and why: the stock one, or the one for fused CPU kernels.
+"""Which of an artifact's graphs runs here, and why: the stock one, or the second, which pads nothing.
 
-An artifact may hold a second graph over the same weights, made of the operators of the optional distribution
-koe5-onnx-kernels. It takes tokens end to end instead of padded rows. Whatever is missing for it, the stock
-graph gives the same embeddings (each has a certificate of its own), only later.
+An artifact may hold a second graph over the same weights: in int8 one made of the operators of the optional
+distribution koe5-onnx-kernels, for CPUs, in fp16 one for CUDA. Both take tokens end to end instead of padded
+rows. Whatever is missing for it, the stock graph gives the same embeddings (each has a certificate of its
+own), only later.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from koe5_onnx.artifact import FUSED_GRAPH, Artifact
+from koe5_onnx.artifact import FUSED_GRAPH, PACKED_GRAPH, Artifact
 from koe5_onnx.errors import InputError, ProviderError
 
 Kernels = Literal["auto", "fused", "stock"]
-"""Which graph is wanted: the fused one where it runs, that or an error, or always the stock one."""
+"""Which graph is wanted: the second one where it runs, that or an error, or always the stock one."""
+Layout = Literal["padded", "packed", "packed_cuda"]
+"""How a graph takes a batch: rows padded to one width, or tokens end to end with offsets, or the same with
+what CUDA's packed attention needs besides; batching.py makes each."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,15 @@ class Graph:
 
     file: Path
     library: Path | None
-    """Library of operators that it needs; None for the stock graph."""
+    """Library of operators that it needs; None where it needs none."""
     reason: str
     """Why this one, on one line."""
+    layout: Layout = "padded"
 
     @property
     def is_packed(self) -> bool:
-        """Whether it takes tokens end to end (`batching.pack`) instead of padded rows (`batching.pad`)."""
-        return self.library is not None
+        """Whether it takes tokens end to end instead of padded rows."""
+        return self.layout != "padded"
 
 
 def choose(artifact: Artifact, device: str, kernels: Kernels = "auto") -> Graph:
@@ -44,27 +49,40 @@ def choose(artifact: Artifact, device: str, kernels: Kernels = "auto") -> Graph:
 
     Raises:
         InputError: `kernels` is no such word.
-        ProviderError: The fused graph is asked for and cannot run here; the message says why.
+        ProviderError: The second graph is asked for and cannot run here; the message says why.
     """
     if kernels not in ("auto", "fused", "stock"):
         raise InputError(f"kernels is {kernels!r}: expected 'auto', 'fused' or 'stock'")
     if kernels == "stock":
         return Graph(artifact.graph, None, "the stock graph, as asked for")
-    library = _library(artifact, device)
-    if isinstance(library, Path):
-        return Graph(artifact.path / FUSED_GRAPH, library, f"the fused graph, on {kernels_level()}")
+    second = _fused(artifact) if device == "cpu" else _packed(artifact)
+    if isinstance(second, Graph):
+        return second
     if kernels == "fused":
-        raise ProviderError(f"the fused graph cannot run: {library}")
-    return Graph(artifact.graph, None, f"the stock graph: {library}")
+        raise ProviderError(f"the {'fused' if device == 'cpu' else 'packed'} graph cannot run: {second}")
+    return Graph(artifact.graph, None, f"the stock graph: {second}")
 
 
-def _library(artifact: Artifact, device: str) -> Path | str:
-    """The kernels' library, or why the fused graph cannot run."""
-    if device != "cpu":
-        return "fused kernels are for the CPU"
+def packed_cuda_graph(artifact: Artifact, reason: str) -> Graph:
+    """The graph with packed attention, which the artifact must have."""
+    return Graph(artifact.path / PACKED_GRAPH, None, f"the packed graph, {reason}", "packed_cuda")
+
+
+def _fused(artifact: Artifact) -> Graph | str:
+    """The graph for fused CPU kernels, or why it cannot run."""
     if FUSED_GRAPH not in artifact.manifest.files:
         return "the artifact has no graph for fused kernels"
-    return installed_kernels()
+    library = installed_kernels()
+    if isinstance(library, str):
+        return library
+    return Graph(artifact.path / FUSED_GRAPH, library, f"the fused graph, on {kernels_level()}", "packed")
+
+
+def _packed(artifact: Artifact) -> Graph | str:
+    """The graph with packed attention for CUDA, or why there is none."""
+    if PACKED_GRAPH not in artifact.manifest.files:
+        return "the artifact has no packed graph for CUDA (fp16 exports have one)"
+    return packed_cuda_graph(artifact, "without padding")
 
 
 def installed_kernels() -> Path | str:

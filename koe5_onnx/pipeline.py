@@ -9,13 +9,15 @@ texts -> windows of ids (one ahead) -> plan -> workers: lay out, run, out[rows]
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx.batching import Batch, pack, pad, plan, plan_packed
+from koe5_onnx.batching import Batch, pack, pack_for_cuda, pad, plan, plan_packed
+from koe5_onnx.errors import OutOfMemoryError, SmallerBatchWarning
 from koe5_onnx.session import Session
 from koe5_onnx.tokenizer import Tokenizer, Tokens
 
@@ -54,6 +56,7 @@ def run_batches(
     pad_id: int,
     workers: int,
     on_batch: Callable[[int], None],
+    halve: bool = True,
 ) -> None:
     """Embed one window.
 
@@ -65,12 +68,17 @@ def run_batches(
         pad_id: Id of padding.
         workers: Threads that run batches at the same time, the caller's own among them.
         on_batch: Called after each batch with its tokens; never from two threads at once.
+        halve: Go on in halves where a batch does not fit into the device's memory.
+
+    Raises:
+        OutOfMemoryError: A batch does not fit, and its halves (with `halve`) do not either.
     """
     lengths = tokens.lengths
     batches = plan_for(session, lengths, max_batch_tokens)
 
     def embed(batch: Batch) -> int:
-        out[batch.rows] = run_batch(session, tokens.ids, batch, pad_id)
+        for part, rows in run_fitting(session, tokens.ids, batch, pad_id, halve):
+            out[part.rows] = rows
         return int(lengths[batch.rows].sum())
 
     _share_out(batches, embed, min(workers, len(batches)), on_batch)
@@ -81,11 +89,46 @@ def plan_for(session: Session, lengths: npt.NDArray[np.int32], max_batch_tokens:
     return (plan_packed if session.graph.is_packed else plan)(lengths, max_batch_tokens)
 
 
+def run_fitting(
+    session: Session, ids: Sequence[npt.NDArray[np.int32]], batch: Batch, pad_id: int, halve: bool = True
+) -> Iterator[tuple[Batch, npt.NDArray[np.float32]]]:
+    """Embed one batch, in halves from the first time on that one does not fit into the device's memory.
+
+    Once: where a half does not fit either, something else takes the memory, and trying on would only be slow.
+
+    Yields:
+        Parts of the batch, and float32[n, dim] for each.
+
+    Raises:
+        OutOfMemoryError: A half, or one text, does not fit.
+    """
+    if not session.halves:
+        try:
+            rows = run_batch(session, ids, batch, pad_id)
+        except OutOfMemoryError as error:
+            if len(batch.rows) < 2 or not halve:
+                raise
+            session.halves = True
+            warnings.warn(f"batches run in halves from now on: {error}", SmallerBatchWarning, stacklevel=2)
+        else:
+            yield batch, rows
+            return
+    # Every second row: rows come by length, so both halves have about as many tokens.
+    for places in (batch.rows[::2], batch.rows[1::2]):
+        if len(places):
+            half = Batch(places, batch.width)
+            yield half, run_batch(session, ids, half, pad_id)
+
+
 def run_batch(
     session: Session, ids: Sequence[npt.NDArray[np.int32]], batch: Batch, pad_id: int
 ) -> npt.NDArray[np.float32]:
     """Embed the rows of one batch: float32[n, dim]."""
-    return session.run(*(pack(ids, batch) if session.graph.is_packed else pad(ids, batch, pad_id)))
+    if session.graph.layout == "packed":
+        return session.run(*pack(ids, batch))
+    if session.graph.layout == "packed_cuda":
+        return session.run(*pack_for_cuda(ids, batch, pad_id, counts_from_pad=session.counts_from_pad))
+    return session.run(*pad(ids, batch, pad_id))
 
 
 class _Share:

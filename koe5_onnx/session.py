@@ -11,21 +11,23 @@ import re
 import threading
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from koe5_onnx import cuda
 from koe5_onnx.artifact import Artifact, Target
 from koe5_onnx.errors import (
     ArtifactError,
     InputError,
     MissingDependencyError,
+    OutOfMemoryError,
     ProviderError,
     UnsuitedCpuWarning,
 )
-from koe5_onnx.graphs import Kernels, choose
+from koe5_onnx.graphs import Graph, Kernels, Layout, choose
 from koe5_onnx.machine import cpu_features, usable_cores
 
 Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider"]
@@ -36,8 +38,12 @@ _PRECISIONS_FOR = {
     "cpu": "--precision fp32, int8, int8-block or int4-block",
     "cuda": "--precision fp32 or fp16",
 }
-_PADDED_INPUTS = ["input_ids", "attention_mask"]
-_PACKED_INPUTS = ["input_ids", "places", "offsets"]
+INPUTS: Mapping[Layout, Sequence[str]] = {
+    "padded": ("input_ids", "attention_mask"),
+    "packed": ("input_ids", "places", "offsets"),
+    "packed_cuda": ("input_ids", "position_ids", "text_of_token", "token_offset", "cumulative_lengths"),
+}
+"""Names of a graph's inputs, in the order in which batching.py gives their arrays."""
 _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 """Those of this process, for `_after_fork`."""
 
@@ -52,10 +58,13 @@ class Session:
         artifact: The opened artifact.
         device: "cpu", "cuda" or "cuda:N".
         threads: Threads of one run on the CPU; None takes the usable cores (see machine.py).
-        kernels: "auto" runs the graph for fused kernels where it can, "fused" that or nothing, "stock" never.
+        kernels: "auto" runs the second graph, which pads nothing, where it can, "fused" that or nothing,
+            "stock" never.
+        graph: Runs this graph and leaves `kernels` aside; None chooses by it.
+        gpu_mem_limit: Bytes that ONNX Runtime may take on a GPU beside CUDA's own; None is no limit.
 
     Raises:
-        InputError: `device` has another form, or `threads` is below 1.
+        InputError: `device` has another form, or `threads` or `gpu_mem_limit` is below 1.
         ProviderError: The device cannot be used; never falls back to another.
         MissingDependencyError: Neither onnxruntime nor onnxruntime-gpu is installed.
     """
@@ -66,13 +75,21 @@ class Session:
         device: str = "cpu",
         threads: int | None = None,
         kernels: Kernels = "auto",
+        graph: Graph | None = None,
+        gpu_mem_limit: int | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}: expected 1 or more, or None for the usable cores")
+        if gpu_mem_limit is not None and gpu_mem_limit < 1:
+            raise InputError(f"gpu_mem_limit is {gpu_mem_limit}: expected bytes, or None for no limit")
         self.threads = threads or usable_cores().count
         self._artifact = artifact
-        self._provider, self._provider_options = parse_device(device)
-        self.graph = choose(artifact, device, kernels)
+        self._provider, self._gpu = parse_device(device)
+        self._gpu_mem_limit = gpu_mem_limit
+        self.halves = False
+        """Whether batches run in halves, since one did not fit into the device's memory (pipeline.py)."""
+        self.graph = graph or choose(artifact, device, kernels)
+        self.counts_from_pad = artifact.manifest.architecture.counts_from_pad
         self._lock = threading.Lock()
         self._closed = False
         self._ort: Any = self._open()
@@ -87,15 +104,27 @@ class Session:
         """Embed one batch.
 
         Args:
-            arrays: What `batching.pad` gives (input_ids, attention_mask; int64[n, width]), or where
-                `graph.is_packed` what `batching.pack` gives (input_ids, places int64[tokens], offsets
-                int32[n + 1]).
+            arrays: What batching.py gives for `graph.layout`: `pad` input_ids and attention_mask
+                int64[n, width], `pack` input_ids and places int64[tokens] and offsets int32[n + 1],
+                `pack_for_cuda` the inputs of the packed graph.
 
         Returns:
             float32[n, dim], pooled and normalised inside the graph.
+
+        Raises:
+            OutOfMemoryError: The batch does not fit into the device's memory.
         """
         feeds = dict(zip(self._inputs, arrays, strict=True))
-        embedding: npt.NDArray[np.float32] = self._session().run(None, feeds)[0]
+        session = self._session()
+        try:
+            embedding: npt.NDArray[np.float32] = session.run(None, feeds)[0]
+        except Exception as error:  # its errors have no root of their own
+            if not cuda.is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"a batch of {arrays[0].size:,} tokens does not fit into the memory of {self._provider}: "
+                f"open with a smaller max_batch_tokens. ONNX Runtime says: {error}"
+            ) from error
         return embedding
 
     def close(self) -> None:
@@ -105,7 +134,11 @@ class Session:
 
     @property
     def _inputs(self) -> list[str]:
-        return _PACKED_INPUTS if self.graph.is_packed else _PADDED_INPUTS
+        return list(INPUTS[self.graph.layout])
+
+    def _source(self) -> str | bytes:
+        """What is opened: the graph's file."""
+        return str(self.graph.file)
 
     def _session(self) -> Any:
         ort_session = self._ort
@@ -134,9 +167,9 @@ class Session:
         self._require_provider(ort)
         try:
             session = ort.InferenceSession(
-                str(self.graph.file),
+                self._source(),
                 self._options(ort),
-                providers=[(self._provider, self._provider_options)],
+                providers=[(self._provider, self._provider_options())],
                 # Its default goes on with the CPU, when it opens and even in a later run.
                 enable_fallback=0,
             )
@@ -146,8 +179,8 @@ class Session:
             ) from error
         if session.get_providers()[0] != self._provider:
             raise ProviderError(
-                f"asked for {self._provider}, ONNX Runtime opened {session.get_providers()}: a driver, CUDA "
-                "or cuDNN library is missing; run koe5-onnx doctor"
+                f"asked for {self._provider}, ONNX Runtime {ort.__version__} opened "
+                f"{', '.join(session.get_providers())}: {cuda.why_on_the_cpu(ort)}"
             )
         self._require_interface(session)
         return session
@@ -180,6 +213,12 @@ class Session:
             )
         if device == "cpu":
             self._warn_if_unsuited(manifest.target)
+        else:
+            cuda.require_gpu(self._gpu)
+            cuda.preload(ort)
+
+    def _provider_options(self) -> dict[str, str]:
+        return {} if self._provider == CPU else cuda.provider_options(self._gpu, self._gpu_mem_limit)
 
     def _warn_if_unsuited(self, target: Target) -> None:
         if reason := unsuited(target, cpu_features()):
@@ -244,15 +283,15 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def parse_device(device: str) -> tuple[Provider, dict[str, str]]:
-    """Turn "cpu", "cuda" or "cuda:N" into a provider and its options.
+def parse_device(device: str) -> tuple[Provider, int]:
+    """Turn "cpu", "cuda" or "cuda:N" into a provider and the number of the GPU; that of the CPU is 0.
 
     Raises:
         InputError: Any other form.
     """
     if device == "cpu":
-        return CPU, {}
+        return CPU, 0
     match = re.fullmatch(r"cuda(?::(\d+))?", device)
     if match is None:
         raise InputError(f"device is {device!r}: expected 'cpu', 'cuda' or 'cuda:N'")
-    return CUDA, {"device_id": match[1] or "0"}
+    return CUDA, int(match[1] or 0)

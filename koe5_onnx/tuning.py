@@ -1,4 +1,4 @@
-"""Batch size and workers measured on this machine, and remembered for it.
+"""Batch size, workers and on CUDA the graph, measured on this machine and remembered for it.
 
 What is best depends on caches and cores, not on texts: `tune` runs random tokens through the real graph for
 some seconds and keeps what it finds under the user's cache folder. Opening an artifact looks it up; nothing
@@ -15,7 +15,7 @@ import secrets
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,16 +24,26 @@ import numpy.typing as npt
 
 from koe5_onnx.artifact import WEIGHTS, Artifact
 from koe5_onnx.checked import cache_folder
+from koe5_onnx.cuda import require_gpu
+from koe5_onnx.errors import OutOfMemoryError, ProviderError
 from koe5_onnx.graphs import Kernels, choose
 from koe5_onnx.machine import cpu_features, cpu_name, usable_cores
 from koe5_onnx.pipeline import run_batches
-from koe5_onnx.session import Session, import_onnxruntime
+from koe5_onnx.session import CUDA, Session, import_onnxruntime, parse_device
 from koe5_onnx.tokenizer import Tokens
 
 DEFAULT_BATCH_TOKENS = 512
 """On CPUs larger batches fall out of the cache; measured in benchmarks/NOTES.md."""
 
+DEFAULT_GPU_BATCH_TOKENS = 16384
+"""Enough work for a large GPU and little memory; not measured."""
+
 _BUDGETS = (256, 512, 1024, 2048, 4096)
+_GPU_BUDGETS = (16384, 32768, 65536, 131072)
+_GPU_WORKERS = (1, 2)
+"""With two, one lays out and copies a batch while the other's runs."""
+_GPU_SAMPLES = 100
+"""Times the sample below: 300,000 tokens, several of the largest batches."""
 _WORTHWHILE = 1.02
 """A larger batch, or more workers, must be this much faster than the smaller to be preferred."""
 _SAMPLE_LENGTHS = (512, 512, 300, 200, 120, *(60, 45, 32, 24) * 10)
@@ -49,6 +59,8 @@ class Arrangement:
     workers: int
     threads: int
     max_batch_tokens: int
+    kernels: Kernels = "auto"
+    """Which graph; on CUDA "auto" becomes the faster one of both."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +85,9 @@ def tune(
 ) -> Profile:
     """Measure arrangements on this machine and remember the best.
 
-    Takes `rounds` times about twenty runs over 3,000 tokens. Rounds interleave all arrangements, so that a
-    busy moment of the machine hits all alike.
+    Takes `rounds` times about twenty runs over 3,000 tokens, on CUDA over 300,000. Rounds interleave all
+    arrangements, so that a busy moment of the machine hits all alike. One that does not fit into a GPU's
+    memory is left out.
 
     Args:
         artifact: The opened artifact.
@@ -85,17 +98,26 @@ def tune(
 
     Raises:
         ProviderError: The device or the graph cannot be used.
+        OutOfMemoryError: No arrangement fits into the GPU's memory.
     """
-    lengths = np.minimum(_SAMPLE_LENGTHS, artifact.manifest.contract.max_tokens)
+    on_gpu = _is_gpu(device)
+    lengths = np.tile(
+        np.minimum(_SAMPLE_LENGTHS, artifact.manifest.contract.max_tokens), _GPU_SAMPLES if on_gpu else 1
+    )
     tokens = _random_tokens(artifact.manifest.architecture.vocabulary, lengths)
-    sessions = {threads: Session(artifact, device, threads, kernels) for threads in _thread_counts()}
-    found: dict[Arrangement, list[float]] = {one: [] for one in _arrangements(sessions)}
-    for _ in range(rounds):
-        for arrangement, rates in found.items():
-            rates.append(_rate(artifact, sessions[arrangement.threads], tokens, arrangement))
+    candidates = list(_gpu_arrangements(artifact, device, kernels) if on_gpu else _arrangements(kernels))
+    found: dict[Arrangement, list[float]] = {one: [] for one in candidates}
+    with _Sessions(artifact, device) as sessions:
+        for _ in range(rounds):
+            for arrangement in list(found):
+                try:
+                    found[arrangement].append(_rate(artifact, sessions.of(arrangement), tokens, arrangement))
+                except OutOfMemoryError as error:
+                    report(f"{describe(arrangement)}: {error}")
+                    del found[arrangement]
+                    if not found:
+                        raise
     medians = [(arrangement, statistics.median(rates)) for arrangement, rates in found.items()]
-    for session in sessions.values():
-        session.close()
     for arrangement, rate in medians:
         report(f"{describe(arrangement)}: {rate:,.0f} tokens/s")
     alone = [one for one in medians if one[0].workers == 1]
@@ -105,7 +127,7 @@ def tune(
 
 
 def remembered(artifact: Artifact, device: str, kernels: Kernels) -> Profile | None:
-    """What `tune` found for this artifact on this machine; None where it has not run."""
+    """What `tune` found for this artifact on this machine; None where it has not run, or cannot."""
     try:
         found = json.loads(_note_of(artifact, device, kernels).read_text(encoding="utf-8"))
         return Profile(
@@ -113,7 +135,7 @@ def remembered(artifact: Artifact, device: str, kernels: Kernels) -> Profile | N
             Arrangement(**found["lowest_latency"]),
             [(Arrangement(**one), float(rate)) for one, rate in found["tokens_per_second"]],
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, ProviderError):
         return None
 
 
@@ -125,10 +147,12 @@ def arrange(
     threads: int | None,
     max_batch_tokens: int | None,
 ) -> Arrangement:
-    """What is given, and for the rest what `tune` found, else 1 worker, all cores, 512 tokens."""
-    profile = remembered(artifact, device, kernels) if None in (workers, max_batch_tokens) else None
+    """What is given, and for the rest what `tune` found, else 1 worker, all cores, 512 tokens (16,384)."""
+    on_gpu = _is_gpu(device)
+    needed = None in (workers, max_batch_tokens) or on_gpu
+    profile = remembered(artifact, device, kernels) if needed else None
     cores = usable_cores().count
-    found = Arrangement(1, cores, DEFAULT_BATCH_TOKENS)
+    found = Arrangement(1, cores, DEFAULT_GPU_BATCH_TOKENS if on_gpu else DEFAULT_BATCH_TOKENS, kernels)
     if profile is not None:
         found = profile.lowest_latency if workers == 1 else profile.best
     workers = workers or found.workers
@@ -136,15 +160,39 @@ def arrange(
         workers,
         max(1, cores // workers) if threads is None else threads,
         found.max_batch_tokens if max_batch_tokens is None else max_batch_tokens,
+        found.kernels if kernels == "auto" else kernels,
     )
 
 
 def describe(arrangement: Arrangement) -> str:
     """An arrangement in words."""
-    return (
+    words = (
         f"{arrangement.workers} x {arrangement.threads} threads, "
         f"batches of {arrangement.max_batch_tokens:,} tokens"
     )
+    return words if arrangement.kernels == "auto" else f"{words}, {arrangement.kernels} graph"
+
+
+def _is_gpu(device: str) -> bool:
+    return parse_device(device)[0] == CUDA
+
+
+class _Sessions(AbstractContextManager["_Sessions"]):
+    """Sessions opened as arrangements need them, each once."""
+
+    def __init__(self, artifact: Artifact, device: str) -> None:
+        self._artifact, self._device = artifact, device
+        self._opened: dict[tuple[int, Kernels], Session] = {}
+
+    def of(self, arrangement: Arrangement) -> Session:
+        key = (arrangement.threads, arrangement.kernels)
+        if key not in self._opened:
+            self._opened[key] = Session(self._artifact, self._device, *key)
+        return self._opened[key]
+
+    def __exit__(self, *_error: object) -> None:
+        for session in self._opened.values():
+            session.close()
 
 
 def _thread_counts() -> list[int]:
@@ -153,10 +201,18 @@ def _thread_counts() -> list[int]:
     return sorted({cores, 1, *(count for count in (4, 8) if count < cores)}, reverse=True)
 
 
-def _arrangements(threads: Sequence[int] | dict[int, Session]) -> Iterator[Arrangement]:
+def _arrangements(kernels: Kernels) -> Iterator[Arrangement]:
     cores = usable_cores().count
-    for count, budget in itertools.product(threads, _BUDGETS):
-        yield Arrangement(max(1, cores // count), count, budget)
+    for count, budget in itertools.product(_thread_counts(), _BUDGETS):
+        yield Arrangement(max(1, cores // count), count, budget, kernels)
+
+
+def _gpu_arrangements(artifact: Artifact, device: str, kernels: Kernels) -> Iterator[Arrangement]:
+    """Both graphs where either may run: which is faster depends on the GPU's attention kernels."""
+    both = kernels == "auto" and choose(artifact, device, kernels).is_packed
+    graphs: tuple[Kernels, ...] = ("fused", "stock") if both else (kernels,)
+    for graph, workers, budget in itertools.product(graphs, _GPU_WORKERS, _GPU_BUDGETS):
+        yield Arrangement(workers, usable_cores().count, budget, graph)
 
 
 def _random_tokens(vocabulary: int, lengths: npt.NDArray[np.int64]) -> Tokens:
@@ -178,6 +234,7 @@ def _rate(artifact: Artifact, session: Session, tokens: Tokens, arrangement: Arr
         pad_id=contract.pad_id,
         workers=arrangement.workers,
         on_batch=lambda _tokens: None,
+        halve=False,
     )
     return int(tokens.lengths.sum()) / (time.perf_counter() - start)
 
@@ -195,6 +252,7 @@ def _note_of(artifact: Artifact, device: str, kernels: Kernels) -> Path:
         artifact.manifest.files[WEIGHTS].sha256,
         graph.file.name,
         device,
+        *([str(require_gpu(parse_device(device)[1])), kernels] if _is_gpu(device) else []),
         cpu_name(),
         *cpu_features(),
         str(usable_cores().count),

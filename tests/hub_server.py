@@ -34,6 +34,7 @@ class Hub:
     """What the little Hub holds, and what it was asked for."""
 
     files: dict[str, bytes]
+    repository: str = REPOSITORY
     endpoint: str = ""
     break_off: str = ""
     """File whose transfer ends in the middle."""
@@ -56,14 +57,17 @@ class Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path.strip("/")
         # A dataset has the same routes under another name.
         path = path.replace("api/datasets/", "api/models/").removeprefix("datasets/")
-        model = f"api/models/{REPOSITORY}"
-        if path in (f"{model}/revision/main", f"{model}/revision/v1", f"{model}/revision/{COMMIT}"):
+        repository = self.hub.repository
+        model = f"api/models/{repository}"
+        if path in (model, *(f"{model}/revision/{name}" for name in ("main", "v1", COMMIT))):
             siblings = [{"rfilename": name} for name in self.hub.files]
-            self.reply_json({"id": REPOSITORY, "modelId": REPOSITORY, "sha": COMMIT, "siblings": siblings})
-        elif path == f"{model}/tree/{COMMIT}":
+            self.reply_json({"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings})
+        elif path in (f"{model}/tree/main", f"{model}/tree/{COMMIT}"):
             self.reply_json([self.describe(name) for name in self.hub.files])
-        elif path.startswith(f"{REPOSITORY}/resolve/{COMMIT}/"):
-            self.reply_file(path.partition(f"{COMMIT}/")[2])
+        elif path.startswith((f"{repository}/resolve/{COMMIT}/", f"{repository}/resolve/main/")):
+            self.reply_file(path.removeprefix(f"{repository}/resolve/").partition("/")[2])
+        elif path.startswith(f"{model}/tree/"):
+            self.reply(404, b"", {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
         elif path.startswith(f"{model}/revision/"):
             self.reply(404, b"", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
         else:
@@ -75,6 +79,9 @@ class Handler(BaseHTTPRequestHandler):
         return {"type": "file", "path": name, "size": len(content), "oid": oid}
 
     def reply_file(self, name: str) -> None:
+        if name not in self.hub.files:
+            self.reply(404, b"", {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
+            return
         content = self.hub.files[name]
         if self.command == "GET":
             self.hub.fetched.append(name)
@@ -101,9 +108,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(files: dict[str, bytes]) -> Iterator[Hub]:
-    """Serve files as the repository REPOSITORY."""
-    hub = Hub(files)
+def serving(files: dict[str, bytes], repository: str = REPOSITORY) -> Iterator[Hub]:
+    """Serve files as one repository."""
+    hub = Hub(files, repository)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": hub}))
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))

@@ -32,10 +32,16 @@ class _Koe5:
         warnings.simplefilter("ignore", TruncationWarning)  # the corpora are cut on purpose
         self.batch = 0
         self._embedder = Embedder.open(
-            opening.files, threads=opening.threads, kernels=opening.options.get("kernels", "auto")
+            opening.files,
+            device=opening.options.get("device", "cpu"),
+            threads=opening.threads,
+            workers=opening.options.get("workers", 1),
+            kernels=opening.options.get("kernels", "auto"),
         )
         self.about = self._embedder.session.graph.reason
         """Which graph runs; recorded with the results."""
+        if opening.options.get("device", "cpu") != "cpu":
+            self.about += f"; {self._embedder.workers} workers, {self._embedder.max_batch_tokens:,} tokens"
 
     def embed(self, texts: Sequence[str]) -> Array:
         return self._embedder.encode(texts)

@@ -43,6 +43,7 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     "onnx": Recipe("onnxruntime"),
     "ort-dynamic-int8": Recipe("onnxruntime", "onnx"),
+    "ort-fp16": Recipe("onnxruntime", "onnx"),
     "openvino-fp32": Recipe("openvino", "onnx"),
     "openvino-int8": Recipe("openvino", "openvino-fp32"),
     "ctranslate2-int8": Recipe("ctranslate2"),

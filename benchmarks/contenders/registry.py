@@ -102,16 +102,57 @@ CONTENDERS: Mapping[str, Contender] = {
 }
 
 
-def chosen(names: Sequence[str] | None) -> list[Contender]:
+GPU_NAMES = (
+    "koe5",
+    "koe5-padded",
+    "sentence-transformers-sdpa",
+    "sentence-transformers-flash",
+    "sentence-transformers-compiled",
+    "ort-padded",
+)
+"""Contenders on a GPU. Their precision is not in the name: fp16, or fp32 where a CPU stands in."""
+_FP16 = 0.999
+_GPU_TEXTS = [32, 64, 128, 256, 512]
+"""Batches worth trying, in texts."""
+_GPU_TOKENS = [8192, 16384, 32768, 65536]
+"""The same in padded tokens."""
+
+
+def gpu_contenders(device: str) -> dict[str, Contender]:
+    """The contenders of `GPU_NAMES` on a device; "cpu" stands in for a GPU in tests, in fp32.
+
+    All run in the environment of this process, which must have what they need.
+    """
+    on_gpu = device != "cpu"
+    precision, dtype = ("fp16", "float16") if on_gpu else ("fp32", "float32")
+    least = _FP16 if on_gpu else _FP32
+    ours = {"device": device, "workers": None}
+    torch: dict[str, Any] = {"device": device, "dtype": dtype, "batches": _GPU_TEXTS if on_gpu else [8]}
+    ort = {"device": device, "batches": _GPU_TOKENS if on_gpu else [512]}
+    families: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+        ("koe5", f"artifact {precision}", ours),
+        ("koe5", f"artifact {precision}", {**ours, "kernels": "stock"}),
+        ("sentence_transformers", "checkpoint", {**torch, "attention": "sdpa"}),
+        ("sentence_transformers", "checkpoint", {**torch, "attention": "flash_attention_2"}),
+        ("sentence_transformers", "checkpoint", {**torch, "attention": "sdpa", "compile": True}),
+        ("onnxruntime", "prepared ort-fp16" if on_gpu else "prepared onnx", ort),
+    )
+    return {
+        name: Contender(name, family, files, least, OWN, options)
+        for name, (family, files, options) in zip(GPU_NAMES, families, strict=True)
+    }
+
+
+def chosen(names: Sequence[str] | None, among: Mapping[str, Contender] = CONTENDERS) -> list[Contender]:
     """The contenders of these names, in this order; all of them for None.
 
     Raises:
         InputError: A name is unknown or given twice.
     """
     if names is None:
-        return list(CONTENDERS.values())
-    if strangers := [name for name in names if name not in CONTENDERS]:
-        raise InputError(f"{strangers[0]!r} is no contender: expected one of {', '.join(CONTENDERS)}")
+        return list(among.values())
+    if strangers := [name for name in names if name not in among]:
+        raise InputError(f"{strangers[0]!r} is no contender: expected one of {', '.join(among)}")
     if len(set(names)) < len(names):
         raise InputError(f"a contender is given twice: {', '.join(names)}")
-    return [CONTENDERS[name] for name in names]
+    return [among[name] for name in names]

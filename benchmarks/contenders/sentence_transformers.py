@@ -1,4 +1,4 @@
-"""sentence-transformers on PyTorch in fp32 or bf16: `encode`, which sorts by length itself."""
+"""sentence-transformers on PyTorch, on the CPU or a GPU: `encode`, which sorts by length itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def load() -> Mapping[str, str]:
 
 
 def open_engine(opening: Opening) -> Engine:
-    """Open a checkpoint in the data type that `options["dtype"]` names."""
+    """Open a checkpoint in the data type that `options["dtype"]` names.
+
+    Further options: "device", "attention" (transformers' attn_implementation), "compile" (torch.compile).
+    """
     return _SentenceTransformers(opening)
 
 
@@ -33,10 +36,16 @@ class _SentenceTransformers:
         torch.set_num_threads(opening.threads)
         dtype = getattr(torch, opening.options["dtype"])
         self.batch = opening.batch or 32
+        kwargs = {"dtype": dtype}
+        if "attention" in opening.options:
+            kwargs["attn_implementation"] = opening.options["attention"]
+        device = opening.options.get("device", "cpu")
         self._encoder = SentenceTransformer(
-            str(opening.files), device="cpu", model_kwargs={"dtype": dtype}, local_files_only=True
+            str(opening.files), device=device, model_kwargs=kwargs, local_files_only=True
         )
         self._encoder.max_seq_length = MAX_TOKENS
+        if opening.options.get("compile"):
+            self._encoder[0].auto_model.compile(dynamic=True)
 
     def embed(self, texts: Sequence[str]) -> Array:
         found = self._encoder.encode(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.contenders.prepared import Store
-from benchmarks.contenders.registry import CONTENDERS, Contender, chosen
+from benchmarks.contenders.registry import CONTENDERS, OWN, Contender, chosen
 from benchmarks.speed.texts import CORPORA, Corpus, read_corpora
 from koe5_onnx import InputError
 from koe5_onnx.machine import usable_cores
@@ -25,7 +26,11 @@ class Setting:
 
 
 def add_arguments(
-    parser: argparse.ArgumentParser, *, rounds: int, corpora: tuple[str, ...] = CORPORA
+    parser: argparse.ArgumentParser,
+    *,
+    rounds: int,
+    corpora: tuple[str, ...] = CORPORA,
+    contenders: Sequence[str] = tuple(CONTENDERS),
 ) -> None:
     """Declare the shared options; `rounds` is the default of --rounds."""
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="checkpoint's folder")
@@ -43,7 +48,7 @@ def add_arguments(
         metavar="FOLDER",
         help="where contenders' files are kept (default: %(default)s)",
     )
-    parser.add_argument("--contender", action="append", choices=CONTENDERS, help="repeatable (default: all)")
+    parser.add_argument("--contender", action="append", choices=contenders, help="repeatable (default: all)")
     parser.add_argument("--corpus", action="append", choices=corpora, help="repeatable (default: all)")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder with korsts/ and autorag_ko/")
     parser.add_argument("--texts", type=int, metavar="N", help="texts of a corpus")
@@ -53,8 +58,8 @@ def add_arguments(
     parser.set_defaults(corpora=corpora)
 
 
-def setting_of(args: argparse.Namespace) -> Setting:
-    """Check the shared options.
+def setting_of(args: argparse.Namespace, among: Mapping[str, Contender] = CONTENDERS) -> Setting:
+    """Check the shared options; --contender names some of `among`.
 
     Raises:
         InputError: One is out of range or names nothing.
@@ -66,10 +71,11 @@ def setting_of(args: argparse.Namespace) -> Setting:
     tokenizer = args.checkpoint / "tokenizer.json"
     if not tokenizer.is_file():
         raise InputError(f"{args.checkpoint} has no tokenizer.json: expected a checkpoint's folder")
-    store = Store(args.checkpoint, args.cache, artifacts_of(args.artifact))
+    environment = OWN if among is not CONTENDERS else "contenders"
+    store = Store(args.checkpoint, args.cache, artifacts_of(args.artifact), environment)
     corpora = read_corpora(args.corpus or args.corpora, args.data, tokenizer, args.texts)
     threads = args.threads or usable_cores().count
-    return Setting(store, chosen(args.contender), corpora, threads, args.json)
+    return Setting(store, chosen(args.contender, among), corpora, threads, args.json)
 
 
 def artifacts_of(given: list[str]) -> dict[str, Path]:

@@ -34,9 +34,9 @@ def run(args: argparse.Namespace) -> int:
     if args.calls < args.rounds:
         raise InputError(f"--calls {args.calls}: expected {args.rounds} or more, one in each round")
     setting = setting_of(args)
-    query = _query(setting)
+    query = query_of(setting)
     with open_field(setting) as field:
-        milliseconds = _measure(field, query, args.calls, args.rounds)
+        milliseconds = measure(field, query, args.calls, args.rounds)
         idle = _idle(field, args.idle_seconds)
         result = _result(setting, field, query, milliseconds, idle)
     print(table(result))
@@ -45,13 +45,13 @@ def run(args: argparse.Namespace) -> int:
     return 1 if field.wrong else 0
 
 
-def _query(setting: Setting) -> str:
+def query_of(setting: Setting) -> str:
     """The middle one, by length, of those that are neither short nor long."""
     found = sorted(queries_of(setting.corpora[0], *QUERY_TOKENS), key=len)
     return found[len(found) // 2]
 
 
-def _measure(field: Field, query: str, calls: int, rounds: int) -> dict[str, list[float]]:
+def measure(field: Field, query: str, calls: int, rounds: int) -> dict[str, list[float]]:
     """Each contender's calls, a block of them each round."""
     found: dict[str, list[float]] = {name: [] for name in field.opened}
     for turn in range(rounds):
@@ -89,10 +89,16 @@ def _result(
     result["query_tokens"] = corpus.lengths[corpus.texts.index(query)]
     result["contenders"] = {name: opened.describe() for name, opened in field.opened.items()}
     result["wrong"] = field.wrong
-    result["latency_ms"] = {}
+    result["latency_ms"] = figures(milliseconds, idle)
+    return result
+
+
+def figures(milliseconds: dict[str, list[float]], idle: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """Percentiles of each contender's calls."""
+    found = {}
     for name, calls in milliseconds.items():
         p50, p90, p99 = (percentile(calls, share) for share in (0.5, 0.9, 0.99))
-        result["latency_ms"][name] = {
+        found[name] = {
             "p50": p50,
             "p90": p90,
             "p99": p99,
@@ -100,7 +106,7 @@ def _result(
             "calls": calls,
             "idle_cpu": idle.get(name),
         }
-    return result
+    return found
 
 
 def table(result: dict[str, Any]) -> str:

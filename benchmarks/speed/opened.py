@@ -90,30 +90,47 @@ def open_field(setting: Setting) -> Iterator[Field]:
                 worker,
                 files[contender.name],
                 loaded["versions"],
-                loaded["batches"],
+                list(contender.options.get("batches", loaded["batches"])),
                 opened["about"],
                 found.cosine_min,
             )
         yield field_
 
 
-def choose_batches(opened: Opened, corpora: Sequence[Corpus], folder: Path, threads: int) -> None:
-    """Take each corpus' best batch size: what an earlier sweep on such a CPU found, else a sweep."""
+def choose_batches(
+    opened: Opened,
+    corpora: Sequence[Corpus],
+    folder: Path,
+    threads: int,
+    machine: str | None = None,
+    tokens: int = _SWEEP_TOKENS,
+) -> None:
+    """Take each corpus' best batch size: what an earlier sweep on such a machine found, else a sweep.
+
+    Args:
+        opened: The contender, whose `batch` is filled in.
+        corpora: For each of them.
+        folder: Where sweeps are remembered.
+        threads: Of the library.
+        machine: What the best size depends on; None is the CPU's name.
+        tokens: Of the sample that is swept over.
+    """
     file = folder / "batches" / f"{opened.contender.name}.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    where = f"{threads} threads, {machine or cpu_name()}, {opened.versions}"
     for corpus in corpora:
-        key = f"{corpus.name} of {len(corpus.texts)}, {threads} threads, {cpu_name()}, {opened.versions}"
+        key = f"{corpus.name} of {len(corpus.texts)}, {where}"
         if key not in known:
-            known[key] = _swept(opened, corpus)
+            known[key] = _swept(opened, corpus, tokens)
             write_json(file, known)
         opened.batch[corpus.name] = known[key]
 
 
-def _swept(opened: Opened, corpus: Corpus) -> int:
+def _swept(opened: Opened, corpus: Corpus, tokens: int) -> int:
     """The fastest of the sizes worth trying on a sample of a corpus, the better of two passes of each."""
     if not opened.batches:
         return 0
-    sample = sample_of(corpus, _SWEEP_TOKENS)
+    sample = sample_of(corpus, tokens)
     opened.worker.ask("embed", texts=sample[:2])
     seconds = dict.fromkeys(opened.batches, math.inf)
     for batch in [*opened.batches, *opened.batches]:

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(
                 f"{file} is of {result.get('benchmark')!r}: expected one of {', '.join(SECTIONS)}"
             )
-    text = readme_table(results)
+    text = readme_tables([result for result in results if result["benchmark"] != "gpu"])
     print(text)
     if args.out is not None:
         write_text(args.out, page(results))
@@ -81,8 +81,16 @@ def page(results: Sequence[Result]) -> str:
     )
 
 
+def readme_tables(results: Sequence[Result]) -> str:
+    """A table a machine, in the order of the files; empty for no results."""
+    machines = dict.fromkeys(result["machine"]["cpu"] for result in results)
+    return "\n\n".join(readme_table([r for r in results if r["machine"]["cpu"] == cpu]) for cpu in machines)
+
+
 def readme_table(results: Sequence[Result]) -> str:
-    """Markdown: a row a contender; of a figure in several results the first one's."""
+    """Markdown: a row a contender; of a figure in several results the first one's. Empty for none."""
+    if not results:
+        return ""
     names = [name for name in CONTENDERS if any(name in result["contenders"] for result in results)]
     baseline = next((r["baseline"] for r in results if r["benchmark"] == "throughput"), None)
     ratio = f" (to {baseline})" if baseline else ""

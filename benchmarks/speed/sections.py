@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from benchmarks.contenders.registry import CONTENDERS
+from benchmarks.contenders.registry import CONTENDERS, gpu_contenders
 from benchmarks.speed.bars_svg import Bar, Mark, draw
 from benchmarks.speed.coldstart import STEPS
 
@@ -36,12 +36,14 @@ def conditions(result: Result) -> str:
 
 
 def _throughput(result: Result) -> Iterator[str]:
-    ceiling = result["ceiling"]["stock"]["median"]
+    # Results of before the GPU's name neither.
+    number = result.get("ceiling_of", "int8")
+    ceiling = result["ceiling"][result.get("share_of", "stock")]["median"]
     shown = ", ".join(
         f"{kind} {one['median']:,.0f} ({one['min']:,.0f} to {one['max']:,.0f})"
         for kind, one in result["ceiling"].items()
     )
-    yield f"<p>int8 GEMM ceiling, tokens/s: {escape(shown)}. Lines: least and most of the rounds.</p>"
+    yield f"<p>{number} GEMM ceiling, tokens/s: {escape(shown)}. Lines: least and most of the rounds.</p>"
     for name, corpus in result["corpora"].items():
         figures = corpus["tokens_per_second"]
         title = f"{name}: {corpus['texts']} texts, {corpus['tokens']:,} tokens; tokens a second, median"
@@ -50,7 +52,7 @@ def _throughput(result: Result) -> Iterator[str]:
             Bar(one, [f["median"]], f"{f['median']:,.0f}", f["min"], f["max"], is_ours(one))
             for one, f in figures.items()
         ]
-        yield draw(title, bars, Mark(ceiling, "int8 ceiling"))
+        yield draw(title, bars, Mark(ceiling, f"{number} ceiling"))
         head = [
             "",
             "tokens/s",
@@ -63,6 +65,26 @@ def _throughput(result: Result) -> Iterator[str]:
             "cosine",
         ]
         yield table(head, [_rates(result, name, one, f) for one, f in figures.items()])
+
+
+def _gpu(result: Result) -> Iterator[str]:
+    yield f"<p>{escape(result['gpu'])}</p>"
+    yield from _throughput(result)
+    yield from _latency(result)
+    head = ["fidelity on the device", "texts", "min cosine", "mean", "alone to batch", "gate"]
+    rows = [
+        [
+            name,
+            str(one["texts"] or ""),
+            *(
+                "" if one[key] is None else f"{one[key]:.7f}"
+                for key in ("cosine_min", "cosine_mean", "batch_cosine_min")
+            ),
+            one["fault"] or "passed",
+        ]
+        for name, one in result["fidelity"].items()
+    ]
+    yield table(head, rows)
 
 
 def _rates(result: Result, corpus: str, name: str, one: Mapping[str, Any]) -> list[str]:
@@ -145,12 +167,14 @@ SECTIONS: Mapping[str, Callable[[Result], Iterator[str]]] = {
     "latency": _latency,
     "memory": _memory,
     "coldstart": _coldstart,
+    "gpu": _gpu,
 }
 
 
 def is_ours(name: str) -> bool:
     """Whether a contender is this project."""
-    return name in CONTENDERS and CONTENDERS[name].is_ours
+    found = CONTENDERS.get(name) or gpu_contenders("cpu").get(name)
+    return found is not None and found.is_ours
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

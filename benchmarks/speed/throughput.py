@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from koe5_export.checkpoint import Checkpoint
 
@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
             raise InputError("no contender gives the right embedding: nothing to time")
         for opened in field.opened.values():
             choose_batches(opened, setting.corpora, setting.store.own, setting.threads)
-        rates, ceilings = _measure(setting, field, ceiling, args.rounds)
-        result = _result(setting, field, rates, ceilings, args.baseline)
+        rates, ceilings = measure(setting, field, ceiling, args.rounds)
+        result = result_of(setting, field, rates, ceilings, args.baseline)
     print(table(result))
     if setting.json is not None:
         write_json(setting.json, result)
@@ -58,7 +58,14 @@ def shape_of(setting: Setting) -> Shape:
     return Shape(config.layers, config.hidden, config.intermediate)
 
 
-def _measure(setting: Setting, field: Field, ceiling: Ceiling, rounds: int) -> tuple[Rounds, Rounds]:
+class Measurable(Protocol):
+    """A ceiling: what the machine's matrix units reach at best."""
+
+    def measure(self) -> Mapping[str, float]:
+        """Kind to tokens a second now."""
+
+
+def measure(setting: Setting, field: Field, ceiling: Measurable, rounds: int) -> tuple[Rounds, Rounds]:
     """Every contender once a round and corpus, the ceiling right before them. One warm-up before all."""
     names = list(field.opened)
     rates: Rounds = {corpus.name: {name: [] for name in names} for corpus in setting.corpora}
@@ -89,9 +96,29 @@ def _show(turn: int, corpus: str, *figures: dict[str, list[float]]) -> None:
     print(f"round {turn + 1}, {corpus}: {shown} tokens/s", file=sys.stderr)
 
 
-def _result(setting: Setting, field: Field, rates: Rounds, ceilings: Rounds, baseline: str) -> dict[str, Any]:
-    result = head("throughput", setting.threads, setting.store.checkpoint)
+def result_of(
+    setting: Setting,
+    field: Field,
+    rates: Rounds,
+    ceilings: Rounds,
+    baseline: str,
+    kind: tuple[str, str, str] = ("throughput", "stock", "int8"),
+) -> dict[str, Any]:
+    """Everything as plain data.
+
+    Args:
+        setting: What was asked for.
+        field: Who was measured.
+        rates: Tokens a second of each round.
+        ceilings: The same of each kind of ceiling.
+        baseline: Ratios are to this contender, where it was measured.
+        kind: Name of the benchmark, the kind of ceiling that shares are of, and its type of number.
+    """
+    benchmark, share_of, number = kind
+    result = head(benchmark, setting.threads, setting.store.checkpoint)
     result["baseline"] = baseline if baseline in field.opened else None
+    result["share_of"] = share_of
+    result["ceiling_of"] = number
     kinds = next(iter(ceilings.values()))
     result["ceiling"] = {
         kind: spread([rate for corpus in ceilings.values() for rate in corpus[kind]]) for kind in kinds
@@ -104,7 +131,7 @@ def _result(setting: Setting, field: Field, rates: Rounds, ceilings: Rounds, bas
             "tokens": corpus.tokens,
             "ceiling": ceilings[corpus.name],
             "tokens_per_second": _figures(
-                corpus, rates[corpus.name], ceilings[corpus.name]["stock"], result["baseline"]
+                corpus, rates[corpus.name], ceilings[corpus.name][share_of], result["baseline"]
             ),
         }
         for corpus in setting.corpora
@@ -126,7 +153,7 @@ def _figures(
 def table(result: dict[str, Any]) -> str:
     """The result for a terminal."""
     lines = [
-        f"{result['machine']['cpu']}, {result['threads']} threads; int8 ceiling "
+        f"{result['machine']['cpu']}, {result['threads']} threads; {result['ceiling_of']} ceiling "
         + ", ".join(f"{kind} {one['median']:,.0f}" for kind, one in result["ceiling"].items())
         + " tokens/s",
     ]

@@ -8,21 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from koe5_onnx import Architecture, CheckpointError
+from koe5_onnx.artifact import COUNTING_TYPES
 
 _ROBERTA_TYPES = ("xlm-roberta", "roberta")
-_COUNTING_TYPES = (
-    *_ROBERTA_TYPES,
-    "camembert",
-    "data2vec-text",
-    "ibert",
-    "longformer",
-    "mpnet",
-    "roberta-prelayernorm",
-    "xlm-roberta-xl",
-    "xmod",
-)
-"""Types whose positions count from the pad token. Source: who calls create_position_ids_from_input_ids in
-https://github.com/huggingface/transformers/tree/v4.57.6/src/transformers/models"""
 _OTHER_NAMES = {
     "num_hidden_layers": "n_layers",
     "hidden_size": "dim",
@@ -55,7 +43,7 @@ class EncoderConfig:
     @property
     def counts_from_pad(self) -> bool:
         """Whether positions start at pad_id + 1 and skip pad tokens, as in RoBERTa."""
-        return self.model_type in _COUNTING_TYPES
+        return self.model_type in COUNTING_TYPES
 
     @property
     def max_tokens(self) -> int:

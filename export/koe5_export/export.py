@@ -15,6 +15,7 @@ from koe5_export.contract import read_contract
 from koe5_export.fused import why_not_fused, write_fused
 from koe5_export.graph import write_encoder
 from koe5_export.optimum import require_optimum, write_with_optimum
+from koe5_export.packed import why_not_packed, write_packed
 from koe5_export.precision import PRECISIONS, Precision
 from koe5_export.publish import Announce, Plan, Progress, publish, silent, unannounced
 from koe5_export.smooth import SmoothLayer, plain, smooth
@@ -22,7 +23,7 @@ from koe5_export.texts import CALIBRATION, with_prompts
 from koe5_export.weights import Layer, Norm
 from koe5_export.writer import GraphWriter
 from koe5_onnx import Artifact, InputError, Tokenizer
-from koe5_onnx.artifact import FUSED_GRAPH
+from koe5_onnx.artifact import FUSED_GRAPH, PACKED_GRAPH
 from koe5_onnx.graphs import installed_kernels
 
 
@@ -86,7 +87,7 @@ def export_checkpoint(
             return write_with_optimum(plan, graph, weights, report)
         exceptions = write_graph(plan, options.calibration, graph, weights, report)
         recipe = _recipe(precision, options.calibration, exceptions)
-        return recipe | {"fused_graph": _write_fused(plan, graph, exceptions)}
+        return recipe | _write_second(plan, graph, exceptions)
 
     return publish(plan, write, out, force=options.force, report=progress)
 
@@ -123,6 +124,17 @@ def write_graph(
         layers = _counted(_layers(plan, calibration, exceptions), plan.checkpoint.config.layers, report)
         write_encoder(writer, plan.checkpoint, plan.contract, layers, plan.precision)
     return exceptions
+
+
+def _write_second(plan: Plan, graph: Path, exceptions: Sequence[str]) -> dict[str, str]:
+    """Write the graph that pads nothing, where there is one; what the manifest says of it."""
+    if "cuda" not in plan.precision.target.devices or "cpu" in plan.precision.target.devices:
+        return {"fused_graph": _write_fused(plan, graph, exceptions)}
+    config = plan.checkpoint.config
+    if reason := why_not_packed(plan.precision.name, config.hidden // config.heads):
+        return {"packed_graph": f"no: {reason}"}
+    write_packed(graph, graph.with_name(PACKED_GRAPH), plan.contract)
+    return {"packed_graph": "yes"}
 
 
 def _write_fused(plan: Plan, graph: Path, exceptions: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ and leave for the disk at once. How a linear is written belongs to precision/.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,17 @@ class Attention:
     """int32[n]: tokens of each text, for kernels that want no mask; else None."""
 
 
+@dataclass(frozen=True)
+class Sum:
+    """What a norm normalises: one hidden state, or two and a bias that the norm's own node adds up."""
+
+    x: str
+    y: str | None = None
+    """The residual branch; None where `x` is the whole sum."""
+    bias: Array | None = None
+    """float32[hidden] of the branch's linear; None where `x` has it."""
+
+
 def write_encoder(
     g: GraphWriter,
     checkpoint: Checkpoint,
@@ -59,12 +70,15 @@ def write_encoder(
     """
     config = checkpoint.config
     attention = _attention(g, config.heads, precision)
-    summed = _embeddings(g, checkpoint, contract, precision)
+    summed = Sum(_embeddings(g, checkpoint, contract, precision))
     norm = checkpoint.embedding_norm()
     for number, layer in enumerate(layers):
+        layer = precision.prepare(layer)
         summed = _layer(g, summed, layer, f"layer.{number}", config, attention, precision)
         norm = layer.output_norm
-    hidden = _norm(g, precision.widen(g, summed), norm, "final_norm", config, PRECISIONS["fp32"])
+    widened = replace(summed, x=precision.widen(g, summed.x), y=summed.y and precision.widen(g, summed.y))
+    epsilon = config.epsilon * precision.residual_scale**2
+    hidden = _norm(g, widened, norm, "final_norm", epsilon, PRECISIONS["fp32"])
     finish(g, pool(g, hidden, contract.pooling), contract)
 
 
@@ -111,15 +125,17 @@ def _attention(g: GraphWriter, heads: int, precision: Precision) -> Attention:
 
 def _layer(
     g: GraphWriter,
-    summed: str,
+    summed: Sum,
     layer: SmoothLayer,
     at: str,
     config: EncoderConfig,
     attention: Attention,
     precision: Precision,
-) -> str:
+) -> Sum:
     """One encoder layer, from the sum before its input's norm to the sum before its output's norm."""
-    x = _norm(g, summed, layer.input_norm, f"{at}.input", config, precision)
+    # Only the embeddings come in their own scale; the variance of a scaled sum is smaller by its square.
+    epsilon = config.epsilon * precision.residual_scale**2
+    x = _norm(g, summed, layer.input_norm, f"{at}.input", epsilon if summed.y else config.epsilon, precision)
     triple = [(f"{at}.{name}", getattr(layer, name)) for name in ("query", "key", "value")]
     bias = np.concatenate([layer.query.bias, layer.key.bias, layer.value.bias])
     bias_name = precision.vector(g, f"{at}.attention.bias", bias)
@@ -127,7 +143,7 @@ def _layer(
     (output,) = precision.project(g, context, [(f"{at}.output", layer.output)])
     summed = _residual(g, x, output, layer.output, layer.attention_skip, f"{at}.attention_sum", precision)
 
-    x = _norm(g, summed, layer.attention_norm, f"{at}.middle", config, precision)
+    x = _norm(g, summed, layer.attention_norm, f"{at}.middle", epsilon, precision)
     (up,) = precision.project(g, x, [(f"{at}.up", layer.up)])
     up_bias = precision.vector(g, f"{at}.up.bias", layer.up.bias)
     gelu = g.node("BiasGelu", [up, up_bias], f"{at}.gelu", domain=MICROSOFT)
@@ -148,22 +164,27 @@ def _attend(g: GraphWriter, inputs: list[str], name: str, attention: Attention) 
 
 def _residual(
     g: GraphWriter, x: str, y: str, linear: Linear, skip: Array | None, name: str, precision: Precision
-) -> str:
+) -> Sum:
     """x + y + bias; where x was smoothed, x * skip is x + bias already (see smooth.py)."""
+    if precision.adds_in_norm:
+        return Sum(x, y, linear.bias)
     if skip is None:
         y = g.node("Add", [y, precision.vector(g, f"{name}.bias", linear.bias)], f"{name}.biased")
     else:
         x = g.node("Mul", [x, precision.vector(g, f"{name}.skip", skip)], f"{name}.unsmoothed")
-    return g.node("Add", [x, y], name)
+    return Sum(g.node("Add", [x, y], name))
 
 
-def _norm(g: GraphWriter, x: str, norm: Norm, name: str, config: EncoderConfig, precision: Precision) -> str:
-    # Add + LayerNormalization: the fused SkipLayerNormalization is scalar code on the CPU, three times slow.
+def _norm(g: GraphWriter, summed: Sum, norm: Norm, name: str, epsilon: float, precision: Precision) -> str:
     gain, shift = (
         precision.vector(g, f"{name}.gain", norm.gain),
         precision.vector(g, f"{name}.shift", norm.shift),
     )
-    return g.node("LayerNormalization", [x, gain, shift], name, axis=-1, epsilon=config.epsilon)
+    if summed.y is None or summed.bias is None:
+        return g.node("LayerNormalization", [summed.x, gain, shift], name, axis=-1, epsilon=epsilon)
+    bias = precision.vector(g, f"{name}.bias", summed.bias)
+    inputs = [summed.x, summed.y, gain, shift, bias]
+    return g.node("SkipLayerNormalization", inputs, name, domain=MICROSOFT, epsilon=epsilon)
 
 
 def pool(g: GraphWriter, hidden: str, pooling: str) -> str:

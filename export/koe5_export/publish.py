@@ -21,9 +21,9 @@ from koe5_export.verify import certify, expect
 from koe5_onnx import Artifact, Certificate, CheckpointError, Contract, InputError, Manifest, Tokenizer
 from koe5_onnx.artifact import (
     FORMAT_VERSION,
-    FUSED_GRAPH,
     GRAPH,
     MANIFEST,
+    SECOND_GRAPHS,
     TOKENIZER,
     WEIGHTS,
     describe_file,
@@ -36,7 +36,7 @@ Announce = Callable[[Certificate], None]
 Write = Callable[[Path, Path, Progress], Mapping[str, Any]]
 """Writes the graph and its weights to the two files given and returns the recipe for the manifest."""
 
-_FILES = (GRAPH, FUSED_GRAPH, WEIGHTS, TOKENIZER)
+_FILES = (GRAPH, *SECOND_GRAPHS, WEIGHTS, TOKENIZER)
 _ROOM_FACTOR = 1.1
 
 
@@ -85,7 +85,7 @@ def publish(
         certificate = certify(Artifact(folder, manifest), expected, plan.gate)
         plan.announce(certificate)
         manifest = replace(manifest, certificate=certificate)
-        if FUSED_GRAPH in manifest.files:
+        if set(SECOND_GRAPHS) & set(manifest.files):
             fused = certify(Artifact(folder, manifest), expected, plan.gate, "fused")
             plan.announce(fused)
             manifest = replace(manifest, fused_certificate=fused)

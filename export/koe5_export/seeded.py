@@ -106,6 +106,8 @@ def encoder_config(size: Size) -> EncoderConfig:
 
 
 def _write_tokenizer(file: Path, vocabulary: int, source: Path | None) -> None:
+    if source is not None and not source.is_file():
+        raise InputError(f"{source} is no file: expected a tokenizer.json")
     rust = tokenizers.Tokenizer.from_file(str(source)) if source else small_tokenizer(vocabulary)
     if rust.get_vocab_size() > vocabulary:
         raise InputError(

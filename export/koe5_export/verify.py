@@ -19,6 +19,7 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.gate import Gate
 from koe5_export.precision import PRECISIONS
 from koe5_export.reference import embed_reference, reference_versions, require_reference
+from koe5_export.simulated import SimulatedSession
 from koe5_export.texts import verification_texts
 from koe5_export.weights import Array
 from koe5_onnx import (
@@ -31,6 +32,8 @@ from koe5_onnx import (
     Tokenizer,
     TruncationWarning,
 )
+from koe5_onnx.artifact import PACKED_GRAPH
+from koe5_onnx.cuda import Driver, find_driver
 from koe5_onnx.graphs import Kernels
 from koe5_onnx.machine import cpu_name
 from koe5_onnx.session import CUDA, Session, import_onnxruntime
@@ -103,23 +106,21 @@ def _open(artifact: Artifact, kernels: Kernels) -> Embedder:
     """An embedder with large mixed batches, on the first device that the artifact is for.
 
     What is made for CUDA is measured on the CPU where there is no CUDA: ONNX Runtime then computes in fp32
-    between the same roundings. The runtime itself would refuse that.
+    between the same roundings, and packed attention is spelled out (simulated.py). The runtime itself would
+    refuse that.
     """
     device, target = "cpu", artifact.manifest.target
     if "cpu" not in target.devices:
-        device = "cuda" if CUDA in import_onnxruntime().get_available_providers() else "cpu"
+        has_wheel = CUDA in import_onnxruntime().get_available_providers()
+        device = "cuda" if has_wheel and isinstance(find_driver(), Driver) else "cpu"
         target = replace(target, devices=(*target.devices, "cpu"))
     opened = Artifact(artifact.path, replace(artifact.manifest, target=target))
+    simulate = kernels == "fused" and device == "cpu" and PACKED_GRAPH in artifact.manifest.files
+    session = SimulatedSession(opened) if simulate else Session(opened, device, kernels=kernels)
     limit = artifact.manifest.contract.max_tokens
     # Of 8,192 tokens one text at a time: where attention is not fused, its scores grow with their square.
     tokens = min(4 * limit, max(limit, _BATCH_TOKENS))
-    return Embedder(
-        opened,
-        Session(opened, device, kernels=kernels),
-        Tokenizer(opened.tokenizer, limit),
-        tokens,
-        "truncate",
-    )
+    return Embedder(opened, session, Tokenizer(opened.tokenizer, limit), tokens, "truncate")
 
 
 def _require_unit_length(rows: Array) -> None:

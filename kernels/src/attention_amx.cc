@@ -25,9 +25,9 @@ void zero_queries(uint32_t* to, int64_t from, int64_t n) {
   for (int64_t i = from; i < n; i += 16) _mm512_storeu_si512(to + i, _mm512_setzero_si512());
 }
 
-// Queries as 16 rows of `steps` dwords, with zeros where depth or rows end.
+// Queries as 16 or 32 rows of `steps` dwords, with zeros where depth or rows end.
 void copy_queries(const AttentionTask& task, int64_t query, int64_t rows, int64_t steps, uint32_t* to) {
-  if (rows < kTileRows || steps != task.depth / 2) zero_queries(to, 0, kTileRows * steps);
+  if (rows < kRows || steps != task.depth / 2) zero_queries(to, 0, kRows * steps);
   for (int64_t row = 0; row < rows; ++row) {
     const uint16_t* from = task.query + (query + row) * task.stride;
     for (int64_t i = 0; i < task.depth; i += 16) {
@@ -37,57 +37,61 @@ void copy_queries(const AttentionTask& task, int64_t query, int64_t rows, int64_
   }
 }
 
-// out[16][16] = left[16][steps] x packed[steps][16 of 64].
-void multiply_one(const uint32_t* left, int64_t left_bytes, const uint32_t* packed, int64_t steps, float* out,
-                  int64_t out_bytes) {
+// What a product of tiles takes and gives: out[16 or 32][columns] = left x packed, steps of dwords.
+struct TileProduct {
+  const uint32_t* left;
+  int64_t left_stride;  // dwords between its rows
+  int64_t steps;
+  float* out;
+  int64_t out_stride;
+};
+
+// 16 or 32 rows x 16 or 32 columns. Tiles: 0 to 3 sums, 4 and 5 rows, 6 and 7 columns; each is used twice once loaded.
+template <bool kTwoRows, bool kTwoColumns>
+void multiply_block(const TileProduct& x, const uint32_t* packed, float* out) {
+  const int64_t left_bytes = 4 * x.left_stride, out_bytes = 4 * x.out_stride;
   finish_writes();
   _tile_zero(0);
-  for (int64_t step = 0; step < steps; step += kTileSteps) {
-    _tile_loadd(4, left + step, left_bytes);
-    _tile_loadd(5, packed + step * kPanel, kPackedBytes);
-    _tile_dpbf16ps(0, 4, 5);
+  if (kTwoColumns) _tile_zero(1);
+  if (kTwoRows) _tile_zero(2);
+  if (kTwoRows && kTwoColumns) _tile_zero(3);
+  for (int64_t step = 0; step < x.steps; step += kTileSteps) {
+    _tile_loadd(6, packed + step * kPanel, kPackedBytes);
+    _tile_loadd(4, x.left + step, left_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    if (kTwoRows) {
+      _tile_loadd(5, x.left + kTileRows * x.left_stride + step, left_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+    }
+    if (kTwoColumns) {
+      _tile_loadd(7, packed + step * kPanel + 16, kPackedBytes);
+      _tile_dpbf16ps(1, 4, 7);
+      if (kTwoRows) _tile_dpbf16ps(3, 5, 7);
+    }
   }
   _tile_stored(0, out, out_bytes);
+  if (kTwoColumns) _tile_stored(1, out + 16, out_bytes);
+  if (kTwoRows) _tile_stored(2, out + kTileRows * x.out_stride, out_bytes);
+  if (kTwoRows && kTwoColumns) _tile_stored(3, out + kTileRows * x.out_stride + 16, out_bytes);
 }
 
-// out[16][64] = left[16][steps] x packed[steps][64]. Two tiles take turns on each side, so that loads run ahead.
-void multiply_four(const uint32_t* left, int64_t left_bytes, const uint32_t* packed, int64_t steps, float* out,
-                   int64_t out_bytes) {
-  finish_writes();
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int64_t step = 0; step < steps; step += kTileSteps) {
-    const uint32_t* at = packed + step * kPanel;
-    _tile_loadd(4, left + step, left_bytes);
-    _tile_loadd(5, at, kPackedBytes);
-    _tile_dpbf16ps(0, 4, 5);
-    _tile_loadd(6, at + 16, kPackedBytes);
-    _tile_dpbf16ps(1, 4, 6);
-    _tile_loadd(7, at + 32, kPackedBytes);
-    _tile_dpbf16ps(2, 4, 7);
-    _tile_loadd(5, at + 48, kPackedBytes);
-    _tile_dpbf16ps(3, 4, 5);
+template <bool kTwoRows>
+void multiply_columns(const TileProduct& x, const uint32_t* packed, int64_t columns) {
+  for (int64_t column = 0; column < columns; column += 32) {
+    const uint32_t* const at = packed + column / kPanel * kPanel * x.steps + column % kPanel;
+    if (columns - column > 16) {
+      multiply_block<kTwoRows, true>(x, at, x.out + column);
+    } else {
+      multiply_block<kTwoRows, false>(x, at, x.out + column);
+    }
   }
-  _tile_stored(0, out, out_bytes);
-  _tile_stored(1, out + 16, out_bytes);
-  _tile_stored(2, out + 32, out_bytes);
-  _tile_stored(3, out + 48, out_bytes);
 }
 
-// out[16][columns] = left x packed, in panels of 64 columns.
-void multiply_panels(const uint32_t* left, int64_t left_stride, const uint32_t* packed, int64_t steps, int64_t columns,
-                     float* out, int64_t out_stride) {
-  for (int64_t column = 0; column < columns; column += kPanel) {
-    const uint32_t* panel = packed + column * steps;
-    if (columns - column > kPanel - 16) {
-      multiply_four(left, 4 * left_stride, panel, steps, out + column, 4 * out_stride);
-      continue;
-    }
-    for (int64_t i = 0; i < columns - column; i += 16) {
-      multiply_one(left, 4 * left_stride, panel + i, steps, out + column + i, 4 * out_stride);
-    }
+void multiply_panels(const TileProduct& x, const uint32_t* packed, int64_t rows, int64_t columns) {
+  if (rows > kTileRows) {
+    multiply_columns<true>(x, packed, columns);
+  } else {
+    multiply_columns<false>(x, packed, columns);
   }
 }
 
@@ -97,10 +101,11 @@ void attend_rows(const AttentionTask& task, const AttentionScratch& scratch, flo
   const uint32_t* weights = reinterpret_cast<uint32_t*>(scratch.scores);
   float rescale[kRows];
   copy_queries(task, query, rows, depth_steps, scratch.queries);
-  multiply_panels(scratch.queries, depth_steps, scratch.keys, depth_steps, block.keys, scratch.scores, kScoreStride);
+  const TileProduct scores{scratch.queries, depth_steps, depth_steps, scratch.scores, kScoreStride};
+  multiply_panels(scores, scratch.keys, rows, block.keys);
   weigh_rows<Bf16Product>(block, factor, rows, scratch.scores, scratch.running + (query - task.first), rescale);
-  multiply_panels(weights, kScoreStride, scratch.values, block.padded / 2, task.depth, scratch.block,
-                  round_up(task.depth, kPanel));
+  const TileProduct context{weights, kScoreStride, block.padded / 2, scratch.block, round_up(task.depth, kPanel)};
+  multiply_panels(context, scratch.values, rows, task.depth);
   merge_rows(task, block, scratch, query, rows, rescale);
 }
 
@@ -112,7 +117,7 @@ void attend_amx(const AttentionTask& task) {
   // Static: GCC's intrinsic claims to read 8 bytes of it, and would drop the rest of a local one.
   static const TileConfig config;
   _tile_loadconfig(&config);
-  for_each_block<Bf16Product>(task, round_up(task.depth, 32), kTileRows, scratch,
+  for_each_block<Bf16Product>(task, round_up(task.depth, 32), kRows, scratch,
                               [&](const KeyBlock& block, int64_t query, int64_t rows) {
                                 attend_rows(task, scratch, factor, block, query, rows);
                               });

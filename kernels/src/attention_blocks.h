@@ -20,7 +20,7 @@ namespace {
 // Keys of one block: longer texts take several, with running maxima. 512 of KoE5's width are 128 KiB packed: in L2.
 constexpr int64_t kKeys = 512;
 constexpr int64_t kPanel = 64;
-constexpr int64_t kRows = 16;  // most queries that a product takes at once
+constexpr int64_t kRows = 32;  // most queries that a product takes at once
 // Between rows of scores, in dwords: no multiple of 1 KiB, so that rows do not meet in the same cache sets.
 constexpr int64_t kScoreStride = kKeys + 16;
 
@@ -55,6 +55,8 @@ struct AttentionScratch {
 struct Bf16Product {
   static constexpr int64_t kStep = 2;
 
+  static inline __m512 exp2(__m512 x) { return exp2_for_bf16(x); }
+
   static inline void store_keys(uint32_t* to, int64_t step, int64_t, __m512i pair) {
     _mm512_storeu_si512(to + step * kPanel, pair);
   }
@@ -79,6 +81,8 @@ struct Bf16Product {
 // One fp32 value a step, from the same storage: CPUs without bf16 products.
 struct Fp32Product {
   static constexpr int64_t kStep = 1;
+
+  static inline __m512 exp2(__m512 x) { return exp2_nonpositive(x); }
 
   static inline void store_keys(uint32_t* to, int64_t step, int64_t steps, __m512i pair) {
     (void)steps;
@@ -206,10 +210,15 @@ void for_each_block(const AttentionTask& task, int64_t padded_depth, int64_t row
 template <class Product>
 inline void weigh_rows(const KeyBlock& block, float factor, int64_t rows, float* scores, RunningSoftmax* running,
                               float rescale[kRows]) {
+  float maxima[kRows];
+  // All maxima first: the exponentials of a row then wait for no reduction.
   for (int64_t row = 0; row < rows; ++row) {
-    float* at = scores + row * kScoreStride;
-    forget_scores(at, block.keys, block.padded);
-    rescale[row] = weigh_row<Product>(at, block.padded, factor, block.first, running + row);
+    forget_scores(scores + row * kScoreStride, block.keys, block.padded);
+    maxima[row] = largest_score(scores + row * kScoreStride, block.padded);
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    float* const at = scores + row * kScoreStride;
+    rescale[row] = weigh_row<Product>(at, block.padded, maxima[row], factor, block.first, running + row);
   }
 }
 

@@ -9,8 +9,8 @@ namespace {
 
 // Tasks for each thread, so that the last to finish keeps the others waiting for a quarter of its share at most.
 constexpr int64_t kTasksPerThread = 4;
-// Queries of a task are a multiple of what both six rows and a tile of 16 divide.
-constexpr int64_t kQueryStep = 48;
+// Queries of a task are a multiple of what both six rows and two tiles of 16 divide.
+constexpr int64_t kQueryStep = 96;
 
 // Time of a text's attention, in units of one score: scores, and what each token costs whatever their number.
 int64_t cost(int64_t tokens) { return tokens * (tokens + 64); }

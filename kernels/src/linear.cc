@@ -177,14 +177,14 @@ void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWei
   if (blocks.count > 0) {
     run_tasks(pool, blocks.count, [&](int64_t block) {
       const int64_t row = blocks.begin(block), rows = blocks.size(block);
-      float* const values = reinterpret_cast<float*>(row_scratch.at_least(rows * n * 4));
+      uint16_t* const values = reinterpret_cast<uint16_t*>(row_scratch.at_least(rows * n * 2));
       kernels.gelu(product_of(a, w, row, rows, 0, n), StoreGelu{bias, values, n},
                    kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));
       quantize_gelu_rows(values, rows, n, zero, from_row(out, row, n));
     });
     return;
   }
-  float* const values = reinterpret_cast<float*>(row_scratch.at_least(a.rows * n * 4));
+  uint16_t* const values = reinterpret_cast<uint16_t*>(row_scratch.at_least(a.rows * n * 2));
   multiply_grid(kernels, kernels.gelu, pool, a, w, StoreGelu{bias, values, n});
   pool.parallel_for(ceil_div(a.rows, kRowsPerTask), [&](int64_t task) {
     const int64_t row = task * kRowsPerTask, rows = std::min(kRowsPerTask, a.rows - row);

@@ -2,10 +2,11 @@
 //
 // Tiles: 0 to 3 sums of 32 rows x 32 columns, 4 and 5 activations, 6 and 7 weights. Activations are first copied into
 // tiles of 1 KiB (16 rows x 64 k, zeros beyond rows and k): no configuration for tails, and no rows that are a multiple
-// of 4 KiB apart and would compete for the same sets of the L1 cache. A panel of 32 columns stays in the L1 (1,024 k at
-// a time, 32 KiB) while the activations of all rows pass it from the L2, by loads that do not displace it; meanwhile
-// the next panel is fetched into the L2. While one block is multiplied, the one before it is turned into results:
-// that work fits beside the tiles, which are busy elsewhere.
+// of 4 KiB apart and would compete for the same sets of the L1 cache. A panel of 32 columns stays in the L1 (where it
+// fits: 1,024 k are 32 KiB) while the activations of all rows pass it from the L2, by loads that do not displace it;
+// meanwhile the next panel is fetched into the L2. While one block is multiplied, the one before it is turned into
+// results: that work fits beside the tiles, which are busy elsewhere. Larger k in slices that fit into the L1 were
+// slower: sums that leave the tiles and come back cost more than panels from the L2.
 #include "linear_epilogue.h"
 #include "linear_kernels.h"
 
@@ -13,7 +14,6 @@ namespace koe5 {
 namespace {
 
 constexpr int64_t kRows = 32, kColumns = kPanelColumns;
-constexpr int64_t kMostSteps = 16;  // steps of 64 k of a panel that are in the L1 at a time
 constexpr int64_t kTileInts = 256;
 
 // The memory operand of LDTILECFG: Intel's Software Developer's Manual, volume 2.
@@ -37,13 +37,12 @@ void copy_rows(const Product& p, int64_t first, uint8_t* to) {
   }
 }
 
-// A block of 16 or 32 rows x 32 columns over some steps of k.
+// A block of 16 or 32 rows x 32 columns.
 struct Block {
   const uint8_t *top, *bottom;  // activations of the two sixteens
   const int8_t* weight;
   int64_t steps;
-  int32_t* sums;  // [2][32][16]: the left and the right columns
-  bool begin;     // else the sums go on
+  int32_t* sums;         // [2][32][16]: the left and the right columns
   const char* upcoming;  // what to fetch into the L2 meanwhile
   int64_t lines;         // 64-byte lines of it a step
 };
@@ -52,17 +51,10 @@ template <bool kTwo, class Store>
 void multiply_block(const Block& block, Finisher<Store>& before) {
   const Block x = block;
   const int64_t rows_a_step = (kRows + x.steps - 1) / x.steps;
-  if (x.begin) {
-    _tile_zero(0);
-    _tile_zero(1);
-    if (kTwo) _tile_zero(2);
-    if (kTwo) _tile_zero(3);
-  } else {
-    _tile_loadd(0, x.sums, 64);
-    _tile_loadd(1, x.sums + 2 * kTileInts, 64);
-    if (kTwo) _tile_loadd(2, x.sums + kTileInts, 64);
-    if (kTwo) _tile_loadd(3, x.sums + 3 * kTileInts, 64);
-  }
+  _tile_zero(0);
+  _tile_zero(1);
+  if (kTwo) _tile_zero(2);
+  if (kTwo) _tile_zero(3);
   for (int64_t s = 0; s < x.steps; ++s) {
     _tile_stream_loadd(4, x.top + s * kBlockBytes, 64);
     _tile_loadd(6, x.weight + s * 2 * kBlockBytes, 64);
@@ -89,49 +81,41 @@ template <class Store>
 class Multiplication {
  public:
   Multiplication(const Product& p, const Store& store, void* scratch)
-      : p_(p), all_(p.w.padded_k / kStepDepth), pairs_(ceil_div(p.rows, kRows)), finisher_(p, store),
-        slices_(ceil_div(all_, kMostSteps)), steps_(ceil_div(all_, slices_)),
+      : p_(p), steps_(p.w.padded_k / kStepDepth), pairs_(ceil_div(p.rows, kRows)), finisher_(p, store),
         tiles_(static_cast<uint8_t*>(scratch)),
-        sums_(reinterpret_cast<int32_t*>(tiles_ + pairs_ * 2 * all_ * kBlockBytes)) {
-    for (int64_t i = 0; i * 16 < p.rows; ++i) copy_rows(p, i * 16, tiles_ + i * all_ * kBlockBytes);
+        sums_(reinterpret_cast<int32_t*>(tiles_ + pairs_ * 2 * steps_ * kBlockBytes)) {
+    for (int64_t i = 0; i * 16 < p.rows; ++i) copy_rows(p, i * 16, tiles_ + i * steps_ * kBlockBytes);
   }
 
   void run() {
     for (int64_t column = p_.first; column < p_.last; column += kColumns) {
-      for (int64_t from = 0; from < all_; from += steps_) {
-        for (int64_t pair = 0; pair < pairs_; ++pair) multiply(column, from, pair);
-      }
+      for (int64_t pair = 0; pair < pairs_; ++pair) multiply(column, pair);
     }
     finisher_.complete();
   }
 
  private:
-  void multiply(int64_t column, int64_t from, int64_t pair) {
+  void multiply(int64_t column, int64_t pair) {
     const int64_t left = p_.rows - pair * kRows, rows = left < kRows ? left : kRows;
-    const int64_t steps = all_ - from < steps_ ? all_ - from : steps_;
-    const uint8_t* const top = tiles_ + (pair * 2 * all_ + from) * kBlockBytes;
-    const int8_t* const weight = panel_at(p_.w, column) + from * 2 * kBlockBytes;
-    // Sums that go on need a place for each pair; others are finished before the next are written.
-    int32_t* const sums = sums_ + (slices_ > 1 ? pair : 0) * 4 * kTileInts;
+    const uint8_t* const top = tiles_ + pair * 2 * steps_ * kBlockBytes;
+    const int8_t* const weight = panel_at(p_.w, column);
     const int64_t lines = ceil_div(2 * kBlockBytes / 64, pairs_);
     const char* const upcoming = reinterpret_cast<const char*>(weight) + kColumns * p_.w.padded_k;
-    const Block block{top, top + all_ * kBlockBytes, weight, steps, sums, from == 0,
-                      upcoming + pair * steps * lines * 64, lines};
+    const Block block{top, top + steps_ * kBlockBytes, weight, steps_, sums_, upcoming + pair * steps_ * lines * 64,
+                      lines};
     if (rows > 16) {
       multiply_block<true>(block, finisher_);
     } else {
       multiply_block<false>(block, finisher_);
     }
-    if (from + steps < all_) return;
     const int64_t columns = p_.last - column < kColumns ? p_.last - column : kColumns;
-    finisher_.begin({sums, 16, 2 * kTileInts, pair * kRows, rows, column, columns});
+    finisher_.begin({sums_, 16, 2 * kTileInts, pair * kRows, rows, column, columns});
   }
 
   const Product p_;
-  const int64_t all_, pairs_;
+  const int64_t steps_, pairs_;
   Finisher<Store> finisher_;
-  const int64_t slices_, steps_;
-  uint8_t* const tiles_;  // [pairs][2][all][1 KiB]
+  uint8_t* const tiles_;  // [pairs][2][steps][1 KiB]
   int32_t* const sums_;
 };
 
@@ -148,7 +132,7 @@ void multiply(const Product& p, const Store& store, void* scratch) {
 
 int64_t scratch_bytes(int64_t rows, int64_t k) {
   const int64_t padded = ceil_div(k, kStepDepth) * kStepDepth;
-  return ceil_div(rows, kRows) * (kRows * padded + 4 * kTileInts * 4);
+  return ceil_div(rows, kRows) * kRows * padded + 4 * kTileInts * 4;
 }
 
 int64_t most_rows(int64_t k) {

@@ -59,13 +59,16 @@ struct WriteAdd {
 };
 
 struct WriteGelu {
-  float* out;
+  uint16_t* out;
   int64_t stride;
   GeluTable table = GeluTable::load();
 
   inline WriteGelu(const StoreGelu& to, int64_t row, int64_t column)
       : out(to.out + row * to.stride + column), stride(to.stride) {}
-  inline void put(int64_t at, __m512 value) const { _mm512_storeu_ps(out + at, gelu(value, table)); }
+  inline void put(int64_t at, __m512 value) const {
+    const __m512 small = _mm512_mul_ps(gelu(value, table), _mm512_set1_ps(kGeluShrink));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + at), _mm512_cvtps_ph(small, _MM_FROUND_TO_NEAREST_INT));
+  }
   inline void next() { out += stride; }
 };
 

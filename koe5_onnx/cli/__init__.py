@@ -25,7 +25,7 @@ from types import FrameType
 from typing import NoReturn, Protocol, TextIO
 
 from koe5_onnx import Koe5Error, Koe5Warning, __version__
-from koe5_onnx.cli import demo, doctor, embed, export, import_folder, info, serve, tune, verify
+from koe5_onnx.cli import bulk, demo, doctor, embed, export, import_folder, info, serve, tune, verify
 
 
 class Verb(Protocol):
@@ -38,7 +38,7 @@ class Verb(Protocol):
         """Do the work and return the exit code."""
 
 
-VERBS: tuple[Verb, ...] = (demo, export, import_folder, verify, info, embed, serve, tune, doctor)
+VERBS: tuple[Verb, ...] = (demo, export, import_folder, verify, info, embed, bulk, serve, tune, doctor)
 
 _EXIT_CODES = (__doc__ or "").partition("Exit codes::\n\n")[2]
 

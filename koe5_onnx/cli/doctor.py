@@ -35,7 +35,8 @@ from koe5_onnx import (
 from koe5_onnx.cli import facts
 from koe5_onnx.cli.certificate_facts import agreement_in_words, batch_in_words
 from koe5_onnx.cli.sections import printable
-from koe5_onnx.graphs import choose, installed_kernels, kernels_level
+from koe5_onnx.cuda import attention_kernel, find_driver, preload, why_on_the_cpu
+from koe5_onnx.graphs import Graph, choose, installed_kernels, kernels_level
 from koe5_onnx.machine import INT8_INSTRUCTIONS, cpu_features, cpu_name, usable_cores
 from koe5_onnx.session import import_onnxruntime, unsuited
 
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 def examine(artifact: str | None) -> list[Finding]:
     """Look at everything; at an artifact only where one is given."""
-    findings = [*_versions(), *_machine(), *_providers()]
+    findings = [*_versions(), *_machine(), _gpus(), *_providers()]
     if artifact is not None:
         findings.extend(_artifact(artifact))
     return findings
@@ -130,6 +131,18 @@ def _int8_here(features: Sequence[str]) -> str:
     return "slow: no dot product instructions, and on x86 sums of products may saturate: export int8-block"
 
 
+def _gpus() -> Finding:
+    driver = find_driver()
+    if isinstance(driver, str):
+        return Finding("GPUs", f"none: {driver}")
+    shown = "; ".join(
+        f"cuda:{number} {gpu.name}, {gpu.memory_bytes / 1e9:.0f} GB, "
+        f"compute capability {gpu.capability[0]}.{gpu.capability[1]}"
+        for number, gpu in enumerate(driver.gpus)
+    )
+    return Finding("GPUs", f"{shown}; the driver runs CUDA up to {driver.cuda}")
+
+
 def _providers() -> Iterator[Finding]:
     try:
         ort = import_onnxruntime()
@@ -156,12 +169,18 @@ def _provider(ort: Any, provider: str) -> Finding:
 
 
 def _load(ort: Any, provider: str) -> None:
+    on_gpu = provider == "CUDAExecutionProvider"
+    if on_gpu:
+        if isinstance(driver := find_driver(), str):
+            raise ProviderError(driver)
+        preload(ort)
     try:
         session = ort.InferenceSession(IDENTITY, providers=[provider], enable_fallback=0)
     except Exception as error:  # its errors have no root of their own
         raise ProviderError(str(error)) from error
     if session.get_providers()[0] != provider:
-        raise ProviderError(f"ONNX Runtime opened {session.get_providers()} instead: a library is missing")
+        why = why_on_the_cpu(ort) if on_gpu else "a library is missing"
+        raise ProviderError(f"ONNX Runtime opened {', '.join(session.get_providers())} instead: {why}")
 
 
 def _artifact(path: str) -> Iterator[Finding]:
@@ -169,15 +188,25 @@ def _artifact(path: str) -> Iterator[Finding]:
         opened = Artifact.open(path, check=False)
         opened.check_files(hashes=True, remember=False)
         manifest = opened.manifest
-        graph = choose(opened, _device_of(manifest.target)).reason
+        graph = choose(opened, _device_of(manifest.target))
         embedding = _embed(path, manifest.target)
     except (Koe5Error, OSError) as error:
         yield Finding("artifact", path, str(error))
         return
     yield Finding("artifact", f"{path}: every file has its SHA-256")
-    yield Finding("graph", graph)
+    yield Finding("graph", graph.reason)
+    yield from _attention(graph, manifest)
     yield from _manifest(manifest)
     yield _one_text(embedding, manifest.contract)
+
+
+def _attention(graph: Graph, manifest: Manifest) -> Iterator[Finding]:
+    """The kernel of attention on a GPU, as far as it is known without running a profiler."""
+    driver = find_driver()
+    if graph.layout != "packed_cuda" or isinstance(driver, str):
+        return
+    head_size = manifest.architecture.hidden // manifest.architecture.heads
+    yield Finding("attention", f"{attention_kernel(driver.gpus[0], head_size)} (by ONNX Runtime's source)")
 
 
 def _embed(path: str, target: Target) -> npt.NDArray[np.float32]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from koe5_onnx import Embedder, Encoded
+from koe5_onnx.cli.engine_arguments import add_artifact_arguments, add_engine_arguments, prompt_of
 from koe5_onnx.cli.input_file import read_texts, suffix_of_input
 from koe5_onnx.cli.output_file import replacing, require_output, suffix_of_output, write
 
@@ -31,14 +32,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "input", metavar="INPUT", help=".txt or - (stdin): one text a line; .jsonl: an object a line"
     )
-    parser.add_argument("--artifact", required=True, metavar="DIR_OR_HUB_ID", help="an exported artifact")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    parser.add_argument(
-        "--prompt",
-        required=True,
-        choices=("query", "passage", "none"),
-        help="what the texts are: the model expects it in front, and a wrong one costs quality",
-    )
+    add_artifact_arguments(parser)
     parser.add_argument(
         "--output",
         required=True,
@@ -49,25 +43,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--field", metavar="NAME", help='the text\'s field in a .jsonl input (default: "text")'
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads of a batch (default: the usable cores)"
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="batches that run at the same time (default: what koe5-onnx tune found, else 1)",
-    )
-    parser.add_argument(
-        "--kernels",
-        default="auto",
-        choices=("auto", "fused", "stock"),
-        help="fused CPU kernels where they run (auto), always (fused) or never (stock)",
-    )
-    parser.add_argument(
-        "--max-batch-tokens", type=int, metavar="N", help="tokens of one batch, padding included"
-    )
+    add_engine_arguments(parser)
     parser.add_argument(
         "--overflow",
         default="truncate",
@@ -89,9 +65,7 @@ def run(args: argparse.Namespace) -> int:
     with replacing(args.output) as stream:
         with _open(args) as embedder, _progress() as on_progress:
             start = time.perf_counter()
-            encoded = embedder.encode_with_info(
-                texts, None if args.prompt == "none" else args.prompt, on_progress=on_progress
-            )
+            encoded = embedder.encode_with_info(texts, prompt_of(args), on_progress=on_progress)
             seconds = time.perf_counter() - start
             limit = embedder.contract.max_tokens
         write(stream, encoded, suffix_of_output(args.output))

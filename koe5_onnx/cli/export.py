@@ -119,6 +119,8 @@ def print_artifact(artifact: Artifact) -> None:
     print(f"{artifact.path}: {manifest.precision}, {manifest.total_bytes / 1e6:.1f} MB")
     if fused := manifest.recipe.get("fused_graph"):
         print(f"graph for fused CPU kernels: {fused}")
+    if packed := manifest.recipe.get("packed_graph"):
+        print(f"graph without padding for CUDA: {packed}")
 
 
 def import_export() -> Any:

@@ -14,7 +14,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "tune",
         help="measure what is fastest on this machine, and remember it",
         description="Measure batch sizes and workers on this machine (KoE5 in int8: about a minute) and "
-        "remember the best, per artifact, CPU, cores and ONNX Runtime version.",
+        "remember the best, per artifact, CPU or GPU, cores and ONNX Runtime version.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("artifact", metavar="DIR_OR_HUB_ID", help="an exported artifact")

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.speed.bars_svg import Bar, Mark, draw
-from benchmarks.speed.report import BEGIN, END, page, readme_table
+from benchmarks.speed.report import BEGIN, END, page, readme_table, readme_tables
 from benchmarks.speed.smoke import RECORD, compare, read_record
 from koe5_onnx import InputError
 
@@ -52,6 +52,13 @@ def results():
         result("memory", memory={"koe5-int8": {**memory, "growth": 0.02, "shapes": 2000}}),
         result("coldstart", coldstart_seconds={"koe5-int8": start}),
     ]
+
+
+def test_each_machine_has_a_table_of_its_own(results):
+    other = {**results[0], "machine": {**MACHINE, "cpu": "B"}}
+    assert readme_tables(results) == readme_table(results)
+    assert readme_tables([*results, other]) == f"{readme_table(results)}\n\n{readme_table([other])}"
+    assert readme_tables([]) == ""
 
 
 def test_the_table(results):

@@ -19,7 +19,8 @@ yaml = pytest.importorskip("yaml")
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 DOCKERFILES = [DEPLOY / "Dockerfile", DEPLOY / "Dockerfile.cuda"]
-YAML = [DEPLOY / "compose.yaml", DEPLOY / "kubernetes.yaml"]
+KUBERNETES = [DEPLOY / "kubernetes.yaml", DEPLOY / "kubernetes-autoscale.yaml"]
+YAML = [DEPLOY / "compose.yaml", *KUBERNETES]
 
 
 def lint(name, *arguments):
@@ -41,14 +42,30 @@ def test_yamllint(file):
     lint("yamllint", "-d", "{extends: default, rules: {line-length: {max: 110}}}", str(file))
 
 
-def test_kubernetes_validate():
+@pytest.mark.parametrize("file", KUBERNETES, ids=lambda file: file.name)
+def test_kubernetes_validate(file):
     validate = pytest.importorskip("kubernetes_validate")
-    for document in documents():
+    for document in documents(file):
         validate.validate(document, validate.latest_version(), strict=True)
 
 
-def documents():
-    return list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+def documents(file=KUBERNETES[0]):
+    return list(yaml.safe_load_all(file.read_text()))
+
+
+def test_replicas_follow_a_metric_that_the_server_has():
+    scaler, adapter = documents(KUBERNETES[1])
+    deployment = documents()[0]
+    target = scaler["spec"]["scaleTargetRef"]
+    assert (target["kind"], target["name"]) == (deployment["kind"], deployment["metadata"]["name"])
+    assert scaler["spec"]["minReplicas"] == deployment["spec"]["replicas"]
+    (metric,) = scaler["spec"]["metrics"]
+    (rule,) = yaml.safe_load(adapter["data"]["config.yaml"])["rules"]
+    name = metric["pods"]["metric"]["name"]
+    assert rule["name"]["as"] == rule["name"]["matches"] == name
+    assert rule["seriesQuery"].startswith(f"{name}{{")
+    metrics = pytest.importorskip("koe5_onnx.serve.metrics")
+    assert f"\n{name} 0.0\n".encode() in metrics.Metrics().text()
 
 
 @pytest.fixture
@@ -125,11 +142,11 @@ def test_nobody_can_write_to_the_image(container, compose):
     assert {"/model", "/cache", "/tmp"} <= mounted
 
 
-def test_the_readme_names_the_metrics_that_there_are():
+def test_the_documentation_names_the_metrics_that_there_are():
     pytest.importorskip("prometheus_client")
     from koe5_onnx.serve.metrics import Metrics
 
     types = re.findall(r"^# TYPE (koe5_\w+)", Metrics().text().decode(), re.M)
     there = {name for name in types if not name.endswith("_created")}
-    named = set(re.findall(r"`(koe5_\w+)`", (DEPLOY / "README.md").read_text()))
+    named = set(re.findall(r"`(koe5_\w+)`", (DEPLOY.parent / "docs/serving.md").read_text("utf-8")))
     assert named == there

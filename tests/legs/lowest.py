@@ -1,8 +1,8 @@
 """The lowest leg: are the lower bounds in pyproject.toml true?
 
 It turns every `>=X` of the dependencies and of EXTRAS into `==X`, installs exactly that and runs the tests of
-the runtime, the export, the server and, where a compiler is, the fused kernels. What pyproject.toml does not
-name stays as in constraints.txt.
+the runtime, the export, the server, bulk and, where a compiler is, the fused kernels. What pyproject.toml
+does not name stays as in constraints.txt.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from environment import ROOT, Environment, normal_name, other_pins
 
-EXTRAS = ("cpu", "export", "reference", "serve")
+EXTRAS = ("cpu", "export", "reference", "serve", "bulk")
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
         constraints = Path(folder) / "lowest.txt"
         constraints.write_text("\n".join([*pins.values(), *other_pins(pins)]), encoding="utf-8")
         lowest.install("-c", constraints, "-e", f".[{','.join(EXTRAS)}]", "httpx", "hypothesis", "pytest")
-    tests = ["tests/runtime", "tests/export", "tests/serve"]
+    tests = ["tests/runtime", "tests/export", "tests/serve", "tests/bulk"]
     if shutil.which("c++"):
         lowest.install("--no-deps", "./kernels")
         tests.append("tests/kernels")

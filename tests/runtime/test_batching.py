@@ -7,7 +7,17 @@ import itertools
 import numpy as np
 import pytest
 
-from koe5_onnx.batching import SHORT_TOKENS, Batch, pack, pad, plan, plan_packed, widths_of
+from koe5_onnx.batching import (
+    SHORT_TOKENS,
+    Batch,
+    pack,
+    pack_for_cuda,
+    pad,
+    plan,
+    plan_packed,
+    token_offsets,
+    widths_of,
+)
 
 
 def random_lengths(seed: int) -> tuple[np.ndarray, int]:
@@ -95,3 +105,41 @@ def test_packed_rows_lie_end_to_end():
     np.testing.assert_array_equal(input_ids, [4, 5, 6, 7, 8, 1])
     np.testing.assert_array_equal(places, [0, 1, 2, 0, 1, 0])
     np.testing.assert_array_equal(offsets, [0, 3, 5, 6])
+
+
+def test_token_offsets_by_hand():
+    assert token_offsets(np.array([1, 2], np.int32)).tolist() == [[0, 2], [3, 1]]
+    assert token_offsets(np.array([2, 2], np.int32)).tolist() == [[0, 1], [2, 3]]
+    assert token_offsets(np.array([3], np.int32)).tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_token_offsets_put_each_token_where_padding_would(seed):
+    """Packed tokens written to these places are what `pad` lays out; the other places are padding's."""
+    lengths, _ = random_lengths(seed)
+    lengths = np.minimum(lengths[:20], 300) if len(lengths) else np.array([7], np.int32)
+    ids = [np.arange(1, length + 1, dtype=np.int32) + 1000 * row for row, length in enumerate(lengths)]
+    batch = Batch(np.arange(len(ids)), int(lengths.max()))
+    tokens, _, offsets = pack(ids, batch)
+    found = token_offsets(lengths)
+    assert (found.dtype, found.shape) == (np.int32, (len(ids), lengths.max()))
+    assert sorted(found.ravel().tolist()) == list(range(found.size))
+    padded = np.zeros(found.size, np.int64)
+    padded[found.ravel()[: offsets[-1]]] = tokens
+    expected, mask = pad(ids, batch, 0)
+    np.testing.assert_array_equal(padded.reshape(found.shape), expected)
+    assert not mask.ravel()[found.ravel()[offsets[-1] :]].any()
+
+
+def test_positions_of_packed_texts():
+    """Of RoBERTa counted from 1, with nothing for a pad token that was typed; else places from 0."""
+    ids = [np.array([0, 7, 1, 8, 2], np.int32), np.array([0, 2], np.int32), np.array([1], np.int32)]
+    batch = Batch(np.array([0, 2, 1]), 0)
+    counted = pack_for_cuda(ids, batch, 1, counts_from_pad=True)
+    assert counted[0].tolist() == [0, 7, 1, 8, 2, 1, 0, 2]
+    assert counted[1].tolist() == [1, 2, 0, 3, 4, 0, 1, 2]
+    assert counted[2].tolist() == [0, 0, 0, 0, 0, 1, 2, 2]
+    assert counted[4].tolist() == [0, 5, 6, 8]
+    assert [array.dtype for array in counted] == [np.int64] * 3 + [np.int32] * 2
+    places = pack_for_cuda(ids, batch, 1, counts_from_pad=False)[1]
+    assert places.tolist() == [0, 1, 2, 3, 4, 0, 0, 1]

@@ -12,8 +12,13 @@ import numpy as np
 import pytest
 
 from koe5_onnx import Embedder, UnsuitedCpuWarning, cli
-from koe5_onnx.artifact import MANIFEST, WEIGHTS
+from koe5_onnx.artifact import MANIFEST, PACKED_GRAPH, WEIGHTS
 from koe5_onnx.cli import doctor
+from koe5_onnx.cuda import Driver, Gpu
+
+DRIVER = Driver(
+    "13.0", [Gpu("NVIDIA H200", 150_000_000_000, (9, 0)), Gpu("NVIDIA L4", 24_000_000_000, (8, 9))]
+)
 
 
 def report(capsys, *arguments: str) -> tuple[int, dict]:
@@ -106,7 +111,7 @@ class StubRuntime(SimpleNamespace):
     """An onnxruntime whose CUDA wheel lacks a library."""
 
     def __init__(self, loads_instead: list[str] | None) -> None:
-        super().__init__(loads_instead=loads_instead)
+        super().__init__(loads_instead=loads_instead, __file__="nowhere/__init__.py")
 
     def get_available_providers(self) -> list[str]:
         return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -122,9 +127,10 @@ class StubRuntime(SimpleNamespace):
 
 @pytest.mark.parametrize(
     ("instead", "message"),
-    [(None, "libcudnn.so.9"), (["CPUExecutionProvider"], "opened ['CPUExecutionProvider'] instead")],
+    [(None, "libcudnn.so.9"), (["CPUExecutionProvider"], "opened CPUExecutionProvider instead")],
 )
 def test_a_provider_that_is_listed_but_does_not_load(capsys, monkeypatch, instead, message):
+    monkeypatch.setattr(doctor, "find_driver", lambda: DRIVER)
     monkeypatch.setattr(doctor, "import_onnxruntime", lambda: StubRuntime(instead))
     code, found = report(capsys)
     assert code == 1
@@ -196,3 +202,39 @@ def test_an_artifact_for_cuda_is_tried_there(capsys, artifact_copy, monkeypatch)
     code, found = report(capsys, "--artifact", artifact_copy)
     assert (code, devices) == (0, ["cuda"])
     assert found["findings"]["this CPU"] == "not used: made for cuda"
+
+
+def test_the_gpus(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "find_driver", lambda: DRIVER)
+    assert report(capsys)[1]["findings"]["GPUs"] == (
+        "cuda:0 NVIDIA H200, 150 GB, compute capability 9.0; "
+        "cuda:1 NVIDIA L4, 24 GB, compute capability 8.9; the driver runs CUDA up to 13.0"
+    )
+
+
+def test_no_gpu_is_no_problem_for_the_cpu(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "find_driver", lambda: "no NVIDIA driver is found here")
+    found = report(capsys)[1]
+    assert found["findings"]["GPUs"] == "none: no NVIDIA driver is found here"
+    assert "GPUs" not in found["problems"]
+
+
+def test_the_gpu_wheel_without_a_driver(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "find_driver", lambda: "no NVIDIA driver is found here")
+    monkeypatch.setattr(doctor, "import_onnxruntime", lambda: StubRuntime(["CPUExecutionProvider"]))
+    assert "no NVIDIA driver is found here" in report(capsys)[1]["problems"]["CUDAExecutionProvider"]
+
+
+def test_the_attention_kernel_of_the_packed_graph(capsys, monkeypatch, artifact_copy):
+    manifest = json.loads((artifact_copy / MANIFEST).read_text(encoding="utf-8"))
+    manifest["target"] = {"devices": ["cuda"], "instructions": [], "without": ""}
+    graph = manifest["files"].pop("model.fused.onnx")
+    (artifact_copy / "model.fused.onnx").rename(artifact_copy / PACKED_GRAPH)
+    manifest["files"][PACKED_GRAPH] = graph
+    (artifact_copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    embedder = SimpleNamespace(encode=lambda texts: np.full((1, 32), 32**-0.5, np.float32))
+    monkeypatch.setattr(doctor.Embedder, "open", lambda path, device: nullcontext(embedder))
+    monkeypatch.setattr(doctor, "find_driver", lambda: DRIVER)
+    found = report(capsys, "--artifact", artifact_copy)[1]["findings"]
+    assert found["graph"] == "the packed graph, without padding"
+    assert found["attention"] == "flash attention (by ONNX Runtime's source)"

@@ -210,6 +210,14 @@ def test_progress_ends_at_the_total(embedder, texts):
     assert len(calls) > 1
 
 
+@pytest.mark.parametrize("texts", [[""], ["", "", ""], [""] * 5000 + ["서울"]], ids=len)
+def test_progress_of_empty_texts(embedder, texts):
+    """The estimate of the total goes by characters, of which a window may have none."""
+    calls: list[tuple[int, int]] = []
+    embedder.encode(texts, on_progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (int(embedder.count_tokens(texts).sum()),) * 2
+
+
 def test_context_manager_closes(artifact_path):
     with Embedder.open(artifact_path, threads=1) as embedder:
         embedder.encode(["가"])

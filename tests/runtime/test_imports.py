@@ -33,7 +33,7 @@ SERVE = {
 """What the extra `serve` brings."""
 
 RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
-    "__init__.py": ({".artifact", ".embedder", ".errors", ".tokenizer"}, set()),
+    "__init__.py": ({".artifact", ".async_embedder", ".embedder", ".errors", ".tokenizer"}, set()),
     "errors.py": (set(), set()),
     "machine.py": (set(), set()),
     "hub.py": ({".errors"}, {"huggingface_hub"}),
@@ -43,12 +43,15 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "tokenizer.py": ({".errors", "numpy", "tokenizers"}, set()),
     "batching.py": ({"numpy"}, set()),
     "graphs.py": ({".artifact", ".errors"}, {"koe5_onnx_kernels"}),
-    "session.py": ({".artifact", ".errors", ".graphs", ".machine", "numpy"}, {"onnxruntime"}),
-    "pipeline.py": ({".batching", ".session", ".tokenizer", "numpy"}, set()),
+    "cuda.py": ({".errors"}, set()),
+    "session.py": ({".artifact", ".cuda", ".errors", ".graphs", ".machine", "numpy"}, {"onnxruntime"}),
+    "pipeline.py": ({".batching", ".errors", ".session", ".tokenizer", "numpy"}, set()),
     "tuning.py": (
         {
             ".artifact",
             ".checked",
+            ".cuda",
+            ".errors",
             ".graphs",
             ".machine",
             ".pipeline",
@@ -73,7 +76,17 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
         },
         set(),
     ),
-    "cli/doctor.py": ({PUBLIC, ".cli", ".graphs", ".machine", ".session", "numpy"}, set()),
+    "cli/doctor.py": ({PUBLIC, ".cli", ".cuda", ".graphs", ".machine", ".session", "numpy"}, set()),
+    "async_embedder.py": ({".embedder", ".errors", "numpy"}, set()),
+    "integrations/__init__.py": (set(), set()),
+    "integrations/opening.py": ({PUBLIC}, set()),
+    "integrations/tensors.py": ({PUBLIC, "numpy"}, {"torch"}),
+    "integrations/langchain.py": ({PUBLIC, ".integrations", "langchain_core"}, set()),
+    "integrations/llama_index.py": ({PUBLIC, ".integrations", "llama_index"}, set()),
+    "integrations/haystack.py": ({PUBLIC, ".integrations", "haystack"}, set()),
+    "integrations/chroma.py": ({PUBLIC, ".integrations", "numpy", "chromadb"}, set()),
+    "integrations/mteb.py": ({PUBLIC, ".integrations", "numpy", "mteb"}, set()),
+    "integrations/sentence_transformers.py": ({PUBLIC, ".integrations", "numpy"}, {"huggingface_hub"}),
     "cli/certificate_facts.py": ({PUBLIC, ".artifact", ".cli"}, set()),
     "cli/sections.py": ({".artifact"}, set()),
     "cli/histogram_svg.py": ({".artifact", ".cli"}, set()),
@@ -85,13 +98,21 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "serve/__init__.py": ({".errors", ".serve", *SERVE}, set()),
     "serve/tracing.py": ({PUBLIC, ".serve"}, {"opentelemetry"}),
     "serve/*.py": ({PUBLIC, ".serve", "numpy", *SERVE}, set()),
+    "cli/bulk.py": ({PUBLIC, ".bulk", ".cli"}, {"huggingface_hub"}),  # at the top its types only
+    "bulk/__init__.py": ({".bulk", ".errors", "filelock", "pyarrow"}, set()),
+    "bulk/ray_engine.py": ({PUBLIC, ".bulk"}, {"ray"}),
+    "bulk/embed.py": ({PUBLIC, ".bulk", ".graphs"}, set()),
+    "bulk/worker.py": ({PUBLIC, ".bulk", ".graphs", "numpy", "pyarrow"}, set()),
+    "bulk/*.py": ({PUBLIC, ".bulk", "filelock", "numpy", "pyarrow"}, set()),
     "cli/*.py": ({PUBLIC, ".cli", "numpy"}, {"huggingface_hub"}),
 }
 _EXPORT = {PUBLIC, ".artifact", ".hub", "koe5_export", "numpy"}
 EXPORT_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "reference.py": (_EXPORT, {"torch", "transformers"}),
     "optimum.py": (_EXPORT, {"optimum"}),
-    "verify.py": (_EXPORT | {".graphs", ".machine", ".session"}, set()),
+    "verify.py": (_EXPORT | {".cuda", ".graphs", ".machine", ".session"}, set()),
+    "packed.py": (_EXPORT | {".session", "onnx"}, set()),
+    "simulated.py": (_EXPORT | {".graphs", ".session", "onnx"}, set()),
     "export.py": (_EXPORT | {".graphs"}, set()),
     "graph.py": (_EXPORT | {".batching", "onnx"}, set()),
     "precision/*.py": (_EXPORT | {".machine", "onnx"}, set()),
@@ -104,7 +125,10 @@ BENCHMARKS_TABLE: dict[str, tuple[set[str], set[str]]] = {
         {PUBLIC, ".artifact", ".machine", ".session", "benchmarks", "koe5_export", "numpy", "tokenizers"},
         {"*"},
     ),
+    "output_dtypes.py": ({PUBLIC, ".bulk", "benchmarks", "numpy"}, set()),
     "corpora.py": ({PUBLIC, ".hub", "benchmarks"}, set()),
+    "speed/gpu.py": ({PUBLIC, ".cuda", ".graphs", ".session", ".tuning", "benchmarks", "koe5_export"}, set()),
+    "speed/gpu_ceiling.py": ({"benchmarks"}, {"torch"}),
     "speed/gemm.py": ({".graphs", ".session", "numpy"}, {"onnx"}),
     "speed/smoke.py": ({PUBLIC, ".artifact", ".machine", "benchmarks", "koe5_export"}, {"onnx"}),
     "speed/texts.py": ({PUBLIC, "benchmarks", "koe5_export"}, set()),
@@ -195,7 +219,16 @@ def test_imports_are_those_of_the_table(file, name, table):
     [
         ("onnxruntime", {"session.py"}),
         ("tokenizers", {"tokenizer.py"}),
-        ("huggingface_hub", {"hub.py", "cli/embed.py", "cli/export.py"}),
+        (
+            "huggingface_hub",
+            {
+                "hub.py",
+                "cli/bulk.py",
+                "cli/embed.py",
+                "cli/export.py",
+                "integrations/sentence_transformers.py",
+            },
+        ),
         ("koe5_export", {"cli/demo.py", "cli/export.py", "cli/import_folder.py", "cli/verify.py"}),
     ],
 )
@@ -227,6 +260,7 @@ def test_the_walk_sees_what_it_should(tmp_path):
 
 
 HEAVY = (
+    "asyncio",
     "fastapi",
     "huggingface_hub",
     "koe5_export",
@@ -234,6 +268,8 @@ HEAVY = (
     "onnx",
     "onnxruntime",
     "optimum",
+    "pyarrow",
+    "ray",
     "safetensors",
     "torch",
     "tqdm",

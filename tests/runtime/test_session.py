@@ -26,10 +26,10 @@ needs_cpu_wheel = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("device", "expected"),
     [
-        ("cpu", ("CPUExecutionProvider", {})),
-        ("cuda", ("CUDAExecutionProvider", {"device_id": "0"})),
-        ("cuda:0", ("CUDAExecutionProvider", {"device_id": "0"})),
-        ("cuda:12", ("CUDAExecutionProvider", {"device_id": "12"})),
+        ("cpu", ("CPUExecutionProvider", 0)),
+        ("cuda", ("CUDAExecutionProvider", 0)),
+        ("cuda:0", ("CUDAExecutionProvider", 0)),
+        ("cuda:12", ("CUDAExecutionProvider", 12)),
     ],
 )
 def test_devices(device, expected):

@@ -2,11 +2,19 @@
 
 Products are summed in fp32 by the GPU's matrix units, norms and softmax compute in fp32 between fp16 inputs
 and outputs, and the last norm, pooling and normalisation are fp32 throughout.
+
+fp16 ends at 65,504, and trained encoders have residual channels far larger than the rest. Two things keep
+them in range at no cost. A residual sum is never stored: the norm's node adds it up in fp32. And whatever
+flows from a norm to a linear, or from a linear to a norm, is kept at a 32nd of its size: norms give a 32nd,
+the linears behind them have weights 32 times as large, and those in front of a norm give a 32nd again. All
+of these are powers of two, so that nothing is rounded anew but what is below 2^-24.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +22,8 @@ from onnx import TensorProto
 
 from koe5_export.gate import Gate
 from koe5_export.precision.precision import Precision
-from koe5_export.weights import Array, Linear
+from koe5_export.smooth import SmoothLayer
+from koe5_export.weights import Array, Linear, Norm
 from koe5_export.writer import GraphWriter
 from koe5_onnx import CheckpointError, Target
 
@@ -32,6 +41,25 @@ class Fp16(Precision):
     weight_bytes = 2.0
     table_bytes = 2.0
     masks_by_length = True
+    adds_in_norm = True
+    residual_scale = 2.0**-5
+
+    def recipe(self) -> Mapping[str, Any]:
+        return {"residual_scale": self.residual_scale}
+
+    def prepare(self, layer: SmoothLayer) -> SmoothLayer:
+        scale = np.float32(self.residual_scale)
+        return replace(
+            layer,
+            input_norm=_norm_scaled(layer.input_norm, scale),
+            query=_read_scaled(layer.query, scale),
+            key=_read_scaled(layer.key, scale),
+            value=_read_scaled(layer.value, scale),
+            attention_norm=_norm_scaled(layer.attention_norm, scale),
+            up=_read_scaled(layer.up, scale),
+            output=_result_scaled(layer.output, scale),
+            down=_result_scaled(layer.down, scale),
+        )
 
     def table(
         self, g: GraphWriter, name: str, shape: tuple[int, ...], rows: Iterable[Array], ids: str
@@ -53,6 +81,20 @@ class Fp16(Precision):
 
     def widen(self, g: GraphWriter, x: str) -> str:
         return g.node("Cast", [x], f"{x}.float", to=TensorProto.FLOAT)
+
+
+def _norm_scaled(norm: Norm, scale: np.float32) -> Norm:
+    return Norm(norm.gain * scale, norm.shift * scale)
+
+
+def _read_scaled(linear: Linear, scale: np.float32) -> Linear:
+    """The same result from inputs that are scaled."""
+    return replace(linear, weight=linear.weight / scale)
+
+
+def _result_scaled(linear: Linear, scale: np.float32) -> Linear:
+    """A scaled result from the same inputs."""
+    return replace(linear, weight=linear.weight * scale, bias=linear.bias * scale)
 
 
 def _narrowed(name: str, value: Array) -> Half:

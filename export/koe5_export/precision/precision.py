@@ -8,7 +8,7 @@ from typing import Any
 
 from koe5_export.gate import Gate
 from koe5_export.rounding import Compensation
-from koe5_export.smooth import Inputs, Strengths
+from koe5_export.smooth import Inputs, SmoothLayer, Strengths
 from koe5_export.weights import Array, Linear, Rounded
 from koe5_export.writer import GraphWriter
 from koe5_onnx import Target
@@ -28,6 +28,15 @@ class Precision(ABC):
     """Strengths of channel smoothing (smooth.py); None where weights stay as they are and need no texts."""
     masks_by_length: bool = False
     """Whether attention gets the lengths of the texts, for CUDA, instead of a mask or none, for the CPU."""
+    adds_in_norm: bool = False
+    """Whether residual sums are part of the norm's node: one pass on a GPU, three times slow on a CPU, where
+    that node is scalar code."""
+    residual_scale: float = 1.0
+    """What `prepare` multiplies hidden states between norms and linears with."""
+
+    def prepare(self, layer: SmoothLayer) -> SmoothLayer:
+        """The layer as its weights are written; the layer's output norm is not touched."""
+        return layer
 
     def recipe(self) -> Mapping[str, Any]:
         """How the precision is reached, for the manifest."""

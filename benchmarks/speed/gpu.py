@@ -1,0 +1,161 @@
+"""On a GPU: fidelity, tokens a second and milliseconds of a query, next to PyTorch and padded ONNX Runtime.
+
+One call does all, so that a borrowed machine is enough (see benchmarks/GPU.md): export, verification of both
+graphs on the device, tuning, interleaved rounds with the fp16 ceiling right before each, latency, JSON, page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from koe5_export.checkpoint import Checkpoint
+from koe5_export.verify import verify_artifact
+
+from benchmarks.contenders.registry import GPU_NAMES, gpu_contenders
+from benchmarks.speed import arguments, latency, throughput
+from benchmarks.speed.arguments import Setting, setting_of
+from benchmarks.speed.gpu_ceiling import GpuCeiling
+from benchmarks.speed.opened import Field, choose_batches, open_field
+from benchmarks.speed.report import page
+from benchmarks.speed.results import write_json, write_text
+from benchmarks.speed.texts import Corpus
+from koe5_onnx import Artifact, FidelityError, InputError
+from koe5_onnx.cuda import require_gpu
+from koe5_onnx.graphs import Kernels
+from koe5_onnx.session import CUDA, parse_device
+from koe5_onnx.tuning import describe, tune
+
+BASELINE = "sentence-transformers-sdpa"
+_PASS_TOKENS = 400_000
+"""A pass is about half a second on a fast GPU."""
+_SWEEP_TOKENS = 200_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    arguments.add_arguments(parser, rounds=7, contenders=GPU_NAMES)
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu to try it out")
+    parser.add_argument("--baseline", choices=GPU_NAMES, default=BASELINE, help="default: %(default)s")
+    parser.add_argument("--calls", type=int, default=300, metavar="N", help="of one query (%(default)s)")
+    parser.add_argument("--pass-tokens", type=int, default=_PASS_TOKENS, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--trained", type=Path, action="append", default=[], metavar="C", help="verify this checkpoint too"
+    )
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write an HTML page with drawings there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify, measure and print; the exit code is 1 where a contender or an artifact is wrong.
+
+    Raises:
+        ProviderError: There is no such GPU, or ONNX Runtime cannot use it.
+    """
+    gpu = name_of_gpu(args.device)
+    if args.calls < args.rounds:
+        raise InputError(f"--calls {args.calls}: expected {args.rounds} or more, one in each round")
+    setting = setting_of(args, gpu_contenders(args.device))
+    setting = replace(setting, corpora=[lengthened(one, args.pass_tokens) for one in setting.corpora])
+    fidelity = verified(setting, args.trained, args.device)
+    tune_ours(setting, args.device)
+    ceiling = GpuCeiling(throughput.shape_of(setting), args.device)
+    with open_field(setting) as field:
+        if not field.opened:
+            raise InputError(f"no contender gives the right embedding: {field.wrong}")
+        for opened in field.opened.values():
+            folder = setting.store.own
+            choose_batches(opened, setting.corpora, folder, setting.threads, gpu, _SWEEP_TOKENS)
+        rates, ceilings = throughput.measure(setting, field, ceiling, args.rounds)
+        kind = ("gpu", "fp16", "fp16" if args.device != "cpu" else "fp32")
+        result = throughput.result_of(setting, field, rates, ceilings, args.baseline, kind)
+        result |= {"gpu": gpu, "device": args.device, "fidelity": fidelity}
+        result |= _latency(setting, field, args.calls, args.rounds)
+    print(table(result))
+    if setting.json is not None:
+        write_json(setting.json, result)
+    if args.page is not None:
+        write_text(args.page, page([result]))
+    return 1 if field.wrong or any(one["fault"] for one in fidelity.values()) else 0
+
+
+def name_of_gpu(device: str) -> str:
+    """The GPU's name, its compute capability, and that of the CPU where it stands in.
+
+    Raises:
+        InputError: `device` has another form.
+        ProviderError: There is no such GPU.
+    """
+    provider, number = parse_device(device)
+    if provider != CUDA:
+        return "no GPU: the CPU stands in, in fp32; its figures say nothing about a GPU"
+    gpu = require_gpu(number)
+    return f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}"
+
+
+def lengthened(corpus: Corpus, tokens: int) -> Corpus:
+    """The corpus repeated until a pass has so many tokens: a GPU is done with some pages in milliseconds."""
+    times = max(1, -(-tokens // corpus.tokens))
+    return Corpus(corpus.name, corpus.texts * times, corpus.lengths * times)
+
+
+def verified(setting: Setting, trained: Sequence[Path], device: str) -> dict[str, dict[str, Any]]:
+    """Both graphs of our artifacts against PyTorch, on the device: "checkpoint, graph" to figures."""
+    found = {}
+    for checkpoint in (setting.store.checkpoint, *trained):
+        store = replace(setting.store, checkpoint=checkpoint, artifacts={})
+        store = setting.store if checkpoint == setting.store.checkpoint else store
+        artifact = Artifact.open(store.files_of(gpu_contenders(device)["koe5"]))
+        graphs: tuple[Kernels, ...] = ("stock", "fused") if device != "cpu" else ("stock",)
+        for kernels in graphs:
+            name = f"{checkpoint.name}, {kernels}"
+            found[name] = _fidelity(artifact, checkpoint, kernels)
+            print(f"{name}: {found[name]['fault'] or 'passed its gate'}", file=sys.stderr)
+    return found
+
+
+def _fidelity(artifact: Artifact, checkpoint: Path, kernels: Kernels) -> dict[str, Any]:
+    keys = ("texts", "cosine_min", "cosine_mean", "batch_cosine_min", "provider")
+    try:
+        certificate = verify_artifact(artifact, Checkpoint.open(str(checkpoint)), kernels=kernels)
+    except FidelityError as error:
+        return dict.fromkeys(keys) | {"fault": str(error)}
+    overall, provider = certificate.overall, certificate.measured_with["provider"]
+    values = (overall.texts, overall.cosine_min, overall.cosine_mean, certificate.batch_cosine_min, provider)
+    return dict(zip(keys, values, strict=True)) | {"fault": ""}
+
+
+def tune_ours(setting: Setting, device: str) -> None:
+    """Find graph, workers and batches of each of ours, for its process to look up."""
+    for contender in setting.contenders:
+        if contender.is_ours and device != "cpu":
+            kernels: Kernels = contender.options.get("kernels", "auto")
+            artifact = Artifact.open(setting.store.files_of(contender))
+            profile = tune(artifact, device, kernels, report=lambda line: print(line, file=sys.stderr))
+            print(f"{contender.name}: {describe(profile.best)}", file=sys.stderr)
+
+
+def _latency(setting: Setting, field: Field, calls: int, rounds: int) -> Mapping[str, Any]:
+    """One query's milliseconds, where the corpora hold one of the usual length."""
+    with suppress(InputError):
+        query = latency.query_of(setting)
+        corpus = setting.corpora[0]
+        return {
+            "latency_ms": latency.figures(latency.measure(field, query, calls, rounds), {}),
+            "query_tokens": corpus.lengths[corpus.texts.index(query)],
+        }
+    return {"latency_ms": {}, "query_tokens": 0}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for a terminal."""
+    lines = [result["gpu"], throughput.table(result), ""]
+    for name, one in result["latency_ms"].items():
+        lines.append(f"{name:32} query p50 {one['p50']:.2f} ms, p90 {one['p90']:.2f}, p99 {one['p99']:.2f}")
+    for name, one in result["fidelity"].items():
+        lines.append(f"{name:32} {one['fault'] or format(one['cosine_min'], '.7f') + ' at least to PyTorch'}")
+    return "\n".join(lines)

@@ -1,0 +1,119 @@
+"""What the examples beside this file share: the command line, passages from parquet, hits on the screen.
+
+corpus.parquet -> `passages` embeds -> the example's store -> `show` prints what a query finds
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.dataset
+
+from koe5_onnx import Embedder, InputError
+
+BATCH_ROWS = 1024
+"""Passages in memory at the same time."""
+
+
+class Batch(NamedTuple):
+    """Some passages with their embeddings."""
+
+    doc_ids: list[str]
+    contents: list[str]
+    embeddings: npt.NDArray[np.float32]
+    """float32[n, dim], unit length."""
+
+
+class Hit(NamedTuple):
+    """A passage that a query found."""
+
+    doc_id: str
+    contents: str
+    score: float
+    """Cosine to the query: the inner product, as both have unit length."""
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The command line of every example."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=raw)
+    parser.add_argument("--artifact", required=True, help="folder or Hub id of an exported artifact")
+    parser.add_argument("--store", required=True, help="where the vectors are, or will be with --corpus")
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        help="fill a new store: a parquet file, or a folder of them, with the columns doc_id and contents",
+    )
+    parser.add_argument("--query", action="append", default=[], help="a question; may be given again")
+    parser.add_argument("--top", type=int, default=5, help="hits of each query (default: %(default)s)")
+    return parser
+
+
+def passages(embedder: Embedder, corpus: Path) -> Iterator[Batch]:
+    """Read passages and embed them, batch by batch.
+
+    A column `embedding`, as `koe5-onnx bulk` writes it, is taken as it is; it must come from this artifact.
+
+    Raises:
+        InputError: There is no such corpus, a column is missing, or a passage is null.
+    """
+    if not corpus.exists():
+        raise InputError(f"{corpus} does not exist: expected a parquet file or a folder of them")
+    found = pyarrow.dataset.dataset(corpus, format="parquet")
+    if missing := {"doc_id", "contents"} - set(found.schema.names):
+        raise InputError(f"{corpus} has no column {sorted(missing)[0]!r}, only {found.schema.names}")
+    columns = [name for name in ("doc_id", "contents", "embedding") if name in found.schema.names]
+    for batch in found.to_batches(columns=columns, batch_size=BATCH_ROWS):
+        if batch["doc_id"].null_count or batch["contents"].null_count:
+            raise InputError(f"{corpus} has a null in doc_id or contents: leave such rows out")
+        contents = batch["contents"].to_pylist()
+        if "embedding" in columns:
+            embeddings = np.array(batch["embedding"].to_pylist(), np.float32).reshape(-1, embedder.dim)
+        else:
+            embeddings = embedder.encode_passages(contents)
+        if contents:
+            yield Batch(batch["doc_id"].to_pylist(), contents, embeddings)
+
+
+@contextmanager
+def new_folder(store: str) -> Iterator[Path]:
+    """A folder that gets its name once it is filled: a store is whole or not there.
+
+    Raises:
+        InputError: The name is taken.
+    """
+    folder = Path(store)
+    if folder.exists():
+        raise InputError(f"{store} exists: remove it, name another, or query it without --corpus")
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was stopped
+    partial.mkdir(parents=True)
+    yield partial
+    partial.rename(folder)
+
+
+def filled_folder(store: str) -> Path:
+    """A store that is there.
+
+    Raises:
+        InputError: It is not; some libraries would make an empty one.
+    """
+    if not Path(store).is_dir():
+        raise InputError(f"there is no store {store}: fill it first, with --corpus")
+    return Path(store)
+
+
+def show(queries: Sequence[str], hits: Sequence[Sequence[Hit]]) -> None:
+    """Print the hits of each query, best first."""
+    for query, found in zip(queries, hits, strict=True):
+        print(query)
+        for rank, hit in enumerate(found, 1):
+            start = " ".join(hit.contents.split())[:60]
+            print(f"{rank:4}  {hit.score:.6f}  {hit.doc_id}\n      {start}")

@@ -1,0 +1,189 @@
+"""Haystack's embedder components over an Embedder. Needs the extra `haystack`.
+
+from koe5_onnx.integrations.haystack import Koe5DocumentEmbedder, Koe5TextEmbedder
+
+documents = Koe5DocumentEmbedder("koe5-int8", meta_fields_to_embed=["title"]).run(documents)["documents"]
+query = Koe5TextEmbedder("koe5-int8").run("대한민국의 수도는?")["embedding"]
+
+Haystack 3 loads a saved pipeline only where the modules of its components are trusted:
+`Pipeline.load(file, allowed_modules=["koe5_onnx.integrations.haystack"])`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self, Unpack
+
+from koe5_onnx import AsyncEmbedder, Embedder, MissingDependencyError
+from koe5_onnx.integrations.opening import OpenOptions, opened
+
+try:
+    from haystack import Document, component, default_from_dict, default_to_dict
+except ImportError as error:
+    raise MissingDependencyError("haystack-ai", "haystack", "Haystack's embedders") from error
+
+
+class _Opened:
+    """An artifact that is opened when a pipeline warms up, or at the first run."""
+
+    def __init__(self, artifact: str | Path, options: OpenOptions) -> None:
+        self.artifact, self.options = str(artifact), options
+        self._async: AsyncEmbedder | None = None
+
+    @property
+    def asynchronous(self) -> AsyncEmbedder:
+        if self._async is None:
+            self._async = AsyncEmbedder(opened(self.artifact, self.options))
+        return self._async
+
+    @property
+    def embedder(self) -> Embedder:
+        return self.asynchronous.embedder
+
+
+@component
+class Koe5TextEmbedder:
+    """Embeds a query.
+
+    Args:
+        artifact: A folder made by `koe5-onnx export`, or the Hub id of one.
+        options: For `Embedder.open`.
+    """
+
+    def __init__(self, artifact: str | Path, **options: Unpack[OpenOptions]) -> None:
+        self._opened = _Opened(artifact, options)
+
+    def warm_up(self) -> None:
+        """Open the artifact.
+
+        Raises:
+            Koe5Error: It cannot be opened; `Embedder.open` says when.
+        """
+        self._opened.embedder  # noqa: B018
+
+    @component.output_types(embedding=list[float])
+    def run(self, text: str) -> dict[str, Any]:
+        """Embed a text with the prompt "query".
+
+        Returns:
+            "embedding": `dim` floats.
+
+        Raises:
+            TypeError: `text` is not a str.
+            InputError: It is not valid Unicode.
+        """
+        _require_text(text)
+        return {"embedding": self._opened.embedder.encode_queries([text])[0].tolist()}
+
+    @component.output_types(embedding=list[float])
+    async def run_async(self, text: str) -> dict[str, Any]:
+        """`run` in a thread; the event loop goes on."""
+        _require_text(text)
+        return {"embedding": (await self._opened.asynchronous.encode_queries([text]))[0].tolist()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a pipeline saves: the artifact and the options."""
+        saved: dict[str, Any] = default_to_dict(self, artifact=self._opened.artifact, **self._opened.options)
+        return saved
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """What `to_dict` saved, as a component again."""
+        loaded: Self = default_from_dict(cls, data)
+        return loaded
+
+
+@component
+class Koe5DocumentEmbedder:
+    """Embeds documents as passages.
+
+    Args:
+        artifact: A folder made by `koe5-onnx export`, or the Hub id of one.
+        meta_fields_to_embed: Fields of `Document.meta` whose values, where it has them, precede the content.
+        embedding_separator: Between those values and the content.
+        options: For `Embedder.open`.
+    """
+
+    def __init__(
+        self,
+        artifact: str | Path,
+        *,
+        meta_fields_to_embed: Sequence[str] = (),
+        embedding_separator: str = "\n",
+        **options: Unpack[OpenOptions],
+    ) -> None:
+        self.meta_fields_to_embed = list(meta_fields_to_embed or ())
+        self.embedding_separator = embedding_separator
+        self._opened = _Opened(artifact, options)
+
+    def warm_up(self) -> None:
+        """Open the artifact.
+
+        Raises:
+            Koe5Error: It cannot be opened; `Embedder.open` says when.
+        """
+        self._opened.embedder  # noqa: B018
+
+    @component.output_types(documents=list[Document])
+    def run(self, documents: list[Document]) -> dict[str, Any]:
+        """Embed documents with the prompt "passage".
+
+        Returns:
+            "documents": copies with an embedding of `dim` floats, in the same order.
+
+        Raises:
+            TypeError: `documents` is not a list of Documents.
+            InputError: A text is not valid Unicode.
+        """
+        embeddings = self._opened.embedder.encode_passages(self._texts(documents))
+        return {"documents": _with_embeddings(documents, embeddings)}
+
+    @component.output_types(documents=list[Document])
+    async def run_async(self, documents: list[Document]) -> dict[str, Any]:
+        """`run` in a thread; the event loop goes on."""
+        embeddings = await self._opened.asynchronous.encode_passages(self._texts(documents))
+        return {"documents": _with_embeddings(documents, embeddings)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a pipeline saves: the artifact and the options."""
+        saved: dict[str, Any] = default_to_dict(
+            self,
+            artifact=self._opened.artifact,
+            meta_fields_to_embed=self.meta_fields_to_embed,
+            embedding_separator=self.embedding_separator,
+            **self._opened.options,
+        )
+        return saved
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """What `to_dict` saved, as a component again."""
+        loaded: Self = default_from_dict(cls, data)
+        return loaded
+
+    def _texts(self, documents: list[Document]) -> list[str]:
+        if not isinstance(documents, list) or not all(isinstance(one, Document) for one in documents):
+            raise TypeError(
+                "documents is not a list of Documents: expected that; Koe5TextEmbedder takes a text"
+            )
+        return [self._text_of(document) for document in documents]
+
+    def _text_of(self, document: Document) -> str:
+        values = [document.meta.get(name) for name in self.meta_fields_to_embed]
+        known = [str(value) for value in values if value is not None]
+        return self.embedding_separator.join([*known, document.content or ""])
+
+
+def _require_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(
+            f"text is a {type(text).__name__}: expected a str; Koe5DocumentEmbedder takes Documents"
+        )
+
+
+def _with_embeddings(documents: list[Document], embeddings: Any) -> list[Document]:
+    return [
+        replace(document, embedding=row) for document, row in zip(documents, embeddings.tolist(), strict=True)
+    ]

@@ -1,0 +1,63 @@
+"""LangChain's Embeddings over an Embedder. Needs the extra `langchain`.
+
+from koe5_onnx.integrations.langchain import Koe5Embeddings
+
+store = InMemoryVectorStore(Koe5Embeddings("koe5-int8"))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Unpack
+
+from koe5_onnx import AsyncEmbedder, Embedder, MissingDependencyError
+from koe5_onnx.integrations.opening import OpenOptions, opened
+
+try:
+    from langchain_core.embeddings import Embeddings
+except ImportError as error:
+    raise MissingDependencyError("langchain-core", "langchain", "LangChain's Embeddings") from error
+
+
+class Koe5Embeddings(Embeddings):
+    """Embeds documents as passages and queries as queries.
+
+    Args:
+        artifact: An Embedder, a folder made by `koe5-onnx export`, or the Hub id of one.
+        options: For `Embedder.open`, where it is not open yet.
+
+    Raises:
+        Koe5Error: The artifact cannot be opened; `Embedder.open` says when.
+    """
+
+    def __init__(self, artifact: Embedder | str | Path, **options: Unpack[OpenOptions]) -> None:
+        self.embedder = opened(artifact, options)
+        self._async = AsyncEmbedder(self.embedder)
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed texts with the prompt "passage": a list of `dim` floats a text.
+
+        Raises:
+            InputError: A text is not valid Unicode.
+        """
+        rows: list[list[float]] = self.embedder.encode_passages(texts).tolist()
+        return rows
+
+    def embed_query(self, text: str) -> list[float]:
+        """Embed one text with the prompt "query": `dim` floats.
+
+        Raises:
+            InputError: The text is not valid Unicode.
+        """
+        row: list[float] = self.embedder.encode_queries([text])[0].tolist()
+        return row
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """`embed_documents` in a thread; the event loop goes on."""
+        rows: list[list[float]] = (await self._async.encode_passages(texts)).tolist()
+        return rows
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """`embed_query` in a thread; the event loop goes on."""
+        row: list[float] = (await self._async.encode_queries([text]))[0].tolist()
+        return row

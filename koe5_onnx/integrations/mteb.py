@@ -1,0 +1,103 @@
+"""An encoder for MTEB, so that its tasks measure an artifact as it measures the checkpoint. Needs `mteb`.
+
+import mteb
+from koe5_onnx.integrations.mteb import Koe5Encoder
+
+mteb.evaluate(Koe5Encoder("koe5-int8"), mteb.get_tasks(tasks=["Ko-StrategyQA"]))
+
+The prompts are those of MTEB's own entry of KoE5: "query" and "passage" in retrieval, none in tasks that do
+not tell them apart (STS, classification, clustering).
+Source: https://github.com/embeddings-benchmark/mteb/blob/main/mteb/models/model_implementations/korean_models.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from koe5_onnx import Embedder, InputError, MissingDependencyError
+from koe5_onnx.integrations.opening import OpenOptions, opened
+
+try:
+    from mteb.models import ModelMeta
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.model_meta import ScoringFunction
+    from mteb.types import PromptType
+except ImportError as error:
+    raise MissingDependencyError("mteb", "mteb", "an encoder for MTEB") from error
+
+_PROMPTS = {PromptType.query: "query", PromptType.document: "passage"}
+"""What MTEB calls a text to the name of its prompt."""
+
+
+class Koe5Encoder(AbsEncoder):
+    """Encodes the texts of MTEB's tasks. Its results are filed under the artifact's source and precision.
+
+    Args:
+        artifact: An Embedder, a folder made by `koe5-onnx export`, or the Hub id of one.
+        options: For `Embedder.open`, where it is not open yet.
+
+    Raises:
+        Koe5Error: The artifact cannot be opened; `Embedder.open` says when.
+    """
+
+    def __init__(self, artifact: Embedder | str | Path, **options: Unpack[OpenOptions]) -> None:
+        self.embedder = opened(artifact, options)
+        self.mteb_model_meta = ModelMeta.create_empty(_facts(self.embedder))
+
+    def encode(
+        self,
+        inputs: Iterable[dict[str, Any]],
+        *,
+        task_metadata: Any,
+        hf_split: str,  # noqa: ARG002 - part of MTEB's protocol, as the next
+        hf_subset: str,  # noqa: ARG002
+        prompt_type: PromptType | None = None,
+        precision: str | None = None,
+        **_without_effect: Any,
+    ) -> npt.NDArray[np.float32]:
+        """Embed the texts of a data loader: float32[n, dim], in its order.
+
+        Args:
+            inputs: Batches with the texts under "text".
+            task_metadata: The task, for error messages.
+            hf_split: Not used.
+            hf_subset: Not used.
+            prompt_type: What the texts are; None puts nothing in front.
+            precision: Only "float32".
+
+        Raises:
+            InputError: The task has no texts, or another precision is asked for.
+        """
+        if precision not in (None, "float32"):
+            raise InputError(f"precision is {precision!r}: expected 'float32'")
+        texts: list[str] = []
+        for batch in inputs:
+            if "text" not in batch:
+                raise InputError(
+                    f"the task {task_metadata.name} gives {', '.join(batch)}: expected texts, under 'text'"
+                )
+            texts.extend(batch["text"])
+        return self.embedder.encode(texts, None if prompt_type is None else _PROMPTS[prompt_type])
+
+
+def _facts(embedder: Embedder) -> dict[str, Any]:
+    """What MTEB files results under, and what it tells of the model."""
+    manifest = embedder.artifact.manifest
+    source, contract = manifest.source, manifest.contract
+    return {
+        "name": f"koe5-onnx/{source.repository.rpartition('/')[2]}-{manifest.precision}",
+        "revision": source.revision or source.weights_sha256,
+        "n_parameters": manifest.architecture.parameters,
+        "memory_usage_mb": manifest.total_bytes / 2**20,
+        "max_tokens": contract.max_tokens,
+        "embed_dim": contract.dim,
+        "framework": ["ONNX"],
+        "similarity_fn_name": ScoringFunction.COSINE,
+        "use_instructions": bool(contract.prompts),
+        "adapted_from": source.repository,
+    }

@@ -1,0 +1,73 @@
+"""Inputs, runs and outputs for the tests of koe5-onnx bulk, all with the tiny artifact."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from bulk_output import ARTIFACT
+
+from koe5_onnx import Embedder
+from koe5_onnx.bulk import Engine, Options, Summary, embed_files
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+AUTORAG = Path(__file__).resolve().parents[3] / "shared/data/autorag_ko/corpus.parquet"
+"""Beside the checkout; tests that want it skip where it is not."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests' own cache folder, also for the processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KOE5_ONNX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def artifact() -> Path:
+    return ARTIFACT
+
+
+@pytest.fixture(scope="session")
+def autorag() -> Path:
+    if not AUTORAG.is_file():
+        pytest.skip("no ../shared/data/autorag_ko beside the checkout")
+    return AUTORAG
+
+
+@pytest.fixture(scope="session")
+def embedder() -> Iterator[Embedder]:
+    with Embedder.open(ARTIFACT, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture
+def embed(tmp_path: Path) -> Callable[..., Summary]:
+    """Embeds a file or folder of tmp_path into its folder "out"."""
+
+    def run(name: str, output: str = "out", *, strict=False, restart=False, ray=None, threads=1, **options):
+        return embed_files(
+            tmp_path / name,
+            tmp_path / output,
+            Engine(ARTIFACT, threads=threads),
+            Options(**{"prompt": "passage", **options}),
+            strict=strict,
+            restart=restart,
+            ray=ray,
+        )
+
+    return run
+
+
+@pytest.fixture
+def put(tmp_path: Path) -> Callable[[str, bytes], Path]:
+    def write(name: str, content: bytes) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    return write

@@ -1,0 +1,189 @@
+"""One folder, one job: other arguments, other input and other processes are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from bulk_output import ARTIFACT, jsonl, output_of, run_to_end, start
+
+from koe5_onnx import ArtifactError, InputError
+from koe5_onnx.bulk import Engine, Options, embed_files
+from koe5_onnx.bulk.shards import OutputFolder
+
+
+@pytest.fixture
+def begun(embed, tmp_path, put):
+    put("in/a.jsonl", jsonl({"text": "가", "body": "나"}))
+    put("in/b.jsonl", jsonl({"text": "다", "body": "라"}))
+    embed("in")
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": "query"}, "prompt was 'passage' and is 'query'"),
+        ({"prompt": None}, "prompt was 'passage' and is None"),
+        ({"text_column": "body"}, "text_column was 'text' and is 'body'"),
+        ({"embedding_column": "v"}, "embedding_column was 'embedding' and is 'v'"),
+        ({"output_dtype": "int8"}, "output_dtype was 'float32' and is 'int8'"),
+        (
+            {"shard_rows": 7, "overflow": "error"},
+            "shard_rows was 1024 and is 7; overflow was 'truncate' and is",
+        ),
+    ],
+)
+def test_other_arguments(embed, begun, change, message):
+    before = output_of(begun)
+    with pytest.raises(InputError, match=f"holds another job: .*{message}.*--restart") as caught:
+        embed("in", **change)
+    assert "\n" not in str(caught.value)
+    assert output_of(begun).equals(before)
+    embed("in", restart=True, **change)
+    assert json.loads((begun / "_job.json").read_text()).items() >= change.items()
+
+
+def test_what_cannot_change_a_row_may_change(embed, begun):
+    assert embed("in", threads=2, strict=True).shards_before == 1
+
+
+def test_changed_input(embed, begun, tmp_path, put):
+    put("in/a.jsonl", jsonl({"text": "다른", "body": "것"}))
+    with pytest.raises(InputError, match=r"the input file a.jsonl has changed"):
+        embed("in")
+    put("in/c.jsonl", jsonl({"text": "하나 더"}))
+    (tmp_path / "in/b.jsonl").unlink()
+    with pytest.raises(InputError, match=r"the input file a.jsonl has changed and 2 more"):
+        embed("in")
+    assert embed("in", restart=True).rows == 2
+
+
+def test_a_file_of_the_same_size_with_another_time(embed, begun, tmp_path):
+    os.utime(tmp_path / "in/a.jsonl", ns=(0, 0))
+    with pytest.raises(InputError, match=r"the input file a.jsonl has changed"):
+        embed("in")
+
+
+def test_a_moved_input_goes_on(embed, begun, tmp_path):
+    (tmp_path / "in").rename(tmp_path / "elsewhere")
+    assert embed("elsewhere").shards_before == 1
+
+
+def test_input_that_changes_while_it_is_read(embed, tmp_path, put, monkeypatch):
+    put("in.jsonl", jsonl(*({"text": f"{row}"} for row in range(4))))
+    sign = OutputFolder.sign
+
+    def change_then_sign(self, receipt):
+        put("in.jsonl", jsonl(*({"text": f"other {row}"} for row in range(4))))
+        sign(self, receipt)
+
+    monkeypatch.setattr(OutputFolder, "sign", change_then_sign)
+    with pytest.raises(InputError, match=r"in.jsonl has changed while the job ran"):
+        embed("in.jsonl", shard_rows=2)
+    assert not (tmp_path / "out/_SUCCESS").exists()
+
+
+def test_another_artifact(begun, tmp_path):
+    copy = shutil.copytree(ARTIFACT, tmp_path / "artifact")
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer, indent=3))
+    with pytest.raises(ArtifactError):  # as damaged, unless its manifest says so
+        embed_files(tmp_path / "in", begun, Engine(copy, threads=1), Options("passage"))
+    from koe5_onnx.artifact import describe_file
+
+    manifest = json.loads((copy / "manifest.json").read_text())
+    file = describe_file(copy / "tokenizer.json")
+    manifest["files"]["tokenizer.json"] = {"bytes": file.bytes, "sha256": file.sha256}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="holds another job: the artifact is another"):
+        embed_files(tmp_path / "in", begun, Engine(copy, threads=1), Options("passage"))
+
+
+def test_kernels_do_not_mix(begun, tmp_path):
+    graph = json.loads((begun / "_job.json").read_text())["graph"]
+    other = "stock" if graph == "fused" else "fused"
+    if other == "fused":
+        pytest.skip("fused kernels do not run here")
+    with pytest.raises(InputError, match="graph was 'fused' and is 'stock'"):
+        embed_files(tmp_path / "in", begun, Engine(ARTIFACT, threads=1, kernels="stock"), Options("passage"))
+
+
+def test_two_at_once(embed, begun):
+    with OutputFolder(begun).locked(), pytest.raises(InputError, match=r"another process works on .*out"):
+        embed("in")
+
+
+def test_two_processes_at_once(tmp_path):
+    (tmp_path / "in.jsonl").write_bytes(jsonl(*({"text": f"글 {row}"} for row in range(3000))))
+    first = start(tmp_path / "in.jsonl", tmp_path / "out", "--shard-rows", "50")
+    while not list((tmp_path / "out").glob("part-*")):
+        assert first.poll() is None
+    second = run_to_end(tmp_path / "in.jsonl", tmp_path / "out", "--shard-rows", "50")
+    was_running = first.poll() is None
+    first.communicate()
+    assert was_running
+    assert (second.returncode, first.returncode) == (1, 0)
+    assert "another process works on" in second.stderr
+    assert len(output_of(tmp_path / "out")) == 3000
+
+
+def test_folders_that_will_not_do(embed, tmp_path, put):
+    put("in/a.jsonl", jsonl({"text": "x"}))
+    put("taken/mine.txt", b"mine")
+    put("file", b"")
+    for output, message in (
+        ("in/out", "is in the input"),
+        ("taken", "holds 'mine.txt'"),
+        ("file", "is a file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            embed("in", output)
+        with pytest.raises(InputError, match=message):
+            embed("in", output, restart=True)
+    assert (tmp_path / "taken/mine.txt").read_bytes() == b"mine"
+
+
+def test_restart_keeps_what_is_not_the_jobs(embed, begun, put):
+    put("out/README", b"mine")
+    embed("in", restart=True, shard_rows=1)
+    assert (begun / "README").read_bytes() == b"mine"
+    assert len(list(begun.glob("part-*"))) == 2
+
+
+def test_a_damaged_job_file(embed, begun):
+    (begun / "_job.json").write_text("{")
+    with pytest.raises(InputError, match=r"_job.json is damaged .*--restart"):
+        embed("in")
+    assert embed("in", restart=True).rows == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": "document"}, "prompt is 'document': expected None or one of"),
+        ({"shard_rows": 0}, "the rows of a shard are 0"),
+        ({"output_dtype": "int4"}, "the output dtype is 'int4': expected one of float32"),
+        ({"overflow": "drop"}, "overflow is 'drop'"),
+    ],
+)
+def test_arguments_out_of_range(embed, tmp_path, put, options, message):
+    put("in.jsonl", jsonl({"text": "x"}))
+    with pytest.raises(InputError, match=message):
+        embed("in.jsonl", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_that_is_not_there(embed):
+    with pytest.raises(InputError, match="absent does not exist"):
+        embed("absent")
+
+
+def test_parquet_by_another_name(embed, tmp_path):
+    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "in.pq")
+    with pytest.raises(InputError, match=r"in.pq is none of .parquet, .jsonl, .jsonl.gz, .csv, .csv.gz"):
+        embed("in.pq")

@@ -1,0 +1,93 @@
+"""Peak memory does not grow with the input: twenty times the rows, in every kind of file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from bulk_output import ARTIFACT, output_of
+from tolerances import BULK_MEMORY_RATIO
+
+import koe5_onnx
+
+TIMES = 20
+ROWS = 400
+PAYLOAD_BYTES = 20_000
+"""A row has this much beside its text: 8 MB, and 160 MB when there are twenty times as many."""
+
+PEAK = """
+import sys
+from pathlib import Path
+from koe5_onnx.bulk import Engine, Options, embed_files
+source, output, artifact, shard_rows = sys.argv[1:]
+embed_files(source, output, Engine(artifact, threads=1), Options("passage", shard_rows=int(shard_rows)))
+# Not ru_maxrss, which a child inherits from the process that forked it.
+print(next(line.split()[1] for line in Path("/proc/self/status").open() if line.startswith("VmHWM")))
+"""
+
+
+def rows(count):
+    rng = random.Random(0)
+    for row in range(count):
+        yield {"text": f"문서 {row}", "id": row, "payload": rng.randbytes(PAYLOAD_BYTES // 2).hex()}
+
+
+def write(path: Path, count: int) -> None:
+    if path.suffix == ".parquet":
+        # One row group, however many rows, of pages of about a megabyte, as other writers make them; this one
+        # looks at the size of a page once in 1,024 rows, and a page is what a reader must hold.
+        table = pa.Table.from_pylist(list(rows(count)))
+        pq.write_table(table, path, row_group_size=count, write_batch_size=32, compression="none")
+        return
+    with (
+        gzip.open(path, "wt", compresslevel=1, encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open("w", encoding="utf-8")
+    ) as stream:
+        if ".csv" in path.name:
+            stream.write("text,id,payload\n")
+            stream.writelines(f'"{row["text"]}\n",{row["id"]},{row["payload"]}\n' for row in rows(count))
+        else:
+            stream.writelines(json.dumps(row) + "\n" for row in rows(count))
+
+
+def peak(source: Path, output: Path, shard_rows: int) -> int:
+    """Peak memory of a process of its own, in KiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(source), str(output), str(ARTIFACT), str(shard_rows)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(Path(koe5_onnx.__file__).resolve().parents[1]), "PATH": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("name", ["in.parquet", "in.jsonl", "in.csv", "in.jsonl.gz"])
+def test_twenty_times_the_rows(tmp_path, name):
+    write(tmp_path / f"small-{name}", ROWS)
+    write(tmp_path / f"large-{name}", ROWS * TIMES)
+    small = peak(tmp_path / f"small-{name}", tmp_path / "small", 200)
+    large = peak(tmp_path / f"large-{name}", tmp_path / "large", 200)
+    assert len(output_of(tmp_path / "large")) == ROWS * TIMES
+    assert large <= small * BULK_MEMORY_RATIO, f"{large} KiB instead of {small}"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_one_shard_of_any_size(tmp_path):
+    """Not the shard bounds memory but the window: one file of all rows is possible too."""
+    write(tmp_path / "small.jsonl", ROWS * 4)
+    write(tmp_path / "large.jsonl", ROWS * TIMES)
+    small = peak(tmp_path / "small.jsonl", tmp_path / "small", ROWS * TIMES)
+    large = peak(tmp_path / "large.jsonl", tmp_path / "large", ROWS * TIMES)
+    assert len(list((tmp_path / "large").glob("part-*"))) == 1
+    assert large <= small * BULK_MEMORY_RATIO, f"{large} KiB instead of {small}"

@@ -1,0 +1,171 @@
+"""Killed at any moment and started again: every row once, finished shards untouched, the same bits."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+
+import pytest
+from bulk_output import errors_of, jsonl, output_of, run_to_end, start
+
+from koe5_onnx.bulk import shards
+
+SHARD_ROWS = 4
+ROWS = 2000
+KILLS = 10
+
+
+def corpus(path):
+    words = ["서울", "고래", "embedding", "한국어 문장", "수도는 어디인가요?", "e"]
+    rng = random.Random(0)
+    objects = [
+        {"id": row, "text": None if row % 97 == 5 else " ".join(rng.choices(words, k=rng.randint(1, 12)))}
+        for row in range(ROWS)
+    ]
+    path.write_bytes(jsonl(*objects))
+
+
+def finished(folder):
+    """Shards with a receipt, and what identifies their files."""
+    progress = folder / shards.PROGRESS
+    names = [path.stem for path in progress.glob("[0-9]*.json")] if progress.is_dir() else []
+    files = {name: folder / f"part-{name}.parquet" for name in names}
+    return {name: (path.stat().st_ino, path.stat().st_mtime_ns) for name, path in files.items()}
+
+
+def wait_for(folder, count, process):
+    """Until so many shards are finished, or the process has ended."""
+    while len(finished(folder)) < count and process.poll() is None:
+        time.sleep(0.001)
+
+
+def kill_and_go_on(arguments, folder, shard_count, kills, rng):
+    """Kill the command `kills` times at random moments, then let it finish.
+
+    Where it was done before it could be killed, as on a fast machine, it begins anew.
+    """
+    killed = turn = 0
+    while killed < kills:
+        turn += 1
+        assert turn < 20 * kills, "the job is always done before it can be killed"
+        before = finished(folder)
+        # Some kills hit the start, before any shard; together they leave work for the last run.
+        more = 0 if turn % 3 == 0 else rng.randint(1, max(1, shard_count // (kills + 1)))
+        process = start(*arguments)
+        wait_for(folder, len(before) + more, process)
+        time.sleep(rng.uniform(0, 0.6 if more == 0 else 0.03))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL)
+        now = finished(folder)
+        assert before.items() <= now.items(), "a finished shard was made again"
+        if process.returncode == 0:
+            shutil.rmtree(folder)
+        else:
+            killed += 1
+    before = finished(folder)
+    done = run_to_end(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert before.items() <= finished(folder).items()
+
+
+def assert_equal_jobs(folder, undisturbed):
+    assert output_of(folder).equals(output_of(undisturbed))
+    assert errors_of(folder) == errors_of(undisturbed)
+    names = sorted(path.name for path in undisturbed.rglob("*"))
+    assert sorted(path.name for path in folder.rglob("*")) == names, "something was left behind"
+    for name in (path.name for path in undisturbed.glob("part-*")):
+        assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_kill_9(tmp_path):
+    corpus(tmp_path / "in.jsonl")
+    arguments = [tmp_path / "in.jsonl", tmp_path / "out", "--shard-rows", str(SHARD_ROWS)]
+    kill_and_go_on(arguments, tmp_path / "out", ROWS // SHARD_ROWS, KILLS, random.Random(0))
+    assert run_to_end(arguments[0], tmp_path / "calm", *arguments[2:]).returncode == 0
+    assert_equal_jobs(tmp_path / "out", tmp_path / "calm")
+    out = output_of(tmp_path / "calm")
+    bad = [row["row"] for row in errors_of(tmp_path / "calm")]
+    assert bad == [row for row in range(ROWS) if row % 97 == 5]
+    assert out.column("id").to_pylist() == [row for row in range(ROWS) if row % 97 != 5]
+
+
+def test_kill_9_over_real_pages(tmp_path, autorag):
+    arguments = [autorag, tmp_path / "out", "--text-column", "contents", "--shard-rows", "24"]
+    kill_and_go_on(arguments, tmp_path / "out", 30, KILLS, random.Random(1))
+    assert run_to_end(autorag, tmp_path / "calm", *arguments[2:]).returncode == 0
+    assert_equal_jobs(tmp_path / "out", tmp_path / "calm")
+    assert len(output_of(tmp_path / "out")) == 720
+
+
+def test_sigterm_leaves_whole_shards_only(tmp_path):
+    corpus(tmp_path / "in.jsonl")
+    out = tmp_path / "out"
+    process = start(tmp_path / "in.jsonl", out, "--shard-rows", "100")
+    wait_for(out, 2, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 143, errors
+    assert "the same command goes on" in errors
+    assert len(list(out.glob("part-*.parquet"))) == len(finished(out)) < 20
+    assert not list(out.rglob(".*"))
+    assert not (out / "_SUCCESS").exists()
+    assert run_to_end(tmp_path / "in.jsonl", out, "--shard-rows", "100").returncode == 0
+    assert len(output_of(out)) + len(errors_of(out)) == ROWS
+
+
+@pytest.fixture
+def done(embed, tmp_path, put):
+    """A finished job of three shards."""
+    put("in.jsonl", jsonl(*({"text": f"글 {row}" if row != 3 else None} for row in range(6))))
+    embed("in.jsonl", shard_rows=2)
+    shutil.copytree(tmp_path / "out", tmp_path / "calm")
+    return tmp_path / "out"
+
+
+def test_a_finished_job_has_nothing_to_do(embed, done, tmp_path):
+    before = finished(done)
+    summary = embed("in.jsonl", shard_rows=2)
+    assert (summary.shards, summary.shards_before, summary.tokens - summary.tokens_before) == (3, 3, 0)
+    assert finished(done) == before
+    assert_equal_jobs(done, tmp_path / "calm")
+
+
+@pytest.mark.parametrize(
+    ("lost", "left"),
+    [("part-00000001.parquet", 2), ("_progress/00000001.json", 2), ("_errors.jsonl", 3), ("_SUCCESS", 3)],
+)
+def test_what_is_lost_is_made_again(embed, done, tmp_path, lost, left):
+    (done / lost).unlink()
+    assert embed("in.jsonl", shard_rows=2).shards_before == left
+    assert_equal_jobs(done, tmp_path / "calm")
+
+
+def test_a_shard_of_another_size_is_made_again(embed, done, tmp_path):
+    with (done / "part-00000000.parquet").open("ab") as stream:
+        stream.write(b"x")
+    assert embed("in.jsonl", shard_rows=2).shards_before == 2
+    assert_equal_jobs(done, tmp_path / "calm")
+
+
+def test_leftovers_of_a_kill_are_removed(embed, done, tmp_path):
+    (done / ".part-00000001.parquet.00ff.partial").write_bytes(b"half")
+    (done / "_progress/.00000001.json.00ff.partial").write_bytes(b"half")
+    embed("in.jsonl", shard_rows=2)
+    assert_equal_jobs(done, tmp_path / "calm")
+
+
+def test_the_end_is_marked_last(embed, done, monkeypatch):
+    """Until all is written there is no _SUCCESS, also where there was one before."""
+    (done / "part-00000002.parquet").unlink()
+
+    def full_disk(self, receipts):
+        assert not (done / "_SUCCESS").exists()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shards.OutputFolder, "write_errors", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        embed("in.jsonl", shard_rows=2)
+    assert not (done / "_SUCCESS").exists()

@@ -1,0 +1,152 @@
+"""What is in the files of a release, and what a package index would show of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+if "KOE5_DIST" not in os.environ:
+    pytest.skip("KOE5_DIST names no folder of built packages: make dist", allow_module_level=True)
+DIST = Path(os.environ["KOE5_DIST"])
+PACKAGES = {"koe5_onnx": CHECKOUT, "koe5_onnx_kernels": CHECKOUT / "kernels"}
+"""Normalised name of each package, and the folder of its pyproject.toml."""
+
+
+@pytest.fixture(params=PACKAGES)
+def package(request):
+    return request.param
+
+
+@pytest.fixture
+def wheel(package):
+    (file,) = DIST.glob(f"{package}-*.whl")
+    return file
+
+
+@pytest.fixture
+def sdist(package):
+    (file,) = DIST.glob(f"{package}-*.tar.gz")
+    return file
+
+
+@pytest.fixture
+def names(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+@pytest.fixture
+def metadata(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return message_from_bytes(archive.read(name))
+
+
+def in_sdist(sdist):
+    """Its files without the folder that all are in."""
+    with tarfile.open(sdist) as archive:
+        return {name.partition("/")[2] for name in archive.getnames()}
+
+
+def run_tool(name, *arguments):
+    command = [Path(sys.executable).with_name(name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_nothing_else_is_released():
+    found = {file.name.partition("-")[0] for file in DIST.iterdir()}
+    assert (found, len(list(DIST.iterdir()))) == (set(PACKAGES), 4)
+
+
+SOURCES = {
+    "koe5_onnx": ["koe5_onnx", "export/koe5_export"],
+    "koe5_onnx_kernels": ["kernels/koe5_onnx_kernels"],
+}
+"""The folders that a wheel holds whole."""
+
+
+def test_wheel_holds_its_packages_whole_and_no_more(package, wheel, names):
+    tops = {Path(folder).name for folder in SOURCES[package]}
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == tops
+    if package == "koe5_onnx_kernels":
+        found = {name.partition("/")[2] for name in names if name.startswith(f"{package}/")}
+        assert found == {"", "__init__.py", "py.typed", "libkoe5_kernels.so"}
+    else:
+        folders = [f"--package={CHECKOUT / folder}" for folder in SOURCES[package]]
+        run_tool("check-wheel-contents", "--no-config", "--toplevel", ",".join(tops), *folders, wheel)
+
+
+def test_types_and_licence_are_there(names):
+    for top in {name.partition("/")[0] for name in names if ".dist-info/" not in name}:
+        assert f"{top}/py.typed" in names
+    assert any(re.fullmatch(r"[^/]+\.dist-info/licenses/LICENSE", name) for name in names)
+
+
+def test_no_tests_and_no_benchmarks(names):
+    assert not [name for name in names if re.search(r"(^|/)(tests?|bench(marks)?|conftest\.py)(/|$)", name)]
+
+
+def test_sdist_holds_what_builds_and_proves_it(package, sdist):
+    found = in_sdist(sdist)
+    wanted = {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO"}
+    if package == "koe5_onnx":
+        wanted |= {"Makefile", "constraints.txt", "tests/tolerances.py", "docs/examples/README.md"}
+    else:
+        wanted |= {"CMakeLists.txt", "exports.map", "src/register.cc", "koe5_onnx_kernels/py.typed"}
+    assert wanted <= found
+    assert not [name for name in found if re.search(r"(^|/)(__pycache__|\.venv|build|dist)(/|$)|\.(so|pyc)$", name)]
+
+
+def test_metadata(package, metadata):
+    assert metadata["Name"] == package.replace("_", "-")
+    assert (metadata["License-Expression"], metadata.get_all("License-File")) == ("MIT", ["LICENSE"])
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["Summary"]
+    assert metadata["Keywords"]
+    assert "Typing :: Typed" in metadata.get_all("Classifier")
+
+
+def test_the_command_is_installed(package, wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        points = [archive.read(name).decode() for name in archive.namelist() if name.endswith("entry_points.txt")]
+    assert points == (["[console_scripts]\nkoe5-onnx = koe5_onnx.cli:main\n"] if package == "koe5_onnx" else [])
+
+
+def test_the_page_of_an_index_renders_without_dead_links(package, metadata):
+    from readme_renderer.markdown import render
+
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    page = render(metadata.get_payload(decode=True).decode("utf-8"))
+    assert page is not None
+    assert "<table>" in page
+    assert "<pre" in page
+    assert not [link for link in re.findall(r'(?:href|src)="([^"]*)"', page) if not link.startswith(("https://", "#"))]
+
+
+def test_the_tag_of_the_kernels_is_what_auditwheel_finds():
+    (wheel,) = DIST.glob("koe5_onnx_kernels-*.whl")
+    shown = " ".join(run_tool("auditwheel", "show", wheel).split())
+    tag = re.search(r'is consistent with the following platform tag: "(\w+)"', shown)
+    assert tag is not None, shown
+    assert tag[1].startswith("manylinux_2_")
+    name, _, platforms = wheel.stem.rpartition("-")
+    assert name.endswith("-py3-none")
+    assert tag[1] in platforms.split(".")
+
+
+def test_the_library_of_the_kernels_names_no_folder_of_its_build():
+    (wheel,) = DIST.glob("koe5_onnx_kernels-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (library,) = (name for name in archive.namelist() if name.endswith(".so"))
+        assert not re.search(rb"/[\w./-]*koe5[\w./-]*\.(cc|h)", archive.read(library))

@@ -1,0 +1,134 @@
+"""Where the documentation's blocks run: a folder a page, a Hub on the loopback interface, a server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from doc_blocks import ROOT
+from hub_server import serving, settings
+from koe5_onnx_server import listening
+
+ARTIFACT = ROOT / "tests/data/tiny-int8"
+CHECKPOINT = "nlpai-lab/KoE5"
+FILES = {
+    "passages.txt": "서울은 대한민국의 수도이다.\n고래는 포유류이다.\nSeoul lies on the river Han.\n",
+    "queries.txt": "대한민국의 수도는 어디인가요?\n",
+    "pages.jsonl": '{"id": 1, "contents": "서울은 대한민국의 수도이다."}\n{"id": 2, "contents": "고래"}\n',
+    "domain.txt": "계약은 당사자의 합의로 성립한다.\n소멸시효는 십 년이다.\nA contract needs consent.\n",
+    "keys.txt": "# of the tests\nnot-a-secret\n",
+}
+"""Input files that the pages name; all else they make themselves."""
+_NOT_IN_KOE5S_REPOSITORY = {
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+}
+_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder in which the blocks of one page run, in their order."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run a command there; stderr goes where stdout goes, as on a terminal."""
+        return subprocess.run(
+            [str(word) for word in command],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="session")
+def hub_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Hub that has a small checkpoint under KoE5's name, with no more files than KoE5's repository has."""
+    pytest.importorskip("onnx")
+    from koe5_export.seeded import Size, write_seeded_checkpoint
+
+    checkpoint = tmp_path_factory.mktemp("hub") / "checkpoint"
+    write_seeded_checkpoint(checkpoint, Size(layers=2, hidden=64, heads=4, intermediate=128, vocabulary=900))
+    files = {
+        str(file.relative_to(checkpoint)): file.read_bytes()
+        for file in checkpoint.rglob("*")
+        if file.is_file() and file.name not in _NOT_IN_KOE5S_REPOSITORY and file.parent == checkpoint
+    }
+    with serving(files, CHECKPOINT) as hub:
+        yield settings(hub.endpoint, tmp_path_factory.mktemp("hf"))
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory, hub_environment: dict[str, str]) -> dict[str, str]:
+    """What a new user's shell has: `koe5-onnx` and `python` on the PATH, and nothing of this process'."""
+    commands = tmp_path_factory.mktemp("bin")
+    for name, module in (("python", ""), ("koe5-onnx", "-m koe5_onnx_server")):
+        script = commands / name
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n', encoding="utf-8")
+        script.chmod(0o755)
+    return {
+        **{name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"},
+        **hub_environment,
+        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "export", ROOT / "tests"))),
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONUNBUFFERED": "1",
+        "KOE5_ONNX_CACHE": str(tmp_path_factory.mktemp("cache")),
+    }
+
+
+@pytest.fixture(scope="session")
+def places() -> dict[str, Place]:
+    """The folders of the pages that have begun."""
+    return {}
+
+
+@pytest.fixture
+def place_of(places: dict[str, Place], environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory):
+    """Gives the folder of a page: the tiny artifact as `koe5-int8`, and the input files."""
+
+    def of(page: str) -> Place:
+        if page not in places:
+            folder = tmp_path_factory.mktemp(page.replace("/", "-").removesuffix(".md"))
+            shutil.copytree(ARTIFACT, folder / "koe5-int8")
+            for name, text in FILES.items():
+                (folder / name).write_text(text, encoding="utf-8")
+            write_corpus(folder / "corpus.parquet")
+            places[page] = Place(folder, environment)
+        return places[page]
+
+    return of
+
+
+def write_corpus(file: Path) -> None:
+    """Passages with their ids, where pyarrow is installed."""
+    with contextlib.suppress(ImportError):
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        rows = {"doc_id": ["a", "b"], "contents": ["서울은 대한민국의 수도이다.", "고래는 포유류이다."]}
+        parquet.write_table(pa.table(rows), file)
+
+
+@pytest.fixture(scope="module")
+def server(environment: dict[str, str]) -> Iterator[str]:
+    """The address of a server of the tiny artifact."""
+    arguments = [str(ARTIFACT), "--threads", "1", "--model-name", CHECKPOINT]
+    with listening(arguments, environment) as (address, process):
+        yield address
+        assert process.poll() is None, "the server ended before its time"

@@ -1,0 +1,102 @@
+"""Chroma: collections in memory and on disk, opened again with and without the function named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tolerances import SERVED
+
+chromadb = pytest.importorskip("chromadb", reason="the extra chroma is not installed: make integrations")
+
+from chromadb.config import Settings
+from chromadb.utils.embedding_functions import DefaultEmbeddingFunction
+
+from koe5_onnx import ArtifactError, InputError
+from koe5_onnx.integrations.chroma import Koe5EmbeddingFunction
+
+SAME = {"atol": SERVED, "rtol": 0}
+SETTINGS = Settings(anonymized_telemetry=False, allow_reset=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_default_model(monkeypatch):
+    """Chroma's own model would be downloaded: no test may use it."""
+
+    def fail(self, input):  # noqa: A002 - Chroma compares the names
+        raise AssertionError("Chroma's default model is used")
+
+    monkeypatch.setattr(DefaultEmbeddingFunction, "__call__", fail)
+
+
+@pytest.fixture
+def function(artifact_path):
+    return Koe5EmbeddingFunction(artifact_path, threads=1)
+
+
+@pytest.fixture
+def client():
+    client = chromadb.EphemeralClient(SETTINGS)
+    yield client
+    client.reset()
+
+
+def filled(client, function, texts):
+    collection = client.create_collection("pages", embedding_function=function)
+    collection.add(ids=[str(number) for number in range(len(texts))], documents=texts)
+    return collection
+
+
+def require_right(collection, texts, queries, passages):
+    kept = collection.get(include=["embeddings"])
+    order = [int(id_) for id_ in kept["ids"]]
+    np.testing.assert_allclose(kept["embeddings"], passages[order], **SAME)
+    found = collection.query(query_texts=texts[:2], n_results=len(texts))
+    for row, query in enumerate(queries[:2]):
+        distances = 1 - passages @ query
+        assert [int(id_) for id_ in found["ids"][row]] == np.argsort(distances).tolist()
+        np.testing.assert_allclose(found["distances"][row], np.sort(distances), **SAME)
+
+
+def test_documents_are_passages_and_a_query_is_a_query(function, texts, queries, passages):
+    for found, expected in ((function(texts), passages), (function.embed_query(texts), queries)):
+        np.testing.assert_allclose(found, expected, **SAME)
+        assert {row.dtype for row in found} == {np.dtype(np.float32)}
+
+
+def test_a_collection_in_memory(client, function, texts, queries, passages):
+    require_right(filled(client, function, texts), texts, queries, passages)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_collection_on_disk(tmp_path, function, texts, queries, passages, named):
+    collection = filled(chromadb.PersistentClient(tmp_path, SETTINGS), function, texts)
+    assert collection.configuration["hnsw"]["space"] == "cosine"
+    chromadb.api.client.SharedSystemClient.clear_system_cache()
+    options = {"embedding_function": function} if named else {}
+    again = chromadb.PersistentClient(tmp_path, SETTINGS).get_collection("pages", **options)
+    require_right(again, texts, queries, passages)
+    again.add(ids=["more"], documents=[texts[0]])
+    np.testing.assert_allclose(
+        again.get("more", include=["embeddings"])["embeddings"][0], passages[0], **SAME
+    )
+    chromadb.api.client.SharedSystemClient.clear_system_cache()
+
+
+def test_the_configuration(function, artifact_path):
+    assert Koe5EmbeddingFunction.name() == "koe5_onnx"
+    assert function.get_config() == {"artifact": str(artifact_path), "threads": 1}
+    assert (
+        Koe5EmbeddingFunction.build_from_config(function.get_config()).get_config() == function.get_config()
+    )
+    assert not function.is_legacy()
+
+
+def test_it_opens_at_the_first_text():
+    function = Koe5EmbeddingFunction("no-such-artifact")
+    with pytest.raises(ArtifactError, match="no-such-artifact"):
+        function(["서울"])
+
+
+def test_texts_that_cannot_be_used_are_refused(function):
+    with pytest.raises(InputError, match="text 1 is a int"):
+        function(["서울", 3])

@@ -1,0 +1,81 @@
+"""LlamaIndex: every way to an embedding, serialisation, and its own index over it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from tolerances import SERVED
+
+pytest.importorskip("llama_index.core", reason="the extra llama-index is not installed: make integrations")
+
+from llama_index.core import VectorStoreIndex
+from llama_index.core.embeddings.utils import resolve_embed_model
+from llama_index.core.schema import TextNode
+
+from koe5_onnx import ArtifactError
+from koe5_onnx.integrations.llama_index import Koe5Embedding
+
+SAME = {"atol": SERVED, "rtol": 0}
+
+
+@pytest.fixture
+def embedding(artifact_path):
+    return Koe5Embedding(artifact_path, threads=1)
+
+
+def test_texts_are_passages_and_a_query_is_a_query(embedding, texts, queries, passages):
+    np.testing.assert_allclose(embedding.get_text_embedding_batch(texts), passages, **SAME)
+    for text, query, passage in zip(texts, queries, passages, strict=True):
+        np.testing.assert_allclose(embedding.get_query_embedding(text), query, **SAME)
+        np.testing.assert_allclose(embedding.get_text_embedding(text), passage, **SAME)
+
+
+def test_the_asynchronous_ones_agree(embedding, texts, queries, passages):
+    async def embed():
+        return (
+            await asyncio.gather(*map(embedding.aget_query_embedding, texts)),
+            await asyncio.gather(*map(embedding.aget_text_embedding, texts)),
+            await embedding.aget_text_embedding_batch(texts),
+        )
+
+    for found, expected in zip(asyncio.run(embed()), (queries, passages, passages), strict=True):
+        np.testing.assert_allclose(found, expected, **SAME)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 2048])
+def test_what_is_handed_over_at_once_changes_nothing(artifact_path, texts, passages, batch_size):
+    embedding = Koe5Embedding(artifact_path, threads=1, embed_batch_size=batch_size)
+    np.testing.assert_allclose(embedding.get_text_embedding_batch(texts), passages, **SAME)
+
+
+def test_an_index_finds_what_the_embedder_finds(embedding, texts, queries, passages):
+    nodes = [TextNode(text=text, id_=str(number)) for number, text in enumerate(texts) if text]
+    index = VectorStoreIndex(nodes, embed_model=embedding)
+    found = index.as_retriever(similarity_top_k=len(nodes)).retrieve(texts[0])
+    scores = {str(number): score for number, score in enumerate(passages @ queries[0]) if texts[number]}
+    assert [one.node.node_id for one in found] == sorted(scores, key=scores.__getitem__, reverse=True)
+    np.testing.assert_allclose([one.score for one in found], sorted(scores.values(), reverse=True), **SAME)
+
+
+def test_it_is_serialised(artifact_path, texts, queries):
+    embedding = Koe5Embedding(artifact_path, threads=1, max_batch_tokens=64, embed_batch_size=7)
+    saved = embedding.to_dict()
+    assert saved["class_name"] == "Koe5Embedding"
+    loaded = Koe5Embedding.from_dict(saved)
+    assert loaded.to_dict() == saved
+    assert loaded._embedder is embedding._embedder
+    assert (loaded._embedder.max_batch_tokens, loaded.embed_batch_size) == (64, 7)
+    np.testing.assert_allclose(loaded.get_query_embedding(texts[0]), queries[0], **SAME)
+
+
+def test_llama_index_takes_it(embedding):
+    assert resolve_embed_model(embedding) is embedding
+    assert embedding.model_name == "tiny-seeded"
+    assert Koe5Embedding(embedding.artifact, threads=1, model_name="mine").model_name == "mine"
+
+
+def test_a_missing_artifact_is_said():
+    with pytest.raises(ArtifactError, match="no-such-artifact"):
+        Koe5Embedding("no-such-artifact")

@@ -1,0 +1,68 @@
+"""The command koe5-onnx as the documentation's blocks get it: `serve` stops once it is known to work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+_TIMEOUT_S = 60
+
+
+@contextmanager
+def listening(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run `koe5-onnx serve` on a free port: its host:port and the process, which is stopped at the end."""
+    port = free_port()
+    command = [sys.executable, "-m", "koe5_onnx.cli", "serve", *arguments, "--port", str(port)]
+    process = subprocess.Popen(command, env=dict(environment))
+    address = f"127.0.0.1:{port}"
+    try:
+        wait_until_healthy(process, address)
+        yield address, process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(_TIMEOUT_S)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+def wait_until_healthy(process: subprocess.Popen[bytes], address: str) -> None:
+    """Wait for the first good answer of /health; end with the server's exit code where it ends before."""
+    end = time.monotonic() + _TIMEOUT_S
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise SystemExit(process.returncode)
+        try:
+            with urllib.request.urlopen(f"http://{address}/health", timeout=_TIMEOUT_S):
+                return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.05)
+    raise SystemExit(f"the server at {address} is not healthy after {_TIMEOUT_S} s")
+
+
+def main() -> int:
+    """Run a verb as ever; of a server ask its health, and stop it."""
+    if sys.argv[1:2] != ["serve"] or "--help" in sys.argv:
+        from koe5_onnx.cli import main as run
+
+        return run()
+    with listening(sys.argv[2:], os.environ) as (_, process):
+        pass
+    return process.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""ONNX Runtime's CUDA operators of the packed graph in numpy, for onnx.reference to run the very graph.
+
+Each computes in fp32 and gives fp16, as the GPU's kernels do. PackedMultiHeadAttention goes by the cumulative
+lengths alone, as flash attention does; `token_offset` is checked for what the kernels without flash read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+from onnx.reference.op_run import OpRun
+
+erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def _rounded(x: np.ndarray, like: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return x.astype(like.dtype)
+
+
+class PackedMultiHeadAttention(OpRun):
+    op_domain = "com.microsoft"
+
+    def _run(self, query, key, value, bias, token_offset, cumulative, num_heads=None):
+        tokens, width = query.shape
+        lengths = np.diff(cumulative)
+        check_offsets(token_offset, lengths, tokens)
+        rows = [x + b for x, b in zip((query, key, value), np.split(bias, 3), strict=True)]
+        q, k, v = (x.astype(np.float32).reshape(tokens, num_heads, -1).swapaxes(0, 1) for x in rows)
+        out = np.empty((tokens, width), np.float32)
+        for start, end in itertools.pairwise(cumulative):
+            scores = q[:, start:end] @ k[:, start:end].swapaxes(1, 2) / np.sqrt(width // num_heads)
+            weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+            weights /= weights.sum(axis=2, keepdims=True)
+            out[start:end] = (weights @ v[:, start:end]).swapaxes(0, 1).reshape(end - start, width)
+        return (_rounded(out, query),)
+
+
+def check_offsets(token_offset: np.ndarray, lengths: np.ndarray, tokens: int) -> None:
+    """By a loop over texts: token i of the packed ones is at the i-th of these places, padding follows."""
+    texts, longest = token_offset.shape
+    assert (texts, longest) == (len(lengths), lengths.max())
+    real = [text * longest + place for text in range(texts) for place in range(lengths[text])]
+    padding = [text * longest + place for text in range(texts) for place in range(lengths[text], longest)]
+    assert len(real) == tokens
+    assert token_offset.dtype == np.int32
+    assert token_offset.ravel().tolist() == real + padding
+
+
+class SkipLayerNormalization(OpRun):
+    op_domain = "com.microsoft"
+
+    def _run(self, x, skip, gamma, beta, bias, epsilon=None):
+        summed = x.astype(np.float32) + skip.astype(np.float32) + bias.astype(np.float32)
+        centred = summed - summed.mean(axis=-1, keepdims=True)
+        deviation = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + np.float32(epsilon))
+        return (_rounded(centred / deviation * gamma.astype(np.float32) + beta.astype(np.float32), x),)
+
+
+class BiasGelu(OpRun):
+    op_domain = "com.microsoft"
+
+    def _run(self, x, bias):
+        y = (x + bias).astype(np.float32)
+        return (_rounded(y * 0.5 * (1 + erf(y / np.sqrt(2))), x),)
+
+
+class MatMul(OpRun):
+    """numpy's own sums fp16 products in fp16; a GPU sums them in fp32."""
+
+    def _run(self, a, b):
+        return (_rounded(a.astype(np.float32) @ b.astype(np.float32), a),)
+
+
+OPERATORS = [PackedMultiHeadAttention, SkipLayerNormalization, BiasGelu, MatMul]
