@@ -177,8 +177,3 @@ def test_the_drawing_names_the_operators_of_the_graph(drawing, kind, file, domai
     # The GELU's zero points are made in the first layer, once for all.
     layer = {node.op_type for node in nodes if node.name.startswith("layer.1.")}
     assert layer <= drawn, f"not drawn: {sorted(layer - drawn)}"
-
-
-def test_the_pages_name_no_place_of_ours():
-    for page in PAGES:
-        assert not re.search(r"/work/|/tmp/wt", page.read_text(encoding="utf-8")), page
