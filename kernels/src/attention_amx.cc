@@ -27,7 +27,7 @@ void zero_queries(uint32_t* to, int64_t from, int64_t n) {
 
 // Queries as 16 or 32 rows of `steps` dwords, with zeros where depth or rows end.
 void copy_queries(const AttentionTask& task, int64_t query, int64_t rows, int64_t steps, uint32_t* to) {
-  if (rows < kRows || steps != task.depth / 2) zero_queries(to, 0, kRows * steps);
+  if (rows % kTileRows != 0 || steps != task.depth / 2) zero_queries(to, 0, round_up(rows, kTileRows) * steps);
   for (int64_t row = 0; row < rows; ++row) {
     const uint16_t* from = task.query + (query + row) * task.stride;
     for (int64_t i = 0; i < task.depth; i += 16) {

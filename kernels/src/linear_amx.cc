@@ -5,8 +5,8 @@
 // of 4 KiB apart and would compete for the same sets of the L1 cache. A panel of 32 columns stays in the L1 (where it
 // fits: 1,024 k are 32 KiB) while the activations of all rows pass it from the L2, by loads that do not displace it;
 // meanwhile the next panel is fetched into the L2. While one block is multiplied, the one before it is turned into
-// results: that work fits beside the tiles, which are busy elsewhere. Larger k in slices that fit into the L1 were
-// slower: sums that leave the tiles and come back cost more than panels from the L2.
+// results: that work fits beside the tiles, which are busy elsewhere. Larger k in slices that fit into the L1 are
+// no faster: sums that leave the tiles and come back cost as much as panels from the L2.
 #include "linear_epilogue.h"
 #include "linear_kernels.h"
 
