@@ -11,6 +11,8 @@ namespace koe5 {
 // 32 columns at a time (a panel), k in steps of 64; a step is two blocks of 1 KiB with 16 columns each, a block 16
 // lines with four k of each of its columns: an AMX tile, or 16 operands of VPDPBUSD. All that a panel holds is one
 // stream. k is filled up to 64, n to 32, with zeros.
+// Files keep weights like this (packed_file.h): whoever changes the order, or what a panel holds, raises kPackedLayout.
+constexpr uint32_t kPackedLayout = 1;
 constexpr int64_t kStepDepth = 64, kPanelColumns = 32, kBlockBytes = 1024;
 
 struct WeightView {

@@ -8,8 +8,8 @@
 //             -> q u8[T, F], scale f32[T]
 //
 // zero_point is that of the GELU values: of the inputs in ProjectAddNorm, of the outputs in ProjectGelu. Other
-// activations have 128. Weights and their scales are constants of the graph, packed when the session is made; the
-// pages of the file that they came from are then given back.
+// activations have 128. Weights and their scales are constants of the graph, packed when the session is made, or
+// mapped as an earlier session packed them; the pages of the file that they came from are then given back.
 #include "linear.h"
 #include "op.h"
 #include "ops.h"
@@ -46,7 +46,7 @@ PackedWeight pack(const KernelInfo& info, std::initializer_list<NamedWeight> nam
     k = weight.shape[0];
     parts.push_back({weight.as<int8_t>(), scale.as<float>(), weight.shape[1]});
   }
-  PackedWeight packed(parts.data(), static_cast<int64_t>(parts.size()), k);
+  PackedWeight packed(parts.data(), static_cast<int64_t>(parts.size()), k, info.packed_file());
   for (const PackedWeight::Part& part : parts) release_mapped_pages(part.weight, static_cast<size_t>(k * part.n));
   return packed;
 }
