@@ -100,3 +100,18 @@ def kernels_level() -> str:
     import koe5_onnx_kernels
 
     return str(koe5_onnx_kernels.level())
+
+
+def packed_layout() -> int:
+    """Version of the order in which installed kernels keep weights."""
+    import koe5_onnx_kernels
+
+    return int(koe5_onnx_kernels.packed_layout())
+
+
+def sharing_problem() -> str | None:
+    """Why the session that this thread opened last does not share its packed weights; said once."""
+    import koe5_onnx_kernels
+
+    problem: str | None = koe5_onnx_kernels.sharing_problem()
+    return problem
