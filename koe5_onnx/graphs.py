@@ -8,6 +8,7 @@ own), only later.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -103,9 +104,15 @@ def kernels_level() -> str:
 
 
 def packed_layout() -> int:
-    """Version of the order in which installed kernels keep weights."""
+    """Version of the order in which installed kernels keep weights.
+
+    Raises:
+        RuntimeError: They are older than sharing.
+    """
     import koe5_onnx_kernels
 
+    if not hasattr(koe5_onnx_kernels, "packed_layout"):
+        raise RuntimeError("the installed koe5-onnx-kernels cannot share weights: update them")
     return int(koe5_onnx_kernels.packed_layout())
 
 
@@ -113,5 +120,5 @@ def sharing_problem() -> str | None:
     """Why the session that this thread opened last does not share its packed weights; said once."""
     import koe5_onnx_kernels
 
-    problem: str | None = koe5_onnx_kernels.sharing_problem()
-    return problem
+    ask: Callable[[], str | None] = getattr(koe5_onnx_kernels, "sharing_problem", lambda: None)
+    return ask()

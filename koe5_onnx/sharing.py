@@ -99,7 +99,7 @@ def _tidy(used: Path) -> None:
 def _warn(reason: str) -> None:
     warnings.warn(
         f"this process holds weights of its own instead of sharing them: {reason}; "
-        "name a folder that can be written in KOE5_ONNX_CACHE, or open without share_weights",
+        "mend that (KOE5_ONNX_CACHE names another folder), or open without share_weights",
         SharedWeightsWarning,
         stacklevel=2,
     )

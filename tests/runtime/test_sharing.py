@@ -19,7 +19,7 @@ import koe5_onnx
 from koe5_onnx import Artifact, Embedder, Koe5Warning, SharedWeightsWarning
 from koe5_onnx.artifact import FUSED_GRAPH, WEIGHTS
 from koe5_onnx.graphs import Graph, installed_kernels
-from koe5_onnx.sharing import kept_bytes, packed_folders, prepare
+from koe5_onnx.sharing import kept_bytes, packed_folders, prepare, report
 
 needs_kernels = pytest.mark.skipif(isinstance(installed_kernels(), str), reason=str(installed_kernels()))
 TEXTS = ["하나", "둘 셋 넷", "다섯 " * 40, ""] * 3
@@ -108,7 +108,7 @@ def test_without_a_place_the_process_holds_its_own(
     monkeypatch.setenv("KOE5_ONNX_CACHE", str(in_the_way))
     with (
         pytest.warns(
-            SharedWeightsWarning, match=r"its own instead of sharing them: .*file.*; name a folder"
+            SharedWeightsWarning, match=r"its own instead of sharing them: .*file.*; mend that"
         ) as said,
         Embedder.open(artifact_path, threads=1, share_weights=True) as embedder,
     ):
@@ -275,6 +275,14 @@ def test_what_a_killed_process_left_goes(artifact_path: Path, cache: Path, layou
     assert sorted(path.name for path in folder.iterdir()) == ["a.packed", "b.packed.Xy12Zz"]
 
 
+def test_kernels_older_than_sharing(artifact_path: Path, cache: Path, layout: ModuleType) -> None:
+    del layout.packed_layout
+    artifact = Artifact.open(artifact_path)
+    with pytest.warns(SharedWeightsWarning, match="koe5-onnx-kernels cannot share weights: update them"):
+        assert prepare(artifact, graph_of(artifact)) is None
+    report()  # nothing more to say
+
+
 @pytest.mark.parametrize("home", ["none", "not UTF-8"])
 def test_no_folder_can_be_named(
     artifact_path: Path, monkeypatch: pytest.MonkeyPatch, layout: ModuleType, home: str
@@ -284,7 +292,7 @@ def test_no_folder_can_be_named(
         monkeypatch.setattr("koe5_onnx.sharing.cache_folder", no_home)
     else:
         monkeypatch.setenv("KOE5_ONNX_CACHE", "/nowhere/\udcff")
-    with pytest.warns(SharedWeightsWarning, match="name a folder that can be written in KOE5_ONNX_CACHE"):
+    with pytest.warns(SharedWeightsWarning, match="KOE5_ONNX_CACHE names another folder"):
         assert prepare(artifact, graph_of(artifact)) is None
 
 
