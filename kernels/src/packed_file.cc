@@ -137,9 +137,13 @@ Pages open_packed(const std::string& file, const PackedIdentity& identity) {
   }
   const Footer wanted = footer_of(identity, found.content);
   if (std::memcmp(&found, &wanted, sizeof found) != 0) return nullptr;
-  void* const mapped = mmap(nullptr, identity.bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, opened.fd, 0);
+  void* const mapped = mmap(nullptr, identity.bytes, PROT_READ, MAP_SHARED, opened.fd, 0);
   if (mapped == MAP_FAILED) return nullptr;
   Pages pages(static_cast<char*>(mapped), Unmap{identity.bytes});
+#ifdef MADV_HUGEPAGE
+  // Before the first touch: where the file system can, the file is then read into huge pages.
+  madvise(mapped, identity.bytes, MADV_HUGEPAGE);
+#endif
   // Nothing is forced to the disk when the file is written: after a crash of the machine it may hold anything.
   return hash_bytes(mapped, identity.bytes) == found.content ? std::move(pages) : nullptr;
 }

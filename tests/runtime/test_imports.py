@@ -132,6 +132,7 @@ BENCHMARKS_TABLE: dict[str, tuple[set[str], set[str]]] = {
         {PUBLIC, ".artifact", ".machine", ".session", "benchmarks", "koe5_export", "numpy", "tokenizers"},
         {"*"},
     ),
+    "sharing.py": ({PUBLIC, ".checked", ".graphs", ".machine", "benchmarks"}, set()),
     "output_dtypes.py": ({PUBLIC, ".bulk", "benchmarks", "numpy"}, set()),
     "corpora.py": ({PUBLIC, ".hub", "benchmarks"}, set()),
     "speed/gpu.py": ({PUBLIC, ".cuda", ".graphs", ".session", ".tuning", "benchmarks", "koe5_export"}, set()),
