@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from mapped_files import maps_of, memory_of
 
 import koe5_onnx
-from koe5_onnx import Artifact, Embedder, Koe5Warning, SharedWeightsWarning
+from koe5_onnx import Artifact, Embedder, Koe5Warning, SharedWeightsWarning, cli
 from koe5_onnx.artifact import FUSED_GRAPH, WEIGHTS
 from koe5_onnx.graphs import Graph, installed_kernels
 from koe5_onnx.sharing import kept_bytes, packed_folders, prepare, report
@@ -204,6 +205,22 @@ def test_the_stock_graph_has_nothing_to_share(artifact_path: Path, cache: Path) 
     same = embeddings(artifact_path, kernels="stock", share_weights=True)
     assert same.tobytes() == embeddings(artifact_path, kernels="stock").tobytes()
     assert packed_files(cache) == {}
+
+
+@needs_kernels
+def test_the_command_line_and_doctor(
+    artifact_path: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.txt").write_text("하나\n둘\n", encoding="utf-8")
+    usual = ["--artifact", str(artifact_path), "--prompt", "none", "--output"]
+    for name, more in (("own.npy", []), ("shared.npy", ["--share-weights"])):
+        assert cli.main(["embed", str(tmp_path / "in.txt"), *usual, str(tmp_path / name), *more]) == 0
+        assert bool(packed_files(cache)) == bool(more)
+    assert (tmp_path / "own.npy").read_bytes() == (tmp_path / "shared.npy").read_bytes()
+    capsys.readouterr()
+    cli.main(["doctor", "--json"])
+    found = json.loads(capsys.readouterr().out)["findings"]["shared weights"]
+    assert found == f"{kept_bytes() / 1e6:,.0f} MB in {cache / 'packed-weights'}"
 
 
 def test_the_folder_names_weights_graph_and_layout(
