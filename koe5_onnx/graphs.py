@@ -76,6 +76,12 @@ def _fused(artifact: Artifact) -> Graph | str:
     library = installed_kernels()
     if isinstance(library, str):
         return library
+    wanted, found = artifact.manifest.fused_operators, kernels_version()
+    if wanted != found:
+        return (
+            f"the artifact's fused graph is for version {wanted} of the fused operators, installed are those "
+            f"of version {found}: export it again, or install the koe5-onnx-kernels of its export"
+        )
     return Graph(artifact.path / FUSED_GRAPH, library, f"the fused graph, on {kernels_level()}", "packed")
 
 
@@ -94,6 +100,13 @@ def installed_kernels() -> Path | str:
         return "fused kernels are not installed (pip install 'koe5-onnx[kernels]')"
     reason = koe5_onnx_kernels.unavailable()
     return koe5_onnx_kernels.library() if reason is None else str(reason)
+
+
+def kernels_version() -> int:
+    """Version of the operators that installed kernels have."""
+    import koe5_onnx_kernels
+
+    return int(koe5_onnx_kernels.OPSET_VERSION)
 
 
 def kernels_level() -> str:

@@ -66,7 +66,7 @@ def node_model(
         else:
             results.append(_value(name, kind, None))
     graph = onnx.helper.make_graph(nodes, "test", fed, results, initialisers)
-    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("koe5", 1)]
+    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("koe5", 2)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
     return bytes(model.SerializeToString())
 

@@ -28,7 +28,7 @@ _OUTPUTS = {
     "ProjectGelu": {"q": "u8", "scale": "f32"},
 }
 _ATTRIBUTES: Mapping[str, dict[str, Any]] = {
-    "ProjectQkv": {},
+    "ProjectQkv": {"heads": 3},
     "ProjectAddNorm": {"zero_point": 27, "epsilon": 1e-5},
     "ProjectGelu": {"zero_point": 27},
 }

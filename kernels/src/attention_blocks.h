@@ -133,24 +133,23 @@ inline void transpose(__m512i rows[16]) {
 }
 
 // 16 keys from `key` on, the dwords `pair`.. of their heads; zeros where there is no key or no depth.
-inline void load_keys(const uint16_t* key, int64_t stride, int64_t keys, int64_t pairs, __m512i rows[16]) {
+inline void load_keys(const uint16_t* key, int64_t depth, int64_t keys, int64_t pairs, __m512i rows[16]) {
   const __mmask16 present = pairs >= 16 ? 0xffff : static_cast<__mmask16>((1u << pairs) - 1);
 #pragma GCC unroll 16
   for (int64_t i = 0; i < 16; ++i) {
-    rows[i] = i < keys ? _mm512_maskz_loadu_epi32(present, key + i * stride) : _mm512_setzero_si512();
+    rows[i] = i < keys ? _mm512_maskz_loadu_epi32(present, key + i * depth) : _mm512_setzero_si512();
   }
 }
 
 // Packs `keys` keys, as zeros up to a multiple of 16, and each head with zeros up to `padded_depth`.
 template <class Product>
-void pack_keys(const uint16_t* key, int64_t stride, int64_t keys, int64_t depth, int64_t padded_depth,
-                      uint32_t* to) {
+void pack_keys(const uint16_t* key, int64_t keys, int64_t depth, int64_t padded_depth, uint32_t* to) {
   const int64_t steps = padded_depth / Product::kStep, pairs = padded_depth / 2;
   for (int64_t k = 0; k < keys; k += 16) {
     uint32_t* panel = to + k / kPanel * steps * kPanel + k % kPanel;
     for (int64_t pair = 0; pair < pairs; pair += 16) {
       __m512i rows[16];
-      load_keys(key + k * stride + 2 * pair, stride, keys - k, depth / 2 - pair, rows);
+      load_keys(key + k * depth + 2 * pair, depth, keys - k, depth / 2 - pair, rows);
       transpose(rows);
       for (int64_t i = 0; i < smaller(16, pairs - pair); ++i) {
         Product::store_keys(panel, pair + i, steps, rows[i]);
@@ -161,15 +160,15 @@ void pack_keys(const uint16_t* key, int64_t stride, int64_t keys, int64_t depth,
 
 // Packs `keys` values, as zeros up to a multiple of 32.
 template <class Product>
-void pack_values(const uint16_t* value, int64_t stride, int64_t keys, int64_t depth, uint32_t* to) {
+void pack_values(const uint16_t* value, int64_t keys, int64_t depth, uint32_t* to) {
   const int64_t padded = round_up(keys, 32), steps = padded / Product::kStep;
   for (int64_t pair = 0; pair < padded / 2; ++pair) {
-    const uint16_t* even = value + 2 * pair * stride;
+    const uint16_t* even = value + 2 * pair * depth;
     for (int64_t d = 0; d < depth; d += 16) {
       const __mmask16 has_even = 2 * pair < keys ? 0xffff : 0, has_odd = 2 * pair + 1 < keys ? 0xffff : 0;
       Product::store_values(to + d / kPanel * steps * kPanel + d % kPanel, pair,
                             _mm256_maskz_loadu_epi16(has_even, even + d),
-                            _mm256_maskz_loadu_epi16(has_odd, even + stride + d));
+                            _mm256_maskz_loadu_epi16(has_odd, even + depth + d));
     }
   }
 }
@@ -197,9 +196,9 @@ void for_each_block(const AttentionTask& task, int64_t padded_depth, int64_t row
     block.padded = round_up(block.keys, 32);
     block.first = from == 0;
     block.last = from + kKeys >= task.tokens;
-    const int64_t at = from * task.stride;
-    pack_keys<Product>(task.key + at, task.stride, block.keys, task.depth, padded_depth, scratch.keys);
-    pack_values<Product>(task.value + at, task.stride, block.keys, task.depth, scratch.values);
+    const int64_t at = from * task.depth;
+    pack_keys<Product>(task.key + at, block.keys, task.depth, padded_depth, scratch.keys);
+    pack_values<Product>(task.value + at, block.keys, task.depth, scratch.values);
     for (int64_t query = task.first; query < task.last; query += rows) {
       attend_rows(block, query, smaller(rows, task.last - query));
     }
@@ -227,7 +226,7 @@ inline void merge_rows(const AttentionTask& task, const KeyBlock& block, const A
   const int64_t padded = round_up(task.depth, kPanel);
   for (int64_t row = 0; row < rows; ++row) {
     merge_context(scratch.block + row * padded, task.depth, block.first, block.last, rescale[row],
-                  scratch.running[query - task.first + row].sum, task.context + (query + row) * task.context_stride);
+                  scratch.running[query - task.first + row].sum, task.context + (query + row) * task.depth);
   }
 }
 

@@ -51,8 +51,9 @@ struct Activations {
   int32_t zero;
 };
 
-// out bf16[rows, n] = a @ w + bias, rounded to nearest even.
-void project(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const float* bias, uint16_t* out);
+// out bf16[n / width, rows, width] = a @ w + bias, rounded to nearest even; n and width are multiples of 16.
+void project(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const float* bias, int64_t width,
+             uint16_t* out);
 
 // y f32[rows, n] = norm(x * skip + a @ w + bias) * gain + shift, and y in 8 bits with zero point 128.
 void project_add_norm(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const AddNorm& with,

@@ -34,32 +34,27 @@ struct Product {
   int64_t first, last;
 };
 
-// What becomes of a product. `out` and `x` point at the task's first row; rows are `stride` values apart.
-struct StoreBf16 {
+// What becomes of a product: values plus bias, to [n / width][rows][width], from a task's first row on. What the columns
+// of a block give is then one stream, where in [rows, n] it would be a line on each of many pages.
+template <class Value>
+struct Store {
   const float* bias;
-  uint16_t* out;
-  int64_t stride;
+  Value* out;
+  int64_t rows, width;
 };
 
-struct StoreAdd {
-  const float *bias, *x, *skip;
-  float* out;
-  int64_t stride;
-};
+struct StoreBf16 : Store<uint16_t> {};
 
-// GELU values wait for their row's largest as fp16 of kGeluShrink times the value: half the memory of fp32, so that a
-// task's rows stay in the L2. Up to 1.6e7, to 11 bits and never coarser than 8e-6; the steps of the result have 8 bits
-// and are 0.0013 or more.
+// Sums that wait for the rest of their row, in panels of 32.
+struct StoreSums : Store<float> {};
+
+// The same for GELU values, as fp16 of kGeluShrink times the value: half the memory of fp32. Up to 1.6e7, to 11 bits and
+// never coarser than 8e-6; the steps of the result have 8 bits and are 0.0013 or more.
+struct StoreGelu : Store<uint16_t> {};
 constexpr float kGeluShrink = 1.0f / 256;
 
-struct StoreGelu {
-  const float* bias;
-  uint16_t* out;
-  int64_t stride;
-};
-
 struct AddNorm {
-  const float* x;  // f32[rows, n], the residual
+  const float* x;  // f32[rows, n], the residual; y = norm(x * skip + sums)
   const float *skip, *bias, *gain, *shift;
   float epsilon;
 };
@@ -79,17 +74,18 @@ struct LinearKernels {
   // Scratch for a product, 64-byte aligned.
   int64_t (*scratch_bytes)(int64_t rows, int64_t k);
   void (*bf16)(const Product&, const StoreBf16&, void* scratch);
-  void (*add)(const Product&, const StoreAdd&, void* scratch);
+  void (*sums)(const Product&, const StoreSums&, void* scratch);
   void (*gelu)(const Product&, const StoreGelu&, void* scratch);
 };
 
 extern const LinearKernels kVnniKernels, kAmxKernels;
 
-// y = norm(y) in place, then in 8 bits.
-void norm_quantize_in_place(float* y, int64_t rows, int64_t n, const AddNorm& with, const QuantizedOutput& out);
+// y f32[rows, n] of the first `rows` rows of sums and of `with.x`, and y in 8 bits.
+void add_norm_quantize_rows(const StoreSums& sums, int64_t rows, int64_t n, const AddNorm& with, float* y,
+                            const QuantizedOutput& out);
 
-// GELU values as StoreGelu leaves them, [rows, n], in 8 bits.
-void quantize_gelu_rows(const uint16_t* x, int64_t rows, int64_t n, int32_t zero, const QuantizedOutput& out);
+// The first `rows` rows of GELU values in 8 bits.
+void quantize_gelu_rows(const StoreGelu& values, int64_t rows, int64_t n, int32_t zero, const QuantizedOutput& out);
 
 // Packs up to 64 columns, in sixteens, of s8[k, stride] into blocks: the first of each sixteen is at blocks[i], the
 // next 2 KiB on. `sums` gets the sums of the columns.

@@ -12,8 +12,13 @@ void norm_quantize_rows(const float* x, const float* gain, const float* shift, f
   }
 }
 
-void quantize_rows(const float* x, int64_t rows, int64_t width, uint8_t* q, float* scale) {
-  for (int64_t row = 0; row < rows; ++row) scale[row] = quantize_row(x + row * width, width, q + row * width);
+float quantize_heads(const float* x, int64_t heads, int64_t tokens, int64_t depth, uint8_t* q) {
+  const int64_t step = tokens * depth;
+  __m512i largest = _mm512_setzero_si512();
+  for (int64_t head = 0; head < heads; ++head) largest = larger_magnitudes(largest, x + head * step, depth);
+  const float scale = scale_of(largest_magnitude(largest));
+  for (int64_t head = 0; head < heads; ++head) quantize(x + head * step, depth, scale, q + head * depth);
+  return scale;
 }
 
 void mean_of_rows(const float* x, int64_t rows, int64_t stride, int64_t columns, float* mean) {
