@@ -2,8 +2,7 @@
 
 GELU(x) = x Phi(x), Phi the normal distribution, is cut into 31 segments around i * STEP for i from -15 to 15.
 Each is a polynomial of degree 3 in x, found by Chebyshev interpolation in float64 and multiplied by SHRINK, as
-the values that the kernels keep are; the first segment is 0 and the last one x. Segment i has the column
-i modulo 32.
+the kept values are; the first segment is 0 and the last one x. Segment i has the column i modulo 32.
 
     python tools/gelu_table.py > src/gelu_table.inc
 """
