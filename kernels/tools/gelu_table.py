@@ -1,8 +1,8 @@
 """Writes src/gelu_table.inc: the polynomials of gelu.h.
 
 GELU(x) = x Phi(x), Phi the normal distribution, is cut into 31 segments around i * STEP for i from -15 to 15.
-Each is a polynomial of degree 3 in x, found by Chebyshev interpolation in float64 and multiplied by SHRINK, as
-the kept values are; the first segment is 0 and the last one x. Segment i has the column i modulo 32.
+Each is a polynomial of degree 3 in x, found by Chebyshev interpolation in float64 and multiplied by SHRINK,
+as the kept values are; the first segment is 0 and the last one x. Segment i has the column i modulo 32.
 
     python tools/gelu_table.py > src/gelu_table.inc
 """
