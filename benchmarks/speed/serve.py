@@ -7,7 +7,6 @@ runtime take turns in every round; the load generator shares their cores.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 import time
 import warnings
@@ -22,6 +21,7 @@ import numpy as np
 from benchmarks.contenders.prepared import Store
 from benchmarks.contenders.registry import CONTENDERS
 from benchmarks.speed.clients import Load, beside_bulk, load
+from benchmarks.speed.clients import run as run_clients
 from benchmarks.speed.results import head, write_json
 from benchmarks.speed.servers import PEERS, Server, ours, peer
 from benchmarks.speed.statistics import percentile, rotated
@@ -155,7 +155,7 @@ def _round(
         offline_seconds = [_seconds_offline(offline, corpus)]
         for name in rotated(list(servers), turn):
             for concurrency in setting.concurrency:
-                one[name, concurrency] = asyncio.run(load(servers[name], corpus.texts, concurrency))
+                one[name, concurrency] = run_clients(load(servers[name], corpus.texts, concurrency))
                 offline_seconds.append(_seconds_offline(offline, corpus))
         one["offline"] = corpus.tokens / float(np.median(offline_seconds))
         found[corpus.name] = one
@@ -183,10 +183,16 @@ def _merged(rounds: Sequence[Mapping[Any, Any]], corpus: Corpus) -> dict[str, An
             "requests_per_s": float(np.median([len(corpus.texts) / one.seconds for one in loads])),
             "tokens_per_s": float(np.median(speeds)),
             "share_of_offline": float(np.median(shares)),
+            "client_cpu_ms": _median_ms([one.client_seconds / len(corpus.texts) for one in loads]),
+            "server_cpu_ms": _median_ms([one.server_seconds / len(corpus.texts) for one in loads]),
             "errors": sum(one.errors for one in loads),
             **_percentiles(calls),
         }
     return found
+
+
+def _median_ms(seconds: Sequence[float]) -> float:
+    return 1000 * float(np.median(seconds))
 
 
 def _lone(servers: Mapping[str, Server], offline: Embedder, setting: Setting) -> dict[str, Any]:
@@ -202,7 +208,7 @@ def _lone(servers: Mapping[str, Server], offline: Embedder, setting: Setting) ->
             calls["offline"].append(1000 * (time.perf_counter() - start))
         for name, server in servers.items():
             texts = [query] * (min(_BLOCK, setting.lone_calls) if name.startswith("ours") else 5)
-            calls[name] += asyncio.run(load(server, texts, 1)).milliseconds
+            calls[name] += run_clients(load(server, texts, 1)).milliseconds
     return {name: _percentiles(some) for name, some in calls.items()}
 
 
@@ -214,8 +220,8 @@ def _fairness(server: Server, setting: Setting) -> dict[str, Any]:
     beside: list[float] = []
     pages = 0.0
     for _ in range(setting.rounds):
-        alone += asyncio.run(load(server, queries[:60], 1)).milliseconds
-        some, pages_per_s = asyncio.run(beside_bulk(server, queries[:60], [page], _BULK_CLIENTS))
+        alone += run_clients(load(server, queries[:60], 1)).milliseconds
+        some, pages_per_s = run_clients(beside_bulk(server, queries[:60], [page], _BULK_CLIENTS))
         beside += some
         pages += pages_per_s / setting.rounds
     unloaded, loaded = _percentiles(alone), _percentiles(beside)
@@ -238,13 +244,15 @@ def table(result: Mapping[str, Any]) -> str:
     for corpus, one in result["load"].items():
         lines += [
             f"{corpus}: offline {one['offline_tokens_per_s']:,.0f} tokens/s",
-            f"{'':28}{'clients':>8}{'req/s':>8}{'tok/s':>8}{'share':>7}{'p50 ms':>9}{'p95':>8}{'p99':>8}",
+            f"{'':28}{'clients':>8}{'req/s':>8}{'tok/s':>8}{'share':>7}{'p50 ms':>9}{'p95':>8}{'p99':>8}"
+            f"{'cpu ms: server':>16}{'clients':>9}",
         ]
         for name, by_concurrency in one["servers"].items():
             for concurrency, row in by_concurrency.items():
                 lines.append(
                     f"{name:28}{concurrency:>8}{row['requests_per_s']:8.1f}{row['tokens_per_s']:8,.0f}"
                     f"{row['share_of_offline']:7.1%}{row['p50_ms']:9.1f}{row['p95_ms']:8.1f}{row['p99_ms']:8.1f}"
+                    f"{row['server_cpu_ms']:16.2f}{row['client_cpu_ms']:9.2f}"
                 )
     lines += [f"a lone query: {name:20}{_in_words(one)}" for name, one in result["lone_ms"].items()]
     fairness = result["fairness"]

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
@@ -102,12 +100,12 @@ class Metrics:
         """A request's texts have become ids."""
         self._tokenise.observe(seconds)
 
-    def answered(self, tokens: Tokens, prompt: str | None, truncated: npt.NDArray[np.bool_]) -> None:
+    def answered(self, tokens: Tokens, prompt: str | None, truncated: int) -> None:
         """A request has its embeddings."""
         self._inputs_of(prompt or "none").inc(len(tokens.ids))
         self._tokens.inc(sum(map(len, tokens.ids)))
-        if truncated.any():
-            self._truncated.inc(int(truncated.sum()))
+        if truncated:
+            self._truncated.inc(truncated)
 
     def client_gone(self) -> None:
         """A client did not wait."""
