@@ -48,9 +48,8 @@ class Direct:
             return
         message = await receive()
         model, endpoint = known
-        try:
-            body = model.model_validate_json(message.get("body", b""))
-        except ValidationError:
+        body = _read(model, message.get("body", b""))
+        if body is None:
             await self._app(scope, replayed(message, receive), send)
             return
         response = await self._answer(endpoint, Request(scope, receive, send), body)
@@ -61,6 +60,14 @@ class Direct:
             return await endpoint(request, body)
         except self._raised as error:
             return self._responses[type(error)](request, error)
+
+
+def _read(model: type[BaseModel], body: bytes) -> BaseModel | None:
+    """The body; None where it does not fit, and nothing kept of the error, which may hold all of it."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError:
+        return None
 
 
 def replayed(first: Message, receive: Receive) -> Receive:
