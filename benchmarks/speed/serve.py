@@ -49,6 +49,7 @@ class Setting:
     corpora: Sequence[Corpus]
     concurrency: Sequence[int]
     rounds: int
+    laps: int
     lone_calls: int
     wait_ms: Sequence[float]
     peers: Sequence[str]
@@ -70,14 +71,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--peer", action="append", default=[], choices=PEERS, help="also measure it")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--laps",
+        type=int,
+        default=4,
+        metavar="N",
+        help="ask for each text N times a round: its first and last batch are not full, and weigh less then "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--lone-calls", type=int, default=100, metavar="N", help="of a round (default: 100)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; the exit code is 1 where a server gives another embedding or an error."""
-    if args.rounds < 1 or args.lone_calls < 1 or any(one < 1 for one in args.concurrency or ()):
-        raise InputError("--rounds, --lone-calls and --concurrency: expected 1 or more")
+    if min(args.rounds, args.laps, args.lone_calls, *(args.concurrency or ())) < 1:
+        raise InputError("--rounds, --laps, --lone-calls and --concurrency: expected 1 or more")
     artifact = args.artifact or Store(args.checkpoint, _CACHE, {}).files_of(CONTENDERS["koe5-int8"])
     tokenizer = artifact / "tokenizer.json"
     setting = Setting(
@@ -86,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         read_corpora(args.corpus or ["short"], args.data, tokenizer, args.texts),
         args.concurrency or (1, 8, 64),
         args.rounds,
+        args.laps,
         args.lone_calls,
         args.wait_ms,
         args.peer,
@@ -114,7 +124,8 @@ def measure(setting: Setting) -> dict[str, Any]:
         result["lone_ms"] = _lone(running, offline, setting)
         result["fairness"] = _fairness(running["ours"], setting)
     result["load"] = {
-        corpus.name: _merged([one[corpus.name] for one in rounds], corpus) for corpus in setting.corpora
+        corpus.name: _merged([one[corpus.name] for one in rounds], corpus, setting.laps)
+        for corpus in setting.corpora
     }
     result["wrong"] |= _failed(result["load"])
     return result
@@ -155,7 +166,8 @@ def _round(
         offline_seconds = [_seconds_offline(offline, corpus)]
         for name in rotated(list(servers), turn):
             for concurrency in setting.concurrency:
-                one[name, concurrency] = run_clients(load(servers[name], corpus.texts, concurrency))
+                texts = corpus.texts * setting.laps
+                one[name, concurrency] = run_clients(load(servers[name], texts, concurrency))
                 offline_seconds.append(_seconds_offline(offline, corpus))
         one["offline"] = corpus.tokens / float(np.median(offline_seconds))
         found[corpus.name] = one
@@ -169,22 +181,28 @@ def _seconds_offline(offline: Embedder, corpus: Corpus) -> float:
     return time.perf_counter() - start
 
 
-def _merged(rounds: Sequence[Mapping[Any, Any]], corpus: Corpus) -> dict[str, Any]:
+def _merged(rounds: Sequence[Mapping[Any, Any]], corpus: Corpus, laps: int) -> dict[str, Any]:
     """Medians over rounds; milliseconds over all requests together."""
+    requests, tokens = laps * len(corpus.texts), laps * corpus.tokens
     offline = float(np.median([one["offline"] for one in rounds]))
     keys = [key for key in rounds[0] if key != "offline"]
-    found: dict[str, Any] = {"offline_tokens_per_s": offline, "texts": len(corpus.texts), "servers": {}}
+    found: dict[str, Any] = {
+        "offline_tokens_per_s": offline,
+        "texts": len(corpus.texts),
+        "laps": laps,
+        "servers": {},
+    }
     for name, concurrency in keys:
         loads: list[Load] = [one[name, concurrency] for one in rounds]
-        speeds = [corpus.tokens / one.seconds for one in loads]
+        speeds = [tokens / one.seconds for one in loads]
         shares = [speed / one["offline"] for speed, one in zip(speeds, rounds, strict=True)]
         calls = [milliseconds for one in loads for milliseconds in one.milliseconds]
         found["servers"].setdefault(name, {})[str(concurrency)] = {
-            "requests_per_s": float(np.median([len(corpus.texts) / one.seconds for one in loads])),
+            "requests_per_s": float(np.median([requests / one.seconds for one in loads])),
             "tokens_per_s": float(np.median(speeds)),
             "share_of_offline": float(np.median(shares)),
-            "client_cpu_ms": _median_ms([one.client_seconds / len(corpus.texts) for one in loads]),
-            "server_cpu_ms": _median_ms([one.server_seconds / len(corpus.texts) for one in loads]),
+            "client_cpu_ms": _median_ms([one.client_seconds / requests for one in loads]),
+            "server_cpu_ms": _median_ms([one.server_seconds / requests for one in loads]),
             "errors": sum(one.errors for one in loads),
             **_percentiles(calls),
         }

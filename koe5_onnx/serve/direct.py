@@ -1,7 +1,7 @@
 """The short way: a well-formed POST goes from its bytes to its route's function, past the framework's layers.
 
-FastAPI describes the routes and answers everything else: other methods and content types, bodies that do not
-fit. A body that fails here begins anew there, so that each error is said in one place.
+FastAPI describes the routes and answers everything else: other methods and content types, large bodies, those
+that do not fit. A body that fails here begins anew there, so that each error is said in one place.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ Endpoint = Callable[[Request, Any], Awaitable[Response]]
 Responses = Mapping[type[Exception], Callable[[Request, Any], Response]]
 """What is raised to what is answered."""
 
+_MOST_BYTES = 65_536
+"""Beyond that the layers cost nothing beside the texts, and a body is not to be parsed twice."""
 _CONTENT_TYPE = (b"content-type", b"application/json")
 
 
@@ -63,7 +65,9 @@ class Direct:
 
 
 def _read(model: type[BaseModel], body: bytes) -> BaseModel | None:
-    """The body; None where it does not fit, and nothing kept of the error, which may hold all of it."""
+    """The body; None where it is large or does not fit. The error, which may hold all of it, is not kept."""
+    if len(body) > _MOST_BYTES:
+        return None
     try:
         return model.model_validate_json(body)
     except ValidationError:
