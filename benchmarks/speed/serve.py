@@ -1,7 +1,7 @@
 """Requests a second and milliseconds over HTTP, next to the offline runtime and to another server.
 
 Closed loop: each of N clients asks for the embedding of one text and waits for it. Servers and the offline
-runtime take turns in every round; the load generator shares their cores.
+runtime take turns in every round; the load generator shares their cores, its processor time is told apart.
 """
 
 from __future__ import annotations
