@@ -14,13 +14,14 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from koe5_onnx.serve.reply import header_of
+
 Endpoint = Callable[[Request, Any], Awaitable[Response]]
 Responses = Mapping[type[Exception], Callable[[Request, Any], Response]]
 """What is raised to what is answered."""
 
 _MOST_BYTES = 65_536
 """Beyond that the layers cost nothing beside the texts, and a body is not to be parsed twice."""
-_CONTENT_TYPE = (b"content-type", b"application/json")
 
 
 class Direct:
@@ -44,8 +45,7 @@ class Direct:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; or leave it, and all other scopes, to FastAPI."""
         known = self._endpoints.get(scope["path"]) if scope["type"] == "http" else None
-        # Without the header, or with a charset in it, FastAPI decides.
-        if known is None or scope["method"] != "POST" or _CONTENT_TYPE not in scope["headers"]:
+        if known is None or scope["method"] != "POST" or not _is_json(scope):
             await self._app(scope, receive, send)
             return
         message = await receive()
@@ -62,6 +62,11 @@ class Direct:
             return await endpoint(request, body)
         except self._raised as error:
             return self._responses[type(error)](request, error)
+
+
+def _is_json(scope: Scope) -> bool:
+    kind, _, _parameters = header_of(scope, b"content-type").partition(";")
+    return kind.strip().lower() == "application/json"
 
 
 def _read(model: type[BaseModel], body: bytes) -> BaseModel | None:

@@ -9,7 +9,7 @@ import pytest
 from tolerances import SERVED
 
 SHORT_WAY = {"content-type": "application/json"}
-FASTAPI = {"content-type": "application/json; charset=utf-8"}
+FASTAPI = {"content-type": "application/any+json"}
 
 BODIES = {
     "a text": {"input": "서울", "inputs": "서울"},
@@ -64,14 +64,21 @@ def test_so_do_the_other_routes(client, path, body):
     assert short.json() == other.json()
 
 
-def test_what_is_well_formed_takes_the_short_way(serving, offline, monkeypatch):
+@pytest.mark.parametrize(
+    "kind", ["application/json; charset=utf-8", "Application/JSON", "application/json ;a"]
+)
+def test_what_is_well_formed_takes_the_short_way(serving, offline, monkeypatch, kind):
     async def no_framework(*_given):
         raise AssertionError("FastAPI was asked")
 
     with serving() as client:
         monkeypatch.setattr("fastapi.FastAPI.__call__", no_framework)
-        answer = client.post("/embed", json={"inputs": "서울"})
+        content = json.dumps({"inputs": "서울"}).encode()
+        answer = client.post("/embed", content=content, headers={"content-type": kind})
         assert client.post("/embed", json={"inputs": 5}).status_code == 424
+        assert client.post("/embed", content=content, headers=FASTAPI).status_code == 424
+        two = [("content-type", "text/plain"), ("content-type", "application/json")]
+        assert client.post("/embed", content=content, headers=two).status_code == 424
         monkeypatch.undo()
     np.testing.assert_allclose(answer.json(), offline.encode(["서울"]), atol=SERVED, rtol=0)
 
