@@ -1,18 +1,28 @@
-"""Clients of a server, many at once: a closed loop, each waits for its answer before it asks again."""
+"""Clients of a server, many at once: a closed loop, each waits for its answer before it asks again.
+
+They share the server's cores, so they are as cheap as clients can be that read every answer: requests are
+made beforehand, connections stay open, a C library takes the answers apart. What they cost is counted apart.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-import aiohttp
+import httptools
+import numpy as np
+import orjson
+import uvloop
 
 from benchmarks.speed.servers import Server
 
-_HEADERS = {"content-type": "application/json"}
+T = TypeVar("T")
 
 
 @dataclass
@@ -21,18 +31,66 @@ class Load:
 
     seconds: float = 0.0
     errors: int = 0
+    client_seconds: float = 0.0
+    """Processor time of the clients."""
+    server_seconds: float = 0.0
+    """Processor time of the server, all of its threads."""
     milliseconds: list[float] = field(default_factory=list)
     """Of each request that was answered."""
+
+
+class _Connection(asyncio.Protocol):
+    """An open connection, on which one request at a time is answered."""
+
+    def __init__(self) -> None:
+        self._body = bytearray()
+        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+        self._parser = httptools.HttpResponseParser(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result((self._parser.get_status_code(), bytes(self._body)))
+        self._body.clear()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ConnectionError(f"the server closed the connection: {exc}"))
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer."""
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)  # type: ignore[attr-defined]
+        return await self._answer
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run clients."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
 
 
 async def load(server: Server, texts: Sequence[str], concurrency: int) -> Load:
     """Ask for each text once, in requests of one text."""
     found = Load()
-    waiting = iter([body_of(server, [text]) for text in texts])
-    async with _session(server) as session:
-        start = time.perf_counter()
-        await asyncio.gather(*(_client(session, server, waiting, found) for _ in range(concurrency)))
+    waiting = iter([request_of(server, [text]) for text in texts])
+    async with _connected(server, concurrency) as connections:
+        server_before, before, start = server.cpu_seconds(), time.process_time(), time.perf_counter()
+        await asyncio.gather(*(_client(one, server, waiting, found) for one in connections))
         found.seconds = time.perf_counter() - start
+        found.client_seconds = time.process_time() - before
+        found.server_seconds = server.cpu_seconds() - server_before
     return found
 
 
@@ -45,19 +103,19 @@ async def beside_bulk(
         Milliseconds of each query; texts of the bulk a second.
     """
     found, texts = Load(), 0
-    body = body_of(server, bulk)
+    request = request_of(server, bulk)
 
-    async def send_bulk(session: aiohttp.ClientSession) -> None:
+    async def send_bulk(connection: _Connection) -> None:
         nonlocal texts
         while True:
-            if await _ask(session, server, body):
+            if _is_right(await connection.ask(request), server, len(bulk)):
                 texts += len(bulk)
 
-    async with _session(server) as session:
-        senders = [asyncio.create_task(send_bulk(session)) for _ in range(clients)]
+    async with _connected(server, clients + 1) as (first, *others):
+        senders = [asyncio.create_task(send_bulk(one)) for one in others]
         start = time.perf_counter()
         await asyncio.sleep(1.0)  # until the machine is full
-        await _client(session, server, iter([body_of(server, [query]) for query in queries]), found)
+        await _client(first, server, iter([request_of(server, [query]) for query in queries]), found)
         rate = texts / (time.perf_counter() - start)
         for sender in senders:
             sender.cancel()
@@ -65,27 +123,44 @@ async def beside_bulk(
     return found.milliseconds, rate
 
 
-def body_of(server: Server, texts: Sequence[str]) -> bytes:
-    """A request's body; the texts have their prompts already."""
-    return json.dumps({"input": list(texts), "model": server.model, "encoding_format": "base64"}).encode()
+def request_of(server: Server, texts: Sequence[str]) -> bytes:
+    """A whole request; the texts have their prompts already."""
+    body = json.dumps({"input": list(texts), "model": server.model, "encoding_format": "base64"}).encode()
+    head = (
+        f"POST {server.path} HTTP/1.1\r\nhost: {server.host}:{server.port}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
-def _session(server: Server) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(server.url, connector=aiohttp.TCPConnector(limit=0), headers=_HEADERS)
+@asynccontextmanager
+async def _connected(server: Server, count: int) -> AsyncIterator[list[_Connection]]:
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as stack:
+        connections: list[_Connection] = []
+        for _ in range(count):
+            _, connection = await loop.create_connection(_Connection, server.host, server.port)
+            stack.callback(connection.close)
+            connections.append(connection)
+        yield connections
 
 
-async def _client(
-    session: aiohttp.ClientSession, server: Server, waiting: Iterator[bytes], found: Load
-) -> None:
-    for body in waiting:
+async def _client(connection: _Connection, server: Server, waiting: Iterator[bytes], found: Load) -> None:
+    for request in waiting:
         start = time.perf_counter()
-        if await _ask(session, server, body):
-            found.milliseconds.append(1000 * (time.perf_counter() - start))
+        answer = await connection.ask(request)
+        milliseconds = 1000 * (time.perf_counter() - start)
+        if _is_right(answer, server, 1):
+            found.milliseconds.append(milliseconds)
         else:
             found.errors += 1
 
 
-async def _ask(session: aiohttp.ClientSession, server: Server, body: bytes) -> bool:
-    async with session.post(server.path, data=body) as answer:
-        await answer.read()
-        return answer.status == 200
+def _is_right(answer: tuple[int, bytes], server: Server, texts: int) -> bool:
+    """Whether an answer has an embedding for each text: finite numbers, as many as the model gives."""
+    status, body = answer
+    if status != 200:
+        return False
+    items = orjson.loads(body)["data"]
+    rows = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in items]
+    return len(rows) == texts and all(len(row) == server.dim and bool(np.isfinite(row).all()) for row in rows)

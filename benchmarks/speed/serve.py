@@ -1,13 +1,12 @@
 """Requests a second and milliseconds over HTTP, next to the offline runtime and to another server.
 
 Closed loop: each of N clients asks for the embedding of one text and waits for it. Servers and the offline
-runtime take turns in every round; the load generator shares their cores.
+runtime take turns in every round; the load generator shares their cores, its processor time is told apart.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 import time
 import warnings
@@ -22,6 +21,7 @@ import numpy as np
 from benchmarks.contenders.prepared import Store
 from benchmarks.contenders.registry import CONTENDERS
 from benchmarks.speed.clients import Load, beside_bulk, load
+from benchmarks.speed.clients import run as run_clients
 from benchmarks.speed.results import head, write_json
 from benchmarks.speed.servers import PEERS, Server, ours, peer
 from benchmarks.speed.statistics import percentile, rotated
@@ -49,6 +49,7 @@ class Setting:
     corpora: Sequence[Corpus]
     concurrency: Sequence[int]
     rounds: int
+    laps: int
     lone_calls: int
     wait_ms: Sequence[float]
     peers: Sequence[str]
@@ -70,14 +71,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--peer", action="append", default=[], choices=PEERS, help="also measure it")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--laps",
+        type=int,
+        default=4,
+        metavar="N",
+        help="ask for each text N times a round: its first and last batch are not full, and weigh less then "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--lone-calls", type=int, default=100, metavar="N", help="of a round (default: 100)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; the exit code is 1 where a server gives another embedding or an error."""
-    if args.rounds < 1 or args.lone_calls < 1 or any(one < 1 for one in args.concurrency or ()):
-        raise InputError("--rounds, --lone-calls and --concurrency: expected 1 or more")
+    if min(args.rounds, args.laps, args.lone_calls, *(args.concurrency or ())) < 1:
+        raise InputError("--rounds, --laps, --lone-calls and --concurrency: expected 1 or more")
     artifact = args.artifact or Store(args.checkpoint, _CACHE, {}).files_of(CONTENDERS["koe5-int8"])
     tokenizer = artifact / "tokenizer.json"
     setting = Setting(
@@ -86,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         read_corpora(args.corpus or ["short"], args.data, tokenizer, args.texts),
         args.concurrency or (1, 8, 64),
         args.rounds,
+        args.laps,
         args.lone_calls,
         args.wait_ms,
         args.peer,
@@ -114,7 +124,8 @@ def measure(setting: Setting) -> dict[str, Any]:
         result["lone_ms"] = _lone(running, offline, setting)
         result["fairness"] = _fairness(running["ours"], setting)
     result["load"] = {
-        corpus.name: _merged([one[corpus.name] for one in rounds], corpus) for corpus in setting.corpora
+        corpus.name: _merged([one[corpus.name] for one in rounds], corpus, setting.laps)
+        for corpus in setting.corpora
     }
     result["wrong"] |= _failed(result["load"])
     return result
@@ -155,7 +166,8 @@ def _round(
         offline_seconds = [_seconds_offline(offline, corpus)]
         for name in rotated(list(servers), turn):
             for concurrency in setting.concurrency:
-                one[name, concurrency] = asyncio.run(load(servers[name], corpus.texts, concurrency))
+                texts = corpus.texts * setting.laps
+                one[name, concurrency] = run_clients(load(servers[name], texts, concurrency))
                 offline_seconds.append(_seconds_offline(offline, corpus))
         one["offline"] = corpus.tokens / float(np.median(offline_seconds))
         found[corpus.name] = one
@@ -169,24 +181,36 @@ def _seconds_offline(offline: Embedder, corpus: Corpus) -> float:
     return time.perf_counter() - start
 
 
-def _merged(rounds: Sequence[Mapping[Any, Any]], corpus: Corpus) -> dict[str, Any]:
+def _merged(rounds: Sequence[Mapping[Any, Any]], corpus: Corpus, laps: int) -> dict[str, Any]:
     """Medians over rounds; milliseconds over all requests together."""
+    requests, tokens = laps * len(corpus.texts), laps * corpus.tokens
     offline = float(np.median([one["offline"] for one in rounds]))
     keys = [key for key in rounds[0] if key != "offline"]
-    found: dict[str, Any] = {"offline_tokens_per_s": offline, "texts": len(corpus.texts), "servers": {}}
+    found: dict[str, Any] = {
+        "offline_tokens_per_s": offline,
+        "texts": len(corpus.texts),
+        "laps": laps,
+        "servers": {},
+    }
     for name, concurrency in keys:
         loads: list[Load] = [one[name, concurrency] for one in rounds]
-        speeds = [corpus.tokens / one.seconds for one in loads]
+        speeds = [tokens / one.seconds for one in loads]
         shares = [speed / one["offline"] for speed, one in zip(speeds, rounds, strict=True)]
         calls = [milliseconds for one in loads for milliseconds in one.milliseconds]
         found["servers"].setdefault(name, {})[str(concurrency)] = {
-            "requests_per_s": float(np.median([len(corpus.texts) / one.seconds for one in loads])),
+            "requests_per_s": float(np.median([requests / one.seconds for one in loads])),
             "tokens_per_s": float(np.median(speeds)),
             "share_of_offline": float(np.median(shares)),
+            "client_cpu_ms": _median_ms([one.client_seconds / requests for one in loads]),
+            "server_cpu_ms": _median_ms([one.server_seconds / requests for one in loads]),
             "errors": sum(one.errors for one in loads),
             **_percentiles(calls),
         }
     return found
+
+
+def _median_ms(seconds: Sequence[float]) -> float:
+    return 1000 * float(np.median(seconds))
 
 
 def _lone(servers: Mapping[str, Server], offline: Embedder, setting: Setting) -> dict[str, Any]:
@@ -202,7 +226,7 @@ def _lone(servers: Mapping[str, Server], offline: Embedder, setting: Setting) ->
             calls["offline"].append(1000 * (time.perf_counter() - start))
         for name, server in servers.items():
             texts = [query] * (min(_BLOCK, setting.lone_calls) if name.startswith("ours") else 5)
-            calls[name] += asyncio.run(load(server, texts, 1)).milliseconds
+            calls[name] += run_clients(load(server, texts, 1)).milliseconds
     return {name: _percentiles(some) for name, some in calls.items()}
 
 
@@ -214,8 +238,8 @@ def _fairness(server: Server, setting: Setting) -> dict[str, Any]:
     beside: list[float] = []
     pages = 0.0
     for _ in range(setting.rounds):
-        alone += asyncio.run(load(server, queries[:60], 1)).milliseconds
-        some, pages_per_s = asyncio.run(beside_bulk(server, queries[:60], [page], _BULK_CLIENTS))
+        alone += run_clients(load(server, queries[:60], 1)).milliseconds
+        some, pages_per_s = run_clients(beside_bulk(server, queries[:60], [page], _BULK_CLIENTS))
         beside += some
         pages += pages_per_s / setting.rounds
     unloaded, loaded = _percentiles(alone), _percentiles(beside)
@@ -238,13 +262,15 @@ def table(result: Mapping[str, Any]) -> str:
     for corpus, one in result["load"].items():
         lines += [
             f"{corpus}: offline {one['offline_tokens_per_s']:,.0f} tokens/s",
-            f"{'':28}{'clients':>8}{'req/s':>8}{'tok/s':>8}{'share':>7}{'p50 ms':>9}{'p95':>8}{'p99':>8}",
+            f"{'':28}{'clients':>8}{'req/s':>8}{'tok/s':>8}{'share':>7}{'p50 ms':>9}{'p95':>8}{'p99':>8}"
+            f"{'cpu ms: server':>16}{'clients':>9}",
         ]
         for name, by_concurrency in one["servers"].items():
             for concurrency, row in by_concurrency.items():
                 lines.append(
                     f"{name:28}{concurrency:>8}{row['requests_per_s']:8.1f}{row['tokens_per_s']:8,.0f}"
                     f"{row['share_of_offline']:7.1%}{row['p50_ms']:9.1f}{row['p95_ms']:8.1f}{row['p99_ms']:8.1f}"
+                    f"{row['server_cpu_ms']:16.2f}{row['client_cpu_ms']:9.2f}"
                 )
     lines += [f"a lone query: {name:20}{_in_words(one)}" for name, one in result["lone_ms"].items()]
     fairness = result["fairness"]

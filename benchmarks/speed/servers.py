@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -41,15 +42,17 @@ class Server:
         self, command: Sequence[str], environment: str, model: str, path: str = "/v1/embeddings"
     ) -> None:
         self.model, self.path = model, path
-        self.url = ""
+        self.host, self.port, self.url = "127.0.0.1", 0, ""
+        self.dim = 0
+        """Numbers of an embedding; known once `embed` was called."""
         self._command, self._environment = command, environment
 
     def __enter__(self) -> Self:
-        port = _free_port()
+        self.port = _free_port()
         self._log = tempfile.TemporaryFile()
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"http://{self.host}:{self.port}"
         self._process = subprocess.Popen(
-            [part.replace("{port}", str(port)) for part in self._command],
+            [part.replace("{port}", str(self.port)) for part in self._command],
             stdout=self._log,
             stderr=self._log,
             env=environment_of(self._environment) | {"OMP_NUM_THREADS": str(usable_cores().count)},
@@ -76,7 +79,14 @@ class Server:
         )
         with urllib.request.urlopen(request, timeout=600) as answer:  # noqa: S310 - loopback
             data = json.load(answer)["data"]
-        return np.stack([np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in data])
+        found = np.stack([np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in data])
+        self.dim = found.shape[1]
+        return found
+
+    def cpu_seconds(self) -> float:
+        """Processor time so far, of all threads."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def _wait_until_ready(self) -> None:
         end = time.monotonic() + _START_S

@@ -3,6 +3,7 @@
 What happens to a request, one file a step::
 
     protection   size of the body, API key, request id, log line, metrics
+    direct       well-formed requests past FastAPI, which answers all others
     openai_api,  JSON in and out: one file an API, over the same inputs
     tei_api
     inputs       texts or token ids, prompt, what to do with long ones -> Tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from koe5_onnx import Embedder, InputError, __version__
 from koe5_onnx.serve.connection import ClientGoneError
+from koe5_onnx.serve.direct import Direct, Responses
 from koe5_onnx.serve.engine import Engine
 from koe5_onnx.serve.inputs import ModelNames
 from koe5_onnx.serve.logs import LOGGER
@@ -56,8 +57,10 @@ def create_app(embedder: Embedder, settings: Settings) -> Any:
         redoc_url=None,
         static_url=DOCS_FILES,
     )
-    traced, tracing = open_tracing(app, settings.otlp_endpoint)
     metrics = Metrics()
+    responses = _responses(metrics)
+    direct = Direct(app, responses)
+    traced, tracing = open_tracing(direct, settings.otlp_endpoint)
     metrics.opened(embedder)
     engine = Engine(embedder, settings, metrics, tracing)
     app.state.engine = engine
@@ -66,7 +69,8 @@ def create_app(embedder: Embedder, settings: Settings) -> Any:
     routers = [openai_routes(engine, names), tei_routes(engine, names), page_route()]
     for router in routers:
         app.include_router(router)
-    _shape_errors(app, metrics)
+        direct.include_router(router)
+    _shape_errors(app, responses)
     paths = [str(getattr(route, "path", "")) for router in routers for route in router.routes]
     return Protection(traced, settings, metrics, [*paths, "/docs", "/openapi.json"])
 
@@ -84,27 +88,34 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     LOGGER.info("stopped")
 
 
-def _shape_errors(app: FastAPI, metrics: Metrics) -> None:
-    """Answer whatever goes wrong in the shape of the API that was asked."""
-
-    def answers(kind: type[Exception], respond: Callable[[Request, Any], Response]) -> None:
-        async def handle(request: Request, error: Exception) -> Response:
-            return respond(request, error)
-
-        app.add_exception_handler(kind, handle)
+def _responses(metrics: Metrics) -> Responses:
+    """What is answered where a route's function raises what belongs to the protocol."""
 
     def gone(_request: Request, _error: Exception) -> Response:
         metrics.client_gone()
         return Response(status_code=CLIENT_GONE)
 
-    def refuse(request: Request, refusal: Refusal) -> Response:
-        return refusal.response(request.scope["path"])
+    return {Refusal: _refuse, ClientGoneError: gone}
 
-    answers(Refusal, refuse)
-    answers(ClientGoneError, gone)
-    answers(Exception, lambda request, _error: refuse(request, Refusal(BACKEND, FAILED)))
-    answers(RequestValidationError, lambda request, error: refuse(request, describe(error)))
-    answers(HTTPException, lambda request, error: refuse(request, _of_http(request, error)))
+
+def _refuse(request: Request, refusal: Refusal) -> Response:
+    return refusal.response(request.scope["path"])
+
+
+def _shape_errors(app: FastAPI, responses: Responses) -> None:
+    """Answer whatever goes wrong in the shape of the API that was asked."""
+    everything: Responses = {
+        **responses,
+        Exception: lambda request, _error: _refuse(request, Refusal(BACKEND, FAILED)),
+        RequestValidationError: lambda request, error: _refuse(request, describe(error)),
+        HTTPException: lambda request, error: _refuse(request, _of_http(request, error)),
+    }
+    for kind in everything:
+
+        async def handle(request: Request, error: Exception, kind: type[Exception] = kind) -> Response:
+            return everything[kind](request, error)
+
+        app.add_exception_handler(kind, handle)
 
 
 def describe(error: RequestValidationError) -> Refusal:

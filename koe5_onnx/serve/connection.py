@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fastapi import Request
 
@@ -21,18 +21,27 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientGoneError: It went away; the work was cancelled.
     """
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGoneError
-        return working.result()
-    finally:
-        watching.cancel()
-        if not working.done():
+    working = cast("asyncio.Task[Any]", asyncio.current_task())
+    is_gone = is_over = False
+
+    def stop(watching: asyncio.Task[None]) -> None:
+        nonlocal is_gone
+        # Called late, it must not hit what comes after the work.
+        if not is_over and not watching.cancelled():
+            is_gone = True
             working.cancel()
-            await asyncio.wait({working})
+
+    watching = asyncio.ensure_future(_disconnected(request))
+    watching.add_done_callback(stop)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if is_gone and not working.uncancel():
+            raise ClientGoneError from None
+        raise
+    finally:
+        is_over = True
+        watching.cancel()
 
 
 async def _disconnected(request: Request) -> None:

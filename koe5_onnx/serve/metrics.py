@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
-import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
@@ -66,6 +66,9 @@ class Metrics:
             multiprocess_mode="livesum", registry=registry,
         )  # fmt: skip
         self._waiting_tokens: Callable[[], int] = lambda: 0
+        # The library checks the labels and takes a lock each time.
+        self._request_of = cache(lambda route, status: self._request.labels(route, str(status)))
+        self._inputs_of = cache(self._inputs.labels)
 
     def opened(self, embedder: Embedder) -> None:
         """Say what runs."""
@@ -99,9 +102,10 @@ class Metrics:
 
     def answered(self, tokens: Tokens, prompt: str | None, truncated: int) -> None:
         """A request has its embeddings."""
-        self._inputs.labels(prompt or "none").inc(len(tokens.ids))
-        self._tokens.inc(int(tokens.lengths.sum(dtype=np.int64)))
-        self._truncated.inc(truncated)
+        self._inputs_of(prompt or "none").inc(len(tokens.ids))
+        self._tokens.inc(sum(map(len, tokens.ids)))
+        if truncated:
+            self._truncated.inc(truncated)
 
     def client_gone(self) -> None:
         """A client did not wait."""
@@ -117,7 +121,7 @@ class Metrics:
 
     def request_ended(self, route: str, status: int, seconds: float) -> None:
         """A request has its answer, whatever it is."""
-        self._request.labels(route, str(status)).observe(seconds)
+        self._request_of(route, status).observe(seconds)
 
     def text(self) -> bytes:
         """All of them, in Prometheus' text format."""

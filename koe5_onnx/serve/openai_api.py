@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, FailFast, Field
@@ -182,18 +181,21 @@ def _has_texts(raw: Any) -> bool:
 
 
 def _answer(encoded: Encoded, model: str, encoding_format: str | None, limit: int) -> bytes:
-    rows = zip(encoded.embeddings, encoded.tokens.tolist(), encoded.truncated.tolist(), strict=True)
+    counts = encoded.tokens.tolist()
+    rows = zip(encoded.embeddings, counts, encoded.truncated.tolist(), strict=True)
     data = [
         {
             "object": "embedding",
             "index": index,
-            "embedding": base64.b64encode(row.astype("<f4")).decode() if encoding_format == "base64" else row,
+            "embedding": str(base64.b64encode(row.astype("<f4", copy=False)), "ascii")
+            if encoding_format == "base64"
+            else row,
             "tokens": tokens,
             "truncated": truncated,
         }
         for index, (row, tokens, truncated) in enumerate(rows)
     ]
-    ran = int(np.minimum(encoded.tokens, limit).sum(dtype=np.int64))
+    ran = sum(min(tokens, limit) for tokens in counts)
     usage = {"prompt_tokens": ran, "total_tokens": ran}
     whole = {"object": "list", "data": data, "model": model, "usage": usage}
     return orjson.dumps(whole, option=orjson.OPT_SERIALIZE_NUMPY)

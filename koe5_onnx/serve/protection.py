@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import logging
 import time
 from collections.abc import Sequence
 from functools import partial
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from koe5_onnx.serve.admission import Admission, Held
+from koe5_onnx.serve.direct import replayed
 from koe5_onnx.serve.logs import LOGGER
 from koe5_onnx.serve.metrics import Metrics
 from koe5_onnx.serve.refusals import BACKEND, BODY_TOO_SLOW, ENCODED, NO_KEY, Refusal
-from koe5_onnx.serve.reply import Reply
+from koe5_onnx.serve.reply import Reply, header_of
 from koe5_onnx.serve.settings import Settings
 
 DOCS_FILES = "/docs-files"
@@ -68,21 +69,20 @@ class Protection:
             self._ended(scope, reply, time.monotonic() - start)
 
     async def _serve(self, scope: Scope, receive: Receive, reply: Reply) -> None:
-        headers = Headers(scope=scope)
         if self._settings.api_keys_sha256 and not is_open(scope["method"], scope["path"]):
-            require_key(headers.get("authorization", ""), self._settings.api_keys_sha256)
+            require_key(header_of(scope, b"authorization"), self._settings.api_keys_sha256)
         if scope["method"] not in ("POST", "PUT", "PATCH"):
             await self._app(scope, receive, reply)
             return
-        _require_plain(headers)
+        _require_plain(scope)
         with self._admission.admit() as held:
-            body = await self._body(headers, receive, held)
+            body = await self._body(scope, receive, held)
             reply.hold = partial(self._admission.hold, held=held)
-            await self._app(scope, _replayed(body, receive), reply)
+            await self._app(scope, replayed(body, receive), reply)
 
-    async def _body(self, headers: Headers, receive: Receive, held: Held) -> Message:
+    async def _body(self, scope: Scope, receive: Receive, held: Held) -> Message:
         """The whole body, within its limits, as one message; a disconnect where the client went away."""
-        declared = headers.get("content-length", "")
+        declared = header_of(scope, b"content-length")
         if declared.isdecimal() and len(declared) < 20 and int(declared) > self._settings.max_body_bytes:
             raise self._admission.too_large()
         try:
@@ -102,15 +102,16 @@ class Protection:
                 return message
             part = message.get("body", b"")
             self._admission.hold_body(len(part), held)
-            body += part
             if not message.get("more_body", False):
-                return {"type": "http.request", "body": bytes(body), "more_body": False}
+                whole = bytes(body) + part if body else part
+                return {"type": "http.request", "body": whole, "more_body": False}
+            body += part
 
     def _ended(self, scope: Scope, reply: Reply, seconds: float) -> None:
         path = scope["path"] if scope["path"] in self._routes else "other"
         status = reply.status or CLIENT_GONE
         self._metrics.request_ended(path, status, seconds)
-        if path in _QUIET_PATHS and status < 400:
+        if (path in _QUIET_PATHS and status < 400) or not LOGGER.isEnabledFor(logging.INFO):
             return
         fields = {
             "request_id": reply.request_id,
@@ -142,17 +143,7 @@ def require_key(authorization: str, keys_sha256: Sequence[str]) -> None:
         raise Refusal(NO_KEY, "no valid API key: expected the header 'Authorization: Bearer KEY'")
 
 
-def _replayed(first: Message, receive: Receive) -> Receive:
-    """`receive` that gives `first` once more, then what comes."""
-    waiting = [first]
-
-    async def replay() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return replay
-
-
-def _require_plain(headers: Headers) -> None:
-    found = headers.get("content-encoding", "identity")
+def _require_plain(scope: Scope) -> None:
+    found = header_of(scope, b"content-encoding") or "identity"
     if found.lower() != "identity":
         raise Refusal(ENCODED, f"content-encoding is {found[:40]!r}: expected a body that is not compressed")

@@ -18,6 +18,38 @@ Source: what uvicorn allows with h11, https://www.uvicorn.org/settings/"""
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
+class Joined:
+    """What one answer writes: its head goes out with what follows, in one call of the system and one packet.
+
+    Args:
+        transport: Of the connection.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+        self._has_begun = False
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write; but keep what comes first."""
+        if not self._has_begun:
+            self._head, self._has_begun = bytes(data), True
+            return
+        if self._head is not None:
+            data, self._head = b"".join((self._head, data)), None
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """Close the connection once all is written."""
+        if self._head is not None:
+            self.write(b"")
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether the connection ends."""
+        return self._transport.is_closing()
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """One connection.
 
@@ -65,7 +97,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """A head is whole."""
         self._bodiless_bytes = 0
+        before = self.cycle
         super().on_headers_complete()
+        # Nothing would follow the head that answers HEAD; and "100 Continue" must not wait.
+        if self.cycle is not before and self.scope["method"] != "HEAD" and not self.expect_100_continue:
+            self.cycle.transport = Joined(self.transport)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         """Part of a body."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import re
-import secrets
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Scope, Send
 
 from koe5_onnx.serve.refusals import Refusal
@@ -29,7 +28,7 @@ class Reply:
     def __init__(self, scope: Scope, send: Send) -> None:
         self.status: int | None = None
         """What the client was told; None while it was not."""
-        self.request_id = _request_id(Headers(scope=scope))
+        self.request_id = _request_id(scope)
         self.hold: Callable[[int], None] | None = None
         """Counts the bytes of a large answer; refuses it where all answers together are too large."""
         self._path, self._send = scope["path"], send
@@ -47,8 +46,8 @@ class Reply:
             await self._send(message)
 
     async def _start(self, message: MutableMapping[str, Any]) -> None:
-        headers = MutableHeaders(scope=message)
-        size = int(headers.get("content-length", "0"))
+        headers = [*message.get("headers", ())]
+        size = next((int(value) for name, value in headers if name == b"content-length"), 0)
         if self.hold is not None and size > _PIECE_BYTES:
             try:
                 self.hold(size)
@@ -56,8 +55,8 @@ class Reply:
                 await self._refuse(refusal)
                 return
         self.status = message["status"]
-        headers["x-request-id"] = self.request_id
-        await self._send(message)
+        headers.append((b"x-request-id", self.request_id.encode("ascii")))
+        await self._send({**message, "headers": headers})
 
     async def _refuse(self, refusal: Refusal) -> None:
         answer = refusal.response(self._path)
@@ -68,7 +67,10 @@ class Reply:
         self._is_refused = True
 
     async def _send_body(self, message: MutableMapping[str, Any]) -> None:
-        body = memoryview(message.get("body", b""))
+        if len(message.get("body", b"")) <= _PIECE_BYTES:
+            await self._send(message)
+            return
+        body = memoryview(message["body"])
         more = message.get("more_body", False)
         while len(body) > _PIECE_BYTES:
             await self._send({"type": "http.response.body", "body": body[:_PIECE_BYTES], "more_body": True})
@@ -76,7 +78,18 @@ class Reply:
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-def _request_id(headers: Headers) -> str:
+def header_of(scope: Scope, name: bytes) -> str:
+    """The first header of that name, which is in lower case; empty where there is none."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return ""
+
+
+def _request_id(scope: Scope) -> str:
     """The client's own, where it is harmless in a log; else a new one."""
-    given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+    given = header_of(scope, b"x-request-id")
+    if _REQUEST_ID.fullmatch(given):
+        return given
+    # Not from the kernel, which would cost a call: it names a request and protects nothing.
+    return f"{random.getrandbits(128):032x}"

@@ -97,7 +97,7 @@ class Runner:
                     retry_after_s=self._drain_s(),
                 )
             self._queue.add(job)
-            self._changed.notify_all()
+            self._wake_others()
 
     def give_up(self, job: Job) -> None:
         """Nobody waits for this job any more."""
@@ -122,9 +122,9 @@ class Runner:
             try:
                 self._run(batch)
             finally:
+                # Nobody is woken: this thread takes what may run next.
                 with self._changed:
                     self._running.remove(batch)
-                    self._changed.notify_all()
 
     def _next(self) -> Batch | None:
         """The next batch to run, once there is one; None where the runner is closed and the queue empty."""
@@ -134,17 +134,30 @@ class Runner:
                 if batch is not None:
                     self._running.append(batch)
                     # A short batch may be allowed beside this one.
-                    self._changed.notify_all()
+                    self._wake_others()
                     return batch
                 if self._closing and not self._queue.tokens:
+                    self._changed.notify_all()
                     return None
                 self._changed.wait(ready_in_s)
 
+    def _wake_others(self) -> None:
+        """Wake threads where one more batch may run; else they would only look and sleep on."""
+        if self._may_begin():
+            self._changed.notify_all()
+
+    def _may_begin(self) -> bool:
+        """Whether one more batch may run, if it is a fitting one."""
+        running = len(self._running)
+        return running < self._permits or (
+            running == self._permits and not any(one.is_short for one in self._running)
+        )
+
     def _take(self) -> tuple[Batch | None, float | None]:
         """A batch that may run now, else the seconds until one may (None: when something changes)."""
-        beside = len(self._running) >= self._permits
-        if beside and (len(self._running) > self._permits or any(one.is_short for one in self._running)):
+        if not self._may_begin():
             return None, None
+        beside = len(self._running) == self._permits
         if self._max_wait_s and not self._closing and (found := self._queue.peek(short_only=beside)):
             first, is_full = found
             ready_in_s = first.job.arrived_s + self._max_wait_s - time.monotonic()
@@ -204,4 +217,5 @@ class Runner:
 def faults_of(embeddings: npt.NDArray[np.float32]) -> list[BaseException | None]:
     """For each row, why no client can use it; None where all is well, whatever its neighbours are."""
     fault = FloatingPointError("an embedding is not finite: run koe5-onnx verify on the artifact")
-    return [None if np.isfinite(row).all() else fault for row in embeddings]
+    are_finite = np.asarray(np.isfinite(embeddings).all(axis=1))
+    return [None if is_finite else fault for is_finite in are_finite.tolist()]

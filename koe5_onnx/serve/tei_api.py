@@ -200,10 +200,9 @@ async def _tokenize(engine: Engine, body: TokenizeRequest) -> list[list[dict[str
         max_inputs=settings.max_inputs,
         max_length=settings.max_text_characters,
     )
-    async with engine.in_time():
-        return await engine.in_thread(
-            lambda: _tokens(engine, inputs, specials=body.add_special_tokens), inputs.characters
-        )
+    return await engine.in_time(
+        engine.tokenised(lambda: _tokens(engine, inputs, specials=body.add_special_tokens), inputs.characters)
+    )
 
 
 def _prompt(engine: Engine, name: str | None) -> str | None:

@@ -28,13 +28,16 @@ class Tracing:
         span: AbstractContextManager[Any] = self._tracer.start_as_current_span(name)
         return span
 
-    @contextmanager
-    def job(self, job: Job) -> Iterator[None]:
+    def job(self, job: Job) -> AbstractContextManager[None]:
         """The spans queue and run, which other threads timed."""
+        return nullcontext() if self._tracer is None else self._around(job)
+
+    @contextmanager
+    def _around(self, job: Job) -> Iterator[None]:
         try:
             yield
         finally:
-            if self._tracer is not None and job.started_s is not None:
+            if job.started_s is not None:
                 self._spans_of(job)
 
     def _spans_of(self, job: Job) -> None:

@@ -140,7 +140,7 @@ BENCHMARKS_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "speed/gemm.py": ({".graphs", ".session", "numpy"}, {"onnx"}),
     "speed/smoke.py": ({PUBLIC, ".artifact", ".machine", "benchmarks", "koe5_export"}, {"onnx"}),
     "speed/texts.py": ({PUBLIC, "benchmarks", "koe5_export"}, set()),
-    "speed/clients.py": ({"aiohttp", "benchmarks"}, set()),
+    "speed/clients.py": ({"benchmarks", "httptools", "numpy", "orjson", "uvloop"}, set()),
     "speed/serve.py": ({PUBLIC, ".machine", "benchmarks", "numpy"}, set()),
     "speed/servers.py": ({".machine", "benchmarks", "numpy"}, set()),
     "speed/*.py": ({PUBLIC, ".machine", "benchmarks", "koe5_export"}, set()),

@@ -152,6 +152,43 @@ def test_more_connections_than_allowed_are_closed(serving):
         assert client.get("/health").status_code == 200
 
 
+def test_an_answer_is_one_packet(client):
+    with connected(client) as opened:
+        opened.sendall(request_of("가 나"))
+        head, _, body = opened.recv(65536).partition(b"\r\n\r\n")
+    assert b"content-length: %d" % len(body) in head
+    assert [token["text"] for token in json.loads(body)[0] if not token["special"]][-1] == "나"
+
+
+def test_the_head_that_answers_head_is_sent(client):
+    with connected(client) as opened:
+        opened.sendall(b"HEAD /health HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert opened.recv(4096).endswith(b"\r\n\r\n")
+        # And the connection goes on.
+        opened.sendall(request_of("가"))
+        assert opened.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_asks_before_it_sends_the_body(client):
+    head, _, body = request_of("가").partition(b"\r\n\r\n")
+    with connected(client) as opened:
+        opened.sendall(head + b"\r\nexpect: 100-continue\r\n\r\n")
+        assert opened.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        opened.sendall(body)
+        assert opened.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_requests_in_a_row_and_the_last_ends_the_connection(client):
+    closing = request_of("나").replace(b"host: a", b"host: a\r\nconnection: close")
+    with connected(client) as opened:
+        opened.sendall(request_of("가") * 2 + closing)
+        answers = b""
+        while part := opened.recv(65536):
+            answers += part
+    assert answers.count(b"HTTP/1.1 200 ") == 3
+    assert answers.endswith(b"}]]")
+
+
 def wait_for(client, line):
     for _ in range(1000):
         if line in (text := client.get("/metrics").text):

@@ -232,6 +232,32 @@ def test_a_fault_of_our_own_ends_neither_the_thread_nor_the_request(fake, runner
     assert ask(runner, 30).wait() == [None]
 
 
+def test_threads_that_could_run_nothing_sleep_on(fake, runner, monkeypatch):
+    first = ask(runner, 30)
+    began(fake)
+    woken = []
+    notify_all = runner._changed.notify_all
+    monkeypatch.setattr(runner._changed, "notify_all", lambda: woken.append(1) or notify_all())
+    others = [ask(runner, 30) for _ in range(5)]
+    assert woken == []
+    fake.may_end["short"].release(10)
+    for one in (first, *others):
+        assert one.wait() == [None]
+    assert fake.batches == [[30], [30] * 5]
+
+
+def test_closing_ends_the_threads_that_wait_beside_a_running_batch(fake):
+    runner = Runner(fake, 2, 100_000, 0.0, NoMetrics())
+    running = ask(runner, 30)
+    began(fake)
+    closing = threading.Thread(target=runner.close)
+    closing.start()
+    fake.may_end["short"].release()
+    closing.join(10)
+    assert not closing.is_alive()
+    assert running.wait() == [None]
+
+
 def ask(runner, *lengths):
     asked = Asked(*lengths)
     runner.submit(asked.job)
