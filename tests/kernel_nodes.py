@@ -18,8 +18,8 @@ import onnx
 import onnxruntime as ort
 
 Array = npt.NDArray[Any]
-LEVELS = ("avx512_vnni", "avx512_bf16", "amx")
-"""Instruction sets, lowest first."""
+LEVELS = ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx")
+"""Instruction sets, lowest first. A CPU need not have all below its best."""
 _TYPES = {"f32": onnx.TensorProto.FLOAT, "u8": onnx.TensorProto.UINT8, "s8": onnx.TensorProto.INT8}
 _TYPES |= {"i32": onnx.TensorProto.INT32, "bf16": onnx.TensorProto.BFLOAT16}
 

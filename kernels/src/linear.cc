@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <new>
 
+#include "row_kernels.h"
+
 namespace koe5 {
 namespace {
 
@@ -16,7 +18,11 @@ constexpr int64_t kRowsPerTask = 8;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-const LinearKernels& kernels_of(Level level) { return level == Level::amx ? kAmxKernels : kVnniKernels; }
+const LinearKernels& kernels_of(Level level) {
+  if (level == Level::amx) return kAmxKernels;
+  if (level >= Level::avx512_vnni) return kVnniKernels;
+  return level == Level::avx_vnni ? kAvxVnniKernels : kAvx2Kernels;
+}
 
 // Memory of a thread that grows as needed and is used again by the next task; one for each purpose.
 class ThreadScratch {
@@ -127,6 +133,12 @@ QuantizedOutput from_row(const QuantizedOutput& out, int64_t row, int64_t n) {
   return {out.q + row * n, out.scale + row};
 }
 
+// y = norm(y), then in 8 bits.
+void norm_quantize_in_place(Level level, float* y, int64_t rows, int64_t n, const AddNorm& with,
+                            const QuantizedOutput& out) {
+  row_kernels(level).norm_quantize(y, with.gain, with.shift, with.epsilon, rows, n, y, out.q, out.scale);
+}
+
 // Blocks of which each task computes all columns; none where that would leave threads without work.
 Blocks whole_rows(const LinearKernels& kernels, int threads, int64_t rows, int64_t most_rows) {
   if (rows < threads * kernels.fewest_rows) return {rows, kernels.tile_rows, 0};
@@ -156,14 +168,14 @@ void project_add_norm(Level level, Pool& pool, const Activations& a, const Packe
       const int64_t row = blocks.begin(block), rows = blocks.size(block);
       kernels.add(product_of(a, w, row, rows, 0, n), from_row(store, row),
                   kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));
-      norm_quantize_in_place(y + row * n, rows, n, with, from_row(out, row, n));
+      norm_quantize_in_place(level, y + row * n, rows, n, with, from_row(out, row, n));
     });
     return;
   }
   multiply_grid(kernels, kernels.add, pool, a, w, store);
   pool.parallel_for(ceil_div(a.rows, kRowsPerTask), [&](int64_t task) {
     const int64_t row = task * kRowsPerTask, rows = std::min(kRowsPerTask, a.rows - row);
-    norm_quantize_in_place(y + row * n, rows, n, with, from_row(out, row, n));
+    norm_quantize_in_place(level, y + row * n, rows, n, with, from_row(out, row, n));
   });
 }
 
@@ -172,6 +184,7 @@ void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWei
   const WeightView& w = weight.view();
   if (a.rows == 0) return;
   const LinearKernels& kernels = kernels_of(level);
+  const auto quantize_gelu = row_kernels(level).quantize_gelu;
   const int64_t n = w.n;
   const Blocks blocks = whole_rows(kernels, pool.threads(), a.rows, kernels.most_rows(n));
   if (blocks.count > 0) {
@@ -180,7 +193,7 @@ void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWei
       uint16_t* const values = reinterpret_cast<uint16_t*>(row_scratch.at_least(rows * n * 2));
       kernels.gelu(product_of(a, w, row, rows, 0, n), StoreGelu{bias, values, n},
                    kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));
-      quantize_gelu_rows(values, rows, n, zero, from_row(out, row, n));
+      quantize_gelu(values, rows, n, zero, out.q + row * n, out.scale + row);
     });
     return;
   }
@@ -188,7 +201,7 @@ void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWei
   multiply_grid(kernels, kernels.gelu, pool, a, w, StoreGelu{bias, values, n});
   pool.parallel_for(ceil_div(a.rows, kRowsPerTask), [&](int64_t task) {
     const int64_t row = task * kRowsPerTask, rows = std::min(kRowsPerTask, a.rows - row);
-    quantize_gelu_rows(values + row * n, rows, n, zero, from_row(out, row, n));
+    quantize_gelu(values + row * n, rows, n, zero, out.q + row * n, out.scale + row);
   });
 }
 

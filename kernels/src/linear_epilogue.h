@@ -2,12 +2,12 @@
 // set, so that all levels do the same operations in the same order and give the same bits.
 #pragma once
 
-#include <immintrin.h>
-
 #include "gelu.h"
 #include "linear_kernels.h"
+#include "sixteen.h"
 
 namespace koe5 {
+namespace {
 
 // A block of int32 sums: `rows` x `columns` (a multiple of 16, at most 64), beginning at (row, column) of the product.
 struct Sums {
@@ -18,16 +18,14 @@ struct Sums {
 };
 
 // Sixteen values in bf16, to nearest even; NaN stays NaN.
-static inline __m256i to_bf16(__m512 x) {
+inline __m256i to_bf16(Floats x) {
 #ifdef __AVX512BF16__
   return (__m256i)_mm512_cvtneps_pbh(x);
 #else
-  const __m512i bits = _mm512_castps_si512(x);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  const __m512i kept = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+  const Ints bits = bits_of(x);
+  const Ints odd = both(shift_right<16>(bits), spread_int(1));
+  const Ints nearest = add(bits, add(odd, spread_int(0x7fff)));
+  return upper_halves(where_nan(x, spread_int(0x7fc00000), nearest));
 #endif
 }
 
@@ -38,8 +36,8 @@ struct WriteBf16 {
 
   inline WriteBf16(const StoreBf16& to, int64_t row, int64_t column)
       : out(to.out + row * to.stride + column), stride(to.stride) {}
-  inline void put(int64_t at, __m512 value) const {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + at), to_bf16(value));
+  inline void put(int64_t at, Floats value) const {
+    store_halves(out + at, to_bf16(value));
   }
   inline void next() { out += stride; }
 };
@@ -52,8 +50,8 @@ struct WriteAdd {
   inline WriteAdd(const StoreAdd& to, int64_t row, int64_t column)
       : out(to.out + row * to.stride + column), x(to.x + row * to.stride + column), skip(to.skip + column),
         stride(to.stride) {}
-  inline void put(int64_t at, __m512 value) const {
-    _mm512_storeu_ps(out + at, _mm512_fmadd_ps(_mm512_loadu_ps(x + at), _mm512_loadu_ps(skip + at), value));
+  inline void put(int64_t at, Floats value) const {
+    store(out + at, multiply_add(load(x + at), load(skip + at), value));
   }
   inline void next() { out += stride, x += stride; }
 };
@@ -61,20 +59,20 @@ struct WriteAdd {
 struct WriteGelu {
   uint16_t* out;
   int64_t stride;
-  GeluTable table = GeluTable::load();
+  const GeluTable table{kGeluTable};
 
   inline WriteGelu(const StoreGelu& to, int64_t row, int64_t column)
       : out(to.out + row * to.stride + column), stride(to.stride) {}
-  inline void put(int64_t at, __m512 value) const {
-    const __m512 small = _mm512_mul_ps(gelu(value, table), _mm512_set1_ps(kGeluShrink));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + at), _mm512_cvtps_ph(small, _MM_FROUND_TO_NEAREST_INT));
+  inline void put(int64_t at, Floats value) const {
+    const Floats small = multiply(gelu(value, table), spread(kGeluShrink));
+    store_halves(out + at, to_fp16(small));
   }
   inline void next() { out += stride; }
 };
 
-static inline WriteBf16 writer(const StoreBf16& to, int64_t row, int64_t column) { return {to, row, column}; }
-static inline WriteAdd writer(const StoreAdd& to, int64_t row, int64_t column) { return {to, row, column}; }
-static inline WriteGelu writer(const StoreGelu& to, int64_t row, int64_t column) { return {to, row, column}; }
+inline WriteBf16 writer(const StoreBf16& to, int64_t row, int64_t column) { return {to, row, column}; }
+inline WriteAdd writer(const StoreAdd& to, int64_t row, int64_t column) { return {to, row, column}; }
+inline WriteGelu writer(const StoreGelu& to, int64_t row, int64_t column) { return {to, row, column}; }
 
 // Turns a block of sums into results, some rows at a time if wanted: while the next sums are being computed.
 // value = scale[row] * (sum - zero * sum of weights) * weight scale + bias.
@@ -82,14 +80,14 @@ template <class Store>
 class Finisher {
  public:
   inline Finisher(const Product& p, const Store& store)
-      : store_(store), row_scale_(p.scale), w_(p.w), zero_(_mm512_set1_epi32(p.zero)) {}
+      : store_(store), row_scale_(p.scale), w_(p.w), zero_(spread_int(p.zero)) {}
 
   inline void begin(const Sums& sums) {
     sums_ = sums;
     done_ = 0;
     for (int64_t c = 0; c < sums.columns; c += 16) {
-      const __m512i weights = _mm512_loadu_si512(w_.sums + sums.column + c);
-      _mm512_store_si512(correction_ + c, _mm512_mullo_epi32(weights, zero_));
+      const Ints weights = load_ints(w_.sums + sums.column + c);
+      store(correction_ + c, multiply(weights, zero_));
     }
   }
 
@@ -118,13 +116,13 @@ class Finisher {
     const float* const bias = store_.bias + sums_.column;
     const int32_t* row = sums_.data + first * stride;
     for (int64_t r = first; r < last; ++r, row += stride, ++row_scale, write.next()) {
-      const __m512 scale = _mm512_set1_ps(*row_scale);
+      const Floats scale = spread(*row_scale);
       const int32_t* data = row;
 #pragma GCC unroll 4
       for (int64_t c = 0; c < columns; c += 16, data += sixteen) {
-        const __m512i sum = _mm512_sub_epi32(_mm512_load_si512(data), _mm512_load_si512(correction_ + c));
-        const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(scales + c));
-        write.put(c, _mm512_fmadd_ps(product, scale, _mm512_loadu_ps(bias + c)));
+        const Ints sum = subtract(load_ints(data), load_ints(correction_ + c));
+        const Floats product = multiply(to_floats(sum), load(scales + c));
+        write.put(c, multiply_add(product, scale, load(bias + c)));
       }
     }
   }
@@ -133,9 +131,10 @@ class Finisher {
   const Store store_;
   const float* const row_scale_;
   const WeightView w_;
-  const __m512i zero_;
+  const Ints zero_;
   Sums sums_ = {};
   int64_t done_ = 0;
 };
 
+}  // namespace
 }  // namespace koe5

@@ -81,13 +81,7 @@ struct LinearKernels {
   void (*gelu)(const Product&, const StoreGelu&, void* scratch);
 };
 
-extern const LinearKernels kVnniKernels, kAmxKernels;
-
-// y = norm(y) in place, then in 8 bits.
-void norm_quantize_in_place(float* y, int64_t rows, int64_t n, const AddNorm& with, const QuantizedOutput& out);
-
-// GELU values as StoreGelu leaves them, [rows, n], in 8 bits.
-void quantize_gelu_rows(const uint16_t* x, int64_t rows, int64_t n, int32_t zero, const QuantizedOutput& out);
+extern const LinearKernels kAvx2Kernels, kAvxVnniKernels, kVnniKernels, kAmxKernels;
 
 // Packs up to 64 columns, in sixteens, of s8[k, stride] into blocks: the first of each sixteen is at blocks[i], the
 // next 2 KiB on. `sums` gets the sums of the columns.

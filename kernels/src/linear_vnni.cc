@@ -1,11 +1,10 @@
-// Products of 8-bit integers by VPDPBUSD, and the row functions of the linears. Compiled for AVX512-VNNI.
+// Products of 8-bit integers by VPDPBUSD. Compiled for AVX512-VNNI.
 //
 // A register tile is 6 rows x 64 columns: 24 sums, 4 operands of weights and one of activations. A block of rows stays
 // in L1 and L2 while one pair of panels after another passes. While one pair is multiplied the next one is fetched into
 // L2, a part with each register tile: else the first tile of each pair would wait for memory.
 #include "linear_epilogue.h"
 #include "linear_kernels.h"
-#include "rows.h"
 
 namespace koe5 {
 namespace {
@@ -108,51 +107,5 @@ int64_t scratch_bytes(int64_t, int64_t) { return kTileRows * kTileColumns * 4; }
 extern const LinearKernels kVnniKernels = {
     kTileRows, most_rows, 24, scratch_bytes, multiply<StoreBf16>, multiply<StoreAdd>, multiply<StoreGelu>,
 };
-
-void norm_quantize_in_place(float* y, int64_t rows, int64_t n, const AddNorm& with, const QuantizedOutput& out) {
-  for (int64_t row = 0; row < rows; ++row) {
-    norm_row(y + row * n, n, with.gain, with.shift, with.epsilon, y + row * n);
-    out.scale[row] = quantize_row(y + row * n, n, out.q + row * n);
-  }
-}
-
-namespace {
-
-inline __m512 load_fp16(const uint16_t* x) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
-}
-
-// Largest |x| of fp16 values, n a multiple of 16; NaN where there is one: as integers, magnitudes sort as their values
-// do and NaN above infinity.
-inline float largest_fp16(const uint16_t* x, int64_t n) {
-  const __m256i magnitude = _mm256_set1_epi16(0x7fff);
-  __m256i largest = _mm256_setzero_si256();
-  for (int64_t i = 0; i < n; i += 16) {
-    const __m256i value = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
-    largest = _mm256_max_epu16(largest, _mm256_and_si256(value, magnitude));
-  }
-  const int32_t most = _mm512_reduce_max_epi32(_mm512_cvtepu16_epi32(largest));
-  return _mm512_cvtss_f32(_mm512_cvtph_ps(_mm256_set1_epi16(static_cast<int16_t>(most))));
-}
-
-}  // namespace
-
-void quantize_gelu_rows(const uint16_t* x, int64_t rows, int64_t n, int32_t zero, const QuantizedOutput& out) {
-  const __m512i shift = _mm512_set1_epi32(zero), none = _mm512_setzero_si512();
-  const float floor = 0.17f / static_cast<float>(zero);
-  for (int64_t row = 0; row < rows; ++row) {
-    // The largest magnitude serves as the largest value: below 0.17, where it may be that of a negative value, the
-    // floor is larger, since zero is at most 127. NaN is the largest of magnitudes.
-    const float largest = largest_fp16(x + row * n, n) / kGeluShrink / static_cast<float>(255 - zero);
-    const float scale = largest < floor ? floor : largest;
-    const __m512 inverse = _mm512_set1_ps(1.0f / kGeluShrink / scale);
-    for (int64_t i = 0; i < n; i += 16) {
-      const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(load_fp16(x + row * n + i), inverse));
-      const __m512i step = _mm512_max_epi32(_mm512_add_epi32(rounded, shift), none);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(out.q + row * n + i), _mm512_cvtusepi32_epi8(step));
-    }
-    out.scale[row] = scale;
-  }
-}
 
 }  // namespace koe5

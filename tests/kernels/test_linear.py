@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 import tolerances
-from kernel_nodes import fed, node_model, open_session
+from kernel_nodes import LEVELS, fed, node_model, open_session
 
 Array = npt.NDArray[Any]
 EPSILON = 1e-5
@@ -186,7 +186,7 @@ def test_gelu_of_small_and_large_values(kernels: Any, times: float) -> None:
         assert not np.isfinite(found[1]).any()
 
 
-@pytest.mark.parametrize("level", ["amx", "avx512_bf16", "avx512_vnni"])
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(("q", "w"), [(255, -128), (255, 127), (0, -128), (0, 127), (128, 127)])
 @pytest.mark.parametrize("tokens", [3, 40])
 def test_sums_do_not_saturate(kernels_at: Any, level: str, q: int, w: int, tokens: int) -> None:
