@@ -4,26 +4,23 @@
 namespace koe5 {
 namespace {
 
-// 12 sums, 2 operands of weights and one of activations in 16 registers.
+// 12 sums, two registers of weights and one of activations.
 struct Dot {
-  static constexpr int64_t kTileRows = 6;
-  static constexpr int64_t kBytes = 4;  // of activations, for four k
+  static constexpr int64_t kTileRows = 6, kBytes = 1;
 
   using Weights = Ints;
 
   static const uint8_t* activations(const Product& p, void*) { return p.a; }
-  static int64_t activation_bytes(int64_t, int64_t) { return 0; }
 
   static KOE5_INLINE void add(Ints& sum, const uint8_t* a, const Weights& w) {
-    int32_t four;
-    __builtin_memcpy(&four, a, 4);
-    const __m256i each = _mm256_set1_epi32(four);
-    sum.low = _mm256_dpbusd_avx_epi32(sum.low, each, w.low);
-    sum.high = _mm256_dpbusd_avx_epi32(sum.high, each, w.high);
+    const __m256i four = each(a);
+    sum.low = _mm256_dpbusd_avx_epi32(sum.low, four, w.low);
+    sum.high = _mm256_dpbusd_avx_epi32(sum.high, four, w.high);
   }
 };
 
 int64_t most_rows(int64_t) { return 72; }
+int64_t scratch_bytes(int64_t, int64_t) { return Dot::kTileRows * kColumns * 4; }
 
 }  // namespace
 
@@ -31,7 +28,7 @@ extern const LinearKernels kAvxVnniKernels = {
     Dot::kTileRows,
     most_rows,
     24,
-    scratch_bytes<Dot>,
+    scratch_bytes,
     multiply_by<Dot, StoreBf16>,
     multiply_by<Dot, StoreAdd>,
     multiply_by<Dot, StoreGelu>,

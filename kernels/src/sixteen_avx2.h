@@ -4,12 +4,21 @@
 namespace koe5 {
 namespace {
 
-struct Floats {
-  __m256 low, high;
-};
-struct Ints {
-  __m256i low, high;
-};
+// Copied member by member: GCC 12 copies plain structures of this size through memory, inside loops too.
+#define KOE5_PAIR(Type, Register)                                                             \
+  struct Type {                                                                               \
+    Register low, high;                                                                       \
+    Type() = default;                                                                         \
+    KOE5_INLINE Type(Register first, Register second) : low(first), high(second) {}           \
+    KOE5_INLINE Type(const Type& from) : low(from.low), high(from.high) {}                    \
+    KOE5_INLINE Type& operator=(const Type& from) {                                           \
+      low = from.low, high = from.high;                                                       \
+      return *this;                                                                           \
+    }                                                                                         \
+  };
+KOE5_PAIR(Floats, __m256)
+KOE5_PAIR(Ints, __m256i)
+#undef KOE5_PAIR
 
 // Vectors of sixteen that one row of a register tile has: 16 registers hold sums of 6 x 1.
 constexpr int kMostVectors = 1;
