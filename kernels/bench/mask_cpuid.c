@@ -1,7 +1,8 @@
-// Makes a process believe that its CPU is a lesser one: CPUID without AMX and AVX512, or without AVX-VNNI too.
+// Makes a process believe that its CPU is a lesser one: CPUID without AMX and AVX512 (KOE5_MASK_CPUID=avx_vnni), without
+// AVX-VNNI too (avx2), or without AVX2 too (sse).
 //
 //   cc -O2 -shared -fPIC -o mask_cpuid.so kernels/bench/mask_cpuid.c
-//   KOE5_MASK_CPUID=avx2 LD_PRELOAD=./mask_cpuid.so python ...       # or avx_vnni
+//   KOE5_MASK_CPUID=avx2 LD_PRELOAD=./mask_cpuid.so python ...
 //
 // For measuring ONNX Runtime and the kernels as they are on such CPUs, and for tests; the instructions themselves stay.
 // Linux lets CPUID fault where the CPU can (cpuid_fault in /proc/cpuinfo); the fault's handler answers in its stead.
@@ -21,12 +22,13 @@
 enum { kSetCpuid = 0x1012, kFaults = 0, kWorks = 1 };
 
 static struct sigaction before;
-static int without_vnni;
+static int without_vnni, without_avx2;
 
-// Leaf 7: Intel SDM, volume 2. All of AVX512 and AMX; of AVX-VNNI only where that is wanted.
+// Leaf 7: Intel SDM, volume 2. All of AVX512 and AMX; AVX-VNNI and AVX2 only where that is wanted.
 static void mask(uint32_t leaf, uint32_t subleaf, uint32_t r[4]) {
   if (leaf == 7 && subleaf == 0) {
     r[1] &= ~(1u << 16 | 1u << 17 | 1u << 21 | 1u << 26 | 1u << 27 | 1u << 28 | 1u << 30 | 1u << 31);
+    if (without_avx2) r[1] &= ~(1u << 5);
     r[2] &= ~(1u << 1 | 1u << 6 | 1u << 11 | 1u << 12 | 1u << 14);
     r[3] &= ~(1u << 2 | 1u << 3 | 1u << 8 | 1u << 22 | 1u << 23 | 1u << 24 | 1u << 25);
   }
@@ -57,7 +59,8 @@ static void answer(int signal, siginfo_t* info, void* context) {
 __attribute__((constructor)) static void begin(void) {
   const char* const level = getenv("KOE5_MASK_CPUID");
   if (level == NULL) return;
-  without_vnni = strcmp(level, "avx2") == 0;
+  without_avx2 = strcmp(level, "sse") == 0;
+  without_vnni = without_avx2 || strcmp(level, "avx2") == 0;
   struct sigaction action;
   memset(&action, 0, sizeof action);
   action.sa_sigaction = answer;

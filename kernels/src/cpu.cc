@@ -109,12 +109,20 @@ struct Decision {
   std::string reason;
 };
 
+constexpr const char* kSlowerThanStock =
+    "this CPU has AVX2 and no VNNI: ONNX Runtime's own operators are faster there, but their sums may saturate; "
+    "KOE5_ONNX_KERNELS_LEVEL=avx2 runs the fused kernels, whose sums are exact";
+
 Decision decide() {
   const Features has = detect();
   const Level fastest = fastest_level(has);
   if (fastest == Level::none) return {fastest, "this CPU or operating system lacks AVX2 with FMA and F16C"};
   const char* asked = std::getenv("KOE5_ONNX_KERNELS_LEVEL");
-  if (asked == nullptr || *asked == '\0') return {fastest, ""};
+  if (asked == nullptr || *asked == '\0') {
+    // Exact sums need four instructions there where ONNX Runtime's, which may saturate, need three.
+    if (fastest == Level::avx2) return {Level::none, kSlowerThanStock};
+    return {fastest, ""};
+  }
   Level wanted = fastest;
   if (!parse(asked, &wanted)) {
     return {Level::none, std::string("KOE5_ONNX_KERNELS_LEVEL is '") + asked +

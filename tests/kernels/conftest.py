@@ -48,6 +48,15 @@ def built_library() -> Path:
     return _built()
 
 
+@pytest.fixture
+def package(built_library: Path, tmp_path: Path) -> Path:
+    """A folder with koe5_onnx_kernels as it is installed."""
+    source = ROOT / "kernels" / "koe5_onnx_kernels"
+    shutil.copytree(source, tmp_path / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(built_library, tmp_path / source.name / "libkoe5_kernels.so")
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def library(built_library: Path) -> Path:
     """The shared library; skipped with a reason where this CPU cannot use it."""
