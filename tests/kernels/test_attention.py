@@ -140,7 +140,9 @@ def test_weights_are_exponentials(kernels_at: KernelsAtLevel, level: str) -> Non
     _, scale = attend(kernels_at(level), bf16(rows), [2] * len(scores), 1)
     key = widened(bf16(rows))[1::2, depth].astype(np.float64)
     expected = np.exp(key) / (1 + np.exp(key))
-    tolerance = tolerances.BF16_RELATIVE if level in ("avx512_bf16", "amx") else tolerances.EXPONENTIAL_RELATIVE
+    tolerance = (
+        tolerances.BF16_RELATIVE if level in ("avx512_bf16", "amx") else tolerances.EXPONENTIAL_RELATIVE
+    )
     np.testing.assert_allclose(scale[::2].astype(np.float64) * 127, expected, rtol=tolerance)
 
 

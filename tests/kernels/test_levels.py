@@ -1,6 +1,7 @@
 """Each level end to end, and which one is taken on lesser CPUs than this one.
 
-A lesser CPU is this one with CPUID masked (kernels/bench/mask_cpuid.c), where CPU, kernel and compiler allow it.
+A lesser CPU is this one with CPUID masked (kernels/bench/mask_cpuid.c), where CPU, kernel and compiler allow
+it.
 """
 
 from __future__ import annotations

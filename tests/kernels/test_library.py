@@ -68,7 +68,10 @@ except Exception as error:
 
 @pytest.mark.parametrize(
     ("level", "reason"),
-    [("none", "KOE5_ONNX_KERNELS_LEVEL is none"), ("avx9", "is 'avx9': expected amx, avx512_bf16, avx512_vnni, avx_vnni, avx2 or none")],
+    [
+        ("none", "KOE5_ONNX_KERNELS_LEVEL is none"),
+        ("avx9", "is 'avx9': expected amx, avx512_bf16, avx512_vnni, avx_vnni, avx2 or none"),
+    ],
 )
 def test_a_reason_where_it_cannot_be_used(library: Path, package: Path, level: str, reason: str) -> None:
     say = "import koe5_onnx_kernels as k; print(k.unavailable(), k.level())"

@@ -175,7 +175,11 @@ def test_whether_the_cpu_suits_an_artifact(capsys, monkeypatch, artifact_path, f
 
 def test_fused_kernels_are_exact_on_any_cpu_that_they_run_on(capsys, monkeypatch, artifact_path):
     kernels = ModuleType("koe5_onnx_kernels")
-    kernels.unavailable, kernels.level, kernels.library = lambda: None, lambda: "avx2", lambda: Path("libkernels.so")
+    kernels.unavailable, kernels.level, kernels.library = (
+        lambda: None,
+        lambda: "avx2",
+        lambda: Path("libkernels.so"),
+    )
     monkeypatch.setitem(sys.modules, "koe5_onnx_kernels", kernels)
     monkeypatch.setattr(doctor, "cpu_features", lambda: ("avx2",))
     monkeypatch.setattr(doctor, "_embed", lambda *_: np.eye(1, 32, dtype=np.float32))
