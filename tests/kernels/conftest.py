@@ -106,3 +106,9 @@ def kernels_at(library: Path, levels: tuple[str, ...]) -> Iterator[Callable[[str
     yield at
     for each in made.values():
         each.close()
+
+
+@pytest.fixture(scope="session", params=LEVELS)
+def each_level(request: pytest.FixtureRequest, kernels_at: Callable[[str], Kernels]) -> Kernels:
+    """The operators at one level after another, of those that this CPU has."""
+    return kernels_at(request.param)
