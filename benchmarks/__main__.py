@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from benchmarks import checkpoint, footprint, output_dtypes, quality
+from benchmarks import checkpoint, footprint, output_dtypes, quality, sharing
 from benchmarks.speed import coldstart, gpu, latency, memory, report, serve, smoke, throughput
 from koe5_onnx import Koe5Error
 
@@ -35,6 +35,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "throughput": throughput,
     "latency": latency,
     "memory": memory,
+    "sharing": sharing,
     "coldstart": coldstart,
     "serve": serve,
     "footprint": footprint,

@@ -193,6 +193,8 @@ class Manifest:
     """None only while an export has not been measured yet."""
     fused_certificate: Certificate | None = None
     """Of the second graph, for fused CPU kernels or packed for CUDA; None where there is none."""
+    fused_operators: int = 1
+    """Version of the fused CPU operators that the graph for them is written for."""
 
     @property
     def total_bytes(self) -> int:

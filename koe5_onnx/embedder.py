@@ -90,6 +90,7 @@ class Embedder:
         overflow: Overflow = "truncate",
         kernels: Kernels = "auto",
         gpu_mem_limit: int | None = None,
+        share_weights: bool = False,
     ) -> Self:
         """Open an exported artifact.
 
@@ -108,6 +109,10 @@ class Embedder:
                 or fails, "stock" never does.
             gpu_mem_limit: Bytes that ONNX Runtime may take on a GPU for weights and batches; None is no
                 limit. What does not fit runs in halves, with a warning.
+            share_weights: For several processes with the same artifact: the fused kernels' packed weights
+                (KoE5: 302 MB) lie in a file each in the user's cache and in memory once for all of them,
+                instead of once a process. Without a cache that can be written, a `SharedWeightsWarning` and
+                a copy of its own. No effect on a graph without fused kernels.
 
         Raises:
             ArtifactError: The artifact is missing, damaged or of another format.
@@ -120,7 +125,12 @@ class Embedder:
         tokenizer = Tokenizer(artifact.tokenizer, artifact.manifest.contract.max_tokens)
         arrangement = arrange(artifact, device, kernels, workers, threads, max_batch_tokens)
         session = Session(
-            artifact, device, arrangement.threads, arrangement.kernels, gpu_mem_limit=gpu_mem_limit
+            artifact,
+            device,
+            arrangement.threads,
+            arrangement.kernels,
+            gpu_mem_limit=gpu_mem_limit,
+            share_weights=share_weights,
         )
         return cls(artifact, session, tokenizer, arrangement.max_batch_tokens, overflow, arrangement.workers)
 

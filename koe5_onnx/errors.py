@@ -17,7 +17,8 @@ Every error is a `Koe5Error` and also the builtin error that a caller would expe
     ├── TruncationWarning                    texts were cut at the token limit
     ├── DoublePromptWarning                  texts already begin with the prompt they are given
     ├── UnsuitedCpuWarning                   an artifact on a CPU that it is not made for
-    └── SmallerBatchWarning                  the device's memory was too small: batches are halved
+    ├── SmallerBatchWarning                  the device's memory was too small: batches are halved
+    └── SharedWeightsWarning                 packed weights cannot be shared: the process holds its own
 """
 
 from __future__ import annotations
@@ -90,3 +91,7 @@ class UnsuitedCpuWarning(Koe5Warning):
 
 class SmallerBatchWarning(Koe5Warning):
     """A batch did not fit into the device's memory: it and those behind it run in halves."""
+
+
+class SharedWeightsWarning(Koe5Warning):
+    """Packed weights cannot be kept where processes share them: this one holds a copy of its own."""

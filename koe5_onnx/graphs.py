@@ -8,6 +8,7 @@ own), only later.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -75,6 +76,12 @@ def _fused(artifact: Artifact) -> Graph | str:
     library = installed_kernels()
     if isinstance(library, str):
         return library
+    wanted, found = artifact.manifest.fused_operators, kernels_version()
+    if wanted != found:
+        return (
+            f"the artifact's fused graph is for version {wanted} of the fused operators, installed are those "
+            f"of version {found}: export it again, or install the koe5-onnx-kernels of its export"
+        )
     return Graph(artifact.path / FUSED_GRAPH, library, f"the fused graph, on {kernels_level()}", "packed")
 
 
@@ -95,8 +102,36 @@ def installed_kernels() -> Path | str:
     return koe5_onnx_kernels.library() if reason is None else str(reason)
 
 
+def kernels_version() -> int:
+    """Version of the operators that installed kernels have."""
+    import koe5_onnx_kernels
+
+    return int(koe5_onnx_kernels.OPSET_VERSION)
+
+
 def kernels_level() -> str:
     """The instruction set that installed kernels use, "amx" to "avx2", or "none": see kernels/README.md."""
     import koe5_onnx_kernels
 
     return str(koe5_onnx_kernels.level())
+
+
+def packed_layout() -> int:
+    """Version of the order in which installed kernels keep weights.
+
+    Raises:
+        RuntimeError: They are older than sharing.
+    """
+    import koe5_onnx_kernels
+
+    if not hasattr(koe5_onnx_kernels, "packed_layout"):
+        raise RuntimeError("the installed koe5-onnx-kernels cannot share weights: update them")
+    return int(koe5_onnx_kernels.packed_layout())
+
+
+def sharing_problem() -> str | None:
+    """Why the session that this thread opened last does not share its packed weights; said once."""
+    import koe5_onnx_kernels
+
+    ask: Callable[[], str | None] = getattr(koe5_onnx_kernels, "sharing_problem", lambda: None)
+    return ask()

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx import cuda
+from koe5_onnx import cuda, sharing
 from koe5_onnx.artifact import Artifact, Target
 from koe5_onnx.errors import (
     ArtifactError,
@@ -62,6 +62,8 @@ class Session:
             "stock" never.
         graph: Runs this graph and leaves `kernels` aside; None chooses by it.
         gpu_mem_limit: Bytes that ONNX Runtime may take on a GPU beside CUDA's own; None is no limit.
+        share_weights: Map the fused kernels' packed weights from the user's cache (see sharing.py). Other
+            graphs pack nothing that could be shared.
 
     Raises:
         InputError: `device` has another form, or `threads` or `gpu_mem_limit` is below 1.
@@ -77,6 +79,7 @@ class Session:
         kernels: Kernels = "auto",
         graph: Graph | None = None,
         gpu_mem_limit: int | None = None,
+        share_weights: bool = False,
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}: expected 1 or more, or None for the usable cores")
@@ -86,6 +89,7 @@ class Session:
         self._artifact = artifact
         self._provider, self._gpu = parse_device(device)
         self._gpu_mem_limit = gpu_mem_limit
+        self._share_weights = share_weights
         self.halves = False
         """Whether batches run in halves, since one did not fit into the device's memory (pipeline.py)."""
         self.graph = graph or choose(artifact, device, kernels)
@@ -131,6 +135,10 @@ class Session:
         """Free the graph and its memory."""
         with self._lock:
             self._ort, self._closed = None, True
+
+    @property
+    def _shares(self) -> bool:
+        return self._share_weights and self.graph.library is not None
 
     @property
     def _inputs(self) -> list[str]:
@@ -183,6 +191,8 @@ class Session:
                 f"{', '.join(session.get_providers())}: {cuda.why_on_the_cpu(ort)}"
             )
         self._require_interface(session)
+        if self._shares:
+            sharing.report()
         return session
 
     def _require_interface(self, session: Any) -> None:
@@ -241,6 +251,8 @@ class Session:
         options.log_severity_level = 3
         if self.graph.library is not None:
             options.add_session_config_entry("koe5.threads", str(self.threads))
+            if self._shares and (folder := sharing.prepare(self._artifact, self.graph)):
+                options.add_session_config_entry("koe5.packed_weights", str(folder))
             options.register_custom_ops_library(str(self.graph.library))
         return options
 

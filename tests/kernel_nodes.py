@@ -68,7 +68,7 @@ def node_model(
         else:
             results.append(_value(name, kind, None))
     graph = onnx.helper.make_graph(nodes, "test", fed, results, initialisers)
-    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("koe5", 1)]
+    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("koe5", 2)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
     return bytes(model.SerializeToString())
 
@@ -89,7 +89,9 @@ def fed(inputs: Mapping[str, Array], constants: Sequence[str] = ()) -> dict[str,
     }
 
 
-def open_session(library: Path, model: bytes | str, threads: int = 2) -> ort.InferenceSession:
+def open_session(
+    library: Path, model: bytes | str, threads: int = 2, packed_weights: Path | None = None
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -97,6 +99,8 @@ def open_session(library: Path, model: bytes | str, threads: int = 2) -> ort.Inf
     # Without its arena each tensor is an allocation of its own, whose ends AddressSanitizer watches.
     options.enable_cpu_mem_arena = os.environ.get("KOE5_ONNX_TESTS_ARENA") != "0"
     options.add_session_config_entry("koe5.threads", str(threads))
+    if packed_weights is not None:
+        options.add_session_config_entry("koe5.packed_weights", str(packed_weights))
     options.register_custom_ops_library(str(library))
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

@@ -166,7 +166,9 @@ def _fused(random: np.random.Generator, linear: tuple[str, int, int]) -> Product
         return Product(("koe5", name), inputs, ("a", "a_scale", "x"), ("y", "q", "s"), attributes)
     inputs["bias"] = row
     if name == "ProjectQkv":
-        return Product(("koe5", name), inputs, ("a", "a_scale"), ("y",), {})
+        return Product(
+            ("koe5", name), inputs, ("a", "a_scale"), ("y",), {"heads": k // (64 if k % 64 == 0 else 16)}
+        )
     return Product(("koe5", name), inputs, ("a", "a_scale"), ("q", "s"), {"zero_point": 27})
 
 
@@ -190,6 +192,6 @@ def _model(products: Sequence[Product]) -> bytes:
             else:
                 constants.append(numpy_helper.from_array(array, f"{name}_{number}"))
     graph = helper.make_graph(nodes, "ceiling", fed, results, constants)
-    opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 21), ("koe5", 1))]
+    opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 21), ("koe5", 2))]
     found: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
     return found

@@ -25,6 +25,9 @@ from koe5_onnx import Contract
 KERNELS = "koe5"
 """Domain of the fused operators."""
 
+OPERATORS = 2
+"""Version of the operators that graphs are written for: OPSET_VERSION of the distribution that has them."""
+
 
 def why_not_fused(precision: str, exceptions: Sequence[str], config: EncoderConfig) -> str | None:
     """Why an encoder has no fused graph; None where it has."""
@@ -78,7 +81,7 @@ class _Fused:
             self._nodes, "koe5-fused", [ids, places, offsets], [output], initializer=list(self._used.values())
         )
         name, version, ir_version = self._producer
-        opsets = [helper.make_opsetid(domain, 1) for domain in (MICROSOFT, KERNELS)]
+        opsets = [helper.make_opsetid(MICROSOFT, 1), helper.make_opsetid(KERNELS, OPERATORS)]
         return helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid("", OPSET), *opsets],
@@ -94,9 +97,12 @@ class _Fused:
         triple = [f"{at}.{name}" for name in ("query", "key", "value")]
         weights = [self._keep(f"{name}.{part}") for part in ("weight", "scale") for name in triple]
         (qkv,) = self._fused(
-            "ProjectQkv", [*x[1:], *weights, self._keep(f"{at}.attention.bias")], f"{at}.qkv"
+            "ProjectQkv",
+            [*x[1:], *weights, self._keep(f"{at}.attention.bias")],
+            f"{at}.qkv",
+            heads=self._config.heads,
         )
-        context = self._fused("RaggedAttention", [qkv, "offsets"], f"{at}.context", heads=self._config.heads)
+        context = self._fused("RaggedAttention", [qkv, "offsets"], f"{at}.context")
         x = self._project_add_norm(context, x[0], f"{at}.output", f"{at}.attention_sum", f"{at}.middle")
         up = self._fused(
             "ProjectGelu",

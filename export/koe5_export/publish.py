@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from koe5_export.checkpoint import Checkpoint
+from koe5_export.fused import OPERATORS
 from koe5_export.gate import Gate
 from koe5_export.precision import Precision
 from koe5_export.verify import certify, expect
@@ -106,6 +107,7 @@ def _manifest(plan: Plan, folder: Path, recipe: Mapping[str, Any]) -> Manifest:
         contract=plan.contract,
         files={name: describe_file(folder / name) for name in _FILES if (folder / name).exists()},
         certificate=None,
+        fused_operators=OPERATORS,
     )
 
 

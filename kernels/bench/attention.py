@@ -32,7 +32,7 @@ WIDTH = 1024
 def session(library: str, nodes: list[Any], inputs: list[Any], outputs: list[Any], threads: int) -> Any:
     """A graph of these nodes, opened with the kernels' library."""
     graph = helper.make_graph(nodes, "bench", inputs, outputs)
-    opsets = [helper.make_opsetid(d, v) for d, v in (("", 21), ("koe5", 1), ("com.microsoft", 1))]
+    opsets = [helper.make_opsetid(d, v) for d, v in (("", 21), ("koe5", 2), ("com.microsoft", 1))]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -53,14 +53,15 @@ def bound(made: Any, feeds: dict[str, ort.OrtValue]) -> Callable[[], None]:
 
 def ours(library: str, qkv: npt.NDArray[np.float32], texts: int, threads: int) -> Callable[[], None]:
     """RaggedAttention of equally long texts."""
-    inputs = [helper.make_tensor_value_info("qkv", TensorProto.BFLOAT16, [None, None])]
+    inputs = [helper.make_tensor_value_info("qkv", TensorProto.BFLOAT16, [None] * 3)]
     inputs.append(helper.make_tensor_value_info("offsets", TensorProto.INT32, [None]))
     outputs = [helper.make_tensor_value_info("q", TensorProto.UINT8, None)]
-    node = helper.make_node("RaggedAttention", ["qkv", "offsets"], ["q", "s"], domain="koe5", heads=HEADS)
+    node = helper.make_node("RaggedAttention", ["qkv", "offsets"], ["q", "s"], domain="koe5")
     rows = (qkv.view(np.uint32) >> 16).astype(np.uint16)
+    parts = np.ascontiguousarray(rows.reshape(len(rows), 3 * HEADS, -1).transpose(1, 0, 2))
     offsets = np.arange(texts + 1, dtype=np.int32) * (len(qkv) // texts)
     feeds = {
-        "qkv": ort.OrtValue.ortvalue_from_numpy_with_onnx_type(rows, TensorProto.BFLOAT16),
+        "qkv": ort.OrtValue.ortvalue_from_numpy_with_onnx_type(parts, TensorProto.BFLOAT16),
         "offsets": ort.OrtValue.ortvalue_from_numpy(offsets),
     }
     return bound(session(library, [node], inputs, outputs, threads), feeds)

@@ -10,9 +10,9 @@ import ctypes
 import functools
 from pathlib import Path
 
-__all__ = ["OPSET_VERSION", "level", "library", "unavailable"]
+__all__ = ["OPSET_VERSION", "level", "library", "packed_layout", "sharing_problem", "unavailable"]
 
-OPSET_VERSION = 1
+OPSET_VERSION = 2
 """Version of the operator set "koe5" that this package's graphs are written for."""
 
 _FILE = "libkoe5_kernels.so"
@@ -51,14 +51,39 @@ def level() -> str:
     return _text(_load().koe5_kernels_level())
 
 
+def packed_layout() -> int:
+    """Version of the order in which weights are packed; files of another version are written again.
+
+    A session keeps packed weights in the folder that its config entry `koe5.packed_weights` names, where
+    other processes with the same entry map them. The folder must be for this graph alone.
+
+    Raises:
+        OSError: The library is missing or does not load.
+    """
+    return int(_load().koe5_kernels_packed_layout())
+
+
+def sharing_problem() -> str | None:
+    """Why a session that this thread made holds packed weights of its own in spite of `koe5.packed_weights`.
+
+    The first reason since the last call; None where there is none.
+
+    Raises:
+        OSError: The library is missing or does not load.
+    """
+    return _text(_load().koe5_kernels_sharing_problem()) or None
+
+
 @functools.cache
 def _load() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(library()))
     loaded.koe5_kernels_unavailable.restype = ctypes.c_char_p
     loaded.koe5_kernels_level.restype = ctypes.c_char_p
     loaded.koe5_kernels_version.restype = ctypes.c_int
+    loaded.koe5_kernels_packed_layout.restype = ctypes.c_int
+    loaded.koe5_kernels_sharing_problem.restype = ctypes.c_char_p
     return loaded
 
 
 def _text(value: bytes) -> str:
-    return value.decode()
+    return value.decode(errors="replace")

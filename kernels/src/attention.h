@@ -10,16 +10,14 @@
 namespace koe5 {
 
 struct AttentionTask {
-  const uint16_t* query;  // bf16 of the text's first token, first column of the head
+  const uint16_t* query;  // bf16[tokens, depth] of the text and the head
   const uint16_t* key;
   const uint16_t* value;
-  int64_t stride;  // values from one token to the next, the same for the three
   int64_t tokens;  // of the text
   int64_t depth;   // of the head, a multiple of 16
   int64_t first;   // queries first..last-1, at most kQueriesPerTask
   int64_t last;
-  float* context;  // of the text's first token, first column of the head
-  int64_t context_stride;
+  float* context;  // [tokens, depth]
   void* scratch;  // attention_scratch_bytes(depth), 64-byte aligned, the calling thread's own
 };
 

@@ -29,7 +29,7 @@ void zero_queries(uint32_t* to, int64_t from, int64_t n) {
 void copy_queries(const AttentionTask& task, int64_t query, int64_t rows, int64_t steps, uint32_t* to) {
   if (rows % kTileRows != 0 || steps != task.depth / 2) zero_queries(to, 0, round_up(rows, kTileRows) * steps);
   for (int64_t row = 0; row < rows; ++row) {
-    const uint16_t* from = task.query + (query + row) * task.stride;
+    const uint16_t* from = task.query + (query + row) * task.depth;
     for (int64_t i = 0; i < task.depth; i += 16) {
       const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + row * steps + i / 2), half);

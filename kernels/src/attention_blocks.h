@@ -138,23 +138,22 @@ inline void transpose(Ints rows[16]) {
 }
 
 // 16 keys from `key` on, the dwords `pair`.. of their heads; zeros where there is no key or no depth.
-inline void load_keys(const uint16_t* key, int64_t stride, int64_t keys, int64_t pairs, Ints rows[16]) {
+inline void load_keys(const uint16_t* key, int64_t depth, int64_t keys, int64_t pairs, Ints rows[16]) {
 #pragma GCC unroll 16
   for (int64_t i = 0; i < 16; ++i) {
-    rows[i] = i < keys ? load_first(key + i * stride, pairs) : int_zeros();
+    rows[i] = i < keys ? load_first(key + i * depth, pairs) : int_zeros();
   }
 }
 
 // Packs `keys` keys, as zeros up to a multiple of 16, and each head with zeros up to `padded_depth`.
 template <class Product>
-void pack_keys(const uint16_t* key, int64_t stride, int64_t keys, int64_t depth, int64_t padded_depth,
-                      uint32_t* to) {
+void pack_keys(const uint16_t* key, int64_t keys, int64_t depth, int64_t padded_depth, uint32_t* to) {
   const int64_t steps = padded_depth / Product::kStep, pairs = padded_depth / 2;
   for (int64_t k = 0; k < keys; k += 16) {
     uint32_t* panel = to + k / kPanel * steps * kPanel + k % kPanel;
     for (int64_t pair = 0; pair < pairs; pair += 16) {
       Ints rows[16];
-      load_keys(key + k * stride + 2 * pair, stride, keys - k, depth / 2 - pair, rows);
+      load_keys(key + k * depth + 2 * pair, depth, keys - k, depth / 2 - pair, rows);
       transpose(rows);
       for (int64_t i = 0; i < smaller(16, pairs - pair); ++i) {
         Product::store_keys(panel, pair + i, steps, rows[i]);
@@ -165,15 +164,15 @@ void pack_keys(const uint16_t* key, int64_t stride, int64_t keys, int64_t depth,
 
 // Packs `keys` values, as zeros up to a multiple of 32.
 template <class Product>
-void pack_values(const uint16_t* value, int64_t stride, int64_t keys, int64_t depth, uint32_t* to) {
+void pack_values(const uint16_t* value, int64_t keys, int64_t depth, uint32_t* to) {
   const int64_t padded = round_up(keys, 32), steps = padded / Product::kStep;
   for (int64_t pair = 0; pair < padded / 2; ++pair) {
-    const uint16_t* even = value + 2 * pair * stride;
+    const uint16_t* even = value + 2 * pair * depth;
     for (int64_t d = 0; d < depth; d += 16) {
       const __m256i none = _mm256_setzero_si256();
       Product::store_values(to + d / kPanel * steps * kPanel + d % kPanel, pair,
                             2 * pair < keys ? load_halves(even + d) : none,
-                            2 * pair + 1 < keys ? load_halves(even + stride + d) : none);
+                            2 * pair + 1 < keys ? load_halves(even + depth + d) : none);
     }
   }
 }
@@ -201,9 +200,9 @@ void for_each_block(const AttentionTask& task, int64_t padded_depth, int64_t row
     block.padded = round_up(block.keys, 32);
     block.first = from == 0;
     block.last = from + kKeys >= task.tokens;
-    const int64_t at = from * task.stride;
-    pack_keys<Product>(task.key + at, task.stride, block.keys, task.depth, padded_depth, scratch.keys);
-    pack_values<Product>(task.value + at, task.stride, block.keys, task.depth, scratch.values);
+    const int64_t at = from * task.depth;
+    pack_keys<Product>(task.key + at, block.keys, task.depth, padded_depth, scratch.keys);
+    pack_values<Product>(task.value + at, block.keys, task.depth, scratch.values);
     for (int64_t query = task.first; query < task.last; query += rows) {
       attend_rows(block, query, smaller(rows, task.last - query));
     }
@@ -231,7 +230,7 @@ inline void merge_rows(const AttentionTask& task, const KeyBlock& block, const A
   const int64_t padded = round_up(task.depth, kPanel);
   for (int64_t row = 0; row < rows; ++row) {
     merge_context(scratch.block + row * padded, task.depth, block.first, block.last, rescale[row],
-                  scratch.running[query - task.first + row].sum, task.context + (query + row) * task.context_stride);
+                  scratch.running[query - task.first + row].sum, task.context + (query + row) * task.depth);
   }
 }
 

@@ -1,4 +1,4 @@
-// RaggedAttention(qkv bf16[T, 3H], offsets i32[n+1]; heads) -> q u8[T, H], scale f32[T]
+// RaggedAttention(qkv bf16[3 heads, T, H / heads], offsets i32[n+1]) -> q u8[T, H], scale f32[T]
 // Softmax attention of each token over its own text, all heads, and the result in 8 bits a token.
 #include <algorithm>
 #include <atomic>
@@ -47,38 +47,41 @@ void* thread_scratch(size_t bytes) {
 struct Call {
   const uint16_t* qkv;
   const int32_t* offsets;
-  int64_t width;
+  int64_t tokens;
   int64_t heads;
+  int64_t depth;
   Attend attend;
-  float* context;
+  float* context;  // [heads, tokens, depth]
   uint8_t* q;
   float* scale;
 
+  int64_t width() const { return heads * depth; }
+
   void attend_head(const AttentionUnit& unit, int64_t head, void* scratch) const {
-    const int64_t start = offsets[unit.text], depth = width / heads;
-    const uint16_t* query = qkv + start * 3 * width + head * depth;
+    const int64_t start = offsets[unit.text], of_all_heads = tokens * width();
     AttentionTask task{};
-    task.query = query;
-    task.key = query + width;
-    task.value = query + 2 * width;
-    task.stride = 3 * width;
+    task.query = qkv + (head * tokens + start) * depth;
+    task.key = task.query + of_all_heads;
+    task.value = task.key + of_all_heads;
     task.tokens = offsets[unit.text + 1] - start;
     task.depth = depth;
     task.first = unit.first;
     task.last = unit.last;
-    task.context = context + start * width + head * depth;
-    task.context_stride = width;
+    task.context = context + (head * tokens + start) * depth;
     task.scratch = scratch;
     attend(task);
   }
 
   void quantize(int64_t first, int64_t rows) const {
-    row_kernels(cpu_level()).quantize(context + first * width, rows, width, q + first * width, scale + first);
+    const auto quantize_heads = row_kernels(cpu_level()).quantize_heads;
+    for (int64_t row = first; row < first + rows; ++row) {
+      scale[row] = quantize_heads(context + row * depth, heads, tokens, depth, q + row * width());
+    }
   }
 
   // False where there was no memory to work in.
   bool run(const AttentionUnit& unit) const {
-    void* scratch = thread_scratch(attention_scratch_bytes(width / heads));
+    void* scratch = thread_scratch(attention_scratch_bytes(depth));
     if (scratch == nullptr) return false;
     if (unit.head >= 0) {
       attend_head(unit, unit.head, scratch);
@@ -109,24 +112,21 @@ void quantize_split(const Call& call, const AttentionPlan& plan, Pool* pool) {
 
 class RaggedAttention final : public Kernel {
  public:
-  explicit RaggedAttention(const KernelInfo& info)
-      : heads_(info.attribute_int("heads")), attend_(attend_at(cpu_level())) {
-    if (heads_ < 1) throw Error("heads must be positive and is " + std::to_string(heads_));
-  }
+  explicit RaggedAttention(const KernelInfo&) : attend_(attend_at(cpu_level())) {}
 
   void compute(KernelContext& context) override {
     const Tensor qkv = context.input(0), offsets = context.input(1);
-    check_shape(qkv, "qkv", {-1, -1});
-    const int64_t tokens = qkv.shape[0], width = qkv.shape[1] / 3;
-    check_width(qkv.shape[1]);
+    check_shape(qkv, "qkv", {-1, -1, -1});
+    const int64_t heads = qkv.shape[0] / 3, tokens = qkv.shape[1], depth = qkv.shape[2], width = heads * depth;
+    check_heads(qkv.shape[0], depth);
     const int64_t texts = check_offsets(offsets, tokens);
     const Tensor q = context.output(0, {tokens, width}), scale = context.output(1, {tokens});
     if (texts == 0) return;
     const Scratch values = context.scratch(sizeof(float) * tokens * width);
-    const Call call{qkv.as<uint16_t>(), offsets.as<int32_t>(), width,          heads_, attend_,
+    const Call call{qkv.as<uint16_t>(), offsets.as<int32_t>(), tokens,          heads,         depth, attend_,
                     values.as<float>(), q.as<uint8_t>(),       scale.as<float>()};
     Pool& pool = context.pool();
-    const AttentionPlan plan = plan_attention(call.offsets, texts, heads_, pool.threads());
+    const AttentionPlan plan = plan_attention(call.offsets, texts, heads, pool.threads());
     std::atomic<bool> complete{true};  // tasks must not throw
     pool.parallel_for(static_cast<int64_t>(plan.units.size()), [&](int64_t i) {
       if (!call.run(plan.units[i])) complete = false;
@@ -136,15 +136,12 @@ class RaggedAttention final : public Kernel {
   }
 
  private:
-  void check_width(int64_t columns) const {
-    const int64_t depth = columns / 3 / heads_;
-    if (columns == 3 * heads_ * depth && depth >= 16 && depth % 16 == 0 && depth <= kMaxDepth) return;
-    throw Error("qkv must have 3 x heads x depth columns with " + std::to_string(heads_) +
-                " heads and a depth that is a multiple of 16 up to " + std::to_string(kMaxDepth) + ", and has " +
-                std::to_string(columns));
+  static void check_heads(int64_t parts, int64_t depth) {
+    if (parts >= 3 && parts % 3 == 0 && depth >= 16 && depth % 16 == 0 && depth <= kMaxDepth) return;
+    throw Error("qkv must have 3 x heads parts of a depth that is a multiple of 16 up to " + std::to_string(kMaxDepth) +
+                ", and has " + std::to_string(parts) + " of " + std::to_string(depth));
   }
 
-  const int64_t heads_;
   const Attend attend_;
 };
 

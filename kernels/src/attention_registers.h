@@ -101,7 +101,7 @@ void attend_by_registers(const AttentionTask& task) {
                           [&](const KeyBlock& block, int64_t query, int64_t rows) {
     float rescale[kRows];
     for (int64_t row = 0; row < rows; ++row) {
-      Product::copy_query(task.query + (query + row) * task.stride, task.depth, scratch.queries + row * depth_steps);
+      Product::copy_query(task.query + (query + row) * task.depth, task.depth, scratch.queries + row * depth_steps);
     }
     multiply_panels<Product>(scratch.queries, depth_steps, scratch.keys, depth_steps, rows, block.keys, scratch.scores,
                              kScoreStride);

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <new>
+#include <type_traits>
 
 #include "row_kernels.h"
 
@@ -83,19 +84,9 @@ Product product_of(const Activations& a, const WeightView& w, int64_t first_row,
   return {a.q + first_row * w.k, a.scale + first_row, rows, a.zero, w, first, last};
 }
 
-StoreBf16 from_row(StoreBf16 store, int64_t row) {
-  store.out += row * store.stride;
-  return store;
-}
-
-StoreAdd from_row(StoreAdd store, int64_t row) {
-  store.out += row * store.stride;
-  store.x += row * store.stride;
-  return store;
-}
-
-StoreGelu from_row(StoreGelu store, int64_t row) {
-  store.out += row * store.stride;
+template <class Store>
+Store from_row(Store store, int64_t row) {
+  store.out += row * store.width;
   return store;
 }
 
@@ -133,10 +124,17 @@ QuantizedOutput from_row(const QuantizedOutput& out, int64_t row, int64_t n) {
   return {out.q + row * n, out.scale + row};
 }
 
-// y = norm(y), then in 8 bits.
-void norm_quantize_in_place(Level level, float* y, int64_t rows, int64_t n, const AddNorm& with,
-                            const QuantizedOutput& out) {
-  row_kernels(level).norm_quantize(y, with.gain, with.shift, with.epsilon, rows, n, y, out.q, out.scale);
+// Panels in a thread's memory, for values that wait for the rest of their row.
+template <class Store>
+Store panels_of(const float* bias, int64_t rows, int64_t n) {
+  using Value = std::remove_pointer_t<decltype(Store::out)>;
+  const int64_t values = rows * ceil_div(n, kPanelColumns) * kPanelColumns;
+  Store store;
+  store.bias = bias;
+  store.out = reinterpret_cast<Value*>(row_scratch.at_least(values * static_cast<int64_t>(sizeof(Value))));
+  store.rows = rows;
+  store.width = kPanelColumns;
+  return store;
 }
 
 // Blocks of which each task computes all columns; none where that would leave threads without work.
@@ -148,11 +146,11 @@ Blocks whole_rows(const LinearKernels& kernels, int threads, int64_t rows, int64
 }  // namespace
 
 void project(Level level, Pool& pool, const Activations& a, const PackedWeight& weight, const float* bias,
-             uint16_t* out) {
+             int64_t width, uint16_t* out) {
   const WeightView& w = weight.view();
   if (a.rows == 0) return;
   const LinearKernels& kernels = kernels_of(level);
-  multiply_grid(kernels, kernels.bf16, pool, a, w, StoreBf16{bias, out, w.n});
+  multiply_grid(kernels, kernels.bf16, pool, a, w, StoreBf16{{bias, out, a.rows, width}});
 }
 
 void project_add_norm(Level level, Pool& pool, const Activations& a, const PackedWeight& weight, const AddNorm& with,
@@ -161,21 +159,26 @@ void project_add_norm(Level level, Pool& pool, const Activations& a, const Packe
   if (a.rows == 0) return;
   const LinearKernels& kernels = kernels_of(level);
   const int64_t n = w.n;
-  const StoreAdd store{with.bias, with.x, with.skip, y, n};
+  const auto finish = [&](const StoreSums& sums, int64_t row, int64_t rows) {
+    AddNorm from_here = with;
+    from_here.x += row * n;
+    row_kernels(level).add_norm_quantize(sums, rows, n, from_here, y + row * n, from_row(out, row, n));
+  };
   const Blocks blocks = whole_rows(kernels, pool.threads(), a.rows, kernels.most_rows(w.k));
   if (blocks.count > 0) {
     run_tasks(pool, blocks.count, [&](int64_t block) {
       const int64_t row = blocks.begin(block), rows = blocks.size(block);
-      kernels.add(product_of(a, w, row, rows, 0, n), from_row(store, row),
-                  kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));
-      norm_quantize_in_place(level, y + row * n, rows, n, with, from_row(out, row, n));
+      const StoreSums sums = panels_of<StoreSums>(with.bias, rows, n);
+      kernels.sums(product_of(a, w, row, rows, 0, n), sums, kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));
+      finish(sums, row, rows);
     });
     return;
   }
-  multiply_grid(kernels, kernels.add, pool, a, w, store);
+  const StoreSums sums = panels_of<StoreSums>(with.bias, a.rows, n);
+  multiply_grid(kernels, kernels.sums, pool, a, w, sums);
   pool.parallel_for(ceil_div(a.rows, kRowsPerTask), [&](int64_t task) {
-    const int64_t row = task * kRowsPerTask, rows = std::min(kRowsPerTask, a.rows - row);
-    norm_quantize_in_place(level, y + row * n, rows, n, with, from_row(out, row, n));
+    const int64_t row = task * kRowsPerTask;
+    finish(from_row(sums, row), row, std::min(kRowsPerTask, a.rows - row));
   });
 }
 
@@ -190,18 +193,18 @@ void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWei
   if (blocks.count > 0) {
     run_tasks(pool, blocks.count, [&](int64_t block) {
       const int64_t row = blocks.begin(block), rows = blocks.size(block);
-      uint16_t* const values = reinterpret_cast<uint16_t*>(row_scratch.at_least(rows * n * 2));
-      kernels.gelu(product_of(a, w, row, rows, 0, n), StoreGelu{bias, values, n},
+      const StoreGelu values = panels_of<StoreGelu>(bias, rows, n);
+      kernels.gelu(product_of(a, w, row, rows, 0, n), values,
                    kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));
-      quantize_gelu(values, rows, n, zero, out.q + row * n, out.scale + row);
+      quantize_gelu(values, rows, n, zero, from_row(out, row, n));
     });
     return;
   }
-  uint16_t* const values = reinterpret_cast<uint16_t*>(row_scratch.at_least(a.rows * n * 2));
-  multiply_grid(kernels, kernels.gelu, pool, a, w, StoreGelu{bias, values, n});
+  const StoreGelu values = panels_of<StoreGelu>(bias, a.rows, n);
+  multiply_grid(kernels, kernels.gelu, pool, a, w, values);
   pool.parallel_for(ceil_div(a.rows, kRowsPerTask), [&](int64_t task) {
     const int64_t row = task * kRowsPerTask, rows = std::min(kRowsPerTask, a.rows - row);
-    quantize_gelu(values + row * n, rows, n, zero, out.q + row * n, out.scale + row);
+    quantize_gelu(from_row(values, row), rows, n, zero, from_row(out, row, n));
   });
 }
 

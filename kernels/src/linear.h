@@ -7,18 +7,14 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <string>
 
 #include "cpu.h"
 #include "linear_kernels.h"
+#include "packed_file.h"
 #include "pool.h"
 
 namespace koe5 {
-
-struct Unmap {
-  size_t bytes;
-  void operator()(char* memory) const;
-};
 
 // Weights s8[k, n] in the order in which the kernels read them (see WeightView), with their scales and sums.
 class PackedWeight {
@@ -29,8 +25,9 @@ class PackedWeight {
     int64_t n;
   };
 
-  // Packs parts side by side (Q, K and V become one weight). Every (k, n) must be supported().
-  PackedWeight(const Part* parts, int64_t count, int64_t k);
+  // Packs parts side by side (Q, K and V become one weight). Every (k, n) must be supported(). With the name of a file,
+  // maps what that holds, and writes it where it is not there (packed_file.h).
+  PackedWeight(const Part* parts, int64_t count, int64_t k, const std::string& file = "");
 
   // Beyond 65,536 products of u8 and s8 a sum could leave int32.
   static bool supported(int64_t k, int64_t n) { return k > 0 && n > 0 && k % 4 == 0 && k <= 65536 && n % 16 == 0; }
@@ -38,7 +35,7 @@ class PackedWeight {
   const WeightView& view() const { return view_; }
 
  private:
-  std::unique_ptr<char, Unmap> memory_{nullptr, Unmap{0}};
+  Pages memory_;
   WeightView view_{};
 };
 
@@ -54,8 +51,9 @@ struct Activations {
   int32_t zero;
 };
 
-// out bf16[rows, n] = a @ w + bias, rounded to nearest even.
-void project(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const float* bias, uint16_t* out);
+// out bf16[n / width, rows, width] = a @ w + bias, rounded to nearest even; n and width are multiples of 16.
+void project(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const float* bias, int64_t width,
+             uint16_t* out);
 
 // y f32[rows, n] = norm(x * skip + a @ w + bias) * gain + shift, and y in 8 bits with zero point 128.
 void project_add_norm(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const AddNorm& with,

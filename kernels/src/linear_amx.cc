@@ -2,11 +2,10 @@
 //
 // Tiles: 0 to 3 sums of 32 rows x 32 columns, 4 and 5 activations, 6 and 7 weights. Activations are first copied into
 // tiles of 1 KiB (16 rows x 64 k, zeros beyond rows and k): no configuration for tails, and no rows that are a multiple
-// of 4 KiB apart and would compete for the same sets of the L1 cache. A panel of 32 columns stays in the L1 (where it
-// fits: 1,024 k are 32 KiB) while the activations of all rows pass it from the L2, by loads that do not displace it;
-// meanwhile the next panel is fetched into the L2. While one block is multiplied, the one before it is turned into
-// results: that work fits beside the tiles, which are busy elsewhere. Larger k in slices that fit into the L1 are
-// no faster: sums that leave the tiles and come back cost as much as panels from the L2.
+// of 4 KiB apart and would compete for the same sets of the L1 cache. 1,024 k of a panel of 32 columns stay in the L1
+// while the activations of all rows pass them from the L2, by loads that do not displace them; meanwhile the next panel is
+// fetched into the L2. While one block is multiplied, the one before it is turned into results: up to 64 instructions of
+// AVX512 a step cost nothing there, what is more costs a cycle each.
 #include "linear_epilogue.h"
 #include "linear_kernels.h"
 
@@ -15,6 +14,9 @@ namespace {
 
 constexpr int64_t kRows = 32, kColumns = kPanelColumns;
 constexpr int64_t kTileInts = 256;
+// Steps of k after which the next rows take their turn, for the panel's sake. With few rows the sums that leave the
+// tiles and return cost more than that saves.
+constexpr int64_t kSliceSteps = 16, kSlicedPairs = 4;
 
 // The memory operand of LDTILECFG: Intel's Software Developer's Manual, volume 2.
 struct alignas(64) TileConfig {
@@ -41,6 +43,7 @@ void copy_rows(const Product& p, int64_t first, uint8_t* to) {
 struct Block {
   const uint8_t *top, *bottom;  // activations of the two sixteens
   const int8_t* weight;
+  const int32_t* initial;  // sums of each column to begin with; null: begin with `sums`
   int64_t steps;
   int32_t* sums;         // [2][32][16]: the left and the right columns
   const char* upcoming;  // what to fetch into the L2 meanwhile
@@ -51,10 +54,17 @@ template <bool kTwo, class Store>
 void multiply_block(const Block& block, Finisher<Store>& before) {
   const Block x = block;
   const int64_t rows_a_step = (kRows + x.steps - 1) / x.steps;
-  _tile_zero(0);
-  _tile_zero(1);
-  if (kTwo) _tile_zero(2);
-  if (kTwo) _tile_zero(3);
+  if (x.initial != nullptr) {  // a stride of 0: the same line for each row
+    _tile_loadd(0, x.initial, 0);
+    _tile_loadd(1, x.initial + 16, 0);
+    if (kTwo) _tile_loadd(2, x.initial, 0);
+    if (kTwo) _tile_loadd(3, x.initial + 16, 0);
+  } else {
+    _tile_loadd(0, x.sums, 64);
+    _tile_loadd(1, x.sums + 2 * kTileInts, 64);
+    if (kTwo) _tile_loadd(2, x.sums + kTileInts, 64);
+    if (kTwo) _tile_loadd(3, x.sums + 3 * kTileInts, 64);
+  }
   for (int64_t s = 0; s < x.steps; ++s) {
     _tile_stream_loadd(4, x.top + s * kBlockBytes, 64);
     _tile_loadd(6, x.weight + s * 2 * kBlockBytes, 64);
@@ -81,7 +91,8 @@ template <class Store>
 class Multiplication {
  public:
   Multiplication(const Product& p, const Store& store, void* scratch)
-      : p_(p), steps_(p.w.padded_k / kStepDepth), pairs_(ceil_div(p.rows, kRows)), finisher_(p, store),
+      : p_(p), steps_(p.w.padded_k / kStepDepth), pairs_(ceil_div(p.rows, kRows)),
+        slice_(pairs_ < kSlicedPairs ? steps_ : kSliceSteps), finisher_(p, store),
         tiles_(static_cast<uint8_t*>(scratch)),
         sums_(reinterpret_cast<int32_t*>(tiles_ + pairs_ * 2 * steps_ * kBlockBytes)) {
     for (int64_t i = 0; i * 16 < p.rows; ++i) copy_rows(p, i * 16, tiles_ + i * steps_ * kBlockBytes);
@@ -89,34 +100,42 @@ class Multiplication {
 
   void run() {
     for (int64_t column = p_.first; column < p_.last; column += kColumns) {
-      for (int64_t pair = 0; pair < pairs_; ++pair) multiply(column, pair);
+      initial_.set(p_, column, columns_from(column));
+      asm volatile("" ::: "memory");
+      for (int64_t step = 0; step < steps_; step += slice_) {
+        for (int64_t pair = 0; pair < pairs_; ++pair) multiply(column, pair, step);
+      }
     }
     finisher_.complete();
   }
 
  private:
-  void multiply(int64_t column, int64_t pair) {
+  int64_t columns_from(int64_t column) const { return p_.last - column < kColumns ? p_.last - column : kColumns; }
+
+  void multiply(int64_t column, int64_t pair, int64_t step) {
     const int64_t left = p_.rows - pair * kRows, rows = left < kRows ? left : kRows;
-    const uint8_t* const top = tiles_ + pair * 2 * steps_ * kBlockBytes;
-    const int8_t* const weight = panel_at(p_.w, column);
+    const int64_t steps = steps_ - step < slice_ ? steps_ - step : slice_;
+    const uint8_t* const top = tiles_ + (pair * 2 * steps_ + step) * kBlockBytes;
+    const int8_t* const weight = panel_at(p_.w, column) + step * 2 * kBlockBytes;
     const int64_t lines = ceil_div(2 * kBlockBytes / 64, pairs_);
-    const char* const upcoming = reinterpret_cast<const char*>(weight) + kColumns * p_.w.padded_k;
-    const Block block{top, top + steps_ * kBlockBytes, weight, steps_, sums_, upcoming + pair * steps_ * lines * 64,
-                      lines};
+    const int8_t* const upcoming = panel_at(p_.w, column + kColumns) + (pair * steps_ + step) * lines * 64;
+    int32_t* const sums = sums_ + (slice_ < steps_ ? pair : 0) * 4 * kTileInts;
+    const Block block{top,   top + steps_ * kBlockBytes, weight, step == 0 ? initial_.data : nullptr,
+                      steps, sums, reinterpret_cast<const char*>(upcoming), lines};
     if (rows > 16) {
       multiply_block<true>(block, finisher_);
     } else {
       multiply_block<false>(block, finisher_);
     }
-    const int64_t columns = p_.last - column < kColumns ? p_.last - column : kColumns;
-    finisher_.begin({sums_, 16, 2 * kTileInts, pair * kRows, rows, column, columns});
+    if (step + steps == steps_) finisher_.begin({sums, 16, 2 * kTileInts, pair * kRows, rows, column, columns_from(column)});
   }
 
   const Product p_;
-  const int64_t steps_, pairs_;
+  const int64_t steps_, pairs_, slice_;
   Finisher<Store> finisher_;
+  InitialSums initial_{};
   uint8_t* const tiles_;  // [pairs][2][steps][1 KiB]
-  int32_t* const sums_;
+  int32_t* const sums_;  // [pairs][4][256]
 };
 
 template <class Store>
@@ -132,7 +151,7 @@ void multiply(const Product& p, const Store& store, void* scratch) {
 
 int64_t scratch_bytes(int64_t rows, int64_t k) {
   const int64_t padded = ceil_div(k, kStepDepth) * kStepDepth;
-  return ceil_div(rows, kRows) * kRows * padded + 4 * kTileInts * 4;
+  return ceil_div(rows, kRows) * (kRows * padded + 4 * kTileInts * 4);
 }
 
 int64_t most_rows(int64_t k) {
@@ -143,7 +162,7 @@ int64_t most_rows(int64_t k) {
 }  // namespace
 
 extern const LinearKernels kAmxKernels = {
-    16, most_rows, 64, scratch_bytes, multiply<StoreBf16>, multiply<StoreAdd>, multiply<StoreGelu>,
+    16, most_rows, 64, scratch_bytes, multiply<StoreBf16>, multiply<StoreSums>, multiply<StoreGelu>,
 };
 
 }  // namespace koe5

@@ -18,6 +18,7 @@ struct Operands {
   const uint8_t* a;
   int64_t a_stride, k;
   const int8_t* b;
+  const int32_t* initial;  // what the sums of each column begin with
   const char* upcoming;
   int64_t advance;
 };
@@ -25,7 +26,7 @@ struct Operands {
 #define KOE5_EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
 // Named sums, not an array: GCC 12 would keep an array in memory inside the loop.
 #define KOE5_DECLARE(r)      \
-  Ints sum##r = int_zeros(); \
+  Ints sum##r = initial;     \
   const uint8_t* const a##r = x.a + (r < kRows ? r : 0) * x.a_stride;
 #define KOE5_MULTIPLY(r) \
   if constexpr (r < kRows) Dot::add(sum##r, a##r + at, weights);
@@ -35,6 +36,7 @@ struct Operands {
 // Sums of kRows rows and 16 columns over all k.
 template <class Dot, int kRows>
 void tile(const Operands& x, int32_t* sums) {
+  const Ints initial = load_ints(x.initial);
   KOE5_EACH_ROW(KOE5_DECLARE)
   const int8_t* step = x.b;
   const char* upcoming = x.upcoming;
@@ -78,16 +80,18 @@ void multiply_by(const Product& p, const Store& store, void* scratch) {
   int32_t* const sums = static_cast<int32_t*>(scratch);
   const uint8_t* const a = Dot::activations(p, sums + Dot::kTileRows * kColumns);
   Finisher<Store> finisher(p, store);
+  InitialSums initial{};
   const int64_t k = p.w.k, stride = k * Dot::kBytes;
   const int64_t tiles = (p.rows + Dot::kTileRows - 1) / Dot::kTileRows, advance = (64 + tiles - 1) / tiles;
   const char* upcoming = nullptr;
   for (int64_t column = p.first; column < p.last; column += kColumns) {
+    initial.set(p, column, kColumns);
     // After the last panel the next block of rows begins at the first one again.
     const int64_t next = column + kPanelColumns < p.last ? column + kPanelColumns : p.first;
     if (column % kPanelColumns == 0) upcoming = reinterpret_cast<const char*>(panel_at(p.w, next));
     for (int64_t row = 0; row < p.rows; row += Dot::kTileRows, upcoming += k / 4 * advance) {
       const int64_t rows = p.rows - row < Dot::kTileRows ? p.rows - row : Dot::kTileRows;
-      kTiles<Dot>[rows - 1]({a + row * stride, stride, k, weights_at(p.w, column), upcoming, advance}, sums);
+      kTiles<Dot>[rows - 1]({a + row * stride, stride, k, weights_at(p.w, column), initial.data, upcoming, advance}, sums);
       finisher.begin({sums, kColumns, kColumns, row, rows, column, kColumns});
       finisher.complete();
     }

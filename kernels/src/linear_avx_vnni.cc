@@ -30,7 +30,7 @@ extern const LinearKernels kAvxVnniKernels = {
     24,
     scratch_bytes,
     multiply_by<Dot, StoreBf16>,
-    multiply_by<Dot, StoreAdd>,
+    multiply_by<Dot, StoreSums>,
     multiply_by<Dot, StoreGelu>,
 };
 

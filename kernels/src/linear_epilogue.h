@@ -29,65 +29,55 @@ inline __m256i to_bf16(Floats x) {
 #endif
 }
 
-// What a Store does with the values of one row after another, 16 at a time, from (row, column) of the product on.
-struct WriteBf16 {
-  uint16_t* out;
-  int64_t stride;
-
-  inline WriteBf16(const StoreBf16& to, int64_t row, int64_t column)
-      : out(to.out + row * to.stride + column), stride(to.stride) {}
-  inline void put(int64_t at, Floats value) const {
-    store_halves(out + at, to_bf16(value));
+// How sixteen values are stored.
+struct PutBf16 {
+  inline void operator()(uint16_t* to, Floats value) const {
+    store_halves(to, to_bf16(value));
   }
-  inline void next() { out += stride; }
 };
 
-struct WriteAdd {
-  float* out;
-  const float *x, *skip;
-  int64_t stride;
-
-  inline WriteAdd(const StoreAdd& to, int64_t row, int64_t column)
-      : out(to.out + row * to.stride + column), x(to.x + row * to.stride + column), skip(to.skip + column),
-        stride(to.stride) {}
-  inline void put(int64_t at, Floats value) const {
-    store(out + at, multiply_add(load(x + at), load(skip + at), value));
-  }
-  inline void next() { out += stride, x += stride; }
+struct PutSums {
+  inline void operator()(float* to, Floats value) const { store(to, value); }
 };
 
-struct WriteGelu {
-  uint16_t* out;
-  int64_t stride;
+struct PutGelu {
   const GeluTable table{kGeluTable};
 
-  inline WriteGelu(const StoreGelu& to, int64_t row, int64_t column)
-      : out(to.out + row * to.stride + column), stride(to.stride) {}
-  inline void put(int64_t at, Floats value) const {
-    const Floats small = multiply(gelu(value, table), spread(kGeluShrink));
-    store_halves(out + at, to_fp16(small));
+  inline void operator()(uint16_t* to, Floats value) const {
+    store_halves(to, to_fp16(gelu(value, table)));
   }
-  inline void next() { out += stride; }
 };
 
-inline WriteBf16 writer(const StoreBf16& to, int64_t row, int64_t column) { return {to, row, column}; }
-inline WriteAdd writer(const StoreAdd& to, int64_t row, int64_t column) { return {to, row, column}; }
-inline WriteGelu writer(const StoreGelu& to, int64_t row, int64_t column) { return {to, row, column}; }
+inline PutBf16 put_of(const StoreBf16&) { return {}; }
+inline PutSums put_of(const StoreSums&) { return {}; }
+inline PutGelu put_of(const StoreGelu&) { return {}; }
+
+// What sums of 64 columns begin with: minus the zero point times the sums of the weights, so that what is added is the
+// product of (activation - zero point) and weight.
+struct InitialSums {
+  alignas(64) int32_t data[64];
+
+  inline void set(const Product& p, int64_t column, int64_t columns) {
+    const Ints zero = spread_int(-p.zero);
+    for (int64_t c = 0; c < columns; c += 16) {
+      store(data + c, multiply(load_ints(p.w.sums + column + c), zero));
+    }
+  }
+};
 
 // Turns a block of sums into results, some rows at a time if wanted: while the next sums are being computed.
-// value = scale[row] * (sum - zero * sum of weights) * weight scale + bias.
+// value = scale[row] * sum * weight scale + bias.
 template <class Store>
 class Finisher {
  public:
-  inline Finisher(const Product& p, const Store& store)
-      : store_(store), row_scale_(p.scale), w_(p.w), zero_(spread_int(p.zero)) {}
+  inline Finisher(const Product& p, const Store& store) : store_(store), row_scale_(p.scale), scales_(p.w.scales) {}
 
   inline void begin(const Sums& sums) {
     sums_ = sums;
     done_ = 0;
     for (int64_t c = 0; c < sums.columns; c += 16) {
-      const Ints weights = load_ints(w_.sums + sums.column + c);
-      store(correction_ + c, multiply(weights, zero_));
+      const int64_t column = sums.column + c, block = column / store_.width;
+      out_[c / 16] = store_.out + (block * store_.rows + sums.row) * store_.width + column % store_.width;
     }
   }
 
@@ -109,31 +99,29 @@ class Finisher {
   // kSixteens: how many times 16 columns; 0 where that is not known beforehand.
   template <int kSixteens>
   inline void finish(int64_t first, int64_t last) {
-    auto write = writer(store_, sums_.row + first, sums_.column);
-    const int64_t columns = kSixteens == 0 ? sums_.columns : kSixteens * 16;
-    const int64_t stride = sums_.stride, sixteen = sums_.sixteen;
-    const float *row_scale = row_scale_ + sums_.row + first, *const scales = w_.scales + sums_.column;
+    const auto put = put_of(store_);
+    const int64_t sixteens = kSixteens == 0 ? sums_.columns / 16 : kSixteens;
+    const int64_t stride = sums_.stride, sixteen = sums_.sixteen, width = store_.width;
+    const float *row_scale = row_scale_ + sums_.row, *const scales = scales_ + sums_.column;
     const float* const bias = store_.bias + sums_.column;
-    const int32_t* row = sums_.data + first * stride;
-    for (int64_t r = first; r < last; ++r, row += stride, ++row_scale, write.next()) {
-      const Floats scale = spread(*row_scale);
-      const int32_t* data = row;
+    for (int64_t row = first; row < last; ++row) {
+      const Floats scale = spread(row_scale[row]);
+      const int32_t* data = sums_.data + row * stride;
 #pragma GCC unroll 4
-      for (int64_t c = 0; c < columns; c += 16, data += sixteen) {
-        const Ints sum = subtract(load_ints(data), load_ints(correction_ + c));
-        const Floats product = multiply(to_floats(sum), load(scales + c));
-        write.put(c, multiply_add(product, scale, load(bias + c)));
+      for (int64_t i = 0; i < sixteens; ++i, data += sixteen) {
+        const Floats sum = to_floats(load_ints(data));
+        const Floats product = multiply(sum, load(scales + i * 16));
+        put(out_[i] + row * width, multiply_add(product, scale, load(bias + i * 16)));
       }
     }
   }
 
-  alignas(64) int32_t correction_[64];
   const Store store_;
   const float* const row_scale_;
-  const WeightView w_;
-  const Ints zero_;
+  const float* const scales_;
   Sums sums_ = {};
   int64_t done_ = 0;
+  decltype(Store::out) out_[4] = {};  // of each sixteen, at the first row
 };
 
 }  // namespace

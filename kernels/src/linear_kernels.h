@@ -11,6 +11,8 @@ namespace koe5 {
 // 32 columns at a time (a panel), k in steps of 64; a step is two blocks of 1 KiB with 16 columns each, a block 16
 // lines with four k of each of its columns: an AMX tile, or 16 operands of VPDPBUSD. All that a panel holds is one
 // stream. k is filled up to 64, n to 32, with zeros.
+// Files keep weights like this (packed_file.h): whoever changes the order, or what a panel holds, raises kPackedLayout.
+constexpr uint32_t kPackedLayout = 1;
 constexpr int64_t kStepDepth = 64, kPanelColumns = 32, kBlockBytes = 1024;
 
 struct WeightView {
@@ -32,32 +34,27 @@ struct Product {
   int64_t first, last;
 };
 
-// What becomes of a product. `out` and `x` point at the task's first row; rows are `stride` values apart.
-struct StoreBf16 {
+// What becomes of a product: values plus bias, to [n / width][rows][width], from a task's first row on. What the columns
+// of a block give is then one stream, where in [rows, n] it would be a line on each of many pages.
+template <class Value>
+struct Store {
   const float* bias;
-  uint16_t* out;
-  int64_t stride;
+  Value* out;
+  int64_t rows, width;
 };
 
-struct StoreAdd {
-  const float *bias, *x, *skip;
-  float* out;
-  int64_t stride;
-};
+struct StoreBf16 : Store<uint16_t> {};
 
-// GELU values wait for their row's largest as fp16 of kGeluShrink times the value: half the memory of fp32, so that a
-// task's rows stay in the L2. Up to 1.6e7, to 11 bits and never coarser than 8e-6; the steps of the result have 8 bits
-// and are 0.0013 or more.
+// Sums that wait for the rest of their row, in panels of 32.
+struct StoreSums : Store<float> {};
+
+// The same for GELU values, as fp16 of kGeluShrink times the value: half the memory of fp32. Up to 1.6e7, to 11 bits and
+// never coarser than 8e-6; the steps of the result have 8 bits and are 0.0013 or more.
+struct StoreGelu : Store<uint16_t> {};
 constexpr float kGeluShrink = 1.0f / 256;
 
-struct StoreGelu {
-  const float* bias;
-  uint16_t* out;
-  int64_t stride;
-};
-
 struct AddNorm {
-  const float* x;  // f32[rows, n], the residual
+  const float* x;  // f32[rows, n], the residual; y = norm(x * skip + sums)
   const float *skip, *bias, *gain, *shift;
   float epsilon;
 };
@@ -77,7 +74,7 @@ struct LinearKernels {
   // Scratch for a product, 64-byte aligned.
   int64_t (*scratch_bytes)(int64_t rows, int64_t k);
   void (*bf16)(const Product&, const StoreBf16&, void* scratch);
-  void (*add)(const Product&, const StoreAdd&, void* scratch);
+  void (*sums)(const Product&, const StoreSums&, void* scratch);
   void (*gelu)(const Product&, const StoreGelu&, void* scratch);
 };
 

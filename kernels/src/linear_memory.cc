@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <memory>
 #include <new>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "linear.h"
@@ -57,29 +59,60 @@ std::vector<Strip> strips_of(const PackedWeight::Part* parts, int64_t count) {
   return strips;
 }
 
-}  // namespace
+// Tells one linear's weights from another's, by all scales and two rows: reading all would take longer than packing.
+uint64_t source_of(const PackedWeight::Part* parts, int64_t count, int64_t k) {
+  uint64_t hash = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const size_t n = static_cast<size_t>(parts[i].n);
+    hash = hash_bytes(parts[i].scale, n * sizeof(float), hash);
+    hash = hash_bytes(parts[i].weight, n, hash);
+    hash = hash_bytes(parts[i].weight + (k - 1) * parts[i].n, n, hash);
+  }
+  return hash;
+}
 
-void Unmap::operator()(char* memory) const { munmap(memory, bytes); }
+// Where things lie in a packed weight's memory.
+struct Places {
+  int64_t padded_k, padded_n;
 
-PackedWeight::PackedWeight(const Part* parts, int64_t count, int64_t k) {
-  int64_t n = 0;
-  for (int64_t i = 0; i < count; ++i) n += parts[i].n;
-  const int64_t padded_k = round_up(k, kStepDepth), padded_n = round_up(n, kPanelColumns);
-  const size_t bytes = whole_pages(static_cast<size_t>(padded_n * (padded_k + 8)));
-  memory_ = std::unique_ptr<char, Unmap>(map_pages(bytes), Unmap{bytes});
-  int8_t* const panels = reinterpret_cast<int8_t*>(memory_.get());
-  float* const scales = reinterpret_cast<float*>(panels + padded_n * padded_k);
-  int32_t* const sums = reinterpret_cast<int32_t*>(scales + padded_n);
-  view_ = {panels, scales, sums, k, padded_k, n};
+  Places(int64_t k, int64_t n) : padded_k(round_up(k, kStepDepth)), padded_n(round_up(n, kPanelColumns)) {}
+  size_t bytes() const { return whole_pages(static_cast<size_t>(padded_n * (padded_k + 8))); }
+  int8_t* panels(char* memory) const { return reinterpret_cast<int8_t*>(memory); }
+  float* scales(char* memory) const { return reinterpret_cast<float*>(memory + padded_n * padded_k); }
+  int32_t* sums(char* memory) const { return reinterpret_cast<int32_t*>(memory + padded_n * (padded_k + 4)); }
+};
+
+void pack(const PackedWeight::Part* parts, int64_t count, int64_t k, const Places& places, char* memory) {
+  int8_t* const panels = places.panels(memory);
+  float* const scales = places.scales(memory);
+  int32_t* const sums = places.sums(memory);
   for (const Strip& strip : strips_of(parts, count)) {
     int8_t* blocks[4];
     for (int64_t i = 0; i < 4; ++i) {
       const int64_t sixteen = strip.column / 16 + i;
-      blocks[i] = panels + sixteen / 2 * kPanelColumns * padded_k + sixteen % 2 * kBlockBytes;
+      blocks[i] = panels + sixteen / 2 * kPanelColumns * places.padded_k + sixteen % 2 * kBlockBytes;
     }
     pack_columns(strip.part->weight + strip.from, strip.part->n, k, strip.columns, blocks, sums + strip.column);
     for (int64_t i = 0; i < strip.columns; ++i) scales[strip.column + i] = strip.part->scale[strip.from + i];
   }
+}
+
+}  // namespace
+
+PackedWeight::PackedWeight(const Part* parts, int64_t count, int64_t k, const std::string& file) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < count; ++i) n += parts[i].n;
+  const Places places(k, n);
+  const bool shared = !file.empty();
+  const PackedIdentity identity{kPackedLayout, k, n, places.bytes(), shared ? source_of(parts, count, k) : 0};
+  if (shared) memory_ = open_packed(file, identity);
+  if (memory_ == nullptr) {
+    memory_ = Pages(map_pages(places.bytes()), Unmap{places.bytes()});
+    pack(parts, count, k, places, memory_.get());
+    Pages kept = shared ? save_packed(file, identity, memory_.get()) : nullptr;
+    if (kept != nullptr) memory_ = std::move(kept);
+  }
+  view_ = {places.panels(memory_.get()), places.scales(memory_.get()), places.sums(memory_.get()), k, places.padded_k, n};
 }
 
 namespace {

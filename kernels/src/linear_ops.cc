@@ -1,15 +1,15 @@
 // The linears as operators (T tokens, H in or out, all row-major):
 //
 // ProjectQkv(q u8[T, H], scale f32[T], weight_q s8[H, N], weight_k, weight_v, scale_q f32[N], scale_k, scale_v,
-//            bias f32[3N]) -> qkv bf16[T, 3N]
+//            bias f32[3N]; heads) -> qkv bf16[3 heads, T, N / heads]: each head of Q, K and V together
 // ProjectAddNorm(a u8[T, K], a_scale f32[T], weight s8[K, H], weight_scale f32[H], x f32[T, H], skip f32[H],
 //                bias f32[H], gain f32[H], shift f32[H]; zero_point, epsilon) -> y f32[T, H], q u8[T, H], scale f32[T]
 // ProjectGelu(a u8[T, H], a_scale f32[T], weight s8[H, F], weight_scale f32[F], bias f32[F]; zero_point)
 //             -> q u8[T, F], scale f32[T]
 //
 // zero_point is that of the GELU values: of the inputs in ProjectAddNorm, of the outputs in ProjectGelu. Other
-// activations have 128. Weights and their scales are constants of the graph, packed when the session is made; the
-// pages of the file that they came from are then given back.
+// activations have 128. Weights and their scales are constants of the graph, packed when the session is made, or
+// mapped as an earlier session packed them; the pages of the file that they came from are then given back.
 #include "linear.h"
 #include "op.h"
 #include "ops.h"
@@ -46,7 +46,7 @@ PackedWeight pack(const KernelInfo& info, std::initializer_list<NamedWeight> nam
     k = weight.shape[0];
     parts.push_back({weight.as<int8_t>(), scale.as<float>(), weight.shape[1]});
   }
-  PackedWeight packed(parts.data(), static_cast<int64_t>(parts.size()), k);
+  PackedWeight packed(parts.data(), static_cast<int64_t>(parts.size()), k, info.packed_file());
   for (const PackedWeight::Part& part : parts) release_mapped_pages(part.weight, static_cast<size_t>(k * part.n));
   return packed;
 }
@@ -77,18 +77,23 @@ QuantizedOutput quantized_output(const KernelContext& context, size_t index, int
 class ProjectQkv final : public Kernel {
  public:
   explicit ProjectQkv(const KernelInfo& info)
-      : weight_(pack(info, {{"weight_q", 2, 5}, {"weight_k", 3, 6}, {"weight_v", 4, 7}})) {}
+      : weight_(pack(info, {{"weight_q", 2, 5}, {"weight_k", 3, 6}, {"weight_v", 4, 7}})),
+        heads_(3 * info.attribute_int("heads")), depth_(heads_ > 0 ? weight_.view().n / heads_ : 0) {
+    if (depth_ > 0 && depth_ % 16 == 0 && heads_ * depth_ == weight_.view().n) return;
+    throw Error("heads must divide the weights' columns into multiples of 16, and are " + std::to_string(heads_ / 3) +
+                " for " + std::to_string(weight_.view().n / 3) + " columns");
+  }
 
   void compute(KernelContext& context) override {
     const Activations a = activations(context, weight_, kMiddle);
-    const int64_t n = weight_.view().n;
-    const float* const bias = row_input(context, 8, "bias", n);
-    uint16_t* const out = context.output(0, {a.rows, n}).as<uint16_t>();
-    project(cpu_level(), context.pool(), a, weight_, bias, out);
+    const float* const bias = row_input(context, 8, "bias", weight_.view().n);
+    uint16_t* const out = context.output(0, {heads_, a.rows, depth_}).as<uint16_t>();
+    project(cpu_level(), context.pool(), a, weight_, bias, depth_, out);
   }
 
  private:
   const PackedWeight weight_;
+  const int64_t heads_, depth_;  // heads of Q, K and V
 };
 
 class ProjectAddNorm final : public Kernel {

@@ -16,6 +16,7 @@ struct Operands {
   const uint8_t* a;
   int64_t a_stride;
   const int8_t *b0, *b1, *b2, *b3;
+  const int32_t* initial;
   const char* upcoming;
   int64_t lines;
 };
@@ -23,7 +24,7 @@ struct Operands {
 #define KOE5_EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
 // Named sums, not an array: GCC 12 would keep an array in memory inside the loop.
 #define KOE5_DECLARE(r)                                                                                       \
-  __m512i s##r##0 = _mm512_setzero_si512(), s##r##1 = s##r##0, s##r##2 = s##r##0, s##r##3 = s##r##0;          \
+  __m512i s##r##0 = i0, s##r##1 = i1, s##r##2 = i2, s##r##3 = i3;          \
   const uint8_t* const a##r = x.a + (r < kRows ? r : 0) * x.a_stride;
 #define KOE5_MULTIPLY(r)                                                                                      \
   if constexpr (r < kRows) {                                                                                  \
@@ -46,6 +47,8 @@ struct Operands {
 // Sums of kRows rows and 64 (kFull) or 32 columns over all k.
 template <int kRows, bool kFull>
 void tile(const Operands& x, int64_t depth, int32_t* sums) {
+  const __m512i i0 = _mm512_load_si512(x.initial), i1 = _mm512_load_si512(x.initial + 16);
+  const __m512i i2 = _mm512_load_si512(x.initial + 32), i3 = _mm512_load_si512(x.initial + 48);
   KOE5_EACH_ROW(KOE5_DECLARE)
   const int8_t *b0 = x.b0, *b1 = x.b1, *b2 = x.b2, *b3 = x.b3;
   const char* upcoming = x.upcoming;
@@ -78,11 +81,13 @@ template <class Store>
 void multiply(const Product& p, const Store& store, void* scratch) {
   int32_t* const sums = static_cast<int32_t*>(scratch);
   Finisher<Store> finisher(p, store);
+  InitialSums initial{};
   const int64_t k = p.w.k, panel_bytes = kPanelColumns * p.w.padded_k, steps = p.w.padded_k / kStepDepth;
   const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows, lines = (kTileColumns + tiles - 1) / tiles;
   for (int64_t column = p.first; column < p.last; column += kTileColumns) {
     const int64_t columns = p.last - column < kTileColumns ? p.last - column : kTileColumns;
     const bool full = columns > kPanelColumns;
+    initial.set(p, column, columns);
     const int8_t* const left = panel_at(p.w, column);
     const int8_t* const right = full ? left + panel_bytes : left;
     // After the last pair the next block of rows begins at the first one again.
@@ -91,7 +96,7 @@ void multiply(const Product& p, const Store& store, void* scratch) {
     for (int64_t row = 0; row < p.rows; row += kTileRows) {
       const int64_t rows = p.rows - row < kTileRows ? p.rows - row : kTileRows;
       const char* const part = upcoming + row / kTileRows * lines * steps * 64;
-      kTiles[full][rows - 1]({p.a + row * k, k, left, left + kBlockBytes, right, right + kBlockBytes, part, lines}, k,
+      kTiles[full][rows - 1]({p.a + row * k, k, left, left + kBlockBytes, right, right + kBlockBytes, initial.data, part, lines}, k,
                              sums);
       finisher.begin({sums, kTileColumns, 16, row, rows, column, columns});
       finisher.complete();
@@ -105,7 +110,7 @@ int64_t scratch_bytes(int64_t, int64_t) { return kTileRows * kTileColumns * 4; }
 }  // namespace
 
 extern const LinearKernels kVnniKernels = {
-    kTileRows, most_rows, 24, scratch_bytes, multiply<StoreBf16>, multiply<StoreAdd>, multiply<StoreGelu>,
+    kTileRows, most_rows, 24, scratch_bytes, multiply<StoreBf16>, multiply<StoreSums>, multiply<StoreGelu>,
 };
 
 }  // namespace koe5

@@ -3,6 +3,8 @@
 #include <memory>
 #include <utility>
 
+#include "packed_file.h"
+
 namespace koe5 {
 namespace {
 
@@ -83,6 +85,8 @@ std::string KernelInfo::node_name() const {
   check(api_, abi::call<abi::KernelInfoGetNodeName>(api_, info_, name.data(), &size));
   return name.c_str();  // without the terminating zero
 }
+
+std::string KernelInfo::packed_file() const { return packed_file_name(packed_folder_, node_name()); }
 
 Tensor KernelInfo::constant_input(size_t index, const char* name) const {
   int is_constant = 0;

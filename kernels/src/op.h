@@ -40,7 +40,8 @@ int64_t check_offsets(const Tensor& offsets, int64_t tokens);
 
 class KernelInfo {
  public:
-  KernelInfo(const OrtApi* api, const OrtKernelInfo* info, int threads) : api_(api), info_(info), threads_(threads) {}
+  KernelInfo(const OrtApi* api, const OrtKernelInfo* info, int threads, const std::string& packed_folder)
+      : api_(api), info_(info), threads_(threads), packed_folder_(packed_folder) {}
 
   float attribute_float(const char* name) const;
   int64_t attribute_int(const char* name) const;
@@ -48,12 +49,15 @@ class KernelInfo {
   // The data of input `index`, which must be a constant of the graph. Valid while the session is made and no longer.
   Tensor constant_input(size_t index, const char* name) const;
   int threads() const { return threads_; }
+  // Where this node's packed weights are kept for all processes; empty where the session shares none.
+  std::string packed_file() const;
   const OrtApi* api() const { return api_; }
 
  private:
   const OrtApi* api_;
   const OrtKernelInfo* info_;
   int threads_;
+  const std::string& packed_folder_;
 };
 
 // Memory from ONNX Runtime's arena, 64-byte aligned, given back at the end of the scope with the allocator.

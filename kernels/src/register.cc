@@ -7,10 +7,13 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "cpu.h"
+#include "linear_kernels.h"
 #include "op.h"
 #include "ops.h"
+#include "packed_file.h"
 
 #define KOE5_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -19,7 +22,8 @@ namespace {
 
 constexpr const char* kDomain = "koe5";
 constexpr const char* kThreadsKey = "koe5.threads";
-constexpr int kOpSetVersion = 1;
+constexpr const char* kPackedFolderKey = "koe5.packed_weights";
+constexpr int kOpSetVersion = 2;
 
 const OpDefinition* const kOps[] = {&kNormQuantize, &kProjectQkv, &kProjectAddNorm, &kProjectGelu,
                                     &kRaggedAttention, &kPoolMean};
@@ -36,11 +40,14 @@ struct Instance {
   std::unique_ptr<Kernel> kernel;
 };
 
+// What a session's options tell its operators: how many threads, and the folder of packed weights or none.
+using Settings = std::pair<int, std::string>;
+
 // A custom operator as ONNX Runtime wants it, with our definition behind it.
 struct Op : OrtCustomOp {
-  Op(const OpDefinition& definition, int threads);
+  Op(const OpDefinition& definition, const Settings& settings);
   const OpDefinition& definition;
-  const int threads;
+  const Settings& settings;
 };
 
 const Op& self(const OrtCustomOp* op) { return *static_cast<const Op*>(op); }
@@ -62,8 +69,9 @@ std::string place(const OpDefinition& definition, const KernelInfo& info) {
 
 OrtStatus* create_kernel(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* ort_info, void** kernel) {
   const OpDefinition& definition = self(op).definition;
-  const KernelInfo info(api, ort_info, self(op).threads);
-  auto instance = std::make_unique<Instance>(Instance{api, definition.name, self(op).threads, nullptr});
+  const auto& [threads, packed_folder] = self(op).settings;
+  const KernelInfo info(api, ort_info, threads, packed_folder);
+  auto instance = std::make_unique<Instance>(Instance{api, definition.name, threads, nullptr});
   OrtStatus* status = guarded(api, definition.name, [&] { instance->name = place(definition, info); });
   if (status != nullptr) return status;
   status = guarded(api, instance->name, [&] { instance->kernel = definition.create(info); });
@@ -79,7 +87,7 @@ OrtStatus* compute(void* kernel, OrtKernelContext* ort_context) {
   });
 }
 
-Op::Op(const OpDefinition& d, int n) : OrtCustomOp{}, definition(d), threads(n) {
+Op::Op(const OpDefinition& d, const Settings& s) : OrtCustomOp{}, definition(d), settings(s) {
   version = abi::kApiVersion;
   GetName = [](const OrtCustomOp* op) { return self(op).definition.name; };
   GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // the CPU's
@@ -103,18 +111,27 @@ int allowed_cpus() {
   return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
-// How many threads the session has: what its options say under koe5.threads, else one a CPU.
-int session_threads(const OrtApi* api, const OrtSessionOptions* options) {
+// What the session's options say under a key; empty where nothing.
+std::string config_entry(const OrtApi* api, const OrtSessionOptions* options, const char* key) {
   int found = 0;
-  char text[16] = "";
-  size_t size = sizeof(text);
-  OrtStatus* status = abi::call<abi::HasSessionConfigEntry>(api, options, kThreadsKey, &found);
+  size_t size = 0;
+  std::string text;
+  OrtStatus* status = abi::call<abi::HasSessionConfigEntry>(api, options, key, &found);
   if (status == nullptr && found != 0) {
-    status = abi::call<abi::GetSessionConfigEntry>(api, options, kThreadsKey, static_cast<char*>(text), &size);
+    status = abi::call<abi::GetSessionConfigEntry>(api, options, key, static_cast<char*>(nullptr), &size);
+  }
+  if (status == nullptr && size > 0) {
+    text.resize(size);
+    status = abi::call<abi::GetSessionConfigEntry>(api, options, key, text.data(), &size);
   }
   if (status != nullptr) abi::call<abi::ReleaseStatus>(api, status);
-  const int threads = std::atoi(text);
-  return threads > 0 ? threads : allowed_cpus();
+  return status == nullptr ? text.c_str() : "";  // without the terminating zero
+}
+
+// Without a thread count, one a CPU.
+Settings settings_of(const OrtApi* api, const OrtSessionOptions* options) {
+  const int threads = std::atoi(config_entry(api, options, kThreadsKey).c_str());
+  return {threads > 0 ? threads : allowed_cpus(), config_entry(api, options, kPackedFolderKey)};
 }
 
 struct Domain {
@@ -122,18 +139,19 @@ struct Domain {
   std::list<Op> ops;
 };
 
-// One domain for each thread count, kept while the process lives: sessions refer to it.
-OrtStatus* domain_for(const OrtApi* api, int threads, OrtCustomOpDomain** out) {
+// One domain for each settings, kept while the process lives: sessions refer to it.
+OrtStatus* domain_for(const OrtApi* api, const Settings& settings, OrtCustomOpDomain** out) {
   static std::mutex mutex;
-  static auto& domains = *new std::map<int, Domain>;
+  static auto& domains = *new std::map<Settings, Domain>;
   const std::lock_guard<std::mutex> lock(mutex);
-  Domain& domain = domains[threads];
+  const auto place = domains.try_emplace(settings).first;
+  Domain& domain = place->second;
   *out = domain.handle;
   if (domain.handle != nullptr) return nullptr;
   OrtStatus* status = abi::call<abi::CreateCustomOpDomain>(api, kDomain, out);
   for (const OpDefinition* definition : kOps) {
     if (status != nullptr) break;
-    domain.ops.emplace_back(*definition, threads);
+    domain.ops.emplace_back(*definition, place->first);
     status = abi::call<abi::CustomOpDomainAdd>(api, *out, static_cast<const OrtCustomOp*>(&domain.ops.back()));
   }
   if (status == nullptr) domain.handle = *out;
@@ -160,7 +178,7 @@ KOE5_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtAp
   OrtCustomOpDomain* domain = nullptr;
   OrtStatus* status = nullptr;
   OrtStatus* thrown = guarded(api, "koe5-onnx-kernels", [&] {
-    status = domain_for(api, session_threads(api, options), &domain);
+    status = domain_for(api, settings_of(api, options), &domain);
     if (status == nullptr) status = abi::call<abi::AddCustomOpDomain>(api, options, domain);
   });
   return thrown != nullptr ? thrown : status;
@@ -174,3 +192,9 @@ KOE5_EXPORT const char* koe5_kernels_unavailable() { return koe5::why_unavailabl
 
 // Version of the operator set: graphs name it in their opset imports.
 KOE5_EXPORT int koe5_kernels_version() { return koe5::kOpSetVersion; }
+
+// Version of the files of packed weights: one of another version is written again.
+KOE5_EXPORT int koe5_kernels_packed_layout() { return static_cast<int>(koe5::kPackedLayout); }
+
+// Why a session that this thread made does not share its packed weights; each reason is said once, empty without one.
+KOE5_EXPORT const char* koe5_kernels_sharing_problem() { return koe5::take_sharing_problem(); }

@@ -4,22 +4,27 @@
 #include <cstdint>
 
 #include "cpu.h"
+#include "linear_kernels.h"
 
 namespace koe5 {
 
 struct RowKernels {
-  // y = norm(x), then q and scale from y, with zero point 128. x and y may be the same.
+  // y = norm(x), then q and scale from y, with zero point 128.
   void (*norm_quantize)(const float* x, const float* gain, const float* shift, float epsilon, int64_t rows,
                         int64_t width, float* y, uint8_t* q, float* scale);
 
-  // q and scale of each row of x.
-  void (*quantize)(const float* x, int64_t rows, int64_t width, uint8_t* q, float* scale);
-
-  // GELU values as StoreGelu (linear_kernels.h) leaves them, in 8 bits with zero point `zero`.
-  void (*quantize_gelu)(const uint16_t* x, int64_t rows, int64_t width, int32_t zero, uint8_t* q, float* scale);
+  // The row q u8[heads * depth] of a token and its scale, from its row in each head of x f32[heads, tokens, depth].
+  float (*quantize_heads)(const float* x, int64_t heads, int64_t tokens, int64_t depth, uint8_t* q);
 
   // mean[j] = mean over `rows` rows, `stride` values apart, of their column j < columns, a multiple of 16.
   void (*mean)(const float* x, int64_t rows, int64_t stride, int64_t columns, float* mean);
+
+  // y f32[rows, n] of the first `rows` rows of sums and of `with.x`, and y in 8 bits.
+  void (*add_norm_quantize)(const StoreSums& sums, int64_t rows, int64_t n, const AddNorm& with, float* y,
+                            const QuantizedOutput& out);
+
+  // The first `rows` rows of GELU values in 8 bits.
+  void (*quantize_gelu)(const StoreGelu& values, int64_t rows, int64_t n, int32_t zero, const QuantizedOutput& out);
 };
 
 extern const RowKernels kAvx512Rows, kAvx2Rows;

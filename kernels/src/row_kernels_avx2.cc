@@ -3,6 +3,7 @@
 
 namespace koe5 {
 
-extern const RowKernels kAvx2Rows = {norm_quantize_rows, quantize_rows, quantize_gelu_rows, mean_of_rows};
+extern const RowKernels kAvx2Rows = {norm_quantize_rows, quantize_heads, mean_of_rows, add_norm_quantize_rows,
+                                     quantize_gelu_rows};
 
 }  // namespace koe5

@@ -58,55 +58,51 @@ inline void norm_row(const float* x, int64_t n, const float* gain, const float* 
   }
 }
 
-// Largest |x|; NaN where the row has one: as integers, magnitudes sort as their values do and NaN above infinity.
-inline float row_magnitude(const float* x, int64_t n) {
+// The larger of each magnitude and those of x, in 16 lanes. As integers, magnitudes sort as their values do and NaN
+// above infinity.
+inline Ints larger_magnitudes(Ints largest, const float* x, int64_t n) {
   const Ints all_but_sign = spread_int(0x7fffffff);
-  Ints a = int_zeros(), b = a;
+  Ints other = largest;
   int64_t i = 0;
   for (; i + 32 <= n; i += 32) {
-    a = larger_of(a, both(all_but_sign, load_ints(x + i)));
-    b = larger_of(b, both(all_but_sign, load_ints(x + i + 16)));
+    largest = larger_of(largest, both(all_but_sign, load_ints(x + i)));
+    other = larger_of(other, both(all_but_sign, load_ints(x + i + 16)));
   }
-  if (i < n) a = larger_of(a, both(all_but_sign, load_ints(x + i)));
-  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(largest_of(larger_of(a, b)))));
+  if (i < n) largest = larger_of(largest, both(all_but_sign, load_ints(x + i)));
+  return larger_of(largest, other);
 }
 
-// q = round(x / scale) + 128, half to even, with scale = largest |x| / 127 (at least 1e-12, for rows of zeros), which
-// is returned: NaN or infinite where the row is not finite, and then q means nothing.
-inline float quantize_row(const float* x, int64_t n, uint8_t* q) {
-  const float largest = row_magnitude(x, n) * (1.0f / 127);
-  const float scale = largest < 1e-12f ? 1e-12f : largest;
+// Of all lanes; NaN where there is one.
+inline float largest_magnitude(Ints lanes) {
+  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(largest_of(lanes))));
+}
+
+// Rounded 16-bit steps of 32 values from x on, of which n exist, as to_bytes takes them.
+inline Ints row_steps(const float* x, int64_t n, Floats inverse) {
+  const Floats left = n > 0 ? load(x) : zeros();
+  const Floats right = n > 16 ? load(x + 16) : zeros();
+  return add_halves(pack_halves(rounded(multiply(left, inverse)), rounded(multiply(right, inverse))), spread_half(128));
+}
+
+// The scale of values up to `largest`: NaN or infinite where that is, and then the 8 bits mean nothing.
+inline float scale_of(float largest) {
+  const float scale = largest * (1.0f / 127);
+  return scale < 1e-12f ? 1e-12f : scale;  // for rows of zeros
+}
+
+// q = round(x / scale) + 128, half to even.
+inline void quantize(const float* x, int64_t n, float scale, uint8_t* q) {
   const Floats inverse = spread(1.0f / scale);
-  const Ints zero = spread_int(128);
-  for (int64_t i = 0; i < n; i += 16) {
-    store_bytes(q + i, add(rounded(multiply(load(x + i), inverse)), zero));
+  for (int64_t i = 0; i < n; i += 64) {
+    const Ints bytes = to_bytes(row_steps(x + i, n - i, inverse), row_steps(x + i + 32, n - i - 32, inverse));
+    store_bytes(q + i, bytes, n - i);
   }
-  return scale;
 }
 
-// Largest |x| of fp16 values; NaN where there is one.
-inline float largest_fp16(const uint16_t* x, int64_t n) {
-  const __m256i all_but_sign = _mm256_set1_epi16(0x7fff);
-  __m256i largest = _mm256_setzero_si256();
-  for (int64_t i = 0; i < n; i += 16) {
-    largest = _mm256_max_epu16(largest, _mm256_and_si256(load_halves(x + i), all_but_sign));
-  }
-  return first_of(from_fp16(_mm256_set1_epi16(static_cast<int16_t>(largest_of(widen(largest))))));
-}
-
-// q of GELU values x, which are fp16 and `shrink` times what they stand for; returns the scale.
-inline float quantize_gelu_row(const uint16_t* x, int64_t n, int32_t zero, float shrink, uint8_t* q) {
-  // The largest magnitude serves as the largest value: below 0.17, where it may be that of a negative value, the
-  // floor is larger, since zero is at most 127. NaN is the largest of magnitudes.
-  const float largest = largest_fp16(x, n) / shrink / static_cast<float>(255 - zero);
-  const float least = 0.17f / static_cast<float>(zero);
-  const float scale = largest < least ? least : largest;
-  const Floats inverse = spread(1.0f / shrink / scale);
-  const Ints shift = spread_int(zero), none = int_zeros();
-  for (int64_t i = 0; i < n; i += 16) {
-    const Ints step = add(rounded(multiply(from_fp16(load_halves(x + i)), inverse)), shift);
-    store_bytes(q + i, larger_of(step, none));
-  }
+// The same with a scale for which 127 steps are the largest |x|; returns it.
+inline float quantize_row(const float* x, int64_t n, uint8_t* q) {
+  const float scale = scale_of(largest_magnitude(larger_magnitudes(int_zeros(), x, n)));
+  quantize(x, n, scale, q);
   return scale;
 }
 

@@ -23,8 +23,6 @@ KOE5_INLINE __m256i load_halves(const uint16_t* from) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
 KOE5_INLINE void store_halves(uint16_t* to, __m256i x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x); }
-// Values 0 and above as bytes; those above 255 become 255.
-KOE5_INLINE void store_bytes(uint8_t* to, Ints x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), to_bytes(x)); }
 
 // Sixteen 16-bit values as the upper halves of 32 bits: bf16 becomes fp32.
 KOE5_INLINE Ints as_upper(__m256i halves) { return shift_left<16>(widen(halves)); }

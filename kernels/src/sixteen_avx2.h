@@ -49,7 +49,6 @@ KOE5_TWICE(Floats, multiply, _mm256_mul_ps)
 KOE5_TWICE(Floats, divide, _mm256_div_ps)
 // b where one of the two is NaN.
 KOE5_TWICE(Floats, larger_of, _mm256_max_ps)
-KOE5_TWICE(Floats, smaller_of, _mm256_min_ps)
 KOE5_TWICE(Ints, add, _mm256_add_epi32)
 KOE5_TWICE(Ints, subtract, _mm256_sub_epi32)
 KOE5_TWICE(Ints, multiply, _mm256_mullo_epi32)
@@ -61,17 +60,23 @@ KOE5_TWICE(Ints, interleave_low32, _mm256_unpacklo_epi32)
 KOE5_TWICE(Ints, interleave_high32, _mm256_unpackhi_epi32)
 KOE5_TWICE(Ints, interleave_low64, _mm256_unpacklo_epi64)
 KOE5_TWICE(Ints, interleave_high64, _mm256_unpackhi_epi64)
+// Of 16 bits each.
+KOE5_TWICE(Ints, add_halves, _mm256_add_epi16)
+KOE5_TWICE(Ints, larger_halves, _mm256_max_epu16)
+// 32 values in 16 bits, by saturation: within each 128 bits four of a, then four of b.
+KOE5_TWICE(Ints, pack_halves, _mm256_packs_epi32)
 #undef KOE5_TWICE
 
 KOE5_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
   return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
-KOE5_INLINE Floats multiply_subtract(Floats a, Floats b, Floats c) {
-  return {_mm256_fmsub_ps(a.low, b.low, c.low), _mm256_fmsub_ps(a.high, b.high, c.high)};
-}
-KOE5_INLINE Floats magnitude(Floats x) {
+KOE5_INLINE __m256 smaller_magnitude(__m256 x, __m256 end) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
-  return {_mm256_andnot_ps(sign, x.low), _mm256_andnot_ps(sign, x.high)};
+  return _mm256_or_ps(_mm256_and_ps(sign, x), _mm256_min_ps(_mm256_andnot_ps(sign, x), end));
+}
+// The smaller magnitude with the sign of x; that of `end`, which is positive, where x is NaN.
+KOE5_INLINE Floats smaller_magnitude(Floats x, Floats end) {
+  return {smaller_magnitude(x.low, end.low), smaller_magnitude(x.high, end.high)};
 }
 template <int kBits>
 KOE5_INLINE Ints shift_left(Ints x) {
@@ -109,11 +114,6 @@ KOE5_INLINE Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.low), _mm256
 KOE5_INLINE Ints rounded(Floats x) { return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)}; }
 // Sixteen 16-bit values of which packing has interleaved the quarters, in order.
 KOE5_INLINE __m256i in_order(__m256i packed) { return _mm256_permute4x64_epi64(packed, 0xd8); }
-// For store_bytes.
-KOE5_INLINE __m128i to_bytes(Ints x) {
-  const __m256i halves = in_order(_mm256_packus_epi32(x.low, x.high));
-  return _mm_packus_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
-}
 KOE5_INLINE Ints widen(__m256i halves) {
   return {_mm256_cvtepu16_epi32(_mm256_castsi256_si128(halves)),
           _mm256_cvtepu16_epi32(_mm256_extracti128_si256(halves, 1))};
@@ -161,6 +161,30 @@ KOE5_INLINE Ints load_first(const void* from, int64_t n) {
 KOE5_INLINE void store_beyond(float* to, int64_t n, Floats x) {
   _mm256_maskstore_ps(to, lanes_from(n), x.low);
   _mm256_maskstore_ps(to + 8, lanes_from(n - 8), x.high);
+}
+
+KOE5_INLINE Ints spread_half(int32_t x) {
+  const __m256i each = _mm256_set1_epi16(static_cast<int16_t>(x));
+  return {each, each};
+}
+KOE5_INLINE __m256i low_half(Ints x) { return x.low; }
+KOE5_INLINE __m256i high_half(Ints x) { return x.high; }
+
+// What two pack_halves gave as 64 bytes in order, from 0 to 255 by saturation.
+KOE5_INLINE Ints to_bytes(Ints a, Ints b) {
+  const __m256i pairs = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i low = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a.low, b.low), pairs);
+  const __m256i high = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a.high, b.high), pairs);
+  const __m256i even = _mm256_unpacklo_epi64(low, high), odd = _mm256_unpackhi_epi64(low, high);
+  return {_mm256_permute2x128_si256(even, odd, 0x20), _mm256_permute2x128_si256(even, odd, 0x31)};
+}
+// The first n bytes, a multiple of 16; all if n is 64 or more.
+KOE5_INLINE void store_bytes(uint8_t* to, Ints bytes, int64_t n) {
+  __m128i* const at = reinterpret_cast<__m128i*>(to);
+  _mm_storeu_si128(at, _mm256_castsi256_si128(bytes.low));
+  if (n > 16) _mm_storeu_si128(at + 1, _mm256_extracti128_si256(bytes.low, 1));
+  if (n > 32) _mm_storeu_si128(at + 2, _mm256_castsi256_si128(bytes.high));
+  if (n > 48) _mm_storeu_si128(at + 3, _mm256_extracti128_si256(bytes.high, 1));
 }
 
 // The first and third, or the second and fourth, 128 bits of a, then of b.

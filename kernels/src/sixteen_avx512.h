@@ -25,11 +25,10 @@ KOE5_INLINE Floats subtract(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
 KOE5_INLINE Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 KOE5_INLINE Floats divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 KOE5_INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-KOE5_INLINE Floats multiply_subtract(Floats a, Floats b, Floats c) { return _mm512_fmsub_ps(a, b, c); }
 // b where one of the two is NaN.
 KOE5_INLINE Floats larger_of(Floats a, Floats b) { return _mm512_max_ps(a, b); }
-KOE5_INLINE Floats smaller_of(Floats a, Floats b) { return _mm512_min_ps(a, b); }
-KOE5_INLINE Floats magnitude(Floats x) { return _mm512_abs_ps(x); }
+// The smaller magnitude with the sign of x; that of `end`, which is positive, where x is NaN.
+KOE5_INLINE Floats smaller_magnitude(Floats x, Floats end) { return _mm512_range_ps(x, end, 2); }
 
 KOE5_INLINE Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 KOE5_INLINE Ints subtract(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
@@ -55,8 +54,6 @@ KOE5_INLINE Ints bits_of(Floats x) { return _mm512_castps_si512(x); }
 KOE5_INLINE Floats floats_of_bits(Ints x) { return _mm512_castsi512_ps(x); }
 KOE5_INLINE Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
 KOE5_INLINE Ints rounded(Floats x) { return _mm512_cvtps_epi32(x); }
-// For store_bytes.
-KOE5_INLINE __m128i to_bytes(Ints x) { return _mm512_cvtusepi32_epi8(x); }
 KOE5_INLINE Ints widen(__m256i halves) { return _mm512_cvtepu16_epi32(halves); }
 KOE5_INLINE __m256i upper_halves(Ints x) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(x, 16)); }
 KOE5_INLINE Floats from_fp16(__m256i x) { return _mm512_cvtph_ps(x); }
@@ -81,6 +78,25 @@ KOE5_INLINE Ints load_first(const void* from, int64_t n) {
 // x over all but the first n of sixteen.
 KOE5_INLINE void store_beyond(float* to, int64_t n, Floats x) {
   _mm512_mask_storeu_ps(to, n <= 0 ? 0xffff : static_cast<__mmask16>(0xffffu << n), x);
+}
+
+// Of 16 bits each.
+KOE5_INLINE Ints spread_half(int32_t x) { return _mm512_set1_epi16(static_cast<int16_t>(x)); }
+KOE5_INLINE Ints add_halves(Ints a, Ints b) { return _mm512_add_epi16(a, b); }
+KOE5_INLINE Ints larger_halves(Ints a, Ints b) { return _mm512_max_epu16(a, b); }
+KOE5_INLINE __m256i low_half(Ints x) { return _mm512_castsi512_si256(x); }
+KOE5_INLINE __m256i high_half(Ints x) { return _mm512_extracti64x4_epi64(x, 1); }
+
+// 32 values in 16 bits, by saturation: within each 128 bits four of a, then four of b.
+KOE5_INLINE Ints pack_halves(Ints a, Ints b) { return _mm512_packs_epi32(a, b); }
+// What two pack_halves gave as 64 bytes in order, from 0 to 255 by saturation.
+KOE5_INLINE Ints to_bytes(Ints a, Ints b) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(a, b));
+}
+// The first n bytes, a multiple of 16; all if n is 64 or more.
+KOE5_INLINE void store_bytes(uint8_t* to, Ints bytes, int64_t n) {
+  _mm512_mask_storeu_epi8(to, n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1, bytes);
 }
 
 // Within each 128 bits.

@@ -1,8 +1,8 @@
 """Writes src/gelu_table.inc: the polynomials of gelu.h.
 
-GELU(x) = max(x, 0) - h(|x|) with h(a) = a (1 - Phi(a)), Phi the normal distribution: h is smooth, at most
-0.17, and nothing cancels. h is cut into 32 segments around i * STEP; each is a polynomial of degree 4 in
-t = a / STEP - i, found by Chebyshev interpolation in float64.
+GELU(x) = x Phi(x), Phi the normal distribution, is cut into 31 segments around i * STEP for i from -15 to 15.
+Each is a polynomial of degree 3 in x, found by Chebyshev interpolation in float64 and multiplied by SHRINK,
+as the kept values are; the first segment is 0 and the last one x. Segment i has the column i modulo 32.
 
     python tools/gelu_table.py > src/gelu_table.inc
 """
@@ -12,29 +12,39 @@ import sys
 
 import numpy as np
 import numpy.typing as npt
-from numpy.polynomial import chebyshev
+from numpy.polynomial import chebyshev, polynomial
 
 Array = npt.NDArray[np.float64]
-SEGMENTS = 32
-DEGREE = 4
-END = 6.0
-"""h(6) is 6e-9: from here on GELU(x) is x or 0."""
-STEP = END / (SEGMENTS - 1)
+COLUMNS = 32
+LAST = 15
+DEGREE = 3
+END = 5.0
+"""From here on GELU(x) is x or 0 within 1.5e-6."""
+STEP = END / LAST
+SHRINK = 1 / 256
+"""kGeluShrink of linear_kernels.h."""
 
 
-def tail(a: Array) -> Array:
-    """a (1 - Phi(a))."""
-    return np.asarray(0.5 * a * np.array([math.erfc(x / math.sqrt(2)) for x in a]))
+def gelu(x: Array) -> Array:
+    """x Phi(x)."""
+    return np.asarray(0.5 * x * np.array([math.erfc(-value / math.sqrt(2)) for value in x]))
 
 
 def segment(index: int) -> Array:
-    """Coefficients of t**0 to t**DEGREE, for t in -0.5..0.5."""
+    """Coefficients of x**0 to x**DEGREE, for x from (index - 0.5) STEP to (index + 0.5) STEP."""
+    coefficients = np.zeros(DEGREE + 1)
+    if abs(index) >= LAST:
+        coefficients[1] = index >= LAST
+        return coefficients
     nodes = np.cos(np.pi * (np.arange(64) + 0.5) / 64)
-    series = chebyshev.chebfit(nodes, tail((nodes / 2 + index) * STEP), DEGREE)
-    coefficients = chebyshev.cheb2poly(series) * 2.0 ** np.arange(DEGREE + 1)
-    if index in (0, SEGMENTS - 1):  # exactly 0 at 0, and from END on
+    series = chebyshev.chebfit(nodes, gelu((nodes / 2 + index) * STEP), DEGREE)
+    power = np.ones(1)
+    for coefficient in chebyshev.cheb2poly(series):  # of nodes = 2 x / STEP - 2 index
+        coefficients[: power.size] += coefficient * power
+        power = polynomial.polymul(power, [-2.0 * index, 2 / STEP])
+    if index == 0:  # exactly 0 at 0
         coefficients[0] = 0.0
-    return np.asarray(coefficients)
+    return coefficients
 
 
 def literals(values: npt.NDArray[np.float32]) -> str:
@@ -46,11 +56,14 @@ def literals(values: npt.NDArray[np.float32]) -> str:
 
 def main() -> None:
     """The table on standard output."""
-    table = np.array([segment(i) for i in range(SEGMENTS)], dtype=np.float32)
+    table = np.zeros((COLUMNS, DEGREE + 1), dtype=np.float32)
+    for index in range(-LAST, LAST + 1):
+        table[index % COLUMNS] = segment(index) * SHRINK
     lines = [
-        "// Written by tools/gelu_table.py. One row a power of t, one column a segment.",
-        f"static constexpr float kGeluSteps = {1 / STEP:.9e}f;  // segments for each unit of |x|",
-        f"alignas(64) static const float kGeluTable[{DEGREE + 1}][{SEGMENTS}] = {{",
+        "// Written by tools/gelu_table.py. One row a power of x, one column a segment.",
+        f"static constexpr float kGeluEnd = {END}f;",
+        f"static constexpr float kGeluSteps = {1 / STEP:.9e}f;  // segments for each unit of x",
+        f"alignas(64) static const float kGeluTable[{DEGREE + 1}][{COLUMNS}] = {{",
         *(f"    {{{literals(power)}}}," for power in table.T),
         "};",
     ]

@@ -100,9 +100,13 @@ def _check(options: RayOptions, task: Task) -> None:
 
 
 def _engine_of_actor(task: Task, options: RayOptions) -> Any:
-    """Threads for what the actor reserves: it sees all cores of its node and shares them with others."""
+    """Threads for what the actor reserves: it sees all cores of its node and shares them with others.
+
+    Several actors share the packed weights as well: some will be on one machine.
+    """
     threads = task.engine.threads or max(1, int(options.cpus_per_actor))
-    return dataclasses.replace(task.engine, threads=threads)
+    shares = task.engine.share_weights or options.actors > 1
+    return dataclasses.replace(task.engine, threads=threads, share_weights=shares)
 
 
 def _run(ray: Any, task: Task, shards: Sequence[int], options: RayOptions) -> Iterator[Receipt]:

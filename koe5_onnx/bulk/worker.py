@@ -41,6 +41,7 @@ class Engine:
     workers: int | None = None
     kernels: Kernels = "auto"
     max_batch_tokens: int | None = None
+    share_weights: bool = False
 
     def open(self) -> Embedder:
         """Open one."""
@@ -52,6 +53,7 @@ class Engine:
             workers=self.workers,
             kernels=self.kernels,
             max_batch_tokens=self.max_batch_tokens,
+            share_weights=self.share_weights,
         )
 
 

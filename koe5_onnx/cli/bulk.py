@@ -91,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         kernels=args.kernels,
         max_batch_tokens=args.max_batch_tokens,
+        share_weights=args.share_weights,
     )
     options = Options(
         prompt=prompt_of(args),

@@ -39,6 +39,7 @@ from koe5_onnx.cuda import attention_kernel, find_driver, preload, why_on_the_cp
 from koe5_onnx.graphs import Graph, choose, installed_kernels, kernels_level
 from koe5_onnx.machine import INT8_INSTRUCTIONS, cpu_features, cpu_name, usable_cores
 from koe5_onnx.session import import_onnxruntime, unsuited
+from koe5_onnx.sharing import kept_bytes, packed_folders
 
 IDENTITY = base64.b64decode(
     "CAgSADo+ChAKAXgSAXkiCElkZW50aXR5EghpZGVudGl0eVoPCgF4EgoKCAgBEgQKAggBYg8KAXkSCgoICAESBAoCCAFCBAoAEBE="
@@ -118,6 +119,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding("int8 here", _int8_here(features))
     kernels = installed_kernels()
     yield Finding("fused kernels", kernels if isinstance(kernels, str) else f"ready, on {kernels_level()}")
+    yield Finding("shared weights", _shared_weights())
     yield Finding("threads", f"{cores.count} ({cores.reason})")
 
 
@@ -129,6 +131,13 @@ def _int8_here(features: Sequence[str]) -> str:
     if found := [name for name in INT8_INSTRUCTIONS if name in features]:
         return f"fast: dot product instructions ({found[0]}), sums exact"
     return "slow: no dot product instructions, and on x86 sums of products may saturate: export int8-block"
+
+
+def _shared_weights() -> str:
+    try:
+        return f"{kept_bytes() / 1e6:,.0f} MB in {packed_folders()}"
+    except RuntimeError as error:
+        return f"none: {error}"
 
 
 def _gpus() -> Finding:

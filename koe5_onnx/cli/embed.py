@@ -94,6 +94,7 @@ def _open(args: argparse.Namespace) -> Embedder:
         workers=args.workers,
         kernels=args.kernels,
         overflow=args.overflow,
+        share_weights=args.share_weights,
         **optional,
     )
 

@@ -43,3 +43,8 @@ def add_engine_arguments(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--max-batch-tokens", type=int, metavar="N", help="tokens of one batch, padding included"
     )
+    group.add_argument(
+        "--share-weights",
+        action="store_true",
+        help="keep fused kernels' packed weights in the cache folder, where several processes map them",
+    )

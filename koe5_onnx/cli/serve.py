@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         threads=threads,
         parallel_batches=args.parallel_batches,
         max_batch_tokens=args.max_batch_tokens,
+        share_weights=args.workers > 1 if args.share_weights is None else args.share_weights,
         max_wait_ms=args.max_wait_ms,
         overflow=args.overflow,
         default_prompt=args.default_prompt,
@@ -98,6 +99,11 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
         "--parallel-batches", type=int, default=1, metavar="N", help="batches at the same time (default: 1)"
     )
     group.add_argument("--max-batch-tokens", type=int, metavar="N", help="tokens of one batch")
+    group.add_argument(
+        "--share-weights", action=argparse.BooleanOptionalAction,
+        help="keep fused kernels' packed weights in the cache folder, where processes map them (default: "
+        "with several workers)",
+    )  # fmt: skip
     group.add_argument(
         "--max-wait-ms", type=float, default=0.0, metavar="MS",
         help="how long a batch that is not full waits for more (default: 0)",

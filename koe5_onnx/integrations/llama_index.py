@@ -40,6 +40,7 @@ class Koe5Embedding(BaseEmbedding):
     overflow: Literal["truncate", "error"] = Field(default="truncate", description="For too long texts.")
     kernels: Literal["auto", "fused", "stock"] = Field(default="auto", description="Which graph runs.")
     gpu_mem_limit: int | None = Field(default=None, description="Bytes that may be taken on a GPU.")
+    share_weights: bool = Field(default=False, description="Map packed weights that processes share.")
 
     _embedder: Embedder = PrivateAttr()
     _async: AsyncEmbedder = PrivateAttr()

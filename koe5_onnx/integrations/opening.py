@@ -24,6 +24,7 @@ class OpenOptions(TypedDict, total=False):
     overflow: Literal["truncate", "error"]
     kernels: Literal["auto", "fused", "stock"]
     gpu_mem_limit: int | None
+    share_weights: bool
 
 
 _OPEN: weakref.WeakValueDictionary[tuple[object, ...], Embedder] = weakref.WeakValueDictionary()

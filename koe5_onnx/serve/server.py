@@ -65,6 +65,7 @@ def open_embedder(settings: Settings) -> Embedder:
         threads=settings.threads,
         max_batch_tokens=settings.max_batch_tokens,
         kernels=settings.kernels,  # type: ignore[arg-type]
+        share_weights=settings.share_weights,
     )
 
 

@@ -29,6 +29,8 @@ class Settings:
     parallel_batches: int = 1
     """Batches that run at the same time; a short one may run beside them."""
     max_batch_tokens: int | None = None
+    share_weights: bool = False
+    """Whether fused kernels' packed weights lie in the cache folder, mapped by all workers."""
     max_wait_ms: float = 0.0
     """How long a batch that is not full waits for more; measured in benchmarks/NOTES.md."""
     overflow: str = "truncate"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from bulk_output import ARTIFACT, errors_of, jsonl, output_of
 
 import koe5_onnx
-from koe5_onnx import cli
-from koe5_onnx.bulk import Progress
+from koe5_onnx import InputError, cli
+from koe5_onnx.bulk import Engine, Progress, ray_engine
 from koe5_onnx.cli import bulk
 
 
@@ -54,6 +55,29 @@ def test_options_reach_the_job(run, tmp_path, embedder):
     table = output_of(tmp_path / "out")
     assert table.column_names == ["contents", "text", "v"]
     assert str(table.schema.field("v").type.value_type) == "halffloat"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shares"),
+    [
+        ([], False),
+        (["--share-weights"], True),
+        (["--engine", "ray"], False),
+        (["--engine", "ray", "--ray-actors", "2"], True),
+    ],
+)
+def test_who_shares_weights(run, monkeypatch, arguments, shares):
+    told = []
+    monkeypatch.setattr(Engine, "open", lambda engine: told.append(engine.share_weights) or stop())
+    monkeypatch.setattr(ray_engine, "_import_ray", lambda: None)
+    monkeypatch.setattr(ray_engine, "_connected", lambda *_ray: nullcontext())
+    monkeypatch.setattr(ray_engine, "_run", lambda _ray, task, *_rest: task.engine.open())
+    assert run(*arguments) == 1
+    assert told == [shares]
+
+
+def stop():
+    raise InputError("that was all")
 
 
 def test_errors_are_one_line(run, capsys):

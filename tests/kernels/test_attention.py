@@ -54,11 +54,18 @@ def attention(qkv: Array, lengths: Sequence[int], heads: int) -> Array:
     return context
 
 
+def parts_of(qkv: Array, heads: int) -> Array:
+    """[T, 3 H] to [3 heads, T, depth], as the operator takes it."""
+    return np.ascontiguousarray(
+        qkv.reshape(len(qkv), 3 * heads, qkv.shape[1] // (3 * heads)).transpose(1, 0, 2)
+    )
+
+
 def attend(
     kernels: Kernels, qkv: Array, lengths: Sequence[int], heads: int, threads: int = 2
 ) -> tuple[Array, Array]:
-    inputs = {"qkv": qkv, "offsets": offsets_of(lengths)}
-    q, scale = kernels.run("RaggedAttention", inputs, OUTPUTS, {"heads": heads}, threads=threads)
+    inputs = {"qkv": parts_of(qkv, heads), "offsets": offsets_of(lengths)}
+    q, scale = kernels.run("RaggedAttention", inputs, OUTPUTS, {}, threads=threads)
     return q, scale
 
 
@@ -193,19 +200,22 @@ def test_no_texts(kernels: Kernels) -> None:
 
 @pytest.mark.parametrize("offsets", [[0, 5, 5, 9], [1, 9], [0, 8], [0, 12], [0, 7, 3, 9], [0, -1, 9], []])
 def test_bad_offsets_are_refused(kernels: Kernels, offsets: list[int]) -> None:
-    inputs = {"qkv": np.zeros((9, 96), dtype=np.uint16), "offsets": np.array(offsets, dtype=np.int32)}
+    inputs = {"qkv": np.zeros((6, 9, 16), dtype=np.uint16), "offsets": np.array(offsets, dtype=np.int32)}
     with pytest.raises(Exception, match=r"koe5.RaggedAttention \(node 'node'\): offsets must rise from 0 to"):
-        kernels.run("RaggedAttention", inputs, OUTPUTS, {"heads": 2})
+        kernels.run("RaggedAttention", inputs, OUTPUTS, {})
 
 
-@pytest.mark.parametrize(("columns", "heads"), [(96, 4), (96, 5), (48, 3), (0, 1), (3 * 272, 1), (97, 2)])
-def test_other_depths_are_refused(kernels: Kernels, columns: int, heads: int) -> None:
-    inputs = {"qkv": np.zeros((9, columns), dtype=np.uint16), "offsets": np.array([0, 9], dtype=np.int32)}
+@pytest.mark.parametrize(("parts", "depth"), [(6, 8), (6, 24), (3, 0), (3, 272), (4, 32), (0, 32)])
+def test_other_depths_are_refused(kernels: Kernels, parts: int, depth: int) -> None:
+    inputs = {
+        "qkv": np.zeros((parts, 9, depth), dtype=np.uint16),
+        "offsets": np.array([0, 9], dtype=np.int32),
+    }
     with pytest.raises(Exception, match="a depth that is a multiple of 16 up to 256"):
-        kernels.run("RaggedAttention", inputs, OUTPUTS, {"heads": heads})
+        kernels.run("RaggedAttention", inputs, OUTPUTS, {})
 
 
-def test_heads_must_be_positive(kernels: Kernels) -> None:
+def test_two_dimensions_are_refused(kernels: Kernels) -> None:
     inputs = {"qkv": np.zeros((9, 96), dtype=np.uint16), "offsets": np.array([0, 9], dtype=np.int32)}
-    with pytest.raises(Exception, match="heads must be positive and is 0"):
-        kernels.run("RaggedAttention", inputs, OUTPUTS, {"heads": 0})
+    with pytest.raises(Exception, match=r"qkv must have the shape \[any, any, any\]"):
+        kernels.run("RaggedAttention", inputs, OUTPUTS, {})

@@ -23,7 +23,7 @@ def stock(artifact_path):
 @pytest.fixture
 def fused(stock):
     files = {**stock.manifest.files, FUSED_GRAPH: File(1, "0")}
-    return Artifact(stock.path, replace(stock.manifest, files=files))
+    return Artifact(stock.path, replace(stock.manifest, files=files, fused_operators=2))
 
 
 @pytest.fixture
@@ -33,6 +33,7 @@ def kernels(monkeypatch):
     module.reason = None
     module.unavailable = lambda: module.reason
     module.level = lambda: "amx"
+    module.OPSET_VERSION = 2
     module.library = lambda: Path("libkernels.so")
     monkeypatch.setitem(sys.modules, "koe5_onnx_kernels", module)
     return module
@@ -54,6 +55,14 @@ def test_an_artifact_without_it(stock, kernels):
 def test_a_cpu_that_cannot(fused, kernels):
     kernels.reason = "this CPU has no AVX512-VNNI"
     check_refused(fused, "cpu", "this CPU has no AVX512-VNNI")
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_graph_for_other_kernels(fused, kernels, version):
+    kernels.OPSET_VERSION = version
+    check_refused(
+        fused, "cpu", f"for version 2 of the fused operators, installed are those of version {version}"
+    )
 
 
 def test_another_device(fused, kernels):

@@ -44,7 +44,11 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "batching.py": ({"numpy"}, set()),
     "graphs.py": ({".artifact", ".errors"}, {"koe5_onnx_kernels"}),
     "cuda.py": ({".errors"}, set()),
-    "session.py": ({".artifact", ".cuda", ".errors", ".graphs", ".machine", "numpy"}, {"onnxruntime"}),
+    "session.py": (
+        {".artifact", ".cuda", ".errors", ".graphs", ".machine", ".sharing", "numpy"},
+        {"onnxruntime"},
+    ),
+    "sharing.py": ({".artifact", ".checked", ".errors", ".graphs"}, set()),
     "pipeline.py": ({".batching", ".errors", ".session", ".tokenizer", "numpy"}, set()),
     "tuning.py": (
         {
@@ -76,7 +80,10 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
         },
         set(),
     ),
-    "cli/doctor.py": ({PUBLIC, ".cli", ".cuda", ".graphs", ".machine", ".session", "numpy"}, set()),
+    "cli/doctor.py": (
+        {PUBLIC, ".cli", ".cuda", ".graphs", ".machine", ".session", ".sharing", "numpy"},
+        set(),
+    ),
     "async_embedder.py": ({".embedder", ".errors", "numpy"}, set()),
     "integrations/__init__.py": (set(), set()),
     "integrations/opening.py": ({PUBLIC}, set()),
@@ -125,6 +132,7 @@ BENCHMARKS_TABLE: dict[str, tuple[set[str], set[str]]] = {
         {PUBLIC, ".artifact", ".machine", ".session", "benchmarks", "koe5_export", "numpy", "tokenizers"},
         {"*"},
     ),
+    "sharing.py": ({PUBLIC, ".checked", ".graphs", ".machine", "benchmarks"}, set()),
     "output_dtypes.py": ({PUBLIC, ".bulk", "benchmarks", "numpy"}, set()),
     "corpora.py": ({PUBLIC, ".hub", "benchmarks"}, set()),
     "speed/gpu.py": ({PUBLIC, ".cuda", ".graphs", ".session", ".tuning", "benchmarks", "koe5_export"}, set()),

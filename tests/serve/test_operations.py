@@ -18,11 +18,13 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from mapped_files import maps_of, memory_of
 from tolerances import SERVED
 
 import koe5_onnx
 from koe5_onnx import InputError
 from koe5_onnx.cli.serve import hash_keys
+from koe5_onnx.graphs import installed_kernels
 from koe5_onnx.serve import Settings
 
 ARTIFACT = Path(__file__).resolve().parents[1] / "data" / "tiny-int8"
@@ -95,6 +97,33 @@ def test_two_workers_share_a_port_and_their_numbers(offline):
         assert 'koe5_inputs_total{prompt="none"} 20.0' in client.get("/metrics").text
         running.terminate()
         assert running.wait(20) == 0
+
+
+@pytest.mark.skipif(isinstance(installed_kernels(), str), reason=str(installed_kernels()))
+def test_two_workers_hold_packed_weights_once():
+    with process("--workers", "2") as (running, client, _lines):
+        _wait_for_metric(client, "koe5_engine", 2)
+        one, other = _workers_of(running)
+        assert maps_of(one, ".packed") == maps_of(other, ".packed") != set()
+        assert memory_of(one, ".packed").private_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shares"),
+    [
+        ((), False),
+        (("--workers", "2"), True),
+        (("--share-weights",), True),
+        (("--workers", "2", "--no-share-weights"), False),
+    ],
+)
+def test_who_shares_weights(arguments, shares, monkeypatch):
+    from koe5_onnx.cli import main
+
+    told = []
+    monkeypatch.setattr("koe5_onnx.serve.serve", lambda settings, **_where: told.append(settings) or 0)
+    assert main(["serve", str(ARTIFACT), *arguments]) == 0
+    assert [settings.share_weights for settings in told] == [shares]
 
 
 def test_two_workers_stop_in_good_order():
