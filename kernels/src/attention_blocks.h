@@ -169,10 +169,9 @@ void pack_values(const uint16_t* value, int64_t keys, int64_t depth, uint32_t* t
   for (int64_t pair = 0; pair < padded / 2; ++pair) {
     const uint16_t* even = value + 2 * pair * depth;
     for (int64_t d = 0; d < depth; d += 16) {
-      const __m256i none = _mm256_setzero_si256();
       Product::store_values(to + d / kPanel * steps * kPanel + d % kPanel, pair,
-                            2 * pair < keys ? load_halves(even + d) : none,
-                            2 * pair + 1 < keys ? load_halves(even + depth + d) : none);
+                            load_halves_if(2 * pair < keys, even + d),
+                            load_halves_if(2 * pair + 1 < keys, even + depth + d));
     }
   }
 }

@@ -152,6 +152,10 @@ KOE5_INLINE __m256i lanes_from(int64_t n) {  // ones in the lanes n and above of
   return _mm256_cmpgt_epi32(lane, _mm256_set1_epi32(static_cast<int32_t>(n) - 1));
 }
 KOE5_INLINE __m256i lanes_below(int64_t n) { return _mm256_xor_si256(lanes_from(n), _mm256_set1_epi32(-1)); }
+// Sixteen values of 16 bits, or zeros.
+KOE5_INLINE __m256i load_halves_if(bool present, const uint16_t* from) {
+  return present ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)) : _mm256_setzero_si256();
+}
 // The first n of sixteen, n of 0 and above; zeros beyond, where nothing is read.
 KOE5_INLINE Ints load_first(const void* from, int64_t n) {
   const int* const at = static_cast<const int*>(from);

@@ -71,6 +71,10 @@ KOE5_INLINE Floats fraction_of(Floats x) {
 }
 KOE5_INLINE Floats scale_by_floor(Floats p, Floats x) { return _mm512_scalef_ps(p, x); }
 
+// Sixteen values of 16 bits, or zeros.
+KOE5_INLINE __m256i load_halves_if(bool present, const uint16_t* from) {
+  return _mm256_maskz_loadu_epi16(present ? 0xffff : 0, from);
+}
 // The first n of sixteen, n of 0 and above; zeros beyond.
 KOE5_INLINE Ints load_first(const void* from, int64_t n) {
   return _mm512_maskz_loadu_epi32(n >= 16 ? 0xffff : static_cast<__mmask16>((1u << n) - 1), from);
