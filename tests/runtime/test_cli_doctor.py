@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from koe5_onnx import Embedder, UnsuitedCpuWarning, cli, graphs
+from koe5_onnx import Artifact, Embedder, UnsuitedCpuWarning, cli, graphs
 from koe5_onnx.artifact import MANIFEST, PACKED_GRAPH, WEIGHTS
 from koe5_onnx.cli import doctor
 from koe5_onnx.cuda import Driver, Gpu
@@ -175,6 +175,7 @@ def test_whether_the_cpu_suits_an_artifact(capsys, monkeypatch, artifact_path, f
 
 def test_fused_kernels_are_exact_on_any_cpu_that_they_run_on(capsys, monkeypatch, artifact_path):
     kernels = ModuleType("koe5_onnx_kernels")
+    kernels.OPSET_VERSION = Artifact.open(artifact_path).manifest.fused_operators
     kernels.unavailable, kernels.level, kernels.library = (
         lambda: None,
         lambda: "avx2",
