@@ -1,49 +1,54 @@
-// Packing of weights. For any x86-64: memory, not arithmetic, takes the time.
-#include <emmintrin.h>
+// Packing of weights. Compiled for AVX2, which every level's CPU has.
+#include <immintrin.h>
 
 #include "linear_kernels.h"
 
 namespace koe5 {
 namespace {
 
-// Sixteen columns of four k: four registers of [4 columns][4 k].
-struct Line {
-  __m128i quarter[4];
-};
-
-inline __m128i load(const int8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
-
-inline Line interleaved(const int8_t* row, int64_t stride) {
-  const __m128i r0 = load(row), r1 = load(row + stride), r2 = load(row + 2 * stride), r3 = load(row + 3 * stride);
-  const __m128i low01 = _mm_unpacklo_epi8(r0, r1), high01 = _mm_unpackhi_epi8(r0, r1);
-  const __m128i low23 = _mm_unpacklo_epi8(r2, r3), high23 = _mm_unpackhi_epi8(r2, r3);
-  return {{_mm_unpacklo_epi16(low01, low23), _mm_unpackhi_epi16(low01, low23), _mm_unpacklo_epi16(high01, high23),
-           _mm_unpackhi_epi16(high01, high23)}};
+// 32 columns of one row, or 16 and zeros.
+inline __m256i load_columns(const int8_t* row, bool both) {
+  if (both) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
+  return _mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row)));
 }
 
-// Of each four bytes the sum: as 16 bits, two by two, then those two.
-inline __m128i sums_of_four(__m128i x) {
-  const __m128i ones = _mm_set1_epi16(1);
-  const __m128i even = _mm_srai_epi16(_mm_slli_epi16(x, 8), 8), odd = _mm_srai_epi16(x, 8);
-  return _mm_madd_epi16(_mm_add_epi16(even, odd), ones);
+// Stores 8 columns of four k and adds the four up.
+inline void store_line(__m256i line, int8_t* to, __m256i& total) {
+  _mm256_store_si256(reinterpret_cast<__m256i*>(to), line);
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), line);
+  total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+// Four k of 32 columns to two blocks, or of 16 to the left one.
+inline void pack_four(const int8_t* row, int64_t stride, bool both, int8_t* left, int8_t* right, __m256i total[4]) {
+  const __m256i r0 = load_columns(row, both), r1 = load_columns(row + stride, both);
+  const __m256i r2 = load_columns(row + 2 * stride, both), r3 = load_columns(row + 3 * stride, both);
+  const __m256i low01 = _mm256_unpacklo_epi8(r0, r1), high01 = _mm256_unpackhi_epi8(r0, r1);
+  const __m256i low23 = _mm256_unpacklo_epi8(r2, r3), high23 = _mm256_unpackhi_epi8(r2, r3);
+  // Four columns of the left block in the lower 128 bits, of the right one in the upper.
+  const __m256i a = _mm256_unpacklo_epi16(low01, low23), b = _mm256_unpackhi_epi16(low01, low23);
+  const __m256i c = _mm256_unpacklo_epi16(high01, high23), d = _mm256_unpackhi_epi16(high01, high23);
+  store_line(_mm256_permute2x128_si256(a, b, 0x20), left, total[0]);
+  store_line(_mm256_permute2x128_si256(c, d, 0x20), left + 32, total[1]);
+  if (!both) return;
+  store_line(_mm256_permute2x128_si256(a, b, 0x31), right, total[2]);
+  store_line(_mm256_permute2x128_si256(c, d, 0x31), right + 32, total[3]);
 }
 
 }  // namespace
 
 void pack_columns(const int8_t* weight, int64_t stride, int64_t k, int64_t columns, int8_t* const* blocks,
                   int32_t* sums) {
-  __m128i total[16] = {};
+  __m256i total[8] = {};
   for (int64_t at = 0; at < k; at += 4) {
     const int64_t to = at / kStepDepth * 2 * kBlockBytes + at % kStepDepth * 16;
-    for (int64_t i = 0; i * 16 < columns; ++i) {
-      const Line line = interleaved(weight + at * stride + i * 16, stride);
-      for (int64_t j = 0; j < 4; ++j) {
-        _mm_store_si128(reinterpret_cast<__m128i*>(blocks[i] + to) + j, line.quarter[j]);
-        total[4 * i + j] = _mm_add_epi32(total[4 * i + j], sums_of_four(line.quarter[j]));
-      }
+    for (int64_t i = 0; i * 16 < columns; i += 2) {
+      const bool both = columns - i * 16 > 16;
+      int8_t* const right = both ? blocks[i + 1] + to : nullptr;
+      pack_four(weight + at * stride + i * 16, stride, both, blocks[i] + to, right, total + 2 * i);
     }
   }
-  for (int64_t j = 0; j * 4 < columns; ++j) _mm_storeu_si128(reinterpret_cast<__m128i*>(sums) + j, total[j]);
+  for (int64_t j = 0; j * 8 < columns; ++j) _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums) + j, total[j]);
 }
 
 }  // namespace koe5
