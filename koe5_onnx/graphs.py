@@ -110,7 +110,7 @@ def kernels_version() -> int:
 
 
 def kernels_level() -> str:
-    """The instruction set that installed kernels use: "amx", "avx512_bf16", "avx512_vnni" or "none"."""
+    """The instruction set that installed kernels use, "amx" to "avx2", or "none": see kernels/README.md."""
     import koe5_onnx_kernels
 
     return str(koe5_onnx_kernels.level())

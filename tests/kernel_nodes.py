@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -18,8 +20,8 @@ import onnx
 import onnxruntime as ort
 
 Array = npt.NDArray[Any]
-LEVELS = ("avx512_vnni", "avx512_bf16", "amx")
-"""Instruction sets, lowest first."""
+LEVELS = ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx")
+"""Instruction sets, lowest first. A CPU need not have all below its best."""
 _TYPES = {"f32": onnx.TensorProto.FLOAT, "u8": onnx.TensorProto.UINT8, "s8": onnx.TensorProto.INT8}
 _TYPES |= {"i32": onnx.TensorProto.INT32, "bf16": onnx.TensorProto.BFLOAT16}
 
@@ -108,6 +110,14 @@ def bf16(values: Array) -> Array:
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+
+
+def python(code: str, folder: Path, **environment: str) -> str:
+    """What a fresh interpreter prints; ONNX Runtime's log apart."""
+    command = [sys.executable, "-c", code]
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    env = os.environ | {"PYTHONPATH": path} | environment
+    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout.strip()
 
 
 class Kernels:

@@ -24,7 +24,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 SHAPES = ((1, 512), (4, 128), (16, 32), (40, 12), (1, 12))
-LEVELS = ("avx512_vnni", "avx512_bf16", "amx")
+LEVELS = ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx")
 HEADS = 16
 WIDTH = 1024
 

@@ -33,7 +33,7 @@ SHAPES = (
     ("ProjectAddNorm", 4096, 1024),
 )
 ROWS = (16, 32, 48, 128, 512, 2048)
-LEVELS = ("avx512_vnni", "amx")
+LEVELS = ("avx2", "avx_vnni", "avx512_vnni", "amx")
 WEIGHTS = 8
 TYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int8": TensorProto.INT8}
 

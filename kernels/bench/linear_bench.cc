@@ -1,7 +1,7 @@
 // Speed of the fused linears, alone: no ONNX Runtime.
 //
 //   cmake -S kernels -B build/kernels -G Ninja && cmake --build build/kernels --target linear_bench
-//   build/kernels/linear_bench [--threads N] [--level amx|avx512_vnni] [--rows 16,32,...] [--shape TEXT] [--seconds S]
+//   build/kernels/linear_bench [--threads N] [--level amx|avx512_vnni|avx_vnni|avx2] [--rows 16,32,...] [--shape TEXT] [--seconds S]
 //                              [--hot]
 //
 // One line for each linear of the model and number of rows: median and best milliseconds, giga-operations a second
@@ -87,6 +87,34 @@ __attribute__((target("avx512f,avx512vnni"))) void vnni_alone() {
   }
 }
 
+// The same on 256 bits.
+__attribute__((target("avx2,avxvnni"))) void avx_vnni_alone() {
+  for (int i = 0; i < 1000; ++i) {
+    asm volatile(
+        "%{vex%} vpdpbusd %%ymm0, %%ymm0, %%ymm1\n %{vex%} vpdpbusd %%ymm0, %%ymm0, %%ymm2\n"
+        "%{vex%} vpdpbusd %%ymm0, %%ymm0, %%ymm3\n %{vex%} vpdpbusd %%ymm0, %%ymm0, %%ymm4\n"
+        "%{vex%} vpdpbusd %%ymm0, %%ymm0, %%ymm5\n %{vex%} vpdpbusd %%ymm0, %%ymm0, %%ymm6\n"
+        "%{vex%} vpdpbusd %%ymm0, %%ymm0, %%ymm7\n %{vex%} vpdpbusd %%ymm0, %%ymm0, %%ymm8\n"
+        "%{vex%} vpdpbusd %%ymm0, %%ymm0, %%ymm9\n %{vex%} vpdpbusd %%ymm0, %%ymm0, %%ymm10\n"
+        "%{vex%} vpdpbusd %%ymm0, %%ymm0, %%ymm11\n %{vex%} vpdpbusd %%ymm0, %%ymm0, %%ymm12\n" ::
+            : "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12");
+  }
+}
+
+// 1,000 times six pairs of VPMADDWD and VPADDD, of 32 products.
+__attribute__((target("avx2"))) void avx2_alone() {
+  for (int i = 0; i < 1000; ++i) {
+    asm volatile(
+        "vpmaddwd %%ymm0, %%ymm0, %%ymm1\n vpaddd %%ymm1, %%ymm7, %%ymm7\n"
+        "vpmaddwd %%ymm0, %%ymm0, %%ymm2\n vpaddd %%ymm2, %%ymm8, %%ymm8\n"
+        "vpmaddwd %%ymm0, %%ymm0, %%ymm3\n vpaddd %%ymm3, %%ymm9, %%ymm9\n"
+        "vpmaddwd %%ymm0, %%ymm0, %%ymm4\n vpaddd %%ymm4, %%ymm10, %%ymm10\n"
+        "vpmaddwd %%ymm0, %%ymm0, %%ymm5\n vpaddd %%ymm5, %%ymm11, %%ymm11\n"
+        "vpmaddwd %%ymm0, %%ymm0, %%ymm6\n vpaddd %%ymm6, %%ymm12, %%ymm12\n" ::
+            : "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12");
+  }
+}
+
 __attribute__((target("amx-tile,amx-int8"))) void amx_alone() {
   struct alignas(64) Config {
     uint8_t palette = 1, rest[15] = {};
@@ -104,17 +132,27 @@ __attribute__((target("amx-tile,amx-int8"))) void amx_alone() {
   _tile_release();
 }
 
+struct Alone {
+  void (*run)();
+  double operations;
+};
+
+Alone alone_at(Level level) {
+  if (level == Level::amx) return {amx_alone, 4000.0 * 16 * 16 * 64 * 2};
+  if (level == Level::avx512_vnni) return {vnni_alone, 12000.0 * 64 * 2};
+  return level == Level::avx_vnni ? Alone{avx_vnni_alone, 12000.0 * 32 * 2} : Alone{avx2_alone, 6000.0 * 16 * 2};
+}
+
 // Operations a second of all threads, best of ten.
 double ceiling(Level level, ThreadPool& pool) {
-  const bool amx = level == Level::amx;
-  const double operations = amx ? 4000.0 * 16 * 16 * 64 * 2 : 12000.0 * 64 * 2;
+  const Alone alone = alone_at(level);
   double best = 1e9;
   for (int i = 0; i < 10; ++i) {
     const double start = now();
-    pool.parallel_for(100 * pool.threads(), [&](int64_t) { amx ? amx_alone() : vnni_alone(); });
+    pool.parallel_for(100 * pool.threads(), [&](int64_t) { alone.run(); });
     best = std::min(best, now() - start);
   }
-  return operations * 100 * pool.threads() / best;
+  return alone.operations * 100 * pool.threads() / best;
 }
 
 struct Options {
@@ -228,7 +266,7 @@ int main(int count, char** arguments) {
     return 1;
   }
   ThreadPool pool(options.threads);
-  for (const Level level : {Level::avx512_vnni, Level::amx}) {
+  for (const Level level : {Level::avx2, Level::avx_vnni, Level::avx512_vnni, Level::amx}) {
     if (koe5::cpu_level() < level || (!only.empty() && only != koe5::level_name(level))) continue;
     const double peak = ceiling(level, pool);
     std::printf("%s, %d threads: ceiling %.0f GOP/s\n", koe5::level_name(level), options.threads, peak / 1e9);

@@ -43,7 +43,7 @@ def unavailable() -> str | None:
 
 
 def level() -> str:
-    """The instruction set in use: "amx", "avx512_bf16", "avx512_vnni" or "none".
+    """The instruction set in use: "amx", "avx512_bf16", "avx512_vnni", "avx_vnni", "avx2" or "none".
 
     Raises:
         OSError: The library is missing or does not load.

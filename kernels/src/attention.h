@@ -26,6 +26,7 @@ constexpr int64_t kQueriesPerTask = 512;
 
 size_t attention_scratch_bytes(int64_t depth);
 
+void attend_avx2(const AttentionTask& task);  // AVX2 and FMA: fp32
 void attend_vnni(const AttentionTask& task);  // AVX512 without bf16 products: fp32
 void attend_bf16(const AttentionTask& task);  // AVX512-BF16
 void attend_amx(const AttentionTask& task);   // AMX-BF16

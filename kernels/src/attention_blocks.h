@@ -1,5 +1,5 @@
-// What the instruction sets' attention share: blocks of keys, how they are packed, and scratch memory. AVX512,
-// local to the file that includes it: see rows.h.
+// What the instruction sets' attention share: blocks of keys, how they are packed, and scratch memory.
+// Local to the file that includes it: see sixteen.h.
 //
 // A product takes steps: a dword of an operand is two bf16 values (Bf16Product) or one fp32 value (Fp32Product).
 //   packed keys    dword[keys / 64][steps of depth][64]        key panels: 64 scores grow together
@@ -7,11 +7,10 @@
 // AMX reads 16 x 16 dwords of the same layouts as a tile.
 #pragma once
 
-#include <immintrin.h>
-
 #include <cstdint>
 
 #include "attention.h"
+#include "sixteen.h"
 #include "softmax.h"
 
 namespace koe5 {
@@ -55,25 +54,25 @@ struct AttentionScratch {
 struct Bf16Product {
   static constexpr int64_t kStep = 2;
 
-  static inline __m512 exp2(__m512 x) { return exp2_for_bf16(x); }
+  static inline Floats exp2(Floats x) { return exp2_for_bf16(x); }
 
-  static inline void store_keys(uint32_t* to, int64_t step, int64_t, __m512i pair) {
-    _mm512_storeu_si512(to + step * kPanel, pair);
+  static inline void store_keys(uint32_t* to, int64_t step, int64_t, Ints pair) {
+    store(to + step * kPanel, pair);
   }
-  static inline __m512i value_pair(__m256i even, __m256i odd) {
-    return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+  static inline Ints value_pair(__m256i even, __m256i odd) {
+    return either(widen(even), as_upper(odd));
   }
   static inline void store_values(uint32_t* to, int64_t pair, __m256i even, __m256i odd) {
-    _mm512_storeu_si512(to + pair * kPanel, value_pair(even, odd));
+    store(to + pair * kPanel, value_pair(even, odd));
   }
 #ifdef __AVX512BF16__
   // Rounded to nearest even, and summed as rounded (each times one): they add up to one in the product with the values.
   // The weights of keys i.. trail the scores that they overwrite.
-  static inline void store_weights(float* scores, int64_t i, __m512 a, __m512 b, __m512* sum, __m512*) {
+  static inline void store_weights(float* scores, int64_t i, Floats a, Floats b, Floats* sum, Floats*) {
     const __m512bh weights = _mm512_cvtne2ps_pbh(b, a);
-    const __m512i ones = _mm512_set1_epi32(0x3f803f80);
+    const Ints ones = spread_int(0x3f803f80);
     *sum = _mm512_dpbf16_ps(*sum, weights, reinterpret_cast<__m512bh>(ones));
-    _mm512_storeu_si512(reinterpret_cast<uint32_t*>(scores) + i / 2, reinterpret_cast<__m512i>(weights));
+    store(reinterpret_cast<uint32_t*>(scores) + i / 2, reinterpret_cast<Ints>(weights));
   }
 #endif
 };
@@ -82,62 +81,67 @@ struct Bf16Product {
 struct Fp32Product {
   static constexpr int64_t kStep = 1;
 
-  static inline __m512 exp2(__m512 x) { return exp2_nonpositive(x); }
+  static inline Floats exp2(Floats x) { return exp2_nonpositive(x); }
 
-  static inline void store_keys(uint32_t* to, int64_t step, int64_t steps, __m512i pair) {
+  static inline Floats add_product(Floats sum, Floats a, Floats b) { return multiply_add(a, b, sum); }
+
+  static inline void copy_query(const uint16_t* query, int64_t depth, uint32_t* to) {
+    for (int64_t i = 0; i < depth; i += 16) store(to + i, as_upper(load_halves(query + i)));
+  }
+
+  static inline void store_keys(uint32_t* to, int64_t step, int64_t steps, Ints pair) {
     (void)steps;
-    _mm512_storeu_si512(to + 2 * step * kPanel, _mm512_slli_epi32(pair, 16));
-    _mm512_storeu_si512(to + (2 * step + 1) * kPanel, _mm512_and_si512(pair, _mm512_set1_epi32(~0xffff)));
+    store(to + 2 * step * kPanel, shift_left<16>(pair));
+    store(to + (2 * step + 1) * kPanel, both(pair, spread_int(~0xffff)));
   }
   static inline void store_values(uint32_t* to, int64_t pair, __m256i even, __m256i odd) {
-    _mm512_storeu_si512(to + 2 * pair * kPanel, _mm512_slli_epi32(_mm512_cvtepu16_epi32(even), 16));
-    _mm512_storeu_si512(to + (2 * pair + 1) * kPanel, _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+    store(to + 2 * pair * kPanel, as_upper(even));
+    store(to + (2 * pair + 1) * kPanel, as_upper(odd));
   }
-  static inline void store_weights(float* scores, int64_t i, __m512 a, __m512 b, __m512* sum_a, __m512* sum_b) {
-    *sum_a = _mm512_add_ps(*sum_a, a);
-    *sum_b = _mm512_add_ps(*sum_b, b);
-    _mm512_storeu_ps(scores + i, a);
-    _mm512_storeu_ps(scores + i + 16, b);
+  static inline void store_weights(float* scores, int64_t i, Floats a, Floats b, Floats* sum_a, Floats* sum_b) {
+    *sum_a = add(*sum_a, a);
+    *sum_b = add(*sum_b, b);
+    store(scores + i, a);
+    store(scores + i + 16, b);
   }
 };
 
 // rows[i][j] becomes rows[j][i], 16 x 16 dwords.
-inline void transpose(__m512i rows[16]) {
-  __m512i t[16];
+inline void transpose(Ints rows[16]) {
+  Ints t[16];
 #pragma GCC unroll 8
   for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    t[i] = interleave_low32(rows[i], rows[i + 1]);
+    t[i + 1] = interleave_high32(rows[i], rows[i + 1]);
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 16; i += 4) {
-    rows[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    rows[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    rows[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    rows[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    rows[i] = interleave_low64(t[i], t[i + 2]);
+    rows[i + 1] = interleave_high64(t[i], t[i + 2]);
+    rows[i + 2] = interleave_low64(t[i + 1], t[i + 3]);
+    rows[i + 3] = interleave_high64(t[i + 1], t[i + 3]);
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xdd);
+    t[i] = even_quarters(rows[i], rows[i + 4]);
+    t[i + 4] = odd_quarters(rows[i], rows[i + 4]);
+    t[i + 8] = even_quarters(rows[i + 8], rows[i + 12]);
+    t[i + 12] = odd_quarters(rows[i + 8], rows[i + 12]);
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    rows[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    rows[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    rows[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    rows[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    rows[i] = even_quarters(t[i], t[i + 8]);
+    rows[i + 8] = odd_quarters(t[i], t[i + 8]);
+    rows[i + 4] = even_quarters(t[i + 4], t[i + 12]);
+    rows[i + 12] = odd_quarters(t[i + 4], t[i + 12]);
   }
 }
 
 // 16 keys from `key` on, the dwords `pair`.. of their heads; zeros where there is no key or no depth.
-inline void load_keys(const uint16_t* key, int64_t depth, int64_t keys, int64_t pairs, __m512i rows[16]) {
-  const __mmask16 present = pairs >= 16 ? 0xffff : static_cast<__mmask16>((1u << pairs) - 1);
+inline void load_keys(const uint16_t* key, int64_t depth, int64_t keys, int64_t pairs, Ints rows[16]) {
 #pragma GCC unroll 16
   for (int64_t i = 0; i < 16; ++i) {
-    rows[i] = i < keys ? _mm512_maskz_loadu_epi32(present, key + i * depth) : _mm512_setzero_si512();
+    rows[i] = i < keys ? load_first(key + i * depth, pairs) : int_zeros();
   }
 }
 
@@ -148,7 +152,7 @@ void pack_keys(const uint16_t* key, int64_t keys, int64_t depth, int64_t padded_
   for (int64_t k = 0; k < keys; k += 16) {
     uint32_t* panel = to + k / kPanel * steps * kPanel + k % kPanel;
     for (int64_t pair = 0; pair < pairs; pair += 16) {
-      __m512i rows[16];
+      Ints rows[16];
       load_keys(key + k * depth + 2 * pair, depth, keys - k, depth / 2 - pair, rows);
       transpose(rows);
       for (int64_t i = 0; i < smaller(16, pairs - pair); ++i) {
@@ -165,10 +169,9 @@ void pack_values(const uint16_t* value, int64_t keys, int64_t depth, uint32_t* t
   for (int64_t pair = 0; pair < padded / 2; ++pair) {
     const uint16_t* even = value + 2 * pair * depth;
     for (int64_t d = 0; d < depth; d += 16) {
-      const __mmask16 has_even = 2 * pair < keys ? 0xffff : 0, has_odd = 2 * pair + 1 < keys ? 0xffff : 0;
       Product::store_values(to + d / kPanel * steps * kPanel + d % kPanel, pair,
-                            _mm256_maskz_loadu_epi16(has_even, even + d),
-                            _mm256_maskz_loadu_epi16(has_odd, even + depth + d));
+                            load_halves_if(2 * pair < keys, even + d),
+                            load_halves_if(2 * pair + 1 < keys, even + depth + d));
     }
   }
 }

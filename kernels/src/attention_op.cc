@@ -22,7 +22,8 @@ using Attend = void (*)(const AttentionTask&);
 
 Attend attend_at(Level level) {
   if (level == Level::amx) return attend_amx;
-  return level == Level::avx512_bf16 ? attend_bf16 : attend_vnni;
+  if (level == Level::avx512_bf16) return attend_bf16;
+  return level == Level::avx512_vnni ? attend_vnni : attend_avx2;
 }
 
 // The calling thread's scratch memory, kept for its next task; null where there is no memory.
@@ -72,6 +73,7 @@ struct Call {
   }
 
   void quantize(int64_t first, int64_t rows) const {
+    const auto quantize_heads = row_kernels(cpu_level()).quantize_heads;
     for (int64_t row = first; row < first + rows; ++row) {
       scale[row] = quantize_heads(context + row * depth, heads, tokens, depth, q + row * width());
     }

@@ -3,12 +3,14 @@
 
 namespace koe5 {
 
-enum class Level { none = 0, avx512_vnni = 1, avx512_bf16 = 2, amx = 3 };
+// A higher level is the faster one where a CPU has both; it need not have all that are lower.
+enum class Level { none, avx2, avx_vnni, avx512_vnni, avx512_bf16, amx };
 
-// The best level of this CPU and operating system, lowered by KOE5_ONNX_KERNELS_LEVEL if that is set. Found once.
+// The best level of this CPU and operating system, lowered by KOE5_ONNX_KERNELS_LEVEL if that is set; avx2 only if that
+// is set. Found once.
 Level cpu_level();
 
-// "none", "avx512_vnni", "avx512_bf16" or "amx".
+// The level's name, as it stands above.
 const char* level_name(Level level);
 
 // Why cpu_level() is none, in one line; empty where it is not.

@@ -8,6 +8,8 @@
 #include <new>
 #include <type_traits>
 
+#include "row_kernels.h"
+
 namespace koe5 {
 namespace {
 
@@ -17,7 +19,11 @@ constexpr int64_t kRowsPerTask = 8;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-const LinearKernels& kernels_of(Level level) { return level == Level::amx ? kAmxKernels : kVnniKernels; }
+const LinearKernels& kernels_of(Level level) {
+  if (level == Level::amx) return kAmxKernels;
+  if (level >= Level::avx512_vnni) return kVnniKernels;
+  return level == Level::avx_vnni ? kAvxVnniKernels : kAvx2Kernels;
+}
 
 // Memory of a thread that grows as needed and is used again by the next task; one for each purpose.
 class ThreadScratch {
@@ -156,7 +162,7 @@ void project_add_norm(Level level, Pool& pool, const Activations& a, const Packe
   const auto finish = [&](const StoreSums& sums, int64_t row, int64_t rows) {
     AddNorm from_here = with;
     from_here.x += row * n;
-    add_norm_quantize_rows(sums, rows, n, from_here, y + row * n, from_row(out, row, n));
+    row_kernels(level).add_norm_quantize(sums, rows, n, from_here, y + row * n, from_row(out, row, n));
   };
   const Blocks blocks = whole_rows(kernels, pool.threads(), a.rows, kernels.most_rows(w.k));
   if (blocks.count > 0) {
@@ -181,6 +187,7 @@ void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWei
   const WeightView& w = weight.view();
   if (a.rows == 0) return;
   const LinearKernels& kernels = kernels_of(level);
+  const auto quantize_gelu = row_kernels(level).quantize_gelu;
   const int64_t n = w.n;
   const Blocks blocks = whole_rows(kernels, pool.threads(), a.rows, kernels.most_rows(n));
   if (blocks.count > 0) {
@@ -189,7 +196,7 @@ void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWei
       const StoreGelu values = panels_of<StoreGelu>(bias, rows, n);
       kernels.gelu(product_of(a, w, row, rows, 0, n), values,
                    kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));
-      quantize_gelu_rows(values, rows, n, zero, from_row(out, row, n));
+      quantize_gelu(values, rows, n, zero, from_row(out, row, n));
     });
     return;
   }
@@ -197,7 +204,7 @@ void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWei
   multiply_grid(kernels, kernels.gelu, pool, a, w, values);
   pool.parallel_for(ceil_div(a.rows, kRowsPerTask), [&](int64_t task) {
     const int64_t row = task * kRowsPerTask, rows = std::min(kRowsPerTask, a.rows - row);
-    quantize_gelu_rows(from_row(values, row), rows, n, zero, from_row(out, row, n));
+    quantize_gelu(from_row(values, row), rows, n, zero, from_row(out, row, n));
   });
 }
 

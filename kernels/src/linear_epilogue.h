@@ -2,12 +2,12 @@
 // set, so that all levels do the same operations in the same order and give the same bits.
 #pragma once
 
-#include <immintrin.h>
-
 #include "gelu.h"
 #include "linear_kernels.h"
+#include "sixteen.h"
 
 namespace koe5 {
+namespace {
 
 // A block of int32 sums: `rows` x `columns` (a multiple of 16, at most 64), beginning at (row, column) of the product.
 struct Sums {
@@ -18,42 +18,39 @@ struct Sums {
 };
 
 // Sixteen values in bf16, to nearest even; NaN stays NaN.
-static inline __m256i to_bf16(__m512 x) {
+inline __m256i to_bf16(Floats x) {
 #ifdef __AVX512BF16__
   return (__m256i)_mm512_cvtneps_pbh(x);
 #else
-  const __m512i bits = _mm512_castps_si512(x);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  const __m512i kept = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+  const Ints bits = bits_of(x);
+  const Ints odd = both(shift_right<16>(bits), spread_int(1));
+  const Ints nearest = add(bits, add(odd, spread_int(0x7fff)));
+  return upper_halves(where_nan(x, spread_int(0x7fc00000), nearest));
 #endif
 }
 
 // How sixteen values are stored.
 struct PutBf16 {
-  inline void operator()(uint16_t* to, __m512 value) const {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), to_bf16(value));
+  inline void operator()(uint16_t* to, Floats value) const {
+    store_halves(to, to_bf16(value));
   }
 };
 
 struct PutSums {
-  inline void operator()(float* to, __m512 value) const { _mm512_storeu_ps(to, value); }
+  inline void operator()(float* to, Floats value) const { store(to, value); }
 };
 
 struct PutGelu {
-  GeluTable table = GeluTable::load();
+  const GeluTable table{kGeluTable};
 
-  inline void operator()(uint16_t* to, __m512 value) const {
-    const __m256i half = _mm512_cvtps_ph(gelu(value, table), _MM_FROUND_TO_NEAREST_INT);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half);
+  inline void operator()(uint16_t* to, Floats value) const {
+    store_halves(to, to_fp16(gelu(value, table)));
   }
 };
 
-static inline PutBf16 put_of(const StoreBf16&) { return {}; }
-static inline PutSums put_of(const StoreSums&) { return {}; }
-static inline PutGelu put_of(const StoreGelu&) { return {}; }
+inline PutBf16 put_of(const StoreBf16&) { return {}; }
+inline PutSums put_of(const StoreSums&) { return {}; }
+inline PutGelu put_of(const StoreGelu&) { return {}; }
 
 // What sums of 64 columns begin with: minus the zero point times the sums of the weights, so that what is added is the
 // product of (activation - zero point) and weight.
@@ -61,9 +58,9 @@ struct InitialSums {
   alignas(64) int32_t data[64];
 
   inline void set(const Product& p, int64_t column, int64_t columns) {
-    const __m512i zero = _mm512_set1_epi32(-p.zero);
+    const Ints zero = spread_int(-p.zero);
     for (int64_t c = 0; c < columns; c += 16) {
-      _mm512_store_si512(data + c, _mm512_mullo_epi32(_mm512_loadu_si512(p.w.sums + column + c), zero));
+      store(data + c, multiply(load_ints(p.w.sums + column + c), zero));
     }
   }
 };
@@ -108,13 +105,13 @@ class Finisher {
     const float *row_scale = row_scale_ + sums_.row, *const scales = scales_ + sums_.column;
     const float* const bias = store_.bias + sums_.column;
     for (int64_t row = first; row < last; ++row) {
-      const __m512 scale = _mm512_set1_ps(row_scale[row]);
+      const Floats scale = spread(row_scale[row]);
       const int32_t* data = sums_.data + row * stride;
 #pragma GCC unroll 4
       for (int64_t i = 0; i < sixteens; ++i, data += sixteen) {
-        const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(data));
-        const __m512 product = _mm512_mul_ps(sum, _mm512_loadu_ps(scales + i * 16));
-        put(out_[i] + row * width, _mm512_fmadd_ps(product, scale, _mm512_loadu_ps(bias + i * 16)));
+        const Floats sum = to_floats(load_ints(data));
+        const Floats product = multiply(sum, load(scales + i * 16));
+        put(out_[i] + row * width, multiply_add(product, scale, load(bias + i * 16)));
       }
     }
   }
@@ -127,4 +124,5 @@ class Finisher {
   decltype(Store::out) out_[4] = {};  // of each sixteen, at the first row
 };
 
+}  // namespace
 }  // namespace koe5

@@ -78,14 +78,7 @@ struct LinearKernels {
   void (*gelu)(const Product&, const StoreGelu&, void* scratch);
 };
 
-extern const LinearKernels kVnniKernels, kAmxKernels;
-
-// y f32[rows, n] of the first `rows` rows of sums and of `with.x`, and y in 8 bits.
-void add_norm_quantize_rows(const StoreSums& sums, int64_t rows, int64_t n, const AddNorm& with, float* y,
-                            const QuantizedOutput& out);
-
-// The first `rows` rows of GELU values in 8 bits.
-void quantize_gelu_rows(const StoreGelu& values, int64_t rows, int64_t n, int32_t zero, const QuantizedOutput& out);
+extern const LinearKernels kAvx2Kernels, kAvxVnniKernels, kVnniKernels, kAmxKernels;
 
 // Packs up to 64 columns, in sixteens, of s8[k, stride] into blocks: the first of each sixteen is at blocks[i], the
 // next 2 KiB on. `sums` gets the sums of the columns.

@@ -1,4 +1,4 @@
-// Packing of weights. Compiled for AVX512-VNNI.
+// Packing of weights. Compiled for AVX2, which every level's CPU has.
 #include <immintrin.h>
 
 #include "linear_kernels.h"
@@ -6,42 +6,49 @@
 namespace koe5 {
 namespace {
 
-// Up to 64 columns of one row; zeros beyond.
-inline __m512i load_columns(const int8_t* row, __mmask64 columns) { return _mm512_maskz_loadu_epi8(columns, row); }
+// 32 columns of one row, or 16 and zeros.
+inline __m256i load_columns(const int8_t* row, bool both) {
+  if (both) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
+  return _mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row)));
+}
 
-// Lanes of 128 bits: out[i] = lane i of a, b, c, d.
-inline void transpose_lanes(__m512i& a, __m512i& b, __m512i& c, __m512i& d) {
-  const __m512i ab_low = _mm512_shuffle_i32x4(a, b, 0x44), ab_high = _mm512_shuffle_i32x4(a, b, 0xee);
-  const __m512i cd_low = _mm512_shuffle_i32x4(c, d, 0x44), cd_high = _mm512_shuffle_i32x4(c, d, 0xee);
-  a = _mm512_shuffle_i32x4(ab_low, cd_low, 0x88);
-  b = _mm512_shuffle_i32x4(ab_low, cd_low, 0xdd);
-  c = _mm512_shuffle_i32x4(ab_high, cd_high, 0x88);
-  d = _mm512_shuffle_i32x4(ab_high, cd_high, 0xdd);
+// Stores 8 columns of four k and adds the four up.
+inline void store_line(__m256i line, int8_t* to, __m256i& total) {
+  _mm256_store_si256(reinterpret_cast<__m256i*>(to), line);
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), line);
+  total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+// Four k of 32 columns to two blocks, or of 16 to the left one.
+inline void pack_four(const int8_t* row, int64_t stride, bool both, int8_t* left, int8_t* right, __m256i total[4]) {
+  const __m256i r0 = load_columns(row, both), r1 = load_columns(row + stride, both);
+  const __m256i r2 = load_columns(row + 2 * stride, both), r3 = load_columns(row + 3 * stride, both);
+  const __m256i low01 = _mm256_unpacklo_epi8(r0, r1), high01 = _mm256_unpackhi_epi8(r0, r1);
+  const __m256i low23 = _mm256_unpacklo_epi8(r2, r3), high23 = _mm256_unpackhi_epi8(r2, r3);
+  // Four columns of the left block in the lower 128 bits, of the right one in the upper.
+  const __m256i a = _mm256_unpacklo_epi16(low01, low23), b = _mm256_unpackhi_epi16(low01, low23);
+  const __m256i c = _mm256_unpacklo_epi16(high01, high23), d = _mm256_unpackhi_epi16(high01, high23);
+  store_line(_mm256_permute2x128_si256(a, b, 0x20), left, total[0]);
+  store_line(_mm256_permute2x128_si256(c, d, 0x20), left + 32, total[1]);
+  if (!both) return;
+  store_line(_mm256_permute2x128_si256(a, b, 0x31), right, total[2]);
+  store_line(_mm256_permute2x128_si256(c, d, 0x31), right + 32, total[3]);
 }
 
 }  // namespace
 
 void pack_columns(const int8_t* weight, int64_t stride, int64_t k, int64_t columns, int8_t* const* blocks,
                   int32_t* sums) {
-  const __mmask64 mask = columns >= 64 ? ~__mmask64{0} : (__mmask64{1} << columns) - 1;
-  const __m512i ones = _mm512_set1_epi8(1);
-  __m512i total[4] = {};
+  __m256i total[8] = {};
   for (int64_t at = 0; at < k; at += 4) {
-    const int8_t* const row = weight + at * stride;
-    const __m512i r0 = load_columns(row, mask), r1 = load_columns(row + stride, mask);
-    const __m512i r2 = load_columns(row + 2 * stride, mask), r3 = load_columns(row + 3 * stride, mask);
-    const __m512i low01 = _mm512_unpacklo_epi8(r0, r1), high01 = _mm512_unpackhi_epi8(r0, r1);
-    const __m512i low23 = _mm512_unpacklo_epi8(r2, r3), high23 = _mm512_unpackhi_epi8(r2, r3);
-    __m512i line[4] = {_mm512_unpacklo_epi16(low01, low23), _mm512_unpackhi_epi16(low01, low23),
-                       _mm512_unpacklo_epi16(high01, high23), _mm512_unpackhi_epi16(high01, high23)};
-    transpose_lanes(line[0], line[1], line[2], line[3]);
     const int64_t to = at / kStepDepth * 2 * kBlockBytes + at % kStepDepth * 16;
-    for (int64_t i = 0; i * 16 < columns; ++i) {
-      _mm512_store_si512(blocks[i] + to, line[i]);
-      total[i] = _mm512_dpbusd_epi32(total[i], ones, line[i]);
+    for (int64_t i = 0; i * 16 < columns; i += 2) {
+      const bool both = columns - i * 16 > 16;
+      int8_t* const right = both ? blocks[i + 1] + to : nullptr;
+      pack_four(weight + at * stride + i * 16, stride, both, blocks[i] + to, right, total + 2 * i);
     }
   }
-  for (int64_t i = 0; i * 16 < columns; ++i) _mm512_storeu_si512(sums + i * 16, total[i]);
+  for (int64_t j = 0; j * 8 < columns; ++j) _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums) + j, total[j]);
 }
 
 }  // namespace koe5

@@ -1,11 +1,10 @@
-// Products of 8-bit integers by VPDPBUSD, and the row functions of the linears. Compiled for AVX512-VNNI.
+// Products of 8-bit integers by VPDPBUSD. Compiled for AVX512-VNNI.
 //
 // A register tile is 6 rows x 64 columns: 24 sums, 4 operands of weights and one of activations. A block of rows stays
 // in L1 and L2 while one pair of panels after another passes. While one pair is multiplied the next one is fetched into
 // L2, a part with each register tile: else the first tile of each pair would wait for memory.
 #include "linear_epilogue.h"
 #include "linear_kernels.h"
-#include "rows.h"
 
 namespace koe5 {
 namespace {
@@ -113,95 +112,5 @@ int64_t scratch_bytes(int64_t, int64_t) { return kTileRows * kTileColumns * 4; }
 extern const LinearKernels kVnniKernels = {
     kTileRows, most_rows, 24, scratch_bytes, multiply<StoreBf16>, multiply<StoreSums>, multiply<StoreGelu>,
 };
-
-namespace {
-
-constexpr int64_t kGroup = 8;  // rows that are read together: 512 bytes of each panel
-
-inline __m512i load_panel_row(const uint16_t* values, int64_t columns) {
-  return _mm512_maskz_loadu_epi16(columns < kPanelColumns ? 0xffff : ~__mmask32{0}, values);
-}
-
-// Largest magnitude of each of the first `rows` rows (at most kGroup); NaN where there is one: as integers, magnitudes
-// sort as their values do and NaN above infinity.
-inline void largest_values(const StoreGelu& values, int64_t rows, int64_t n, float* largest) {
-  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
-  __m512i most[kGroup] = {};
-  for (int64_t column = 0; column < n; column += kPanelColumns) {
-    const uint16_t* const panel = values.out + column * values.rows;
-    for (int64_t row = 0; row < rows; ++row) {
-      const __m512i value = load_panel_row(panel + row * kPanelColumns, n - column);
-      most[row] = _mm512_max_epu16(most[row], _mm512_and_si512(value, magnitude));
-    }
-  }
-  for (int64_t row = 0; row < rows; ++row) {
-    const __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(most[row]), _mm512_extracti64x4_epi64(most[row], 1));
-    const int32_t bits = _mm512_reduce_max_epi32(_mm512_cvtepu16_epi32(half));
-    largest[row] = _mm512_cvtss_f32(_mm512_cvtph_ps(_mm256_set1_epi16(static_cast<int16_t>(bits))));
-  }
-}
-
-// Rounded 16-bit steps of 32 values, in the order of rows.h's to_bytes.
-inline __m512i gelu_steps(__m512i values, __m512 inverse, __m512i zero) {
-  const __m512 left = _mm512_cvtph_ps(_mm512_castsi512_si256(values));
-  const __m512 right = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(values, 1));
-  const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(left, inverse));
-  const __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(right, inverse));
-  return _mm512_add_epi16(_mm512_packs_epi32(a, b), zero);
-}
-
-void quantize_group(const StoreGelu& values, int64_t rows, int64_t n, int32_t zero, const QuantizedOutput& out) {
-  const float floor = 0.17f / static_cast<float>(zero);
-  const __m512i shift = _mm512_set1_epi16(static_cast<int16_t>(zero));
-  float inverse[kGroup];
-  largest_values(values, rows, n, out.scale);
-  for (int64_t row = 0; row < rows; ++row) {
-    // The largest magnitude serves as the largest value: below 0.17, where it may be that of a negative value, the
-    // floor is larger, since zero is at most 127. NaN is the largest of magnitudes.
-    const float scale = out.scale[row] / kGeluShrink / static_cast<float>(255 - zero);
-    out.scale[row] = scale < floor ? floor : scale;
-    inverse[row] = 1.0f / kGeluShrink / out.scale[row];
-  }
-  for (int64_t column = 0; column < n; column += 2 * kPanelColumns) {
-    for (int64_t row = 0; row < rows; ++row) {
-      const uint16_t* const at = values.out + column * values.rows + row * kPanelColumns;
-      const int64_t left = n - column;
-      const __m512 by = _mm512_set1_ps(inverse[row]);
-      const __m512i a = gelu_steps(load_panel_row(at, left), by, shift);
-      const __m512i b = left <= kPanelColumns
-                            ? a
-                            : gelu_steps(load_panel_row(at + values.rows * kPanelColumns, left - kPanelColumns), by, shift);
-      store_bytes(out.q + row * n + column, to_bytes(a, b), left);
-    }
-  }
-}
-
-// y = x * skip + sums.
-void add_row(const float* sums, int64_t panel, const float* x, const float* skip, int64_t n, float* y) {
-  for (int64_t i = 0; i < n; i += 16) {
-    const __m512 sum = _mm512_loadu_ps(sums + i / kPanelColumns * panel + i % kPanelColumns);
-    _mm512_storeu_ps(y + i, _mm512_fmadd_ps(_mm512_loadu_ps(x + i), _mm512_loadu_ps(skip + i), sum));
-  }
-}
-
-}  // namespace
-
-void add_norm_quantize_rows(const StoreSums& sums, int64_t rows, int64_t n, const AddNorm& with, float* y,
-                            const QuantizedOutput& out) {
-  for (int64_t row = 0; row < rows; ++row) {
-    float* const at = y + row * n;
-    add_row(sums.out + row * kPanelColumns, sums.rows * kPanelColumns, with.x + row * n, with.skip, n, at);
-    norm_row(at, n, with.gain, with.shift, with.epsilon, at);
-    out.scale[row] = quantize_row(at, n, out.q + row * n);
-  }
-}
-
-void quantize_gelu_rows(const StoreGelu& values, int64_t rows, int64_t n, int32_t zero, const QuantizedOutput& out) {
-  for (int64_t row = 0; row < rows; row += kGroup) {
-    StoreGelu group = values;
-    group.out += row * kPanelColumns;
-    quantize_group(group, rows - row < kGroup ? rows - row : kGroup, n, zero, {out.q + row * n, out.scale + row});
-  }
-}
 
 }  // namespace koe5

@@ -30,8 +30,9 @@ class NormQuantize final : public Kernel {
     context.pool().parallel_for((tokens + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task) {
       const int64_t first = task * kRowsPerTask, at = first * width;
       const int64_t rows = std::min(kRowsPerTask, tokens - first);
-      norm_quantize_rows(x.as<float>() + at, gain.as<float>(), shift.as<float>(), epsilon_, rows, width,
-                         y.as<float>() + at, q.as<uint8_t>() + at, scale.as<float>() + first);
+      row_kernels(cpu_level()).norm_quantize(x.as<float>() + at, gain.as<float>(), shift.as<float>(), epsilon_, rows,
+                                             width, y.as<float>() + at, q.as<uint8_t>() + at,
+                                             scale.as<float>() + first);
     });
   }
 

@@ -24,8 +24,8 @@ class PoolMean final : public Kernel {
     context.pool().parallel_for(texts * parts, [&](int64_t task) {
       const int64_t text = task / parts, column = task % parts * kColumnsPerTask;
       const int64_t start = offsets.as<int32_t>()[text], rows = offsets.as<int32_t>()[text + 1] - start;
-      mean_of_rows(y.as<float>() + start * width + column, rows, width, std::min(kColumnsPerTask, width - column),
-                   mean.as<float>() + text * width + column);
+      row_kernels(cpu_level()).mean(y.as<float>() + start * width + column, rows, width,
+                                    std::min(kColumnsPerTask, width - column), mean.as<float>() + text * width + column);
     });
   }
 };

@@ -184,7 +184,7 @@ KOE5_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtAp
   return thrown != nullptr ? thrown : status;
 }
 
-// The instruction set in use: "amx", "avx512_bf16", "avx512_vnni" or "none".
+// The instruction set in use, by its name in cpu.h.
 KOE5_EXPORT const char* koe5_kernels_level() { return koe5::level_name(koe5::cpu_level()); }
 
 // Why the level is "none", in one line; empty where it is not.

@@ -1,18 +1,36 @@
-// Blocks of rows, for operators that do nothing else. Defined in row_kernels.cc, which is compiled for AVX512.
+// Functions of blocks of rows, one set for AVX512 and one for AVX2. Rows have `width` values, a multiple of 16.
 #pragma once
 
 #include <cstdint>
 
+#include "cpu.h"
+#include "linear_kernels.h"
+
 namespace koe5 {
 
-// y = norm(x), then q and scale from y; rows of `width` values, a multiple of 16.
-void norm_quantize_rows(const float* x, const float* gain, const float* shift, float epsilon, int64_t rows,
+struct RowKernels {
+  // y = norm(x), then q and scale from y, with zero point 128.
+  void (*norm_quantize)(const float* x, const float* gain, const float* shift, float epsilon, int64_t rows,
                         int64_t width, float* y, uint8_t* q, float* scale);
 
-// The row q u8[heads * depth] of a token and its scale, from its row in each head of x f32[heads, tokens, depth].
-float quantize_heads(const float* x, int64_t heads, int64_t tokens, int64_t depth, uint8_t* q);
+  // The row q u8[heads * depth] of a token and its scale, from its row in each head of x f32[heads, tokens, depth].
+  float (*quantize_heads)(const float* x, int64_t heads, int64_t tokens, int64_t depth, uint8_t* q);
 
-// mean[j] = mean over `rows` rows, `stride` values apart, of their column j < columns, a multiple of 16.
-void mean_of_rows(const float* x, int64_t rows, int64_t stride, int64_t columns, float* mean);
+  // mean[j] = mean over `rows` rows, `stride` values apart, of their column j < columns, a multiple of 16.
+  void (*mean)(const float* x, int64_t rows, int64_t stride, int64_t columns, float* mean);
+
+  // y f32[rows, n] of the first `rows` rows of sums and of `with.x`, and y in 8 bits.
+  void (*add_norm_quantize)(const StoreSums& sums, int64_t rows, int64_t n, const AddNorm& with, float* y,
+                            const QuantizedOutput& out);
+
+  // The first `rows` rows of GELU values in 8 bits.
+  void (*quantize_gelu)(const StoreGelu& values, int64_t rows, int64_t n, int32_t zero, const QuantizedOutput& out);
+};
+
+extern const RowKernels kAvx512Rows, kAvx2Rows;
+
+static inline const RowKernels& row_kernels(Level level) {
+  return level >= Level::avx512_vnni ? kAvx512Rows : kAvx2Rows;
+}
 
 }  // namespace koe5

@@ -205,7 +205,7 @@ def _artifact(path: str) -> Iterator[Finding]:
     yield Finding("artifact", f"{path}: every file has its SHA-256")
     yield Finding("graph", graph.reason)
     yield from _attention(graph, manifest)
-    yield from _manifest(manifest)
+    yield from _manifest(manifest, graph)
     yield _one_text(embedding, manifest.contract)
 
 
@@ -230,10 +230,10 @@ def _device_of(target: Target) -> str:
     return "cpu" if "cpu" in target.devices else "cuda"
 
 
-def _manifest(manifest: Manifest) -> Iterator[Finding]:
+def _manifest(manifest: Manifest, graph: Graph) -> Iterator[Finding]:
     yield Finding("source", facts.source(manifest.source))
     yield Finding("precision", manifest.precision)
-    yield _this_cpu(manifest.target)
+    yield _this_cpu(manifest.target, graph)
     yield Finding("contract", ", ".join(fact.value for fact in facts.contract(manifest.contract)))
     if manifest.certificate is None:
         yield Finding("certificate", "none", facts.UNPROVED)
@@ -248,12 +248,14 @@ def _certificate(certificate: Certificate) -> Iterator[Finding]:
     yield Finding("alone or in a batch", batch_in_words(certificate))
 
 
-def _this_cpu(target: Target) -> Finding:
+def _this_cpu(target: Target, graph: Graph) -> Finding:
     """Whether the artifact is made for this CPU; the session's warning has the same words."""
     name, features = "this CPU", cpu_features()
     if "cpu" not in target.devices:
         return Finding(name, f"not used: made for {' and '.join(target.devices)}")
     if reason := unsuited(target, features):
+        if graph.library is not None:
+            return Finding(name, f"suits it: sums are exact in {graph.reason}")
         return Finding(name, "does not suit it", reason)
     if not target.instructions:
         return Finding(name, "suits it, as any CPU does")

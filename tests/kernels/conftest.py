@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def built_library() -> Path:
     return _built()
 
 
+@pytest.fixture
+def package(built_library: Path, tmp_path: Path) -> Path:
+    """A folder with koe5_onnx_kernels as it is installed."""
+    source = ROOT / "kernels" / "koe5_onnx_kernels"
+    shutil.copytree(source, tmp_path / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(built_library, tmp_path / source.name / "libkoe5_kernels.so")
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def library(built_library: Path) -> Path:
     """The shared library; skipped with a reason where this CPU cannot use it."""
@@ -60,10 +70,19 @@ def library(built_library: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def levels(library: Path) -> tuple[str, ...]:
-    """The levels that this CPU has, lowest first."""
-    loaded = ctypes.CDLL(str(library))
-    loaded.koe5_kernels_level.restype = ctypes.c_char_p
-    return LEVELS[: LEVELS.index(loaded.koe5_kernels_level().decode()) + 1]
+    """The levels that this CPU has, lowest first: where it lacks one, the library takes a lower one."""
+    return tuple(level for level in LEVELS if _held_to(level, library) == level)
+
+
+def _held_to(level: str, library: Path) -> str:
+    """The level that a process takes where KOE5_ONNX_KERNELS_LEVEL names this one."""
+    code = (
+        "import ctypes, sys; f = ctypes.CDLL(sys.argv[1]).koe5_kernels_level; "
+        "f.restype = ctypes.c_char_p; print(f().decode())"
+    )
+    command = [sys.executable, "-c", code, str(library)]
+    environment = os.environ | {"KOE5_ONNX_KERNELS_LEVEL": level}
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture(scope="session")
@@ -87,3 +106,9 @@ def kernels_at(library: Path, levels: tuple[str, ...]) -> Iterator[Callable[[str
     yield at
     for each in made.values():
         each.close()
+
+
+@pytest.fixture(scope="session", params=LEVELS)
+def each_level(request: pytest.FixtureRequest, kernels_at: Callable[[str], Kernels]) -> Kernels:
+    """The operators at one level after another, of those that this CPU has."""
+    return kernels_at(request.param)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 import tolerances
-from kernel_nodes import fed, node_model, open_session
+from kernel_nodes import LEVELS, fed, node_model, open_session
 
 Array = npt.NDArray[Any]
 EPSILON = 1e-5
@@ -168,30 +168,30 @@ def test_project_gelu(kernels: Any, widths: tuple[int, int], tokens: int) -> Non
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_any_shape(kernels: Any, seed: int) -> None:
+def test_any_shape(each_level: Any, seed: int) -> None:
     rng = np.random.default_rng(seed)
     tokens, k, n = (int(rng.integers(1, 200)), 4 * int(rng.integers(1, 160)), 16 * int(rng.integers(1, 40)))
     threads = int(rng.integers(1, 5))
     gelu = gelu_inputs(tokens, k, n, seed)
-    assert_gelu(project(kernels, "ProjectGelu", gelu, threads=threads), gelu)
+    assert_gelu(project(each_level, "ProjectGelu", gelu, threads=threads), gelu)
     normed = add_norm_inputs(tokens, k, n, seed)
-    assert_normed(project(kernels, "ProjectAddNorm", normed, threads=threads), normed)
+    assert_normed(project(each_level, "ProjectAddNorm", normed, threads=threads), normed)
 
 
 @pytest.mark.parametrize("zero", [1, 64, 127])
-def test_gelu_zero_points(kernels: Any, zero: int) -> None:
+def test_gelu_zero_points(each_level: Any, zero: int) -> None:
     inputs = gelu_inputs(40, 64, 128)
-    found = project(kernels, "ProjectGelu", inputs, attributes={"zero_point": zero})
+    found = project(each_level, "ProjectGelu", inputs, attributes={"zero_point": zero})
     assert_gelu(found, inputs, zero)
 
 
 @pytest.mark.parametrize("times", [1e-4, 1e3, 1e5, 1e9])
-def test_gelu_of_small_and_large_values(kernels: Any, times: float) -> None:
+def test_gelu_of_small_and_large_values(each_level: Any, times: float) -> None:
     # Values wait in fp16, shrunk: above 65,504 they must arrive, or not pass for finite.
     inputs = gelu_inputs(20, 64, 128)
     inputs["a_scale"] = inputs["a_scale"] * np.float32(times)
     largest = exact_gelu(product(*list(inputs.values())[:2], MIDDLE, *list(inputs.values())[2:4])).max(axis=1)
-    found = project(kernels, "ProjectGelu", inputs)
+    found = project(each_level, "ProjectGelu", inputs)
     if times < 1e9:
         assert_gelu(found, inputs)
     else:
@@ -199,7 +199,7 @@ def test_gelu_of_small_and_large_values(kernels: Any, times: float) -> None:
         assert not np.isfinite(found[1]).any()
 
 
-@pytest.mark.parametrize("level", ["amx", "avx512_bf16", "avx512_vnni"])
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(("q", "w"), [(255, -128), (255, 127), (0, -128), (0, 127), (128, 127)])
 @pytest.mark.parametrize("tokens", [3, 40])
 def test_sums_do_not_saturate(kernels_at: Any, level: str, q: int, w: int, tokens: int) -> None:
@@ -231,21 +231,21 @@ def rows_of(inputs: Mapping[str, Array], rows: slice) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("op", INPUTS)
-def test_threads_do_not_matter(kernels: Any, op: str) -> None:
+def test_threads_do_not_matter(each_level: Any, op: str) -> None:
     for tokens in (3, 50, 333):
         inputs = INPUTS[op](tokens)
-        alone = project(kernels, op, inputs, threads=1)
+        alone = project(each_level, op, inputs, threads=1)
         for threads in (2, 3, 7):
-            for one, other in zip(alone, project(kernels, op, inputs, threads=threads), strict=True):
+            for one, other in zip(alone, project(each_level, op, inputs, threads=threads), strict=True):
                 np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("op", INPUTS)
-def test_other_rows_do_not_matter(kernels: Any, op: str) -> None:
+def test_other_rows_do_not_matter(each_level: Any, op: str) -> None:
     inputs = INPUTS[op](150)
-    together = project(kernels, op, inputs)
+    together = project(each_level, op, inputs)
     for rows in (slice(0, 1), slice(7, 40), slice(149, 150), slice(20, 133)):
-        for whole, part in zip(together, project(kernels, op, rows_of(inputs, rows)), strict=True):
+        for whole, part in zip(together, project(each_level, op, rows_of(inputs, rows)), strict=True):
             np.testing.assert_array_equal(whole[rows], part)
 
 
@@ -267,48 +267,48 @@ def test_no_tokens(kernels: Any, op: str) -> None:
 
 @pytest.mark.parametrize("op", INPUTS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_stays_in_its_row(kernels: Any, op: str, bad: float) -> None:
+def test_what_is_not_finite_stays_in_its_row(each_level: Any, op: str, bad: float) -> None:
     inputs = INPUTS[op](50)
-    clean = project(kernels, op, inputs)
+    clean = project(each_level, op, inputs)
     for name in ROWS.intersection(inputs):
         if inputs[name].dtype != np.float32:
             continue
         dirty = {key: array.copy() for key, array in inputs.items()}
         dirty[name][17] = bad
-        found = project(kernels, op, dirty)
+        found = project(each_level, op, dirty)
         for one, other in zip(clean, found, strict=True):
             np.testing.assert_array_equal(np.delete(one, 17, axis=0), np.delete(other, 17, axis=0))
         assert not np.isfinite(found[0 if op == "ProjectQkv" else -1][17]).any()
 
 
 @pytest.mark.parametrize("op", ["ProjectAddNorm", "ProjectGelu"])
-def test_denormals(kernels: Any, op: str) -> None:
+def test_denormals(each_level: Any, op: str) -> None:
     inputs = INPUTS[op](20)
     for name in ("a_scale", "x"):
         if name in inputs:
             inputs[name] = np.full_like(inputs[name], 1e-40)
     inputs["bias"] = np.full_like(inputs["bias"], 1e-42)
-    found = project(kernels, op, inputs)
+    found = project(each_level, op, inputs)
     assert np.isfinite(found[-1]).all()
     (assert_gelu if op == "ProjectGelu" else assert_normed)(found, inputs)
 
 
-def test_zero_rows(kernels: Any) -> None:
+def test_zero_rows(each_level: Any) -> None:
     inputs = gelu_inputs(9, 64, 64)
     inputs["a"][:] = MIDDLE
     inputs["bias"][:] = 0
-    q, scale = project(kernels, "ProjectGelu", inputs)
+    q, scale = project(each_level, "ProjectGelu", inputs)
     assert (q == GELU_ZERO).all()
     np.testing.assert_array_equal(scale, np.float32(0.17) / np.float32(GELU_ZERO))
 
 
-def test_gelu_everywhere(kernels: Any) -> None:
+def test_gelu_everywhere(each_level: Any) -> None:
     # One token, no product: the bias is what GELU sees, near 0, at its minimum, where it ends and far out.
     n = 4096
     x = np.concatenate([np.linspace(-8, 8, n - 6), [-0.0, 0.0, 1e-30, -1e-30, -1e6, 0.75]]).astype(np.float32)
     inputs = gelu_inputs(1, 64, n) | {"bias": x}
     inputs["a"][:] = MIDDLE
-    assert_gelu(project(kernels, "ProjectGelu", inputs), inputs)
+    assert_gelu(project(each_level, "ProjectGelu", inputs), inputs)
 
 
 @pytest.mark.parametrize(("k", "n", "message"), [(6, 16, "multiples of 4"), (64, 24, "multiples of 16")])

@@ -48,58 +48,58 @@ def assert_quantised(y: Array, q: Array, scale: Array) -> None:
 @pytest.mark.parametrize(
     ("tokens", "width"), [(0, 64), (1, 16), (7, 48), (9, 64), (13, 384), (600, 1024), (3, 4096)]
 )
-def test_norm_quantize(kernels: Kernels, tokens: int, width: int) -> None:
+def test_norm_quantize(each_level: Kernels, tokens: int, width: int) -> None:
     inputs = inputs_of(tokens, width)
-    y, q, scale = run(kernels, inputs)
+    y, q, scale = run(each_level, inputs)
     expected = normed(inputs)
     np.testing.assert_allclose(y, expected, rtol=0, atol=tolerances.NORM_ATOL)
     if tokens:
         assert_quantised(y, q, scale)
 
 
-def test_a_large_mean_costs_few_digits(kernels: Kernels) -> None:
+def test_a_large_mean_costs_few_digits(each_level: Kernels) -> None:
     # The mean is 500 times the spread: a variance from squares would be wrong in its second digit.
     inputs = inputs_of(5, 1024, mean=1000.0)
-    y, _, _ = run(kernels, inputs)
+    y, _, _ = run(each_level, inputs)
     np.testing.assert_allclose(y, normed(inputs), rtol=0, atol=tolerances.NORM_LARGE_MEAN_ATOL)
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-40, -7.5])
-def test_rows_of_one_value(kernels: Kernels, value: float) -> None:
+def test_rows_of_one_value(each_level: Kernels, value: float) -> None:
     inputs = inputs_of(3, 64) | {"x": np.full((3, 64), value, dtype=np.float32)}
-    y, q, scale = run(kernels, inputs)
+    y, q, scale = run(each_level, inputs)
     np.testing.assert_allclose(y, np.tile(inputs["shift"], (3, 1)), rtol=0, atol=tolerances.NORM_ATOL)
     assert_quantised(y, q, scale)
 
 
-def test_rows_of_zeros_quantise_to_the_zero_point(kernels: Kernels) -> None:
+def test_rows_of_zeros_quantise_to_the_zero_point(each_level: Kernels) -> None:
     inputs = inputs_of(2, 64) | {
         "shift": np.zeros(64, dtype=np.float32),
         "x": np.zeros((2, 64), dtype=np.float32),
     }
-    _, q, scale = run(kernels, inputs)
+    _, q, scale = run(each_level, inputs)
     assert (q == 128).all()
     np.testing.assert_array_equal(scale, np.float32(1e-12))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_stays_in_its_row(kernels: Kernels, bad: float) -> None:
+def test_what_is_not_finite_stays_in_its_row(each_level: Kernels, bad: float) -> None:
     inputs = inputs_of(20, 64)
-    clean = run(kernels, inputs)
+    clean = run(each_level, inputs)
     inputs["x"][11, 40] = bad
-    dirty = run(kernels, inputs)
+    dirty = run(each_level, inputs)
     for one, other in zip(clean, dirty, strict=True):
         np.testing.assert_array_equal(np.delete(one, 11, axis=0), np.delete(other, 11, axis=0))
     assert not np.isfinite(dirty[2][11])
 
 
-def test_threads_and_other_rows_do_not_matter(kernels: Kernels) -> None:
+def test_threads_and_other_rows_do_not_matter(each_level: Kernels) -> None:
     inputs = inputs_of(50, 384)
-    together = run(kernels, inputs, threads=1)
+    together = run(each_level, inputs, threads=1)
     for threads in (2, 5):
-        for one, other in zip(together, run(kernels, inputs, threads=threads), strict=True):
+        for one, other in zip(together, run(each_level, inputs, threads=threads), strict=True):
             np.testing.assert_array_equal(one, other)
-    part = run(kernels, inputs | {"x": inputs["x"][13:20]})
+    part = run(each_level, inputs | {"x": inputs["x"][13:20]})
     for one, other in zip(together, part, strict=True):
         np.testing.assert_array_equal(one[13:20], other)
 
@@ -130,23 +130,23 @@ def pool(kernels: Kernels, y: Array, offsets: Array) -> Array:
 @pytest.mark.parametrize(
     ("width", "lengths"), [(16, [1]), (64, [3, 1, 600]), (1024, [12] * 40), (400, [1, 8192])]
 )
-def test_pool_mean(kernels: Kernels, width: int, lengths: list[int]) -> None:
+def test_pool_mean(each_level: Kernels, width: int, lengths: list[int]) -> None:
     rng = np.random.default_rng(width)
     y = rng.normal(0.5, 1, (sum(lengths), width)).astype(np.float32)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     expected = [y[a:b].astype(np.float64).mean(axis=0) for a, b in pairwise(offsets)]
-    np.testing.assert_allclose(pool(kernels, y, offsets), expected, rtol=0, atol=tolerances.POOL_ATOL)
+    np.testing.assert_allclose(pool(each_level, y, offsets), expected, rtol=0, atol=tolerances.POOL_ATOL)
     # A text alone has the same mean, to the last bit.
     np.testing.assert_array_equal(
-        pool(kernels, y[offsets[-2] :], np.array([0, lengths[-1]], dtype=np.int32))[0],
-        pool(kernels, y, offsets)[-1],
+        pool(each_level, y[offsets[-2] :], np.array([0, lengths[-1]], dtype=np.int32))[0],
+        pool(each_level, y, offsets)[-1],
     )
 
 
-def test_pool_mean_keeps_nan_in_its_text(kernels: Kernels) -> None:
+def test_pool_mean_keeps_nan_in_its_text(each_level: Kernels) -> None:
     y = np.ones((9, 32), dtype=np.float32)
     y[4, 7] = np.nan
-    found = pool(kernels, y, np.array([0, 3, 6, 9], dtype=np.int32))
+    found = pool(each_level, y, np.array([0, 3, 6, 9], dtype=np.int32))
     assert np.isnan(found[1, 7])
     assert (np.delete(found, 1, axis=0) == 1).all()
     assert (np.delete(found[1], 7) == 1).all()

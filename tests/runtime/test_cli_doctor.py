@@ -6,12 +6,13 @@ import json
 import re
 import sys
 from contextlib import nullcontext
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
-from koe5_onnx import Embedder, UnsuitedCpuWarning, cli
+from koe5_onnx import Artifact, Embedder, UnsuitedCpuWarning, cli, graphs
 from koe5_onnx.artifact import MANIFEST, PACKED_GRAPH, WEIGHTS
 from koe5_onnx.cli import doctor
 from koe5_onnx.cuda import Driver, Gpu
@@ -164,6 +165,7 @@ def test_what_the_cpu_means_for_int8(capsys, monkeypatch, features, words):
     ],
 )
 def test_whether_the_cpu_suits_an_artifact(capsys, monkeypatch, artifact_path, features, value, problem):
+    monkeypatch.setattr(graphs, "installed_kernels", lambda: "none here")
     monkeypatch.setattr(doctor, "cpu_features", lambda: features)
     code, found = report(capsys, "--artifact", artifact_path)
     assert code == (problem is not None)
@@ -171,7 +173,24 @@ def test_whether_the_cpu_suits_an_artifact(capsys, monkeypatch, artifact_path, f
     assert found["problems"].get("this CPU", "").startswith(problem or "")
 
 
+def test_fused_kernels_are_exact_on_any_cpu_that_they_run_on(capsys, monkeypatch, artifact_path):
+    kernels = ModuleType("koe5_onnx_kernels")
+    kernels.OPSET_VERSION = Artifact.open(artifact_path).manifest.fused_operators
+    kernels.unavailable, kernels.level, kernels.library = (
+        lambda: None,
+        lambda: "avx2",
+        lambda: Path("libkernels.so"),
+    )
+    monkeypatch.setitem(sys.modules, "koe5_onnx_kernels", kernels)
+    monkeypatch.setattr(doctor, "cpu_features", lambda: ("avx2",))
+    monkeypatch.setattr(doctor, "_embed", lambda *_: np.eye(1, 32, dtype=np.float32))
+    findings = report(capsys, "--artifact", artifact_path)[1]["findings"]
+    assert findings["fused kernels"] == "ready, on avx2"
+    assert findings["this CPU"] == "suits it: sums are exact in the fused graph, on avx2"
+
+
 def test_the_warning_of_a_session_has_the_words_of_doctor(capsys, monkeypatch, artifact_path):
+    monkeypatch.setattr(graphs, "installed_kernels", lambda: "none here")
     for place in ("koe5_onnx.session.cpu_features", "koe5_onnx.cli.doctor.cpu_features"):
         monkeypatch.setattr(place, lambda: ("avx2",))
     problem = report(capsys, "--artifact", artifact_path)[1]["problems"]["this CPU"]

@@ -1,5 +1,6 @@
-// Attention by AVX512 registers: six queries at a time against 64 keys, then against 64 columns of the values. 24 sums
-// of 16 lanes, 4 vectors of the packed operand and a broadcast fill the 32 registers.
+// Attention by registers: six queries at a time against 64 keys, then against 64 columns of the values. With AVX512 24
+// sums of 16 lanes, 4 vectors of the packed operand and a broadcast fill the 32 registers; AVX2 takes 16 keys or columns
+// at a time.
 #pragma once
 
 #include "attention_blocks.h"
@@ -9,45 +10,44 @@ namespace {
 
 constexpr int64_t kQueryRows = 6;
 
-#define KOE5_INLINE inline __attribute__((always_inline))
-
 // N vectors of 16 columns as members, not as an array: GCC keeps arrays of sums in memory.
 struct Vectors {
-  __m512 a, b, c, d;
+  Floats a, b, c, d;
 };
 
 template <int N>
 KOE5_INLINE Vectors load_step(const uint32_t* from) {
+  const float* const at = reinterpret_cast<const float*>(from);
   Vectors v;
-  v.a = v.b = v.c = v.d = _mm512_loadu_ps(from);
-  if constexpr (N > 1) v.b = _mm512_loadu_ps(from + 16);
-  if constexpr (N > 2) v.c = _mm512_loadu_ps(from + 32);
-  if constexpr (N > 3) v.d = _mm512_loadu_ps(from + 48);
+  v.a = v.b = v.c = v.d = load(at);
+  if constexpr (N > 1) v.b = load(at + 16);
+  if constexpr (N > 2) v.c = load(at + 32);
+  if constexpr (N > 3) v.d = load(at + 48);
   return v;
 }
 
 template <class Product, int N>
 KOE5_INLINE void add_step(Vectors& sums, const uint32_t* by, const Vectors& columns) {
-  const __m512 broadcast = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(*by)));
-  sums.a = Product::multiply_add(sums.a, broadcast, columns.a);
-  if constexpr (N > 1) sums.b = Product::multiply_add(sums.b, broadcast, columns.b);
-  if constexpr (N > 2) sums.c = Product::multiply_add(sums.c, broadcast, columns.c);
-  if constexpr (N > 3) sums.d = Product::multiply_add(sums.d, broadcast, columns.d);
+  const Floats broadcast = floats_of_bits(spread_int(static_cast<int>(*by)));
+  sums.a = Product::add_product(sums.a, broadcast, columns.a);
+  if constexpr (N > 1) sums.b = Product::add_product(sums.b, broadcast, columns.b);
+  if constexpr (N > 2) sums.c = Product::add_product(sums.c, broadcast, columns.c);
+  if constexpr (N > 3) sums.d = Product::add_product(sums.d, broadcast, columns.d);
 }
 
 template <int N>
 KOE5_INLINE void store_sums(float* to, const Vectors& sums) {
-  _mm512_storeu_ps(to, sums.a);
-  if constexpr (N > 1) _mm512_storeu_ps(to + 16, sums.b);
-  if constexpr (N > 2) _mm512_storeu_ps(to + 32, sums.c);
-  if constexpr (N > 3) _mm512_storeu_ps(to + 48, sums.d);
+  store(to, sums.a);
+  if constexpr (N > 1) store(to + 16, sums.b);
+  if constexpr (N > 2) store(to + 32, sums.c);
+  if constexpr (N > 3) store(to + 48, sums.d);
 }
 
 // out[R][16 N] = left[R][steps] x packed[steps][64]: R rows, the first 16 N columns of a panel.
 template <class Product, int R, int N>
-void multiply(const uint32_t* left, int64_t left_stride, const uint32_t* packed, int64_t steps, float* out,
+void multiply_tile(const uint32_t* left, int64_t left_stride, const uint32_t* packed, int64_t steps, float* out,
                      int64_t out_stride) {
-  const __m512 zero = _mm512_setzero_ps();
+  const Floats zero = zeros();
   Vectors r0{zero, zero, zero, zero}, r1 = r0, r2 = r0, r3 = r0, r4 = r0, r5 = r0;
   for (int64_t step = 0; step < steps; ++step) {
     const Vectors columns = load_step<N>(packed + step * kPanel);
@@ -66,12 +66,15 @@ void multiply(const uint32_t* left, int64_t left_stride, const uint32_t* packed,
   if constexpr (R > 5) store_sums<N>(out + 5 * out_stride, r5);
 }
 
-using Multiply = void (*)(const uint32_t*, int64_t, const uint32_t*, int64_t, float*, int64_t);
+constexpr int at_most(int vectors) { return vectors < kMostVectors ? vectors : kMostVectors; }
+
+using MultiplyTile = void (*)(const uint32_t*, int64_t, const uint32_t*, int64_t, float*, int64_t);
 
 template <class Product, int N>
-Multiply multiply_of(int64_t rows) {
-  constexpr Multiply kByRows[] = {multiply<Product, 1, N>, multiply<Product, 2, N>, multiply<Product, 3, N>,
-                                  multiply<Product, 4, N>, multiply<Product, 5, N>, multiply<Product, 6, N>};
+MultiplyTile multiply_of(int64_t rows) {
+  constexpr MultiplyTile kByRows[] = {multiply_tile<Product, 1, N>, multiply_tile<Product, 2, N>,
+                                      multiply_tile<Product, 3, N>, multiply_tile<Product, 4, N>,
+                                      multiply_tile<Product, 5, N>, multiply_tile<Product, 6, N>};
   return kByRows[rows - 1];
 }
 
@@ -79,16 +82,17 @@ Multiply multiply_of(int64_t rows) {
 template <class Product>
 void multiply_panels(const uint32_t* left, int64_t left_stride, const uint32_t* packed, int64_t steps,
                             int64_t rows, int64_t columns, float* out, int64_t out_stride) {
-  const Multiply by_vectors[] = {multiply_of<Product, 1>(rows), multiply_of<Product, 2>(rows),
-                                 multiply_of<Product, 3>(rows), multiply_of<Product, 4>(rows)};
-  for (int64_t column = 0; column < columns; column += kPanel) {
-    const int64_t vectors = smaller(4, (columns - column + 15) / 16);
-    by_vectors[vectors - 1](left, left_stride, packed + column * steps, steps, out + column, out_stride);
+  const MultiplyTile by_vectors[] = {multiply_of<Product, 1>(rows), multiply_of<Product, at_most(2)>(rows),
+                                     multiply_of<Product, at_most(3)>(rows), multiply_of<Product, at_most(4)>(rows)};
+  for (int64_t column = 0; column < columns; column += 16 * kMostVectors) {
+    const int64_t vectors = smaller(kMostVectors, (columns - column + 15) / 16);
+    const uint32_t* const at = packed + column / kPanel * kPanel * steps + column % kPanel;
+    by_vectors[vectors - 1](left, left_stride, at, steps, out + column, out_stride);
   }
 }
 
 template <class Product>
-void attend_avx512(const AttentionTask& task) {
+void attend_by_registers(const AttentionTask& task) {
   const AttentionScratch scratch(task.scratch, task.depth);
   const float factor = score_factor(task.depth);
   const int64_t depth_steps = task.depth / Product::kStep;

@@ -1,0 +1,37 @@
+// Products of 8-bit integers by VPDPBUSD on 256 bits. Compiled for AVX2 and AVX-VNNI.
+#include "linear_avx2.h"
+
+namespace koe5 {
+namespace {
+
+// 12 sums, two registers of weights and one of activations.
+struct Dot {
+  static constexpr int64_t kTileRows = 6, kBytes = 1;
+
+  using Weights = Ints;
+
+  static const uint8_t* activations(const Product& p, void*) { return p.a; }
+
+  static KOE5_INLINE void add(Ints& sum, const uint8_t* a, const Weights& w) {
+    const __m256i four = each(a);
+    sum.low = _mm256_dpbusd_avx_epi32(sum.low, four, w.low);
+    sum.high = _mm256_dpbusd_avx_epi32(sum.high, four, w.high);
+  }
+};
+
+int64_t most_rows(int64_t) { return 72; }
+int64_t scratch_bytes(int64_t, int64_t) { return Dot::kTileRows * kColumns * 4; }
+
+}  // namespace
+
+extern const LinearKernels kAvxVnniKernels = {
+    Dot::kTileRows,
+    most_rows,
+    24,
+    scratch_bytes,
+    multiply_by<Dot, StoreBf16>,
+    multiply_by<Dot, StoreSums>,
+    multiply_by<Dot, StoreGelu>,
+};
+
+}  // namespace koe5

@@ -1,0 +1,131 @@
+// Sixteen values in one register: see sixteen.h. AVX512 F, BW, DQ and VL only.
+#pragma once
+
+namespace koe5 {
+namespace {
+
+using Floats = __m512;
+using Ints = __m512i;
+
+// Vectors of sixteen that one row of a register tile has: 32 registers hold sums of 6 x 4.
+constexpr int kMostVectors = 4;
+
+KOE5_INLINE Floats zeros() { return _mm512_setzero_ps(); }
+KOE5_INLINE Ints int_zeros() { return _mm512_setzero_si512(); }
+KOE5_INLINE Floats spread(float x) { return _mm512_set1_ps(x); }
+KOE5_INLINE Ints spread_int(int32_t x) { return _mm512_set1_epi32(x); }
+
+KOE5_INLINE Floats load(const float* from) { return _mm512_loadu_ps(from); }
+KOE5_INLINE Ints load_ints(const void* from) { return _mm512_loadu_si512(from); }
+KOE5_INLINE void store(float* to, Floats x) { _mm512_storeu_ps(to, x); }
+KOE5_INLINE void store(void* to, Ints x) { _mm512_storeu_si512(to, x); }
+
+KOE5_INLINE Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+KOE5_INLINE Floats subtract(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+KOE5_INLINE Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+KOE5_INLINE Floats divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+KOE5_INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+// b where one of the two is NaN.
+KOE5_INLINE Floats larger_of(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+// The smaller magnitude with the sign of x; that of `end`, which is positive, where x is NaN.
+KOE5_INLINE Floats smaller_magnitude(Floats x, Floats end) { return _mm512_range_ps(x, end, 2); }
+
+KOE5_INLINE Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+KOE5_INLINE Ints subtract(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
+KOE5_INLINE Ints multiply(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
+KOE5_INLINE Ints larger_of(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
+KOE5_INLINE Ints both(Ints a, Ints b) { return _mm512_and_si512(a, b); }
+KOE5_INLINE Ints either(Ints a, Ints b) { return _mm512_or_si512(a, b); }
+template <int kBits>
+KOE5_INLINE Ints shift_left(Ints x) {
+  return _mm512_slli_epi32(x, kBits);
+}
+template <int kBits>
+KOE5_INLINE Ints shift_right(Ints x) {
+  return _mm512_srli_epi32(x, kBits);
+}
+
+KOE5_INLINE float sum_of(Floats x) { return _mm512_reduce_add_ps(x); }
+KOE5_INLINE float largest_of(Floats x) { return _mm512_reduce_max_ps(x); }
+KOE5_INLINE int32_t largest_of(Ints x) { return _mm512_reduce_max_epi32(x); }
+KOE5_INLINE float first_of(Floats x) { return _mm512_cvtss_f32(x); }
+
+KOE5_INLINE Ints bits_of(Floats x) { return _mm512_castps_si512(x); }
+KOE5_INLINE Floats floats_of_bits(Ints x) { return _mm512_castsi512_ps(x); }
+KOE5_INLINE Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
+KOE5_INLINE Ints rounded(Floats x) { return _mm512_cvtps_epi32(x); }
+KOE5_INLINE Ints widen(__m256i halves) { return _mm512_cvtepu16_epi32(halves); }
+KOE5_INLINE __m256i upper_halves(Ints x) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(x, 16)); }
+KOE5_INLINE Floats from_fp16(__m256i x) { return _mm512_cvtph_ps(x); }
+KOE5_INLINE __m256i to_fp16(Floats x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
+// `there` where x is NaN.
+KOE5_INLINE Ints where_nan(Floats x, Ints there, Ints otherwise) {
+  return _mm512_mask_mov_epi32(otherwise, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), there);
+}
+
+// What the two below can take.
+KOE5_INLINE Floats exponent_in_range(Floats x) { return x; }
+// x - floor(x), and p * 2^floor(x).
+KOE5_INLINE Floats fraction_of(Floats x) {
+  return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+}
+KOE5_INLINE Floats scale_by_floor(Floats p, Floats x) { return _mm512_scalef_ps(p, x); }
+
+// Sixteen values of 16 bits, or zeros.
+KOE5_INLINE __m256i load_halves_if(bool present, const uint16_t* from) {
+  return _mm256_maskz_loadu_epi16(present ? 0xffff : 0, from);
+}
+// The first n of sixteen, n of 0 and above; zeros beyond.
+KOE5_INLINE Ints load_first(const void* from, int64_t n) {
+  return _mm512_maskz_loadu_epi32(n >= 16 ? 0xffff : static_cast<__mmask16>((1u << n) - 1), from);
+}
+// x over all but the first n of sixteen.
+KOE5_INLINE void store_beyond(float* to, int64_t n, Floats x) {
+  _mm512_mask_storeu_ps(to, n <= 0 ? 0xffff : static_cast<__mmask16>(0xffffu << n), x);
+}
+
+// Of 16 bits each.
+KOE5_INLINE Ints spread_half(int32_t x) { return _mm512_set1_epi16(static_cast<int16_t>(x)); }
+KOE5_INLINE Ints add_halves(Ints a, Ints b) { return _mm512_add_epi16(a, b); }
+KOE5_INLINE Ints larger_halves(Ints a, Ints b) { return _mm512_max_epu16(a, b); }
+KOE5_INLINE __m256i low_half(Ints x) { return _mm512_castsi512_si256(x); }
+KOE5_INLINE __m256i high_half(Ints x) { return _mm512_extracti64x4_epi64(x, 1); }
+
+// 32 values in 16 bits, by saturation: within each 128 bits four of a, then four of b.
+KOE5_INLINE Ints pack_halves(Ints a, Ints b) { return _mm512_packs_epi32(a, b); }
+// What two pack_halves gave as 64 bytes in order, from 0 to 255 by saturation.
+KOE5_INLINE Ints to_bytes(Ints a, Ints b) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(a, b));
+}
+// The first n bytes, a multiple of 16; all if n is 64 or more.
+KOE5_INLINE void store_bytes(uint8_t* to, Ints bytes, int64_t n) {
+  _mm512_mask_storeu_epi8(to, n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1, bytes);
+}
+
+// Within each 128 bits.
+KOE5_INLINE Ints interleave_low32(Ints a, Ints b) { return _mm512_unpacklo_epi32(a, b); }
+KOE5_INLINE Ints interleave_high32(Ints a, Ints b) { return _mm512_unpackhi_epi32(a, b); }
+KOE5_INLINE Ints interleave_low64(Ints a, Ints b) { return _mm512_unpacklo_epi64(a, b); }
+KOE5_INLINE Ints interleave_high64(Ints a, Ints b) { return _mm512_unpackhi_epi64(a, b); }
+// The first and third, or the second and fourth, 128 bits of a, then of b.
+KOE5_INLINE Ints even_quarters(Ints a, Ints b) { return _mm512_shuffle_i32x4(a, b, 0x88); }
+KOE5_INLINE Ints odd_quarters(Ints a, Ints b) { return _mm512_shuffle_i32x4(a, b, 0xdd); }
+
+// Tables of 32 values, looked up sixteen at a time; kept in registers through a loop.
+template <int kTables>
+struct Tables {
+  __m512 low[kTables], high[kTables];
+
+  KOE5_INLINE explicit Tables(const float (*values)[32]) {
+    for (int i = 0; i < kTables; ++i) low[i] = _mm512_load_ps(values[i]), high[i] = _mm512_load_ps(values[i] + 16);
+  }
+  // The lowest five bits of `at` count.
+  template <int kTable>
+  KOE5_INLINE Floats of(Ints at) const {
+    return _mm512_permutex2var_ps(low[kTable], at, high[kTable]);
+  }
+};
+
+}  // namespace
+}  // namespace koe5

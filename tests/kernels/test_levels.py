@@ -1,0 +1,102 @@
+"""Each level end to end, and which one is taken on lesser CPUs than this one.
+
+A lesser CPU is this one with CPUID masked (kernels/bench/mask_cpuid.c), where CPU, kernel and compiler allow
+it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tolerances
+from kernel_nodes import LEVELS, python
+
+ROOT = Path(__file__).parents[2]
+ARTIFACT = ROOT / "tests" / "data" / "tiny-int8"
+Masked = Callable[..., str]
+
+COSINE = """
+import sys, warnings
+import koe5_onnx_kernels, koe5_onnx
+warnings.simplefilter("error")
+texts = ["서울은 대한민국의 수도이다.", "짧다", "", "a " * 400, "The river crosses the city. " * 9]
+found = []
+for kernels in ("fused", "stock"):
+    with koe5_onnx.Embedder.open(sys.argv[1], kernels=kernels, threads=2) as embedder:
+        found.append(embedder.encode(texts))
+print(koe5_onnx_kernels.level(), (found[0] * found[1]).sum(axis=1).min())
+"""
+
+SAY = "import koe5_onnx_kernels as k; print(k.level(), k.unavailable())"
+
+
+@pytest.fixture(scope="session")
+def mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that masks CPUID; skipped where it cannot be built or used."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if "cpuid_fault" not in flags or compiler is None:
+        pytest.skip("CPUID is masked by a C compiler's code, on CPUs where it can fault")
+    if os.environ.get("LD_PRELOAD"):
+        pytest.skip("CPUID is masked in a signal's handler, which sanitizers have too")
+    built = tmp_path_factory.mktemp("mask") / "mask_cpuid.so"
+    source = ROOT / "kernels" / "bench" / "mask_cpuid.c"
+    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", built, source], check=True)
+    return built
+
+
+@pytest.fixture
+def masked(mask: Path, package: Path) -> Masked:
+    """What a fresh interpreter prints on a CPU whose best instructions are the named ones."""
+
+    def run(cpu: str, code: str, **environment: str) -> str:
+        try:
+            return python(code, package, KOE5_MASK_CPUID=cpu, LD_PRELOAD=str(mask), **environment)
+        except subprocess.CalledProcessError as error:
+            if "cannot let CPUID fault" in error.stderr:
+                pytest.skip(error.stderr.strip())
+            raise
+
+    return run
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_fused_agrees_with_stock(package: Path, levels: tuple[str, ...], level: str) -> None:
+    if level not in levels:
+        pytest.skip(f"this CPU has no {level}")
+    code = COSINE.replace("sys.argv[1]", repr(str(ARTIFACT)))
+    found, cosine = python(code, package, KOE5_ONNX_KERNELS_LEVEL=level).split()
+    assert found == level
+    assert float(cosine) >= tolerances.FUSED_COSINE_MIN
+
+
+def test_a_cpu_with_avx_vnni(masked: Masked, levels: tuple[str, ...]) -> None:
+    if "avx_vnni" not in levels:
+        pytest.skip("this CPU has no avx_vnni")
+    assert masked("avx_vnni", SAY) == "avx_vnni None"
+    # Above what the CPU has: nothing is raised.
+    assert masked("avx_vnni", SAY, KOE5_ONNX_KERNELS_LEVEL="amx") == "avx_vnni None"
+    assert masked("avx_vnni", SAY, KOE5_ONNX_KERNELS_LEVEL="avx2") == "avx2 None"
+
+
+def test_a_cpu_with_avx2_alone(masked: Masked) -> None:
+    said = masked("avx2", SAY)
+    assert said.startswith("none this CPU has AVX2 and no VNNI")
+    assert "KOE5_ONNX_KERNELS_LEVEL=avx2 runs the fused kernels" in said
+    for level in ("avx2", "avx_vnni", "amx"):
+        assert masked("avx2", SAY, KOE5_ONNX_KERNELS_LEVEL=level) == "avx2 None"
+    code = COSINE.replace("sys.argv[1]", repr(str(ARTIFACT))).replace('"fused", "stock"', '"fused", "fused"')
+    assert masked("avx2", code, KOE5_ONNX_KERNELS_LEVEL="avx2").startswith("avx2 ")
+
+
+def test_a_cpu_with_less(masked: Masked) -> None:
+    reason = "this CPU or operating system lacks AVX2 with FMA and F16C"
+    assert masked("sse", SAY) == f"none {reason}"
+    assert masked("sse", SAY, KOE5_ONNX_KERNELS_LEVEL="avx2") == f"none {reason}"
+    stock = COSINE.replace("sys.argv[1]", repr(str(ARTIFACT))).replace('"fused", "stock"', '"auto", "auto"')
+    assert masked("sse", stock.replace('simplefilter("error")', 'simplefilter("ignore")')).startswith("none ")
