@@ -143,6 +143,29 @@ Blocks whole_rows(const LinearKernels& kernels, int threads, int64_t rows, int64
   return {rows, kernels.tile_rows, ceil_div(rows, threads * most_rows) * threads};
 }
 
+// Multiplies to panels of values plus bias, and calls finish(values from `row` on, row, rows) for rows that are whole.
+// `width`: bytes of a task's widest rows, which must stay in the L2.
+template <class Store, class Finish>
+void multiply_rows(const LinearKernels& kernels, Multiply<Store> multiply, Pool& pool, const Activations& a,
+                   const WeightView& w, const float* bias, int64_t width, const Finish& finish) {
+  const Blocks blocks = whole_rows(kernels, pool.threads(), a.rows, kernels.most_rows(width));
+  if (blocks.count > 0) {
+    run_tasks(pool, blocks.count, [&](int64_t block) {
+      const int64_t row = blocks.begin(block), rows = blocks.size(block);
+      const Store values = panels_of<Store>(bias, rows, w.n);
+      multiply(product_of(a, w, row, rows, 0, w.n), values, kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));
+      finish(values, row, rows);
+    });
+    return;
+  }
+  const Store values = panels_of<Store>(bias, a.rows, w.n);
+  multiply_grid(kernels, multiply, pool, a, w, values);
+  pool.parallel_for(ceil_div(a.rows, kRowsPerTask), [&](int64_t task) {
+    const int64_t row = task * kRowsPerTask;
+    finish(from_row(values, row), row, std::min(kRowsPerTask, a.rows - row));
+  });
+}
+
 }  // namespace
 
 void project(Level level, Pool& pool, const Activations& a, const PackedWeight& weight, const float* bias,
@@ -158,28 +181,13 @@ void project_add_norm(Level level, Pool& pool, const Activations& a, const Packe
   const WeightView& w = weight.view();
   if (a.rows == 0) return;
   const LinearKernels& kernels = kernels_of(level);
-  const int64_t n = w.n;
+  const auto add_norm_quantize = row_kernels(level).add_norm_quantize;
   const auto finish = [&](const StoreSums& sums, int64_t row, int64_t rows) {
     AddNorm from_here = with;
-    from_here.x += row * n;
-    row_kernels(level).add_norm_quantize(sums, rows, n, from_here, y + row * n, from_row(out, row, n));
+    from_here.x += row * w.n;
+    add_norm_quantize(sums, rows, w.n, from_here, y + row * w.n, from_row(out, row, w.n));
   };
-  const Blocks blocks = whole_rows(kernels, pool.threads(), a.rows, kernels.most_rows(w.k));
-  if (blocks.count > 0) {
-    run_tasks(pool, blocks.count, [&](int64_t block) {
-      const int64_t row = blocks.begin(block), rows = blocks.size(block);
-      const StoreSums sums = panels_of<StoreSums>(with.bias, rows, n);
-      kernels.sums(product_of(a, w, row, rows, 0, n), sums, kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));
-      finish(sums, row, rows);
-    });
-    return;
-  }
-  const StoreSums sums = panels_of<StoreSums>(with.bias, a.rows, n);
-  multiply_grid(kernels, kernels.sums, pool, a, w, sums);
-  pool.parallel_for(ceil_div(a.rows, kRowsPerTask), [&](int64_t task) {
-    const int64_t row = task * kRowsPerTask;
-    finish(from_row(sums, row), row, std::min(kRowsPerTask, a.rows - row));
-  });
+  multiply_rows(kernels, kernels.sums, pool, a, w, with.bias, w.k, finish);
 }
 
 void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWeight& weight, const float* bias,
@@ -188,24 +196,10 @@ void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWei
   if (a.rows == 0) return;
   const LinearKernels& kernels = kernels_of(level);
   const auto quantize_gelu = row_kernels(level).quantize_gelu;
-  const int64_t n = w.n;
-  const Blocks blocks = whole_rows(kernels, pool.threads(), a.rows, kernels.most_rows(n));
-  if (blocks.count > 0) {
-    run_tasks(pool, blocks.count, [&](int64_t block) {
-      const int64_t row = blocks.begin(block), rows = blocks.size(block);
-      const StoreGelu values = panels_of<StoreGelu>(bias, rows, n);
-      kernels.gelu(product_of(a, w, row, rows, 0, n), values,
-                   kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));
-      quantize_gelu(values, rows, n, zero, from_row(out, row, n));
-    });
-    return;
-  }
-  const StoreGelu values = panels_of<StoreGelu>(bias, a.rows, n);
-  multiply_grid(kernels, kernels.gelu, pool, a, w, values);
-  pool.parallel_for(ceil_div(a.rows, kRowsPerTask), [&](int64_t task) {
-    const int64_t row = task * kRowsPerTask, rows = std::min(kRowsPerTask, a.rows - row);
-    quantize_gelu(from_row(values, row), rows, n, zero, from_row(out, row, n));
-  });
+  const auto finish = [&](const StoreGelu& values, int64_t row, int64_t rows) {
+    quantize_gelu(values, rows, w.n, zero, from_row(out, row, w.n));
+  };
+  multiply_rows(kernels, kernels.gelu, pool, a, w, bias, w.n, finish);
 }
 
 }  // namespace koe5

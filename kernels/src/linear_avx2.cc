@@ -41,21 +41,13 @@ struct Dot {
     add_products(sum, each(a), w.even);
     add_products(sum, each(a + 4), w.odd);
   }
-};
 
-int64_t most_rows(int64_t) { return 60; }
-int64_t scratch_bytes(int64_t rows, int64_t k) { return Dot::kTileRows * kColumns * 4 + rows * k * Dot::kBytes; }
+  static int64_t most_rows(int64_t) { return 60; }
+  static int64_t scratch_bytes(int64_t rows, int64_t k) { return kTileRows * kColumns * 4 + rows * k * kBytes; }
+};
 
 }  // namespace
 
-extern const LinearKernels kAvx2Kernels = {
-    Dot::kTileRows,
-    most_rows,
-    24,
-    scratch_bytes,
-    multiply_by<Dot, StoreBf16>,
-    multiply_by<Dot, StoreSums>,
-    multiply_by<Dot, StoreGelu>,
-};
+extern const LinearKernels kAvx2Kernels = kernels_by<Dot>();
 
 }  // namespace koe5

@@ -74,7 +74,7 @@ inline const int8_t* weights_at(const WeightView& w, int64_t column) {
 }
 
 // Dot has: kTileRows, at most 6; kBytes, of an activation; activations(p, memory), which lays these out; Weights, made
-// of 16 columns of four k; add(sum, four k of activations, weights).
+// of 16 columns of four k; add(sum, four k of activations, weights); most_rows and scratch_bytes as LinearKernels.
 template <class Dot, class Store>
 void multiply_by(const Product& p, const Store& store, void* scratch) {
   int32_t* const sums = static_cast<int32_t*>(scratch);
@@ -96,6 +96,17 @@ void multiply_by(const Product& p, const Store& store, void* scratch) {
       finisher.complete();
     }
   }
+}
+
+template <class Dot>
+constexpr LinearKernels kernels_by() {
+  return {Dot::kTileRows,
+          Dot::most_rows,
+          24,
+          Dot::scratch_bytes,
+          multiply_by<Dot, StoreBf16>,
+          multiply_by<Dot, StoreSums>,
+          multiply_by<Dot, StoreGelu>};
 }
 
 }  // namespace

@@ -17,21 +17,13 @@ struct Dot {
     sum.low = _mm256_dpbusd_avx_epi32(sum.low, four, w.low);
     sum.high = _mm256_dpbusd_avx_epi32(sum.high, four, w.high);
   }
-};
 
-int64_t most_rows(int64_t) { return 72; }
-int64_t scratch_bytes(int64_t, int64_t) { return Dot::kTileRows * kColumns * 4; }
+  static int64_t most_rows(int64_t) { return 72; }
+  static int64_t scratch_bytes(int64_t, int64_t) { return kTileRows * kColumns * 4; }
+};
 
 }  // namespace
 
-extern const LinearKernels kAvxVnniKernels = {
-    Dot::kTileRows,
-    most_rows,
-    24,
-    scratch_bytes,
-    multiply_by<Dot, StoreBf16>,
-    multiply_by<Dot, StoreSums>,
-    multiply_by<Dot, StoreGelu>,
-};
+extern const LinearKernels kAvxVnniKernels = kernels_by<Dot>();
 
 }  // namespace koe5

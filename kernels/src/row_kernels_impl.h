@@ -57,11 +57,8 @@ inline void largest_values(const StoreGelu& values, int64_t rows, int64_t n, flo
   }
 }
 
-// Rounded 16-bit steps of 32 values, as to_bytes takes them.
 inline Ints gelu_steps(Ints values, Floats inverse, Ints zero) {
-  const Ints a = rounded(multiply(from_fp16(low_half(values)), inverse));
-  const Ints b = rounded(multiply(from_fp16(high_half(values)), inverse));
-  return add_halves(pack_halves(a, b), zero);
+  return steps_of(from_fp16(low_half(values)), from_fp16(high_half(values)), inverse, zero);
 }
 
 void quantize_group(const StoreGelu& values, int64_t rows, int64_t n, int32_t zero, const QuantizedOutput& out) {
@@ -103,8 +100,7 @@ void add_norm_quantize_rows(const StoreSums& sums, int64_t rows, int64_t n, cons
   for (int64_t row = 0; row < rows; ++row) {
     float* const at = y + row * n;
     add_row(sums.out + row * kPanelColumns, sums.rows * kPanelColumns, with.x + row * n, with.skip, n, at);
-    norm_row(at, n, with.gain, with.shift, with.epsilon, at);
-    out.scale[row] = quantize_row(at, n, out.q + row * n);
+    norm_quantize_rows(at, with.gain, with.shift, with.epsilon, 1, n, at, out.q + row * n, out.scale + row);
   }
 }
 

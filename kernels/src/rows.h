@@ -77,11 +77,14 @@ inline float largest_magnitude(Ints lanes) {
   return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(largest_of(lanes))));
 }
 
-// Rounded 16-bit steps of 32 values from x on, of which n exist, as to_bytes takes them.
+// Rounded 16-bit steps of 32 values, as to_bytes takes them.
+inline Ints steps_of(Floats left, Floats right, Floats inverse, Ints zero) {
+  return add_halves(pack_halves(rounded(multiply(left, inverse)), rounded(multiply(right, inverse))), zero);
+}
+
+// The same from x on, where n values exist.
 inline Ints row_steps(const float* x, int64_t n, Floats inverse) {
-  const Floats left = n > 0 ? load(x) : zeros();
-  const Floats right = n > 16 ? load(x + 16) : zeros();
-  return add_halves(pack_halves(rounded(multiply(left, inverse)), rounded(multiply(right, inverse))), spread_half(128));
+  return steps_of(n > 0 ? load(x) : zeros(), n > 16 ? load(x + 16) : zeros(), inverse, spread_half(128));
 }
 
 // The scale of values up to `largest`: NaN or infinite where that is, and then the 8 bits mean nothing.
