@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contenders.process import kilobytes_of
 from benchmarks.speed.results import head, write_json
 from koe5_onnx import Artifact
 from koe5_onnx.checked import cache_folder
@@ -137,12 +138,9 @@ class _Bench:
 
 def _rollup(pid: int) -> dict[str, float]:
     """Bytes: all that is there, its share by the number of processes, and what nobody else has."""
-    sizes: dict[str, int] = {}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]:
-        name, size, _ = line.split()
-        sizes[name] = 1024 * int(size)
-    private = sizes["Private_Clean:"] + sizes["Private_Dirty:"]
-    return {"rss_bytes": sizes["Rss:"], "pss_bytes": sizes["Pss:"], "uss_bytes": private}
+    sizes = kilobytes_of(Path(f"/proc/{pid}/smaps_rollup"))
+    own = sizes["Private_Clean"] + sizes["Private_Dirty"]
+    return {"rss_bytes": 1024 * sizes["Rss"], "pss_bytes": 1024 * sizes["Pss"], "uss_bytes": 1024 * own}
 
 
 def _evict(files: Sequence[Path]) -> None:

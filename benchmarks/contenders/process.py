@@ -162,8 +162,8 @@ def memory_of(pid: int) -> Memory:
 
     Source: https://docs.kernel.org/filesystems/proc.html (status, smaps_rollup)
     """
-    status = _kilobytes(Path(f"/proc/{pid}/status"))
-    rollup = _kilobytes(Path(f"/proc/{pid}/smaps_rollup"))
+    status = kilobytes_of(Path(f"/proc/{pid}/status"))
+    rollup = kilobytes_of(Path(f"/proc/{pid}/smaps_rollup"))
     return Memory(rollup["Rss"] * 1024, status["VmHWM"] * 1024, rollup["Anonymous"] * 1024)
 
 
@@ -173,7 +173,7 @@ def cpu_seconds_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _kilobytes(file: Path) -> Mapping[str, int]:
+def kilobytes_of(file: Path) -> Mapping[str, int]:
     """The lines "Name:  123 kB" of a file."""
     found = {}
     for line in file.read_text().splitlines():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.contenders.process import ContenderError, environment_of
+from benchmarks.contenders.process import ContenderError, cpu_seconds_of, environment_of
 from benchmarks.contenders.registry import OWN, python_of
 from koe5_onnx.machine import usable_cores
 
@@ -85,8 +84,7 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """Processor time so far, of all threads."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds_of(self._process.pid)
 
     def _wait_until_ready(self) -> None:
         end = time.monotonic() + _START_S
