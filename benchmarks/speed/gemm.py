@@ -174,7 +174,6 @@ def _fused(random: np.random.Generator, linear: tuple[str, int, int]) -> Product
 
 def _model(products: Sequence[Product]) -> bytes:
     """A graph of independent nodes; each name ends with the number of its node."""
-    from koe5_export.fused import KERNELS, OPERATORS
     from onnx import TensorProto, helper, numpy_helper
 
     types = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
@@ -193,6 +192,6 @@ def _model(products: Sequence[Product]) -> bytes:
             else:
                 constants.append(numpy_helper.from_array(array, f"{name}_{number}"))
     graph = helper.make_graph(nodes, "ceiling", fed, results, constants)
-    opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 21), (KERNELS, OPERATORS))]
+    opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 21), ("koe5", 2))]
     found: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
     return found
