@@ -25,7 +25,7 @@ from benchmarks.corpora import Dataset
 from koe5_onnx import Artifact, Contract, Embedder, Source, Tokenizer, TruncationWarning
 from koe5_onnx.artifact import TOKENIZER, describe_file
 from koe5_onnx.machine import cpu_name
-from koe5_onnx.session import import_onnxruntime
+from koe5_onnx.providers import import_onnxruntime
 
 Tokens = npt.NDArray[np.int32]
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,21 @@ class Batch:
     """intp[n]: positions in the caller's list."""
     width: int
     """Padded length in tokens; 0 where rows are packed."""
+
+
+class Packed(NamedTuple):
+    """A batch as CUDA's packed graph takes it: its inputs by name and in their order."""
+
+    input_ids: Int64
+    """int64[tokens], the texts end to end."""
+    position_ids: Int64
+    """int64[tokens]: see `pack_for_cuda`."""
+    text_of_token: Int64
+    """int64[tokens]: the row that each token belongs to."""
+    token_offset: Int32
+    """int32[n, longest]: see `token_offsets`."""
+    cumulative_lengths: Int32
+    """int32[n + 1]: where each text begins, and the end of the last."""
 
 
 def widths_of(lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
@@ -104,7 +119,7 @@ def pack(
 
 def pack_for_cuda(
     ids: Sequence[npt.NDArray[np.int32]], batch: Batch, pad_id: int, *, counts_from_pad: bool
-) -> tuple[Int64, Int64, Int64, Int32, Int32]:
+) -> Packed:
     """`pack` with what CUDA's packed attention and the pooling behind it need.
 
     Args:
@@ -113,19 +128,15 @@ def pack_for_cuda(
         pad_id: Id of padding.
         counts_from_pad: Whether positions are counts of tokens that are no pad tokens, from 1, and 0 for a
             pad token that was typed in a text; otherwise they are places from 0.
-
-    Returns:
-        input_ids, position_ids and text_of_token int64[tokens], the last a row of the batch;
-        token_offset int32[n, longest] (see `token_offsets`); cumulative_lengths int32[n + 1].
     """
     input_ids, places, offsets = pack(ids, batch)
     lengths = np.diff(offsets)
     positions = _counted(input_ids != pad_id, offsets, lengths) if counts_from_pad else places
     text_of_token = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
-    return input_ids, positions, text_of_token, token_offsets(lengths), offsets
+    return Packed(input_ids, positions, text_of_token, token_offsets(lengths), offsets)
 
 
-def token_offsets(lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+def token_offsets(lengths: npt.NDArray[np.int32], width: int | None = None) -> npt.NDArray[np.int32]:
     """Where packed tokens would be if their texts were padded on the right, then the places of the padding.
 
     As ONNX Runtime's PackedMultiHeadAttention takes it. Lengths [1, 2] give [[0, 2], [3, 1]]: the tokens are
@@ -133,11 +144,12 @@ def token_offsets(lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
 
     Args:
         lengths: int32[n], at least 1 each.
+        width: Places of a text, None for those of the longest.
 
     Returns:
-        int32[n, longest], each number from 0 to n x longest - 1 once.
+        int32[n, width], each number from 0 to n x width - 1 once.
     """
-    shape = (len(lengths), int(lengths.max()))
+    shape = (len(lengths), width or int(lengths.max()))
     places = np.arange(shape[0] * shape[1], dtype=np.int32).reshape(shape)
     real = np.arange(shape[1]) < lengths[:, None]
     return np.concatenate([places[real], places[~real]]).reshape(shape)

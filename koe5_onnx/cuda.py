@@ -34,6 +34,9 @@ _OUT_OF_MEMORY = (
 """Parts of what ONNX Runtime, CUDA, cuBLAS and cuDNN say, in lower case; no error has a type of its own.
 Source: https://github.com/microsoft/onnxruntime/issues/16307 and strings of the wheel 1.31.1"""
 
+CAPTURING = {"enable_cuda_graph": "1"}
+"""What a session that captures CUDA graphs is told besides `provider_options`."""
+
 
 @dataclass(frozen=True)
 class Gpu:

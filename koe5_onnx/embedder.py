@@ -91,6 +91,7 @@ class Embedder:
         kernels: Kernels = "auto",
         gpu_mem_limit: int | None = None,
         share_weights: bool = False,
+        cuda_graphs: bool = False,
     ) -> Self:
         """Open an exported artifact.
 
@@ -113,16 +114,23 @@ class Embedder:
                 (KoE5: 302 MB) lie in a file each in the user's cache and in memory once for all of them,
                 instead of once a process. Without a cache that can be written, a `SharedWeightsWarning` and
                 a copy of its own. No effect on a graph without fused kernels.
+            cuda_graphs: On CUDA, capture the packed graph once for each of some small shapes, so that a query
+                starts all its kernels at once. Takes a second copy of the weights on the GPU, within a
+                `gpu_mem_limit` of its own, and a few runs when it opens, while nothing else in the process
+                may use the GPU.
 
         Raises:
             ArtifactError: The artifact is missing, damaged or of another format.
-            ProviderError: The device cannot be used.
-            InputError: An argument is out of range.
+            ProviderError: The device cannot be used, or its graphs cannot be captured.
+            InputError: An argument is out of range, or `cuda_graphs` is asked for without a packed graph on
+                CUDA.
         """
         if workers is not None and workers < 1:
             raise InputError(f"workers is {workers}: expected 1 or more, or None")
         artifact = Artifact.open(path_or_hub_id, revision=revision)
         tokenizer = Tokenizer(artifact.tokenizer, artifact.manifest.contract.max_tokens)
+        if cuda_graphs and kernels == "auto":
+            kernels = "fused"  # the graph that can be captured, whichever was faster for large batches
         arrangement = arrange(artifact, device, kernels, workers, threads, max_batch_tokens)
         session = Session(
             artifact,
@@ -131,6 +139,7 @@ class Embedder:
             arrangement.kernels,
             gpu_mem_limit=gpu_mem_limit,
             share_weights=share_weights,
+            cuda_graphs=cuda_graphs,
         )
         return cls(artifact, session, tokenizer, arrangement.max_batch_tokens, overflow, arrangement.workers)
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime: providers, options, threads, run(). The only file that imports onnxruntime.
+"""ONNX Runtime's sessions: options, threads, run().
 
 It takes padded or packed arrays and gives embeddings; it knows nothing of texts.
 """
@@ -7,32 +7,31 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from koe5_onnx import cuda, sharing
 from koe5_onnx.artifact import Artifact, Target
+from koe5_onnx.batching import Packed
+from koe5_onnx.bound import HostRun
+from koe5_onnx.captured import CapturedGraphs
 from koe5_onnx.errors import (
     ArtifactError,
     InputError,
-    MissingDependencyError,
     OutOfMemoryError,
     ProviderError,
     UnsuitedCpuWarning,
 )
 from koe5_onnx.graphs import Graph, Kernels, Layout, choose
 from koe5_onnx.machine import cpu_features, usable_cores
-
-Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider"]
-CPU: Provider = "CPUExecutionProvider"
-CUDA: Provider = "CUDAExecutionProvider"
+from koe5_onnx.page_locked import PageLocked
+from koe5_onnx.providers import CPU, import_onnxruntime, parse_device
 
 _PRECISIONS_FOR = {
     "cpu": "--precision fp32, int8, int8-block or int4-block",
@@ -41,7 +40,7 @@ _PRECISIONS_FOR = {
 INPUTS: Mapping[Layout, Sequence[str]] = {
     "padded": ("input_ids", "attention_mask"),
     "packed": ("input_ids", "places", "offsets"),
-    "packed_cuda": ("input_ids", "position_ids", "text_of_token", "token_offset", "cumulative_lengths"),
+    "packed_cuda": Packed._fields,
 }
 """Names of a graph's inputs, in the order in which batching.py gives their arrays."""
 _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -64,9 +63,12 @@ class Session:
         gpu_mem_limit: Bytes that ONNX Runtime may take on a GPU beside CUDA's own; None is no limit.
         share_weights: Map the fused kernels' packed weights from the user's cache (see sharing.py). Other
             graphs pack nothing that could be shared.
+        cuda_graphs: Capture the packed graph for small batches (see captured.py), with a second session and
+            its copy of the weights.
 
     Raises:
-        InputError: `device` has another form, or `threads` or `gpu_mem_limit` is below 1.
+        InputError: `device` has another form, `threads` or `gpu_mem_limit` is below 1, or `cuda_graphs` is
+            asked for where no packed graph runs on CUDA.
         ProviderError: The device cannot be used; never falls back to another.
         MissingDependencyError: Neither onnxruntime nor onnxruntime-gpu is installed.
     """
@@ -80,6 +82,7 @@ class Session:
         graph: Graph | None = None,
         gpu_mem_limit: int | None = None,
         share_weights: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}: expected 1 or more, or None for the usable cores")
@@ -96,7 +99,14 @@ class Session:
         self.counts_from_pad = artifact.manifest.architecture.counts_from_pad
         self._lock = threading.Lock()
         self._closed = False
+        if cuda_graphs and self.graph.layout != "packed_cuda":
+            raise InputError(
+                "cuda_graphs is for the packed graph of an fp16 artifact on device='cuda', not for "
+                f"{self.graph.reason} on {device!r}"
+            )
         self._ort: Any = self._open()
+        self._host = self._host_run()
+        self._captured = self._capture() if cuda_graphs else None
         _SESSIONS.add(self)
 
     @property
@@ -118,10 +128,8 @@ class Session:
         Raises:
             OutOfMemoryError: The batch does not fit into the device's memory.
         """
-        feeds = dict(zip(self._inputs, arrays, strict=True))
-        session = self._session()
         try:
-            embedding: npt.NDArray[np.float32] = session.run(None, feeds)[0]
+            return self._run(arrays)
         except Exception as error:  # its errors have no root of their own
             if not cuda.is_out_of_memory(error):
                 raise
@@ -129,12 +137,46 @@ class Session:
                 f"a batch of {arrays[0].size:,} tokens does not fit into the memory of {self._provider}: "
                 f"open with a smaller max_batch_tokens. ONNX Runtime says: {error}"
             ) from error
-        return embedding
 
     def close(self) -> None:
         """Free the graph and its memory."""
         with self._lock:
+            captured, self._captured = self._captured, None
             self._ort, self._closed = None, True
+        if captured is not None:
+            captured.close()
+
+    def _run(self, arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+        captured = self._captured
+        if captured is not None:
+            batch = Packed(*arrays)
+            if bucket := captured.bucket_of(batch):
+                return captured.run(batch, bucket)
+        return self._run_ordinary(arrays)
+
+    def _run_ordinary(self, arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+        session = self._session()
+        feeds = dict(zip(self._inputs, arrays, strict=True))
+        if self._host is not None:
+            texts = len(arrays[-1]) - self.graph.is_packed  # of packed texts the last array has n + 1 ends
+            return self._host.run(session, feeds, texts)
+        embedding: npt.NDArray[np.float32] = session.run(None, feeds)[0]
+        return embedding
+
+    def _host_run(self) -> HostRun | None:
+        """Runs from page-locked memory, for a GPU."""
+        if self._provider == CPU:
+            return None
+        return HostRun(import_onnxruntime(), PageLocked(self._gpu), self._artifact.manifest.contract.dim)
+
+    def _capture(self) -> CapturedGraphs:
+        return CapturedGraphs(
+            import_onnxruntime(),
+            lambda: self._open(self._provider_options() | cuda.CAPTURING),
+            self._run_ordinary,
+            self._artifact.manifest,
+            ("cuda", self._gpu),
+        )
 
     @property
     def _shares(self) -> bool:
@@ -166,18 +208,19 @@ class Session:
         """
         # Another thread of the parent may have held the lock at the fork.
         self._lock = threading.Lock()
-        if self._ort is not None:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._ort))
-            self._ort = None
+        for inherited in (self._ort, self._captured):
+            if inherited is not None:
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+        self._ort = self._captured = None
 
-    def _open(self) -> Any:
+    def _open(self, provider_options: Mapping[str, str] | None = None) -> Any:
         ort = import_onnxruntime()
         self._require_provider(ort)
         try:
             session = ort.InferenceSession(
                 self._source(),
                 self._options(ort),
-                providers=[(self._provider, self._provider_options())],
+                providers=[(self._provider, dict(provider_options or self._provider_options()))],
                 # Its default goes on with the CPU, when it opens and even in a later run.
                 enable_fallback=0,
             )
@@ -274,38 +317,3 @@ def unsuited(target: Target, features: Sequence[str]) -> str | None:
         f"made for CPUs with one of {', '.join(target.instructions)}; "
         f"this one has none of them: {target.without}"
     )
-
-
-def import_onnxruntime() -> Any:
-    """The module onnxruntime, of whichever wheel is installed.
-
-    Its wheels report usage to their maker unless ORT_DISABLE_TELEMETRY is set before the import, and the
-    reporting thread makes a forked child hang when it exits. So it is set here, unless the caller did.
-    Source: https://github.com/microsoft/onnxruntime/blob/main/docs/Privacy.md
-
-    Raises:
-        MissingDependencyError: There is none, or one wheel was uninstalled over the other.
-    """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    purpose = "running an artifact (on the CPU; for CUDA it is 'koe5-onnx[gpu]', never both)"
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError("onnxruntime", "cpu", purpose) from error
-    if not hasattr(onnxruntime, "InferenceSession"):
-        raise MissingDependencyError("onnxruntime", "cpu", purpose)
-    return onnxruntime
-
-
-def parse_device(device: str) -> tuple[Provider, int]:
-    """Turn "cpu", "cuda" or "cuda:N" into a provider and the number of the GPU; that of the CPU is 0.
-
-    Raises:
-        InputError: Any other form.
-    """
-    if device == "cpu":
-        return CPU, 0
-    match = re.fullmatch(r"cuda(?::(\d+))?", device)
-    if match is None:
-        raise InputError(f"device is {device!r}: expected 'cpu', 'cuda' or 'cuda:N'")
-    return CUDA, int(match[1] or 0)

@@ -29,7 +29,8 @@ from koe5_onnx.errors import OutOfMemoryError, ProviderError
 from koe5_onnx.graphs import Kernels, choose
 from koe5_onnx.machine import cpu_features, cpu_name, usable_cores
 from koe5_onnx.pipeline import run_batches
-from koe5_onnx.session import CUDA, Session, import_onnxruntime, parse_device
+from koe5_onnx.providers import CUDA, import_onnxruntime, parse_device
+from koe5_onnx.session import Session
 from koe5_onnx.tokenizer import Tokens
 
 DEFAULT_BATCH_TOKENS = 512

@@ -28,7 +28,7 @@ from benchmarks.speed.texts import Corpus
 from koe5_onnx import Artifact, FidelityError, InputError
 from koe5_onnx.cuda import require_gpu
 from koe5_onnx.graphs import Kernels
-from koe5_onnx.session import CUDA, parse_device
+from koe5_onnx.providers import CUDA, parse_device
 from koe5_onnx.tuning import describe, tune
 
 BASELINE = "sentence-transformers-sdpa"

@@ -36,7 +36,8 @@ from koe5_onnx.artifact import PACKED_GRAPH
 from koe5_onnx.cuda import Driver, find_driver
 from koe5_onnx.graphs import Kernels
 from koe5_onnx.machine import cpu_name
-from koe5_onnx.session import CUDA, Session, import_onnxruntime
+from koe5_onnx.providers import CUDA, import_onnxruntime
+from koe5_onnx.session import Session
 
 _BATCH_TOKENS = 2048
 _UNIT_LENGTH_ERROR = 1e-5

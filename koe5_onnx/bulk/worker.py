@@ -42,6 +42,7 @@ class Engine:
     kernels: Kernels = "auto"
     max_batch_tokens: int | None = None
     share_weights: bool = False
+    gpu_mem_limit: int | None = None
 
     def open(self) -> Embedder:
         """Open one."""
@@ -54,6 +55,7 @@ class Engine:
             kernels=self.kernels,
             max_batch_tokens=self.max_batch_tokens,
             share_weights=self.share_weights,
+            gpu_mem_limit=self.gpu_mem_limit,
         )
 
 

@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         kernels=args.kernels,
         max_batch_tokens=args.max_batch_tokens,
         share_weights=args.share_weights,
+        gpu_mem_limit=args.gpu_mem_limit,
     )
     options = Options(
         prompt=prompt_of(args),

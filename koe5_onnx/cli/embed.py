@@ -95,6 +95,7 @@ def _open(args: argparse.Namespace) -> Embedder:
         kernels=args.kernels,
         overflow=args.overflow,
         share_weights=args.share_weights,
+        gpu_mem_limit=args.gpu_mem_limit,
         **optional,
     )
 

@@ -43,6 +43,7 @@ def add_engine_arguments(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--max-batch-tokens", type=int, metavar="N", help="tokens of one batch, padding included"
     )
+    group.add_argument("--gpu-mem-limit", type=int, metavar="BYTES", help="what may be taken on a GPU")
     group.add_argument(
         "--share-weights",
         action="store_true",

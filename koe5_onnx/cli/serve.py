@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
         parallel_batches=args.parallel_batches,
         max_batch_tokens=args.max_batch_tokens,
         share_weights=args.workers > 1 if args.share_weights is None else args.share_weights,
+        gpu_mem_limit=args.gpu_mem_limit,
+        cuda_graphs=args.cuda_graphs,
         max_wait_ms=args.max_wait_ms,
         overflow=args.overflow,
         default_prompt=args.default_prompt,
@@ -103,6 +105,11 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
         "--share-weights", action=argparse.BooleanOptionalAction,
         help="keep fused kernels' packed weights in the cache folder, where processes map them (default: "
         "with several workers)",
+    )  # fmt: skip
+    group.add_argument("--gpu-mem-limit", type=int, metavar="BYTES", help="what may be taken on a GPU")
+    group.add_argument(
+        "--cuda-graphs", action="store_true",
+        help="replay small batches on a GPU; takes a second copy of the weights there",
     )  # fmt: skip
     group.add_argument(
         "--max-wait-ms", type=float, default=0.0, metavar="MS",

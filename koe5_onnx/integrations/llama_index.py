@@ -41,6 +41,7 @@ class Koe5Embedding(BaseEmbedding):
     kernels: Literal["auto", "fused", "stock"] = Field(default="auto", description="Which graph runs.")
     gpu_mem_limit: int | None = Field(default=None, description="Bytes that may be taken on a GPU.")
     share_weights: bool = Field(default=False, description="Map packed weights that processes share.")
+    cuda_graphs: bool = Field(default=False, description="Replay small batches on a GPU.")
 
     _embedder: Embedder = PrivateAttr()
     _async: AsyncEmbedder = PrivateAttr()

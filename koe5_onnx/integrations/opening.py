@@ -25,6 +25,7 @@ class OpenOptions(TypedDict, total=False):
     kernels: Literal["auto", "fused", "stock"]
     gpu_mem_limit: int | None
     share_weights: bool
+    cuda_graphs: bool
 
 
 _OPEN: weakref.WeakValueDictionary[tuple[object, ...], Embedder] = weakref.WeakValueDictionary()

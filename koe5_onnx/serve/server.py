@@ -66,6 +66,8 @@ def open_embedder(settings: Settings) -> Embedder:
         max_batch_tokens=settings.max_batch_tokens,
         kernels=settings.kernels,  # type: ignore[arg-type]
         share_weights=settings.share_weights,
+        gpu_mem_limit=settings.gpu_mem_limit,
+        cuda_graphs=settings.cuda_graphs,
     )
 
 

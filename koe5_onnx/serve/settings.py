@@ -31,6 +31,10 @@ class Settings:
     max_batch_tokens: int | None = None
     share_weights: bool = False
     """Whether fused kernels' packed weights lie in the cache folder, mapped by all workers."""
+    gpu_mem_limit: int | None = None
+    """Bytes that may be taken on a GPU."""
+    cuda_graphs: bool = False
+    """Whether small batches replay captured graphs on a GPU."""
     max_wait_ms: float = 0.0
     """How long a batch that is not full waits for more; measured in benchmarks/NOTES.md."""
     overflow: str = "truncate"

@@ -22,7 +22,8 @@ from koe5_onnx import (
 )
 from koe5_onnx.artifact import PACKED_GRAPH, File, Target
 from koe5_onnx.cuda import Driver, Gpu
-from koe5_onnx.session import Session, import_onnxruntime
+from koe5_onnx.providers import import_onnxruntime
+from koe5_onnx.session import Session
 
 H200 = Gpu("NVIDIA H200", 150_000_000_000, (9, 0))
 GPU_WHEEL = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
@@ -281,6 +282,22 @@ def test_another_error_stays_what_it_is(artifact_path):
         with pytest.raises(Exception, match="INVALID_ARGUMENT") as found:
             embedder.session.run(np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32))
         assert not isinstance(found.value, ProviderError)
+
+
+@pytest.mark.parametrize(("kernels", "graph"), [("auto", "fused"), ("fused", "fused"), ("stock", "stock")])
+def test_graphs_are_captured_of_the_packed_graph(artifact_path, one_gpu, monkeypatch, kernels, graph):
+    """Also where `tune` found the stock graph faster for large batches."""
+    told = []
+
+    def session(artifact, device, threads, kernels, **options):
+        told.append((kernels, options["cuda_graphs"], options["gpu_mem_limit"]))
+        raise InputError("that was all")
+
+    monkeypatch.setattr("koe5_onnx.embedder.Session", session)
+    monkeypatch.setattr("koe5_onnx.embedder.arrange", lambda *given: tuning.Arrangement(1, 1, 512, given[2]))
+    with pytest.raises(InputError, match="that was all"):
+        Embedder.open(artifact_path, device="cuda", kernels=kernels, cuda_graphs=True, gpu_mem_limit=7)
+    assert told == [(graph, True, 7)]
 
 
 @pytest.fixture

@@ -126,6 +126,22 @@ def test_who_shares_weights(arguments, shares, monkeypatch):
     assert [settings.share_weights for settings in told] == [shares]
 
 
+def test_what_is_for_a_gpu_reaches_the_embedder(monkeypatch):
+    from koe5_onnx import Embedder, InputError
+    from koe5_onnx.cli import main
+
+    told = {}
+
+    def opened(_artifact, **options):
+        told.update(options)
+        raise InputError("that was all")
+
+    monkeypatch.setattr(Embedder, "open", opened)
+    options = ("--device", "cuda:1", "--gpu-mem-limit", "9000000000", "--cuda-graphs")
+    assert main(["serve", str(ARTIFACT), *options]) == 1
+    assert (told["device"], told["gpu_mem_limit"], told["cuda_graphs"]) == ("cuda:1", 9_000_000_000, True)
+
+
 def test_two_workers_stop_in_good_order():
     with (
         process("--workers", "2", "--max-wait-ms", "3000") as (running, client, _lines),
