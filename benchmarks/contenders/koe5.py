@@ -37,6 +37,7 @@ class _Koe5:
             threads=opening.threads,
             workers=opening.options.get("workers", 1),
             kernels=opening.options.get("kernels", "auto"),
+            cuda_graphs=opening.options.get("cuda_graphs", False),
         )
         self.about = self._embedder.session.graph.reason
         """Which graph runs; recorded with the results."""

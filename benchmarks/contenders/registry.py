@@ -105,6 +105,7 @@ CONTENDERS: Mapping[str, Contender] = {
 GPU_NAMES = (
     "koe5",
     "koe5-padded",
+    "koe5-graphs",
     "sentence-transformers-sdpa",
     "sentence-transformers-flash",
     "sentence-transformers-compiled",
@@ -132,6 +133,11 @@ def gpu_contenders(device: str) -> dict[str, Contender]:
     families: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
         ("koe5", f"artifact {precision}", ours),
         ("koe5", f"artifact {precision}", {**ours, "kernels": "stock"}),
+        (
+            "koe5",
+            f"artifact {precision}",
+            {**ours, "kernels": "fused", "cuda_graphs": True} if on_gpu else ours,
+        ),
         ("sentence_transformers", "checkpoint", {**torch, "attention": "sdpa"}),
         ("sentence_transformers", "checkpoint", {**torch, "attention": "flash_attention_2"}),
         ("sentence_transformers", "checkpoint", {**torch, "attention": "sdpa", "compile": True}),

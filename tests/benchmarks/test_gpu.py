@@ -46,6 +46,7 @@ def test_contenders_are_alike_but_for_what_they_compare(device):
     torch = [one for one in found.values() if one.family == "sentence_transformers"]
     assert {one.options["dtype"] for one in torch} == {"float32" if device == "cpu" else "float16"}
     assert found["koe5-padded"].options["kernels"] == "stock"
+    assert found["koe5-graphs"].options.get("cuda_graphs", False) is (device != "cpu")
     assert (found["koe5"].files == "artifact fp16") is (device != "cpu")
     assert [one.options["attention"] for one in torch] == ["sdpa", "flash_attention_2", "sdpa"]
 
