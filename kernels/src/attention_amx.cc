@@ -1,5 +1,6 @@
 // Attention by AMX-BF16: a tile instruction multiplies 16 queries (or rows of weights) x 32 values by 32 x 16 columns.
 // The exponentials, not the products, are what takes the time here.
+#include "amx_tiles.h"
 #include "attention_blocks.h"
 
 namespace koe5 {
@@ -8,18 +9,6 @@ namespace {
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileSteps = 16;  // dwords of a row: 32 bf16 values
 constexpr int64_t kPackedBytes = kPanel * 4;
-
-// Palette 1, eight tiles of 16 rows of 64 bytes. Source: Intel SDM, volume 1, section 18.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// GCC's tile loads do not tell the compiler that they read memory: what was written must be there.
-inline void finish_writes() { __asm__ volatile("" ::: "memory"); }
 
 void zero_queries(uint32_t* to, int64_t from, int64_t n) {
   for (int64_t i = from; i < n; i += 16) _mm512_storeu_si512(to + i, _mm512_setzero_si512());
@@ -114,9 +103,7 @@ void attend_rows(const AttentionTask& task, const AttentionScratch& scratch, flo
 void attend_amx(const AttentionTask& task) {
   const AttentionScratch scratch(task.scratch, task.depth);
   const float factor = score_factor(task.depth);
-  // Static: GCC's intrinsic claims to read 8 bytes of it, and would drop the rest of a local one.
-  static const TileConfig config;
-  _tile_loadconfig(&config);
+  configure_tiles();
   for_each_block<Bf16Product>(task, round_up(task.depth, 32), kRows, scratch,
                               [&](const KeyBlock& block, int64_t query, int64_t rows) {
                                 attend_rows(task, scratch, factor, block, query, rows);

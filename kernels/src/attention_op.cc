@@ -2,7 +2,6 @@
 // Softmax attention of each token over its own text, all heads, and the result in 8 bits a token.
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <memory>
 
 #include "attention.h"
@@ -11,6 +10,7 @@
 #include "op.h"
 #include "ops.h"
 #include "row_kernels.h"
+#include "thread_scratch.h"
 
 namespace koe5 {
 namespace {
@@ -26,22 +26,7 @@ Attend attend_at(Level level) {
   return level == Level::avx512_vnni ? attend_vnni : attend_avx2;
 }
 
-// The calling thread's scratch memory, kept for its next task; null where there is no memory.
-void* thread_scratch(size_t bytes) {
-  struct Memory {
-    void* data = nullptr;
-    size_t bytes = 0;
-    ~Memory() { std::free(data); }
-  };
-  thread_local Memory memory;
-  if (memory.bytes < bytes) {
-    std::free(memory.data);
-    memory.bytes = (bytes + 63) & ~size_t{63};
-    memory.data = std::aligned_alloc(64, memory.bytes);
-    if (memory.data == nullptr) memory.bytes = 0;
-  }
-  return memory.data;
-}
+thread_local ThreadScratch thread_scratch;
 
 // One call's tensors.
 struct Call {
@@ -81,7 +66,7 @@ struct Call {
 
   // False where there was no memory to work in.
   bool run(const AttentionUnit& unit) const {
-    void* scratch = thread_scratch(attention_scratch_bytes(depth));
+    void* scratch = thread_scratch.at_least(attention_scratch_bytes(depth));
     if (scratch == nullptr) return false;
     if (unit.head >= 0) {
       attend_head(unit, unit.head, scratch);

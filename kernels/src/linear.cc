@@ -4,16 +4,16 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <new>
 #include <type_traits>
 
 #include "row_kernels.h"
+#include "thread_scratch.h"
 
 namespace koe5 {
 namespace {
 
-constexpr int64_t kAlignment = 64, kColumnUnit = 64;
+constexpr int64_t kColumnUnit = 64;
 // Rows of a task that only applies a row function.
 constexpr int64_t kRowsPerTask = 8;
 
@@ -25,27 +25,14 @@ const LinearKernels& kernels_of(Level level) {
   return level == Level::avx_vnni ? kAvxVnniKernels : kAvx2Kernels;
 }
 
-// Memory of a thread that grows as needed and is used again by the next task; one for each purpose.
-class ThreadScratch {
- public:
-  ~ThreadScratch() { std::free(memory_); }
-  char* at_least(int64_t bytes) {
-    if (bytes > bytes_) {
-      std::free(memory_);
-      bytes_ = 0;
-      memory_ = static_cast<char*>(std::aligned_alloc(kAlignment, ceil_div(bytes, kAlignment) * kAlignment));
-      if (memory_ == nullptr) throw std::bad_alloc();
-      bytes_ = bytes;
-    }
-    return memory_;
-  }
-
- private:
-  char* memory_ = nullptr;
-  int64_t bytes_ = 0;
-};
-
+// One for each purpose.
 thread_local ThreadScratch kernel_scratch, row_scratch;
+
+char* required(ThreadScratch& scratch, int64_t bytes) {
+  char* const memory = scratch.at_least(bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
 
 // Rows in blocks of whole register tiles, as even as these allow.
 struct Blocks {
@@ -116,7 +103,7 @@ void multiply_grid(const LinearKernels& kernels, Multiply<Store> multiply, Pool&
     const int64_t first = task / grid.blocks.count * grid.group_columns;
     const int64_t last = std::min(first + grid.group_columns, w.n);
     multiply(product_of(a, w, row, rows, first, last), from_row(store, row),
-             kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));
+             required(kernel_scratch, kernels.scratch_bytes(rows, w.k)));
   });
 }
 
@@ -131,7 +118,7 @@ Store panels_of(const float* bias, int64_t rows, int64_t n) {
   const int64_t values = rows * ceil_div(n, kPanelColumns) * kPanelColumns;
   Store store;
   store.bias = bias;
-  store.out = reinterpret_cast<Value*>(row_scratch.at_least(values * static_cast<int64_t>(sizeof(Value))));
+  store.out = reinterpret_cast<Value*>(required(row_scratch, values * static_cast<int64_t>(sizeof(Value))));
   store.rows = rows;
   store.width = kPanelColumns;
   return store;
@@ -153,7 +140,7 @@ void multiply_rows(const LinearKernels& kernels, Multiply<Store> multiply, Pool&
     run_tasks(pool, blocks.count, [&](int64_t block) {
       const int64_t row = blocks.begin(block), rows = blocks.size(block);
       const Store values = panels_of<Store>(bias, rows, w.n);
-      multiply(product_of(a, w, row, rows, 0, w.n), values, kernel_scratch.at_least(kernels.scratch_bytes(rows, w.k)));
+      multiply(product_of(a, w, row, rows, 0, w.n), values, required(kernel_scratch, kernels.scratch_bytes(rows, w.k)));
       finish(values, row, rows);
     });
     return;

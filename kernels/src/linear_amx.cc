@@ -6,6 +6,7 @@
 // while the activations of all rows pass them from the L2, by loads that do not displace them; meanwhile the next panel is
 // fetched into the L2. While one block is multiplied, the one before it is turned into results: up to 64 instructions of
 // AVX512 a step cost nothing there, what is more costs a cycle each.
+#include "amx_tiles.h"
 #include "linear_epilogue.h"
 #include "linear_kernels.h"
 
@@ -17,13 +18,6 @@ constexpr int64_t kTileInts = 256;
 // Steps of k after which the next rows take their turn, for the panel's sake. With few rows the sums that leave the
 // tiles and return cost more than that saves.
 constexpr int64_t kSliceSteps = 16, kSlicedPairs = 4;
-
-// The memory operand of LDTILECFG: Intel's Software Developer's Manual, volume 2.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 
 // Copies rows [first, first + 16) of u8[rows, k] to tiles, 1 KiB a step of k.
 void copy_rows(const Product& p, int64_t first, uint8_t* to) {
@@ -140,11 +134,9 @@ class Multiplication {
 
 template <class Store>
 void multiply(const Product& p, const Store& store, void* scratch) {
-  static const TileConfig config;
   Multiplication<Store> multiplication(p, store, scratch);
-  // The compiler need not know that tiles are loaded from the memory just written.
-  asm volatile("" ::: "memory");
-  _tile_loadconfig(&config);
+  finish_writes();
+  configure_tiles();
   multiplication.run();
   _tile_release();
 }
