@@ -8,7 +8,6 @@ own), only later.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -117,15 +116,9 @@ def kernels_level() -> str:
 
 
 def packed_layout() -> int:
-    """Version of the order in which installed kernels keep weights.
-
-    Raises:
-        RuntimeError: They are older than sharing.
-    """
+    """Version of the order in which installed kernels keep weights."""
     import koe5_onnx_kernels
 
-    if not hasattr(koe5_onnx_kernels, "packed_layout"):
-        raise RuntimeError("the installed koe5-onnx-kernels cannot share weights: update them")
     return int(koe5_onnx_kernels.packed_layout())
 
 
@@ -133,5 +126,5 @@ def sharing_problem() -> str | None:
     """Why the session that this thread opened last does not share its packed weights; said once."""
     import koe5_onnx_kernels
 
-    ask: Callable[[], str | None] = getattr(koe5_onnx_kernels, "sharing_problem", lambda: None)
-    return ask()
+    problem: str | None = koe5_onnx_kernels.sharing_problem()
+    return problem

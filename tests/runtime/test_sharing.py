@@ -20,7 +20,7 @@ import koe5_onnx
 from koe5_onnx import Artifact, Embedder, Koe5Warning, SharedWeightsWarning, cli
 from koe5_onnx.artifact import FUSED_GRAPH, WEIGHTS
 from koe5_onnx.graphs import Graph, installed_kernels
-from koe5_onnx.sharing import kept_bytes, packed_folders, prepare, report
+from koe5_onnx.sharing import kept_bytes, packed_folders, prepare
 
 needs_kernels = pytest.mark.skipif(isinstance(installed_kernels(), str), reason=str(installed_kernels()))
 TEXTS = ["하나", "둘 셋 넷", "다섯 " * 40, ""] * 3
@@ -290,14 +290,6 @@ def test_what_a_killed_process_left_goes(artifact_path: Path, cache: Path, layou
     aged(folder / "a.packed.Xy12Zz", 2 * 3600)
     prepare(artifact, graph_of(artifact))
     assert sorted(path.name for path in folder.iterdir()) == ["a.packed", "b.packed.Xy12Zz"]
-
-
-def test_kernels_older_than_sharing(artifact_path: Path, cache: Path, layout: ModuleType) -> None:
-    del layout.packed_layout
-    artifact = Artifact.open(artifact_path)
-    with pytest.warns(SharedWeightsWarning, match="koe5-onnx-kernels cannot share weights: update them"):
-        assert prepare(artifact, graph_of(artifact)) is None
-    report()  # nothing more to say
 
 
 @pytest.mark.parametrize("home", ["none", "not UTF-8"])
