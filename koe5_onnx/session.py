@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from koe5_onnx import cuda, sharing
-from koe5_onnx.artifact import Artifact, Target
+from koe5_onnx.artifact import Artifact
 from koe5_onnx.batching import Packed
 from koe5_onnx.bound import HostRun
 from koe5_onnx.captured import CapturedGraphs
@@ -26,17 +25,19 @@ from koe5_onnx.errors import (
     InputError,
     OutOfMemoryError,
     ProviderError,
-    UnsuitedCpuWarning,
 )
 from koe5_onnx.graphs import Graph, Kernels, Layout, choose
-from koe5_onnx.machine import cpu_features, usable_cores
+from koe5_onnx.machine import usable_cores
 from koe5_onnx.page_locked import PageLocked
-from koe5_onnx.providers import CPU, import_onnxruntime, parse_device
+from koe5_onnx.providers import (
+    CPU,
+    CUDA,
+    import_onnxruntime,
+    parse_device,
+    require_provider,
+    warn_if_unsuited,
+)
 
-_PRECISIONS_FOR = {
-    "cpu": "--precision fp32, int8, int8-block or int4-block",
-    "cuda": "--precision fp32 or fp16",
-}
 INPUTS: Mapping[Layout, Sequence[str]] = {
     "padded": ("input_ids", "attention_mask"),
     "packed": ("input_ids", "places", "offsets"),
@@ -215,7 +216,13 @@ class Session:
 
     def _open(self, provider_options: Mapping[str, str] | None = None) -> Any:
         ort = import_onnxruntime()
-        self._require_provider(ort)
+        require_provider(ort, self._artifact, self._provider)
+        if self._provider == CUDA:
+            cuda.require_gpu(self._gpu)
+            cuda.preload(ort)
+        elif self.graph.library is None:
+            # Fused kernels that run at all are exact, whatever ONNX Runtime's own operators are there.
+            warn_if_unsuited(self._artifact)
         try:
             session = ort.InferenceSession(
                 self._source(),
@@ -249,39 +256,8 @@ class Session:
                 f"{graph} gives embeddings of {width}, its manifest says {dim}: export it again"
             )
 
-    def _require_provider(self, ort: Any) -> None:
-        if self._provider not in ort.get_available_providers():
-            raise ProviderError(
-                f"the installed ONNX Runtime {ort.__version__} has no {self._provider}, only "
-                f"{', '.join(ort.get_available_providers())}. For CUDA: pip uninstall onnxruntime, then "
-                "pip install 'koe5-onnx[gpu]'"
-            )
-        manifest = self._artifact.manifest
-        device = "cpu" if self._provider == CPU else "cuda"
-        if device not in manifest.target.devices:
-            raise ProviderError(
-                f"{self._artifact.path} is {manifest.precision}, made for "
-                f"{' and '.join(manifest.target.devices)}: it does not run on {device}; "
-                f"export with {_PRECISIONS_FOR[device]}"
-            )
-        if device == "cpu":
-            # Fused kernels that run at all are exact, whatever ONNX Runtime's own operators are there.
-            if self.graph.library is None:
-                self._warn_if_unsuited(manifest.target)
-        else:
-            cuda.require_gpu(self._gpu)
-            cuda.preload(ort)
-
     def _provider_options(self) -> dict[str, str]:
         return {} if self._provider == CPU else cuda.provider_options(self._gpu, self._gpu_mem_limit)
-
-    def _warn_if_unsuited(self, target: Target) -> None:
-        if reason := unsuited(target, cpu_features()):
-            warnings.warn(
-                f"{self._artifact.path} is {self._artifact.manifest.precision}, {reason}",
-                UnsuitedCpuWarning,
-                stacklevel=2,
-            )
 
     def _options(self, ort: Any) -> Any:
         options = ort.SessionOptions()
@@ -307,13 +283,3 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def unsuited(target: Target, features: Sequence[str]) -> str | None:
-    """Why a CPU with these `features` does not suit an artifact; None where it does or names none."""
-    if not target.instructions or not features or set(features) & set(target.instructions):
-        return None
-    return (
-        f"made for CPUs with one of {', '.join(target.instructions)}; "
-        f"this one has none of them: {target.without}"
-    )

@@ -38,8 +38,7 @@ from koe5_onnx.cli.sections import printable
 from koe5_onnx.cuda import attention_kernel, find_driver, preload, why_on_the_cpu
 from koe5_onnx.graphs import Graph, choose, installed_kernels, kernels_level
 from koe5_onnx.machine import INT8_INSTRUCTIONS, cpu_features, cpu_name, usable_cores
-from koe5_onnx.providers import import_onnxruntime
-from koe5_onnx.session import unsuited
+from koe5_onnx.providers import import_onnxruntime, unsuited
 from koe5_onnx.sharing import kept_bytes, packed_folders
 
 IDENTITY = base64.b64decode(

@@ -191,7 +191,7 @@ def test_fused_kernels_are_exact_on_any_cpu_that_they_run_on(capsys, monkeypatch
 
 def test_the_warning_of_a_session_has_the_words_of_doctor(capsys, monkeypatch, artifact_path):
     monkeypatch.setattr(graphs, "installed_kernels", lambda: "none here")
-    for place in ("koe5_onnx.session.cpu_features", "koe5_onnx.cli.doctor.cpu_features"):
+    for place in ("koe5_onnx.providers.cpu_features", "koe5_onnx.cli.doctor.cpu_features"):
         monkeypatch.setattr(place, lambda: ("avx2",))
     problem = report(capsys, "--artifact", artifact_path)[1]["problems"]["this CPU"]
     with pytest.warns(UnsuitedCpuWarning, match=re.escape(f"{artifact_path} is int8, {problem}")):

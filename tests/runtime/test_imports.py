@@ -48,7 +48,7 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "page_locked.py": ({"numpy"}, set()),
     "bound.py": ({".page_locked", "numpy"}, set()),
     "captured.py": ({".artifact", ".batching", ".bound", ".buckets", ".errors", "numpy"}, set()),
-    "providers.py": ({".errors"}, {"onnxruntime"}),
+    "providers.py": ({".artifact", ".errors", ".machine"}, {"onnxruntime"}),
     "session.py": (
         {
             ".artifact",
@@ -100,7 +100,7 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
         set(),
     ),
     "cli/doctor.py": (
-        {PUBLIC, ".cli", ".cuda", ".graphs", ".machine", ".providers", ".session", ".sharing", "numpy"},
+        {PUBLIC, ".cli", ".cuda", ".graphs", ".machine", ".providers", ".sharing", "numpy"},
         set(),
     ),
     "async_embedder.py": ({".embedder", ".errors", "numpy"}, set()),
