@@ -33,6 +33,7 @@ _OUT_OF_MEMORY = (
 )
 """Parts of what ONNX Runtime, CUDA, cuBLAS and cuDNN say, in lower case; no error has a type of its own.
 Source: https://github.com/microsoft/onnxruntime/issues/16307 and strings of the wheel 1.31.1"""
+_NO_CUDNN = "cudnn is unavailable"
 
 CAPTURING = {"enable_cuda_graph": "1"}
 """What a session that captures CUDA graphs is told besides `provider_options`."""
@@ -181,8 +182,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(part in message for part in _OUT_OF_MEMORY)
 
 
-def attention_kernel(gpu: Gpu, head_size: int) -> str:
-    """Which kernel the packed graph's attention takes, as far as ONNX Runtime's source says."""
-    if gpu.capability >= _FLASH_CAPABILITY and head_size % 8 == 0 and head_size <= 256:
+def lacks_cudnn(error: BaseException) -> bool:
+    """Whether a node needs cuDNN and ONNX Runtime did not find it: only the run tells."""
+    return _NO_CUDNN in str(error).lower()
+
+
+def attention_kernel(gpu: Gpu) -> str:
+    """Which kernel the packed graph's attention takes in ONNX Runtime 1.31 (tests/gpu)."""
+    if gpu.capability >= _FLASH_CAPABILITY:
         return "flash attention"
-    return "no flash attention: compute capability 8.0 and heads of at most 256 are needed"
+    return "fused attention of TensorRT or CUTLASS; flash attention begins at compute capability 8.0"

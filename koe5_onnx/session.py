@@ -128,16 +128,22 @@ class Session:
 
         Raises:
             OutOfMemoryError: The batch does not fit into the device's memory.
+            ProviderError: The graph needs cuDNN, and it is not there.
         """
         try:
             return self._run(arrays)
         except Exception as error:  # its errors have no root of their own
-            if not cuda.is_out_of_memory(error):
-                raise
-            raise OutOfMemoryError(
-                f"a batch of {arrays[0].size:,} tokens does not fit into the memory of {self._provider}: "
-                f"open with a smaller max_batch_tokens. ONNX Runtime says: {error}"
-            ) from error
+            if cuda.is_out_of_memory(error):
+                raise OutOfMemoryError(
+                    f"a batch of {arrays[0].size:,} tokens does not fit into the memory of {self._provider}: "
+                    f"open with a smaller max_batch_tokens. ONNX Runtime says: {error}"
+                ) from error
+            if cuda.lacks_cudnn(error):
+                raise ProviderError(
+                    f"{self.graph.file} needs cuDNN: pip install 'onnxruntime-gpu[cudnn]'. The packed graph "
+                    f"of an fp16 artifact needs none. ONNX Runtime says: {error}"
+                ) from error
+            raise
 
     def close(self) -> None:
         """Free the graph and its memory."""

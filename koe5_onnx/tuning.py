@@ -25,7 +25,7 @@ import numpy.typing as npt
 from koe5_onnx.artifact import WEIGHTS, Artifact
 from koe5_onnx.checked import cache_folder
 from koe5_onnx.cuda import require_gpu
-from koe5_onnx.errors import OutOfMemoryError, ProviderError
+from koe5_onnx.errors import ProviderError
 from koe5_onnx.graphs import Kernels, choose
 from koe5_onnx.machine import cpu_features, cpu_name, usable_cores
 from koe5_onnx.pipeline import run_batches
@@ -87,8 +87,8 @@ def tune(
     """Measure arrangements on this machine and remember the best.
 
     Takes `rounds` times about twenty runs over 3,000 tokens, on CUDA over 300,000. Rounds interleave all
-    arrangements, so that a busy moment of the machine hits all alike. One that does not fit into a GPU's
-    memory is left out.
+    arrangements, so that a busy moment of the machine hits all alike. One that cannot run on a GPU, or does
+    not fit into its memory, is left out.
 
     Args:
         artifact: The opened artifact.
@@ -98,8 +98,7 @@ def tune(
         report: Told each arrangement's median.
 
     Raises:
-        ProviderError: The device or the graph cannot be used.
-        OutOfMemoryError: No arrangement fits into the GPU's memory.
+        ProviderError: The device or the graph cannot be used, or no arrangement can.
     """
     on_gpu = _is_gpu(device)
     lengths = np.tile(
@@ -113,7 +112,7 @@ def tune(
             for arrangement in list(found):
                 try:
                     found[arrangement].append(_rate(artifact, sessions.of(arrangement), tokens, arrangement))
-                except OutOfMemoryError as error:
+                except ProviderError as error:
                     report(f"{describe(arrangement)}: {error}")
                     del found[arrangement]
                     if not found:

@@ -204,18 +204,17 @@ def _artifact(path: str) -> Iterator[Finding]:
         return
     yield Finding("artifact", f"{path}: every file has its SHA-256")
     yield Finding("graph", graph.reason)
-    yield from _attention(graph, manifest)
+    yield from _attention(graph)
     yield from _manifest(manifest, graph)
     yield _one_text(embedding, manifest.contract)
 
 
-def _attention(graph: Graph, manifest: Manifest) -> Iterator[Finding]:
-    """The kernel of attention on a GPU, as far as it is known without running a profiler."""
+def _attention(graph: Graph) -> Iterator[Finding]:
+    """The kernel of attention on a GPU."""
     driver = find_driver()
     if graph.layout != "packed_cuda" or isinstance(driver, str):
         return
-    head_size = manifest.architecture.hidden // manifest.architecture.heads
-    yield Finding("attention", f"{attention_kernel(driver.gpus[0], head_size)} (by ONNX Runtime's source)")
+    yield Finding("attention", attention_kernel(driver.gpus[0]))
 
 
 def _embed(path: str, target: Target) -> npt.NDArray[np.float32]:

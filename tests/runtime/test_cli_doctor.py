@@ -256,4 +256,4 @@ def test_the_attention_kernel_of_the_packed_graph(capsys, monkeypatch, artifact_
     monkeypatch.setattr(doctor, "find_driver", lambda: DRIVER)
     found = report(capsys, "--artifact", artifact_copy)[1]["findings"]
     assert found["graph"] == "the packed graph, without padding"
-    assert found["attention"] == "flash attention (by ONNX Runtime's source)"
+    assert found["attention"] == "flash attention"
