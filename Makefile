@@ -13,7 +13,7 @@ COMMON = --checkpoint $(LARGE) $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check format lean lowest optimum integrations ray examples dist licences kernels sanitizers contenders bench bench-smoke soak clean
+.PHONY: help demo test check format lean lowest optimum integrations ray examples dist gpu licences kernels sanitizers contenders bench bench-smoke soak clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,7 @@ check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, s
 	$(BIN)/python -m pytest
 	$(BIN)/python tests/legs/sanitizers.py
 	$(BIN)/python tests/legs/lean.py
+	$(BIN)/python tests/legs/gpu.py
 	$(BIN)/python tests/legs/lowest.py
 	$(BIN)/python tests/legs/optimum.py
 	$(BIN)/python tests/legs/integrations.py
@@ -49,6 +50,9 @@ lean: $(READY)  ## the runtime's tests on the built wheel, without source, PyTor
 
 sanitizers: $(READY)  ## the kernels' tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/python tests/legs/sanitizers.py
+
+gpu: $(READY)  ## ONNX Runtime's GPU wheel on a stand-in for a GPU
+	$(BIN)/python tests/legs/gpu.py
 
 lowest: $(READY)  ## runtime and export tests on the lowest versions that pyproject.toml allows
 	$(BIN)/python tests/legs/lowest.py

@@ -1,0 +1,60 @@
+// libcublasLt.so.13: products are counted, not computed; any is said to have an algorithm.
+#include <cstring>
+
+#include "standin.h"
+
+using namespace standin;
+
+namespace {
+
+char thing;
+
+int make(void** made) {
+  *made = &thing;
+  return kSuccess;
+}
+
+}  // namespace
+
+#define MAKE(name) \
+  int name(void** made, ...) { return make(made); }
+#define NOTHING(name) \
+  int name(...) { return kSuccess; }
+
+extern "C" {
+
+MAKE(cublasLtCreate)
+MAKE(cublasLtMatmulDescCreate)
+MAKE(cublasLtMatmulPreferenceCreate)
+MAKE(cublasLtMatrixLayoutCreate)
+MAKE(cublasLtMatrixTransformDescCreate)
+NOTHING(cublasLtDestroy)
+NOTHING(cublasLtMatmulDescDestroy)
+NOTHING(cublasLtMatmulDescSetAttribute)
+NOTHING(cublasLtMatmulPreferenceDestroy)
+NOTHING(cublasLtMatmulPreferenceSetAttribute)
+NOTHING(cublasLtMatrixLayoutDestroy)
+NOTHING(cublasLtMatrixLayoutSetAttribute)
+NOTHING(cublasLtMatrixTransformDescDestroy)
+NOTHING(cublasLtMatmulAlgoConfigSetAttribute)
+NOTHING(cublasLtMatmulAlgoInit)
+
+// One result of 96 bytes: an algorithm, its workspace, a status of 0.
+// Source: https://docs.nvidia.com/cuda/archive/13.0.0/cublas/#cublasltmatmulheuristicresult-t
+int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int, void* results, int* found) {
+  std::memset(results, 0, 96);
+  *found = 1;
+  return kSuccess;
+}
+
+int cublasLtMatmul(...) {
+  count(state().capturing == nullptr ? "product cublasLtMatmul" : "captured product cublasLtMatmul");
+  return kSuccess;
+}
+
+int cublasLtMatrixTransform(...) {
+  count("product cublasLtMatrixTransform");
+  return kSuccess;
+}
+
+}  // extern "C"

@@ -1,0 +1,294 @@
+"""ONNX Runtime's GPU wheel on a stand-in for a GPU: what it starts, copies, captures and refuses.
+
+The provider, its kernels' choice and its memory are the real ones; results are not computed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from koe5_onnx import Embedder, OutOfMemoryError, ProviderError, SmallerBatchWarning, captured, tuning
+from koe5_onnx.artifact import GRAPH, PACKED_GRAPH, Artifact
+from koe5_onnx.batching import Batch, pack_for_cuda
+from koe5_onnx.cli import main
+from koe5_onnx.session import Session
+
+LAYERS = 3
+LAUNCHES_A_LAYER, LAUNCHES_AROUND = 11, 15
+"""Of the packed graph: six products, packing of Q, K and V, attention, two sums with norm, GELU; and around
+the layers embeddings, pooling and their copies on the GPU."""
+STARTED = ("kernel ", "product ", "copy device to device")
+SENTENCE = "서울은 대한민국의 수도이다."
+DEAF = pytest.mark.filterwarnings("ignore::koe5_onnx.TruncationWarning")
+
+
+@pytest.fixture
+def trusting(monkeypatch):
+    """Takes captured graphs unchecked: the stand-in computes nothing that could agree."""
+    monkeypatch.setattr(captured, "_least_cosine", lambda a, b: 1.0 if a.shape == b.shape else 0.0)
+
+
+def test_it_opens_on_the_gpu_and_nowhere_else(fp16, monkeypatch):
+    with Embedder.open(fp16, device="cuda") as embedder:
+        assert embedder.session.providers[0] == "CUDAExecutionProvider"
+        assert embedder.encode([SENTENCE, ""]).shape == (2, 128)
+    with pytest.raises(ProviderError, match=r"device is 'cuda:1' and the driver shows 1"):
+        Embedder.open(fp16, device="cuda:1")
+    monkeypatch.setenv("STANDIN_GPUS", "2")
+    with Embedder.open(fp16, device="cuda:1") as embedder:
+        assert embedder.encode([SENTENCE]).shape == (1, 128)
+
+
+@pytest.mark.parametrize("graph", [GRAPH, PACKED_GRAPH])
+def test_no_node_runs_on_the_cpu(fp16, graph):
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    session = onnxruntime.InferenceSession(fp16 / graph, options, providers=["CUDAExecutionProvider"])
+    assert session.get_providers()[0] == "CUDAExecutionProvider"
+
+
+@DEAF
+@pytest.mark.parametrize(
+    ("capability", "kernel"),
+    [
+        ("70", "attention_v2_fp16"),
+        ("75", "fmha_v2"),
+        *((new, "flash_fwd_kernel") for new in ("80", "89", "90")),
+    ],
+)
+@pytest.mark.parametrize("tokens", [5, 100, 512])
+def test_attention_of_the_packed_graph(fp16, seen, monkeypatch, capability, kernel, tokens):
+    """Fused on every GPU, and on those that have it, flash attention for texts of all lengths."""
+    monkeypatch.setenv("STANDIN_CAPABILITY", capability)
+    with Embedder.open(fp16, device="cuda") as embedder:
+        seen()
+        embedder.encode([" ".join(["나"] * tokens)])
+    found = seen()
+    fused = found.named(kernel) or found.named("fmha_v2_flash_attention")
+    assert fused == LAYERS
+    assert found.named("oftmax") == 0
+
+
+def test_attention_of_the_padded_graph(fp16, seen, monkeypatch):
+    """Fused on an A100; on an H100 ONNX Runtime asks cuDNN, which the stand-in does not play."""
+    monkeypatch.setenv("STANDIN_CAPABILITY", "80")
+    with Embedder.open(fp16, device="cuda", kernels="stock") as embedder:
+        seen()
+        embedder.encode([SENTENCE])
+    assert seen().named("fmha_v2") == LAYERS
+    monkeypatch.setenv("STANDIN_CAPABILITY", "90")
+    with (
+        Embedder.open(fp16, device="cuda", kernels="stock") as embedder,
+        pytest.raises(Exception, match="cudnn_flash_attention"),
+    ):
+        embedder.encode([SENTENCE])
+
+
+def test_only_padded_graphs_need_cudnn(fp16, tmp_path):
+    """In a process of its own, as libraries stay loaded."""
+    for file in Path(os.environ["LD_LIBRARY_PATH"]).glob("lib*.so.*"):
+        if "cudnn" not in file.name and file.suffix != ".map":
+            (tmp_path / file.name).symlink_to(file)
+    code = (
+        "import sys; from koe5_onnx import Embedder\n"
+        "for kernels in ('fused', 'stock'):\n"
+        "    print(Embedder.open(sys.argv[1], device='cuda', kernels=kernels).encode(['가']).shape)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, fp16],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout == "(1, 128)\n"
+    assert "ProviderError" in found.stderr
+    assert "model.onnx needs cuDNN: pip install 'onnxruntime-gpu[cudnn]'" in found.stderr
+
+
+def test_what_a_batch_starts_and_copies(fp16, seen):
+    with Embedder.open(fp16, device="cuda") as embedder:
+        texts = [SENTENCE, "가", SENTENCE * 5]
+        embedder.encode(texts)
+        seen()
+        embedder.encode(texts)
+        found = seen()
+        assert found.count(*STARTED) == LAUNCHES_A_LAYER * LAYERS + LAUNCHES_AROUND
+        assert found.count("product ") == 6 * LAYERS
+        # Five inputs and one result, from and to page-locked memory, and nothing in between.
+        copies = {name: times for name, times in found.times.items() if name.startswith("copy ")}
+        del copies["copy device to device"]
+        assert copies == {"copy locked to device": 5, "copy device to locked": 1}
+        assert found.bytes["copy device to locked"] == 3 * 128 * 4
+        assert found.count("allocated", "locked") == 0
+
+
+def test_two_workers_have_memory_of_their_own(fp16, seen):
+    with Embedder.open(fp16, device="cuda", workers=2, max_batch_tokens=64) as embedder:
+        embedder.encode([SENTENCE] * 200)
+        assert 1 <= seen().count("locked") <= 2
+        embedder.encode([SENTENCE] * 200)
+        assert seen().count("copy pageable") == 0
+    del embedder
+    assert seen().count("unlocked") >= 1
+
+
+def test_captured_graphs(fp16, seen, trusting):
+    with Embedder.open(fp16, device="cuda", cuda_graphs=True) as embedder:
+        opened = seen()
+        buckets = embedder.session._captured.buckets
+        assert opened.times["capture begins"] == opened.times["capture ends"] == len(buckets)
+        assert opened.count("forbidden", "capture lost") == 0
+        # A copy from the host would read, at each replay, memory that was given away since.
+        assert {name for name in opened.times if name.startswith("captured copy")} == {
+            "captured copy device to device"
+        }
+        assert opened.named("captured kernel") + opened.named("captured product") > 0
+        for texts in ([SENTENCE], ["가", SENTENCE], [" ".join(["나"] * 120)]):
+            assert embedder.encode(texts).shape == (len(texts), 128)
+            found = seen()
+            assert found.times["graph launched"] == 1
+            assert found.count("kernel ", "product ", "allocated", "capture") == 0
+            assert (found.count("copy pageable to device"), found.count("copy device to pageable")) == (5, 1)
+
+
+def test_a_large_batch_is_not_replayed(fp16, seen, trusting):
+    with Embedder.open(fp16, device="cuda", cuda_graphs=True) as embedder:
+        seen()
+        embedder.encode([SENTENCE] * 100)
+        found = seen()
+        assert found.count("graph launched") == 0
+        assert found.count("kernel ") > 0
+
+
+def test_graphs_serve_every_thread(fp16, seen, trusting):
+    """They live with the thread that captured them: a caller's own would capture again, or run without."""
+    with Embedder.open(fp16, device="cuda", cuda_graphs=True) as embedder:
+        seen()
+        threads = [threading.Thread(target=embedder.encode, args=([SENTENCE],)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        found = seen()
+        assert found.times["graph launched"] == 8
+        assert found.count("kernel ", "capture") == 0
+
+
+def test_a_replay_of_other_results_is_not_trusted(fp16):
+    with pytest.raises(ProviderError, match=r"graph of 16 tokens gives other embeddings"):
+        Embedder.open(fp16, device="cuda", cuda_graphs=True)
+
+
+def test_a_capture_that_another_thread_spoils(fp16, trusting, monkeypatch):
+    """As another Embedder does that takes memory meanwhile."""
+    real = captured.FixedRun.run
+
+    def run(self, feeds):
+        runtime = ctypes.CDLL("libcudart.so.13")
+        stream, at = ctypes.c_void_p(), ctypes.c_void_p()
+        runtime.cudaStreamCreate(ctypes.byref(stream))
+        runtime.cudaStreamBeginCapture(stream, 0)
+        try:
+            return real(self, feeds)
+        finally:
+            runtime.cudaStreamEndCapture(stream, ctypes.byref(at))
+
+    monkeypatch.setattr(captured.FixedRun, "run", run)
+    with pytest.raises(ProviderError, match=r"cannot capture CUDA graphs here.*stream is capturing"):
+        Embedder.open(fp16, device="cuda", cuda_graphs=True)
+
+
+def memory_left(seen, monkeypatch, limit_bytes):
+    """Let no more than so many bytes be allocated from now on."""
+    runtime = ctypes.CDLL("libcudart.so.13")
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
+    monkeypatch.setenv("STANDIN_MEMORY", str(total.value - free.value + limit_bytes))
+
+
+def test_too_little_memory_halves_the_batches(fp16, seen, monkeypatch):
+    with Embedder.open(fp16, device="cuda") as embedder:
+        seen()
+        embedder.encode([SENTENCE] * 150)
+        needed = seen().bytes["allocated"]
+    with Embedder.open(fp16, device="cuda") as embedder:
+        memory_left(seen, monkeypatch, needed * 3 // 4)
+        with pytest.warns(SmallerBatchWarning, match=r"in halves from now on: a batch of .* tokens"):
+            assert embedder.encode([SENTENCE] * 150).shape == (150, 128)
+        assert seen().count("refused") > 0
+        memory_left(seen, monkeypatch, 0)
+        with pytest.raises(OutOfMemoryError, match=r"smaller max_batch_tokens\. ONNX Runtime says"):
+            embedder.encode([SENTENCE] * 1000)
+
+
+def test_a_limit_that_onnxruntime_keeps(fp16):
+    with Embedder.open(fp16, device="cuda", gpu_mem_limit=4_000_000) as embedder:
+        assert embedder.encode([SENTENCE]).shape == (1, 128)
+        with pytest.raises(OutOfMemoryError), pytest.warns(SmallerBatchWarning):
+            embedder.encode([SENTENCE] * 2000)
+
+
+def test_fp32_runs_on_the_padded_graph(fp32, seen):
+    with Embedder.open(fp32, device="cuda") as embedder:
+        assert embedder.encode([SENTENCE]).shape == (1, 128)
+    assert seen().named("oftmax") > 0
+
+
+def test_tune_tries_both_graphs(fp16, monkeypatch, tmp_path):
+    monkeypatch.setenv("STANDIN_CAPABILITY", "80")
+    monkeypatch.setenv("KOE5_ONNX_CACHE", str(tmp_path))
+    monkeypatch.setattr(tuning, "_GPU_SAMPLES", 2)
+    profile = tuning.tune(Artifact.open(fp16), "cuda", rounds=1)
+    assert {one.kernels for one, _ in profile.tokens_per_second} == {"fused", "stock"}
+
+
+def test_doctor(fp16, capsys):
+    main(["doctor", "--artifact", str(fp16)])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "GPUs cuda:0 stand-in, 86 GB, compute capability 9.0" in shown
+    assert "CUDAExecutionProvider loads" in shown
+    assert "attention flash attention" in shown
+
+
+def test_ids_of_a_batch_reach_the_gpu(fp16, seen):
+    """The bytes that arrive are those of the batch: 28 a token, and the places of each text."""
+    artifact = Artifact.open(fp16)
+    session = Session(artifact, "cuda")
+    ids = [np.arange(4, 4 + length, dtype=np.int32) for length in (7, 3)]
+    batch = pack_for_cuda(ids, Batch(np.arange(2), 0), 1, counts_from_pad=True)
+    session.run(*batch)
+    seen()
+    session.run(*batch)
+    assert (
+        seen().bytes["copy locked to device"] == sum(array.nbytes for array in batch) == 3 * 80 + 2 * 28 + 12
+    )
+
+
+def test_the_stand_in_refuses_what_cuda_refuses():
+    """Else nothing above would prove that a capture is allowed."""
+    runtime = ctypes.CDLL("libcudart.so.13")
+    stream, graph, at = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+    runtime.cudaStreamCreate(ctypes.byref(stream))
+    host = np.zeros(4, np.int32)
+    for spoil in (
+        lambda: runtime.cudaMalloc(ctypes.byref(at), ctypes.c_size_t(64)),
+        lambda: runtime.cudaDeviceSynchronize(),
+        lambda: runtime.cudaStreamSynchronize(stream),
+        lambda: runtime.cudaMemcpyAsync(
+            at, ctypes.c_void_p(host.ctypes.data), ctypes.c_size_t(16), 1, stream
+        ),
+    ):
+        assert runtime.cudaStreamBeginCapture(stream, 0) == 0
+        assert spoil() == 900
+        assert runtime.cudaStreamEndCapture(stream, ctypes.byref(graph)) == 901
+    assert os.environ.get("STANDIN_ARTIFACTS")
