@@ -24,20 +24,13 @@ demo: $(READY) $(KERNELS)  ## export a small checkpoint, prove it and embed with
 test: $(READY) $(KERNELS)  ## the tests
 	$(BIN)/python -m pytest
 
-check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, sanitizers, legs
+check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, legs
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	$(BIN)/mypy docs/examples/*.py
 	$(BIN)/python -m pytest
-	$(BIN)/python tests/legs/sanitizers.py
-	$(BIN)/python tests/legs/lean.py
-	$(BIN)/python tests/legs/gpu.py
-	$(BIN)/python tests/legs/lowest.py
-	$(BIN)/python tests/legs/optimum.py
-	$(BIN)/python tests/legs/integrations.py
-	$(BIN)/python tests/legs/examples.py
-	$(BIN)/python tests/legs/dist.py
-	$(BIN)/python tests/legs/ray.py
+	$(BIN)/python tests/legs/all.py
 
 format: $(READY)  ## format the code and repair what ruff can
 	$(BIN)/ruff check --fix
