@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from koe5_onnx import queue as queue_module
 from koe5_onnx.batching import widths_of
-from koe5_onnx.serve import queue as queue_module
-from koe5_onnx.serve.queue import EXPRESS_TOKENS, SHORT_TOKENS, Job, Queue
+from koe5_onnx.queue import EXPRESS_TOKENS, SHORT_TOKENS, Job, Queue
 
 LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=20)
 

@@ -1,8 +1,9 @@
-"""The rows of all waiting requests, and which of them run next. No threads and no clock of its own.
+"""The rows of all waiting calls, and which of them run next. No threads and no clock of its own.
 
-Each request is a flow of start-time fair queueing: a row's tag is the virtual time at which it would begin if
-every request had an equal share of the machine. A query that arrives behind a bulk request of a thousand
-pages therefore has the lowest tag, and the pages keep their order among themselves.
+Each call (of an AsyncEmbedder, or a request to the server) is a flow of start-time fair queueing: a row's tag
+is the virtual time at which it would begin if every call had an equal share of the machine. A query that
+arrives behind a call with a thousand pages therefore has the lowest tag, and the pages keep their order among
+themselves.
 
 Rows of one batch are equally long after padding, or any where nothing is padded; short and long texts do not
 share one, so that a query never takes as long as a page.
@@ -28,7 +29,7 @@ _MOST_GIVEN_UP = 4096
 
 @dataclass(eq=False)
 class Job:
-    """The rows of one request."""
+    """The rows of one call."""
 
     ids: Sequence[npt.NDArray[np.int32]]
     out: npt.NDArray[np.float32]
