@@ -102,7 +102,7 @@ def test_a_loop_that_ended_early_harms_no_other(embedder, gate_of):
     gate = gate_of(embedder)
     asynchronous = AsyncEmbedder(embedder)
     loop = asyncio.new_event_loop()
-    left = loop.create_task(asynchronous.encode([LINE]))
+    left = [loop.create_task(asynchronous.encode([LINE])) for _ in range(3)]
     loop.run_until_complete(gate.until_one_began())
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
@@ -116,8 +116,9 @@ def test_a_loop_that_ended_early_harms_no_other(embedder, gate_of):
         return found
 
     assert asyncio.run(embed()).shape == (1, embedder.dim)
-    assert not left.done()
-    left._log_destroy_pending = False  # it is meant to be
+    assert not any(call.done() for call in left)
+    for call in left:
+        call._log_destroy_pending = False  # it is meant to be
 
 
 def test_one_that_is_dropped_unclosed_leaves_nothing_behind(artifact_path, new_threads):
