@@ -1,8 +1,10 @@
 """Threads that take batches from the queue and run them, all over one Embedder.
 
 As many batches run at once as `parallel_batches` says. One more may run beside them while all of those are
-long and the extra one is short: the cores are shared for a moment, and a query need not wait for a page to
-end. ONNX Runtime runs several batches of one session at a time without a second copy of the weights.
+long and the extra one is short and of jobs that have not begun: the cores are shared for a moment, and a
+query need not wait for a page to end. Short rows of jobs in work wait their turn: sharing the cores makes
+both batches slower. ONNX Runtime runs several batches of one session at a time without a second copy of the
+weights.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def test_a_failed_batch_fails_its_requests_only(fake, runner, watching):
     fake.error = RuntimeError("out of memory")
     failed = Asked(30, 512)
     runner.submit(failed.job)
-    fake.may_end["short"].release()
+    fake.may_end["long"].release()
     assert failed.wait() == [fake.error]
     assert runner.failure is fake.error
     assert watching.failures == [fake.error]
