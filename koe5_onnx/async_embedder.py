@@ -1,36 +1,53 @@
-"""An Embedder for asyncio: the same verbs, to be awaited.
+"""An Embedder for asyncio: the same verbs, to be awaited; concurrent calls share batches.
 
-Texts are embedded in threads of its own, so the event loop goes on: the tokenizer and ONNX Runtime let go of
-the interpreter lock while they compute. It owns how many calls run at once and what happens to those that are
-cancelled; everything else is the Embedder's.
+call -> tokenised, in the loop where it is brief, else in a thread -> queue.py, with the rows of all other
+calls -> runner.py's threads run batches of them -> told to the loop (event_loops.py)
+
+It owns what becomes of one call: the way it takes, its cancellation, its end. Which rows run next is the
+queue's, texts and errors are the Embedder's. `koe5-onnx serve` is built on the same queue.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from koe5_onnx.embedder import Embedder, Encoded
-from koe5_onnx.errors import InputError
+from koe5_onnx.errors import InputError, ProviderError
+from koe5_onnx.event_loops import BRIEF_CHARACTERS, Answers, Tell, Tokenising
+from koe5_onnx.pipeline import WINDOW_TEXTS
+from koe5_onnx.queue import Job
+from koe5_onnx.runner import Runner
+from koe5_onnx.tokenizer import Tokens
 
-T = TypeVar("T")
+_TEXT_CHARACTERS = 16
+"""What a text costs beside its characters, in characters."""
+_LARGE_CALLS = 2
+"""Calls of more than a window that are in work at a time; they bound what is tokenised and has not run."""
+_ALL: weakref.WeakSet[AsyncEmbedder] = weakref.WeakSet()
+"""Those of this process, for `_after_fork`."""
 
 
 class AsyncEmbedder:
     """Embeds without blocking the event loop. Any number of tasks, and several loops, may share one.
 
-    Calls run in the order in which they came, `concurrency` at a time; the others wait without a thread. One
-    call uses all threads of the Embedder already: more at a time are hardly faster together, but two let a
-    query run beside a long call. A call that is cancelled while it waits is never run; one that runs stops
-    after the batch in work. Calls are not merged into batches; the server (`koe5-onnx serve`) does that.
+    Calls that wait at the same time share batches: many short ones are about as fast as their texts in one
+    call. Nothing waits for company: a call that comes alone runs at once. Each call gets its share of the
+    machine: a query waits for the batch in work at most, not for the 10,000 texts that were there before.
+
+    A call that is cancelled while it waits is never run; one that runs stops after the batch in work. Of
+    calls of more than 4,096 texts two are in work at a time, window by window, and the others wait in order.
+    Smaller ones hold their ids while they wait, which is about as much memory as their texts.
 
     Example::
 
@@ -39,18 +56,23 @@ class AsyncEmbedder:
 
     Args:
         embedder: Opened; the AsyncEmbedder closes it when it is closed itself.
-        concurrency: Calls that run at the same time.
+        concurrency: Batches that run at the same time, for each of the Embedder's workers. A short one, of
+            queries, may run beside them while all of them are long. One batch uses all threads of a worker
+            already: more are slower where cores are few.
 
     Raises:
         InputError: `concurrency` is below 1.
     """
 
-    def __init__(self, embedder: Embedder, *, concurrency: int = 2) -> None:
+    def __init__(self, embedder: Embedder, *, concurrency: int = 1) -> None:
         if concurrency < 1:
             raise InputError(f"concurrency is {concurrency}: expected 1 or more")
         self.embedder = embedder
         self.concurrency = concurrency
-        self._start_threads()
+        self._closed, self._lock = False, threading.Lock()
+        self._threads: _Threads | None = None
+        self._dropped: weakref.finalize[..., AsyncEmbedder] | None = None
+        _ALL.add(self)
 
     async def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed search queries: `encode` with the prompt "query"."""
@@ -65,27 +87,32 @@ class AsyncEmbedder:
         return (await self.encode_with_info(texts, prompt)).embeddings
 
     async def encode_with_info(self, texts: Sequence[str], prompt: str | None = None) -> Encoded:
-        """`Embedder.encode_with_info`, with the same errors. `texts` must not change meanwhile."""
-        given_up = threading.Event()
+        """`Embedder.encode_with_info`, with the same errors. `texts` must not change meanwhile.
 
-        def stop_if_given_up(_done_tokens: int, _all_tokens: int) -> None:
-            if given_up.is_set():
-                raise _GivenUpError
-
+        Raises:
+            ProviderError: The AsyncEmbedder is closed.
+        """
+        threads = self._started()
+        call = _Call(threads.runner)
         try:
-            return await self._run(
-                partial(self.embedder.encode_with_info, texts, prompt, on_progress=stop_if_given_up)
-            )
+            if len(texts) > WINDOW_TEXTS:
+                return await threads.run_large(partial(self.embedder.encode_windows, texts, prompt, call.run))
+            ended, tell = threads.answers.expect()
+            work = partial(self.embedder.encode_windows, texts, prompt, partial(call.submit, tell=tell))
+            size = _size_of(texts)
+            encoded = await threads.tokenising.run(work, size, at_once=size <= BRIEF_CHARACTERS)
+            if len(texts):
+                await ended
+            return encoded
         finally:
-            given_up.set()
+            call.give_up()
 
     async def close(self) -> None:
         """Wait for the calls that run or wait, then close the Embedder."""
         import asyncio
 
         # In a thread, as it blocks until the last call is done.
-        await asyncio.to_thread(self._threads.shutdown)
-        self.embedder.close()
+        await asyncio.to_thread(self._close)
 
     async def __aenter__(self) -> Self:
         return self
@@ -95,18 +122,113 @@ class AsyncEmbedder:
     ) -> None:
         await self.close()
 
-    def _start_threads(self) -> None:
-        self._process = os.getpid()
-        self._threads = ThreadPoolExecutor(self.concurrency, "koe5-async")
+    def _close(self) -> None:
+        with self._lock:
+            self._closed = True
+        if self._threads is not None:
+            self._threads.close()
+        self.embedder.close()
 
-    async def _run(self, call: Callable[[], T]) -> T:
-        # Its import takes 20 ms, which those who embed without it need not wait for.
+    def _started(self) -> _Threads:
+        with self._lock:
+            if self._closed:
+                raise ProviderError("this AsyncEmbedder is closed: open the artifact again")
+            if self._threads is None:
+                self._threads = _Threads(self.embedder, self.concurrency)
+                # One that is dropped without being closed must not live on in its threads.
+                self._dropped = weakref.finalize(self, self._threads.runner.stop)
+                self._dropped.atexit = False
+            return self._threads
+
+    def _leave_to_parent(self) -> None:
+        """Begin anew in a forked child, which does not have the parent's threads."""
+        # Another thread of the parent may have held the lock at the fork.
+        self._lock, self._threads = threading.Lock(), None
+        if self._dropped is not None:
+            self._dropped.detach()
+
+
+class _Threads:
+    """What the calls of one AsyncEmbedder run in."""
+
+    def __init__(self, embedder: Embedder, concurrency: int) -> None:
+        self.runner = Runner(embedder, embedder.workers * concurrency)
+        self.tokenising, self.answers = Tokenising(), Answers()
+        self._large = ThreadPoolExecutor(_LARGE_CALLS, "koe5-large")
+
+    async def run_large(self, work: Callable[[], Encoded]) -> Encoded:
+        """The result of a call that hands one window after another to the runner."""
         import asyncio
 
-        if self._process != os.getpid():
-            self._start_threads()  # those of the parent did not survive the fork
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        return await asyncio.get_running_loop().run_in_executor(self._large, work)
+
+    def close(self) -> None:
+        """Finish what was begun: first what hands texts to the runner, then the runner."""
+        self.tokenising.close()
+        self._large.shutdown()
+        self.runner.close()
+
+
+class _Call:
+    """One call to the runner: its job of the moment, until nobody waits for it any more."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._job: Job | None = None
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._is_given_up = False
+        self._error: BaseException | None = None
+
+    def submit(self, tokens: Tokens, out: npt.NDArray[np.float32], *, tell: Tell) -> None:
+        """Let rows run; `tell` says when."""
+        job = Job(tokens.ids, out, tell, time.monotonic())
+        # Held until the runner has it: else it could be given up before it is there.
+        with self._lock:
+            if self._is_given_up:
+                raise _GivenUpError
+            self._runner.submit(job)
+            self._job = job
+
+    def run(self, tokens: Tokens, out: npt.NDArray[np.float32]) -> None:
+        """Run rows, a window at a time, and wait for them."""
+        for start in range(0, len(tokens.ids), WINDOW_TEXTS):
+            rows = slice(start, start + WINDOW_TEXTS)
+            self._ended.clear()
+            self.submit(Tokens(tokens.ids[rows], tokens.full_lengths[rows]), out[rows], tell=self._end)
+            self._ended.wait()
+            if self._error is not None:
+                raise self._error
+
+    def give_up(self) -> None:
+        """Nobody waits; without effect on what has ended."""
+        with self._lock:
+            self._is_given_up = True
+            if self._job is not None and not self._job.ended:
+                self._runner.give_up(self._job)
+            self._job = None
+        self._end(_GivenUpError())
+
+    def _end(self, error: BaseException | None) -> None:
+        self._error = error
+        self._ended.set()
 
 
 class _GivenUpError(Exception):
     """Ends a call that nobody waits for any more; nobody sees it."""
+
+
+def _size_of(texts: Sequence[str]) -> int:
+    """What tokenising costs, in characters; 0 where it fails."""
+    try:
+        return sum(map(len, texts)) + _TEXT_CHARACTERS * len(texts)
+    except TypeError:  # not texts: the Embedder says so
+        return 0
+
+
+def _after_fork() -> None:
+    for one in _ALL:
+        one._leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

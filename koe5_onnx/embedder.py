@@ -28,6 +28,8 @@ from koe5_onnx.tuning import arrange
 Overflow = Literal["truncate", "error"]
 Progress = Callable[[int, int], None]
 """Called after each batch: tokens done, tokens in all (an estimate until all texts are tokenised)."""
+RunWindow = Callable[[Tokens, npt.NDArray[np.float32]], None]
+"""Given a window's ids and the rows float32[n, dim] to fill with their embeddings."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Embedder:
         self.workers = workers
         self._tokenizer = tokenizer
         self._overflow = overflow
-        self._warned: set[type[Koe5Warning]] = set()
+        self._warned: dict[type[Koe5Warning], object] = {}
 
     @classmethod
     def open(
@@ -186,20 +188,35 @@ class Embedder:
         self, texts: Sequence[str], prompt: str | None = None, *, on_progress: Progress | None = None
     ) -> Encoded:
         """`encode`, with the token count of each text and whether it was cut."""
+        count = _Count(texts, on_progress)
+
+        def run(tokens: Tokens, out: npt.NDArray[np.float32]) -> None:
+            count.tokenised(tokens)
+            self._run(tokens, out, count.ran)
+
+        return self.encode_windows(texts, prompt, run)
+
+    def encode_windows(self, texts: Sequence[str], prompt: str | None, run: RunWindow) -> Encoded:
+        """`encode_with_info` with `run` for its second half, as AsyncEmbedder has one for all of its calls.
+
+        Args:
+            texts: As of `encode`.
+            prompt: As of `encode`.
+            run: Called window by window: 4,096 texts, or all of them with `overflow="error"`. It may return
+                before it has filled the rows; until then the embeddings are not there.
+        """
         prompted = self._with_prompt(texts, prompt)
         require_unicode(prompted)
         out = np.empty((len(texts), self.dim), dtype=np.float32)
         full_lengths = np.empty(len(texts), dtype=np.int32)
         # An overflow that is an error must be known before anything runs.
         window = WINDOW_TEXTS if self._overflow == "truncate" else max(1, len(texts))
-        count = _Count(prompted, on_progress)
         start = 0
         for tokens in tokenise_ahead(self._tokenizer, prompted, window):
             rows = slice(start, start := start + len(tokens.ids))
             full_lengths[rows] = tokens.full_lengths
             self._report_overflow(tokens)
-            count.tokenised(tokens, rows)
-            self._run(tokens, out[rows], count.ran)
+            run(tokens, out[rows])
         return Encoded(out, full_lengths, full_lengths > self.contract.max_tokens)
 
     def count_tokens(self, texts: Sequence[str], prompt: str | None = None) -> npt.NDArray[np.int32]:
@@ -325,8 +342,8 @@ class Embedder:
 
     def _warn(self, kind: type[Koe5Warning], message: str) -> None:
         """Warn once of each kind: a server would repeat it with every request."""
-        if kind not in self._warned:
-            self._warned.add(kind)
+        mine = object()
+        if self._warned.setdefault(kind, mine) is mine:  # of several threads one
             warnings.warn(message, kind, stacklevel=_caller_level())
 
     def _run(self, tokens: Tokens, out: npt.NDArray[np.float32], on_batch: Callable[[int], None]) -> None:
@@ -346,11 +363,14 @@ class _Count:
 
     def __init__(self, texts: Sequence[str], on_progress: Progress | None) -> None:
         self._texts, self._on_progress = texts, on_progress
-        self._characters = sum(map(len, texts)) if on_progress else 0
-        self._seen_characters = self._seen = self._done = 0
+        self._characters = self._seen_texts = self._seen_characters = self._seen = self._done = 0
 
-    def tokenised(self, tokens: Tokens, rows: slice) -> None:
+    def tokenised(self, tokens: Tokens) -> None:
+        """Another window of them, which have been checked by now."""
         if self._on_progress:
+            self._characters = self._characters or sum(map(len, self._texts))
+            rows = slice(self._seen_texts, self._seen_texts + len(tokens.ids))
+            self._seen_texts = rows.stop
             self._seen += int(tokens.lengths.sum())
             self._seen_characters += sum(map(len, self._texts[rows]))
 

@@ -79,7 +79,7 @@ class Koe5TextEmbedder:
 
     @component.output_types(embedding=list[float])
     async def run_async(self, text: str) -> dict[str, Any]:
-        """`run` in a thread; the event loop goes on."""
+        """`run`, awaited; concurrent calls share batches."""
         _require_text(text)
         return {"embedding": (await self._opened.asynchronous.encode_queries([text]))[0].tolist()}
 
@@ -142,7 +142,7 @@ class Koe5DocumentEmbedder:
 
     @component.output_types(documents=list[Document])
     async def run_async(self, documents: list[Document]) -> dict[str, Any]:
-        """`run` in a thread; the event loop goes on."""
+        """`run`, awaited; concurrent calls share batches."""
         embeddings = await self._opened.asynchronous.encode_passages(self._texts(documents))
         return {"documents": _with_embeddings(documents, embeddings)}
 

@@ -53,11 +53,11 @@ class Koe5Embeddings(Embeddings):
         return row
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """`embed_documents` in a thread; the event loop goes on."""
+        """`embed_documents`, awaited; concurrent calls share batches."""
         rows: list[list[float]] = (await self._async.encode_passages(texts)).tolist()
         return rows
 
     async def aembed_query(self, text: str) -> list[float]:
-        """`embed_query` in a thread; the event loop goes on."""
+        """`embed_query`, awaited; concurrent calls share batches."""
         row: list[float] = (await self._async.encode_queries([text]))[0].tolist()
         return row

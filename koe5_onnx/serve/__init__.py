@@ -8,10 +8,10 @@ What happens to a request, one file a step::
     tei_api
     inputs       texts or token ids, prompt, what to do with long ones -> Tokens
     engine       asks the queue, waits for the answer or for the client to go away
-    queue        rows of all requests, in the order of fairness, batch by batch
-    runner       threads that run the batches
 
-`app` puts them together, `server` runs it under uvicorn. Needs the extra `serve`; nothing else imports this.
+The queue and the threads that run its batches are the runtime's (queue.py, runner.py, event_loops.py); an
+AsyncEmbedder has the same. `app` puts all together, `server` runs it under uvicorn. Needs the extra `serve`;
+nothing else imports this.
 """
 
 from __future__ import annotations

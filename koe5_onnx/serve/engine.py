@@ -1,33 +1,37 @@
 """From a route's inputs to embeddings: tokenise in a thread, queue, wait for the answer or give up.
 
-Lives in the event loop; runner.py's threads do the work.
+Lives in the event loop; the threads of koe5_onnx/runner.py do the work, as for an AsyncEmbedder.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx import Embedder, Encoded, InputError, Tokens
+from koe5_onnx import Embedder, Encoded, InputError, ProviderError, Tokens
+from koe5_onnx.event_loops import BRIEF_CHARACTERS, Answers, Tokenising
+from koe5_onnx.queue import Batch, Job
+from koe5_onnx.runner import QueueFullError, Runner, Watcher
 from koe5_onnx.serve.inputs import Inputs, prepare
+from koe5_onnx.serve.logs import LOGGER
 from koe5_onnx.serve.metrics import Metrics
-from koe5_onnx.serve.queue import Job
-from koe5_onnx.serve.refusals import BACKEND, INVALID, TIMEOUT, TOO_MANY_TOKENS, Refusal
-from koe5_onnx.serve.runner import Runner
+from koe5_onnx.serve.refusals import (
+    BACKEND,
+    INVALID,
+    OVERLOADED,
+    STOPPING,
+    TIMEOUT,
+    TOO_MANY_TOKENS,
+    Refusal,
+)
 from koe5_onnx.serve.settings import Settings
 from koe5_onnx.serve.tracing import Tracing
 
-_BRIEF_CHARACTERS = 512
-"""Requests up to that are tokenised in the event loop: 0.2 ms at most, where a thread's turn costs 0.1 ms."""
-_SHORT_CHARACTERS = 16_384
-"""Requests up to that have a thread of their own to be tokenised in: long ones do not hold them up."""
 _PROBE_S = 1.5
 """Below the timeout of any probe in deploy/."""
 _WARM_UP_TOKENS = (1, 16, 64)
@@ -52,17 +56,12 @@ class Engine:
         self.runner = Runner(
             embedder,
             settings.parallel_batches,
-            settings.max_queue_tokens,
-            settings.max_wait_ms / 1000,
-            metrics,
+            max_queue_tokens=settings.max_queue_tokens,
+            max_wait_s=settings.max_wait_ms / 1000,
+            watcher=Watching(metrics),
         )
         self._tracing = tracing
-        self._short, self._long = (
-            ThreadPoolExecutor(1, f"koe5-tokenise-{kind}") for kind in ("short", "long")
-        )
-        self._done: deque[tuple[asyncio.Future[None], BaseException | None]] = deque()
-        """Ended by a runner's thread, not told yet."""
-        self._is_waking = False
+        self._tokenising, self._answers = Tokenising(), Answers()
         metrics.watch(lambda: self.runner.waiting_tokens)
 
     def warm_up(self) -> None:
@@ -73,8 +72,7 @@ class Engine:
     def close(self) -> None:
         """Finish what was accepted."""
         self.runner.close()
-        self._short.shutdown()
-        self._long.shutdown()
+        self._tokenising.close()
 
     async def is_healthy(self) -> bool:
         """Whether embeddings work: the last batch did, or else a short text does now.
@@ -106,7 +104,7 @@ class Engine:
         with self._tracing.span("tokenise"):
             characters = inputs.characters
             tokens = await self.tokenised(
-                lambda: self._tokens_of(inputs), characters, at_once=characters <= _BRIEF_CHARACTERS
+                lambda: self._tokens_of(inputs), characters, at_once=characters <= BRIEF_CHARACTERS
             )
         return tokens, await self._run(tokens)
 
@@ -151,10 +149,7 @@ class Engine:
         """
         start = time.monotonic()
         try:
-            if at_once:
-                return work()
-            thread = self._short if characters <= _SHORT_CHARACTERS else self._long
-            return await asyncio.get_running_loop().run_in_executor(thread, work)
+            return await self._tokenising.run(work, characters, at_once=at_once)
         except InputError as error:
             raise Refusal(INVALID, str(error), param=None) from error
         finally:
@@ -172,36 +167,56 @@ class Engine:
         return tokens
 
     async def _run(self, tokens: Tokens) -> npt.NDArray[np.float32]:
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[None] = loop.create_future()
+        answer, tell = self._answers.expect()
 
         def done(error: BaseException | None) -> None:
-            self._done.append((answer, error))
-            # One wake-up of the event loop for all requests that a batch ends.
-            if not self._is_waking:
-                self._is_waking = True
-                loop.call_soon_threadsafe(self._tell)
+            failed = Refusal(BACKEND, "the model failed on this request; the server's log says more")
+            tell(None if error is None else failed)
 
         out = np.empty((len(tokens.ids), self.embedder.dim), dtype=np.float32)
         job = Job(tokens.ids, out, done, time.monotonic())
         with self._tracing.job(job):
-            self.runner.submit(job)
+            self._submit(job)
             try:
                 await answer
             finally:
                 self.runner.give_up(job)
         return out
 
-    def _tell(self) -> None:
-        """Wake those whose requests have ended."""
-        # First: whoever saw it set has appended before, and is told below.
-        self._is_waking = False
-        while self._done:
-            answer, error = self._done.popleft()
-            if not answer.done():
-                if error is None:
-                    answer.set_result(None)
-                else:
-                    answer.set_exception(
-                        Refusal(BACKEND, "the model failed on this request; the server's log says more")
-                    )
+    def _submit(self, job: Job) -> None:
+        try:
+            self.runner.submit(job)
+        except QueueFullError as full:
+            raise Refusal(
+                OVERLOADED,
+                f"{full}: expected at most {self.settings.max_queue_tokens:,}, this request's among them; "
+                "try again later",
+                retry_after_s=full.drain_s,
+            ) from None
+        except ProviderError:
+            raise Refusal(STOPPING, "the server stops: try another one", retry_after_s=1) from None
+
+
+class Watching(Watcher):
+    """Counts what runs, logs what fails, and lets no number out that JSON has no word for."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def job_started(self, waited_s: float) -> None:
+        """As Metrics counts it."""
+        self._metrics.job_started(waited_s)
+
+    def batch_ran(self, batch: Batch, seconds: float) -> None:
+        """As Metrics counts it."""
+        self._metrics.batch_ran(batch, seconds)
+
+    def batch_failed(self, error: BaseException) -> None:
+        """One line in the log."""
+        LOGGER.error("a batch failed: %s", error, exc_info=error)
+
+    def faults_of(self, embeddings: npt.NDArray[np.float32]) -> Sequence[BaseException | None]:
+        """Those of rows that are not finite, whatever their neighbours are."""
+        fault = FloatingPointError("an embedding is not finite: run koe5-onnx verify on the artifact")
+        are_finite = np.asarray(np.isfinite(embeddings).all(axis=1))
+        return [None if is_finite else fault for is_finite in are_finite.tolist()]

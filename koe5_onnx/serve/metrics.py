@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from koe5_onnx import Embedder, Tokens
-from koe5_onnx.serve.queue import Batch
+from koe5_onnx.queue import Batch
 
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Where worker processes share their numbers.

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from koe5_onnx import MissingDependencyError, __version__
-from koe5_onnx.serve.queue import Job
+from koe5_onnx.queue import Job
 
 
 class Tracing:

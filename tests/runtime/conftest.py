@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,3 +107,35 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+class Gate:
+    """Stands before `session.run`: lets batches through one by one, or all once it is open."""
+
+    def __init__(self, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.batches: list[int] = []
+        """Texts of each."""
+        self.began, self._may_run = threading.Semaphore(0), threading.Semaphore(0)
+        self._run = embedder.session.run
+        monkeypatch.setattr(embedder.session, "run", self)
+
+    def __call__(self, *arrays):
+        self.batches.append(len(arrays[0]) if len(arrays) == 2 else len(arrays[2]) - 1)
+        self.began.release()
+        assert self._may_run.acquire(timeout=60)
+        return self._run(*arrays)
+
+    async def until_one_began(self) -> None:
+        assert await asyncio.to_thread(self.began.acquire, timeout=60)
+
+    def let(self, batches: int) -> None:
+        self._may_run.release(batches)
+
+    def open(self) -> None:
+        self.let(1_000_000)
+
+
+@pytest.fixture
+def gate_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Embedder], Gate]:
+    """Puts a gate before an Embedder's session."""
+    return lambda embedder: Gate(embedder, monkeypatch)

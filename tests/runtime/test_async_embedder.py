@@ -75,23 +75,43 @@ def test_the_loop_goes_on_while_a_batch_runs(embedder, monkeypatch):
     assert asyncio.run(embed()).shape == (len(TEXTS), embedder.dim)
 
 
-@pytest.mark.parametrize("concurrency", [1, 2])
-def test_many_callers_run_few_at_a_time(embedder, monkeypatch, concurrency):
-    expected = embedder.encode(TEXTS * 10)
+@pytest.mark.parametrize(("workers", "concurrency"), [(1, 1), (1, 2), (2, 1)])
+def test_many_callers_run_few_batches_at_a_time(artifact_path, monkeypatch, workers, concurrency):
+    most = workers * concurrency
+    with Embedder.open(artifact_path, threads=1, workers=workers, max_batch_tokens=16) as embedder:
+        expected = embedder.encode(TEXTS * 10)
+        watched = Watched(embedder, monkeypatch)
+
+        async def embed():
+            asynchronous = AsyncEmbedder(embedder, concurrency=concurrency)
+            calls = [asyncio.create_task(asynchronous.encode([text])) for text in TEXTS * 10]
+            while watched.running < most:
+                await asyncio.sleep(0.001)
+            watched.go_on.set()
+            return await asyncio.gather(*calls)
+
+        found = asyncio.run(embed())
+    assert watched.most == most
+    assert most < watched.started < len(found)
+    cosines = (np.concatenate(found) * expected).sum(axis=1)
+    assert cosines.min() >= tolerances.ALONE_COSINE_MIN
+
+
+def test_a_query_runs_beside_a_page(embedder, monkeypatch):
     watched = Watched(embedder, monkeypatch)
 
     async def embed():
-        asynchronous = AsyncEmbedder(embedder, concurrency=concurrency)
-        calls = [asyncio.create_task(asynchronous.encode([text])) for text in TEXTS * 10]
-        while watched.running < concurrency:
+        asynchronous = AsyncEmbedder(embedder)
+        page = asyncio.create_task(asynchronous.encode(["가 " * 200]))
+        await entered(watched)
+        query = asyncio.create_task(asynchronous.encode_queries(["서울"]))
+        while watched.running < 2:
             await asyncio.sleep(0.001)
         watched.go_on.set()
-        return await asyncio.gather(*calls)
+        await asyncio.gather(page, query)
 
-    found = asyncio.run(embed())
-    assert watched.most == concurrency
-    cosines = (np.concatenate(found) * expected).sum(axis=1)
-    assert cosines.min() >= tolerances.ALONE_COSINE_MIN
+    asyncio.run(embed())
+    assert watched.most == 2
 
 
 def test_a_cancelled_call_stops_after_its_batch_and_a_waiting_one_never_runs(artifact_path, monkeypatch):

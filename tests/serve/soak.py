@@ -82,7 +82,7 @@ async def soak(artifact: Path, seconds: float, seed: int = 0) -> Report:
     """Run a server and its clients; SIGTERM comes while requests are in work."""
     report, stopping = Report(), asyncio.Event()
     with Embedder.open(artifact, threads=1) as offline:
-        offline._warned = {koe5_onnx.TruncationWarning}
+        offline._warned = {koe5_onnx.TruncationWarning: None}
         process, url = _start(artifact)
         try:
             async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as session:

@@ -1,8 +1,9 @@
-"""The rows of all waiting requests, and which of them run next. No threads and no clock of its own.
+"""The rows of all waiting calls, and which of them run next. No threads and no clock of its own.
 
-Each request is a flow of start-time fair queueing: a row's tag is the virtual time at which it would begin if
-every request had an equal share of the machine. A query that arrives behind a bulk request of a thousand
-pages therefore has the lowest tag, and the pages keep their order among themselves.
+Each call (of an AsyncEmbedder, or a request to the server) is a flow of start-time fair queueing: a row's tag
+is the virtual time at which it would begin if every call had an equal share of the machine. A query that
+arrives behind a call with a thousand pages therefore has the lowest tag. Among themselves the rows of a call
+run longest first.
 
 Rows of one batch are equally long after padding, or any where nothing is padded; short and long texts do not
 share one, so that a query never takes as long as a page.
@@ -28,7 +29,7 @@ _MOST_GIVEN_UP = 4096
 
 @dataclass(eq=False)
 class Job:
-    """The rows of one request."""
+    """The rows of one call."""
 
     ids: Sequence[npt.NDArray[np.int32]]
     out: npt.NDArray[np.float32]
@@ -44,6 +45,11 @@ class Job:
     waiting_rows: int = 0
     ended: bool = False
     """Answered, failed or given up: its rows are skipped."""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a row of it has been taken."""
+        return self.waiting_rows < len(self.ids)
 
 
 @dataclass(eq=False)
@@ -112,9 +118,10 @@ class Queue:
         """Let all rows of a job wait."""
         lengths = np.fromiter((len(ids) for ids in job.ids), np.int32, len(job.ids))
         start = self._now
-        for number, (tokens, places) in enumerate(
-            zip(lengths.tolist(), self._padded_lengths(lengths).tolist(), strict=True)
-        ):
+        all_tokens, all_places = lengths.tolist(), self._padded_lengths(lengths).tolist()
+        # Longest first: rows of like length fill batches best.
+        for number in np.argsort(-lengths, kind="stable").tolist():
+            tokens, places = all_tokens[number], all_places[number]
             group = (tokens <= SHORT_TOKENS, 0 if self._is_packed else places)
             tagged = _Tagged(start, next(self._order), Row(job, number, tokens, places))
             heapq.heappush(self._groups.setdefault(group, []), tagged)
@@ -148,22 +155,28 @@ class Queue:
         """The next batch, no longer waiting; None where none waits.
 
         Args:
-            short_only: Only short rows, and few of them: the batch is to run beside others.
+            short_only: Few rows, short ones of jobs that have not begun: the batch is to run beside others.
         """
         group = self._next_group(short_only=short_only)
         if group is None:
             return None
         budget = min(EXPRESS_TOKENS, self._max_batch_tokens) if short_only else self._max_batch_tokens
         self._now = max(self._now, self._groups[group][0].start)
-        return Batch(self._fill(group, budget), group[0])
+        return Batch(self._fill(group, budget, fresh_only=short_only), group[0])
 
-    def _fill(self, group: tuple[bool, int], budget: int) -> list[Row]:
+    def _fill(self, group: tuple[bool, int], budget: int, *, fresh_only: bool) -> list[Row]:
         waiting, places = self._groups[group], 0
         rows: list[Row] = []
+        begun: set[Job] = set()
         while waiting and (not rows or places + waiting[0].row.places <= budget):
-            row = self._pop(waiting)
-            if row.job.ended:
+            job = waiting[0].row.job
+            if job.ended:
+                self._pop(waiting)
                 continue
+            if fresh_only and job.has_begun and job not in begun:
+                break
+            begun.add(job)
+            row = self._pop(waiting)
             rows.append(row)
             places += row.places
             row.job.waiting_rows -= 1
@@ -176,9 +189,9 @@ class Queue:
     def _next_group(self, *, short_only: bool) -> tuple[bool, int] | None:
         best: tuple[bool, int] | None = None
         for group in list(self._groups):
-            if short_only and not group[0]:
+            if (short_only and not group[0]) or not self._drop_ended(group):
                 continue
-            if not self._drop_ended(group):
+            if short_only and self._groups[group][0].row.job.has_begun:
                 continue
             if best is None or self._groups[group][0] < self._groups[best][0]:
                 best = group

@@ -1,62 +1,87 @@
 """Threads that take batches from the queue and run them, all over one Embedder.
 
 As many batches run at once as `parallel_batches` says. One more may run beside them while all of those are
-long and the extra one is short: the cores are shared for a moment, and a query need not wait for a page to
-end. ONNX Runtime runs several batches of one session at a time without a second copy of the weights.
+long and the extra one is short and of jobs that have not begun: the cores are shared for a moment, and a
+query need not wait for a page to end. Short rows of jobs in work wait their turn: sharing the cores makes
+both batches slower. ONNX Runtime runs several batches of one session at a time without a second copy of the
+weights.
 """
 
 from __future__ import annotations
 
+import atexit
+import math
+import os
 import threading
 import time
-from typing import Protocol
+import weakref
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx import Embedder, Tokens
-from koe5_onnx.serve.logs import LOGGER
-from koe5_onnx.serve.queue import Batch, Job, Queue
-from koe5_onnx.serve.refusals import OVERLOADED, STOPPING, Refusal
+from koe5_onnx.embedder import Embedder
+from koe5_onnx.errors import ProviderError
+from koe5_onnx.queue import Batch, Job, Queue
+from koe5_onnx.tokenizer import Tokens
 
 _SMOOTHING = 0.2
-"""Weight of the newest batch in the speed that Retry-After is reckoned from."""
+"""Weight of the newest batch in the speed that the time to drain is reckoned from."""
+_RUNNERS: weakref.WeakSet[Runner] = weakref.WeakSet()
+"""Those of this process, for `_stop_all`."""
 
 
-class RunnerMetrics(Protocol):
-    """What a runner reports."""
+class QueueFullError(Exception):
+    """A job is not accepted, as too much waits already."""
+
+    def __init__(self, waiting_tokens: int, drain_s: float) -> None:
+        super().__init__(f"{waiting_tokens:,} tokens wait already")
+        self.waiting_tokens, self.drain_s = waiting_tokens, drain_s
+        """Seconds until half of the queue is done."""
+
+
+class Watcher:
+    """Told what a runner does, from its threads. This one looks away; the server's counts and logs."""
+
+    def job_started(self, waited_s: float) -> None:
+        """The first row of a job left the queue."""
 
     def batch_ran(self, batch: Batch, seconds: float) -> None:
         """A batch came back."""
 
-    def job_started(self, waited_s: float) -> None:
-        """The first row of a job left the queue."""
+    def batch_failed(self, error: BaseException) -> None:
+        """A batch, or a row of one, failed."""
+
+    def faults_of(self, embeddings: npt.NDArray[np.float32]) -> Sequence[BaseException | None]:
+        """For each row of float32[n, dim], why its job fails; None where all is well."""
+        return [None] * len(embeddings)
 
 
 class Runner:
     """Runs what is submitted.
 
     Args:
-        embedder: Opened with one worker; its session is used from all threads.
-        parallel_batches: Batches at the same time.
+        embedder: Its session is used from all threads; each batch runs in one of them.
+        parallel_batches: Batches at the same time; a short one may run beside long ones.
         max_queue_tokens: More than that is refused.
         max_wait_s: How long a batch that is not full waits for more.
-        metrics: Told what happens.
+        watcher: Told what happens.
     """
 
     def __init__(
         self,
         embedder: Embedder,
         parallel_batches: int,
-        max_queue_tokens: int,
-        max_wait_s: float,
-        metrics: RunnerMetrics,
+        *,
+        max_queue_tokens: float = math.inf,
+        max_wait_s: float = 0.0,
+        watcher: Watcher | None = None,
     ) -> None:
         self.tokens_per_s = 0.0
         """Speed of late, 0 before the first batch."""
         self.failure: BaseException | None = None
         """Why the last batch failed; None where it did not."""
-        self._embedder, self._metrics = embedder, metrics
+        self._embedder, self._watcher = embedder, watcher or Watcher()
         self._max_queue_tokens, self._max_wait_s = max_queue_tokens, max_wait_s
         self._queue = Queue(
             embedder.max_batch_tokens,
@@ -66,13 +91,14 @@ class Runner:
         self._permits = parallel_batches
         self._running: list[Batch] = []
         self._changed = threading.Condition()
-        self._closing = False
+        self._closing = self._stopped = False
         self._threads = [
             threading.Thread(target=self._work, name=f"koe5-run-{number}", daemon=True)
             for number in range(parallel_batches + 1)
         ]
         for thread in self._threads:
             thread.start()
+        _RUNNERS.add(self)
 
     @property
     def waiting_tokens(self) -> int:
@@ -83,19 +109,15 @@ class Runner:
         """Let a job run; `job.done` tells when.
 
         Raises:
-            Refusal: The queue is full, or the server stops.
+            QueueFullError: Too much waits already.
+            ProviderError: The runner is closed.
         """
         tokens = sum(map(len, job.ids))
         with self._changed:
             if self._closing:
-                raise Refusal(STOPPING, "the server stops: try another one", retry_after_s=1)
+                raise ProviderError("what runs the batches is closed: open the artifact again")
             if self._queue.tokens + tokens > self._max_queue_tokens:
-                raise Refusal(
-                    OVERLOADED,
-                    f"{self._queue.tokens:,} tokens wait already: expected at most {self._max_queue_tokens:,}"
-                    ", this request's among them; try again later",
-                    retry_after_s=self._drain_s(),
-                )
+                raise QueueFullError(self._queue.tokens, self._drain_s())
             self._queue.add(job)
             self._wake_others()
 
@@ -110,6 +132,16 @@ class Runner:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        self.join()
+
+    def stop(self) -> None:
+        """Forget what waits and end the threads after the batches in work, without waiting for them."""
+        with self._changed:
+            self._closing = self._stopped = True
+            self._changed.notify_all()
+
+    def join(self) -> None:
+        """Wait for the threads, once they are to end."""
         for thread in self._threads:
             thread.join()
 
@@ -125,11 +157,12 @@ class Runner:
                 # Nobody is woken: this thread takes what may run next.
                 with self._changed:
                     self._running.remove(batch)
+            del batch  # its jobs hold arrays, and the next may be long in coming
 
     def _next(self) -> Batch | None:
         """The next batch to run, once there is one; None where the runner is closed and the queue empty."""
         with self._changed:
-            while True:
+            while not self._stopped:
                 batch, ready_in_s = self._take()
                 if batch is not None:
                     self._running.append(batch)
@@ -138,8 +171,9 @@ class Runner:
                     return batch
                 if self._closing and not self._queue.tokens:
                     self._changed.notify_all()
-                    return None
+                    break
                 self._changed.wait(ready_in_s)
+            return None
 
     def _wake_others(self) -> None:
         """Wake threads where one more batch may run; else they would only look and sleep on."""
@@ -168,9 +202,8 @@ class Runner:
     def _run(self, batch: Batch) -> None:
         try:
             self._embed(batch)
-        except Exception as error:  # noqa: BLE001 - the thread must live on, and the clients must hear of it
-            LOGGER.exception("a batch failed")
-            self.failure = error
+        except Exception as error:  # noqa: BLE001 - the thread must live on, and the callers must hear of it
+            self._fail(error)
             self._finish(batch, None, error)
 
     def _embed(self, batch: Batch) -> None:
@@ -179,13 +212,13 @@ class Runner:
             for row in batch.rows:
                 if row.job.started_s is None:
                     row.job.started_s = start
-                    self._metrics.job_started(start - row.job.arrived_s)
+                    self._watcher.job_started(start - row.job.arrived_s)
         ids = [row.job.ids[row.number] for row in batch.rows]
         lengths = np.fromiter(map(len, ids), np.int32, len(ids))
         embeddings = self._embedder.embed_tokens(Tokens(ids, lengths))
         seconds = time.monotonic() - start
         self._finish(batch, embeddings, None)
-        self._metrics.batch_ran(batch, seconds)
+        self._watcher.batch_ran(batch, seconds)
         speed = batch.tokens / max(seconds, 1e-6)
         self.tokens_per_s += (speed - self.tokens_per_s) * (_SMOOTHING if self.tokens_per_s else 1)
 
@@ -193,11 +226,10 @@ class Runner:
         self, batch: Batch, embeddings: npt.NDArray[np.float32] | None, error: BaseException | None
     ) -> None:
         """Hand the rows to their jobs, and end the jobs that have all of theirs or lack one."""
-        faults = [error] * len(batch.rows) if embeddings is None else faults_of(embeddings)
+        faults: Sequence[BaseException | None] = [error] * len(batch.rows)
         if embeddings is not None:
-            self.failure = next(filter(None, faults), None)
-            if self.failure is not None:
-                LOGGER.error("a batch failed: %s", self.failure)
+            faults = self._watcher.faults_of(embeddings)
+            self._fail(next(filter(None, faults), None))
         ended: list[tuple[Job, BaseException | None]] = []
         with self._changed:
             for place, (row, fault) in enumerate(zip(batch.rows, faults, strict=True)):
@@ -213,9 +245,22 @@ class Runner:
         for job, fault in ended:
             job.done(fault)
 
+    def _fail(self, error: BaseException | None) -> None:
+        self.failure = error
+        if error is not None:
+            self._watcher.batch_failed(error)
 
-def faults_of(embeddings: npt.NDArray[np.float32]) -> list[BaseException | None]:
-    """For each row, why no client can use it; None where all is well, whatever its neighbours are."""
-    fault = FloatingPointError("an embedding is not finite: run koe5-onnx verify on the artifact")
-    are_finite = np.asarray(np.isfinite(embeddings).all(axis=1))
-    return [None if is_finite else fault for is_finite in are_finite.tolist()]
+
+def _stop_all() -> None:
+    """Let no batch be in work when the interpreter goes."""
+    runners = list(_RUNNERS)
+    for runner in runners:
+        runner.stop()
+    for runner in runners:
+        runner.join()
+
+
+atexit.register(_stop_all)
+if hasattr(os, "register_at_fork"):
+    # Their threads stay in the parent; one of those may have held a lock.
+    os.register_at_fork(after_in_child=_RUNNERS.clear)

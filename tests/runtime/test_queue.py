@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from koe5_onnx import queue as queue_module
 from koe5_onnx.batching import widths_of
-from koe5_onnx.serve import queue as queue_module
-from koe5_onnx.serve.queue import EXPRESS_TOKENS, SHORT_TOKENS, Job, Queue
+from koe5_onnx.queue import EXPRESS_TOKENS, SHORT_TOKENS, Job, Queue
 
 LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=20)
 
@@ -76,10 +76,10 @@ def test_a_late_request_does_not_catch_up_on_what_it_missed():
     assert [batch.rows[0].job for batch in drained(queue)][:4].count(late) <= 2
 
 
-def test_rows_of_a_request_keep_their_order():
+def test_rows_of_a_request_run_longest_first_and_equal_ones_in_their_order():
     queue = queue_of(max_batch_tokens=64)
-    queue.add(job_of(*[60] * 5))
-    assert [batch.rows[0].number for batch in drained(queue)] == [0, 1, 2, 3, 4]
+    queue.add(job_of(50, 60, 60, 10, 60))
+    assert [[row.number for row in batch.rows] for batch in drained(queue)] == [[1], [2], [4], [0, 3]]
 
 
 def test_what_is_given_up_never_runs():
@@ -138,6 +138,19 @@ def test_beside_long_texts_run_few_short_ones_only():
     long_only = queue_of()
     long_only.add(job_of(SHORT_TOKENS + 1))
     assert long_only.take(short_only=True) is None
+
+
+def test_beside_long_texts_run_those_of_calls_that_have_not_begun():
+    queue = queue_of()
+    mixed = job_of(512, *[100] * 5)
+    queue.add(mixed)
+    assert [row.tokens for row in queue.take().rows] == [512]
+    assert queue.take(short_only=True) is None
+    query = job_of(30, 40)
+    queue.add(query)
+    assert [row.job for row in queue.take(short_only=True).rows] == [query, query]
+    assert queue.take(short_only=True) is None
+    assert [row.job for batch in drained(queue) for row in batch.rows] == [mixed] * 5
 
 
 def test_peek_says_whether_the_batch_is_full():

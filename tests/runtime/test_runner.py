@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
 
-from koe5_onnx.serve.queue import Job
-from koe5_onnx.serve.refusals import Refusal
-from koe5_onnx.serve.runner import Runner
+from koe5_onnx import ProviderError
+from koe5_onnx.queue import Job
+from koe5_onnx.runner import QueueFullError, Runner, Watcher
 
 
 class Graph:
@@ -45,12 +47,18 @@ class FakeEmbedder:
         return np.asarray([[ids[0], len(ids)] for ids in tokens.ids], np.float32)
 
 
-class NoMetrics:
-    def batch_ran(self, batch, seconds):
-        pass
+class Watching(Watcher):
+    """Keeps what it is told, and finds fault with embeddings that are no numbers."""
 
-    def job_started(self, waited_s):
-        pass
+    def __init__(self):
+        self.failures: list[BaseException] = []
+
+    def batch_failed(self, error):
+        self.failures.append(error)
+
+    def faults_of(self, embeddings):
+        fault = FloatingPointError("no number")
+        return [fault if np.isnan(row).any() else None for row in embeddings]
 
 
 class Asked:
@@ -78,8 +86,13 @@ def fake():
 
 
 @pytest.fixture
-def runner(fake):
-    made = Runner(fake, 1, 100_000, 0.0, NoMetrics())
+def watching():
+    return Watching()
+
+
+@pytest.fixture
+def runner(fake, watching):
+    made = Runner(fake, 1, watcher=watching)
     yield made
     fake.may_end["long"].release(1000)
     fake.may_end["short"].release(1000)
@@ -141,13 +154,14 @@ def test_what_is_given_up_leaves_the_queue(fake, runner):
     assert fake.batches == [[512]]
 
 
-def test_a_failed_batch_fails_its_requests_only(fake, runner):
+def test_a_failed_batch_fails_its_requests_only(fake, runner, watching):
     fake.error = RuntimeError("out of memory")
     failed = Asked(30, 512)
     runner.submit(failed.job)
-    fake.may_end["short"].release()
+    fake.may_end["long"].release()
     assert failed.wait() == [fake.error]
     assert runner.failure is fake.error
+    assert watching.failures == [fake.error]
     fake.error = None
     fake.may_end["long"].release(10)
     fake.may_end["short"].release(10)
@@ -159,15 +173,15 @@ def test_a_failed_batch_fails_its_requests_only(fake, runner):
 
 
 def test_a_full_queue_refuses(fake):
-    runner = Runner(fake, 1, 1000, 0.0, NoMetrics())
+    runner = Runner(fake, 1, max_queue_tokens=1000)
     accepted = [Asked(512), Asked(500), Asked(500)]
     runner.submit(accepted[0].job)
     began(fake)
     runner.submit(accepted[1].job)
     runner.submit(accepted[2].job)
-    with pytest.raises(Refusal, match="1,000 tokens wait already") as caught:
+    with pytest.raises(QueueFullError, match="1,000 tokens wait already") as caught:
         runner.submit(Asked(1).job)
-    assert int(caught.value.headers["retry-after"]) >= 1
+    assert caught.value.drain_s >= 1
     fake.may_end["long"].release(10)
     for one in accepted:
         assert one.wait() == [None]
@@ -175,19 +189,42 @@ def test_a_full_queue_refuses(fake):
 
 
 def test_closing_finishes_what_was_accepted(fake):
-    runner = Runner(fake, 1, 100_000, 0.0, NoMetrics())
+    runner = Runner(fake, 1)
     accepted = [Asked(512) for _ in range(5)]
     for one in accepted:
         runner.submit(one.job)
     fake.may_end["long"].release(10)
     runner.close()
     assert all(one.errors == [None] for one in accepted)
-    with pytest.raises(Refusal, match="stops"):
+    with pytest.raises(ProviderError, match="closed"):
         runner.submit(Asked(1).job)
 
 
+def test_stopping_runs_nothing_more(fake):
+    runner = Runner(fake, 1)
+    running, waiting = ask(runner, 512, 512), ask(runner, 512)
+    began(fake)
+    runner.stop()
+    fake.may_end["long"].release(10)
+    runner.join()
+    assert fake.batches == [[512]]
+    assert not running.ended.is_set()
+    assert not waiting.ended.is_set()
+    with pytest.raises(ProviderError, match="closed"):
+        runner.submit(Asked(1).job)
+
+
+def test_a_thread_that_waits_holds_no_job(fake, runner):
+    asked = ask(runner, 30)
+    job = weakref.ref(asked.job)
+    fake.may_end["short"].release()
+    assert asked.wait() == [None]
+    del asked
+    until(lambda: gc.collect() >= 0 and job() is None)
+
+
 def test_a_batch_that_is_not_full_waits_for_more(fake):
-    runner = Runner(fake, 1, 100_000, 60.0, NoMetrics())
+    runner = Runner(fake, 1, max_wait_s=60.0)
     runner.submit(Asked(100).job)
     assert not fake.began.acquire(timeout=0.1)
     runner.submit(Asked(*[100] * 5).job)
@@ -197,7 +234,7 @@ def test_a_batch_that_is_not_full_waits_for_more(fake):
     runner.close()
 
 
-def test_an_embedding_that_is_no_number_fails_its_request_and_no_other(fake, runner, caplog):
+def test_an_embedding_that_is_no_number_fails_its_request_and_no_other(fake, runner, watching):
     waiting = Asked(30)
     runner.submit(waiting.job)
     began(fake)
@@ -219,12 +256,12 @@ def test_an_embedding_that_is_no_number_fails_its_request_and_no_other(fake, run
     assert good.job.out.tolist() == [[5, 30]]
     assert fake.batches == [[30], [30, 30]]
     assert runner.failure is error
-    assert "is not finite" in caplog.text
+    assert watching.failures == [error]
 
 
 def test_a_fault_of_our_own_ends_neither_the_thread_nor_the_request(fake, runner, monkeypatch):
     fake.may_end["short"].release(10)
-    monkeypatch.setattr(NoMetrics, "job_started", lambda self, waited_s: 1 / 0)
+    monkeypatch.setattr(Watching, "job_started", lambda self, waited_s: 1 / 0)
     for _ in range(4):
         (error,) = ask(runner, 30).wait()
         assert isinstance(error, ZeroDivisionError)
@@ -247,7 +284,7 @@ def test_threads_that_could_run_nothing_sleep_on(fake, runner, monkeypatch):
 
 
 def test_closing_ends_the_threads_that_wait_beside_a_running_batch(fake):
-    runner = Runner(fake, 2, 100_000, 0.0, NoMetrics())
+    runner = Runner(fake, 2)
     running = ask(runner, 30)
     began(fake)
     closing = threading.Thread(target=runner.close)
@@ -256,6 +293,14 @@ def test_closing_ends_the_threads_that_wait_beside_a_running_batch(fake):
     closing.join(10)
     assert not closing.is_alive()
     assert running.wait() == [None]
+
+
+def until(is_so):
+    for _ in range(1000):
+        if is_so():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came")
 
 
 def ask(runner, *lengths):
