@@ -19,19 +19,23 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Environment:
-    """A fresh virtual environment.
+    """A fresh virtual environment, without pip: the one that the leg was started in has it.
 
     Args:
         folder: Where it goes; whatever is there is removed.
     """
 
     def __init__(self, folder: Path) -> None:
-        venv.create(folder, clear=True, with_pip=True)
+        venv.create(folder, clear=True)
         self._bin = folder / "bin"
 
     def install(self, *arguments: str | Path) -> None:
-        """Run pip install. Wheels only, so that nobody needs a compiler; the project itself is exempt."""
-        self.run("pip", "install", "--quiet", "--only-binary=:all:", *arguments)
+        """Run pip install. Wheels only, so that nobody needs a compiler; the project itself is exempt.
+
+        Not compiled: what a leg imports is compiled and kept then, and most of PyTorch never is.
+        """
+        pip = (sys.executable, "-m", "pip", "--python", self._bin / "python", "install")
+        run(*pip, "--quiet", "--no-compile", "--only-binary=:all:", *arguments)
 
     def run(self, command: str, *arguments: str | Path, cwd: Path = ROOT) -> None:
         """Run one of the environment's commands; ends the leg where it fails."""
