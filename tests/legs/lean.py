@@ -1,7 +1,7 @@
 """The lean leg: does the runtime work as users install it?
 
-It builds the wheel, installs it with `[cpu]` and pytest alone, and runs the runtime's tests from a temporary
-folder: the source is out of reach, and PyTorch, onnx and transformers are not there.
+It builds the wheel, installs it with `[cpu]`, pytest and hypothesis alone, and runs the runtime's tests from
+a temporary folder: the source is out of reach, and PyTorch, onnx and transformers are not there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
         wheel = build(folder / "dist")
         copy_tests(folder)
         lean = Environment(ROOT / ".venv-lean")
-        lean.install("-c", ROOT / "constraints.txt", f"{wheel}[cpu]", "pytest")
+        lean.install("-c", ROOT / "constraints.txt", f"{wheel}[cpu]", "hypothesis", "pytest")
         require_lean(lean, folder)
         lean.run("koe5-onnx", "--help", cwd=folder)
         lean.run("pytest", "tests/runtime", cwd=folder)
