@@ -22,6 +22,7 @@ from koe5_onnx.batching import Batch, Packed, pack_for_cuda
 from koe5_onnx.bound import FixedRun
 from koe5_onnx.buckets import Bucket, buckets_up_to, fill, smallest
 from koe5_onnx.errors import ProviderError
+from koe5_onnx.tokenizer import random_tokens
 
 _AGREEMENT = 0.999
 """Least cosine of a replay to an ordinary run of the same shape: only the order of some sums may differ."""
@@ -111,8 +112,8 @@ class CapturedGraphs:
         rng, encoder = np.random.default_rng(seed), self._manifest.architecture
         tokens, texts = min(bucket.tokens - 1, self._contract.max_tokens), bucket.texts - 1
         cuts = np.sort(rng.choice(np.arange(1, tokens), texts - 1, replace=False))
-        lowest = min(4, encoder.vocabulary - 1)
-        ids = np.split(rng.integers(lowest, encoder.vocabulary, tokens, dtype=np.int32), cuts)
+        lengths = np.diff(cuts, prepend=0, append=tokens)
+        ids = random_tokens(encoder.vocabulary, lengths, seed).ids
         batch = Batch(np.arange(texts), 0)
         return pack_for_cuda(ids, batch, self._contract.pad_id, counts_from_pad=encoder.counts_from_pad)
 

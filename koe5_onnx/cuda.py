@@ -61,10 +61,19 @@ class Driver:
 def find_driver() -> Driver | str:
     """The NVIDIA driver and its GPUs, or on one line why there is none."""
     try:
-        library = ctypes.CDLL(_DRIVER)
+        library = load_driver()
     except OSError as error:
         return f"no NVIDIA driver is found here ({error})"
     return ask_driver(library)
+
+
+def load_driver() -> Any:
+    """The driver's library, libcuda.
+
+    Raises:
+        OSError: There is none.
+    """
+    return ctypes.CDLL(_DRIVER)
 
 
 def ask_driver(library: Any) -> Driver | str:

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from koe5_onnx.cuda import load_driver
+
 Array = npt.NDArray[Any]
 
 _PORTABLE = 1
@@ -117,7 +119,7 @@ class _Driver:
         self._context = ctypes.c_void_p()
         device = ctypes.c_int()
         try:
-            self._library = library or ctypes.CDLL("libcuda.so.1")
+            self._library = library or load_driver()
             code = (
                 self._library.cuInit(0)
                 or self._library.cuDeviceGet(ctypes.byref(device), gpu)

@@ -35,6 +35,14 @@ class Tokens:
         return np.fromiter((len(row) for row in self.ids), dtype=np.int32, count=len(self.ids))
 
 
+def random_tokens(vocabulary: int, lengths: npt.NDArray[np.int64], seed: int = 0) -> Tokens:
+    """Texts of these lengths, int64[n], of random ids that are no special ones where there are enough."""
+    rng = np.random.default_rng(seed)
+    lowest = min(4, vocabulary - 1)
+    ids = [rng.integers(lowest, vocabulary, length).astype(np.int32) for length in lengths]
+    return Tokens(ids, lengths.astype(np.int32))
+
+
 @dataclass(frozen=True)
 class Piece:
     """One token of a text."""

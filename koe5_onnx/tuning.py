@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from koe5_onnx.artifact import WEIGHTS, Artifact
 from koe5_onnx.checked import cache_folder
@@ -31,7 +30,7 @@ from koe5_onnx.machine import cpu_features, cpu_name, usable_cores
 from koe5_onnx.pipeline import run_batches
 from koe5_onnx.providers import CUDA, import_onnxruntime, parse_device
 from koe5_onnx.session import Session
-from koe5_onnx.tokenizer import Tokens
+from koe5_onnx.tokenizer import Tokens, random_tokens
 
 DEFAULT_BATCH_TOKENS = 512
 """On CPUs larger batches fall out of the cache; measured in benchmarks/NOTES.md."""
@@ -104,7 +103,7 @@ def tune(
     lengths = np.tile(
         np.minimum(_SAMPLE_LENGTHS, artifact.manifest.contract.max_tokens), _GPU_SAMPLES if on_gpu else 1
     )
-    tokens = _random_tokens(artifact.manifest.architecture.vocabulary, lengths)
+    tokens = random_tokens(artifact.manifest.architecture.vocabulary, lengths)
     candidates = list(_gpu_arrangements(artifact, device, kernels) if on_gpu else _arrangements(kernels))
     found: dict[Arrangement, list[float]] = {one: [] for one in candidates}
     with _Sessions(artifact, device) as sessions:
@@ -213,13 +212,6 @@ def _gpu_arrangements(artifact: Artifact, device: str, kernels: Kernels) -> Iter
     graphs: tuple[Kernels, ...] = ("fused", "stock") if both else (kernels,)
     for graph, workers, budget in itertools.product(graphs, _GPU_WORKERS, _GPU_BUDGETS):
         yield Arrangement(workers, usable_cores().count, budget, graph)
-
-
-def _random_tokens(vocabulary: int, lengths: npt.NDArray[np.int64]) -> Tokens:
-    rng = np.random.default_rng(0)
-    lowest = min(4, vocabulary - 1)
-    ids = [rng.integers(lowest, vocabulary, length).astype(np.int32) for length in lengths]
-    return Tokens(ids, lengths.astype(np.int32))
 
 
 def _rate(artifact: Artifact, session: Session, tokens: Tokens, arrangement: Arrangement) -> float:

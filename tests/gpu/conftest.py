@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 FOLDER = os.environ.get("STANDIN_ARTIFACTS")
-LAYERS = 3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -206,7 +206,7 @@ def test_a_capture_that_another_thread_spoils(fp16, trusting, monkeypatch):
         Embedder.open(fp16, device="cuda", cuda_graphs=True)
 
 
-def memory_left(seen, monkeypatch, limit_bytes):
+def memory_left(monkeypatch, limit_bytes):
     """Let no more than so many bytes be allocated from now on."""
     runtime = ctypes.CDLL("libcudart.so.13")
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
@@ -220,11 +220,11 @@ def test_too_little_memory_halves_the_batches(fp16, seen, monkeypatch):
         embedder.encode([SENTENCE] * 150)
         needed = seen().bytes["allocated"]
     with Embedder.open(fp16, device="cuda") as embedder:
-        memory_left(seen, monkeypatch, needed * 3 // 4)
+        memory_left(monkeypatch, needed * 3 // 4)
         with pytest.warns(SmallerBatchWarning, match=r"in halves from now on: a batch of .* tokens"):
             assert embedder.encode([SENTENCE] * 150).shape == (150, 128)
         assert seen().count("refused") > 0
-        memory_left(seen, monkeypatch, 0)
+        memory_left(monkeypatch, 0)
         with pytest.raises(OutOfMemoryError, match=r"smaller max_batch_tokens\. ONNX Runtime says"):
             embedder.encode([SENTENCE] * 1000)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import venv
@@ -59,6 +60,15 @@ def run(*command: str | Path, cwd: Path = ROOT) -> None:
     sys.stdout.flush()
     if status := subprocess.run(command, check=False, cwd=cwd, env=_env()).returncode:
         sys.exit(f"exit status {status}: {line}")
+
+
+def find_compiler(undone: str) -> str | None:
+    """CXX or else c++; None where it is not there, and says what is not done for want of it."""
+    name = os.environ.get("CXX", "c++")
+    if shutil.which(name) is not None:
+        return name
+    sys.stdout.write(f"{undone}, {name} is not there (g++ 12 or clang 15, or CXX=...)\n")
+    return None
 
 
 def other_pins(packages: Iterable[str]) -> list[str]:

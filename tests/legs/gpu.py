@@ -9,12 +9,10 @@ That part is left out, and said so, where no C++ compiler is. Half a minute on t
 from __future__ import annotations
 
 import os
-import shutil
-import sys
 import tempfile
 from pathlib import Path
 
-from environment import ROOT, Environment, run
+from environment import ROOT, Environment, find_compiler, run
 from koe5_export import ExportOptions, export_checkpoint
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.seeded import Size, write_seeded_checkpoint
@@ -40,9 +38,8 @@ def main() -> None:
     gpu = Environment(ROOT / ".venv-gpu")
     gpu.install("-c", ROOT / "constraints.txt", "-e", ".[gpu]", WHEEL, "pytest")
     gpu.run("pytest", "tests/runtime/test_cuda.py")
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
-        sys.stdout.write(f"gpu: no stand-in, {compiler} is not there (g++ 12 or clang 15, or CXX=...)\n")
+    compiler = find_compiler("gpu: no stand-in")
+    if compiler is None:
         return
     with tempfile.TemporaryDirectory(prefix="koe5-gpu-") as name:
         folder = Path(name)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from environment import ROOT, run
+from environment import ROOT, find_compiler, run
 
 BUILD = ROOT / "build" / "kernels-sanitized"
 REPORTS = BUILD / "report"
@@ -22,11 +22,8 @@ REPORTS = BUILD / "report"
 
 def main() -> None:
     """Run the leg."""
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
-        sys.stdout.write(
-            f"sanitizers: nothing done, {compiler} is not there (g++ 12 or clang 15, or CXX=...)\n"
-        )
+    compiler = find_compiler("sanitizers: nothing done")
+    if compiler is None:
         return
     configure = ["-S", ROOT / "kernels", "-B", BUILD, "-G", "Ninja", "-DKOE5_SANITIZE=ON"]
     # cmake and ninja of this environment come first: the extra `dev` has them.

@@ -45,9 +45,12 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "graphs.py": ({".artifact", ".errors"}, {"koe5_onnx_kernels"}),
     "buckets.py": ({".batching", "numpy"}, set()),
     "cuda.py": ({".errors"}, set()),
-    "page_locked.py": ({"numpy"}, set()),
+    "page_locked.py": ({".cuda", "numpy"}, set()),
     "bound.py": ({".page_locked", "numpy"}, set()),
-    "captured.py": ({".artifact", ".batching", ".bound", ".buckets", ".errors", "numpy"}, set()),
+    "captured.py": (
+        {".artifact", ".batching", ".bound", ".buckets", ".errors", ".tokenizer", "numpy"},
+        set(),
+    ),
     "providers.py": ({".artifact", ".errors", ".machine"}, {"onnxruntime"}),
     "session.py": (
         {

@@ -7,20 +7,9 @@ import threading
 import warnings
 
 import numpy as np
+from concurrent_calls import LINE, settled, started
 
 from koe5_onnx import AsyncEmbedder, Embedder, InputError, TextTooLongError
-
-LINE = "대한민국의 수도는 어디인가요?"
-
-
-def started(calls):
-    return [asyncio.create_task(call) for call in calls]
-
-
-async def settled() -> None:
-    """Let all tasks go as far as they can without a thread."""
-    for _ in range(3):
-        await asyncio.sleep(0)
 
 
 def test_calls_that_wait_together_share_a_batch_and_one_alone_does_not_wait(embedder, gate_of):

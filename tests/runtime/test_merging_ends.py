@@ -15,20 +15,9 @@ import weakref
 import numpy as np
 import pytest
 import tolerances
+from concurrent_calls import LINE, settled, started
 
 from koe5_onnx import AsyncEmbedder, Embedder, ProviderError
-
-LINE = "대한민국의 수도는 어디인가요?"
-
-
-def started(calls):
-    return [asyncio.create_task(call) for call in calls]
-
-
-async def settled() -> None:
-    """Let all tasks go as far as they can without a thread."""
-    for _ in range(3):
-        await asyncio.sleep(0)
 
 
 @pytest.fixture

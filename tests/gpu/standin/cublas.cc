@@ -5,11 +5,6 @@ using namespace standin;
 
 namespace {
 
-int product(const char* name) {
-  count(std::string(state().capturing == nullptr ? "product " : "captured product ") + name);
-  return kSuccess;
-}
-
 char handle;
 
 }  // namespace

@@ -30,8 +30,7 @@ int allocate(void** at, size_t bytes, std::map<uintptr_t, size_t>& ranges) {
 
 int allocate_device(void** at, size_t bytes) {
   const std::lock_guard lock(state().mutex);
-  const auto most = static_cast<size_t>(setting("STANDIN_MEMORY", int64_t{80} << 30));
-  if (state().device_bytes + bytes > most) {
+  if (state().device_bytes + bytes > static_cast<size_t>(memory_bytes())) {
     count("refused", static_cast<int64_t>(bytes));
     return kOutOfMemory;
   }
@@ -63,8 +62,7 @@ const char* side_of(const void* at, size_t bytes) {
 int copy(void* to, const void* from, size_t bytes, void* stream, bool waits) {
   const std::lock_guard lock(state().mutex);
   const std::string sides = std::string(side_of(from, bytes)) + " to " + side_of(to, bytes);
-  auto* const on = static_cast<Stream*>(stream);
-  const bool captured = on != nullptr && on->capturing;
+  const bool captured = captures(stream);
   if (waits || (captured && sides.find("pageable") != std::string::npos)) {
     if (const int code = forbidden_while_capturing(("copy " + sides).c_str())) return code;
   }
@@ -166,7 +164,7 @@ int cudaGetDriverEntryPointByVersion(const char*, void** function, unsigned, uns
 // The GPU.
 
 int cudaGetDeviceCount(int* number) {
-  *number = static_cast<int>(setting("STANDIN_GPUS", 1));
+  *number = static_cast<int>(gpus());
   return kSuccess;
 }
 thread_local int device = 0;
@@ -176,7 +174,7 @@ int cudaGetDevice(int* number) {
 }
 int cudaSetDevice(int number) {
   device = number;
-  return number < setting("STANDIN_GPUS", 1) ? int{kSuccess} : 101;
+  return number < gpus() ? int{kSuccess} : 101;
 }
 int cudaDriverGetVersion(int* version) {
   *version = 13000;
@@ -187,10 +185,9 @@ int cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); 
 // Offsets of cudaDeviceProp in CUDA 13, and numbers of an H100.
 // Source: https://docs.nvidia.com/cuda/archive/13.0.0/cuda-runtime-api/structcudaDeviceProp.html
 int cudaGetDeviceProperties(void* properties, int) {
-  const int64_t capability = setting("STANDIN_CAPABILITY", 90);
   std::memset(properties, 0, 1008);
   std::strcpy(static_cast<char*>(properties), "stand-in");
-  put(properties, 288, setting("STANDIN_MEMORY", int64_t{80} << 30), 8);
+  put(properties, 288, memory_bytes(), 8);
   put(properties, 296, 48 << 10, 8);   // sharedMemPerBlock
   put(properties, 304, 65536, 4);      // regsPerBlock
   put(properties, 308, 32, 4);         // warpSize
@@ -202,8 +199,8 @@ int cudaGetDeviceProperties(void* properties, int) {
   put(properties, 340, 65535, 4);
   put(properties, 344, 65535, 4);
   put(properties, 352, 65536, 8);  // totalConstMem
-  put(properties, 360, capability / 10, 4);
-  put(properties, 364, capability % 10, 4);
+  put(properties, 360, capability_major(), 4);
+  put(properties, 364, capability_minor(), 4);
   put(properties, 384, 132, 4);        // multiProcessorCount
   put(properties, 588, 1, 4);          // unifiedAddressing
   put(properties, 596, 50 << 20, 4);   // l2CacheSize
@@ -219,11 +216,10 @@ int cudaDeviceGetAttribute(int* value, int attribute, int) {
   static const std::map<int, int> values = {{1, 1024},       {8, 48 << 10}, {10, 32},   {12, 65536},
                                             {16, 132},       {38, 50 << 20}, {39, 2048}, {95, 1},
                                             {97, 227 << 10}, {115, 0}};
-  const int64_t capability = setting("STANDIN_CAPABILITY", 90);
   const auto found = values.find(attribute);
   *value = found == values.end() ? 0 : found->second;
-  if (attribute == 75) *value = static_cast<int>(capability / 10);
-  if (attribute == 76) *value = static_cast<int>(capability % 10);
+  if (attribute == 75) *value = capability_major();
+  if (attribute == 76) *value = capability_minor();
   return kSuccess;
 }
 
@@ -253,7 +249,7 @@ int cudaFreeHost(void* at) {
 }
 int cudaMemGetInfo(size_t* free_bytes, size_t* total) {
   const std::lock_guard lock(state().mutex);
-  *total = static_cast<size_t>(setting("STANDIN_MEMORY", int64_t{80} << 30));
+  *total = static_cast<size_t>(memory_bytes());
   *free_bytes = *total - state().device_bytes;
   return kSuccess;
 }
@@ -360,8 +356,7 @@ int cudaStreamEndCapture(void* stream, void** graph) {
   return code;
 }
 int cudaStreamIsCapturing(void* stream, int* status) {
-  const auto* const on = static_cast<Stream*>(stream);
-  *status = on == nullptr || !on->capturing ? 0 : on->broken ? 2 : 1;
+  *status = !captures(stream) ? 0 : static_cast<Stream*>(stream)->broken ? 2 : 1;
   return kSuccess;
 }
 int cudaGraphInstantiate(void** executable, void* graph, unsigned long long) {

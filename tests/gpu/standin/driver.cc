@@ -13,10 +13,21 @@ State& state() {
   return *the_state;
 }
 
+namespace {
+
 int64_t setting(const char* name, int64_t otherwise) {
   const char* const value = std::getenv(name);
   return value == nullptr ? otherwise : std::atoll(value);
 }
+
+int64_t capability() { return setting("STANDIN_CAPABILITY", 90); }
+
+}  // namespace
+
+int64_t gpus() { return setting("STANDIN_GPUS", 1); }
+int capability_major() { return static_cast<int>(capability() / 10); }
+int capability_minor() { return static_cast<int>(capability() % 10); }
+int64_t memory_bytes() { return setting("STANDIN_MEMORY", int64_t{80} << 30); }
 
 void count(const std::string& event, int64_t bytes) {
   const std::lock_guard lock(state().mutex);
@@ -41,22 +52,27 @@ int forbidden_while_capturing(const char* function) {
   return kCaptureUnsupported;
 }
 
+bool captures(const void* stream) { return stream != nullptr && static_cast<const Stream*>(stream)->capturing; }
+
 void on_stream(void* stream, const std::function<void()>& work) {
   const std::lock_guard lock(state().mutex);
-  auto* const on = static_cast<Stream*>(stream);
-  if (on != nullptr && on->capturing) {
-    on->graph->work.push_back(work);
+  if (captures(stream)) {
+    static_cast<Stream*>(stream)->graph->work.push_back(work);
   } else {
     work();
   }
+}
+
+int product(const char* name) {
+  count(std::string(state().capturing == nullptr ? "product " : "captured product ") + name);
+  return kSuccess;
 }
 
 int launch(const void* kernel, void* stream) {
   const std::lock_guard lock(state().mutex);
   const auto found = state().kernels.find(kernel);
   const std::string name = found == state().kernels.end() ? "unknown" : found->second;
-  auto* const on = static_cast<Stream*>(stream);
-  count((on != nullptr && on->capturing ? "captured kernel " : "kernel ") + name);
+  count((captures(stream) ? "captured kernel " : "kernel ") + name);
   on_stream(stream, [] {});
   return kSuccess;
 }
@@ -69,8 +85,6 @@ namespace {
 
 constexpr int kNoDevice = 101, kAlreadyLocked = 712, kNotLocked = 713;
 constexpr int kMajor = 75, kMinor = 76;
-
-int64_t gpus() { return setting("STANDIN_GPUS", 1); }
 
 thread_local void* current_context = nullptr;
 char contexts[64];
@@ -107,13 +121,12 @@ int cuDeviceGetName(char* name, int length, int) {
 }
 
 int cuDeviceTotalMem_v2(size_t* bytes, int) {
-  *bytes = setting("STANDIN_MEMORY", int64_t{80} << 30);
+  *bytes = memory_bytes();
   return kSuccess;
 }
 
 int cuDeviceGetAttribute(int* value, int attribute, int) {
-  const int64_t capability = setting("STANDIN_CAPABILITY", 90);
-  *value = static_cast<int>(attribute == kMajor ? capability / 10 : attribute == kMinor ? capability % 10 : 0);
+  *value = attribute == kMajor ? capability_major() : attribute == kMinor ? capability_minor() : 0;
   return kSuccess;
 }
 

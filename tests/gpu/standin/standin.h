@@ -46,8 +46,11 @@ struct State {
 
 State& state();
 
-// A number from the environment.
-int64_t setting(const char* name, int64_t otherwise);
+// What the environment says of the GPUs: STANDIN_GPUS, STANDIN_CAPABILITY (as 90), STANDIN_MEMORY.
+int64_t gpus();
+int capability_major();
+int capability_minor();
+int64_t memory_bytes();
 
 void count(const std::string& event, int64_t bytes = 0);
 
@@ -57,8 +60,14 @@ bool inside(const std::map<uintptr_t, size_t>& ranges, const void* at, size_t by
 // kSuccess, or what CUDA says of a call that may not be made while any stream captures; the capture is lost then.
 int forbidden_while_capturing(const char* function);
 
+// Whether a stream, which may be null, captures.
+bool captures(const void* stream);
+
 // Do it now, or where `stream` captures, put it into the graph.
 void on_stream(void* stream, const std::function<void()>& work);
+
+// A product is asked for: counted.
+int product(const char* name);
 
 // A kernel is started: counted, and where `stream` captures, put into the graph.
 int launch(const void* kernel, void* stream);

@@ -1,0 +1,20 @@
+"""Calls of an AsyncEmbedder that wait at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+LINE = "대한민국의 수도는 어디인가요?"
+
+
+def started(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[asyncio.Task[Any]]:
+    """A task for each."""
+    return [asyncio.create_task(call) for call in calls]
+
+
+async def settled() -> None:
+    """Let all tasks go as far as they can without a thread."""
+    for _ in range(3):
+        await asyncio.sleep(0)
