@@ -102,7 +102,7 @@ def open_artifact(artifact: Artifact) -> Iterator[Encoder]:
             manifest.contract,
             identity,
             artifact.tokenizer,
-            _quietly(embedder.encode),
+            _quietly(lambda texts: embedder.encode(texts, "")),  # the prompts are in the texts
         )
 
 
@@ -126,7 +126,7 @@ def open_checkpoint(name: str, like: str | None = None) -> Iterator[Encoder]:
     }
 
     def embed(texts: Sequence[str]) -> Array:
-        return embed_reference(checkpoint.folder, contract, texts)
+        return embed_reference(checkpoint.folder, contract, texts)  # the prompts are in the texts
 
     yield Encoder("PyTorch fp32", source, contract, identity, checkpoint.tokenizer, embed)
 

@@ -23,6 +23,7 @@ from koe5_onnx.embedder import Embedder, Encoded
 from koe5_onnx.errors import (
     ArtifactError,
     CheckpointError,
+    CheckpointWarning,
     DoublePromptWarning,
     FidelityError,
     HubError,
@@ -50,6 +51,7 @@ __all__ = [
     "AsyncEmbedder",
     "Certificate",
     "CheckpointError",
+    "CheckpointWarning",
     "Contract",
     "DoublePromptWarning",
     "Embedder",

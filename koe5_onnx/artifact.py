@@ -106,6 +106,10 @@ class Contract:
     pad_id: int
     prompts: Mapping[str, str]
     """Prompt name ("query", "passage") to the text put in front."""
+    default_prompt_name: str | None = None
+    """The prompt of texts for which none is named; None puts nothing in front of them."""
+    similarity: str = "cosine"
+    """How embeddings are compared: "cosine" or "dot". The two are the same at unit length."""
 
 
 @dataclass(frozen=True)

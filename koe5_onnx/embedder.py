@@ -170,7 +170,8 @@ class Embedder:
 
         Args:
             texts: Any number of texts; an empty one is embedded like any other.
-            prompt: Name of a prompt in the contract ("query", "passage"); None puts nothing in front.
+            prompt: Name of a prompt in the contract ("query", "passage"); None takes the contract's default,
+                which few models have, and "" puts nothing in front.
             on_progress: Called after each batch with tokens done and tokens in all.
 
         Returns:
@@ -262,7 +263,7 @@ class Embedder:
         return lengths if self.session.graph.is_packed else widths_of(lengths)
 
     def similarity(self, a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Cosine of every row of `a` with every row of `b`.
+        """Compare every row of `a` with every row of `b`, by the contract's similarity.
 
         Args:
             a: float32[n, dim], as `encode` gives it.
@@ -277,7 +278,7 @@ class Embedder:
         for name, rows in (("a", a), ("b", b)):
             if rows.ndim != 2 or rows.shape[1] != self.dim:
                 raise InputError(f"{name} has shape {rows.shape}: expected (rows, {self.dim})")
-        if self.contract.normalize:
+        if self.contract.normalize or self.contract.similarity == "dot":
             return np.asarray(a @ b.T)
         lengths = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)[None, :]
         return np.asarray(a @ b.T / lengths)
@@ -298,10 +299,12 @@ class Embedder:
         if isinstance(texts, str):
             raise TypeError("texts is one str: expected a sequence of texts, as [text]")
         if prompt is None:
+            prompt = self.contract.default_prompt_name
+        if not prompt:
             return texts
         prompts = self.contract.prompts
         if prompt not in prompts:
-            raise InputError(f"prompt is {prompt!r}: expected None or one of {sorted(prompts)}")
+            raise InputError(f'prompt is {prompt!r}: expected None, "" or one of {sorted(prompts)}')
         return self._put_in_front(prompts[prompt], texts)
 
     def _put_in_front(self, prompt: str, texts: Sequence[str]) -> Sequence[str]:
@@ -311,7 +314,7 @@ class Embedder:
             self._warn(
                 DoublePromptWarning,
                 f"{double} of {len(texts)} texts already begin with {prompt!r} and get it again: "
-                "pass the plain text, or prompt=None",
+                'pass the plain text, or prompt=""',
             )
         return [prompt + text if isinstance(text, str) else text for text in texts]
 

@@ -45,4 +45,4 @@ class _Koe5:
             self.about += f"; {self._embedder.workers} workers, {self._embedder.max_batch_tokens:,} tokens"
 
     def embed(self, texts: Sequence[str]) -> Array:
-        return self._embedder.encode(texts)
+        return self._embedder.encode(texts, "")  # the prompts are in the texts

@@ -1,11 +1,15 @@
-"""How a checkpoint wants to be used: pooling, normalisation, prompts, token limit.
+"""How a checkpoint turns texts into embeddings: pooling, normalization, prompts, token limit, similarity.
 
-Read from the checkpoint's own sentence-transformers files; else from a table of Hub ids whose repositories
-do not carry them. Never guessed: servers that guess take CLS for KoE5, and their embeddings are wrong.
+Read from the checkpoint's settings files exactly as sentence-transformers reads them (settings.py); else
+from a table of Hub ids whose repositories do not have them. Never guessed: servers that guess fall back to
+CLS pooling for KoE5, and their embeddings are wrong. reference.py compares the result with what
+sentence-transformers itself makes of the files.
 """
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +17,24 @@ from typing import Any
 
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.config import read_json
-from koe5_onnx import CheckpointError, Contract
+from koe5_export.settings import (
+    MODEL_SETTINGS,
+    Modules,
+    read_modules,
+    read_settings,
+    read_transformer_settings,
+    require_plain_encoder,
+)
+from koe5_onnx import CheckpointError, CheckpointWarning, Contract, InputError
 
 _POOLINGS = ("mean", "cls")
+_SIMILARITIES = ("cosine", "dot")
 _SPECIALS = 2
 """Tokens around every text, `<s>` and `</s>`: a limit must leave room for more."""
-_FLAGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+_POOLING_FLAGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+_BASE_MODEL = re.compile(r"\A---\s.*?^base_model:(.*(?:\n[ -].*)*)", re.DOTALL | re.MULTILINE)
+"""The field of a model card's metadata, a name or a list of names."""
+_E5_NAME = re.compile(r"(?<![a-z0-9])(ko)?e5(?![a-z0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -45,27 +61,44 @@ KNOWN: Mapping[str, KnownContract] = {
 }
 
 
-def read_contract(checkpoint: Checkpoint, like: str | None = None, files: Path | None = None) -> Contract:
+def read_contract(
+    checkpoint: Checkpoint,
+    like: str | None = None,
+    prompts: Mapping[str, str] | None = None,
+) -> Contract:
     """Find out how texts become embeddings.
 
     Args:
         checkpoint: The opened checkpoint.
         like: Hub id of `KNOWN` whose contract a local copy shares; None takes the checkpoint's own id.
-        files: Folder of the sentence-transformers files; None takes the checkpoint's own.
+        prompts: Prompts by their names, for a checkpoint whose own files name none.
 
     Raises:
-        CheckpointError: The files contradict what this project can do, or say nothing and the id is unknown.
+        CheckpointError: The files ask for what this project does not support, or say nothing and the id is
+            unknown.
+        InputError: `prompts` contradicts the checkpoint's own files.
     """
     known = _known(checkpoint, like)
-    folder = files or checkpoint.folder
-    pooling, normalize = _pooling(folder, checkpoint.repository, known)
+    folder = checkpoint.folder
+    require_plain_encoder(folder)
+    modules = read_modules(folder)
+    # Without modules.json, sentence-transformers ignores its other files too.
+    file, stored = folder / MODEL_SETTINGS, {}
+    if modules is not None:
+        stored = read_settings(file)
+    pooling, normalize = _pooling(folder, modules, checkpoint.repository, known)
+    found = _prompts(file, stored, known, prompts or {})
+    if not any(found.values()):
+        _warn_if_e5(checkpoint)
     return Contract(
         pooling=pooling,
         normalize=normalize,
-        max_tokens=_max_tokens(folder, checkpoint.config.max_tokens),
+        max_tokens=_max_tokens(folder, modules, checkpoint.config.max_tokens),
         dim=checkpoint.config.hidden,
         pad_id=checkpoint.config.pad_id,
-        prompts=_prompts(folder, known),
+        prompts=found,
+        default_prompt_name=_default_prompt_name(file, stored, found),
+        similarity=_similarity(file, stored),
     )
 
 
@@ -75,11 +108,19 @@ def _known(checkpoint: Checkpoint, like: str | None) -> KnownContract | None:
     return KNOWN.get(like or checkpoint.repository)
 
 
-def _pooling(folder: Path, repository: str, known: KnownContract | None) -> tuple[str, bool]:
-    """Pooling and whether embeddings are normalised."""
-    file = folder / "modules.json"
-    if file.is_file():
-        return _pooling_of_modules(folder, read_json(file, list))
+def _pooling(
+    folder: Path, modules: Modules | None, repository: str, known: KnownContract | None
+) -> tuple[str, bool]:
+    """Pooling, and whether embeddings are normalized."""
+    if modules is not None:
+        file = folder / modules.pooling / "config.json"
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing: modules.json names it")
+        settings = read_settings(file, "Pooling")
+        pooling = pooling_mode(settings)
+        if pooling not in _POOLINGS:
+            raise CheckpointError(f"{file} asks for pooling {pooling}: expected {' or '.join(_POOLINGS)}")
+        return pooling, modules.normalize
     if known is not None:
         return known.pooling, True
     raise CheckpointError(
@@ -89,57 +130,107 @@ def _pooling(folder: Path, repository: str, known: KnownContract | None) -> tupl
     )
 
 
-def _pooling_of_modules(folder: Path, modules: Any) -> tuple[str, bool]:
-    types = [module.get("type") if isinstance(module, dict) else repr(module) for module in modules]
-    kinds = [str(type_).rsplit(".", 1)[-1] for type_ in types]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise CheckpointError(
-            f"{folder / 'modules.json'} has the modules {', '.join(kinds)}: "
-            "expected Transformer, Pooling and perhaps Normalize"
-        )
-    file = folder / str(modules[1].get("path")) / "config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing: modules.json names it")
-    return _pooling_mode(file), kinds[-1] == "Normalize"
+def pooling_mode(settings: Mapping[str, Any]) -> str:
+    """Pooling that the keys of a pooling module ask for, in their older or newer form.
+
+    Several poolings, which sentence-transformers concatenates, are joined by "+".
+    """
+    modes = settings.get("pooling_mode")
+    if modes is None:
+        # Older files have a flag for each kind; sentence-transformers takes the mean if none is set.
+        flags = [flag for flag, value in settings.items() if flag.startswith("pooling_mode_") and value]
+        modes = [_POOLING_FLAGS.get(flag, flag.removeprefix("pooling_mode_")) for flag in flags] or ["mean"]
+    return modes if isinstance(modes, str) else "+".join(map(str, modes))
 
 
-def _pooling_mode(file: Path) -> str:
-    """The pooling that a 1_Pooling/config.json asks for, in its older or newer form."""
-    data = read_json(file)
-    modes = [name for flag, name in data.items() if flag == "pooling_mode"] or [
-        _FLAGS.get(flag, flag) for flag, on in data.items() if flag.startswith("pooling_mode_") and on is True
-    ]
-    if len(modes) != 1 or modes[0] not in _POOLINGS:
-        raise CheckpointError(f"{file} asks for pooling {modes}: expected one of {', '.join(_POOLINGS)}")
-    if data.get("include_prompt") is False:
-        raise CheckpointError(f"{file} leaves the prompt out of pooling: that is not supported")
-    return str(modes[0])
+def _max_tokens(folder: Path, modules: Modules | None, positions: int) -> int:
+    """The limit of sentence-transformers, never above the encoder's positions.
+
+    max_seq_length replaces the tokenizer's model_max_length, as in sentence-transformers.
+    """
+    file, settings = read_transformer_settings(folder, modules)
+    limit, key = settings.get("max_seq_length"), "max_seq_length"
+    if limit is None:
+        file = file.parent / "tokenizer_config.json"
+        limit, key = read_settings(file).get("model_max_length"), "model_max_length"
+    if limit is None:
+        return positions
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= _SPECIALS:
+        raise CheckpointError(f"{file}: {key} is {limit!r}, expected a number of tokens")
+    return int(min(limit, positions))
 
 
-def _max_tokens(folder: Path, positions: int) -> int:
-    """sentence-transformers' limit, else the tokenizer's, never above the positions."""
-    limits: list[float] = [positions]
-    for name, key in (
-        ("sentence_bert_config.json", "max_seq_length"),
-        ("tokenizer_config.json", "model_max_length"),
-    ):
-        file = folder / name
-        limit = read_json(file).get(key) if file.is_file() else None
-        if limit is not None:
-            if not isinstance(limit, int | float) or limit <= _SPECIALS:
-                raise CheckpointError(f"{file}: {key} is {limit!r}, expected a number of tokens")
-            limits.append(limit)
-            break
-    return int(min(limits))
+def _prompts(
+    file: Path, settings: Mapping[str, Any], known: KnownContract | None, given: Mapping[str, str]
+) -> dict[str, str]:
+    """Prompts by name: given ones, the checkpoint's own, the model card's; "query" and "passage" always.
 
-
-def _prompts(folder: Path, known: KnownContract | None) -> dict[str, str]:
-    """The prompts by this project's names; sentence-transformers calls passages "document" too."""
-    file = folder / "config_sentence_transformers.json"
-    stored = (read_json(file).get("prompts") or {}) if file.is_file() else {}
+    sentence-transformers calls passages "document" too. It stores empty prompts under these names where
+    nobody named any, so an empty one of its own gives way.
+    """
+    stored = settings.get("prompts") or {}
     if not isinstance(stored, dict) or not all(isinstance(prompt, str) for prompt in stored.values()):
         raise CheckpointError(f"{file}: prompts is {stored!r}, expected texts by their names")
-    prompts = {**(known.prompts if known else {}), **stored}
-    if "passage" not in prompts and "document" in prompts:
-        prompts["passage"] = prompts["document"]
-    return {"query": "", "passage": "", **prompts}
+    for name, prompt in given.items():
+        if stored.get(name) and stored[name] != prompt:
+            raise InputError(
+                f"prompt {name!r} is given as {prompt!r}, but {file} says {stored[name]!r}: "
+                "leave it out, or change the file"
+            )
+    own = {name: prompt for name, prompt in stored.items() if prompt or name not in given}
+    prompts = {**(known.prompts if known else {}), **own, **given}
+    if not prompts.get("passage") and "passage" not in own:
+        prompts["passage"] = prompts.get("document", "")
+    if "passage" in given and not stored.get("document"):
+        prompts["document"] = given["passage"]
+    return {"query": "", **prompts}
+
+
+def _default_prompt_name(file: Path, settings: Mapping[str, Any], prompts: Mapping[str, str]) -> str | None:
+    name = settings.get("default_prompt_name")
+    if name is not None and name not in prompts:
+        raise CheckpointError(
+            f"{file}: default_prompt_name is {name!r}, expected one of its prompts: {sorted(prompts)}"
+        )
+    return name
+
+
+def _similarity(file: Path, settings: Mapping[str, Any]) -> str:
+    name = settings.get("similarity_fn_name") or "cosine"
+    if name not in _SIMILARITIES:
+        raise CheckpointError(
+            f"{file}: similarity_fn_name is {name!r}, expected {' or '.join(_SIMILARITIES)}"
+        )
+    return str(name)
+
+
+def _warn_if_e5(checkpoint: Checkpoint) -> None:
+    """Warn if weights without prompts look like E5, which was trained with prompts on every text."""
+    name = next((name for name in _names(checkpoint) if _E5_NAME.search(name)), None)
+    if name is None:
+        return
+    prompts = (
+        r"""--prompt query=$'Instruct: YOUR TASK\nQuery: '"""
+        if "instruct" in name.lower()
+        else "--prompt query='query: ' --prompt passage='passage: '"
+    )
+    warnings.warn(
+        f"{checkpoint.folder} names no prompts, but looks like E5 ({name}), which embeds much better with "
+        f"those that it was trained with. If it is, pass {prompts}",
+        CheckpointWarning,
+        stacklevel=3,
+    )
+
+
+def _names(checkpoint: Checkpoint) -> list[str]:
+    """Names that a checkpoint goes by: its own, that in config.json, and those of its base models."""
+    names = [
+        checkpoint.repository,
+        str(read_json(checkpoint.folder / "config.json").get("_name_or_path", "")),
+    ]
+    readme = checkpoint.folder / "README.md"
+    if readme.is_file() and (
+        base := _BASE_MODEL.search(readme.read_text(encoding="utf-8", errors="replace"))
+    ):
+        names += base[1].split()
+    return names

@@ -23,7 +23,7 @@ from koe5_export.texts import CALIBRATION, with_prompts
 from koe5_export.weights import Layer, Norm
 from koe5_export.writer import GraphWriter
 from koe5_onnx import Artifact, InputError, Tokenizer
-from koe5_onnx.artifact import FUSED_GRAPH, PACKED_GRAPH
+from koe5_onnx.artifact import FUSED_GRAPH, PACKED_GRAPH, TOKENIZER
 from koe5_onnx.graphs import installed_kernels
 
 
@@ -42,6 +42,8 @@ class ExportOptions:
     """Bounds stricter than the precision's own, by their names in `Gate`."""
     like: str | None = None
     """Hub id whose contract a local copy shares."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Prompts by name ("query", "passage"), for a checkpoint whose own files name none."""
     force: bool = False
     """Replace an existing artifact, once the new one is proved."""
     announce: Announce = unannounced
@@ -75,7 +77,7 @@ def export_checkpoint(
     precision = PRECISIONS[options.precision]
     plan = Plan(
         checkpoint=checkpoint,
-        contract=read_contract(checkpoint, options.like),
+        contract=read_contract(checkpoint, options.like, options.prompts),
         precision=precision,
         gate=precision.gate.tightened(options.gate),
         verification=options.verification,
@@ -121,7 +123,8 @@ def write_graph(
     """
     exceptions: list[str] = []
     with GraphWriter(graph, weights) as writer:
-        layers = _counted(_layers(plan, calibration, exceptions), plan.checkpoint.config.layers, report)
+        ready = _layers(plan, calibration, graph.with_name(TOKENIZER), exceptions)
+        layers = _counted(ready, plan.checkpoint.config.layers, report)
         write_encoder(writer, plan.checkpoint, plan.contract, layers, plan.precision)
     return exceptions
 
@@ -162,7 +165,9 @@ def _recipe(precision: Precision, texts: Sequence[str], exceptions: Sequence[str
     return recipe
 
 
-def _layers(plan: Plan, calibration: Sequence[str], exceptions: list[str]) -> Iterator[SmoothLayer]:
+def _layers(
+    plan: Plan, calibration: Sequence[str], tokenizer_file: Path, exceptions: list[str]
+) -> Iterator[SmoothLayer]:
     """The layers in order, each read once and as it is asked for, ready to be written.
 
     Names of linears that were rounded in an exceptional way are added to `exceptions`.
@@ -171,7 +176,7 @@ def _layers(plan: Plan, calibration: Sequence[str], exceptions: list[str]) -> It
     if strengths is None:
         yield from (plain(norm, layer) for norm, layer in _read(checkpoint))
         return
-    tokenizer = Tokenizer(checkpoint.tokenizer, plan.contract.max_tokens)
+    tokenizer = Tokenizer(tokenizer_file, plan.contract.max_tokens)
     texts = Calibration(checkpoint, tokenizer.encode(with_prompts(calibration, plan.contract)).ids)
     for number, (norm, layer) in enumerate(_read(checkpoint)):
         ready = smooth(norm, layer, texts.advance(norm, layer), strengths, plan.precision.round_weight)

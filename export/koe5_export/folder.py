@@ -14,11 +14,11 @@ from typing import Any
 from onnx import TensorProto
 
 from koe5_export.checkpoint import Checkpoint
-from koe5_export.contract import KNOWN, read_contract
+from koe5_export.contract import read_contract
 from koe5_export.precision import PRECISIONS
 from koe5_export.publish import Announce, Plan, Progress, publish, silent, unannounced
 from koe5_export.traced import read_graph, subgraphs, write_traced
-from koe5_onnx import Artifact, Contract, InputError
+from koe5_onnx import Artifact, InputError
 from koe5_onnx.artifact import describe_file
 
 _PLACES = ("onnx/model.onnx", "model.onnx")
@@ -52,6 +52,8 @@ class ImportOptions:
     """Bounds stricter than the precision's own, by their names in `Gate`."""
     like: str | None = None
     """Hub id whose contract the checkpoint shares."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Prompts by name ("query", "passage"), for a checkpoint whose own files name none."""
     force: bool = False
     """Replace an existing artifact, once the new one is proved."""
     announce: Announce = unannounced
@@ -87,7 +89,7 @@ def import_folder(
     precision = PRECISIONS[_require_known(file, options.precision or detected)]
     plan = Plan(
         checkpoint=checkpoint,
-        contract=_contract(folder, checkpoint, options.like),
+        contract=read_contract(checkpoint, options.like, options.prompts),
         precision=precision,
         gate=precision.gate.tightened(options.gate),
         verification=options.verification,
@@ -153,12 +155,6 @@ def _checkpoint(folder: Path, name: str | Path | None) -> Checkpoint:
             "the graph was exported from; name its folder or Hub id with --checkpoint"
         )
     return Checkpoint.open(folder if name is None else name, any_encoder=True)
-
-
-def _contract(folder: Path, checkpoint: Checkpoint, like: str | None) -> Contract:
-    """The checkpoint's contract; the imported folder is asked only where nothing else says how to pool."""
-    says_how = (checkpoint.folder / "modules.json").is_file() or (like or checkpoint.repository) in KNOWN
-    return read_contract(checkpoint, like, checkpoint.folder if says_how else folder)
 
 
 def _require_known(file: Path, precision: str) -> str:

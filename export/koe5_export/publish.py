@@ -18,6 +18,7 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.fused import OPERATORS
 from koe5_export.gate import Gate
 from koe5_export.precision import Precision
+from koe5_export.settings import write_tokenizer
 from koe5_export.verify import certify, expect
 from koe5_onnx import Artifact, Certificate, CheckpointError, Contract, InputError, Manifest, Tokenizer
 from koe5_onnx.artifact import (
@@ -35,7 +36,9 @@ Progress = Callable[[str, int, int], None]
 Announce = Callable[[Certificate], None]
 """Called with a certificate that passed the gate, before its artifact is published."""
 Write = Callable[[Path, Path, Progress], Mapping[str, Any]]
-"""Writes the graph and its weights to the two files given and returns the recipe for the manifest."""
+"""Writes the graph and its weights to the two files given and returns the recipe for the manifest.
+
+The artifact's tokenizer.json is there already, in the same folder."""
 
 _FILES = (GRAPH, *SECOND_GRAPHS, WEIGHTS, TOKENIZER)
 _ROOM_FACTOR = 1.1
@@ -78,9 +81,9 @@ def publish(
     with _named_when_done(out, force) as folder:
         _require_room(folder, plan)
         report("reference", 0, 1)
-        expected = expect(plan.checkpoint, plan.contract, plan.verification)
+        write_tokenizer(plan.checkpoint.folder, folder / TOKENIZER)
+        expected = expect(plan.checkpoint, plan.contract, folder / TOKENIZER, plan.verification)
         recipe = write(folder / GRAPH, folder / WEIGHTS, report)
-        shutil.copyfile(plan.checkpoint.tokenizer, folder / TOKENIZER)
         manifest = _manifest(plan, folder, recipe)
         report("measure", 0, 1)
         certificate = certify(Artifact(folder, manifest), expected, plan.gate)

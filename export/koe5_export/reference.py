@@ -1,12 +1,15 @@
-"""The PyTorch reference: what transformers computes from the checkpoint in fp32. The only user of torch.
+"""The reference: `SentenceTransformer(checkpoint).encode(texts)` in fp32 on the CPU. The only user of torch.
 
-It shares no code with the graph: its own weights, its own padding, its own positions, its own pooling.
+Texts go in and embeddings come out: tokenizer, prompts, lowercasing, token limit, pooling and normalization
+are sentence-transformers' own reading of the checkpoint. It shares no code with the graph or the contract,
+and where it differs from the contract, the difference is named and nothing is exported.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,111 +17,232 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx import CheckpointError, Contract, MissingDependencyError
+from koe5_export.config import read_config
+from koe5_export.contract import pooling_mode
+from koe5_onnx import CheckpointError, CheckpointWarning, Contract, MissingDependencyError, Tokenizer
 
+_PACKAGES = ("torch", "transformers", "sentence_transformers")
 _TEXTS_PER_BATCH = 4
+_TEXTS_PER_CALL = 16
+"""Of similar length; progress is reported after each call."""
+NO_PROMPT = ""
+"""In place of a prompt name: nothing in front of the text, not even the default prompt."""
+Report = Callable[[int, int], None]
+"""Called with the tokens done and the tokens in all."""
 
 
 def require_reference() -> None:
-    """Check that torch and transformers are installed.
+    """Check that torch, transformers and sentence-transformers are installed.
 
     Raises:
         MissingDependencyError: One is not; the message names the extra.
     """
-    for package in ("torch", "transformers"):
+    for package in _PACKAGES:
         try:
             __import__(package)
         except ImportError as error:
             raise MissingDependencyError(
-                package, "reference", "measuring an artifact against PyTorch"
+                package.replace("_", "-"), "reference", "measuring an artifact against sentence-transformers"
             ) from error
 
 
 def reference_versions() -> dict[str, str]:
     """Versions of the libraries that the reference runs on."""
-    import torch
-    import transformers
-
-    return {"torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {package: __import__(package).__version__ for package in _PACKAGES}
+    return {package.replace("_", "-"): str(version) for package, version in versions.items()}
 
 
 def embed_reference(
-    checkpoint: Path, contract: Contract, texts: Sequence[str], threads: int | None = None
+    checkpoint: Path, contract: Contract, texts: Sequence[str], prompt_names: Sequence[str | None] = ()
 ) -> npt.NDArray[np.float32]:
-    """Embed texts with PyTorch in fp32 on the CPU, and free the encoder again.
+    """Embed texts with a `Reference` that is freed afterwards: float32[len(texts), dim].
 
     Args:
         checkpoint: Folder of the checkpoint.
-        contract: Pooling, normalisation and token limit.
-        texts: Texts with their prompts in front.
-        threads: Threads of PyTorch; None takes its own choice.
+        contract: See `Reference`.
+        texts: Texts without prompts.
+        prompt_names: See `Reference.embed`; empty puts no prompt in front of any text.
+    """
+    reference = Reference(checkpoint, contract)
+    embeddings = reference.embed(texts, prompt_names or [NO_PROMPT] * len(texts))
+    del reference
+    gc.collect()
+    return embeddings
 
-    Returns:
-        float32[len(texts), dim].
+
+class Reference:
+    """A checkpoint, loaded by sentence-transformers.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        contract: What this project makes of the checkpoint. If the checkpoint has no settings files of
+            sentence-transformers, its prompts are used.
 
     Raises:
-        CheckpointError: transformers does not know the encoder, or it has fewer positions than `max_tokens`.
+        CheckpointError: sentence-transformers cannot load the checkpoint, or uses it in another way than the
+            contract says; the message names each difference.
     """
-    import torch
-    from transformers import PreTrainedTokenizerFast
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(checkpoint / "tokenizer.json"))
-    pad_token = tokenizer.convert_ids_to_tokens(contract.pad_id)
-    tokenizer.pad_token, tokenizer.padding_side = pad_token, "right"
-    encoder = _encoder(checkpoint)
-    out = np.empty((len(texts), contract.dim), dtype=np.float32)
-    order = np.argsort([-len(text) for text in texts], kind="stable")
-    with torch.inference_mode():
-        for start in range(0, len(order), _TEXTS_PER_BATCH):
-            rows = order[start : start + _TEXTS_PER_BATCH]
-            inputs = tokenizer(
-                [texts[row] for row in rows],
-                padding=True,
-                truncation=True,
-                max_length=contract.max_tokens,
-                return_tensors="pt",
+    def __init__(self, checkpoint: Path, contract: Contract) -> None:
+        self._checkpoint = checkpoint
+        self._contract = contract
+        self._model = _load(checkpoint)
+        self._limit_to_positions()
+        self._require_same_contract()
+
+    def embed(
+        self, texts: Sequence[str], prompt_names: Sequence[str | None], report: Report = lambda *_: None
+    ) -> npt.NDArray[np.float32]:
+        """Embed texts.
+
+        Args:
+            texts: Texts without prompts.
+            prompt_names: The prompt of each text: a name of the contract, None for what the checkpoint does
+                if no prompt is named, `NO_PROMPT` for none.
+            report: Told how many tokens are done; a text counts as its characters.
+
+        Returns:
+            float32[len(texts), dim].
+
+        Raises:
+            CheckpointError: The encoder has fewer positions than its settings say.
+        """
+        out = np.empty((len(texts), self._contract.dim), dtype=np.float32)
+        total, done = sum(map(len, texts)), 0
+        for rows in _calls(texts, prompt_names):
+            out[rows] = self._encode([texts[row] for row in rows], prompt_names[rows[0]])
+            done += sum(len(texts[row]) for row in rows)
+            report(done, total)
+        return out
+
+    def require_same_ids(
+        self, tokenizer: Tokenizer, texts: Sequence[str], prompt_names: Sequence[str | None]
+    ) -> None:
+        """Compare the token ids of texts with those of the tokenizer that transformers loads.
+
+        Raises:
+            CheckpointError: A text has other ids: tokenizer_config.json and its like change what
+                tokenizer.json does.
+        """
+        prompted = [self.prompt(name) + text for text, name in zip(texts, prompt_names, strict=True)]
+        theirs = self._model.tokenizer(prompted, truncation=True)["input_ids"]
+        for text, ours, expected in zip(prompted, tokenizer.encode(prompted).ids, theirs, strict=True):
+            if ours.tolist() != expected:
+                place = next((i for i, (a, b) in enumerate(zip(ours, expected, strict=False)) if a != b), 0)
+                raise CheckpointError(
+                    f"{self._checkpoint}: transformers tokenizes the text {text[:40]!r} differently from "
+                    f"tokenizer.json: at token {place} it has {expected[place : place + 5]}, tokenizer.json "
+                    f"{ours[place : place + 5].tolist()}. Compare tokenizer_config.json, or save the "
+                    "tokenizer again: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+                )
+
+    def prompt(self, name: str | None) -> str:
+        """Text that is put in front for a prompt name."""
+        name = self._contract.default_prompt_name if name is None else name
+        return "" if name in (None, NO_PROMPT) else self._contract.prompts[name]
+
+    def _encode(self, texts: list[str], name: str | None) -> npt.NDArray[np.float32]:
+        # A name of its own goes in by name: what stands behind it is then sentence-transformers' reading.
+        own = name is None or (name in self._model.prompts and self._model.prompts[name] == self.prompt(name))
+        prompt = {"prompt_name": name} if own else {"prompt": self.prompt(name)}
+        try:
+            rows = self._model.encode(
+                texts,
+                batch_size=_TEXTS_PER_BATCH,
+                show_progress_bar=False,
+                normalize_embeddings=self._contract.normalize,
+                **prompt,
             )
-            mask = inputs["attention_mask"]
-            hidden = _hidden(encoder, inputs["input_ids"], mask)
-            out[rows] = _pool(hidden, mask, contract).numpy()
-    del encoder
-    gc.collect()
-    return out
+        except IndexError as error:
+            raise CheckpointError(
+                f"{self._checkpoint}: the encoder cannot embed {self._model.max_seq_length} tokens "
+                f"({error}): give the true limit as max_seq_length in sentence_bert_config.json"
+            ) from error
+        return np.asarray(rows, np.float32)
+
+    def _limit_to_positions(self) -> None:
+        """Lower a limit above the position table, beyond which sentence-transformers would fail."""
+        positions = read_config(self._encoder_folder, any_encoder=True).max_tokens
+        if (self._model.max_seq_length or positions) >= positions:
+            self._model.max_seq_length = positions
+
+    @property
+    def _encoder_folder(self) -> Path:
+        return self._checkpoint
+
+    def _require_same_contract(self) -> None:
+        """Compare what sentence-transformers made of the checkpoint with the contract."""
+        differences = [
+            f"{name} is {theirs!r} there and {ours!r} in the contract"
+            for name, theirs, ours in self._comparison()
+            if theirs != ours
+        ]
+        if differences:
+            raise CheckpointError(
+                f"{self._checkpoint}: sentence-transformers {reference_versions()['sentence-transformers']} "
+                f"uses this checkpoint in another way: {'; '.join(differences)}. Correct the checkpoint's "
+                "settings files, or name the model whose contract it shares with --like"
+            )
+        if self._contract.normalize and "Normalize" not in self._kinds:
+            warnings.warn(
+                f"sentence-transformers does not normalize the embeddings of {self._checkpoint}; the "
+                "artifact does. Their cosines are the same",
+                CheckpointWarning,
+                stacklevel=4,
+            )
+
+    def _comparison(self) -> Iterator[tuple[str, Any, Any]]:
+        """Name, sentence-transformers' value and the contract's of all that decides about an embedding."""
+        model, contract = self._model, self._contract
+        yield "the list of modules", self._kinds[:2], ["Transformer", "Pooling"]
+        yield "pooling", pooling_mode(model[1].get_config_dict()), contract.pooling
+        yield "pooling over the prompt", bool(getattr(model[1], "include_prompt", True)), True
+        yield "token limit", model.max_seq_length, contract.max_tokens
+        yield "the default prompt", model.default_prompt_name, contract.default_prompt_name
+        yield "use of a chat template", "message" in getattr(model[0], "modality_config", {}), False
+        if not contract.normalize:
+            yield "normalization", "Normalize" in self._kinds, False
+            yield "similarity", str(model.similarity_fn_name), contract.similarity
+        for name, prompt in model.prompts.items():
+            if prompt:
+                yield f"prompt {name!r}", prompt, contract.prompts.get(name)
+
+    @property
+    def _kinds(self) -> list[str]:
+        return [type(module).__name__ for module in self._model]
 
 
-def _encoder(checkpoint: Path) -> Any:
-    """The encoder in fp32. It may have a pooler, which is not used; not every class can leave it out."""
+def _calls(texts: Sequence[str], prompt_names: Sequence[str | None]) -> Iterator[list[int]]:
+    """Rows of one prompt and of similar length, longest first."""
+    for name in dict.fromkeys(prompt_names):
+        rows = [row for row, other in enumerate(prompt_names) if other == name]
+        rows.sort(key=lambda row: -len(texts[row]))
+        for start in range(0, len(rows), _TEXTS_PER_CALL):
+            yield rows[start : start + _TEXTS_PER_CALL]
+
+
+def _load(checkpoint: Path) -> Any:
     import torch
-    import transformers
+    from sentence_transformers import SentenceTransformer
 
     try:
         with quiet():
-            encoder = transformers.AutoModel.from_pretrained(
-                checkpoint, dtype=torch.float32, trust_remote_code=False
+            model = SentenceTransformer(
+                str(checkpoint),
+                device="cpu",
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"dtype": torch.float32},
             )
-    except (ValueError, OSError) as error:
-        raise CheckpointError(
-            f"transformers {transformers.__version__} cannot load {checkpoint}: {error}"
-        ) from error
-    return encoder.eval()
-
-
-def _hidden(encoder: Any, ids: Any, mask: Any) -> Any:
-    """float32[n, width, hidden] of ids and mask int64[n, width]."""
-    try:
-        return encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    except IndexError as error:
-        raise CheckpointError(
-            f"{type(encoder).__name__} cannot embed {ids.shape[1]} tokens ({error}): "
-            "give the true limit as max_seq_length in sentence_bert_config.json"
-        ) from error
+    except (TypeError, ValueError, LookupError, OSError, ImportError, RuntimeError) as error:
+        versions = ", ".join(f"{name} {version}" for name, version in reference_versions().items())
+        raise CheckpointError(f"{checkpoint} cannot be loaded by {versions}: {error}") from error
+    return model.eval()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from drawing a bar and from listing the pooler, which is not used."""
+    """Keep transformers from drawing bars and from listing the weights that are not used."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -130,14 +254,3 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()
-
-
-def _pool(hidden: Any, mask: Any, contract: Contract) -> Any:
-    import torch
-
-    if contract.pooling == "cls":
-        pooled = hidden[:, 0]
-    else:
-        kept = hidden.masked_fill(~mask[..., None].bool(), 0.0)
-        pooled = kept.sum(dim=1) / mask.sum(dim=1, keepdim=True)
-    return torch.nn.functional.normalize(pooled, dim=1) if contract.normalize else pooled

@@ -8,6 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import NamedTuple
 
 from koe5_onnx import Contract, Tokenizer
 
@@ -69,13 +70,24 @@ _SHORTER = (64, 128, 256, 512)
 """Lengths in tokens that a limit of 8,192 would leave out: the usual ones."""
 
 
-def verification_texts(tokenizer: Tokenizer, contract: Contract, given: Sequence[str] = ()) -> list[str]:
-    """Texts that an artifact is proved on: the lines above, both Hangul forms, and lengths at the limit.
+class VerificationText(NamedTuple):
+    """A text that an artifact is measured on."""
+
+    text: str
+    """Without prompt."""
+    prompt_name: str | None
+    """Name of its prompt; None for what happens if none is named, "" for nothing in front."""
+
+
+def verification_texts(
+    tokenizer: Tokenizer, contract: Contract, given: Sequence[str] = ()
+) -> list[VerificationText]:
+    """Texts that an artifact is measured on: the lines above, both Hangul forms, and lengths at the limit.
 
     Args:
         tokenizer: Tells lengths; its limit gives texts of exactly limit - 2, limit - 1 and limit tokens,
             one cut from twice the limit, and some in between, down to about 64 tokens.
-        contract: Its prompts stand in front, but for the texts of exact length.
+        contract: Its prompts are used in turn, but for the texts of exact length.
         given: More texts, of the user's own domain.
     """
     decomposed = [unicodedata.normalize("NFD", text) for text in VERIFICATION[:2]]
@@ -83,7 +95,12 @@ def verification_texts(tokenizer: Tokenizer, contract: Contract, given: Sequence
     short = [length for length in _SHORTER if length < limit // 8]
     lengths = (limit // 8, limit // 4, limit // 2, limit - 2, limit - 1, limit, 2 * limit, *short)
     long = [text_of_length(tokenizer, length, turn) for turn, length in enumerate(lengths)]
-    return [*with_prompts([*VERIFICATION, *decomposed, *given], contract), *long]
+    names = (None, *sorted(contract.prompts))
+    short_texts = [*VERIFICATION, *decomposed, *given]
+    return [
+        *(VerificationText(text, names[turn % len(names)]) for turn, text in enumerate(short_texts)),
+        *(VerificationText(text, "") for text in long),
+    ]
 
 
 def with_prompts(texts: Sequence[str], contract: Contract) -> list[str]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,9 @@ from koe5_export.agreement import agreement, by_length, cosines, retrieval
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.gate import Gate
 from koe5_export.precision import PRECISIONS
-from koe5_export.reference import embed_reference, reference_versions, require_reference
+from koe5_export.reference import Reference, reference_versions, require_reference
 from koe5_export.simulated import SimulatedSession
-from koe5_export.texts import verification_texts
+from koe5_export.texts import VerificationText, verification_texts
 from koe5_export.weights import Array
 from koe5_onnx import (
     Artifact,
@@ -30,7 +30,7 @@ from koe5_onnx import (
     FidelityError,
     InputError,
     Tokenizer,
-    TruncationWarning,
+    Tokens,
 )
 from koe5_onnx.artifact import PACKED_GRAPH
 from koe5_onnx.cuda import Driver, find_driver
@@ -46,27 +46,39 @@ _UNIT_LENGTH_ERROR = 1e-5
 
 @dataclass(frozen=True)
 class Expected:
-    """Texts and what PyTorch makes of them."""
+    """Texts and what sentence-transformers makes of them."""
 
-    texts: Sequence[str]
-    """With their prompts in front."""
+    texts: Sequence[VerificationText]
     lengths: npt.NDArray[np.int32]
-    """int32[n]: tokens of each text after truncation."""
+    """int32[n]: tokens of each text with its prompt, after truncation."""
     embeddings: Array
     """float32[n, dim]."""
 
 
-def expect(checkpoint: Checkpoint, contract: Contract, given: Sequence[str] = ()) -> Expected:
-    """Run the reference over the built-in and the given texts, half as queries, half as passages.
+def expect(
+    checkpoint: Checkpoint, contract: Contract, tokenizer_file: Path, given: Sequence[str] = ()
+) -> Expected:
+    """Run the reference over the built-in and the given texts, with each prompt in turn.
+
+    Args:
+        checkpoint: What the artifact is made from.
+        contract: The artifact's.
+        tokenizer_file: The artifact's tokenizer.json; its token ids are compared with transformers'.
+        given: More texts, of the user's own domain.
 
     Raises:
-        MissingDependencyError: torch or transformers is not installed.
+        CheckpointError: sentence-transformers uses the checkpoint in another way than the contract says.
+        MissingDependencyError: A package of the reference is not installed.
     """
     require_reference()
-    tokenizer = Tokenizer(checkpoint.tokenizer, contract.max_tokens)
+    tokenizer = Tokenizer(tokenizer_file, contract.max_tokens)
     texts = verification_texts(tokenizer, contract, given)
-    lengths = tokenizer.encode(texts).lengths
-    return Expected(texts, lengths, embed_reference(checkpoint.folder, contract, texts))
+    plain, names = [text.text for text in texts], [text.prompt_name for text in texts]
+    reference = Reference(checkpoint.folder, contract)
+    reference.require_same_ids(tokenizer, plain, names)
+    embeddings = reference.embed(plain, names)
+    prompted = [reference.prompt(name) + text for text, name in texts]
+    return Expected(texts, tokenizer.encode(prompted).lengths, embeddings)
 
 
 def certify(artifact: Artifact, expected: Expected, gate: Gate, kernels: Kernels = "stock") -> Certificate:
@@ -77,10 +89,9 @@ def certify(artifact: Artifact, expected: Expected, gate: Gate, kernels: Kernels
     """
     order = np.random.default_rng(0).permutation(len(expected.texts))
     together = np.empty_like(expected.embeddings)
-    with warnings.catch_warnings(), _open(artifact, kernels) as embedder:
-        warnings.simplefilter("ignore", TruncationWarning)  # some of the texts are there to be cut
-        together[order] = embedder.encode([expected.texts[row] for row in order])
-        alone = np.concatenate([embedder.encode([text]) for text in expected.texts])
+    with _open(artifact, kernels) as embedder:
+        together[order] = _embed(embedder, [expected.texts[row] for row in order])
+        alone = np.concatenate([_embed(embedder, [text]) for text in expected.texts])
         provider, graph = embedder.session.providers[0], embedder.session.graph.file.name
     if artifact.manifest.contract.normalize:
         _require_unit_length(together)
@@ -101,6 +112,14 @@ def certify(artifact: Artifact, expected: Expected, gate: Gate, kernels: Kernels
     )
     gate.check(certificate)
     return certificate
+
+
+def _embed(embedder: Embedder, texts: Sequence[VerificationText]) -> Array:
+    """Embed texts in batches that mix prompts: float32[n, dim]."""
+    ids: list[npt.NDArray[np.int32]] = []
+    for text, name in texts:
+        ids += embedder.tokenize([text], name).ids
+    return embedder.embed_tokens(Tokens(ids, np.array([len(row) for row in ids], np.int32)))
 
 
 def _open(artifact: Artifact, kernels: Kernels) -> Embedder:
@@ -153,4 +172,5 @@ def verify_artifact(
             f"({artifact.manifest.source.repository}, SHA-256 {made_from[:12]}...): give that checkpoint"
         )
     gate = PRECISIONS[artifact.manifest.precision].gate.tightened(tighten or {})
-    return certify(artifact, expect(checkpoint, artifact.manifest.contract, given), gate, kernels)
+    expected = expect(checkpoint, artifact.manifest.contract, artifact.tokenizer, given)
+    return certify(artifact, expected, gate, kernels)

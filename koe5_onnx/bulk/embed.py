@@ -84,8 +84,8 @@ def _require_apart(source: Path, output: Path) -> None:
 def _job(engine: Engine, options: Options, source: Source) -> Job:
     artifact = Artifact.open(engine.artifact, revision=engine.revision)
     prompts = artifact.manifest.contract.prompts
-    if options.prompt is not None and options.prompt not in prompts:
-        raise InputError(f"prompt is {options.prompt!r}: expected None or one of {sorted(prompts)}")
+    if options.prompt and options.prompt not in prompts:
+        raise InputError(f'prompt is {options.prompt!r}: expected None, "" or one of {sorted(prompts)}')
     graph = choose(artifact, engine.device, engine.kernels)
     return Job(options, hashes_of(artifact), "fused" if graph.is_packed else "stock", source.files)
 

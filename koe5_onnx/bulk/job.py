@@ -28,7 +28,8 @@ class Options:
     """What is made of the texts.
 
     Args:
-        prompt: Name of a prompt in the artifact's contract ("query", "passage"); None puts nothing in front.
+        prompt: Name of a prompt in the artifact's contract ("query", "passage"); None takes the
+            contract's default, "" puts nothing in front.
         text_column: Where the text is.
         embedding_column: Name of the new column.
         output_dtype: One of OUTPUT_DTYPES; vectors.py says what each holds.

@@ -17,9 +17,9 @@ def add_artifact_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def prompt_of(args: argparse.Namespace) -> str | None:
-    """The prompt's name for an Embedder."""
-    return None if args.prompt == "none" else str(args.prompt)
+def prompt_of(args: argparse.Namespace) -> str:
+    """Return the prompt's name for an Embedder, "" for none."""
+    return "" if args.prompt == "none" else str(args.prompt)
 
 
 def add_engine_arguments(group: argparse._ActionsContainer) -> None:

@@ -57,7 +57,19 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument("--verification", metavar="FILE", help="more texts to measure on, one a line")
     parser.add_argument("--force", action="store_true", help="replace OUT once the new artifact is proved")
+    add_prompt(parser)
     add_gate(parser)
+
+
+def add_prompt(parser: argparse.ArgumentParser) -> None:
+    """Declare --prompt, which export and import share."""
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="NAME=TEXT",
+        help="a prompt that the checkpoint's own files do not name, as query='query: '; may be repeated",
+    )
 
 
 def add_gate(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.precision == _AUTO:
         options["precision"] = _chosen_precision()
-    options |= {"gate": parse_gate(args.gate), "announce": announce}
+    options |= {"gate": parse_gate(args.gate), "prompts": parse_prompts(args.prompt), "announce": announce}
     for name in ("calibration", "verification"):
         if (file := getattr(args, name)) is not None:
             options[name] = tuple(texts_of(file, f"--{name}"))
@@ -150,6 +162,21 @@ def parse_gate(bounds: list[str]) -> dict[str, float]:
         except ValueError as error:
             raise InputError(f"--gate is {bound!r}: expected NAME=VALUE, as cosine_min=0.99") from error
     return gate
+
+
+def parse_prompts(prompts: list[str]) -> dict[str, str]:
+    """Turn ["query=query: "] into {"query": "query: "}.
+
+    Raises:
+        InputError: One has another form, or a name is given twice.
+    """
+    parsed: dict[str, str] = {}
+    for given in prompts:
+        name, equals, text = given.partition("=")
+        if not equals or not name or name in parsed:
+            raise InputError(f"--prompt is {given!r}: expected NAME=TEXT, each name once, as query='query: '")
+        parsed[name] = text
+    return parsed
 
 
 def texts_of(file: str, option: str) -> list[str]:

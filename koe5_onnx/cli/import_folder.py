@@ -8,9 +8,11 @@ from typing import Any
 
 from koe5_onnx.cli.export import (
     add_gate,
+    add_prompt,
     announce,
     import_export,
     parse_gate,
+    parse_prompts,
     print_artifact,
     progress,
     texts_of,
@@ -40,6 +42,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument("--verification", metavar="FILE", help="more texts to measure on, one a line")
     parser.add_argument("--force", action="store_true", help="replace OUT once the new artifact is proved")
+    add_prompt(parser)
     add_gate(parser)
 
 
@@ -60,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
         artifact = import_folder(
             args.folder,
             args.out,
-            ImportOptions(gate=parse_gate(args.gate), announce=announce, **options),
+            ImportOptions(
+                gate=parse_gate(args.gate), prompts=parse_prompts(args.prompt), announce=announce, **options
+            ),
             report,
         )
     print_artifact(artifact)

@@ -65,8 +65,9 @@ class SentenceEncoder:
         **options: Unpack[OpenOptions],
     ) -> None:
         self.embedder = opened(artifact, options)
-        self.prompts = dict(self.embedder.contract.prompts if prompts is None else prompts)
-        self.default_prompt_name = default_prompt_name
+        contract = self.embedder.contract
+        self.prompts = dict(contract.prompts if prompts is None else prompts)
+        self.default_prompt_name = default_prompt_name or contract.default_prompt_name
         self.truncate_dim = truncate_dim
         self._prompt_text(None, None)
         self._width(truncate_dim)
@@ -149,7 +150,7 @@ class SentenceEncoder:
         return self.encode(inputs, self._named(prompt_name, prompt, _DOCUMENT), prompt, **options)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosine of every row of the first with every row of the second.
+        """Compare every row of the first with every row of the second, by the contract's similarity.
 
         Args:
             embeddings1: [n, dim] or [dim], an array, a tensor or a list of either.
@@ -158,12 +159,18 @@ class SentenceEncoder:
         Returns:
             float32[n, m]; a tensor where an argument is one.
         """
-        return like(unit(rows(embeddings1)) @ unit(rows(embeddings2)).T, embeddings1, embeddings2)
+        a, b = self._comparable(embeddings1), self._comparable(embeddings2)
+        return like(a @ b.T, embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosine of each row of the first with the same row of the second: float32[n]."""
-        cosines = np.einsum("nd,nd->n", unit(rows(embeddings1)), unit(rows(embeddings2)))
-        return like(cosines, embeddings1, embeddings2)
+        """Compare each row of the first with the same row of the second: float32[n]."""
+        a, b = self._comparable(embeddings1), self._comparable(embeddings2)
+        return like(np.einsum("nd,nd->n", a, b), embeddings1, embeddings2)
+
+    def _comparable(self, embeddings: Any) -> npt.NDArray[np.float32]:
+        """Rows whose dot products are the contract's similarities."""
+        found = rows(embeddings)
+        return found if self.embedder.contract.similarity == "dot" else unit(found)
 
     def get_embedding_dimension(self) -> int:
         """Components of what `encode` gives."""
@@ -231,8 +238,8 @@ class SentenceEncoder:
     def _embed(self, texts: Sequence[str], prompt: str, show_bar: bool) -> npt.NDArray[np.float32]:
         """By the prompt's name where the artifact has it: its warnings then know the prompt."""
         known = self.embedder.contract.prompts
-        name = next((name for name, text in known.items() if text == prompt), None)
-        if name is None and prompt:
+        name = next((name for name, text in known.items() if prompt and text == prompt), "")
+        if prompt and not name:
             texts = [prompt + text if isinstance(text, str) else text for text in texts]
         with _progress(show_bar) as on_progress:
             return self.embedder.encode(texts, name, on_progress=on_progress)

@@ -64,6 +64,11 @@ class Engine:
         self._tokenising, self._answers = Tokenising(), Answers()
         metrics.watch(lambda: self.runner.waiting_tokens)
 
+    @property
+    def default_prompt(self) -> str | None:
+        """Prompt of requests that name none: the server's setting, else the contract's default."""
+        return self.settings.default_prompt or self.embedder.contract.default_prompt_name
+
     def warm_up(self) -> None:
         """Embed some texts, so that the first request finds everything loaded."""
         for words in _WARM_UP_TOKENS:

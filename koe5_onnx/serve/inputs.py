@@ -81,7 +81,7 @@ def as_inputs(
         )
     if isinstance(many[0], str):
         return Inputs(cast("Sequence[str]", many), [], prompt, truncate, param)
-    if prompt is not None:
+    if prompt:
         raise Refusal(
             INVALID,
             f"{param} holds token ids, which no prompt ({prompt!r}) can go in front of: put it into the text "
@@ -94,12 +94,14 @@ def as_inputs(
 def choose_prompt(
     asked: Mapping[str, str | None], of_model: str | None, default: str | None, prompts: Mapping[str, str]
 ) -> str | None:
-    """The prompt of a request: by its own fields, else by the model's name, else the server's default.
+    """Return the prompt of a request: by its own fields, else by the model's name, else the default.
+
+    "" means that none is asked for, None that nothing says.
 
     Args:
         asked: Field of the request ("input_type", "prompt_name") to what it says.
         of_model: What the suffix of the model's name says.
-        default: Of the server.
+        default: The server's, or the contract's.
         prompts: The contract's.
 
     Raises:
@@ -120,7 +122,7 @@ def choose_prompt(
             raise Refusal(INVALID, f"{' and '.join(asked)} name different prompts: send one", param=field)
         found = name
     found = found or of_model or default
-    return None if found == _NO_PROMPT else found
+    return "" if found == _NO_PROMPT else found
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def _inputs_of(engine: Engine, names: ModelNames, body: EmbeddingsRequest) -> In
     prompt = choose_prompt(
         {"input_type": body.input_type, "prompt_name": body.prompt_name},
         names.prompt_of(body.model),
-        settings.default_prompt if _has_texts(body.input) else None,
+        engine.default_prompt if _has_texts(body.input) else None,
         contract.prompts,
     )
     truncate = settings.overflow == "truncate" if body.truncate is None else body.truncate in (True, "END")

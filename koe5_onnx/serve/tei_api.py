@@ -206,8 +206,7 @@ async def _tokenize(engine: Engine, body: TokenizeRequest) -> list[list[dict[str
 
 
 def _prompt(engine: Engine, name: str | None) -> str | None:
-    prompts = engine.embedder.contract.prompts
-    return choose_prompt({"prompt_name": name}, None, engine.settings.default_prompt, prompts)
+    return choose_prompt({"prompt_name": name}, None, engine.default_prompt, engine.embedder.contract.prompts)
 
 
 def _require_own(name: str, value: object, *own: object) -> None:
@@ -253,7 +252,7 @@ def _info(engine: Engine, names: ModelNames) -> Info:
         version=__version__,
         dim=contract.dim,
         prompts=dict(contract.prompts),
-        default_prompt=settings.default_prompt,
+        default_prompt=engine.default_prompt,
         provider=embedder.session.providers[0],
         graph=embedder.session.graph.reason,
         cosine_to_pytorch_min=certificate.overall.cosine_min if certificate else None,

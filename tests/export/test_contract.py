@@ -41,6 +41,8 @@ def modules(folder, *kinds):
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
         ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "cls"),
         ({"pooling_mode": "cls", "embedding_dimension": 64}, "cls"),
+        ({"pooling_mode": ["mean"], "embedding_dimension": 64}, "mean"),
+        ({"pooling_mode_mean_tokens": False, "word_embedding_dimension": 64}, "mean"),
     ],
 )
 def test_reads_pooling_in_both_forms(folder, pooling, expected):
@@ -55,7 +57,7 @@ def test_reads_pooling_in_both_forms(folder, pooling, expected):
         {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
         {"pooling_mode_max_tokens": True},
         {"pooling_mode": "mean", "include_prompt": False},
-        {},
+        {"pooling_mode": ["mean", "cls"]},
     ],
 )
 def test_refuses_other_pooling(folder, pooling):

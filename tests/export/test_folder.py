@@ -8,13 +8,20 @@ import numpy as np
 import onnx
 import pytest
 from koe5_export import ImportOptions, import_folder
-from koe5_export.contract import KNOWN
 from koe5_export.folder import detect_precision
 from koe5_export.seeded import Size, write_seeded_checkpoint
 from onnx import TensorProto, helper, numpy_helper
 from tolerances import FP32_MAX_ABS_DIFF, IMPORTED_INT8_COSINE_MEAN
 
-from koe5_onnx import Artifact, CheckpointError, Embedder, FidelityError, InputError, TruncationWarning
+from koe5_onnx import (
+    Artifact,
+    CheckpointError,
+    CheckpointWarning,
+    Embedder,
+    FidelityError,
+    InputError,
+    TruncationWarning,
+)
 from koe5_onnx.cli import main
 
 TEXTS = ["서울은 대한민국의 수도이다.", "", "A longer sentence, with <pad> inside it.", "a " * 700]
@@ -257,18 +264,14 @@ def test_another_checkpoint_is_noticed(model, folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_folder_says_how_to_pool_where_nothing_else_does(model, folder, seeded, tmp_path, monkeypatch):
+def test_the_checkpoint_says_how_to_pool(model, folder, seeded, tmp_path):
     save(model, folder)
     checkpoint = shutil.copytree(seeded, tmp_path / "checkpoint")
     (checkpoint / "modules.json").unlink()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
-    options = ImportOptions(checkpoint=checkpoint)
-    assert import_folder(folder, tmp_path / "out", options).manifest.contract.pooling == "cls"
     options = ImportOptions(checkpoint=checkpoint, like="nlpai-lab/KoE5")
-    assert import_folder(folder, tmp_path / "known", options).manifest.contract.pooling == "mean"
-    assert KNOWN["nlpai-lab/KoE5"].pooling == "mean"
-    for file in (folder / "modules.json", folder / "config_sentence_transformers.json"):
-        file.unlink()
+    with pytest.warns(CheckpointWarning, match="does not normalize"):
+        known = import_folder(folder, tmp_path / "known", options)
+    assert known.manifest.contract.pooling == "mean"
     with pytest.raises(CheckpointError, match="does not say how to pool"):
         import_folder(folder, tmp_path / "unknown", ImportOptions(checkpoint=checkpoint))
 

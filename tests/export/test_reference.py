@@ -1,5 +1,6 @@
 """The reference itself, against what it must not depend on: batches, padding, the stored number format."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -8,8 +9,10 @@ import pytest
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
 from koe5_export.reference import embed_reference
+from koe5_export.seeded import Size, write_seeded_checkpoint
 from tolerances import FP32_MAX_ABS_DIFF
 
+SIZE = Size(layers=2, hidden=64, heads=4, intermediate=128, vocabulary=900)
 TEXTS = ["서울은 수도이다.", "a " * 700, "", "<pad> typed", "네", "A line of some length, in English."]
 
 
@@ -19,10 +22,15 @@ def contract(seeded):
 
 
 @pytest.mark.parametrize(("pooling", "normalize"), [("mean", True), ("cls", True), ("mean", False)])
-def test_together_is_alone_in_the_callers_order(seeded, contract, pooling, normalize):
-    contract = replace(contract, pooling=pooling, normalize=normalize)
-    together = embed_reference(seeded, contract, TEXTS)
-    alone = np.concatenate([embed_reference(seeded, contract, [text]) for text in TEXTS])
+def test_together_is_alone_in_the_callers_order(tmp_path, pooling, normalize):
+    folder = tmp_path / "checkpoint"
+    write_seeded_checkpoint(folder, replace(SIZE, pooling=pooling))
+    if not normalize:
+        modules = json.loads((folder / "modules.json").read_text())
+        (folder / "modules.json").write_text(json.dumps(modules[:2]))
+    contract = read_contract(Checkpoint.open(folder))
+    together = embed_reference(folder, contract, TEXTS)
+    alone = np.concatenate([embed_reference(folder, contract, [text]) for text in TEXTS])
     assert together.dtype == np.float32
     np.testing.assert_allclose(together, alone, atol=10 * FP32_MAX_ABS_DIFF, rtol=0)
     lengths = np.linalg.norm(together, axis=1)

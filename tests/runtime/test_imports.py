@@ -145,7 +145,7 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
 }
 _EXPORT = {PUBLIC, ".artifact", ".hub", "koe5_export", "numpy"}
 EXPORT_TABLE: dict[str, tuple[set[str], set[str]]] = {
-    "reference.py": (_EXPORT, {"torch", "transformers"}),
+    "reference.py": (_EXPORT, {"sentence_transformers", "torch", "transformers"}),
     "optimum.py": (_EXPORT, {"optimum"}),
     "verify.py": (_EXPORT | {".cuda", ".graphs", ".machine", ".providers", ".session"}, set()),
     "packed.py": (_EXPORT | {".session", "onnx"}, set()),

@@ -1,0 +1,234 @@
+"""The settings files of a checkpoint, as sentence-transformers' own loader reads them.
+
+Every key of these files is one of four: read (it goes into the contract), neutral (allowed at the values
+that change no embedding, refused at others), harmless, or unknown (named in a warning). So nothing that
+changes an embedding is ignored in silence. Which files and keys there are is listed in docs/export.md.
+
+Source: `SentenceTransformer`, `Transformer`, `Pooling` and `Normalize` of sentence-transformers 5.0 to 6.2
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, normalizers
+
+from koe5_export.config import read_json
+from koe5_onnx import CheckpointError, CheckpointWarning
+
+MODULES = "modules.json"
+MODEL_SETTINGS = "config_sentence_transformers.json"
+TRANSFORMER_SETTINGS = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
+"""Names of one file; the first non-empty one counts, as in sentence-transformers."""
+_EXPECTED_MODULES = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """What is known about the keys of one file."""
+
+    read: frozenset[str] = frozenset()
+    harmless: frozenset[str] = frozenset()
+    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Key to the values that change no embedding; null and an empty value never do."""
+    complete: bool = True
+    """Whether other keys are named in a warning."""
+
+
+def _keys(read: str = "", harmless: str = "", *, complete: bool = True, **neutral: tuple[Any, ...]) -> _Keys:
+    return _Keys(frozenset(read.split()), frozenset(harmless.split()), neutral, complete)
+
+
+_LOADING = "attn_implementation cache_dir device_map dtype low_cpu_mem_usage torch_dtype use_safetensors"
+"""How weights are loaded and computed with; the reference sets its own dtype, float32."""
+_TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+_KEYS: Mapping[str, _Keys] = {
+    MODULES: _keys(read="type path", harmless="idx name", kwargs=()),
+    MODEL_SETTINGS: _keys(
+        read="prompts default_prompt_name similarity_fn_name",
+        harmless="__version__ requirements matryoshka_dims",
+        model_type=("SentenceTransformer",),
+        truncate_dim=(),
+    ),
+    TRANSFORMER_SETTINGS[0]: _keys(
+        read="max_seq_length do_lower_case model_args model_kwargs",
+        harmless="unpad_inputs",
+        transformer_task=("feature-extraction",),
+        modality_config=(_TEXT_ONLY,),
+        module_output_name=("token_embeddings",),
+        processing_kwargs=(),
+        query_length=(),
+        document_length=(),
+        query_expansion=(),
+        tokenizer_name_or_path=(),
+        tokenizer_args=(),
+        processor_kwargs=(),
+        config_args=(),
+        config_kwargs=(),
+    ),
+    "Pooling": _keys(
+        read="pooling_mode pooling_mode_cls_token pooling_mode_mean_tokens pooling_mode_max_tokens "
+        "pooling_mode_mean_sqrt_len_tokens pooling_mode_weightedmean_tokens pooling_mode_lasttoken",
+        harmless="embedding_dimension word_embedding_dimension",
+        include_prompt=(True,),
+    ),
+    "Normalize": _keys(module_input_name=("sentence_embedding",), module_output_name=("sentence_embedding",)),
+    # Of tokenizer_config.json other keys are ignored here: reference.py compares the token ids of all texts.
+    "tokenizer_config.json": _keys(complete=False, truncation_side=("right",), auto_map=()),
+    # Of config.json too: the stock classes of transformers read no other keys that change an embedding.
+    "config.json": _keys(
+        complete=False, auto_map=(), pruned_heads=(), quantization_config=(), add_cross_attention=(False,)
+    ),
+}
+_MODULE_PACKAGE = "sentence_transformers."
+
+
+def read_settings(file: Path, kind: str | None = None) -> dict[str, Any]:
+    """Read a settings file whose keys are known; a missing file has none.
+
+    Args:
+        file: The file.
+        kind: Name in the table of keys; None takes the file's own.
+
+    Raises:
+        CheckpointError: It is not JSON, or a key asks for what is not supported.
+    """
+    if not file.is_file():
+        return {}
+    data: dict[str, Any] = read_json(file)
+    _check_keys(file, data, _KEYS[kind or file.name])
+    return data
+
+
+def _check_keys(file: Path, data: Mapping[str, Any], keys: _Keys) -> None:
+    unknown = sorted(data.keys() - keys.read - keys.harmless - keys.neutral.keys())
+    if unknown and keys.complete:
+        warnings.warn(
+            f"{file} has settings that this version does not know: {', '.join(unknown)}. They are ignored; "
+            "the embeddings are compared with sentence-transformers' all the same",
+            CheckpointWarning,
+            stacklevel=4,
+        )
+    for name, allowed in keys.neutral.items():
+        value = data.get(name)
+        if value not in (None, "", [], {}, *allowed):
+            expected = " or ".join(repr(one) for one in allowed) or "nothing"
+            raise CheckpointError(f"{file}: {name} is {value!r}, which is not supported. Expected {expected}")
+
+
+@dataclass(frozen=True)
+class Modules:
+    """What modules.json lists."""
+
+    transformer: str
+    """Folder of the encoder, relative to the checkpoint; "" for the checkpoint itself."""
+    pooling: str
+    """Folder of the pooling module."""
+    normalize: bool
+    """Whether a Normalize module follows."""
+
+
+def read_modules(folder: Path) -> Modules | None:
+    """Read modules.json; None if there is none.
+
+    Without it sentence-transformers reads no other settings of its own: it takes mean pooling, no prompts
+    and the tokenizer's limit.
+
+    Raises:
+        CheckpointError: The modules are others than a transformer, pooling and perhaps normalization.
+    """
+    file = folder / MODULES
+    if not file.is_file():
+        return None
+    modules = read_json(file, list)
+    kinds = [_module_kind(module) for module in modules]
+    if kinds not in _EXPECTED_MODULES:
+        raise CheckpointError(
+            f"{file} has the modules {', '.join(kinds)}: expected Transformer, Pooling and perhaps Normalize "
+            "of sentence-transformers"
+        )
+    for module in modules:
+        _check_keys(file, module, _KEYS[MODULES])
+    paths = [str(module.get("path") or "") for module in modules]
+    if any(Path(path).is_absolute() or ".." in Path(path).parts for path in paths):
+        raise CheckpointError(f"{file} has a path outside of the checkpoint: expected names of its folders")
+    if len(modules) == 3:
+        read_settings(folder / paths[2] / "config.json", "Normalize")
+    return Modules(paths[0], paths[1], normalize=len(modules) == 3)
+
+
+def _module_kind(module: Any) -> str:
+    """Class name of a module of sentence-transformers; of others the whole dotted name."""
+    if not isinstance(module, dict):
+        return repr(module)
+    type_ = str(module.get("type"))
+    return type_.rsplit(".", 1)[-1] if type_.startswith(_MODULE_PACKAGE) else type_
+
+
+def read_transformer_settings(folder: Path, modules: Modules | None) -> tuple[Path, dict[str, Any]]:
+    """Read the first non-empty of `TRANSFORMER_SETTINGS`, and return its path and its keys.
+
+    Raises:
+        CheckpointError: A key asks for what is not supported.
+    """
+    encoder = folder / (modules.transformer if modules else "")
+    if modules is not None:
+        for name in TRANSFORMER_SETTINGS:
+            if data := read_settings(encoder / name, TRANSFORMER_SETTINGS[0]):
+                _check_loading_arguments(encoder / name, data)
+                return encoder / name, data
+    return encoder / TRANSFORMER_SETTINGS[0], {}
+
+
+def _check_loading_arguments(file: Path, data: Mapping[str, Any]) -> None:
+    for name in ("model_args", "model_kwargs"):
+        found = data.get(name) or {}
+        if not isinstance(found, dict) or (unsupported := sorted(found.keys() - set(_LOADING.split()))):
+            shown = ", ".join(unsupported) if isinstance(found, dict) else repr(found)
+            raise CheckpointError(f"{file}: {name} has {shown}, which is not supported: remove it")
+
+
+def write_tokenizer(folder: Path, out: Path) -> None:
+    """Write the checkpoint's tokenizer.json to `out`, lowercasing first if its settings ask for it.
+
+    sentence-transformers 6 puts the same normalizer in front.
+    """
+    modules = read_modules(folder)
+    file, settings = read_transformer_settings(folder, modules)
+    source = file.parent / "tokenizer.json"
+    if not settings.get("do_lower_case"):
+        shutil.copyfile(source, out)
+        return
+    tokenizer = Tokenizer.from_file(str(source))
+    present = tokenizer.normalizer
+    lower = normalizers.Lowercase()
+    tokenizer.normalizer = normalizers.Sequence([lower, present]) if present is not None else lower
+    tokenizer.save(str(out), pretty=False)
+
+
+def require_plain_encoder(folder: Path) -> None:
+    """Check that the encoder is what its config.json says, without an adapter and without code of its own.
+
+    Raises:
+        CheckpointError: It is not.
+    """
+    for name in ("config.json", "tokenizer_config.json"):
+        read_settings(folder / name)
+    if (file := folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{file}: the weights are an adapter of another checkpoint. Merge them first: "
+            "PeftModel.merge_and_unload(), then save_pretrained"
+        )

@@ -1,0 +1,312 @@
+"""Settings files of a checkpoint: each gives the embeddings of sentence-transformers, or is refused by name.
+
+The left side of every comparison is SentenceTransformer(folder).encode, called here and not by the exporter.
+"""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from koe5_export import ExportOptions, export_checkpoint
+from koe5_export.checkpoint import Checkpoint
+from koe5_export.seeded import Size, write_seeded_checkpoint
+from koe5_export.settings import TRANSFORMER_SETTINGS
+from tolerances import FP32_MAX_ABS_DIFF
+
+from koe5_onnx import CheckpointError, CheckpointWarning, Embedder, InputError, TruncationWarning
+from koe5_onnx.integrations.sentence_transformers import SentenceEncoder
+
+TEXTS = [
+    "Seoul is the CAPITAL of Korea",
+    "서울은 대한민국의 수도이다.",
+    "",
+    "  Spaces   AND\ttabs\n",
+    "긴 문장 " * 120,
+    "<s> typed </s>",
+]
+LIMIT = {"max_seq_length": 64, "do_lower_case": False}
+
+
+@pytest.fixture
+def folder(seeded, tmp_path):
+    return shutil.copytree(seeded, tmp_path / "checkpoint")
+
+
+def update(folder: Path, name: str, remove: tuple[str, ...] = (), **changes):
+    """Change keys of a JSON file, which is made if it is not there."""
+    file = folder / name
+    data = json.loads(file.read_text()) if file.is_file() else {}
+    data = {key: value for key, value in {**data, **changes}.items() if key not in remove}
+    file.write_text(json.dumps(data))
+
+
+def theirs(folder: Path, prompt_name: str | None = None, prompt: str | None = None) -> np.ndarray:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+        return model.encode(TEXTS, prompt_name=prompt_name, prompt=prompt, show_progress_bar=False)
+
+
+def export(folder: Path, **options) -> Path:
+    out = folder.with_name("out")
+    return export_checkpoint(Checkpoint.open(folder), out, ExportOptions(force=True, **options)).path
+
+
+def assert_same(folder: Path, names=(None, "query", "passage"), **options) -> None:
+    """Both sides with each prompt, and the facade as somebody would who only changes the import."""
+    facade = SentenceEncoder(export(folder, **options))
+    with facade.embedder as embedder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)
+        for name in names:
+            expected = theirs(folder, name)
+            for found in (embedder.encode(TEXTS, name), facade.encode(TEXTS, prompt_name=name)):
+                np.testing.assert_allclose(found, expected, atol=FP32_MAX_ABS_DIFF, rtol=0)
+
+
+def assert_prompted(out: Path, folder: Path, prompts: dict[str, str]) -> None:
+    """Named prompts of the artifact against literal ones, both at unit length."""
+    with Embedder.open(out) as embedder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)
+        for name, prompt in prompts.items():
+            expected = theirs(folder, prompt=prompt)
+            expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+            np.testing.assert_allclose(embedder.encode(TEXTS, name), expected, atol=FP32_MAX_ABS_DIFF, rtol=0)
+
+
+def lower_case(folder):
+    update(folder, "sentence_bert_config.json", do_lower_case=True)
+
+
+def default_prompt(folder):
+    update(folder, "config_sentence_transformers.json", default_prompt_name="passage")
+
+
+def limit_named(name):
+    def change(folder):
+        (folder / "sentence_bert_config.json").unlink()
+        (folder / name).write_text(json.dumps(LIMIT))
+
+    return change
+
+
+def first_name_wins(folder):
+    update(folder, "sentence_bert_config.json", max_seq_length=32)
+    (folder / "sentence_xlnet_config.json").write_text(json.dumps(LIMIT))
+
+
+def an_empty_name_gives_way(folder):
+    (folder / "sentence_bert_config.json").write_text("{}")
+    (folder / "sentence_roberta_config.json").write_text(json.dumps(LIMIT))
+
+
+def limit_of_the_tokenizer(folder):
+    (folder / "sentence_bert_config.json").unlink()
+    update(folder, "tokenizer_config.json", model_max_length=48)
+
+
+def limit_above_the_tokenizers(folder):
+    update(folder, "sentence_bert_config.json", max_seq_length=200)
+    update(folder, "tokenizer_config.json", model_max_length=48)
+
+
+def new_spelling(folder):
+    kinds = ("base.modules.transformer.Transformer", "sentence_transformer.modules.pooling.Pooling")
+    kinds += ("base.modules.normalize.Normalize",)
+    paths = ("", "1_Pooling", "2_Normalize")
+    modules = [
+        {"idx": turn, "name": str(turn), "path": path, "type": f"sentence_transformers.{kind}"}
+        for turn, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    pooling = {"embedding_dimension": 64, "pooling_mode": "cls", "include_prompt": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    new = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
+    new["modality_config"] = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(new))
+    update(folder, "config_sentence_transformers.json", model_type="SentenceTransformer")
+
+
+def not_normalized(folder):
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(modules[:2]))
+    update(folder, "config_sentence_transformers.json", similarity_fn_name="dot")
+
+
+def weights_in_bfloat16(folder):
+    update(folder, "sentence_bert_config.json", model_args={"torch_dtype": "float32"})
+
+
+HONORED = [
+    lower_case,
+    default_prompt,
+    *map(limit_named, TRANSFORMER_SETTINGS),
+    first_name_wins,
+    an_empty_name_gives_way,
+    limit_of_the_tokenizer,
+    limit_above_the_tokenizers,
+    not_normalized,
+    weights_in_bfloat16,
+]
+
+
+@pytest.mark.parametrize("change", HONORED)
+def test_honored(folder, change):
+    before = theirs(folder)
+    change(folder)
+    if change is not weights_in_bfloat16 and change is not an_empty_name_gives_way:
+        assert (
+            np.abs(theirs(folder) - before).max() > 10 * FP32_MAX_ABS_DIFF
+        )  # the file does change something
+    assert_same(folder)
+
+
+def test_new_spellings_are_read(folder):
+    pytest.importorskip("sentence_transformers", minversion="6.0")
+    new_spelling(folder)
+    assert_same(folder)
+
+
+def test_an_encoder_in_a_folder_of_its_own(folder):
+    (folder / "0_Transformer").mkdir()
+    for file in [*folder.glob("*.json"), *folder.glob("*.safetensors")]:
+        if file.name not in ("modules.json", "config_sentence_transformers.json"):
+            file.rename(folder / "0_Transformer" / file.name)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    assert_same(folder)
+
+
+def test_a_checkpoint_without_settings_files_gets_the_cards_prompts(folder):
+    """As KoE5's own repository: sentence-transformers takes the mean and no prompts, at any length."""
+    for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
+        (folder / name).unlink()
+    with pytest.warns(CheckpointWarning, match="does not normalize"):
+        out = export(folder, like="nlpai-lab/KoE5")
+    assert_prompted(out, folder, {"query": "query: ", "passage": "passage: ", "": ""})
+
+
+def test_a_pooling_that_sentence_transformers_would_not_use_is_refused(folder):
+    """The card of bge-m3 says CLS; without its files sentence-transformers takes the mean."""
+    for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(CheckpointError, match="pooling is 'mean' there and 'cls' in the contract"):
+        export(folder, like="BAAI/bge-m3")
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("sentence_bert_config.json", {"query_length": 32}, "query_length is 32"),
+        ("sentence_bert_config.json", {"document_length": 32}, "document_length"),
+        ("sentence_bert_config.json", {"query_expansion": {"length": 32}}, "query_expansion"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task"),
+        (
+            "sentence_bert_config.json",
+            {"processing_kwargs": {"text": {"max_length": 9}}},
+            "processing_kwargs",
+        ),
+        ("sentence_bert_config.json", {"tokenizer_name_or_path": "other/model"}, "tokenizer_name_or_path"),
+        ("sentence_bert_config.json", {"tokenizer_args": {"model_max_length": 9}}, "tokenizer_args"),
+        ("sentence_bert_config.json", {"config_kwargs": {"layer_norm_eps": 1.0}}, "config_kwargs"),
+        ("sentence_bert_config.json", {"model_args": {"num_hidden_layers": 1}}, "model_args has num_hidden"),
+        ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "model_type"),
+        ("config_sentence_transformers.json", {"truncate_dim": 32}, "truncate_dim is 32"),
+        ("config_sentence_transformers.json", {"similarity_fn_name": "euclidean"}, "similarity_fn_name"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "absent"}, "default_prompt_name"),
+        ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt"),
+        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pooling mean.max"),
+        ("config.json", {"auto_map": {"AutoModel": "modeling.Model"}}, "auto_map"),
+        ("config.json", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
+        ("config.json", {"quantization_config": {"load_in_8bit": True}}, "quantization_config"),
+        ("config.json", {"is_decoder": True}, "is_decoder"),
+        ("tokenizer_config.json", {"truncation_side": "left"}, "truncation_side"),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["t.T", None]}}, "auto_map"),
+        ("adapter_config.json", {"peft_type": "LORA"}, "adapter"),
+    ],
+)
+def test_refused_by_name(folder, file, changes, message):
+    update(folder, file, **changes)
+    with pytest.raises(CheckpointError, match=message) as raised:
+        export(folder)
+    assert file in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "type_", ["models.Dense", "custom_st.Transformer", "models.Router", "models.LayerNorm"]
+)
+def test_other_modules_are_refused_by_name(folder, type_):
+    modules = json.loads((folder / "modules.json").read_text())
+    prefix = "" if type_.startswith("custom") else "sentence_transformers."
+    modules[0 if "Transformer" in type_ else 2]["type"] = prefix + type_
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(CheckpointError, match=type_.rpartition(".")[2] if prefix else type_):
+        export(folder)
+
+
+def test_modules_in_another_order_are_refused(folder):
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([modules[1], modules[0], modules[2]]))
+    with pytest.raises(CheckpointError, match="Pooling, Transformer, Normalize"):
+        export(folder)
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc"])
+def test_a_module_outside_of_the_checkpoint_is_refused(folder, path):
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = path
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(CheckpointError, match="outside"):
+        export(folder)
+
+
+def test_a_tokenizer_json_that_transformers_does_not_use_is_refused(folder):
+    """transformers takes the special tokens of tokenizer_config.json over those of tokenizer.json."""
+    update(folder, "tokenizer_config.json", extra_special_tokens=["수도"], additional_special_tokens=["수도"])
+    with pytest.raises(CheckpointError, match=r"differently from\s+tokenizer\.json"):
+        export(folder, verification=["서울은 대한민국의 수도이다."])
+
+
+def test_unknown_settings_are_named(folder):
+    update(folder, "sentence_bert_config.json", pool_twice=True)
+    with pytest.warns(CheckpointWarning, match="does not know: pool_twice"), pytest.raises(CheckpointError):
+        export(folder)  # sentence-transformers does not know it either, and fails
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "expected"),
+    [
+        ("multilingual-e5-small-law", "", "--prompt query='query: '"),
+        ("KoE5", "", "--prompt query='query: '"),
+        ("law", "base_model: intfloat/multilingual-e5-base\n", "--prompt query='query: '"),
+        ("law", "base_model:\n- intfloat/multilingual-e5-large-instruct\n", "Instruct"),
+    ],
+)
+def test_e5_without_prompts_says_what_to_pass(folder, name, metadata, expected):
+    update(folder, "config_sentence_transformers.json", prompts={"query": "", "document": ""})
+    folder = folder.rename(folder.with_name(name))
+    (folder / "README.md").write_text(f"---\nlicense: mit\n{metadata}tags: [a]\n---\n# Model\n")
+    with pytest.warns(CheckpointWarning, match=expected):
+        export(folder)
+
+
+def test_given_prompts_are_used(folder):
+    update(folder, "config_sentence_transformers.json", prompts={"query": "", "document": ""})
+    out = export(folder, prompts={"query": "query: ", "passage": "passage: "})
+    assert_prompted(out, folder, {"query": "query: ", "passage": "passage: ", "document": "passage: "})
+
+
+def test_given_prompts_do_not_contradict_the_files(folder):
+    with pytest.raises(InputError, match="leave it out"):
+        export(folder, prompts={"query": "Q: "})
+
+
+def test_bert_checkpoints_lower_their_text_once(tmp_path):
+    folder = tmp_path / "bert"
+    write_seeded_checkpoint(folder, Size(2, 64, 2, 128, 900, model_type="bert", positions=512))
+    update(folder, "sentence_bert_config.json", do_lower_case=True)
+    assert_same(folder)
