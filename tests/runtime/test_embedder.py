@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import tolerances
+from changed_manifest import set_contract
 
 from koe5_onnx import (
     DoublePromptWarning,
@@ -127,9 +128,17 @@ def test_a_bare_str(embedder, method, prompt):
 
 def test_an_unknown_prompt(embedder):
     with pytest.raises(
-        InputError, match=r"prompt is 'document': expected None or one of \['passage', 'query'\]"
+        InputError, match=r"""prompt is 'document': expected None, "" or one of \['passage', 'query'\]"""
     ):
         embedder.encode(["가"], prompt="document")
+
+
+def test_the_contracts_default_prompt(artifact_copy, embedder):
+    set_contract(artifact_copy, default_prompt_name="passage")
+    with Embedder.open(artifact_copy, threads=1) as opened:
+        for prompt, same in {None: "passage", "": None, "query": "query"}.items():
+            np.testing.assert_array_equal(opened.encode(["가나"], prompt), embedder.encode(["가나"], same))
+        assert opened.count_tokens([""]) == embedder.count_tokens([""], "passage")
 
 
 @pytest.mark.parametrize("prompt", [None, "query"])

@@ -60,12 +60,12 @@ def running(app: object, settings: Settings) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def serving() -> Serving:
-    """Serves the tiny artifact with the settings given; use as a context."""
+    """Serves the tiny artifact, or another, with the settings given; use as a context."""
 
     @contextlib.contextmanager
-    def start(**settings: object) -> Iterator[httpx.Client]:
-        with Embedder.open(ARTIFACT, threads=1) as embedder:
-            chosen = Settings(artifact=str(ARTIFACT), **settings)
+    def start(artifact: Path = ARTIFACT, **settings: object) -> Iterator[httpx.Client]:
+        with Embedder.open(artifact, threads=1) as embedder:
+            chosen = Settings(artifact=str(artifact), **settings)
             with running(create_app(embedder, chosen), chosen) as client:
                 yield client
 

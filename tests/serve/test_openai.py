@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import shutil
 
 import numpy as np
 import pytest
+from changed_manifest import set_contract
 from tolerances import SERVED
 
 TEXTS = ["대한민국의 수도는 어디인가요?", "서울", "The quick brown fox", "", "가 " * 600]
@@ -94,6 +96,24 @@ def test_the_default_prompt_is_for_requests_that_name_none(serving, offline):
         for fields, prompt in (({}, "passage"), ({"model": "my-model:query"}, "query")):
             found = embeddings_of(post(client, input=["서울"], **fields))
             np.testing.assert_allclose(found, offline.encode(["서울"], prompt), atol=SERVED, rtol=0)
+
+
+def test_the_contracts_default_prompt(serving, offline, tmp_path):
+    artifact = shutil.copytree(offline.artifact.path, tmp_path / "artifact")
+    set_contract(artifact, default_prompt_name="passage")
+    with serving(artifact) as client:
+        asked = {None: {}, "": {"prompt_name": "none"}, "query": {"input_type": "query"}}
+        for prompt, fields in asked.items():
+            found = embeddings_of(post(client, input=["서울"], **fields))
+            expected = offline.encode(["서울"], "passage" if prompt is None else prompt)
+            np.testing.assert_allclose(found, expected, atol=SERVED, rtol=0)
+            tei = client.post("/embed", json={"inputs": ["서울"], **fields}).json()
+            if "input_type" not in fields:
+                np.testing.assert_allclose(tei, expected, atol=SERVED, rtol=0)
+        assert client.get("/info").json()["default_prompt"] == "passage"
+        ids = offline.tokenize(["서울"]).ids[0].tolist()
+        found = embeddings_of(post(client, input=ids))
+        np.testing.assert_allclose(found, offline.encode(["서울"]), atol=SERVED, rtol=0)
 
 
 @pytest.mark.parametrize("many", [False, True])
