@@ -1,4 +1,4 @@
-"""The reference: `SentenceTransformer(checkpoint).encode(texts)` in fp32 on the CPU. The only user of torch.
+"""The reference: `SentenceTransformer(checkpoint).encode(texts)` in fp32 on the CPU.
 
 Texts go in and embeddings come out: tokenizer, prompts, lowercasing, token limit, pooling and normalization
 are sentence-transformers' own reading of the checkpoint. It shares no code with the graph or the contract,
@@ -125,7 +125,10 @@ class Reference:
                 tokenizer.json does.
         """
         prompted = [self.prompt(name) + text for text, name in zip(texts, prompt_names, strict=True)]
-        theirs = self._model.tokenizer(prompted, truncation=True)["input_ids"]
+        # sentence-transformers 6 lowercases in the tokenizer, older versions before it.
+        lower = getattr(self._model[0], "do_lower_case", False)
+        cased = [text.lower() for text in prompted] if lower else prompted
+        theirs = self._model.tokenizer(cased, truncation=True)["input_ids"]
         for text, ours, expected in zip(prompted, tokenizer.encode(prompted).ids, theirs, strict=True):
             if ours.tolist() != expected:
                 place = next((i for i, (a, b) in enumerate(zip(ours, expected, strict=False)) if a != b), 0)
