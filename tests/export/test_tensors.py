@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from koe5_export import export_checkpoint
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.tensors import TorchFile, weight_files
 from mapped_files import memory_of
@@ -68,6 +69,14 @@ def test_parameters_shared_storages_and_other_entries_are_read_too(seeded, folde
     checkpoint = Checkpoint(folder, "x", None)
     for name in (NAME, words):
         np.testing.assert_array_equal(checkpoint.read(name), tensors[name].detach().numpy())
+
+
+def test_the_artifact_is_the_same_as_from_safetensors(seeded, folder, tmp_path):
+    save(tensors_of(seeded), folder / "pytorch_model.bin")
+    for checkpoint, out in ((seeded, "safetensors"), (folder, "bin")):
+        export_checkpoint(Checkpoint.open(checkpoint), tmp_path / out)
+    for name in ("model.onnx", "model.onnx.data"):
+        assert (tmp_path / "bin" / name).read_bytes() == (tmp_path / "safetensors" / name).read_bytes()
 
 
 def test_shards_are_read_by_their_index(seeded, folder):
