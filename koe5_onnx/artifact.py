@@ -70,7 +70,7 @@ class Source:
     revision: str | None
     """Commit of the Hub repository; None for a local folder."""
     weights_sha256: str
-    """SHA-256 over the safetensors files in name order."""
+    """SHA-256 over the weight files (safetensors or pytorch_model.bin) in name order."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""The PyTorch-side checkpoint: a folder and its named weights, streamed from safetensors.
+"""The PyTorch-side checkpoint: a folder and its named weights, read one tensor at a time.
 
-Owns where files lie and what the tensors in them are called. Nothing here holds more
-than one layer, and no tensor stays mapped after it was read: reading a file through its mapping counts
-as memory, so each read opens the file anew.
+Owns which files of a Hub repository are fetched and what the tensors in them are called. Nothing here holds
+more than one layer; `tensors.py` knows the file formats.
 """
 
 from __future__ import annotations
@@ -12,39 +11,42 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  (gives numpy the name bfloat16, which safetensors looks up)
 import numpy as np
-import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
-from koe5_export.config import read_config, read_json
+from koe5_export.config import read_config
+from koe5_export.settings import read_modules, require_plain_encoder
+from koe5_export.tensors import FLOATS, INDEX, SAFETENSORS, TORCH, Array, Tensor, shard_names, weight_files
 from koe5_export.weights import Layer, Linear, Norm
 from koe5_onnx import CheckpointError, Source
 from koe5_onnx.hub import fetch, is_hub_id
 
-Array = npt.NDArray[np.float32]
-
-_FILES = (
+_SMALL_FILES = (
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "modules.json",
-    "sentence_bert_config.json",
+    "sentence_*_config.json",
     "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
+    "adapter_config.json",
+    "[0-9]*_*/config.json",
+    "README.md",
+    SAFETENSORS + INDEX,
+    TORCH + INDEX,
 )
-_PREFIXES = ("", "roberta.", "bert.", "model.")
-_FLOATS = ("F64", "F32", "BF16", "F16")
-"""Types that are weights as they stand; others are quantised and mean nothing without their scales."""
+"""What transformers and sentence-transformers may read besides weights. A module's folder is called by its
+number and class, as 1_Pooling; `onnx/` and `openvino/` hold exports by others."""
+_OWN_PREFIX = {"xlm-roberta": "roberta.", "roberta": "roberta.", "bert": "bert."}
+"""Prefix of the encoder's tensors in a checkpoint with a head. No other prefix is stripped by transformers.
+Source: `base_model_prefix` in its modeling_xlm_roberta.py, modeling_roberta.py and modeling_bert.py"""
+_WORDS = "embeddings.word_embeddings.weight"
 _ROWS_PER_READ = 16384
 """Rows of the word embeddings read at once: 64 MiB at width 1024."""
 
 
 class Checkpoint:
-    """A folder with config.json, tokenizer.json and safetensors weights.
+    """A folder with config.json, tokenizer.json and weights as safetensors or pytorch_model.bin.
 
     Args:
         folder: The folder.
@@ -55,25 +57,32 @@ class Checkpoint:
 
     Raises:
         CheckpointError: Something is missing, damaged or of an unknown kind; the message names all of it.
+        MissingDependencyError: The weights are a pytorch_model.bin, and torch is not installed.
     """
 
     def __init__(
         self, folder: Path, repository: str, revision: str | None, *, any_encoder: bool = False
     ) -> None:
         self.folder = folder
+        modules = read_modules(folder)
+        self.encoder_folder = folder / (modules.transformer if modules else "")
+        """Folder of config, tokenizer and weights: the checkpoint itself, but in old ones 0_Transformer."""
         self.repository = repository
         self.revision = revision
-        self.config = read_config(folder, any_encoder=any_encoder)
+        require_plain_encoder(self.encoder_folder)
+        self.config = read_config(self.encoder_folder, any_encoder=any_encoder)
         if not self.tokenizer.is_file():
             raise CheckpointError(
-                f"{folder} has no tokenizer.json: expected the Rust tokenizer's file; make it with "
-                "transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+                f"{self.encoder_folder} has no tokenizer.json: expected the Rust tokenizer's file; make it "
+                "with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
             )
-        self._files = _weight_files(folder)
-        stored = _stored_tensors(self._files)
+        self._files = weight_files(self.encoder_folder)
+        described = {file: file.tensors() for file in self._files}
+        stored = {name: tensor for tensors in described.values() for name, tensor in tensors.items()}
         # Of an encoder that is not buildable nobody knows what it needs: whatever is there.
-        self._shapes = self.config.shapes or {name: shape for name, (_, shape, _) in stored.items()}
-        self._where = self._locate_tensors(stored)
+        self._shapes = self.config.shapes or {name: tensor.shape for name, tensor in stored.items()}
+        self._names = self._stored_names(stored)
+        self._files_by_name = {name: file for file, tensors in described.items() for name in tensors}
 
     @classmethod
     def open(
@@ -84,6 +93,7 @@ class Checkpoint:
         Raises:
             CheckpointError: It cannot be exported.
             HubError: It cannot be fetched.
+            MissingDependencyError: As in the constructor.
         """
         name = str(folder_or_hub_id)
         if Path(name).is_dir():
@@ -91,13 +101,13 @@ class Checkpoint:
             return cls(folder, *_hub_origin(folder.resolve()), any_encoder=any_encoder)
         if Path(name).exists() or not is_hub_id(name):
             raise CheckpointError(f"{name} is neither a checkpoint's folder nor a Hub id (owner/name)")
-        folder = fetch(name, revision, _FILES)
+        folder = _fetch(name, revision)
         return cls(folder, name, folder.name, any_encoder=any_encoder)
 
     @property
     def tokenizer(self) -> Path:
         """The tokenizer.json."""
-        return self.folder / "tokenizer.json"
+        return self.encoder_folder / "tokenizer.json"
 
     @property
     def parameters(self) -> int:
@@ -105,10 +115,10 @@ class Checkpoint:
         return sum(math.prod(shape) for shape in self._shapes.values())
 
     def source(self) -> Source:
-        """Origin and SHA-256 of the weights (reads them once)."""
+        """Origin and SHA-256 of the weight files, whatever their format (reads them once)."""
         digest = hashlib.sha256()
         for file in self._files:
-            with file.open("rb") as stream:
+            with file.path.open("rb") as stream:
                 while block := stream.read(1 << 22):
                     digest.update(block)
         return Source(self.repository, self.revision, digest.hexdigest())
@@ -119,16 +129,13 @@ class Checkpoint:
         Raises:
             CheckpointError: The file is damaged, or the tensor holds NaN or infinity.
         """
-        file, stored_name = self._where[name]
-        try:
-            with safe_open(file, framework="numpy") as tensors:
-                array = np.asarray(tensors.get_slice(stored_name)[rows]).astype(np.float32)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{file}: {stored_name} cannot be read ({error}): download it again"
-            ) from error
+        stored_name = self._names[name]
+        file = self._files_by_name[stored_name]
+        array = file.read(stored_name, rows)
         if not np.isfinite(array).all():
-            raise CheckpointError(f"{file}: {stored_name} holds NaN or infinity: the checkpoint is damaged")
+            raise CheckpointError(
+                f"{file.path}: {stored_name} holds NaN or infinity: the checkpoint is damaged"
+            )
         return array
 
     def word_embeddings(self) -> Iterator[Array]:
@@ -136,7 +143,7 @@ class Checkpoint:
         rows = self.config.vocabulary
         for start in range(0, rows, _ROWS_PER_READ):
             part = slice(start, min(start + _ROWS_PER_READ, rows))
-            yield self.read("embeddings.word_embeddings.weight", part)
+            yield self.read(_WORDS, part)
 
     def positions(self, max_tokens: int) -> Array:
         """Position and token-type embeddings summed: float32[rows, hidden].
@@ -177,63 +184,80 @@ class Checkpoint:
     def _norm(self, name: str) -> Norm:
         return Norm(self.read(f"{name}.weight"), self.read(f"{name}.bias"))
 
-    def _locate_tensors(
-        self, stored: dict[str, tuple[Path, tuple[int, ...], str]]
-    ) -> dict[str, tuple[Path, str]]:
-        """Canonical tensor name to its file and its name there, all checked at once."""
-        first = "embeddings.word_embeddings.weight"
-        prefix = next((p for p in _PREFIXES if p + first in stored and first in self._shapes), "")
+    def _stored_names(self, stored: dict[str, Tensor]) -> dict[str, str]:
+        """Find each tensor's name in the files, and check all tensors at once.
+
+        A name is found exactly if every supported transformers loads that tensor; one that it would
+        initialize at random, or that two tensors lay claim to, is a problem.
+        """
+        own = _OWN_PREFIX[self.config.model_type] if self.config.buildable else ""
+        # transformers 4.57 ignores names without the prefix as soon as one has it.
+        prefix = own if any(name.startswith(own) for name in stored) else ""
+        self._check_prefix(own, stored)
         problems: list[str] = []
-        where: dict[str, tuple[Path, str]] = {}
+        names: dict[str, str] = {}
         for name, shape in self._shapes.items():
-            found = stored.get(prefix + name)
-            if found is None:
+            found = [spelling for spelling in _spellings(name, own) if spelling in stored]
+            if len(found) > 1:
+                problems.append(f"{' and '.join(found)} are the same tensor: expected one of them")
+            elif not found or not found[0].startswith(prefix):
                 problems.append(f"{prefix}{name} is missing")
-            elif found[1] != shape:
-                problems.append(f"{prefix}{name} has shape {found[1]}, config.json wants {shape}")
-            elif found[2] not in _FLOATS and name.endswith((".weight", ".bias")):
-                problems.append(f"{prefix}{name} has type {found[2]}, expected {', '.join(_FLOATS)}")
+            elif problem := _misfit(name, stored[found[0]], shape):
+                problems.append(f"{found[0]} has {problem}")
             else:
-                where[name] = (found[0], prefix + name)
+                names[name] = found[0]
         if problems:
             raise CheckpointError(
                 f"{self.folder}: {len(problems)} tensors do not fit its config.json:\n  "
                 + "\n  ".join(problems)
             )
-        return where
+        return names
+
+    def _check_prefix(self, own: str, stored: dict[str, Tensor]) -> None:
+        """Reject names that all begin with a foreign prefix, by one line in place of one per tensor."""
+        words = [name for name in stored if name.endswith("." + _WORDS)]
+        if self.config.buildable and words and not {_WORDS, own + _WORDS} & stored.keys():
+            raise CheckpointError(
+                f"{self.folder}: the names of its tensors begin with {words[0].removesuffix(_WORDS)!r}. "
+                f"transformers loads {self.config.model_type} tensors with plain names or with {own!r} only, "
+                "and would initialize these at random. Rename them."
+            )
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files: one, or the shards that an index names."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{index} has no weight_map: expected tensor names and their files")
-        names = sorted(set(map(str, weight_map.values())))
-    else:
-        names = ["model.safetensors"]
-    files = [folder / name for name in names]
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise CheckpointError(
-            f"{folder} lacks {', '.join(missing)}: expected safetensors weights; a pytorch_model.bin is "
-            "converted by transformers: AutoModel.from_pretrained(folder).save_pretrained(folder)"
-        )
-    return files
+def _spellings(name: str, own_prefix: str) -> list[str]:
+    """Return all names that transformers takes for one tensor.
+
+    The norms of checkpoints converted from TensorFlow are called gamma and beta.
+    Source: "legacy" in transformers' conversion_mapping.py
+    """
+    old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    return list(dict.fromkeys(prefix + each for prefix in ("", own_prefix) for each in (name, old)))
 
 
-def _stored_tensors(files: list[Path]) -> dict[str, tuple[Path, tuple[int, ...], str]]:
-    """Tensor name to its file, shape and type."""
-    stored: dict[str, tuple[Path, tuple[int, ...], str]] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
-                    tensor = tensors.get_slice(name)
-                    stored[name] = (file, tuple(tensor.get_shape()), tensor.get_dtype())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is damaged or cut short ({error}): download it again") from error
-    return stored
+def _misfit(name: str, tensor: Tensor, shape: tuple[int, ...]) -> str | None:
+    """Return what is wrong with a tensor's shape or type, or None."""
+    floats = FLOATS.values()
+    if tensor.shape != shape:
+        return f"shape {tensor.shape}, config.json wants {shape}"
+    if tensor.dtype not in floats and name.endswith((".weight", ".bias")):
+        return f"type {tensor.dtype}, expected {', '.join(floats)}"
+    return None
+
+
+def _fetch(repository: str, revision: str | None) -> Path:
+    """Fetch what a checkpoint needs from the Hub, its weights as .bin only if there are no safetensors."""
+    files = (*_SMALL_FILES, SAFETENSORS)
+    folder = fetch(repository, revision, files)
+    # The folder is called by its commit: all fetches are of the same one.
+    modules, inside = read_modules(folder), ""
+    if modules is not None and (modules.transformer or not (folder / modules.pooling).is_dir()):
+        inside = f"{modules.transformer}/" if modules.transformer else ""
+        fetch(repository, folder.name, [f"{modules.pooling}/config.json", *(inside + file for file in files)])
+    if not (folder / inside / SAFETENSORS).is_file():
+        index = folder / inside / (SAFETENSORS + INDEX)
+        weights = shard_names(index) if index.is_file() else ["pytorch_model*.bin"]
+        fetch(repository, folder.name, [inside + name for name in weights])
+    return folder
 
 
 def _hub_origin(folder: Path) -> tuple[str, str | None]:

@@ -23,7 +23,6 @@ from koe5_export.settings import (
     read_modules,
     read_settings,
     read_transformer_settings,
-    require_plain_encoder,
 )
 from koe5_onnx import CheckpointError, CheckpointWarning, Contract, InputError
 
@@ -80,7 +79,6 @@ def read_contract(
     """
     known = _known(checkpoint, like)
     folder = checkpoint.folder
-    require_plain_encoder(folder)
     modules = read_modules(folder)
     # Without modules.json, sentence-transformers ignores its other files too.
     file, stored = folder / MODEL_SETTINGS, {}
@@ -226,7 +224,7 @@ def _names(checkpoint: Checkpoint) -> list[str]:
     """Names that a checkpoint goes by: its own, that in config.json, and those of its base models."""
     names = [
         checkpoint.repository,
-        str(read_json(checkpoint.folder / "config.json").get("_name_or_path", "")),
+        str(read_json(checkpoint.encoder_folder / "config.json").get("_name_or_path", "")),
     ]
     readme = checkpoint.folder / "README.md"
     if readme.is_file() and (

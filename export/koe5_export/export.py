@@ -101,7 +101,7 @@ def _require_exporter(checkpoint: Checkpoint, options: ExportOptions) -> None:
         if options.precision != "fp32":
             raise InputError(f"precision is {options.precision!r}: the exporter optimum writes fp32 only")
     elif options.exporter == "builder":
-        read_config(checkpoint.folder)  # refuses what was opened with `any_encoder`
+        read_config(checkpoint.encoder_folder)  # refuses what was opened with `any_encoder`
     else:
         raise InputError(f"exporter is {options.exporter!r}: expected builder or optimum")
 

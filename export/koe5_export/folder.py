@@ -1,7 +1,7 @@
 """Folders that Optimum or somebody else exported, taken over as artifacts, or refused if too far off.
 
 The folder gives the graph, and nothing else that counts: tokenizer, contract and reference are those of the
-PyTorch checkpoint, which is the folder itself where it holds safetensors weights.
+PyTorch checkpoint, which is the folder itself if it holds weights.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
 from koe5_export.precision import PRECISIONS
 from koe5_export.publish import Announce, Plan, Progress, publish, silent, unannounced
+from koe5_export.tensors import SAFETENSORS, TORCH, has_weights
 from koe5_export.traced import read_graph, subgraphs, write_traced
 from koe5_onnx import Artifact, InputError
 from koe5_onnx.artifact import describe_file
@@ -149,10 +150,10 @@ def _graph_name(folder: Path, name: str | None) -> str:
 
 
 def _checkpoint(folder: Path, name: str | Path | None) -> Checkpoint:
-    if name is None and not any(folder.glob("model*.safetensors")):
+    if name is None and not has_weights(folder):
         raise InputError(
-            f"{folder} has no safetensors weights: nothing can be proved without the PyTorch checkpoint that "
-            "the graph was exported from; name its folder or Hub id with --checkpoint"
+            f"{folder} has no {SAFETENSORS} or {TORCH}: nothing can be proved without the PyTorch checkpoint "
+            "that the graph was exported from; name its folder or Hub id with --checkpoint"
         )
     return Checkpoint.open(folder if name is None else name, any_encoder=True)
 

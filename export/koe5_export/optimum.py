@@ -51,7 +51,7 @@ def write_with_optimum(
     out = graph.parent
     report("trace", 0, 1)
     with tempfile.TemporaryDirectory(prefix=f"{out.stem}.optimum-", dir=out.parent) as folder:
-        _trace(plan.checkpoint.folder, Path(folder))
+        _trace(plan.checkpoint.encoder_folder, Path(folder))
         about = write_traced(Path(folder) / "model.onnx", plan.contract, graph, weights)
     report("trace", 1, 1)
     packages = {name: version(name) for name in ("optimum", "optimum-onnx")}

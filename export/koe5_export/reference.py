@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from koe5_export.config import read_config
 from koe5_export.contract import pooling_mode
+from koe5_export.settings import read_modules
 from koe5_onnx import CheckpointError, CheckpointWarning, Contract, MissingDependencyError, Tokenizer
 
 _PACKAGES = ("torch", "transformers", "sentence_transformers")
@@ -165,13 +166,11 @@ class Reference:
 
     def _limit_to_positions(self) -> None:
         """Lower a limit above the position table, beyond which sentence-transformers would fail."""
-        positions = read_config(self._encoder_folder, any_encoder=True).max_tokens
+        modules = read_modules(self._checkpoint)
+        encoder = self._checkpoint / (modules.transformer if modules else "")
+        positions = read_config(encoder, any_encoder=True).max_tokens
         if (self._model.max_seq_length or positions) >= positions:
             self._model.max_seq_length = positions
-
-    @property
-    def _encoder_folder(self) -> Path:
-        return self._checkpoint
 
     def _require_same_contract(self) -> None:
         """Compare what sentence-transformers made of the checkpoint with the contract."""

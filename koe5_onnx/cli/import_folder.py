@@ -33,7 +33,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--checkpoint",
         metavar="C",
-        help="folder or Hub id of the PyTorch checkpoint (default: FOLDER's own safetensors)",
+        help="folder or Hub id of the PyTorch checkpoint (default: FOLDER's own weights)",
     )
     parser.add_argument("--like", metavar="HUB_ID", help="take this model's known contract")
     parser.add_argument("--file", metavar="NAME", help="the graph inside FOLDER, as onnx/model_O2.onnx")

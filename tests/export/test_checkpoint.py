@@ -42,7 +42,7 @@ def test_names_every_tensor_that_does_not_fit(folder):
     assert "encoder.layer.1.attention.self.key.weight has shape (3, 5)" in str(caught.value)
 
 
-@pytest.mark.parametrize("prefix", ["", "roberta.", "bert.", "model."])
+@pytest.mark.parametrize("prefix", ["", "roberta."])
 def test_reads_prefixed_names_and_ignores_heads(folder, prefix):
     plain = Checkpoint(folder, "x", None).read("embeddings.LayerNorm.weight")
     change_weights(
@@ -168,6 +168,7 @@ def test_an_encoder_that_can_be_built_is_checked_whole(folder):
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"3", b'{"weight_map": ["a"]}', b"\xff"])
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
 def test_a_json_file_of_another_form_is_named(folder, name, content):
+    (folder / "model.safetensors").unlink()
     (folder / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=name):
         Checkpoint(folder, "x", None)

@@ -146,6 +146,7 @@ RUNTIME_TABLE: dict[str, tuple[set[str], set[str]]] = {
 _EXPORT = {PUBLIC, ".artifact", ".hub", "koe5_export", "numpy"}
 EXPORT_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "reference.py": (_EXPORT, {"sentence_transformers", "torch", "transformers"}),
+    "tensors.py": (_EXPORT | {"ml_dtypes", "safetensors"}, {"torch"}),
     "optimum.py": (_EXPORT, {"optimum"}),
     "verify.py": (_EXPORT | {".cuda", ".graphs", ".machine", ".providers", ".session"}, set()),
     "packed.py": (_EXPORT | {".session", "onnx"}, set()),
@@ -153,7 +154,7 @@ EXPORT_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "export.py": (_EXPORT | {".graphs"}, set()),
     "graph.py": (_EXPORT | {".batching", "onnx"}, set()),
     "precision/*.py": (_EXPORT | {".machine", "onnx"}, set()),
-    "*.py": (_EXPORT | {"onnx", "safetensors", "ml_dtypes", "tokenizers"}, set()),
+    "*.py": (_EXPORT | {"onnx", "tokenizers"}, set()),
 }
 BENCHMARKS_TABLE: dict[str, tuple[set[str], set[str]]] = {
     # Each contender imports its own library inside its own function, so anything may stand there.
