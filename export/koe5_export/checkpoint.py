@@ -33,6 +33,7 @@ _FILES = (
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "1_Pooling/config.json",
+    "README.md",
     "model*.safetensors",
     "model.safetensors.index.json",
 )

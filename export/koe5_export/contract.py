@@ -6,13 +6,14 @@ do not carry them. Never guessed: servers that guess take CLS for KoE5, and thei
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.config import read_json
+from koe5_export.matryoshka import matryoshka_dims
 from koe5_onnx import CheckpointError, Contract
 
 _POOLINGS = ("mean", "cls")
@@ -27,6 +28,7 @@ class KnownContract:
 
     pooling: str
     prompts: Mapping[str, str]
+    matryoshka_dims: Sequence[int] = ()
 
 
 _E5_PROMPTS = {"query": "query: ", "passage": "passage: "}
@@ -42,16 +44,25 @@ KNOWN: Mapping[str, KnownContract] = {
     # Source: https://huggingface.co/nlpai-lab/KURE-v1 (1_Pooling/config.json; card: fine-tuned from bge-m3,
     # example without prompts), https://github.com/nlpai-lab/KURE (eval/evaluate.py: prompts for KoE5 only)
     "nlpai-lab/KURE-v1": KnownContract("cls", {}),
+    # Source: https://huggingface.co/Snowflake/snowflake-arctic-embed-l-v2.0 (card: first token, "query: " for
+    # queries only, MRL), https://arxiv.org/abs/2412.04506 (trained to be cut to 256)
+    "Snowflake/snowflake-arctic-embed-l-v2.0": KnownContract("cls", {"query": "query: "}, (256,)),
 }
 
 
-def read_contract(checkpoint: Checkpoint, like: str | None = None, files: Path | None = None) -> Contract:
+def read_contract(
+    checkpoint: Checkpoint,
+    like: str | None = None,
+    files: Path | None = None,
+    dims: Sequence[int] | None = None,
+) -> Contract:
     """Find out how texts become embeddings.
 
     Args:
         checkpoint: The opened checkpoint.
         like: Hub id of `KNOWN` whose contract a local copy shares; None takes the checkpoint's own id.
         files: Folder of the sentence-transformers files; None takes the checkpoint's own.
+        dims: Widths that the model was trained to be cut to; None takes those of the files or of `KNOWN`.
 
     Raises:
         CheckpointError: The files contradict what this project can do, or say nothing and the id is unknown.
@@ -66,6 +77,9 @@ def read_contract(checkpoint: Checkpoint, like: str | None = None, files: Path |
         dim=checkpoint.config.hidden,
         pad_id=checkpoint.config.pad_id,
         prompts=_prompts(folder, known),
+        matryoshka_dims=matryoshka_dims(
+            folder, checkpoint.config.hidden, known.matryoshka_dims if known else (), dims
+        ),
     )
 
 

@@ -42,6 +42,8 @@ class ExportOptions:
     """Bounds stricter than the precision's own, by their names in `Gate`."""
     like: str | None = None
     """Hub id whose contract a local copy shares."""
+    matryoshka_dims: Sequence[int] | None = None
+    """Widths that the model was trained to be cut to; None takes what the checkpoint says."""
     force: bool = False
     """Replace an existing artifact, once the new one is proved."""
     announce: Announce = unannounced
@@ -75,7 +77,7 @@ def export_checkpoint(
     precision = PRECISIONS[options.precision]
     plan = Plan(
         checkpoint=checkpoint,
-        contract=read_contract(checkpoint, options.like),
+        contract=read_contract(checkpoint, options.like, dims=options.matryoshka_dims),
         precision=precision,
         gate=precision.gate.tightened(options.gate),
         verification=options.verification,

@@ -52,6 +52,8 @@ class ImportOptions:
     """Bounds stricter than the precision's own, by their names in `Gate`."""
     like: str | None = None
     """Hub id whose contract the checkpoint shares."""
+    matryoshka_dims: Sequence[int] | None = None
+    """Widths that the model was trained to be cut to; None takes what the checkpoint says."""
     force: bool = False
     """Replace an existing artifact, once the new one is proved."""
     announce: Announce = unannounced
@@ -87,7 +89,7 @@ def import_folder(
     precision = PRECISIONS[_require_known(file, options.precision or detected)]
     plan = Plan(
         checkpoint=checkpoint,
-        contract=_contract(folder, checkpoint, options.like),
+        contract=_contract(folder, checkpoint, options),
         precision=precision,
         gate=precision.gate.tightened(options.gate),
         verification=options.verification,
@@ -155,10 +157,13 @@ def _checkpoint(folder: Path, name: str | Path | None) -> Checkpoint:
     return Checkpoint.open(folder if name is None else name, any_encoder=True)
 
 
-def _contract(folder: Path, checkpoint: Checkpoint, like: str | None) -> Contract:
+def _contract(folder: Path, checkpoint: Checkpoint, options: ImportOptions) -> Contract:
     """The checkpoint's contract; the imported folder is asked only where nothing else says how to pool."""
-    says_how = (checkpoint.folder / "modules.json").is_file() or (like or checkpoint.repository) in KNOWN
-    return read_contract(checkpoint, like, checkpoint.folder if says_how else folder)
+    says_how = (checkpoint.folder / "modules.json").is_file() or (
+        options.like or checkpoint.repository
+    ) in KNOWN
+    files = checkpoint.folder if says_how else folder
+    return read_contract(checkpoint, options.like, files, options.matryoshka_dims)
 
 
 def _require_known(file: Path, precision: str) -> str:

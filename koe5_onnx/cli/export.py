@@ -57,7 +57,26 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument("--verification", metavar="FILE", help="more texts to measure on, one a line")
     parser.add_argument("--force", action="store_true", help="replace OUT once the new artifact is proved")
+    add_matryoshka_dims(parser)
     add_gate(parser)
+
+
+def add_matryoshka_dims(parser: argparse.ArgumentParser) -> None:
+    """Declare --matryoshka-dims, which export and import share."""
+    parser.add_argument(
+        "--matryoshka-dims",
+        type=_dims,
+        metavar="N,N",
+        help="widths that the model was trained to be cut to, as 256,512 (default: what the checkpoint says)",
+    )
+
+
+def _dims(given: str) -> tuple[int, ...]:
+    """Turn "256,512" into (256, 512), and "" into ()."""
+    try:
+        return tuple(int(width) for width in given.split(",")) if given else ()
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers, as 256,512; found {given!r}") from None
 
 
 def add_gate(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     from koe5_export.checkpoint import Checkpoint
 
     options: dict[str, Any] = {
-        name: getattr(args, name) for name in ("precision", "exporter", "like", "force")
+        name: getattr(args, name) for name in ("precision", "exporter", "like", "matryoshka_dims", "force")
     }
     if args.precision == _AUTO:
         options["precision"] = _chosen_precision()

@@ -8,6 +8,7 @@ from typing import Any
 
 from koe5_onnx.cli.export import (
     add_gate,
+    add_matryoshka_dims,
     announce,
     import_export,
     parse_gate,
@@ -40,6 +41,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument("--verification", metavar="FILE", help="more texts to measure on, one a line")
     parser.add_argument("--force", action="store_true", help="replace OUT once the new artifact is proved")
+    add_matryoshka_dims(parser)
     add_gate(parser)
 
 
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     import_export()
     from koe5_export.folder import ImportOptions, import_folder
 
-    names = ("checkpoint", "like", "file", "precision", "force")
+    names = ("checkpoint", "like", "matryoshka_dims", "file", "precision", "force")
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
     if args.verification is not None:
         options["verification"] = tuple(texts_of(args.verification, "--verification"))
