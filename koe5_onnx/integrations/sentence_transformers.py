@@ -1,10 +1,11 @@
 """The calls of sentence-transformers' SentenceTransformer on an artifact: without it, and without PyTorch.
 
 Arguments mean what they mean there; one that an artifact cannot honour is refused where ignoring it would
-change the result. What differs: no texts give float32[0, dim]; similarities of NumPy arrays are NumPy arrays;
-and `encode_document` puts "passage: " in front, where the original takes an empty prompt "document" of its
-own for any checkpoint that names only "query" and "passage", as E5 and KoE5 do (found with 6.2.0). Code that
-asks for `isinstance(model, SentenceTransformer)` needs the original.
+change the result. What differs: `truncate_dim` is a width that the model was trained for; no texts give
+float32[0, dim]; similarities of NumPy arrays are NumPy arrays; and `encode_document` puts "passage: " in
+front, where the original takes an empty prompt "document" of its own for any checkpoint that names only
+"query" and "passage", as E5 and KoE5 do (found with 6.2.0). Code that asks for `isinstance(model,
+SentenceTransformer)` needs the original.
 """
 
 from __future__ import annotations

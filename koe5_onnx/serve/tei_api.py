@@ -224,9 +224,7 @@ def _prompt(engine: Engine, name: str | None) -> str | None:
 
 def _require_own_length(normalize: bool, own: bool) -> None:
     if normalize != own:
-        raise Refusal(
-            INVALID, f"normalize is {normalize}: this model gives {own} only", param="normalize"
-        )
+        raise Refusal(INVALID, f"normalize is {normalize}: this model gives {own} only", param="normalize")
 
 
 def _tokens(engine: Engine, inputs: Inputs, *, specials: bool) -> list[list[dict[str, Any]]]:

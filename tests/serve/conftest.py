@@ -32,6 +32,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def artifact() -> Path:
+    return ARTIFACT
+
+
+@pytest.fixture(scope="session")
 def offline() -> Iterator[Embedder]:
     with Embedder.open(ARTIFACT, threads=1) as opened:
         with pytest.warns(TruncationWarning):  # it warns once, and that was it
@@ -63,9 +68,9 @@ def serving() -> Serving:
     """Serves the tiny artifact with the settings given; use as a context."""
 
     @contextlib.contextmanager
-    def start(**settings: object) -> Iterator[httpx.Client]:
-        with Embedder.open(ARTIFACT, threads=1) as embedder:
-            chosen = Settings(artifact=str(ARTIFACT), **settings)
+    def start(artifact: Path = ARTIFACT, **settings: object) -> Iterator[httpx.Client]:
+        with Embedder.open(artifact, threads=1) as embedder:
+            chosen = Settings(artifact=str(artifact), **settings)
             with running(create_app(embedder, chosen), chosen) as client:
                 yield client
 
