@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 from koe5_export.checkpoint import Checkpoint
-from koe5_export.contract import read_contract
+from koe5_export.contract import ContractOptions, read_contract
 from koe5_export.reference import embed_reference, reference_versions, require_reference
 
 from benchmarks.cache import Array, Embed, embed_cached
@@ -116,7 +116,7 @@ def open_checkpoint(name: str, like: str | None = None) -> Iterator[Encoder]:
     """
     require_reference()
     checkpoint = Checkpoint.open(name)
-    contract, source = read_contract(checkpoint, like), checkpoint.source()
+    contract, source = read_contract(checkpoint, ContractOptions(like)), checkpoint.source()
     identity = {
         "kind": "checkpoint",
         "precision": "fp32",

@@ -110,6 +110,26 @@ class Contract:
     """The prompt of texts for which none is named; None puts nothing in front of them."""
     similarity: str = "cosine"
     """How embeddings are compared: "cosine" or "dot". The two are the same at unit length."""
+    matryoshka_dims: Sequence[int] = ()
+    """Widths below `dim` that the model was trained to be cut to, in rising or falling order."""
+
+    def __post_init__(self) -> None:
+        """Check the widths.
+
+        Raises:
+            ArtifactError: They are not in order, or one is not below `dim`.
+        """
+        dims = list(self.matryoshka_dims)
+        if sorted(set(dims)) not in (dims, dims[::-1]) or not all(0 < dim < self.dim for dim in dims):
+            raise ArtifactError(
+                f"matryoshka_dims is {dims}: expected widths from 1 to {self.dim - 1} in rising or falling "
+                f"order; {_AGAIN}"
+            )
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """All widths that an embedding may have, in rising order; the last is `dim`."""
+        return (*sorted(self.matryoshka_dims), self.dim)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from koe5_onnx.dimensions import require_dim
 from koe5_onnx.embedder import Embedder, Encoded
 from koe5_onnx.errors import InputError, ProviderError
 from koe5_onnx.event_loops import BRIEF_CHARACTERS, Answers, Tell, Tokenising
@@ -74,24 +75,37 @@ class AsyncEmbedder:
         self._dropped: weakref.finalize[..., AsyncEmbedder] | None = None
         _ALL.add(self)
 
-    async def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    async def encode_queries(
+        self, texts: Sequence[str], *, dim: int | None = None
+    ) -> npt.NDArray[np.float32]:
         """Embed search queries: `encode` with the prompt "query"."""
-        return await self.encode(texts, "query")
+        return await self.encode(texts, "query", dim=dim)
 
-    async def encode_passages(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    async def encode_passages(
+        self, texts: Sequence[str], *, dim: int | None = None
+    ) -> npt.NDArray[np.float32]:
         """Embed passages to be found: `encode` with the prompt "passage"."""
-        return await self.encode(texts, "passage")
+        return await self.encode(texts, "passage", dim=dim)
 
-    async def encode(self, texts: Sequence[str], prompt: str | None = None) -> npt.NDArray[np.float32]:
+    async def encode(
+        self, texts: Sequence[str], prompt: str | None = None, *, dim: int | None = None
+    ) -> npt.NDArray[np.float32]:
         """`Embedder.encode`: float32[len(texts), dim], with the same errors."""
-        return (await self.encode_with_info(texts, prompt)).embeddings
+        return (await self.encode_with_info(texts, prompt, dim=dim)).embeddings
 
-    async def encode_with_info(self, texts: Sequence[str], prompt: str | None = None) -> Encoded:
+    async def encode_with_info(
+        self, texts: Sequence[str], prompt: str | None = None, *, dim: int | None = None
+    ) -> Encoded:
         """`Embedder.encode_with_info`, with the same errors. `texts` must not change meanwhile.
 
         Raises:
             ProviderError: The AsyncEmbedder is closed.
         """
+        contract = self.embedder.contract
+        require_dim(dim, contract)
+        return (await self._encode(texts, prompt)).shortened(dim, contract)
+
+    async def _encode(self, texts: Sequence[str], prompt: str | None) -> Encoded:
         threads = self._started()
         call = _Call(threads.runner)
         try:

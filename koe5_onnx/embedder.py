@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from koe5_onnx.artifact import Artifact, Contract
 from koe5_onnx.batching import widths_of
+from koe5_onnx.dimensions import require_dim, shorten
 from koe5_onnx.errors import DoublePromptWarning, InputError, Koe5Warning, TextTooLongError, TruncationWarning
 from koe5_onnx.graphs import Kernels
 from koe5_onnx.pipeline import WINDOW_TEXTS, run_batches, tokenise_ahead
@@ -42,6 +43,10 @@ class Encoded:
     """int32[n]: tokens of each text with its prompt, before truncation."""
     truncated: npt.NDArray[np.bool_]
     """bool[n]: whether the text was cut at the token limit."""
+
+    def shortened(self, dim: int | None, contract: Contract) -> Encoded:
+        """The same with embeddings as `shorten` returns them: float32[n, dim]."""
+        return self if dim is None else replace(self, embeddings=shorten(self.embeddings, dim, contract))
 
 
 class Embedder:
@@ -155,16 +160,21 @@ class Embedder:
         """Width of an embedding."""
         return self.contract.dim
 
-    def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def encode_queries(self, texts: Sequence[str], *, dim: int | None = None) -> npt.NDArray[np.float32]:
         """Embed search queries: `encode` with the prompt "query"."""
-        return self.encode(texts, prompt="query")
+        return self.encode(texts, prompt="query", dim=dim)
 
-    def encode_passages(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def encode_passages(self, texts: Sequence[str], *, dim: int | None = None) -> npt.NDArray[np.float32]:
         """Embed passages to be found: `encode` with the prompt "passage"."""
-        return self.encode(texts, prompt="passage")
+        return self.encode(texts, prompt="passage", dim=dim)
 
     def encode(
-        self, texts: Sequence[str], prompt: str | None = None, *, on_progress: Progress | None = None
+        self,
+        texts: Sequence[str],
+        prompt: str | None = None,
+        *,
+        dim: int | None = None,
+        on_progress: Progress | None = None,
     ) -> npt.NDArray[np.float32]:
         """Embed texts.
 
@@ -172,6 +182,8 @@ class Embedder:
             texts: Any number of texts; an empty one is embedded like any other.
             prompt: Name of a prompt in the contract ("query", "passage"); None takes the contract's default,
                 which few models have, and "" puts nothing in front.
+            dim: Components to keep, one of `contract.dims`; None keeps all. Kept ones are scaled to unit
+                length again if the contract normalizes.
             on_progress: Called after each batch with tokens done and tokens in all.
 
         Returns:
@@ -180,22 +192,29 @@ class Embedder:
 
         Raises:
             TypeError: `texts` is one bare str.
-            InputError: A text is not valid Unicode, or the prompt is unknown.
+            InputError: A text is not valid Unicode, the prompt is unknown, or the model was not trained to be
+                cut to `dim` components.
             TextTooLongError: A text is above the token limit and `overflow="error"`.
         """
-        return self.encode_with_info(texts, prompt, on_progress=on_progress).embeddings
+        return self.encode_with_info(texts, prompt, dim=dim, on_progress=on_progress).embeddings
 
     def encode_with_info(
-        self, texts: Sequence[str], prompt: str | None = None, *, on_progress: Progress | None = None
+        self,
+        texts: Sequence[str],
+        prompt: str | None = None,
+        *,
+        dim: int | None = None,
+        on_progress: Progress | None = None,
     ) -> Encoded:
         """`encode`, with the token count of each text and whether it was cut."""
+        require_dim(dim, self.contract)
         count = _Count(texts, on_progress)
 
         def run(tokens: Tokens, out: npt.NDArray[np.float32]) -> None:
             count.tokenised(tokens)
             self._run(tokens, out, count.ran)
 
-        return self.encode_windows(texts, prompt, run)
+        return self.encode_windows(texts, prompt, run).shortened(dim, self.contract)
 
     def encode_windows(self, texts: Sequence[str], prompt: str | None, run: RunWindow) -> Encoded:
         """`encode_with_info` with `run` for its second half, as AsyncEmbedder has one for all of its calls.
@@ -267,7 +286,7 @@ class Embedder:
 
         Args:
             a: float32[n, dim], as `encode` gives it.
-            b: float32[m, dim].
+            b: float32[m, dim], the same dim.
 
         Returns:
             float32[n, m].
@@ -276,8 +295,11 @@ class Embedder:
             InputError: A shape does not fit.
         """
         for name, rows in (("a", a), ("b", b)):
-            if rows.ndim != 2 or rows.shape[1] != self.dim:
-                raise InputError(f"{name} has shape {rows.shape}: expected (rows, {self.dim})")
+            if rows.ndim != 2 or rows.shape[1] not in self.contract.dims:
+                widths = " or ".join(map(str, self.contract.dims))
+                raise InputError(f"{name} has shape {rows.shape}: expected (rows, {widths})")
+        if a.shape[1] != b.shape[1]:
+            raise InputError(f"a has {a.shape[1]} columns and b has {b.shape[1]}: encode both with one dim")
         if self.contract.normalize or self.contract.similarity == "dot":
             return np.asarray(a @ b.T)
         lengths = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)[None, :]

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.config import read_json
+from koe5_export.matryoshka import matryoshka_dims
 from koe5_export.settings import (
     MODEL_SETTINGS,
     Modules,
@@ -42,6 +43,7 @@ class KnownContract:
 
     pooling: str
     prompts: Mapping[str, str]
+    matryoshka_dims: Sequence[int] = ()
 
 
 _E5_PROMPTS = {"query": "query: ", "passage": "passage: "}
@@ -57,27 +59,38 @@ KNOWN: Mapping[str, KnownContract] = {
     # Source: https://huggingface.co/nlpai-lab/KURE-v1 (1_Pooling/config.json; card: fine-tuned from bge-m3,
     # example without prompts), https://github.com/nlpai-lab/KURE (eval/evaluate.py: prompts for KoE5 only)
     "nlpai-lab/KURE-v1": KnownContract("cls", {}),
+    # Source: https://huggingface.co/Snowflake/snowflake-arctic-embed-l-v2.0 (card: first token, "query: " for
+    # queries only, MRL), https://arxiv.org/abs/2412.04506 (trained to be cut to 256)
+    "Snowflake/snowflake-arctic-embed-l-v2.0": KnownContract("cls", {"query": "query: "}, (256,)),
 }
 
 
-def read_contract(
-    checkpoint: Checkpoint,
-    like: str | None = None,
-    prompts: Mapping[str, str] | None = None,
-) -> Contract:
+@dataclass(frozen=True)
+class ContractOptions:
+    """What the caller of an export knows about a checkpoint and its files do not say."""
+
+    like: str | None = None
+    """Hub id of `KNOWN` whose contract a local copy shares; None takes the checkpoint's own id."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Prompts by name ("query", "passage"), for a checkpoint whose own files name none."""
+    matryoshka_dims: Sequence[int] | None = None
+    """Widths that the model was trained to be cut to; None takes what the checkpoint says."""
+
+
+def read_contract(checkpoint: Checkpoint, options: ContractOptions | None = None) -> Contract:
     """Find out how texts become embeddings.
 
     Args:
         checkpoint: The opened checkpoint.
-        like: Hub id of `KNOWN` whose contract a local copy shares; None takes the checkpoint's own id.
-        prompts: Prompts by their names, for a checkpoint whose own files name none.
+        options: See ContractOptions.
 
     Raises:
         CheckpointError: The files ask for what this project does not support, or say nothing and the id is
             unknown.
-        InputError: `prompts` contradicts the checkpoint's own files.
+        InputError: An option is out of range, or `prompts` contradicts the checkpoint's own files.
     """
-    known = _known(checkpoint, like)
+    options = options or ContractOptions()
+    known = _known(checkpoint, options.like)
     folder = checkpoint.folder
     modules = read_modules(folder)
     # Without modules.json, sentence-transformers ignores its other files too.
@@ -85,7 +98,7 @@ def read_contract(
     if modules is not None:
         stored = read_settings(file)
     pooling, normalize = _pooling(folder, modules, checkpoint.repository, known)
-    found = _prompts(file, stored, known, prompts or {})
+    found = _prompts(file, stored, known, options.prompts)
     if not any(found.values()):
         _warn_if_e5(checkpoint)
     return Contract(
@@ -97,6 +110,9 @@ def read_contract(
         prompts=found,
         default_prompt_name=_default_prompt_name(file, stored, found),
         similarity=_similarity(file, stored),
+        matryoshka_dims=matryoshka_dims(
+            checkpoint, known.matryoshka_dims if known else (), options.matryoshka_dims
+        ),
     )
 
 

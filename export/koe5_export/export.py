@@ -11,7 +11,7 @@ from typing import Any
 from koe5_export.calibrate import Calibration
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.config import read_config
-from koe5_export.contract import read_contract
+from koe5_export.contract import ContractOptions, read_contract
 from koe5_export.fused import why_not_fused, write_fused
 from koe5_export.graph import write_encoder
 from koe5_export.optimum import require_optimum, write_with_optimum
@@ -28,7 +28,7 @@ from koe5_onnx.graphs import installed_kernels
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(ContractOptions):
     """What an export may be told."""
 
     precision: str = "fp32"
@@ -40,10 +40,6 @@ class ExportOptions:
     """Texts to measure on beside the built-in ones."""
     gate: Mapping[str, float] = field(default_factory=dict)
     """Bounds stricter than the precision's own, by their names in `Gate`."""
-    like: str | None = None
-    """Hub id whose contract a local copy shares."""
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    """Prompts by name ("query", "passage"), for a checkpoint whose own files name none."""
     force: bool = False
     """Replace an existing artifact, once the new one is proved."""
     announce: Announce = unannounced
@@ -77,7 +73,7 @@ def export_checkpoint(
     precision = PRECISIONS[options.precision]
     plan = Plan(
         checkpoint=checkpoint,
-        contract=read_contract(checkpoint, options.like, options.prompts),
+        contract=read_contract(checkpoint, options),
         precision=precision,
         gate=precision.gate.tightened(options.gate),
         verification=options.verification,

@@ -14,7 +14,7 @@ from typing import Any
 from onnx import TensorProto
 
 from koe5_export.checkpoint import Checkpoint
-from koe5_export.contract import read_contract
+from koe5_export.contract import ContractOptions, read_contract
 from koe5_export.precision import PRECISIONS
 from koe5_export.publish import Announce, Plan, Progress, publish, silent, unannounced
 from koe5_export.tensors import SAFETENSORS, TORCH, has_weights
@@ -38,7 +38,7 @@ _INT8_OPERATORS = {
 
 
 @dataclass(frozen=True)
-class ImportOptions:
+class ImportOptions(ContractOptions):
     """What an import may be told."""
 
     checkpoint: str | Path | None = None
@@ -51,10 +51,6 @@ class ImportOptions:
     """Texts to measure on beside the built-in ones."""
     gate: Mapping[str, float] = field(default_factory=dict)
     """Bounds stricter than the precision's own, by their names in `Gate`."""
-    like: str | None = None
-    """Hub id whose contract the checkpoint shares."""
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    """Prompts by name ("query", "passage"), for a checkpoint whose own files name none."""
     force: bool = False
     """Replace an existing artifact, once the new one is proved."""
     announce: Announce = unannounced
@@ -90,7 +86,7 @@ def import_folder(
     precision = PRECISIONS[_require_known(file, options.precision or detected)]
     plan = Plan(
         checkpoint=checkpoint,
-        contract=read_contract(checkpoint, options.like, options.prompts),
+        contract=read_contract(checkpoint, options),
         precision=precision,
         gate=precision.gate.tightened(options.gate),
         verification=options.verification,

@@ -59,7 +59,7 @@ _KEYS: Mapping[str, _Keys] = {
     MODULES: _keys(read="type path", harmless="idx name", kwargs=()),
     MODEL_SETTINGS: _keys(
         read="prompts default_prompt_name similarity_fn_name",
-        harmless="__version__ requirements matryoshka_dims",
+        harmless="__version__ requirements",
         model_type=("SentenceTransformer",),
         truncate_dim=(),
     ),

@@ -19,6 +19,7 @@ from koe5_onnx.bulk.shards import JOB, PLAN, SUCCESS, OutputFolder, Receipt
 from koe5_onnx.bulk.source import Source, find
 from koe5_onnx.bulk.vectors import column_names
 from koe5_onnx.bulk.worker import Engine, Progress, Task
+from koe5_onnx.dimensions import require_dim
 from koe5_onnx.graphs import choose
 
 OnProgress = Callable[[Progress], None]
@@ -83,9 +84,13 @@ def _require_apart(source: Path, output: Path) -> None:
 
 def _job(engine: Engine, options: Options, source: Source) -> Job:
     artifact = Artifact.open(engine.artifact, revision=engine.revision)
-    prompts = artifact.manifest.contract.prompts
+    contract = artifact.manifest.contract
+    prompts = contract.prompts
     if options.prompt and options.prompt not in prompts:
         raise InputError(f'prompt is {options.prompt!r}: expected None, "" or one of {sorted(prompts)}')
+    require_dim(options.dim, contract)
+    # The full width is the same job whether it is named or not.
+    options = dataclasses.replace(options, dim=options.dim or contract.dim)
     graph = choose(artifact, engine.device, engine.kernels)
     return Job(options, hashes_of(artifact), "fused" if graph.is_packed else "stock", source.files)
 

@@ -33,6 +33,7 @@ class Options:
         text_column: Where the text is.
         embedding_column: Name of the new column.
         output_dtype: One of OUTPUT_DTYPES; vectors.py says what each holds.
+        dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
         shard_rows: Rows of the input for each file of the output, at least 1: what a kill may cost.
         overflow: A text above the token limit is cut ("truncate") or a bad row ("error").
 
@@ -44,6 +45,7 @@ class Options:
     text_column: str = "text"
     embedding_column: str = "embedding"
     output_dtype: str = "float32"
+    dim: int | None = None
     shard_rows: int = DEFAULT_SHARD_ROWS
     overflow: Literal["truncate", "error"] = "truncate"
 

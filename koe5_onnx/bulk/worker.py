@@ -134,18 +134,18 @@ class Worker:
         def on_progress(done: int, total: int) -> None:
             on_done(seen + window.count * done // max(1, total), receipt.tokens + done)
 
+        options = self._task.job.options
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # the receipt counts them
             encoded = self._embedder.encode_with_info(
-                window.texts, self._task.job.options.prompt, on_progress=on_progress
+                window.texts, options.prompt, dim=options.dim, on_progress=on_progress
             )
         table, embeddings, bad = window.table, encoded.embeddings, window.bad
-        if self._task.job.options.overflow == "error" and encoded.truncated.any():
+        if options.overflow == "error" and encoded.truncated.any():
             too_long = self._too_long(window, encoded.tokens, encoded.truncated)
             self._require_good(too_long)
             bad = sorted([*bad, *too_long], key=lambda row: (self._place(row.file), row.row))
             table, embeddings = table.filter(pa.array(~encoded.truncated)), embeddings[~encoded.truncated]
-        options = self._task.job.options
         columns = to_arrow(embeddings, options.embedding_column, options.output_dtype)
         if len(table):
             writer.write_table(pa.table([*table.columns, *columns], schema=self._schema))
@@ -176,6 +176,7 @@ class Worker:
 
     def _output_schema(self) -> pa.Schema:
         options, manifest = self._task.job.options, self._embedder.artifact.manifest
+        dim = options.dim or self._embedder.dim
         description = {
             "made_by": f"koe5-onnx {__version__}",
             "checkpoint": manifest.source.repository,
@@ -184,10 +185,10 @@ class Worker:
             "text_column": options.text_column,
             "prompt": options.prompt,
             "embedding_column": options.embedding_column,
-            "dim": self._embedder.dim,
+            "dim": dim,
             "dtype": options.output_dtype,
             "convention": CONVENTIONS[options.output_dtype],
         }
-        vectors = arrow_fields(options.embedding_column, options.output_dtype, self._embedder.dim)
+        vectors = arrow_fields(options.embedding_column, options.output_dtype, dim)
         schema = pa.schema([*self._task.plan.schema, *vectors])
         return schema.with_metadata({METADATA: json.dumps(description, ensure_ascii=False).encode()})

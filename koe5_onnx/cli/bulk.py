@@ -99,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
         text_column=args.text_column,
         embedding_column=args.embedding_column,
         output_dtype=args.output_dtype,
+        dim=args.dim,
         overflow=args.overflow,
         **({} if args.shard_rows is None else {"shard_rows": args.shard_rows}),
     )

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     with replacing(args.output) as stream:
         with _open(args) as embedder, _progress() as on_progress:
             start = time.perf_counter()
-            encoded = embedder.encode_with_info(texts, prompt_of(args), on_progress=on_progress)
+            encoded = embedder.encode_with_info(texts, prompt_of(args), dim=args.dim, on_progress=on_progress)
             seconds = time.perf_counter() - start
             limit = embedder.contract.max_tokens
         write(stream, encoded, suffix_of_output(args.output))

@@ -15,6 +15,13 @@ def add_artifact_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("query", "passage", "none"),
         help="what the texts are: the model expects it in front, and a wrong one costs quality",
     )
+    parser.add_argument(
+        "--dim",
+        type=int,
+        metavar="N",
+        help="components to keep of each embedding: one that the model was trained to be cut to, as "
+        "koe5-onnx info lists them (default: all)",
+    )
 
 
 def prompt_of(args: argparse.Namespace) -> str:

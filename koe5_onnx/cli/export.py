@@ -50,19 +50,19 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument(
-        "--like", metavar="HUB_ID", help="a local copy of this model: take its known contract"
-    )
-    parser.add_argument(
         "--calibration", metavar="FILE", help="texts that int8, int8-block and int4-block are fitted to"
     )
     parser.add_argument("--verification", metavar="FILE", help="more texts to measure on, one a line")
     parser.add_argument("--force", action="store_true", help="replace OUT once the new artifact is proved")
-    add_prompt(parser)
+    add_contract_options(parser)
     add_gate(parser)
 
 
-def add_prompt(parser: argparse.ArgumentParser) -> None:
-    """Declare --prompt, which export and import share."""
+def add_contract_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what export and import may be told about the contract."""
+    parser.add_argument(
+        "--like", metavar="HUB_ID", help="a local copy of this model: take its known contract"
+    )
     parser.add_argument(
         "--prompt",
         action="append",
@@ -70,6 +70,33 @@ def add_prompt(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=TEXT",
         help="a prompt that the checkpoint's own files do not name, as query='query: '; may be repeated",
     )
+    parser.add_argument(
+        "--matryoshka-dims",
+        type=_dims,
+        metavar="N,N",
+        help="widths that the model was trained to be cut to, as 256,512 (default: what the checkpoint says)",
+    )
+
+
+def contract_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of ContractOptions that the arguments name.
+
+    Raises:
+        InputError: A prompt has another form.
+    """
+    return {
+        "like": args.like,
+        "prompts": _parse_prompts(args.prompt),
+        "matryoshka_dims": args.matryoshka_dims,
+    }
+
+
+def _dims(given: str) -> tuple[int, ...]:
+    """Turn "256,512" into (256, 512), and "" into ()."""
+    try:
+        return tuple(int(width) for width in given.split(",")) if given else ()
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers, as 256,512; found {given!r}") from None
 
 
 def add_gate(parser: argparse.ArgumentParser) -> None:
@@ -92,12 +119,10 @@ def run(args: argparse.Namespace) -> int:
     koe5_export = import_export()
     from koe5_export.checkpoint import Checkpoint
 
-    options: dict[str, Any] = {
-        name: getattr(args, name) for name in ("precision", "exporter", "like", "force")
-    }
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("precision", "exporter", "force")}
     if args.precision == _AUTO:
         options["precision"] = _chosen_precision()
-    options |= {"gate": parse_gate(args.gate), "prompts": parse_prompts(args.prompt), "announce": announce}
+    options |= {"gate": parse_gate(args.gate), "announce": announce, **contract_options(args)}
     for name in ("calibration", "verification"):
         if (file := getattr(args, name)) is not None:
             options[name] = tuple(texts_of(file, f"--{name}"))
@@ -164,7 +189,7 @@ def parse_gate(bounds: list[str]) -> dict[str, float]:
     return gate
 
 
-def parse_prompts(prompts: list[str]) -> dict[str, str]:
+def _parse_prompts(prompts: list[str]) -> dict[str, str]:
     """Turn ["query=query: "] into {"query": "query: "}.
 
     Raises:

@@ -71,9 +71,15 @@ def contract(found: Contract) -> list[Fact]:
         Fact("pooling", f"{found.pooling} pooling"),
         Fact("length", "unit length" if found.normalize else "not normalised"),
         Fact("embedding", f"{found.dim:,} dimensions"),
+        *_shortened(found),
         Fact("input", f"at most {found.max_tokens:,} tokens"),
         Fact("prompts", prompts or "no prompts"),
     ]
+
+
+def _shortened(found: Contract) -> Iterator[Fact]:
+    if shorter := [f"{dim:,}" for dim in found.dims[:-1]]:
+        yield Fact("shortened", f"to {' or '.join(shorter)} dimensions if asked for")
 
 
 def _size_in_words(size_bytes: int) -> str:

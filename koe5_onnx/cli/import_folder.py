@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from koe5_onnx.cli.export import (
+    add_contract_options,
     add_gate,
-    add_prompt,
     announce,
+    contract_options,
     import_export,
     parse_gate,
-    parse_prompts,
     print_artifact,
     progress,
     texts_of,
@@ -35,14 +35,13 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="C",
         help="folder or Hub id of the PyTorch checkpoint (default: FOLDER's own weights)",
     )
-    parser.add_argument("--like", metavar="HUB_ID", help="take this model's known contract")
     parser.add_argument("--file", metavar="NAME", help="the graph inside FOLDER, as onnx/model_O2.onnx")
     parser.add_argument(
         "--precision", metavar="P", help="whose gate it must pass (default: found in the graph)"
     )
     parser.add_argument("--verification", metavar="FILE", help="more texts to measure on, one a line")
     parser.add_argument("--force", action="store_true", help="replace OUT once the new artifact is proved")
-    add_prompt(parser)
+    add_contract_options(parser)
     add_gate(parser)
 
 
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     import_export()
     from koe5_export.folder import ImportOptions, import_folder
 
-    names = ("checkpoint", "like", "file", "precision", "force")
+    names = ("checkpoint", "file", "precision", "force")
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
     if args.verification is not None:
         options["verification"] = tuple(texts_of(args.verification, "--verification"))
@@ -63,9 +62,7 @@ def run(args: argparse.Namespace) -> int:
         artifact = import_folder(
             args.folder,
             args.out,
-            ImportOptions(
-                gate=parse_gate(args.gate), prompts=parse_prompts(args.prompt), announce=announce, **options
-            ),
+            ImportOptions(gate=parse_gate(args.gate), announce=announce, **options, **contract_options(args)),
             report,
         )
     print_artifact(artifact)

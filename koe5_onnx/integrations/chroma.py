@@ -34,11 +34,14 @@ class Koe5EmbeddingFunction(EmbeddingFunction[Documents]):
 
     Args:
         artifact: A folder made by `koe5-onnx export`, or the Hub id of one.
+        dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
         options: For `Embedder.open`.
     """
 
-    def __init__(self, artifact: str | Path, **options: Unpack[OpenOptions]) -> None:
-        self._artifact, self._options = str(artifact), options
+    def __init__(
+        self, artifact: str | Path, *, dim: int | None = None, **options: Unpack[OpenOptions]
+    ) -> None:
+        self._artifact, self._dim, self._options = str(artifact), dim, options
         self._embedder: Embedder | None = None
 
     def __call__(self, input: Documents) -> Embeddings:  # noqa: A002 - the name is Chroma's
@@ -63,8 +66,8 @@ class Koe5EmbeddingFunction(EmbeddingFunction[Documents]):
         return "koe5_onnx"
 
     def get_config(self) -> dict[str, Any]:
-        """What a collection keeps: the artifact and the options."""
-        return {"artifact": self._artifact, **self._options}
+        """What a collection keeps: the artifact, the dimensions and the options."""
+        return {"artifact": self._artifact, "dim": self._dim, **self._options}
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> Koe5EmbeddingFunction:
@@ -78,4 +81,4 @@ class Koe5EmbeddingFunction(EmbeddingFunction[Documents]):
     def _rows(self, texts: Documents, prompt: str) -> list[npt.NDArray[Any]]:
         if self._embedder is None:
             self._embedder = opened(self._artifact, self._options)
-        return list(self._embedder.encode(texts, prompt))
+        return list(self._embedder.encode(texts, prompt, dim=self._dim))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self, Unpack
 
 from koe5_onnx import AsyncEmbedder, Embedder, MissingDependencyError
+from koe5_onnx.dimensions import require_dim
 from koe5_onnx.integrations.opening import OpenOptions, opened
 
 try:
@@ -28,14 +29,16 @@ except ImportError as error:
 class _Opened:
     """An artifact that is opened when a pipeline warms up, or at the first run."""
 
-    def __init__(self, artifact: str | Path, options: OpenOptions) -> None:
-        self.artifact, self.options = str(artifact), options
+    def __init__(self, artifact: str | Path, dim: int | None, options: OpenOptions) -> None:
+        self.artifact, self.dim, self.options = str(artifact), dim, options
         self._async: AsyncEmbedder | None = None
 
     @property
     def asynchronous(self) -> AsyncEmbedder:
         if self._async is None:
-            self._async = AsyncEmbedder(opened(self.artifact, self.options))
+            embedder = opened(self.artifact, self.options)
+            require_dim(self.dim, embedder.contract)
+            self._async = AsyncEmbedder(embedder)
         return self._async
 
     @property
@@ -49,11 +52,14 @@ class Koe5TextEmbedder:
 
     Args:
         artifact: A folder made by `koe5-onnx export`, or the Hub id of one.
+        dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
         options: For `Embedder.open`.
     """
 
-    def __init__(self, artifact: str | Path, **options: Unpack[OpenOptions]) -> None:
-        self._opened = _Opened(artifact, options)
+    def __init__(
+        self, artifact: str | Path, *, dim: int | None = None, **options: Unpack[OpenOptions]
+    ) -> None:
+        self._opened = _Opened(artifact, dim, options)
 
     def warm_up(self) -> None:
         """Open the artifact.
@@ -75,17 +81,21 @@ class Koe5TextEmbedder:
             InputError: It is not valid Unicode.
         """
         _require_text(text)
-        return {"embedding": self._opened.embedder.encode_queries([text])[0].tolist()}
+        rows = self._opened.embedder.encode_queries([text], dim=self._opened.dim)
+        return {"embedding": rows[0].tolist()}
 
     @component.output_types(embedding=list[float])
     async def run_async(self, text: str) -> dict[str, Any]:
         """`run`, awaited; concurrent calls share batches."""
         _require_text(text)
-        return {"embedding": (await self._opened.asynchronous.encode_queries([text]))[0].tolist()}
+        rows = await self._opened.asynchronous.encode_queries([text], dim=self._opened.dim)
+        return {"embedding": rows[0].tolist()}
 
     def to_dict(self) -> dict[str, Any]:
         """What a pipeline saves: the artifact and the options."""
-        saved: dict[str, Any] = default_to_dict(self, artifact=self._opened.artifact, **self._opened.options)
+        saved: dict[str, Any] = default_to_dict(
+            self, artifact=self._opened.artifact, dim=self._opened.dim, **self._opened.options
+        )
         return saved
 
     @classmethod
@@ -103,6 +113,7 @@ class Koe5DocumentEmbedder:
         artifact: A folder made by `koe5-onnx export`, or the Hub id of one.
         meta_fields_to_embed: Fields of `Document.meta` whose values, where it has them, precede the content.
         embedding_separator: Between those values and the content.
+        dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
         options: For `Embedder.open`.
     """
 
@@ -112,11 +123,12 @@ class Koe5DocumentEmbedder:
         *,
         meta_fields_to_embed: Sequence[str] = (),
         embedding_separator: str = "\n",
+        dim: int | None = None,
         **options: Unpack[OpenOptions],
     ) -> None:
         self.meta_fields_to_embed = list(meta_fields_to_embed or ())
         self.embedding_separator = embedding_separator
-        self._opened = _Opened(artifact, options)
+        self._opened = _Opened(artifact, dim, options)
 
     def warm_up(self) -> None:
         """Open the artifact.
@@ -137,13 +149,15 @@ class Koe5DocumentEmbedder:
             TypeError: `documents` is not a list of Documents.
             InputError: A text is not valid Unicode.
         """
-        embeddings = self._opened.embedder.encode_passages(self._texts(documents))
+        embeddings = self._opened.embedder.encode_passages(self._texts(documents), dim=self._opened.dim)
         return {"documents": _with_embeddings(documents, embeddings)}
 
     @component.output_types(documents=list[Document])
     async def run_async(self, documents: list[Document]) -> dict[str, Any]:
         """`run`, awaited; concurrent calls share batches."""
-        embeddings = await self._opened.asynchronous.encode_passages(self._texts(documents))
+        embeddings = await self._opened.asynchronous.encode_passages(
+            self._texts(documents), dim=self._opened.dim
+        )
         return {"documents": _with_embeddings(documents, embeddings)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,6 +167,7 @@ class Koe5DocumentEmbedder:
             artifact=self._opened.artifact,
             meta_fields_to_embed=self.meta_fields_to_embed,
             embedding_separator=self.embedding_separator,
+            dim=self._opened.dim,
             **self._opened.options,
         )
         return saved

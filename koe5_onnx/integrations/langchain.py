@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Unpack
 
 from koe5_onnx import AsyncEmbedder, Embedder, MissingDependencyError
+from koe5_onnx.dimensions import require_dim
 from koe5_onnx.integrations.opening import OpenOptions, opened
 
 try:
@@ -24,14 +25,19 @@ class Koe5Embeddings(Embeddings):
 
     Args:
         artifact: An Embedder, a folder made by `koe5-onnx export`, or the Hub id of one.
+        dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
         options: For `Embedder.open`, where it is not open yet.
 
     Raises:
-        Koe5Error: The artifact cannot be opened; `Embedder.open` says when.
+        Koe5Error: The artifact cannot be opened, as `Embedder.open` says, or not cut to `dim`.
     """
 
-    def __init__(self, artifact: Embedder | str | Path, **options: Unpack[OpenOptions]) -> None:
+    def __init__(
+        self, artifact: Embedder | str | Path, *, dim: int | None = None, **options: Unpack[OpenOptions]
+    ) -> None:
         self.embedder = opened(artifact, options)
+        require_dim(dim, self.embedder.contract)
+        self.dim = dim
         self._async = AsyncEmbedder(self.embedder)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
@@ -40,7 +46,7 @@ class Koe5Embeddings(Embeddings):
         Raises:
             InputError: A text is not valid Unicode.
         """
-        rows: list[list[float]] = self.embedder.encode_passages(texts).tolist()
+        rows: list[list[float]] = self.embedder.encode_passages(texts, dim=self.dim).tolist()
         return rows
 
     def embed_query(self, text: str) -> list[float]:
@@ -49,15 +55,15 @@ class Koe5Embeddings(Embeddings):
         Raises:
             InputError: The text is not valid Unicode.
         """
-        row: list[float] = self.embedder.encode_queries([text])[0].tolist()
+        row: list[float] = self.embedder.encode_queries([text], dim=self.dim)[0].tolist()
         return row
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """`embed_documents`, awaited; concurrent calls share batches."""
-        rows: list[list[float]] = (await self._async.encode_passages(texts)).tolist()
+        rows: list[list[float]] = (await self._async.encode_passages(texts, dim=self.dim)).tolist()
         return rows
 
     async def aembed_query(self, text: str) -> list[float]:
         """`embed_query`, awaited; concurrent calls share batches."""
-        row: list[float] = (await self._async.encode_queries([text]))[0].tolist()
+        row: list[float] = (await self._async.encode_queries([text], dim=self.dim))[0].tolist()
         return row

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from koe5_onnx import AsyncEmbedder, Embedder, MissingDependencyError
+from koe5_onnx.dimensions import require_dim
 from koe5_onnx.integrations.opening import OpenOptions, opened
 
 try:
@@ -27,11 +28,12 @@ class Koe5Embedding(BaseEmbedding):
     `embed_batch_size` is what LlamaIndex hands over at once: batches are filled by tokens, so more is better.
 
     Raises:
-        Koe5Error: The artifact cannot be opened; `Embedder.open` says when.
+        Koe5Error: The artifact cannot be opened, as `Embedder.open` says, or not cut to `dim`.
     """
 
     artifact: str = Field(description="Folder made by `koe5-onnx export`, or the Hub id of one.")
     embed_batch_size: int = Field(default=512, gt=0, le=2048, description="Texts handed over at once.")
+    dim: int | None = Field(default=None, description="Components kept of each embedding; None: all.")
     revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub.")
     device: str = Field(default="cpu", description='"cpu", "cuda" or "cuda:N".')
     threads: int | None = Field(default=None, description="CPU threads of a batch; None: usable cores.")
@@ -52,6 +54,7 @@ class Koe5Embedding(BaseEmbedding):
         # Not in a validator: pydantic would wrap the errors of opening.
         options: Any = {name: getattr(self, name) for name in OpenOptions.__annotations__}
         self._embedder = opened(self.artifact, options)
+        require_dim(self.dim, self._embedder.contract)
         self._async = AsyncEmbedder(self._embedder)
         if "model_name" not in self.model_fields_set:
             self.model_name = self._embedder.artifact.manifest.source.repository
@@ -62,23 +65,23 @@ class Koe5Embedding(BaseEmbedding):
         return "Koe5Embedding"
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        row: list[float] = self._embedder.encode_queries([query])[0].tolist()
+        row: list[float] = self._embedder.encode_queries([query], dim=self.dim)[0].tolist()
         return row
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._get_text_embeddings([text])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        rows: list[list[float]] = self._embedder.encode_passages(texts).tolist()
+        rows: list[list[float]] = self._embedder.encode_passages(texts, dim=self.dim).tolist()
         return rows
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        row: list[float] = (await self._async.encode_queries([query]))[0].tolist()
+        row: list[float] = (await self._async.encode_queries([query], dim=self.dim))[0].tolist()
         return row
 
     async def _aget_text_embedding(self, text: str) -> list[float]:
         return (await self._aget_text_embeddings([text]))[0]
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        rows: list[list[float]] = (await self._async.encode_passages(texts)).tolist()
+        rows: list[list[float]] = (await self._async.encode_passages(texts, dim=self.dim)).tolist()
         return rows

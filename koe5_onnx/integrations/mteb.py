@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from koe5_onnx import Embedder, InputError, MissingDependencyError
+from koe5_onnx.dimensions import require_dim
 from koe5_onnx.integrations.opening import OpenOptions, opened
 
 try:
@@ -35,19 +36,24 @@ _PROMPTS = {PromptType.query: "query", PromptType.document: "passage"}
 
 
 class Koe5Encoder(AbsEncoder):
-    """Encodes the texts of MTEB's tasks. Its results are filed under the artifact's source and precision.
+    """Encodes the texts of MTEB's tasks. Results are filed under the artifact's source, precision and `dim`.
 
     Args:
         artifact: An Embedder, a folder made by `koe5-onnx export`, or the Hub id of one.
+        dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
         options: For `Embedder.open`, where it is not open yet.
 
     Raises:
-        Koe5Error: The artifact cannot be opened; `Embedder.open` says when.
+        Koe5Error: The artifact cannot be opened, as `Embedder.open` says, or not cut to `dim`.
     """
 
-    def __init__(self, artifact: Embedder | str | Path, **options: Unpack[OpenOptions]) -> None:
+    def __init__(
+        self, artifact: Embedder | str | Path, *, dim: int | None = None, **options: Unpack[OpenOptions]
+    ) -> None:
         self.embedder = opened(artifact, options)
-        self.mteb_model_meta = ModelMeta.create_empty(_facts(self.embedder))
+        require_dim(dim, self.embedder.contract)
+        self.dim = dim
+        self.mteb_model_meta = ModelMeta.create_empty(_facts(self.embedder, dim or self.embedder.dim))
 
     def encode(
         self,
@@ -82,20 +88,22 @@ class Koe5Encoder(AbsEncoder):
                     f"the task {task_metadata.name} gives {', '.join(batch)}: expected texts, under 'text'"
                 )
             texts.extend(batch["text"])
-        return self.embedder.encode(texts, None if prompt_type is None else _PROMPTS[prompt_type])
+        prompt = None if prompt_type is None else _PROMPTS[prompt_type]
+        return self.embedder.encode(texts, prompt, dim=self.dim)
 
 
-def _facts(embedder: Embedder) -> dict[str, Any]:
+def _facts(embedder: Embedder, dim: int) -> dict[str, Any]:
     """What MTEB files results under, and what it tells of the model."""
     manifest = embedder.artifact.manifest
     source, contract = manifest.source, manifest.contract
+    shortened = "" if dim == contract.dim else f"-{dim}"
     return {
-        "name": f"koe5-onnx/{source.repository.rpartition('/')[2]}-{manifest.precision}",
+        "name": f"koe5-onnx/{source.repository.rpartition('/')[2]}-{manifest.precision}{shortened}",
         "revision": source.revision or source.weights_sha256,
         "n_parameters": manifest.architecture.parameters,
         "memory_usage_mb": manifest.total_bytes / 2**20,
         "max_tokens": contract.max_tokens,
-        "embed_dim": contract.dim,
+        "embed_dim": dim,
         "framework": ["ONNX"],
         "similarity_fn_name": ScoringFunction.COSINE,
         "use_instructions": bool(contract.prompts),

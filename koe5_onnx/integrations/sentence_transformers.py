@@ -1,10 +1,11 @@
 """The calls of sentence-transformers' SentenceTransformer on an artifact: without it, and without PyTorch.
 
 Arguments mean what they mean there; one that an artifact cannot honour is refused where ignoring it would
-change the result. What differs: no texts give float32[0, dim]; similarities of NumPy arrays are NumPy arrays;
-and `encode_document` puts "passage: " in front, where the original takes an empty prompt "document" of its
-own for any checkpoint that names only "query" and "passage", as E5 and KoE5 do (found with 6.2.0). Code that
-asks for `isinstance(model, SentenceTransformer)` needs the original.
+change the result. What differs: `truncate_dim` is a width that the model was trained for; no texts give
+float32[0, dim]; similarities of NumPy arrays are NumPy arrays; and `encode_document` puts "passage: " in
+front, where the original takes an empty prompt "document" of its own for any checkpoint that names only
+"query" and "passage", as E5 and KoE5 do (found with 6.2.0). Code that asks for `isinstance(model,
+SentenceTransformer)` needs the original.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from koe5_onnx import Embedder, InputError
+from koe5_onnx.dimensions import require_dim, unit
 from koe5_onnx.integrations.opening import OpenOptions, opened
-from koe5_onnx.integrations.tensors import import_torch, like, rows, unit
+from koe5_onnx.integrations.tensors import import_torch, like, rows
 
 LOGGER = logging.getLogger(__name__)
 """A progress bar is shown where its level is INFO or DEBUG and the caller does not say."""
@@ -45,11 +47,13 @@ class SentenceEncoder:
         artifact: An Embedder, a folder made by `koe5-onnx export`, or the Hub id of one.
         prompts: Prompt name to the text put in front; None takes the artifact's.
         default_prompt_name: The prompt of texts that `encode` gets without one; None puts nothing in front.
-        truncate_dim: Components kept of each embedding; None keeps all.
+        truncate_dim: Components kept of each embedding, one of the contract's `dims`; None and anything
+            above the full width keep all.
         options: For `Embedder.open`, where it is not open yet.
 
     Raises:
-        InputError: `default_prompt_name` is not among the prompts, or `truncate_dim` is out of range.
+        InputError: `default_prompt_name` is not among the prompts, or the model was not trained to be cut to
+            `truncate_dim` components.
         Koe5Error: The artifact cannot be opened; `Embedder.open` says when.
     """
 
@@ -106,7 +110,8 @@ class SentenceEncoder:
             convert_to_tensor: True gives one tensor, which needs PyTorch.
             device: None, or the one that the artifact is open on.
             normalize_embeddings: Whether to scale to unit length, after truncation.
-            truncate_dim: Components kept of each embedding; None takes the encoder's own.
+            truncate_dim: Components kept of each embedding, as of the constructor; None takes the encoder's.
+                As there, kept ones are scaled to unit length only by `normalize_embeddings`.
             pool: Only None: `workers` of `Embedder.open` runs several batches at once.
             chunk_size: Part of `pool`, and without effect as there.
             task: Without effect, as in every SentenceTransformer that has no router.
@@ -231,9 +236,10 @@ class SentenceEncoder:
         return next((one for one in names if one in self.prompts), None)
 
     def _width(self, truncate_dim: int | None) -> int:
-        if truncate_dim is not None and truncate_dim < 1:
-            raise InputError(f"truncate_dim is {truncate_dim}: expected 1 or more, or None")
-        return min(self.embedder.dim, truncate_dim or self.embedder.dim)
+        if truncate_dim is None or truncate_dim >= self.embedder.dim:
+            return self.embedder.dim
+        require_dim(truncate_dim, self.embedder.contract, "truncate_dim")
+        return truncate_dim
 
     def _embed(self, texts: Sequence[str], prompt: str, show_bar: bool) -> npt.NDArray[np.float32]:
         """By the prompt's name where the artifact has it: its warnings then know the prompt."""

@@ -26,12 +26,6 @@ def _is_tensor(value: Any) -> bool:
     return hasattr(value, "detach") and hasattr(value, "cpu")
 
 
-def unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Each row scaled to unit length; a row of zeros stays one."""
-    # The bound is that of torch.nn.functional.normalize.
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
-
-
 def like(result: npt.NDArray[np.float32], *arguments: Any) -> Any:
     """The result as a tensor where an argument is one, or a list of them."""
     first = [one[0] if isinstance(one, list | tuple) and one else one for one in arguments]

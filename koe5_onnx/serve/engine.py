@@ -93,17 +93,18 @@ class Engine:
             return False
         return True
 
-    async def embed(self, inputs: Inputs) -> Encoded:
-        """Embed the inputs of one request.
+    async def embed(self, inputs: Inputs, dim: int | None = None) -> Encoded:
+        """Embed the inputs of one request, and keep `dim` components (None: all), which were checked.
 
         Raises:
             Refusal: They cannot be used, or the server has too much to do.
         """
         tokens, embeddings = await self.in_time(self._embed(inputs))
-        truncated = tokens.full_lengths > self.embedder.contract.max_tokens
+        contract = self.embedder.contract
+        truncated = tokens.full_lengths > contract.max_tokens
         # Sums of a few numbers are many times faster as lists.
         self.metrics.answered(tokens, inputs.prompt, sum(truncated.tolist()))
-        return Encoded(embeddings, tokens.full_lengths, truncated)
+        return Encoded(embeddings, tokens.full_lengths, truncated).shortened(dim, contract)
 
     async def _embed(self, inputs: Inputs) -> tuple[Tokens, npt.NDArray[np.float32]]:
         with self._tracing.span("tokenise"):
@@ -136,6 +137,7 @@ class Engine:
             "tokens": sum(encoded.tokens.tolist()),
             "truncated": sum(encoded.truncated.tolist()),
             "prompt": inputs.prompt,
+            "dim": encoded.embeddings.shape[1],
         }
         if self.settings.log_texts:
             found["texts"] = [text[:_LOGGED_CHARACTERS] for text in inputs.texts[:_LOGGED_TEXTS]]

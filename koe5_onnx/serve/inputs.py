@@ -9,7 +9,8 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx import Embedder, Tokens
+from koe5_onnx import Contract, Embedder, InputError, Tokens
+from koe5_onnx.dimensions import require_dim
 from koe5_onnx.serve.refusals import (
     EMPTY,
     INVALID,
@@ -89,6 +90,18 @@ def as_inputs(
             param=param,
         )
     return Inputs([], cast("Sequence[Sequence[int]]", many), None, truncate, param)
+
+
+def require_dimensions(dimensions: int | None, contract: Contract) -> None:
+    """Check a request's `dimensions`.
+
+    Raises:
+        Refusal: The model was not trained to be cut to that many.
+    """
+    try:
+        require_dim(dimensions, contract, "dimensions")
+    except InputError as error:
+        raise Refusal(INVALID, str(error), param="dimensions") from error
 
 
 def choose_prompt(

@@ -17,9 +17,9 @@ from typing_extensions import TypeAliasType
 from koe5_onnx import Encoded
 from koe5_onnx.serve.connection import unless_gone
 from koe5_onnx.serve.engine import Engine
-from koe5_onnx.serve.inputs import Inputs, ModelNames, as_inputs, choose_prompt
+from koe5_onnx.serve.inputs import Inputs, ModelNames, as_inputs, choose_prompt, require_dimensions
 from koe5_onnx.serve.protection import NOTES
-from koe5_onnx.serve.refusals import INVALID, UNKNOWN_MODEL, Refusal
+from koe5_onnx.serve.refusals import UNKNOWN_MODEL, Refusal
 
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 # The first fault is enough: a large body could hold a million.
@@ -43,7 +43,7 @@ class EmbeddingsRequest(BaseModel):
     input: AnyInputs = Field(description="A text, texts, the token ids of a text, or of several")
     model: str | None = Field(None, description="A name that GET /v1/models lists; ':query' adds the prompt")
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = Field(None, description="The model's own width, or nothing")
+    dimensions: int | None = Field(None, description="Components to keep; GET /v1/models lists the choices")
     user: str | None = None
     input_type: str | None = Field(None, description="'query' or 'passage': the prompt to put in front")
     prompt_name: str | None = Field(None, description="The same, by its other name")
@@ -85,6 +85,7 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: str
+    dimensions: list[int] = Field(description="What `dimensions` of a request may be")
 
 
 class ModelList(BaseModel):
@@ -117,10 +118,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 def openai_routes(engine: Engine, names: ModelNames) -> APIRouter:
     """The routes, each with and without "/v1" where clients differ."""
     router = APIRouter(tags=["OpenAI"], responses=ERRORS)
+    dimensions = list(engine.embedder.contract.dims)
+
+    def described(name: str) -> Model:
+        return Model(id=name, owned_by="koe5-onnx", dimensions=dimensions)
 
     async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
         inputs = _inputs_of(engine, names, body)
-        encoded = await unless_gone(request, engine.embed(inputs))
+        encoded = await unless_gone(request, engine.embed(inputs, body.dimensions))
         request.scope[NOTES] |= engine.notes(inputs, encoded)
         answer = _answer(
             encoded, body.model or names.names[0], body.encoding_format, engine.embedder.contract.max_tokens
@@ -128,12 +133,12 @@ def openai_routes(engine: Engine, names: ModelNames) -> APIRouter:
         return Response(answer, media_type="application/json")
 
     async def models() -> ModelList:
-        return ModelList(data=[_model(name) for name in names.all])
+        return ModelList(data=[described(name) for name in names.all])
 
     async def model(name: str) -> Model:
         if name not in names.all:
             raise Refusal(UNKNOWN_MODEL, f"there is no model {name[:200]!r}: GET /v1/models lists them")
-        return _model(name)
+        return described(name)
 
     for prefix in ("/v1", ""):
         in_schema = prefix == "/v1"
@@ -152,13 +157,7 @@ def openai_routes(engine: Engine, names: ModelNames) -> APIRouter:
 
 def _inputs_of(engine: Engine, names: ModelNames, body: EmbeddingsRequest) -> Inputs:
     settings, contract = engine.settings, engine.embedder.contract
-    if body.dimensions not in (None, contract.dim):
-        raise Refusal(
-            INVALID,
-            f"dimensions is {body.dimensions}: expected {contract.dim} or nothing, as this model was not "
-            "trained for shortened embeddings",
-            param="dimensions",
-        )
+    require_dimensions(body.dimensions, contract)
     prompt = choose_prompt(
         {"input_type": body.input_type, "prompt_name": body.prompt_name},
         names.prompt_of(body.model),
@@ -199,7 +198,3 @@ def _answer(encoded: Encoded, model: str, encoding_format: str | None, limit: in
     usage = {"prompt_tokens": ran, "total_tokens": ran}
     whole = {"object": "list", "data": data, "model": model, "usage": usage}
     return orjson.dumps(whole, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _model(name: str) -> Model:
-    return Model(id=name, owned_by="koe5-onnx")

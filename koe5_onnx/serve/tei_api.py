@@ -17,7 +17,14 @@ from pydantic import BaseModel, Field
 from koe5_onnx import Encoded, __version__
 from koe5_onnx.serve.connection import unless_gone
 from koe5_onnx.serve.engine import Engine
-from koe5_onnx.serve.inputs import Inputs, ModelNames, RawInputs, as_inputs, choose_prompt
+from koe5_onnx.serve.inputs import (
+    Inputs,
+    ModelNames,
+    RawInputs,
+    as_inputs,
+    choose_prompt,
+    require_dimensions,
+)
 from koe5_onnx.serve.openai_api import AnyInputs, Texts
 from koe5_onnx.serve.protection import NOTES
 from koe5_onnx.serve.refusals import INVALID, TOO_MANY_TOKENS, UNHEALTHY, Refusal
@@ -95,6 +102,7 @@ class Info(BaseModel):
     tokenization_workers: int
     version: str
     dim: int
+    dimensions: Annotated[list[int], Field(description="What `dimensions` of a request may be")]
     prompts: dict[str, str]
     default_prompt: str | None
     provider: str
@@ -124,9 +132,9 @@ def tei_routes(engine: Engine, names: ModelNames) -> APIRouter:
     @router.post("/embed", response_model=list[list[float]], summary="Embed texts")
     async def embed(request: Request, body: EmbedRequest) -> Response:
         contract = engine.embedder.contract
-        _require_own("normalize", body.normalize, contract.normalize)
-        _require_own("dimensions", body.dimensions, None, contract.dim)
-        encoded = await _embed(engine, request, body.inputs, body)
+        _require_own_length(body.normalize, contract.normalize)
+        require_dimensions(body.dimensions, contract)
+        encoded = await _embed(engine, request, body.inputs, body, body.dimensions)
         return _json(encoded.embeddings)
 
     @router.post("/similarity", response_model=list[float], summary="Compare texts")
@@ -165,7 +173,11 @@ def tei_routes(engine: Engine, names: ModelNames) -> APIRouter:
 
 
 async def _embed(
-    engine: Engine, request: Request, raw: RawInputs, body: EmbedRequest | SimilarityParameters
+    engine: Engine,
+    request: Request,
+    raw: RawInputs,
+    body: EmbedRequest | SimilarityParameters,
+    dim: int | None = None,
 ) -> Encoded:
     if body.truncation_direction.lower() == "left":
         raise Refusal(
@@ -185,7 +197,7 @@ async def _embed(
         max_inputs=settings.max_inputs,
         max_length=settings.max_text_characters,
     )
-    encoded = await unless_gone(request, engine.embed(inputs))
+    encoded = await unless_gone(request, engine.embed(inputs, dim))
     request.scope[NOTES] |= engine.notes(inputs, encoded)
     return encoded
 
@@ -209,9 +221,9 @@ def _prompt(engine: Engine, name: str | None) -> str | None:
     return choose_prompt({"prompt_name": name}, None, engine.default_prompt, engine.embedder.contract.prompts)
 
 
-def _require_own(name: str, value: object, *own: object) -> None:
-    if value not in own:
-        raise Refusal(INVALID, f"{name} is {value}: this model gives {own[-1]} only", param=name)
+def _require_own_length(normalize: bool, own: bool) -> None:
+    if normalize != own:
+        raise Refusal(INVALID, f"normalize is {normalize}: this model gives {own} only", param="normalize")
 
 
 def _tokens(engine: Engine, inputs: Inputs, *, specials: bool) -> list[list[dict[str, Any]]]:
@@ -251,6 +263,7 @@ def _info(engine: Engine, names: ModelNames) -> Info:
         tokenization_workers=2,
         version=__version__,
         dim=contract.dim,
+        dimensions=list(contract.dims),
         prompts=dict(contract.prompts),
         default_prompt=engine.default_prompt,
         provider=embedder.session.providers[0],

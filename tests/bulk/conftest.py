@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from bulk_output import ARTIFACT
+from shortened import allow
 
 from koe5_onnx import Embedder
 from koe5_onnx.bulk import Engine, Options, Summary, embed_files
@@ -32,6 +33,12 @@ def artifact() -> Path:
 
 
 @pytest.fixture(scope="session")
+def allowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifact, of a model that was trained to be shortened."""
+    return allow(ARTIFACT, tmp_path_factory.mktemp("allowed") / "artifact")
+
+
+@pytest.fixture(scope="session")
 def autorag() -> Path:
     if not AUTORAG.is_file():
         pytest.skip("no ../shared/data/autorag_ko beside the checkout")
@@ -48,11 +55,21 @@ def embedder() -> Iterator[Embedder]:
 def embed(tmp_path: Path) -> Callable[..., Summary]:
     """Embeds a file or folder of tmp_path into its folder "out"."""
 
-    def run(name: str, output: str = "out", *, strict=False, restart=False, ray=None, threads=1, **options):
+    def run(
+        name: str,
+        output: str = "out",
+        *,
+        artifact=ARTIFACT,
+        strict=False,
+        restart=False,
+        ray=None,
+        threads=1,
+        **options,
+    ):
         return embed_files(
             tmp_path / name,
             tmp_path / output,
-            Engine(ARTIFACT, threads=threads),
+            Engine(artifact, threads=threads),
             Options(**{"prompt": "passage", **options}),
             strict=strict,
             restart=restart,

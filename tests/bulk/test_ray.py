@@ -71,6 +71,13 @@ def assert_the_same(one, other):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
+def test_ray_and_local_shorten_alike(cluster, embed, corpus, allowed, tmp_path):
+    options = {"artifact": allowed, "dim": 8, "shard_rows": 100}
+    embed("in.jsonl", "local", **options)
+    embed("in.jsonl", "ray", ray=TWO, threads=None, **options)
+    assert_the_same(tmp_path / "local", tmp_path / "ray")
+
+
 def test_ray_and_local_make_the_same(cluster, embed, embedder, corpus, tmp_path):
     here = embed("in.jsonl", "local", shard_rows=SHARD_ROWS)
     there = embed("in.jsonl", "ray", shard_rows=SHARD_ROWS, ray=TWO, threads=None)

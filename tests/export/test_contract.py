@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from koe5_export.checkpoint import Checkpoint
-from koe5_export.contract import read_contract
+from koe5_export.contract import ContractOptions, read_contract
 from koe5_export.seeded import SIZES, encoder_config
 
 from koe5_onnx import CheckpointError
@@ -18,7 +18,7 @@ def folder(seeded, tmp_path):
 
 
 def contract(folder, like=None):
-    return read_contract(Checkpoint(folder, "someone/model", None), like)
+    return read_contract(Checkpoint(folder, "someone/model", None), ContractOptions(like=like))
 
 
 def write(folder, name, data):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shortened import allow
 
 from koe5_onnx import Embedder
 
@@ -39,6 +40,18 @@ def artifact_path() -> Path:
 @pytest.fixture(scope="session")
 def embedder() -> Iterator[Embedder]:
     with Embedder.open(ARTIFACT, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def allowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifact, of a model that was trained to be shortened."""
+    return allow(ARTIFACT, tmp_path_factory.mktemp("allowed") / "artifact")
+
+
+@pytest.fixture(scope="session")
+def short(allowed: Path) -> Iterator[Embedder]:
+    with Embedder.open(allowed, threads=1) as opened:
         yield opened
 
 

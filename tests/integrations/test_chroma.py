@@ -84,11 +84,22 @@ def test_a_collection_on_disk(tmp_path, function, texts, queries, passages, name
 
 def test_the_configuration(function, artifact_path):
     assert Koe5EmbeddingFunction.name() == "koe5_onnx"
-    assert function.get_config() == {"artifact": str(artifact_path), "threads": 1}
+    assert function.get_config() == {"artifact": str(artifact_path), "dim": None, "threads": 1}
     assert (
         Koe5EmbeddingFunction.build_from_config(function.get_config()).get_config() == function.get_config()
     )
     assert not function.is_legacy()
+
+
+def test_shortened_embeddings(client, allowed, short, texts):
+    function = Koe5EmbeddingFunction(allowed, dim=8, threads=1)
+    np.testing.assert_array_equal(function(texts), short.encode_passages(texts, dim=8))
+    again = Koe5EmbeddingFunction.build_from_config(function.get_config())
+    np.testing.assert_array_equal(again.embed_query(texts), short.encode_queries(texts, dim=8))
+    queries, passages = (short.encode(texts, prompt, dim=8) for prompt in ("query", "passage"))
+    require_right(filled(client, function, texts), texts, queries, passages)
+    with pytest.raises(InputError, match="dim is 9: expected one of 8, 16, 32"):
+        Koe5EmbeddingFunction(allowed, dim=9, threads=1)(texts)
 
 
 def test_it_opens_at_the_first_text():

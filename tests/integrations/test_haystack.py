@@ -15,7 +15,7 @@ from haystack.components.retrievers.in_memory import InMemoryEmbeddingRetriever
 from haystack.components.writers import DocumentWriter
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 
-from koe5_onnx import ArtifactError
+from koe5_onnx import ArtifactError, InputError
 from koe5_onnx.integrations.haystack import Koe5DocumentEmbedder, Koe5TextEmbedder
 
 SAME = {"atol": SERVED, "rtol": 0}
@@ -113,6 +113,7 @@ def test_pipelines_are_saved(artifact_path, documents, texts, passages):
         "artifact": str(artifact_path),
         "meta_fields_to_embed": ["title"],
         "embedding_separator": "; ",
+        "dim": None,
         "threads": 1,
         "overflow": "error",
     }
@@ -120,6 +121,20 @@ def test_pipelines_are_saved(artifact_path, documents, texts, passages):
     np.testing.assert_allclose(embeddings_of(answer["embedder"]), passages, **SAME)
     opened = {id(loaded.get_component(name)._opened.embedder) for name in ("embedder", "query")}
     assert len(opened) == 1, "two components of one pipeline hold two copies of the weights"
+
+
+def test_shortened_embeddings(allowed, short, texts, documents):
+    text_embedder = Koe5TextEmbedder(allowed, dim=8, threads=1)
+    document_embedder = Koe5DocumentEmbedder.from_dict(
+        Koe5DocumentEmbedder(allowed, dim=8, threads=1).to_dict()
+    )
+    (query,), passages = short.encode_queries(texts[:1], dim=8), short.encode_passages(texts, dim=8)
+    for answer in (text_embedder.run(texts[0]), asyncio.run(text_embedder.run_async(texts[0]))):
+        np.testing.assert_array_equal(np.float32(answer["embedding"]), query)
+    for answer in (document_embedder.run(documents), asyncio.run(document_embedder.run_async(documents))):
+        np.testing.assert_array_equal(np.float32(embeddings_of(answer)), passages)
+    with pytest.raises(InputError, match="dim is 9: expected one of 8, 16, 32"):
+        Koe5TextEmbedder(allowed, dim=9, threads=1).warm_up()
 
 
 def test_it_opens_when_it_warms_up():

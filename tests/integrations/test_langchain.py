@@ -19,7 +19,7 @@ standard = pytest.importorskip("langchain_tests.integration_tests")
 from langchain_core.documents import Document
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from koe5_onnx import ArtifactError
+from koe5_onnx import ArtifactError, InputError
 from koe5_onnx.integrations.langchain import Koe5Embeddings
 
 
@@ -54,6 +54,17 @@ def test_documents_are_passages_and_a_query_is_a_query(embedder, texts, queries,
     np.testing.assert_allclose(embeddings.embed_documents(texts), passages, atol=SERVED, rtol=0)
     for text, query in zip(texts, queries, strict=True):
         np.testing.assert_allclose(embeddings.embed_query(text), query, atol=SERVED, rtol=0)
+
+
+def test_shortened_embeddings(short, texts):
+    embeddings = Koe5Embeddings(short, dim=8)
+    (query,), passages = short.encode_queries(texts[:1], dim=8), short.encode_passages(texts, dim=8)
+    for row in (embeddings.embed_query(texts[0]), asyncio.run(embeddings.aembed_query(texts[0]))):
+        np.testing.assert_array_equal(np.float32(row), query)
+    for rows in (embeddings.embed_documents(texts), asyncio.run(embeddings.aembed_documents(texts))):
+        np.testing.assert_array_equal(np.float32(rows), passages)
+    with pytest.raises(InputError, match="dim is 9: expected one of 8, 16, 32"):
+        Koe5Embeddings(short, dim=9)
 
 
 def test_the_asynchronous_ones_agree(embedder, texts, queries, passages):

@@ -14,7 +14,7 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.embeddings.utils import resolve_embed_model
 from llama_index.core.schema import TextNode
 
-from koe5_onnx import ArtifactError
+from koe5_onnx import ArtifactError, InputError
 from koe5_onnx.integrations.llama_index import Koe5Embedding
 
 SAME = {"atol": SERVED, "rtol": 0}
@@ -30,6 +30,23 @@ def test_texts_are_passages_and_a_query_is_a_query(embedding, texts, queries, pa
     for text, query, passage in zip(texts, queries, passages, strict=True):
         np.testing.assert_allclose(embedding.get_query_embedding(text), query, **SAME)
         np.testing.assert_allclose(embedding.get_text_embedding(text), passage, **SAME)
+
+
+def test_shortened_embeddings(allowed, short, texts):
+    embedding = Koe5Embedding.from_dict(Koe5Embedding(allowed, dim=8, threads=1).to_dict())
+    (query,), passages = short.encode_queries(texts[:1], dim=8), short.encode_passages(texts, dim=8)
+    for row in (
+        embedding.get_query_embedding(texts[0]),
+        asyncio.run(embedding.aget_query_embedding(texts[0])),
+    ):
+        np.testing.assert_array_equal(np.float32(row), query)
+    for rows in (
+        embedding.get_text_embedding_batch(texts),
+        asyncio.run(embedding.aget_text_embedding_batch(texts)),
+    ):
+        np.testing.assert_array_equal(np.float32(rows), passages)
+    with pytest.raises(InputError, match="dim is 9: expected one of 8, 16, 32"):
+        Koe5Embedding(allowed, dim=9, threads=1)
 
 
 def test_the_asynchronous_ones_agree(embedding, texts, queries, passages):

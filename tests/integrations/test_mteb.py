@@ -123,6 +123,16 @@ def test_prompts(encoder, embedder, texts, prompt_type, prompt):
     np.testing.assert_allclose(found, embedder.encode(texts, prompt), atol=SERVED, rtol=0)
 
 
+def test_shortened_embeddings(short, texts):
+    encoder = Koe5Encoder(short, dim=8)
+    found = encode(encoder, [{"text": texts}], PromptType.query)
+    np.testing.assert_array_equal(found, short.encode_queries(texts, dim=8))
+    meta = encoder.mteb_model_meta
+    assert (meta.name, meta.embed_dim) == ("koe5-onnx/tiny-seeded-int8-8", 8)
+    with pytest.raises(InputError, match="dim is 9: expected one of 8, 16, 32"):
+        Koe5Encoder(short, dim=9)
+
+
 def test_what_it_cannot_encode_is_refused(encoder, texts):
     with pytest.raises(InputError, match="TinySTS gives image: expected texts"):
         encode(encoder, [{"image": [None]}])

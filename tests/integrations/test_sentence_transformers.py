@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from tolerances import FP32_MAX_ABS_DIFF, SIMILARITY_ATOL, UNIT_LENGTH_ATOL
 
-from koe5_onnx import InputError, MissingDependencyError
+from koe5_onnx import Embedder, InputError, MissingDependencyError
 from koe5_onnx.integrations.sentence_transformers import SentenceEncoder
 
 SAME = {"atol": FP32_MAX_ABS_DIFF, "rtol": 0}
@@ -34,7 +35,8 @@ def pair(original, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("pair")
     write_seeded_checkpoint(folder / "checkpoint", "tiny")
-    koe5_export.export_checkpoint(Checkpoint.open(folder / "checkpoint"), folder / "artifact")
+    options = koe5_export.ExportOptions(matryoshka_dims=[16])
+    koe5_export.export_checkpoint(Checkpoint.open(folder / "checkpoint"), folder / "artifact", options)
     return original(str(folder / "checkpoint"), device="cpu"), SentenceEncoder(folder / "artifact", threads=1)
 
 
@@ -166,13 +168,45 @@ def test_prompts_of_ones_own(pair, texts):
     np.testing.assert_allclose(ours.encode(texts, prompt=""), theirs.encode(texts), **SAME)
 
 
-def test_a_width_of_ones_own(embedder, texts):
-    encoder = SentenceEncoder(embedder, truncate_dim=8)
+def test_a_width_of_ones_own(short, texts):
+    encoder = SentenceEncoder(short, truncate_dim=8)
     assert encoder.get_sentence_embedding_dimension() == 8
-    np.testing.assert_array_equal(encoder.encode(texts), embedder.encode(texts)[:, :8])
-    assert encoder.encode(texts, truncate_dim=4).shape == (len(texts), 4)
-    unit = np.linalg.norm(encoder.encode(texts, normalize_embeddings=True), axis=1)
-    np.testing.assert_allclose(unit, 1, atol=UNIT_LENGTH_ATOL)
+    np.testing.assert_array_equal(encoder.encode(texts), short.encode(texts)[:, :8])
+    assert encoder.encode(texts, truncate_dim=16).shape == (len(texts), 16)
+    found = encoder.encode(texts, normalize_embeddings=True)
+    np.testing.assert_array_equal(found, short.encode(texts, dim=8))
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=UNIT_LENGTH_ATOL)
+    with pytest.raises(InputError, match="truncate_dim is 9: expected one of 8, 16, 32"):
+        SentenceEncoder(short, truncate_dim=9)
+    with pytest.raises(InputError, match="truncate_dim is 4: expected one of 8, 16, 32"):
+        encoder.encode(texts, truncate_dim=4)
+
+
+@pytest.mark.parametrize("normalizes", [True, False])
+def test_an_embedder_shortens_as_the_original(original, tmp_path, texts, normalizes):
+    """A contract that normalizes: `truncate_dim` with `normalize_embeddings`; another one: without."""
+    koe5_export = pytest.importorskip("koe5_export")
+    from koe5_export.checkpoint import Checkpoint
+    from koe5_export.seeded import write_seeded_checkpoint
+
+    folder = tmp_path / "checkpoint"
+    write_seeded_checkpoint(folder, "tiny", seed=1)
+    if not normalizes:
+        modules = json.loads((folder / "modules.json").read_text())
+        (folder / "modules.json").write_text(json.dumps(modules[:-1]))
+    theirs = original(str(folder), device="cpu", truncate_dim=16)
+    options = koe5_export.ExportOptions(matryoshka_dims=[32, 16])
+    artifact = koe5_export.export_checkpoint(Checkpoint.open(folder), tmp_path / "artifact", options)
+    with Embedder.open(artifact.path, threads=1) as ours:
+        assert (ours.contract.normalize, ours.contract.dims) == (normalizes, (16, 32, 64))
+        for prompt in ("query", "passage"):
+            for dim in (16, 32):
+                expected = theirs.encode(
+                    texts, prompt_name=prompt, truncate_dim=dim, normalize_embeddings=normalizes
+                )
+                np.testing.assert_allclose(ours.encode(texts, prompt, dim=dim), expected, **SAME)
+        expected = theirs.encode(texts, prompt_name="query", normalize_embeddings=normalizes)
+        np.testing.assert_allclose(ours.encode_queries(texts, dim=16), expected, **SAME)
 
 
 def test_no_texts(encoder):

@@ -32,6 +32,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def artifact() -> Path:
+    return ARTIFACT
+
+
+@pytest.fixture(scope="session")
 def offline() -> Iterator[Embedder]:
     with Embedder.open(ARTIFACT, threads=1) as opened:
         with pytest.warns(TruncationWarning):  # it warns once, and that was it
