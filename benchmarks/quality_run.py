@@ -141,7 +141,7 @@ def run_on(encoder: Encoder, dataset: Dataset, folder: Path) -> Run:
         "queries": [prompts["query"] + text for text in dataset.queries],
         "passages": [prompts["passage"] + text for text in dataset.passages],
     }
-    tokenizer = Tokenizer(encoder.tokenizer, encoder.contract.max_tokens)
+    tokenizer = Tokenizer(encoder.tokenizer, encoder.contract.max_tokens, encoder.contract.unicode_form)
     tokens = {kind: tokenizer.encode(some).full_lengths for kind, some in texts.items()}
     found = {
         kind: embed_cached(folder, encoder.identity, some, encoder.embed, _progress(encoder.label, kind))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +110,20 @@ class Contract:
     """The prompt of texts for which none is named; None puts nothing in front of them."""
     similarity: str = "cosine"
     """How embeddings are compared: "cosine" or "dot". The two are the same at unit length."""
+    unicode_form: str | None = "NFC"
+    """Unicode form that every text with its prompt is brought to before it is tokenized; None leaves texts as
+    they are."""
     matryoshka_dims: Sequence[int] = ()
     """Widths below `dim` that the model was trained to be cut to, in rising or falling order."""
 
     def __post_init__(self) -> None:
-        """Check the widths.
+        """Check form and widths.
 
         Raises:
-            ArtifactError: They are not in order, or one is not below `dim`.
+            ArtifactError: The form is unknown, widths are not in order, or one is not below `dim`.
         """
+        if self.unicode_form not in ("NFC", None):
+            raise ArtifactError(f"unicode_form is {self.unicode_form!r}: expected 'NFC' or null; {_AGAIN}")
         dims = list(self.matryoshka_dims)
         if sorted(set(dims)) not in (dims, dims[::-1]) or not all(0 < dim < self.dim for dim in dims):
             raise ArtifactError(
@@ -217,6 +222,8 @@ class Manifest:
     """None only while an export has not been measured yet."""
     fused_certificate: Certificate | None = None
     """Of the second graph, for fused CPU kernels or packed for CUDA; None where there is none."""
+    tokenizer_probes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Odd texts and their token ids at export: another version of tokenizers must give the same."""
     fused_operators: int = 1
     """Version of the fused CPU operators that the graph for them is written for."""
 

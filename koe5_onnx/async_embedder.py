@@ -208,7 +208,7 @@ class _Call:
         for start in range(0, len(tokens.ids), WINDOW_TEXTS):
             rows = slice(start, start + WINDOW_TEXTS)
             self._ended.clear()
-            self.submit(Tokens(tokens.ids[rows], tokens.full_lengths[rows]), out[rows], tell=self._end)
+            self.submit(tokens[rows], out[rows], tell=self._end)
             self._ended.wait()
             if self._error is not None:
                 raise self._error

@@ -43,6 +43,8 @@ class Encoded:
     """int32[n]: tokens of each text with its prompt, before truncation."""
     truncated: npt.NDArray[np.bool_]
     """bool[n]: whether the text was cut at the token limit."""
+    composed: npt.NDArray[np.bool_]
+    """bool[n]: whether the text was in decomposed Unicode, as file names of macOS are, and was composed."""
 
     def shortened(self, dim: int | None, contract: Contract) -> Encoded:
         """The same with embeddings as `shorten` returns them: float32[n, dim]."""
@@ -127,7 +129,8 @@ class Embedder:
                 may use the GPU.
 
         Raises:
-            ArtifactError: The artifact is missing, damaged or of another format.
+            ArtifactError: The artifact is missing, damaged or of another format, or the installed tokenizers
+                gives other ids than the one that it was exported with.
             ProviderError: The device cannot be used, or its graphs cannot be captured.
             InputError: An argument is out of range, or `cuda_graphs` is asked for without a packed graph on
                 CUDA.
@@ -135,7 +138,10 @@ class Embedder:
         if workers is not None and workers < 1:
             raise InputError(f"workers is {workers}: expected 1 or more, or None")
         artifact = Artifact.open(path_or_hub_id, revision=revision)
-        tokenizer = Tokenizer(artifact.tokenizer, artifact.manifest.contract.max_tokens)
+        contract, certificate = artifact.manifest.contract, artifact.manifest.certificate
+        tokenizer = Tokenizer(artifact.tokenizer, contract.max_tokens, contract.unicode_form)
+        made_with = certificate.measured_with.get("tokenizers", "of another version") if certificate else ""
+        tokenizer.require_ids(artifact.manifest.tokenizer_probes, made_with)
         if cuda_graphs and kernels == "auto":
             kernels = "fused"  # the graph that can be captured, whichever was faster for large batches
         arrangement = arrange(artifact, device, kernels, workers, threads, max_batch_tokens)
@@ -229,15 +235,16 @@ class Embedder:
         require_unicode(prompted)
         out = np.empty((len(texts), self.dim), dtype=np.float32)
         full_lengths = np.empty(len(texts), dtype=np.int32)
+        composed = np.empty(len(texts), dtype=np.bool_)
         # An overflow that is an error must be known before anything runs.
         window = WINDOW_TEXTS if self._overflow == "truncate" else max(1, len(texts))
         start = 0
         for tokens in tokenise_ahead(self._tokenizer, prompted, window):
             rows = slice(start, start := start + len(tokens.ids))
-            full_lengths[rows] = tokens.full_lengths
+            full_lengths[rows], composed[rows] = tokens.full_lengths, tokens.composed
             self._report_overflow(tokens)
             run(tokens, out[rows])
-        return Encoded(out, full_lengths, full_lengths > self.contract.max_tokens)
+        return Encoded(out, full_lengths, full_lengths > self.contract.max_tokens, composed)
 
     def count_tokens(self, texts: Sequence[str], prompt: str | None = None) -> npt.NDArray[np.int32]:
         """Count tokens before truncation, special tokens and prompt included: int32[n]."""

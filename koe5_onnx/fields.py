@@ -25,7 +25,7 @@ def build(kind: type[_T], data: Any, where: str) -> _T:
     optional = {
         field.name
         for field in dataclasses.fields(typing.cast("Any", kind))
-        if field.default is not dataclasses.MISSING
+        if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
     }
     if missing := sorted(hints.keys() - data.keys() - optional):
         raise ArtifactError(f"{where} lacks {', '.join(missing)}: export or download the artifact again")

@@ -214,8 +214,7 @@ class Runner:
                     row.job.started_s = start
                     self._watcher.job_started(start - row.job.arrived_s)
         ids = [row.job.ids[row.number] for row in batch.rows]
-        lengths = np.fromiter(map(len, ids), np.int32, len(ids))
-        embeddings = self._embedder.embed_tokens(Tokens(ids, lengths))
+        embeddings = self._embedder.embed_tokens(Tokens.of(ids))
         seconds = time.monotonic() - start
         self._finish(batch, embeddings, None)
         self._watcher.batch_ran(batch, seconds)

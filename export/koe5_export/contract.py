@@ -75,6 +75,8 @@ class ContractOptions:
     """Prompts by name ("query", "passage"), for a checkpoint whose own files name none."""
     matryoshka_dims: Sequence[int] | None = None
     """Widths that the model was trained to be cut to; None takes what the checkpoint says."""
+    unicode_form: str | None = "NFC"
+    """Unicode form that texts are brought to before they are tokenized; None leaves them as they are."""
 
 
 def read_contract(checkpoint: Checkpoint, options: ContractOptions | None = None) -> Contract:
@@ -110,6 +112,7 @@ def read_contract(checkpoint: Checkpoint, options: ContractOptions | None = None
         prompts=found,
         default_prompt_name=_default_prompt_name(file, stored, found),
         similarity=_similarity(file, stored),
+        unicode_form=options.unicode_form,
         matryoshka_dims=matryoshka_dims(
             checkpoint, known.matryoshka_dims if known else (), options.matryoshka_dims
         ),

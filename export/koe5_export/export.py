@@ -172,7 +172,7 @@ def _layers(
     if strengths is None:
         yield from (plain(norm, layer) for norm, layer in _read(checkpoint))
         return
-    tokenizer = Tokenizer(tokenizer_file, plan.contract.max_tokens)
+    tokenizer = Tokenizer(tokenizer_file, plan.contract.max_tokens, plan.contract.unicode_form)
     texts = Calibration(checkpoint, tokenizer.encode(with_prompts(calibration, plan.contract)).ids)
     for number, (norm, layer) in enumerate(_read(checkpoint)):
         ready = smooth(norm, layer, texts.advance(norm, layer), strengths, plan.precision.round_weight)

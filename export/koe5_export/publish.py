@@ -19,6 +19,7 @@ from koe5_export.fused import OPERATORS
 from koe5_export.gate import Gate
 from koe5_export.precision import Precision
 from koe5_export.settings import write_tokenizer
+from koe5_export.texts import PROBES
 from koe5_export.verify import certify, expect
 from koe5_onnx import Artifact, Certificate, CheckpointError, Contract, InputError, Manifest, Tokenizer
 from koe5_onnx.artifact import (
@@ -110,8 +111,15 @@ def _manifest(plan: Plan, folder: Path, recipe: Mapping[str, Any]) -> Manifest:
         contract=plan.contract,
         files={name: describe_file(folder / name) for name in _FILES if (folder / name).exists()},
         certificate=None,
+        tokenizer_probes=_probes(folder / TOKENIZER, plan.contract),
         fused_operators=OPERATORS,
     )
+
+
+def _probes(file: Path, contract: Contract) -> dict[str, list[int]]:
+    """Odd texts and their ids, to be found again by every version of the tokenizer library."""
+    tokenizer = Tokenizer(file, contract.max_tokens, contract.unicode_form)
+    return {text: ids.tolist() for text, ids in zip(PROBES, tokenizer.encode(PROBES).ids, strict=True)}
 
 
 def _require_tokenizer_fits(checkpoint: Checkpoint, contract: Contract) -> None:

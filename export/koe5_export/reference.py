@@ -8,6 +8,7 @@ and where it differs from the contract, the difference is named and nothing is e
 from __future__ import annotations
 
 import gc
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -111,7 +112,7 @@ class Reference:
         out = np.empty((len(texts), self._contract.dim), dtype=np.float32)
         total, done = sum(map(len, texts)), 0
         for rows in _calls(texts, prompt_names):
-            out[rows] = self._encode([texts[row] for row in rows], prompt_names[rows[0]])
+            out[rows] = self._encode([self._composed(texts[row]) for row in rows], prompt_names[rows[0]])
             done += sum(len(texts[row]) for row in rows)
             report(done, total)
         return out
@@ -125,7 +126,8 @@ class Reference:
             CheckpointError: A text has other ids: tokenizer_config.json and its like change what
                 tokenizer.json does.
         """
-        prompted = [self.prompt(name) + text for text, name in zip(texts, prompt_names, strict=True)]
+        pairs = zip(texts, prompt_names, strict=True)
+        prompted = [self._composed(self.prompt(name) + text) for text, name in pairs]
         # sentence-transformers 6 lowercases in the tokenizer, older versions before it.
         lower = getattr(self._model[0], "do_lower_case", False)
         cased = [text.lower() for text in prompted] if lower else prompted
@@ -144,6 +146,10 @@ class Reference:
         """Text that is put in front for a prompt name."""
         name = self._contract.default_prompt_name if name is None else name
         return "" if name in (None, NO_PROMPT) else self._contract.prompts[name]
+
+    def _composed(self, text: str) -> str:
+        """Bring a text to the contract's Unicode form, which sentence-transformers does not do."""
+        return unicodedata.normalize("NFC", text) if self._contract.unicode_form else text
 
     def _encode(self, texts: list[str], name: str | None) -> npt.NDArray[np.float32]:
         # A name of its own goes in by name: what stands behind it is then sentence-transformers' reading.

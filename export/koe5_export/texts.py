@@ -70,6 +70,49 @@ _SHORTER = (64, 128, 256, 512)
 """Lengths in tokens that a limit of 8,192 would leave out: the usual ones."""
 
 
+PROBES = (
+    "",
+    " ",
+    "한글",
+    unicodedata.normalize("NFD", "한글 각"),
+    "ㅎㅏㄴ ㄱㅡㄹ ㅋㅋㅋ",
+    "\u1112\u1161 \u11ab",  # jamo that make no syllable
+    "\uffa1\uffc2 ｈａｌｆ　ｗｉｄｔｈ",
+    "㈜한국 ㎏ ㎢ ½ ① Ⅳ",
+    "韓國 \uf900\uf9a8 漢字",  # compatibility ideographs
+    "e\u0301 é ñ n\u0303 İ ı ß ſ ﬁ",
+    "ΑΒΓ Σίσυφος ς",
+    "MIXED case MiXeD",
+    "tab\there\nline\r\nline\u2028separator",
+    "many     spaces   ",
+    "no\u00a0break\u2003em\u3000ideographic",
+    "zero\u200bwidth\u200djoiner\u2060word\ufeffmark",
+    "soft\u00adhyphen",
+    "\u0000null \u0007bell \u001b[0m",
+    "👩\u200d👩\u200d👧 🇰🇷 👍🏽 ❤\ufe0f",
+    "\U0001d54f\U0001d7d8 \U0001f170",
+    "مرحبا בעולם",
+    "สวัสดี नमस्ते",
+    "日本語カタカナ ｶﾀｶﾅ が か\u3099",
+    "中文，标点。",
+    "Tiếng Việt",
+    "<s> typed </s> <pad> <unk> <mask>",
+    "query: passage: ",
+    "\u2581already\u2581there",
+    "1234567890 1,234.56 ０１２３ ٣",
+    "https://example.com/a?b=c&d=%ED%95%9C#e",
+    "user.name+tag@example.co.kr",
+    "for (i=0;i<n;++i){a[i]*=2;}",
+    "“quotes” ‘single’ «guillemets» 「괄호」 …",
+    "a" * 60,
+    "가" * 60,
+    "!?" * 30,
+    "\ud7ff\ue000\ufffd",
+    "안녕하세요.안녕하세요!안녕하세요?",
+)
+"""Texts on which versions of a tokenizer may differ; their ids are kept in the manifest."""
+
+
 class VerificationText(NamedTuple):
     """A text that an artifact is measured on."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import tokenizers
 
 from koe5_export.agreement import agreement, by_length, cosines, retrieval
 from koe5_export.checkpoint import Checkpoint
@@ -71,7 +72,7 @@ def expect(
         MissingDependencyError: A package of the reference is not installed.
     """
     require_reference()
-    tokenizer = Tokenizer(tokenizer_file, contract.max_tokens)
+    tokenizer = Tokenizer(tokenizer_file, contract.max_tokens, contract.unicode_form)
     texts = verification_texts(tokenizer, contract, given)
     plain, names = [text.text for text in texts], [text.prompt_name for text in texts]
     reference = Reference(checkpoint.folder, contract)
@@ -107,6 +108,7 @@ def certify(artifact: Artifact, expected: Expected, gate: Gate, kernels: Kernels
             "provider": provider,
             "graph": graph,
             "onnxruntime": import_onnxruntime().__version__,
+            "tokenizers": tokenizers.__version__,
             **reference_versions(),
         },
     )
@@ -119,7 +121,7 @@ def _embed(embedder: Embedder, texts: Sequence[VerificationText]) -> Array:
     ids: list[npt.NDArray[np.int32]] = []
     for text, name in texts:
         ids += embedder.tokenize([text], name).ids
-    return embedder.embed_tokens(Tokens(ids, np.array([len(row) for row in ids], np.int32)))
+    return embedder.embed_tokens(Tokens.of(ids))
 
 
 def _open(artifact: Artifact, kernels: Kernels) -> Embedder:
@@ -137,10 +139,12 @@ def _open(artifact: Artifact, kernels: Kernels) -> Embedder:
     opened = Artifact(artifact.path, replace(artifact.manifest, target=target))
     simulate = kernels == "fused" and device == "cpu" and PACKED_GRAPH in artifact.manifest.files
     session = SimulatedSession(opened) if simulate else Session(opened, device, kernels=kernels)
-    limit = artifact.manifest.contract.max_tokens
+    contract = artifact.manifest.contract
+    limit = contract.max_tokens
     # Of 8,192 tokens one text at a time: where attention is not fused, its scores grow with their square.
     tokens = min(4 * limit, max(limit, _BATCH_TOKENS))
-    return Embedder(opened, session, Tokenizer(opened.tokenizer, limit), tokens, "truncate")
+    tokenizer = Tokenizer(opened.tokenizer, limit, contract.unicode_form)
+    return Embedder(opened, session, tokenizer, tokens, "truncate")
 
 
 def _require_unit_length(rows: Array) -> None:

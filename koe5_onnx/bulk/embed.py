@@ -161,12 +161,14 @@ class _Run:
             bad_rows=sum(len(receipt.bad) for receipt in receipts),
             tokens=self._tokens,
             truncated=sum(receipt.truncated for receipt in receipts),
+            composed=sum(receipt.composed for receipt in receipts),
             shards=len(receipts),
             shards_before=len(self._before),
             tokens_before=sum(receipt.tokens for receipt in self._before.values()),
             seconds=seconds,
         )
-        counts = {name: getattr(summary, name) for name in ("rows", "bad_rows", "tokens", "truncated")}
+        names = ("rows", "bad_rows", "tokens", "truncated", "composed")
+        counts = {name: getattr(summary, name) for name in names}
         shards = {self._folder.part(receipt.shard).name: receipt.rows for receipt in receipts}
         self._folder.write_json(SUCCESS, {**counts, "shards": shards})
         return summary

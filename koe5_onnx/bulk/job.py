@@ -90,6 +90,8 @@ class Summary:
     """That ran, after truncation."""
     truncated: int
     """Rows whose text was cut at the token limit."""
+    composed: int
+    """Rows whose text was decomposed Unicode, and was composed."""
     shards: int
     shards_before: int
     """Of these, finished by earlier runs."""

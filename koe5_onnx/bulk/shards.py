@@ -54,6 +54,8 @@ class Receipt:
     """That ran, after truncation."""
     truncated: int
     """Rows whose text was cut at the token limit."""
+    composed: int
+    """Rows whose text was decomposed Unicode, and was composed."""
     bytes: int
     """Size of its file."""
 

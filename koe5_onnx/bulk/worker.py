@@ -115,7 +115,7 @@ class Worker:
         self._embedder.close()
 
     def _write(self, shard: Shard, path: Path, on_done: OnDone) -> Receipt:
-        receipt = Receipt(shard.index, rows=0, bad=(), tokens=0, truncated=0, bytes=0)
+        receipt = Receipt(shard.index, rows=0, bad=(), tokens=0, truncated=0, composed=0, bytes=0)
         seen = 0
         others = self._task.plan.schema.names
         with pq.ParquetWriter(path, self._schema, compression="zstd", use_dictionary=others) as writer:
@@ -156,6 +156,7 @@ class Worker:
             bad=(*receipt.bad, *bad),
             tokens=receipt.tokens + int(np.minimum(encoded.tokens, limit).sum(dtype=np.int64)),
             truncated=receipt.truncated + int(encoded.truncated.sum()),
+            composed=receipt.composed + int(encoded.composed.sum()),
         )
 
     def _too_long(

@@ -198,7 +198,7 @@ def _words(summary: Summary, output: Path) -> str:
     bad = f"{summary.bad_rows:,} bad rows in _errors.jsonl" if summary.bad_rows else "no bad rows"
     return (
         f"{summary.rows:,} rows in {summary.shards:,} shards{before}, {bad}, "
-        f"{summary.truncated:,} truncated, "
+        f"{summary.truncated:,} truncated, {summary.composed:,} composed, "
         f"{summary.tokens - summary.tokens_before:,} tokens in {summary.seconds:.1f} s "
         f"({summary.tokens_per_second:,.0f} tokens/s): {output}"
     )

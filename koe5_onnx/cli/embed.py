@@ -123,5 +123,6 @@ def _summary(encoded: Encoded, limit: int, seconds: float, output: Path) -> str:
     rate = f"{tokens / seconds:,.0f}" if seconds else "-"
     return (
         f"{len(encoded.tokens):,} texts, {tokens:,} tokens in {seconds:.1f} s ({rate} tokens/s), "
-        f"{int(encoded.truncated.sum()):,} truncated at {limit}: {output}"
+        f"{int(encoded.truncated.sum()):,} truncated at {limit}, {int(encoded.composed.sum()):,} composed: "
+        f"{output}"
     )

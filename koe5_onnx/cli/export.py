@@ -76,6 +76,12 @@ def add_contract_options(parser: argparse.ArgumentParser) -> None:
         metavar="N,N",
         help="widths that the model was trained to be cut to, as 256,512 (default: what the checkpoint says)",
     )
+    parser.add_argument(
+        "--unicode-form",
+        choices=("nfc", "none"),
+        default="nfc",
+        help="compose texts before they are tokenized (nfc, default), as decomposed Hangul of macOS, or not",
+    )
 
 
 def contract_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -88,6 +94,7 @@ def contract_options(args: argparse.Namespace) -> dict[str, Any]:
         "like": args.like,
         "prompts": _parse_prompts(args.prompt),
         "matryoshka_dims": args.matryoshka_dims,
+        "unicode_form": None if args.unicode_form == "none" else args.unicode_form.upper(),
     }
 
 

@@ -104,7 +104,7 @@ class Engine:
         truncated = tokens.full_lengths > contract.max_tokens
         # Sums of a few numbers are many times faster as lists.
         self.metrics.answered(tokens, inputs.prompt, sum(truncated.tolist()))
-        return Encoded(embeddings, tokens.full_lengths, truncated).shortened(dim, contract)
+        return Encoded(embeddings, tokens.full_lengths, truncated, tokens.composed).shortened(dim, contract)
 
     async def _embed(self, inputs: Inputs) -> tuple[Tokens, npt.NDArray[np.float32]]:
         with self._tracing.span("tokenise"):
@@ -136,6 +136,7 @@ class Engine:
             "inputs": len(encoded.tokens),
             "tokens": sum(encoded.tokens.tolist()),
             "truncated": sum(encoded.truncated.tolist()),
+            "composed": sum(encoded.composed.tolist()),
             "prompt": inputs.prompt,
             "dim": encoded.embeddings.shape[1],
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -207,4 +207,4 @@ def _given_ids(embedder: Embedder, inputs: Inputs) -> Tokens:
         cut = [*ids[: limit - 1], closing] if len(ids) > limit else ids
         rows.append(np.asarray(cut, dtype=np.int32))
     full_lengths = np.fromiter(map(len, inputs.ids), np.int32, len(inputs.ids))
-    return Tokens(rows, full_lengths)
+    return replace(Tokens.of(rows), full_lengths=full_lengths)

@@ -50,6 +50,9 @@ class Metrics:
         self._inputs = Counter("koe5_inputs", "Texts answered, by prompt", ["prompt"], registry=registry)
         self._tokens = Counter("koe5_tokens", "Tokens answered", registry=registry)
         self._truncated = Counter("koe5_truncated_inputs", "Texts that were cut", registry=registry)
+        self._composed = Counter(
+            "koe5_composed_inputs", "Texts in decomposed Unicode, which were composed", registry=registry
+        )
         self._gone = Counter(
             "koe5_clients_gone", "Requests whose client went away before the answer", registry=registry
         )
@@ -106,6 +109,8 @@ class Metrics:
         self._tokens.inc(sum(map(len, tokens.ids)))
         if truncated:
             self._truncated.inc(truncated)
+        if composed := sum(tokens.composed.tolist()):
+            self._composed.inc(composed)
 
     def client_gone(self) -> None:
         """A client did not wait."""

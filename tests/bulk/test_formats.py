@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import gzip
 import json
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +51,18 @@ def test_parquet(embed, embedder, tmp_path, kind):
     field = pq.read_schema(tmp_path / "out/part-00000000.parquet").field("embedding")
     assert field.type == pa.list_(pa.field("element", pa.float32()), embedder.dim)
     np.testing.assert_array_equal(embeddings(out), embedder.encode_passages(TEXTS))
+
+
+def test_decomposed_hangul_is_composed_and_counted(embed, embedder, tmp_path):
+    decomposed = [unicodedata.normalize("NFD", text) for text in TEXTS]
+    parquet(tmp_path / "in.parquet", pa.table({"text": decomposed}))
+    summary = embed("in.parquet", shard_rows=2)
+    out = output_of(tmp_path / "out")
+    np.testing.assert_array_equal(embeddings(out), embedder.encode_passages(TEXTS))
+    assert out["text"].to_pylist() == decomposed  # columns are the caller's own
+    changed = sum(a != b for a, b in zip(decomposed, TEXTS, strict=True))
+    assert summary.composed == changed > 0
+    assert json.loads((tmp_path / "out/_SUCCESS").read_text())["composed"] == changed
 
 
 @pytest.mark.parametrize("row_group_size", [1, 3, 1000])

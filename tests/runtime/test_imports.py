@@ -164,7 +164,7 @@ EXPORT_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "reference.py": (_EXPORT, {"sentence_transformers", "torch", "transformers"}),
     "tensors.py": (_EXPORT | {"ml_dtypes", "safetensors"}, {"torch"}),
     "optimum.py": (_EXPORT, {"optimum"}),
-    "verify.py": (_EXPORT | {".cuda", ".graphs", ".machine", ".providers", ".session"}, set()),
+    "verify.py": (_EXPORT | {"tokenizers", ".cuda", ".graphs", ".machine", ".providers", ".session"}, set()),
     "packed.py": (_EXPORT | {".session", "onnx"}, set()),
     "simulated.py": (_EXPORT | {".graphs", ".session", "onnx"}, set()),
     "export.py": (_EXPORT | {".graphs"}, set()),

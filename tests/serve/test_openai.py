@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -114,6 +115,19 @@ def test_the_contracts_default_prompt(serving, offline, tmp_path):
         ids = offline.tokenize(["서울"]).ids[0].tolist()
         found = embeddings_of(post(client, input=ids))
         np.testing.assert_allclose(found, offline.encode(["서울"]), atol=SERVED, rtol=0)
+
+
+def test_decomposed_hangul_is_composed_and_counted(serving, offline):
+    decomposed = [unicodedata.normalize("NFD", text) for text in TEXTS]
+    changed = sum(a != b for a, b in zip(decomposed, TEXTS, strict=True))
+    with serving() as client:
+        pairs = [(post(client, input=texts, input_type="query"), texts) for texts in (TEXTS, decomposed)]
+        composed, from_decomposed = (embeddings_of(answer) for answer, _ in pairs)
+        np.testing.assert_array_equal(from_decomposed, composed)
+        tei = [client.post("/embed", json={"inputs": texts, "truncate": True}).json() for _, texts in pairs]
+        np.testing.assert_array_equal(tei[0], tei[1])
+        assert f"koe5_composed_inputs_total {2 * changed}.0" in client.get("/metrics").text
+    np.testing.assert_allclose(composed, offline.encode_queries(TEXTS), atol=SERVED, rtol=0)
 
 
 @pytest.mark.parametrize("many", [False, True])
