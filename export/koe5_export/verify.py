@@ -57,14 +57,15 @@ class Expected:
 
 
 def expect(checkpoint: Checkpoint, contract: Contract, given: Sequence[str] = ()) -> Expected:
-    """Run the reference over the built-in and the given texts, half as queries, half as passages.
+    """Run the reference over the built-in and the given texts.
 
     Raises:
         MissingDependencyError: torch or transformers is not installed.
     """
     require_reference()
     tokenizer = Tokenizer(checkpoint.tokenizer, contract.max_tokens)
-    texts = verification_texts(tokenizer, contract, given)
+    rows = verification_texts(tokenizer, contract, given)
+    texts = [contract.prompts[row.prompt_name] + row.text if row.prompt_name else row.text for row in rows]
     lengths = tokenizer.encode(texts).lengths
     return Expected(texts, lengths, embed_reference(checkpoint.folder, contract, texts))
 

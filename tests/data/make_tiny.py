@@ -16,16 +16,16 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
 from koe5_export.reference import embed_reference
 from koe5_export.seeded import Size, write_seeded_checkpoint
-from koe5_export.texts import DEMO_PASSAGES, DEMO_QUERIES, VERIFICATION
+from koe5_export.texts import DEMO_PASSAGES, DEMO_QUERIES, EDGES, VERIFICATION
 
 HERE = Path(__file__).parent
-SIZE = Size(layers=2, hidden=32, heads=2, intermediate=64, vocabulary=900)
+SIZE = Size(layers=2, hidden=32, heads=2, intermediate=64, vocabulary=1200)
 PROMPTS = (None, "query", "passage")
 
 
 def main() -> None:
     """Export a seeded checkpoint and embed the golden texts with PyTorch."""
-    texts = [*VERIFICATION, *DEMO_QUERIES, *DEMO_PASSAGES, "서울 " * 80, "길이 " * 600]
+    texts = [*VERIFICATION[::10], *EDGES, *DEMO_QUERIES, *DEMO_PASSAGES, "서울 " * 80, "길이 " * 600]
     prompts = [PROMPTS[turn % 3] for turn in range(len(texts))]
     with tempfile.TemporaryDirectory() as folder:
         write_seeded_checkpoint(Path(folder) / "tiny-seeded", SIZE)

@@ -10,7 +10,7 @@ from koe5_onnx import Artifact, Embedder
 from koe5_onnx.cli import main
 from koe5_onnx.cli.export import parse_gate
 
-SIZE = Size(layers=1, hidden=32, heads=2, intermediate=64, vocabulary=900)
+SIZE = Size(layers=1, hidden=32, heads=2, intermediate=64, vocabulary=1200)
 
 
 @pytest.fixture(scope="module")
