@@ -50,7 +50,7 @@ DEMO_PASSAGES = (
 
 _USUAL = 512
 """The usual limit in tokens. Positions above it are proved by two texts: more would take minutes."""
-_LENGTHS = (64, 80, 100, 128, 160, 200, 256, 320, 400)
+_LENGTHS = (64, 80, 100, 128, 160, 200, 256, 320)
 """Lengths in tokens between the longest text of one paragraph and the usual limit."""
 _DECOMPOSED_EVERY = 3
 _CASED_EVERY = 12

@@ -183,9 +183,9 @@ def test_both_forms_of_hangul_and_both_cases_are_measured(exported):
 
 
 def test_texts_of_a_subject_are_a_background_for_each_other():
-    assert len(VERIFICATION) >= 300
+    assert len(VERIFICATION) > 250
     assert len(VERIFICATION) == len(set(VERIFICATION))
-    assert all(len(subject) >= 9 for subject in SUBJECTS)
+    assert all(len(subject) >= 7 for subject in SUBJECTS)
 
 
 def test_nothing_is_proved_on_what_it_was_fitted_to():
