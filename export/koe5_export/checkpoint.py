@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  (gives numpy the name bfloat16, which safetensors looks up)
@@ -104,13 +104,24 @@ class Checkpoint:
         """Number of weights that the encoder uses; all that are stored where it is not buildable."""
         return sum(math.prod(shape) for shape in self._shapes.values())
 
-    def source(self) -> Source:
-        """Origin and SHA-256 of the weights (reads them once)."""
-        digest = hashlib.sha256()
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the safetensors files."""
+        return sum(file.stat().st_size for file in self._files)
+
+    def source(self, on_bytes: Callable[[int], None] = lambda _done: None) -> Source:
+        """Return origin and SHA-256 of the weights, which are read once.
+
+        Args:
+            on_bytes: Called with the number of bytes read so far.
+        """
+        digest, done = hashlib.sha256(), 0
         for file in self._files:
             with file.open("rb") as stream:
                 while block := stream.read(1 << 22):
                     digest.update(block)
+                    done += len(block)
+                    on_bytes(done)
         return Source(self.repository, self.revision, digest.hexdigest())
 
     def read(self, name: str, rows: slice = slice(None)) -> Array:
@@ -122,7 +133,7 @@ class Checkpoint:
         file, stored_name = self._where[name]
         try:
             with safe_open(file, framework="numpy") as tensors:
-                array = np.asarray(tensors.get_slice(stored_name)[rows]).astype(np.float32)
+                array = np.asarray(tensors.get_slice(stored_name)[rows]).astype(np.float32, copy=False)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{file}: {stored_name} cannot be read ({error}): download it again"

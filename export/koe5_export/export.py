@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from koe5_export.graph import write_encoder
 from koe5_export.optimum import require_optimum, write_with_optimum
 from koe5_export.packed import why_not_packed, write_packed
 from koe5_export.precision import PRECISIONS, Precision
-from koe5_export.publish import Announce, Plan, Progress, publish, silent, unannounced
+from koe5_export.progress import Progress, silent
+from koe5_export.publish import Announce, Plan, publish, unannounced
 from koe5_export.smooth import SmoothLayer, plain, smooth
 from koe5_export.texts import CALIBRATION, with_prompts
 from koe5_export.weights import Layer, Norm
@@ -120,8 +121,11 @@ def write_graph(
         Names of the linears that were rounded more finely than the precision usually does.
     """
     exceptions: list[str] = []
+    stage = "layers" if plan.precision.strengths is None else "calibrate"
+    total = plan.checkpoint.config.layers
+    report(stage, 0, total)  # the embedding tables come before the first layer
     with GraphWriter(graph, weights) as writer:
-        layers = _counted(_layers(plan, calibration, exceptions), plan.checkpoint.config.layers, report)
+        layers = _counted(_layers(plan, calibration, exceptions), lambda done: report(stage, done, total))
         write_encoder(writer, plan.checkpoint, plan.contract, layers, plan.precision)
     return exceptions
 
@@ -195,8 +199,7 @@ def _read(checkpoint: Checkpoint) -> Iterator[tuple[Norm, Layer]]:
         norm = layer.output_norm
 
 
-def _counted(layers: Iterator[SmoothLayer], total: int, report: Progress) -> Iterator[SmoothLayer]:
-    report("layers", 0, total)
+def _counted(layers: Iterator[SmoothLayer], report: Callable[[int], None]) -> Iterator[SmoothLayer]:
     for done, layer in enumerate(layers, 1):
         yield layer
-        report("layers", done, total)
+        report(done)

@@ -6,7 +6,7 @@ It shares no code with the graph: its own weights, its own padding, its own posi
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,11 @@ def reference_versions() -> dict[str, str]:
 
 
 def embed_reference(
-    checkpoint: Path, contract: Contract, texts: Sequence[str], threads: int | None = None
+    checkpoint: Path,
+    contract: Contract,
+    texts: Sequence[str],
+    threads: int | None = None,
+    on_tokens: Callable[[int], None] = lambda _tokens: None,
 ) -> npt.NDArray[np.float32]:
     """Embed texts with PyTorch in fp32 on the CPU, and free the encoder again.
 
@@ -52,6 +56,7 @@ def embed_reference(
         contract: Pooling, normalisation and token limit.
         texts: Texts with their prompts in front.
         threads: Threads of PyTorch; None takes its own choice.
+        on_tokens: Called after each batch with its number of tokens.
 
     Returns:
         float32[len(texts), dim].
@@ -83,6 +88,7 @@ def embed_reference(
             mask = inputs["attention_mask"]
             hidden = _hidden(encoder, inputs["input_ids"], mask)
             out[rows] = _pool(hidden, mask, contract).numpy()
+            on_tokens(int(mask.sum()))
     del encoder
     gc.collect()
     return out

@@ -30,7 +30,15 @@ def artifact(checkpoint):
 def test_export_prints_the_certificate(checkpoint, tmp_path, capsys):
     out = tmp_path / "fp32"
     assert main(["export", str(checkpoint), str(out)]) == 0
-    assert "cosine to PyTorch min 1.0" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "cosine to PyTorch min 1.0" in printed.out
+    for stage in (
+        "PyTorch reference",
+        "writing layers",
+        "SHA-256 of checkpoint and artifact",
+        "measuring the padded graph",
+    ):
+        assert f"\n{stage}: done in " in printed.err
     assert Artifact.open(out).manifest.precision == "fp32"
 
 

@@ -95,7 +95,8 @@ def test_every_precision_has_a_gate(exported):
 def test_a_certificate_covers_all_lengths(exported):
     found = exported["int8"].manifest.certificate
     assert sum(bucket.texts for bucket in found.by_length.values()) == found.overall.texts
-    assert "257-512" in found.by_length
+    assert {"1-16", "17-32", "33-64", "65-128", "129-256", "257-512"} <= set(found.by_length)
+    assert 20 <= found.batch_texts <= 28
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -113,8 +114,8 @@ def test_an_artifact_with_changed_weights_fails(precision, exported, seeded, tmp
 
 def test_an_embedding_that_feels_its_batch_fails(exported, seeded, monkeypatch):
     class Moody(Embedder):
-        def encode(self, texts, prompt=None):
-            found = super().encode(texts, prompt)
+        def encode(self, texts, prompt=None, **options):
+            found = super().encode(texts, prompt, **options)
             return found + 0.02 * np.roll(found, 1, axis=1) if len(texts) == 1 else found
 
     monkeypatch.setattr("koe5_export.verify.Embedder", Moody)
