@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from koe5_export.calibrate import Calibration
 from koe5_export.checkpoint import Checkpoint
@@ -26,6 +27,8 @@ from koe5_export.writer import GraphWriter
 from koe5_onnx import Artifact, InputError, Tokenizer
 from koe5_onnx.artifact import FUSED_GRAPH, PACKED_GRAPH
 from koe5_onnx.graphs import installed_kernels
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def _require_exporter(checkpoint: Checkpoint, options: ExportOptions) -> None:
 def write_graph(
     plan: Plan, calibration: Sequence[str], graph: Path, weights: Path, report: Progress = silent
 ) -> list[str]:
-    """Write graph and weights, layer by layer: at no time is more than one layer in memory.
+    """Write graph and weights, layer by layer: at no time are more than two layers in memory.
 
     Args:
         plan: Says what and in which precision.
@@ -177,8 +180,9 @@ def _layers(plan: Plan, calibration: Sequence[str], exceptions: list[str]) -> It
         return
     tokenizer = Tokenizer(checkpoint.tokenizer, plan.contract.max_tokens)
     texts = Calibration(checkpoint, tokenizer.encode(with_prompts(calibration, plan.contract)).ids)
-    for number, (norm, layer) in enumerate(_read(checkpoint)):
-        ready = smooth(norm, layer, texts.advance(norm, layer), strengths, plan.precision.round_weight)
+    measured = ((norm, layer, texts.advance(norm, layer)) for norm, layer in _read(checkpoint))
+    for number, (norm, layer, inputs) in enumerate(_one_ahead(measured)):
+        ready = smooth(norm, layer, inputs, strengths, plan.precision.round_weight)
         exceptions += [f"layer.{number}.{name}" for name in _exceptions(ready, plan.precision)]
         yield ready
 
@@ -197,6 +201,18 @@ def _read(checkpoint: Checkpoint) -> Iterator[tuple[Norm, Layer]]:
         layer = checkpoint.layer(number)
         yield norm, layer
         norm = layer.output_norm
+
+
+def _one_ahead(items: Iterator[_T]) -> Iterator[_T]:
+    """Yield the items, each computed in a thread while the caller works on the one before.
+
+    Rounding and much of calibration use one core each: together they use two.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = pool.submit(next, items, None)
+            yield item
 
 
 def _counted(layers: Iterator[SmoothLayer], report: Callable[[int], None]) -> Iterator[SmoothLayer]:
