@@ -166,18 +166,24 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What the difference from the reference does to a search among the texts of a certificate."""
+    """The effect of the difference from the reference on a search among the texts of a certificate."""
 
     texts: int
-    """Each is a query, and all the others are searched."""
+    """Number of texts. Each is a query for which all others are searched."""
     neighbours: int
-    """How many of the best count as found: 10, or fewer among few texts."""
+    """Number of nearest neighbors that count as found: 10, or fewer among few texts."""
     overlap: float
-    """Share of the reference's neighbours that are found here too, mean over the texts."""
+    """Share of the nearest neighbors found that are the reference's too, mean over the texts."""
     rank_correlation: float
     """Spearman's correlation of a text's similarities to all the others, mean over the texts."""
     similarity_error: float
-    """Largest change of a cosine between two texts."""
+    """Largest change of the cosine between two texts."""
+    similarity_p5: float | None = None
+    """5th percentile of the reference's cosines between two texts; None if it was not measured."""
+    similarity_p50: float | None = None
+    """Their median."""
+    similarity_p95: float | None = None
+    """Their 95th percentile."""
 
 
 @dataclass(frozen=True)
@@ -188,13 +194,15 @@ class Certificate:
     by_length: Mapping[str, Agreement]
     """Bucket of lengths in tokens, as "33-128", to its agreement."""
     batch_cosine_min: float
-    """Smallest cosine of a text alone to the same text in a mixed batch."""
+    """Smallest cosine of a text alone to the same text in a mixed batch, over `batch_texts`."""
     retrieval: Retrieval
     gate: Mapping[str, float]
     """The bounds that it passed."""
     texts_sha256: str
     measured_with: Mapping[str, str]
     """CPU, execution provider and library versions."""
+    batch_texts: int | None = None
+    """Number of texts that were also embedded alone; None if all were."""
 
 
 @dataclass(frozen=True)

@@ -270,15 +270,19 @@ class Embedder:
         """
         return self._tokenizer.pieces(self._with_prompt([text], prompt)[0])
 
-    def embed_tokens(self, tokens: Tokens) -> npt.NDArray[np.float32]:
+    def embed_tokens(
+        self, tokens: Tokens, *, on_batch: Callable[[int], None] = lambda _tokens: None
+    ) -> npt.NDArray[np.float32]:
         """The second half of `encode`: ids to float32[n, dim], in the order of `tokens`.
+
+        `on_batch` is called after each batch with its tokens.
 
         Raises:
             InputError: A row is empty, above the token limit, or holds an id outside the vocabulary.
         """
         self._require_ids(tokens)
         out = np.empty((len(tokens.ids), self.dim), dtype=np.float32)
-        self._run(tokens, out, lambda _tokens: None)
+        self._run(tokens, out, on_batch)
         return out
 
     def padded_lengths(self, lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

@@ -15,6 +15,8 @@ from koe5_onnx.artifact import ERROR_BINS
 _BUCKETS = (16, 32, 64, 128, 256, 512, 8192)
 """Upper ends of the length buckets in the certificate, in tokens."""
 _NEIGHBOURS = 10
+_EQUAL = 1e-6
+"""Difference of two cosines that is rounding in float32."""
 
 
 def agreement(found: Array, reference: Array) -> Agreement:
@@ -49,17 +51,27 @@ def length_buckets(lengths: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[np.b
 
 
 def retrieval(found: Array, reference: Array) -> Retrieval:
-    """Search each text among the others, by both embeddings."""
+    """Search for each text among all others, by both embeddings.
+
+    A neighbor found counts as kept if the reference finds it at least as similar as its own last one: texts
+    with the same tokens are equally good results in any order.
+    """
     ours, theirs = (_similarities_to_others(rows) for rows in (found, reference))
     neighbours = min(_NEIGHBOURS, len(found) - 1)
-    shared = [len(_best(a, neighbours) & _best(b, neighbours)) for a, b in zip(ours, theirs, strict=True)]
+    last = -np.sort(-theirs, axis=1)[:, neighbours - 1 : neighbours]
+    best = np.argsort(-ours, axis=1, kind="stable")[:, :neighbours]
+    kept = np.take_along_axis(theirs, best, axis=1) >= last - _EQUAL
     correlations = [np.corrcoef(_ranks(a), _ranks(b))[0, 1] for a, b in zip(ours, theirs, strict=True)]
+    low, middle, high = np.percentile(theirs, (5, 50, 95))
     return Retrieval(
         texts=len(found),
         neighbours=neighbours,
-        overlap=float(np.mean(shared)) / neighbours,
+        overlap=float(kept.mean()),
         rank_correlation=float(np.mean(correlations)),
         similarity_error=float(np.abs(ours - theirs).max()),
+        similarity_p5=float(low),
+        similarity_p50=float(middle),
+        similarity_p95=float(high),
     )
 
 
@@ -79,10 +91,6 @@ def _similarities_to_others(rows: Array) -> npt.NDArray[np.float64]:
     similarities = _unit(rows) @ _unit(rows).T
     others = ~np.eye(len(rows), dtype=bool)
     return np.asarray(similarities[others].reshape(len(rows), len(rows) - 1))
-
-
-def _best(similarities: npt.NDArray[np.float64], count: int) -> set[int]:
-    return set(np.argsort(-similarities, kind="stable")[:count].tolist())
 
 
 def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:

@@ -49,9 +49,12 @@ class Calibration:
         )
 
     def _norm(self, x: Array, norm: Norm) -> Array:
-        centred = x - x.mean(axis=1, keepdims=True)
-        deviation = np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + np.float32(self._config.epsilon))
-        return np.asarray(centred / deviation * norm.gain + norm.shift, dtype=np.float32)
+        out = x - x.mean(axis=1, keepdims=True)
+        deviation = np.sqrt(np.square(out).mean(axis=1, keepdims=True) + np.float32(self._config.epsilon))
+        out /= deviation
+        out *= norm.gain
+        out += norm.shift
+        return np.asarray(out, dtype=np.float32)
 
     def _attend(self, x: Array, layer: Layer) -> Array:
         query, key, value = (_apply(x, linear) for linear in (layer.query, layer.key, layer.value))
@@ -86,7 +89,9 @@ def _gelu(x: Array) -> Array:
 
 
 def _apply(x: Array, linear: Linear) -> Array:
-    return x @ linear.weight + linear.bias
+    out = x @ linear.weight
+    out += linear.bias  # in place: new pages cost as much as the sum
+    return out
 
 
 def _attention(query: Array, key: Array, value: Array, heads: int) -> Array:

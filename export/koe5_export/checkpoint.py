@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -114,13 +114,24 @@ class Checkpoint:
         """Number of weights that the encoder uses; all that are stored where it is not buildable."""
         return sum(math.prod(shape) for shape in self._shapes.values())
 
-    def source(self) -> Source:
-        """Origin and SHA-256 of the weight files, whatever their format (reads them once)."""
-        digest = hashlib.sha256()
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weight files."""
+        return sum(file.path.stat().st_size for file in self._files)
+
+    def source(self, on_bytes: Callable[[int], None] = lambda _done: None) -> Source:
+        """Return origin and SHA-256 of the weight files, whatever their format, which are read once.
+
+        Args:
+            on_bytes: Called with the number of bytes read so far.
+        """
+        digest, done = hashlib.sha256(), 0
         for file in self._files:
             with file.path.open("rb") as stream:
                 while block := stream.read(1 << 22):
                     digest.update(block)
+                    done += len(block)
+                    on_bytes(done)
         return Source(self.repository, self.revision, digest.hexdigest())
 
     def read(self, name: str, rows: slice = slice(None)) -> Array:

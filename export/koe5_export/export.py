@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from koe5_export.calibrate import Calibration
 from koe5_export.checkpoint import Checkpoint
@@ -17,7 +18,8 @@ from koe5_export.graph import write_encoder
 from koe5_export.optimum import require_optimum, write_with_optimum
 from koe5_export.packed import why_not_packed, write_packed
 from koe5_export.precision import PRECISIONS, Precision
-from koe5_export.publish import Announce, Plan, Progress, publish, silent, unannounced
+from koe5_export.progress import Progress, silent
+from koe5_export.publish import Announce, Plan, publish, unannounced
 from koe5_export.smooth import SmoothLayer, plain, smooth
 from koe5_export.texts import CALIBRATION, with_prompts
 from koe5_export.weights import Layer, Norm
@@ -25,6 +27,8 @@ from koe5_export.writer import GraphWriter
 from koe5_onnx import Artifact, InputError, Tokenizer
 from koe5_onnx.artifact import FUSED_GRAPH, PACKED_GRAPH, TOKENIZER
 from koe5_onnx.graphs import installed_kernels
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def _require_exporter(checkpoint: Checkpoint, options: ExportOptions) -> None:
 def write_graph(
     plan: Plan, calibration: Sequence[str], graph: Path, weights: Path, report: Progress = silent
 ) -> list[str]:
-    """Write graph and weights, layer by layer: at no time is more than one layer in memory.
+    """Write graph and weights, layer by layer: at no time are more than two layers in memory.
 
     Args:
         plan: Says what and in which precision.
@@ -118,9 +122,12 @@ def write_graph(
         Names of the linears that were rounded more finely than the precision usually does.
     """
     exceptions: list[str] = []
+    stage = "layers" if plan.precision.strengths is None else "calibrate"
+    total = plan.checkpoint.config.layers
+    report(stage, 0, total)  # the embedding tables come before the first layer
     with GraphWriter(graph, weights) as writer:
         ready = _layers(plan, calibration, graph.with_name(TOKENIZER), exceptions)
-        layers = _counted(ready, plan.checkpoint.config.layers, report)
+        layers = _counted(ready, lambda done: report(stage, done, total))
         write_encoder(writer, plan.checkpoint, plan.contract, layers, plan.precision)
     return exceptions
 
@@ -174,8 +181,9 @@ def _layers(
         return
     tokenizer = Tokenizer(tokenizer_file, plan.contract.max_tokens, plan.contract.unicode_form)
     texts = Calibration(checkpoint, tokenizer.encode(with_prompts(calibration, plan.contract)).ids)
-    for number, (norm, layer) in enumerate(_read(checkpoint)):
-        ready = smooth(norm, layer, texts.advance(norm, layer), strengths, plan.precision.round_weight)
+    measured = ((norm, layer, texts.advance(norm, layer)) for norm, layer in _read(checkpoint))
+    for number, (norm, layer, inputs) in enumerate(_one_ahead(measured)):
+        ready = smooth(norm, layer, inputs, strengths, plan.precision.round_weight)
         exceptions += [f"layer.{number}.{name}" for name in _exceptions(ready, plan.precision)]
         yield ready
 
@@ -196,8 +204,19 @@ def _read(checkpoint: Checkpoint) -> Iterator[tuple[Norm, Layer]]:
         norm = layer.output_norm
 
 
-def _counted(layers: Iterator[SmoothLayer], total: int, report: Progress) -> Iterator[SmoothLayer]:
-    report("layers", 0, total)
+def _one_ahead(items: Iterator[_T]) -> Iterator[_T]:
+    """Yield the items, each computed in a thread while the caller works on the one before.
+
+    Rounding and much of calibration use one core each: together they use two.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = pool.submit(next, items, None)
+            yield item
+
+
+def _counted(layers: Iterator[SmoothLayer], report: Callable[[int], None]) -> Iterator[SmoothLayer]:
     for done, layer in enumerate(layers, 1):
         yield layer
-        report("layers", done, total)
+        report(done)

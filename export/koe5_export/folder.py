@@ -16,7 +16,8 @@ from onnx import TensorProto
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import ContractOptions, read_contract
 from koe5_export.precision import PRECISIONS
-from koe5_export.publish import Announce, Plan, Progress, publish, silent, unannounced
+from koe5_export.progress import Progress, silent
+from koe5_export.publish import Announce, Plan, publish, unannounced
 from koe5_export.tensors import SAFETENSORS, TORCH, has_weights
 from koe5_export.traced import read_graph, subgraphs, write_traced
 from koe5_onnx import Artifact, InputError

@@ -18,10 +18,20 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.fused import OPERATORS
 from koe5_export.gate import Gate
 from koe5_export.precision import Precision
+from koe5_export.progress import Progress, silent
 from koe5_export.settings import write_tokenizer
 from koe5_export.texts import PROBES
 from koe5_export.verify import certify, expect
-from koe5_onnx import Artifact, Certificate, CheckpointError, Contract, InputError, Manifest, Tokenizer
+from koe5_onnx import (
+    Artifact,
+    Certificate,
+    CheckpointError,
+    Contract,
+    InputError,
+    Manifest,
+    Source,
+    Tokenizer,
+)
 from koe5_onnx.artifact import (
     FORMAT_VERSION,
     GRAPH,
@@ -29,11 +39,10 @@ from koe5_onnx.artifact import (
     SECOND_GRAPHS,
     TOKENIZER,
     WEIGHTS,
+    File,
     describe_file,
 )
 
-Progress = Callable[[str, int, int], None]
-"""Called with the step's name, the parts done and the parts in all."""
 Announce = Callable[[Certificate], None]
 """Called with a certificate that passed the gate, before its artifact is published."""
 Write = Callable[[Path, Path, Progress], Mapping[str, Any]]
@@ -63,10 +72,6 @@ class Plan:
     announce: Announce = unannounced
 
 
-def silent(step: str, done: int, total: int) -> None:
-    """Report progress to nobody."""
-
-
 def publish(
     plan: Plan, write: Write, out: Path, *, force: bool = False, report: Progress = silent
 ) -> Artifact:
@@ -81,35 +86,33 @@ def publish(
     _require_tokenizer_fits(plan.checkpoint, plan.contract)
     with _named_when_done(out, force) as folder:
         _require_room(folder, plan)
-        report("reference", 0, 1)
         write_tokenizer(plan.checkpoint.folder, folder / TOKENIZER)
-        expected = expect(plan.checkpoint, plan.contract, folder / TOKENIZER, plan.verification)
+        expected = expect(plan.checkpoint, plan.contract, folder / TOKENIZER, plan.verification, report)
         recipe = write(folder / GRAPH, folder / WEIGHTS, report)
-        manifest = _manifest(plan, folder, recipe)
-        report("measure", 0, 1)
-        certificate = certify(Artifact(folder, manifest), expected, plan.gate)
+        manifest = _manifest(plan, folder, recipe, report)
+        certificate = certify(Artifact(folder, manifest), expected, plan.gate, report=report)
         plan.announce(certificate)
         manifest = replace(manifest, certificate=certificate)
         if set(SECOND_GRAPHS) & set(manifest.files):
-            fused = certify(Artifact(folder, manifest), expected, plan.gate, "fused")
+            fused = certify(Artifact(folder, manifest), expected, plan.gate, "fused", report)
             plan.announce(fused)
             manifest = replace(manifest, fused_certificate=fused)
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        report("measure", 1, 1)
     return Artifact(out, manifest)
 
 
-def _manifest(plan: Plan, folder: Path, recipe: Mapping[str, Any]) -> Manifest:
-    """The manifest of the files in `folder`, without certificate."""
+def _manifest(plan: Plan, folder: Path, recipe: Mapping[str, Any], report: Progress) -> Manifest:
+    """Return the manifest of the files in `folder`, without a certificate."""
+    source, files = _hashed(plan.checkpoint, [folder / name for name in _FILES], report)
     return Manifest(
         format_version=FORMAT_VERSION,
-        source=plan.checkpoint.source(),
+        source=source,
         architecture=plan.checkpoint.config.architecture(plan.checkpoint.parameters),
         precision=plan.precision.name,
         recipe=recipe,
         target=plan.precision.target,
         contract=plan.contract,
-        files={name: describe_file(folder / name) for name in _FILES if (folder / name).exists()},
+        files=files,
         certificate=None,
         tokenizer_probes=_probes(folder / TOKENIZER, plan.contract),
         fused_operators=OPERATORS,
@@ -120,6 +123,23 @@ def _probes(file: Path, contract: Contract) -> dict[str, list[int]]:
     """Odd texts and their ids, to be found again by every version of the tokenizer library."""
     tokenizer = Tokenizer(file, contract.max_tokens, contract.unicode_form)
     return {text: ids.tolist() for text, ids in zip(PROBES, tokenizer.encode(PROBES).ids, strict=True)}
+
+
+def _hashed(
+    checkpoint: Checkpoint, paths: Sequence[Path], report: Progress
+) -> tuple[Source, dict[str, File]]:
+    """Hash the checkpoint's weights and those of the artifact's files that exist."""
+    there = [path for path in paths if path.exists()]
+    before = checkpoint.weight_bytes
+    total = before + sum(path.stat().st_size for path in there)
+    report("hash", 0, total)
+    source = checkpoint.source(lambda done: report("hash", done, total))
+    files = {}
+    for path in there:
+        files[path.name] = describe_file(path)
+        before += files[path.name].bytes
+        report("hash", before, total)
+    return source, files
 
 
 def _require_tokenizer_fits(checkpoint: Checkpoint, contract: Contract) -> None:

@@ -29,8 +29,6 @@ _TEXTS_PER_CALL = 16
 """Of similar length; progress is reported after each call."""
 NO_PROMPT = ""
 """In place of a prompt name: nothing in front of the text, not even the default prompt."""
-Report = Callable[[int, int], None]
-"""Called with the tokens done and the tokens in all."""
 
 
 def require_reference() -> None:
@@ -93,7 +91,10 @@ class Reference:
         self._require_same_contract()
 
     def embed(
-        self, texts: Sequence[str], prompt_names: Sequence[str | None], report: Report = lambda *_: None
+        self,
+        texts: Sequence[str],
+        prompt_names: Sequence[str | None],
+        on_rows: Callable[[list[int]], None] = lambda _: None,
     ) -> npt.NDArray[np.float32]:
         """Embed texts.
 
@@ -101,7 +102,7 @@ class Reference:
             texts: Texts without prompts.
             prompt_names: The prompt of each text: a name of the contract, None for what the checkpoint does
                 if no prompt is named, `NO_PROMPT` for none.
-            report: Told how many tokens are done; a text counts as its characters.
+            on_rows: Called with the rows of some texts after they were embedded.
 
         Returns:
             float32[len(texts), dim].
@@ -110,11 +111,9 @@ class Reference:
             CheckpointError: The encoder has fewer positions than its settings say.
         """
         out = np.empty((len(texts), self._contract.dim), dtype=np.float32)
-        total, done = sum(map(len, texts)), 0
         for rows in _calls(texts, prompt_names):
             out[rows] = self._encode([self._composed(texts[row]) for row in rows], prompt_names[rows[0]])
-            done += sum(len(texts[row]) for row in rows)
-            report(done, total)
+            on_rows(rows)
         return out
 
     def require_same_ids(

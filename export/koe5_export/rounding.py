@@ -92,16 +92,19 @@ def _best_shrunk(weight: Array, scale: Array, highest: int) -> Array:
 
 
 def _round(weight: Array, scale: Array, highest: int, compensation: Compensation | None) -> Rounded:
-    steps = np.repeat(scale, len(weight) // len(scale), axis=0)
     if compensation is None:
-        return Rounded(_nearest(weight / steps, highest), scale)
+        blocks = weight.reshape(len(scale), -1, weight.shape[1])
+        return Rounded(_nearest(blocks / scale[:, None], highest).reshape(weight.shape), scale)
     order = compensation.order
+    block_of_row = order // (len(weight) // len(scale))
     integers = np.empty(weight.shape, dtype=np.int8)
-    integers[order] = _round_in_order(weight[order], steps[order], highest, compensation.feedback)
+    integers[order] = _round_in_order(weight[order], scale, block_of_row, highest, compensation.feedback)
     return Rounded(integers, scale)
 
 
-def _round_in_order(rows: Array, steps: Array, highest: int, feedback: Array) -> npt.NDArray[np.int8]:
+def _round_in_order(
+    rows: Array, scale: Array, block_of_row: npt.NDArray[np.intp], highest: int, feedback: Array
+) -> npt.NDArray[np.int8]:
     """Round rows from the first to the last, each corrected by the errors before it."""
     integers = np.empty(rows.shape, dtype=np.int8)
     errors = np.zeros_like(rows)
@@ -110,10 +113,14 @@ def _round_in_order(rows: Array, steps: Array, highest: int, feedback: Array) ->
         corrected = rows[start:end] + feedback[:start, start:end].T @ errors[:start]
         for row in range(start, end):
             target = corrected[row - start] + feedback[start:row, row] @ errors[start:row]
-            integers[row] = _nearest(target / steps[row], highest)
-            errors[row] = rows[row] - integers[row] * steps[row]
+            step = scale[block_of_row[row]]
+            integers[row] = _nearest(target / step, highest)
+            errors[row] = rows[row] - integers[row] * step
     return integers
 
 
 def _nearest(values: Array, highest: int) -> npt.NDArray[np.int8]:
-    return np.clip(np.rint(values), -highest, highest).astype(np.int8)
+    out = np.rint(values)
+    np.maximum(out, -highest, out=out)  # np.clip takes longer to start than for a row
+    np.minimum(out, highest, out=out)
+    return out.astype(np.int8)

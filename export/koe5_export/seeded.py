@@ -50,7 +50,7 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(layers=2, hidden=64, heads=4, intermediate=128, vocabulary=1024),
+    "tiny": Size(layers=2, hidden=64, heads=4, intermediate=128, vocabulary=2048),
     "small": Size(layers=6, hidden=384, heads=12, intermediate=1536, vocabulary=8192),
     # KoE5's exact shape. Source: https://huggingface.co/nlpai-lab/KoE5/blob/main/config.json
     "large": Size(layers=24, hidden=1024, heads=16, intermediate=4096, vocabulary=250002),

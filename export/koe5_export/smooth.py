@@ -60,13 +60,13 @@ class Inputs:
     @classmethod
     def of(cls, x: Array) -> Self:
         """Measure inputs float32[tokens, in]."""
-        largest = np.maximum(np.abs(x).max(axis=0), _SMALLEST)
+        largest = np.maximum(np.maximum(x.max(axis=0), -x.min(axis=0)), _SMALLEST)
         power = x / largest
         for _ in range(_PEAK_SQUARINGS):  # a general power takes ten times as long
             np.square(power, out=power)
         peak = largest * power.mean(axis=0) ** (0.5**_PEAK_SQUARINGS)
         mean = x.mean(axis=0)
-        centred = x - mean
+        centred = np.subtract(x, mean, out=power)
         every = -(-len(x) // _SAMPLE_TOKENS)
         return cls(peak, mean, centred.T @ centred, x[::every].copy())
 

@@ -1,6 +1,7 @@
-"""Texts written for this project: what quantisation is fitted to, what proves an artifact, the demo's.
+"""Texts written for this project: for calibration, for verification, and for the demo.
 
-The three sets share no line, so that no artifact is proved on what it was fitted to.
+The three sets share no line, so that no artifact is measured on texts that it was fitted to. In the two files
+an empty line separates texts; in verification.txt two empty lines separate subjects.
 """
 
 from __future__ import annotations
@@ -12,46 +13,27 @@ from typing import NamedTuple
 
 from koe5_onnx import Contract, Tokenizer
 
-CALIBRATION = (
-    *files("koe5_export").joinpath("calibration.txt").read_text(encoding="utf-8").rstrip("\n").split("\n\n"),
-    "",
-)
+
+def _read(name: str) -> str:
+    return files("koe5_export").joinpath(name).read_text(encoding="utf-8").rstrip("\n")
+
+
+CALIBRATION = (*_read("calibration.txt").split("\n\n"), "")
 """Korean and English texts of many kinds; the empty one keeps an empty text in range."""
 
-VERIFICATION = (
-    "주택담보대출의 고정금리와 변동금리 가운데 어느 쪽이 유리한가?",
-    "회사가 퇴직금을 제때 주지 않으면 어디에 신고해야 합니까?",
-    "독감과 감기는 원인 바이러스가 다르며, 독감은 갑작스러운 고열과 근육통이 특징이다.",
-    "소멸시효가 완성된 채권이라도 채무자가 스스로 갚으면 돌려받을 수 없다.",
-    "개인정보 처리 방침은 홈페이지 첫 화면에서 쉽게 찾을 수 있어야 한다.",
-    "한강은 태백산맥에서 시작하여 서울을 지나 서해로 흘러드는 강이다.",
-    "이순신 장군은 명량에서 열세 척의 배로 백 척이 넘는 적선을 물리쳤다.",
-    "태양광 패널의 효율은 온도가 올라가면 오히려 떨어진다.",
-    "자율주행 자동차는 카메라와 라이다가 모은 정보를 합쳐 주변을 인식한다.",
-    "해시 테이블에서 충돌이 나면 체이닝이나 개방 주소법으로 해결한다.",
-    "여권을 분실했을 때 재발급까지 걸리는 기간과 필요한 서류를 알려 주세요.",
-    "환율이 오르면 수출 기업은 웃고 수입 기업은 운다.",
-    "비빔밥에 들어가는 나물은 따로 무쳐야 제맛이 난다.",
-    "첫눈이 내리던 날 우리는 아무 약속도 없이 같은 골목에서 마주쳤다.",
-    "제1심 판결에 불복하는 당사자는 판결서가 송달된 날부터 2주 이내에 항소할 수 있다.",
-    "What documents do I need to renew a passport that I lost abroad?",
-    "A hash table resolves collisions by chaining or by open addressing.",
-    "Influenza starts suddenly with fever and muscle pain; a cold comes on slowly.",
-    "The river rises in the mountains, crosses the capital and flows into the western sea.",
-    "Exporters gain and importers lose when the currency weakens.",
-    "Kubernetes 배포 중 ImagePullBackOff 오류가 나면 registry 인증 정보를 먼저 확인하세요.",
-    "for (int i = 0; i < n; ++i) { total += weight[i] * value[i]; }",
-    "2024-03-15 14:22:07 ERROR connection reset by peer (errno=104)",
-    "매출 1,234억 원 / 영업이익 56.7억 원 / 순이익률 4.6 %",
-    "안녕하세요 👋 반갑습니다 😊 🇰🇷 👩‍👩‍👧",
-    "ㄱㄴㄷ ㅏㅑㅓㅕ ㅎㅎㅎ ㅠㅠ",
-    "韓國의 漢字 表記와 ｆｕｌｌｗｉｄｔｈ 문자",
+SUBJECTS = tuple(tuple(subject.split("\n\n")) for subject in _read("verification.txt").split("\n\n\n"))
+"""Questions and passages by subject: those of one subject are each other's plausible search results."""
+
+EDGES = (
     "   띄어쓰기가     여러    번 \t 그리고\n줄바꿈도   있다   ",
     "예",
     "a",
     "",
     "<s> special </s> tokens <pad> typed by a user <unk>",
 )
+"""Texts that a tokenizer may treat specially."""
+
+VERIFICATION = (*(text for subject in SUBJECTS for text in subject), *EDGES)
 
 DEMO_QUERIES = (
     "한국의 수도는 어디인가요?",
@@ -66,8 +48,12 @@ DEMO_PASSAGES = (
 )
 
 
-_SHORTER = (64, 128, 256, 512)
-"""Lengths in tokens that a limit of 8,192 would leave out: the usual ones."""
+_USUAL = 512
+"""The usual limit in tokens. Positions above it are proved by two texts: more would take minutes."""
+_LENGTHS = (64, 80, 100, 128, 160, 200, 256, 320)
+"""Lengths in tokens between the longest text of one paragraph and the usual limit."""
+_DECOMPOSED_EVERY = 3
+_CASED_EVERY = 12
 
 
 PROBES = (
@@ -114,36 +100,46 @@ PROBES = (
 
 
 class VerificationText(NamedTuple):
-    """A text that an artifact is measured on."""
+    """A text to measure on."""
 
     text: str
-    """Without prompt."""
+    """Without a prompt."""
     prompt_name: str | None
-    """Name of its prompt; None for what happens if none is named, "" for nothing in front."""
+    """Name of its prompt in the contract; "" for no prompt at all, None if the caller names none."""
 
 
 def verification_texts(
     tokenizer: Tokenizer, contract: Contract, given: Sequence[str] = ()
 ) -> list[VerificationText]:
-    """Texts that an artifact is measured on: the lines above, both Hangul forms, and lengths at the limit.
+    """Return the texts that an artifact is measured on, the same ones in every call.
 
     Args:
-        tokenizer: Tells lengths; its limit gives texts of exactly limit - 2, limit - 1 and limit tokens,
-            one cut from twice the limit, and some in between, down to about 64 tokens.
-        contract: Its prompts are used in turn, but for the texts of exact length.
+        tokenizer: Counts tokens. Its limit gives texts of exactly limit - 1 and limit tokens and one that is
+            cut from twice the limit; above 512 one between 512 and the limit, and one that is cut.
+        contract: Its prompt names, and none, are given to the texts in turn. Texts of an exact length get "".
         given: More texts, of the user's own domain.
     """
-    decomposed = [unicodedata.normalize("NFD", text) for text in VERIFICATION[:2]]
-    limit = tokenizer.max_tokens
-    short = [length for length in _SHORTER if length < limit // 8]
-    lengths = (limit // 8, limit // 4, limit // 2, limit - 2, limit - 1, limit, 2 * limit, *short)
+    names = (None, *contract.prompts)
+    texts = (*VERIFICATION, *_variants(), *given)
+    prompted = [VerificationText(text, names[turn % len(names)]) for turn, text in enumerate(texts)]
+    lengths = _lengths(tokenizer.max_tokens)
     long = [text_of_length(tokenizer, length, turn) for turn, length in enumerate(lengths)]
-    names = (None, *sorted(contract.prompts))
-    short_texts = [*VERIFICATION, *decomposed, *given]
-    return [
-        *(VerificationText(text, names[turn % len(names)]) for turn, text in enumerate(short_texts)),
-        *(VerificationText(text, "") for text in long),
-    ]
+    return [*prompted, *(VerificationText(text, "") for text in long)]
+
+
+def _variants() -> list[str]:
+    """Return some of the texts in decomposed Hangul, in upper case and in lower case."""
+    decomposed = [unicodedata.normalize("NFD", subject[0]) for subject in SUBJECTS[::_DECOMPOSED_EVERY]]
+    english = [text for text in VERIFICATION if text.isascii() and text[:1].isupper()][::_CASED_EVERY]
+    return [*decomposed, *(text.upper() for text in english), *(text.lower() for text in english)]
+
+
+def _lengths(limit: int) -> list[int]:
+    """Return lengths in tokens, about evenly on a logarithmic scale, up to twice the limit."""
+    between = [length for length in _LENGTHS if length < limit - 1]
+    if limit <= _USUAL:
+        return [*between, limit - 1, limit, 2 * limit]
+    return [*between, _USUAL, round((_USUAL * limit) ** 0.5), 2 * limit]
 
 
 def with_prompts(texts: Sequence[str], contract: Contract) -> list[str]:
@@ -153,15 +149,15 @@ def with_prompts(texts: Sequence[str], contract: Contract) -> list[str]:
 
 
 def text_of_length(tokenizer: Tokenizer, tokens: int, turn: int = 0) -> str:
-    """Running text with exactly `tokens` tokens where a cut allows it, else the nearest below.
+    """Return running text with exactly `tokens` tokens if a cut allows it, else the nearest below.
 
     Args:
         tokenizer: Counts tokens.
         tokens: Wanted count, special tokens included.
-        turn: Where in the lines the text begins.
+        turn: Number of the subject that the text begins with.
     """
-    lines = [text for text in VERIFICATION[turn:] + VERIFICATION[:turn] if len(text) > 20]
-    text = " ".join(lines)
+    start = turn % len(SUBJECTS)
+    text = " ".join(text for subject in (*SUBJECTS[start:], *SUBJECTS[:start]) for text in subject)
     while _count(tokenizer, text) < tokens:
         text += " " + text
     low, high = 0, len(text)

@@ -19,6 +19,7 @@ from koe5_export.agreement import agreement, by_length, cosines, retrieval
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.gate import Gate
 from koe5_export.precision import PRECISIONS
+from koe5_export.progress import Progress, silent
 from koe5_export.reference import Reference, reference_versions, require_reference
 from koe5_export.simulated import SimulatedSession
 from koe5_export.texts import VerificationText, verification_texts
@@ -41,6 +42,8 @@ from koe5_onnx.providers import CUDA, import_onnxruntime
 from koe5_onnx.session import Session
 
 _BATCH_TOKENS = 2048
+_ALONE = 28
+"""Lengths looked for. The shortest ones share a text."""
 _UNIT_LENGTH_ERROR = 1e-5
 """Rounding of a float32 sum over some thousand components."""
 
@@ -57,15 +60,20 @@ class Expected:
 
 
 def expect(
-    checkpoint: Checkpoint, contract: Contract, tokenizer_file: Path, given: Sequence[str] = ()
+    checkpoint: Checkpoint,
+    contract: Contract,
+    tokenizer_file: Path,
+    given: Sequence[str] = (),
+    report: Progress = silent,
 ) -> Expected:
-    """Run the reference over the built-in and the given texts, with each prompt in turn.
+    """Run the reference once over the built-in and the given texts, with each prompt in turn.
 
     Args:
         checkpoint: What the artifact is made from.
         contract: The artifact's.
         tokenizer_file: The artifact's tokenizer.json; its token ids are compared with transformers'.
         given: More texts, of the user's own domain.
+        report: Told how many tokens are done.
 
     Raises:
         CheckpointError: sentence-transformers uses the checkpoint in another way than the contract says.
@@ -77,29 +85,39 @@ def expect(
     plain, names = [text.text for text in texts], [text.prompt_name for text in texts]
     reference = Reference(checkpoint.folder, contract)
     reference.require_same_ids(tokenizer, plain, names)
-    embeddings = reference.embed(plain, names)
-    prompted = [reference.prompt(name) + text for text, name in texts]
-    return Expected(texts, tokenizer.encode(prompted).lengths, embeddings)
+    lengths = tokenizer.encode([reference.prompt(name) + text for text, name in texts]).lengths
+    count = _Count("reference", int(lengths.sum()), report)
+    embeddings = reference.embed(plain, names, lambda rows: count.add(int(lengths[rows].sum())))
+    return Expected(texts, lengths, embeddings)
 
 
-def certify(artifact: Artifact, expected: Expected, gate: Gate, kernels: Kernels = "stock") -> Certificate:
-    """Measure one graph of an artifact: all texts in shuffled mixed batches, and each alone.
+def certify(
+    artifact: Artifact,
+    expected: Expected,
+    gate: Gate,
+    kernels: Kernels = "stock",
+    report: Progress = silent,
+) -> Certificate:
+    """Measure one graph of an artifact: all texts in shuffled mixed batches, and some of all lengths alone.
 
     Raises:
         FidelityError: The gate is missed.
     """
-    order = np.random.default_rng(0).permutation(len(expected.texts))
-    together = np.empty_like(expected.embeddings)
+    rows = _rows_alone(expected.lengths, _batch_tokens(artifact.manifest.contract.max_tokens))
+    stage = "measure" if kernels == "stock" else "measure_second"
+    count = _Count(stage, int(expected.lengths.sum() + expected.lengths[rows].sum()), report)
     with _open(artifact, kernels) as embedder:
-        together[order] = _embed(embedder, [expected.texts[row] for row in order])
-        alone = np.concatenate([_embed(embedder, [text]) for text in expected.texts])
+        order = np.random.default_rng(0).permutation(len(expected.texts))
+        together = np.empty_like(expected.embeddings)
+        together[order] = _embed(embedder, expected, order, count)
+        alone = np.concatenate([_embed(embedder, expected, row, count) for row in rows[:, None]])
         provider, graph = embedder.session.providers[0], embedder.session.graph.file.name
     if artifact.manifest.contract.normalize:
         _require_unit_length(together)
     certificate = Certificate(
         overall=agreement(together, expected.embeddings),
         by_length=by_length(together, expected.embeddings, expected.lengths),
-        batch_cosine_min=float(cosines(alone, together).min()),
+        batch_cosine_min=float(cosines(alone, together[rows]).min()),
         retrieval=retrieval(together, expected.embeddings),
         gate={name: bound for name, bound in vars(gate).items() if np.isfinite(bound)},
         texts_sha256=hashlib.sha256(json.dumps(list(expected.texts)).encode()).hexdigest(),
@@ -111,17 +129,50 @@ def certify(artifact: Artifact, expected: Expected, gate: Gate, kernels: Kernels
             "tokenizers": tokenizers.__version__,
             **reference_versions(),
         },
+        batch_texts=len(rows),
     )
     gate.check(certificate)
     return certificate
 
 
-def _embed(embedder: Embedder, texts: Sequence[VerificationText]) -> Array:
-    """Embed texts in batches that mix prompts: float32[n, dim]."""
+class _Count:
+    """Adds up the tokens of a stage."""
+
+    def __init__(self, stage: str, total: int, report: Progress) -> None:
+        self._stage, self._total, self._report = stage, total, report
+        self._done = 0
+        report(stage, 0, total)
+
+    def add(self, tokens: int) -> None:
+        self._done += tokens
+        self._report(self._stage, self._done, self._total)
+
+
+def _embed(embedder: Embedder, expected: Expected, rows: npt.NDArray[np.intp], count: _Count) -> Array:
+    """Embed some of the texts in batches that mix prompts: float32[len(rows), dim]."""
     ids: list[npt.NDArray[np.int32]] = []
-    for text, name in texts:
+    for row in rows:
+        text, name = expected.texts[row]
         ids += embedder.tokenize([text], name).ids
-    return embedder.embed_tokens(Tokens.of(ids))
+    return embedder.embed_tokens(Tokens.of(ids), on_batch=count.add)
+
+
+def _rows_alone(lengths: npt.NDArray[np.int32], batch_tokens: int) -> npt.NDArray[np.intp]:
+    """Choose texts to embed alone too: some two dozen lengths, evenly on a logarithmic scale.
+
+    A text that takes more than half of a batch has no company of its length there and is left out.
+    """
+    wanted = np.geomspace(lengths.min(), min(lengths.max(), batch_tokens // 2), _ALONE)
+    distances = np.abs(np.log(lengths) - np.log(wanted)[:, None])
+    return np.unique(distances.argmin(axis=1))
+
+
+def _batch_tokens(limit: int) -> int:
+    """Slots per batch: four of the longest texts, but one at a time if they have thousands of tokens.
+
+    Without fused attention, the memory for its scores grows with the square of the length.
+    """
+    return min(4 * limit, max(limit, _BATCH_TOKENS))
 
 
 def _open(artifact: Artifact, kernels: Kernels) -> Embedder:
@@ -140,11 +191,8 @@ def _open(artifact: Artifact, kernels: Kernels) -> Embedder:
     simulate = kernels == "fused" and device == "cpu" and PACKED_GRAPH in artifact.manifest.files
     session = SimulatedSession(opened) if simulate else Session(opened, device, kernels=kernels)
     contract = artifact.manifest.contract
-    limit = contract.max_tokens
-    # Of 8,192 tokens one text at a time: where attention is not fused, its scores grow with their square.
-    tokens = min(4 * limit, max(limit, _BATCH_TOKENS))
-    tokenizer = Tokenizer(opened.tokenizer, limit, contract.unicode_form)
-    return Embedder(opened, session, tokenizer, tokens, "truncate")
+    tokenizer = Tokenizer(opened.tokenizer, contract.max_tokens, contract.unicode_form)
+    return Embedder(opened, session, tokenizer, _batch_tokens(contract.max_tokens), "truncate")
 
 
 def _require_unit_length(rows: Array) -> None:
@@ -162,6 +210,7 @@ def verify_artifact(
     given: Sequence[str] = (),
     tighten: Mapping[str, float] | None = None,
     kernels: Kernels = "auto",
+    report: Progress = silent,
 ) -> Certificate:
     """Repeat the measurement of a published artifact: by default of the graph that runs here.
 
@@ -170,11 +219,12 @@ def verify_artifact(
         InputError: The checkpoint is not the one that the artifact was made from.
     """
     made_from = artifact.manifest.source.weights_sha256
-    if checkpoint.source().weights_sha256 != made_from:
+    total = checkpoint.weight_bytes
+    if checkpoint.source(lambda done: report("hash", done, total)).weights_sha256 != made_from:
         raise InputError(
             f"{checkpoint.folder} has other weights than the artifact was made from "
             f"({artifact.manifest.source.repository}, SHA-256 {made_from[:12]}...): give that checkpoint"
         )
     gate = PRECISIONS[artifact.manifest.precision].gate.tightened(tighten or {})
-    expected = expect(checkpoint, artifact.manifest.contract, artifact.tokenizer, given)
-    return certify(artifact, expected, gate, kernels)
+    expected = expect(checkpoint, artifact.manifest.contract, artifact.tokenizer, given, report)
+    return certify(artifact, expected, gate, kernels, report)

@@ -61,8 +61,9 @@ def agreement_in_words(found: Agreement) -> str:
 
 
 def batch_in_words(certificate: Certificate) -> str:
-    """Whether an embedding depends on what it is computed beside."""
-    return f"cosine at least {cosine(certificate.batch_cosine_min)}"
+    """Return how far an embedding depends on the other texts of its batch."""
+    count = certificate.overall.texts if certificate.batch_texts is None else certificate.batch_texts
+    return f"cosine at least {cosine(certificate.batch_cosine_min)} over {texts_in_words(count)}"
 
 
 def cosine(value: float) -> str:
@@ -135,16 +136,26 @@ def _counts(name: str, found: Agreement) -> list[int]:
 
 
 def _effects(found: Certificate, search: Retrieval) -> list[Fact]:
-    return [
+    facts = [
         Fact("alone or in a batch", batch_in_words(found)),
         Fact(
-            "neighbours kept",
+            "nearest neighbors kept",
             f"{search.overlap:.2%} of the nearest {search.neighbours}, "
             f"each of {texts_in_words(search.texts)} searched for among the others",
         ),
         Fact("rank correlation", f"{search.rank_correlation:.6f} (Spearman, of a text's similarities)"),
-        Fact("similarity error", f"at most {search.similarity_error:.2g} between two texts"),
+        Fact("largest similarity change", f"{search.similarity_error:.2g} between two texts"),
     ]
+    spread = (search.similarity_p5, search.similarity_p50, search.similarity_p95)
+    if None not in spread:
+        low, middle, high = (f"{value:.3f}" for value in spread)
+        facts.append(
+            Fact(
+                "spread of similarities",
+                f"PyTorch's are {low} to {high} for 90% of the pairs of texts, median {middle}",
+            )
+        )
+    return facts
 
 
 def _gate_table(found: Certificate) -> Table:

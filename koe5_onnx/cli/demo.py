@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from koe5_onnx import Artifact, Embedder
-from koe5_onnx.cli.export import DEFAULT_CHECKPOINT, import_export, progress
+from koe5_onnx.cli.export import DEFAULT_CHECKPOINT, import_export
+from koe5_onnx.cli.stages import progress
 
 _PRECISIONS = ("fp32", "int8")
 _ROUNDS = 20

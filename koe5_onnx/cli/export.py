@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from koe5_onnx import Artifact, Certificate, InputError, MissingDependencyError
 from koe5_onnx.artifact import PRECISIONS
 from koe5_onnx.cli.input_file import read_texts, suffix_of_input
+from koe5_onnx.cli.stages import progress
 from koe5_onnx.machine import cpu_features
 
 DEFAULT_CHECKPOINT = "nlpai-lab/KoE5"
@@ -222,36 +221,3 @@ def texts_of(file: str, option: str) -> list[str]:
     if not (texts := read_texts(file, "text")):
         raise InputError(f"{file} is empty: expected one text a line")
     return texts
-
-
-_STEPS: Mapping[str, str] = {
-    "reference": "PyTorch reference",
-    "layers": "writing layers",
-    "trace": "tracing with Optimum",
-    "import": "rewriting the graph",
-    "measure": "measuring",
-}
-
-
-@contextmanager
-def progress() -> Iterator[Any]:
-    """A bar for the steps of an export; on a terminal it moves, elsewhere each step is one line."""
-    if not sys.stderr.isatty():
-        yield _print_step
-        return
-    from huggingface_hub.utils import tqdm
-
-    with tqdm(file=sys.stderr) as bar:
-
-        def report(step: str, done: int, total: int) -> None:
-            if done == 0:
-                bar.reset(total)
-                bar.set_description(_STEPS[step])
-            bar.update(done - bar.n)
-
-        yield report
-
-
-def _print_step(step: str, done: int, _total: int) -> None:
-    if done == 0:
-        print(f"{_STEPS[step]} ...", file=sys.stderr, flush=True)

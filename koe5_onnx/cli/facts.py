@@ -29,7 +29,7 @@ def headline(manifest: Manifest) -> list[Fact]:
     return [
         Fact("smallest cosine to PyTorch", cosine(certificate.overall.cosine_min)),
         Fact("mean cosine", cosine(certificate.overall.cosine_mean)),
-        Fact("neighbours kept", f"{certificate.retrieval.overlap:.1%}"),
+        Fact("nearest neighbors kept", f"{certificate.retrieval.overlap:.1%}"),
         Fact("gate", verdict(certificate)),
         size,
     ]

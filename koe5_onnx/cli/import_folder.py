@@ -14,9 +14,9 @@ from koe5_onnx.cli.export import (
     import_export,
     parse_gate,
     print_artifact,
-    progress,
     texts_of,
 )
+from koe5_onnx.cli.stages import progress
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from koe5_onnx import Artifact, Embedder, FidelityError, InputError
 from koe5_onnx.cli.certificate_facts import agreement_in_words
 from koe5_onnx.cli.export import add_gate, import_export, parse_gate, texts_of
+from koe5_onnx.cli.stages import progress
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -63,7 +64,10 @@ def _against_checkpoint(artifact: Artifact, args: argparse.Namespace) -> None:
     revision = source.revision if args.checkpoint is None else None
     checkpoint = Checkpoint.open(name, revision, any_encoder=True)
     given = texts_of(args.verification, "--verification") if args.verification else ()
-    certificate = koe5_export.verify_artifact(artifact, checkpoint, given, parse_gate(args.gate))
+    with progress() as report:
+        certificate = koe5_export.verify_artifact(
+            artifact, checkpoint, given, parse_gate(args.gate), report=report
+        )
     graph = certificate.measured_with["graph"]
     print(f"{artifact.path}: {graph} proved on {certificate.overall.texts} texts")
     print(describe(certificate))

@@ -16,24 +16,22 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
 from koe5_export.reference import embed_reference
 from koe5_export.seeded import Size, write_seeded_checkpoint
-from koe5_export.texts import DEMO_PASSAGES, DEMO_QUERIES, VERIFICATION
+from koe5_export.texts import DEMO_PASSAGES, DEMO_QUERIES, EDGES, VERIFICATION
 
 HERE = Path(__file__).parent
-SIZE = Size(layers=2, hidden=32, heads=2, intermediate=64, vocabulary=900)
+SIZE = Size(layers=2, hidden=32, heads=2, intermediate=64, vocabulary=1200)
 PROMPTS = (None, "query", "passage")
 
 
 def main() -> None:
-    """Export a seeded checkpoint and embed the golden texts with PyTorch."""
-    texts = [*VERIFICATION, *DEMO_QUERIES, *DEMO_PASSAGES, "서울 " * 80, "길이 " * 600]
+    """Export a seeded checkpoint and embed the golden texts with sentence-transformers."""
+    texts = [*VERIFICATION[::10], *EDGES, *DEMO_QUERIES, *DEMO_PASSAGES, "서울 " * 80, "길이 " * 600]
     prompts = [PROMPTS[turn % 3] for turn in range(len(texts))]
     with tempfile.TemporaryDirectory() as folder:
         write_seeded_checkpoint(Path(folder) / "tiny-seeded", SIZE)
         checkpoint = Checkpoint.open(Path(folder) / "tiny-seeded")
         export_checkpoint(checkpoint, HERE / "tiny-int8", ExportOptions(precision="int8", force=True))
-        contract = read_contract(checkpoint)
-        prompted = [(contract.prompts[p] if p else "") + text for p, text in zip(prompts, texts, strict=True)]
-        embeddings = embed_reference(checkpoint.folder, contract, prompted)
+        embeddings = embed_reference(checkpoint.folder, read_contract(checkpoint), texts, prompts)
     golden = json.dumps({"texts": texts, "prompts": prompts}, ensure_ascii=False, indent=1)
     (HERE / "golden.json").write_text(golden + "\n", encoding="utf-8")
     np.savez_compressed(HERE / "golden.npz", embeddings=embeddings)

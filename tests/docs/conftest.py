@@ -63,7 +63,7 @@ def hub_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
     from koe5_export.seeded import Size, write_seeded_checkpoint
 
     checkpoint = tmp_path_factory.mktemp("hub") / "checkpoint"
-    write_seeded_checkpoint(checkpoint, Size(layers=2, hidden=64, heads=4, intermediate=128, vocabulary=900))
+    write_seeded_checkpoint(checkpoint, Size(layers=2, hidden=64, heads=4, intermediate=128, vocabulary=1200))
     files = {
         str(file.relative_to(checkpoint)): file.read_bytes()
         for file in checkpoint.rglob("*")

@@ -11,7 +11,7 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.precision import PRECISIONS
 from koe5_export.seeded import Size, write_seeded_checkpoint
 
-SIZE = Size(layers=2, hidden=64, heads=4, intermediate=128, vocabulary=900)
+SIZE = Size(layers=2, hidden=64, heads=4, intermediate=128, vocabulary=1200)
 _MODULES = ("argparse", "collections", "json", "logging", "pathlib", "re", "shutil", "socket", "string")
 _MODULES += (
     "subprocess",

@@ -47,6 +47,16 @@ def test_a_search_that_finds_the_same():
     assert found.overlap == 1
     assert found.rank_correlation == pytest.approx(1)
     assert found.similarity_error < 1e-6
+    others = (CIRCLE @ CIRCLE.T)[~np.eye(12, dtype=bool)]
+    spread = found.similarity_p5, found.similarity_p50, found.similarity_p95
+    assert spread == pytest.approx(np.percentile(others, (5, 50, 95)), abs=1e-6)
+
+
+def test_texts_with_the_same_tokens_are_equally_good_results():
+    """Rounding decides which of two equal texts ranks first: neither is a loss."""
+    rows = np.repeat(CIRCLE, 2, axis=0)
+    moved = rows + np.random.default_rng(0).normal(scale=1e-8, size=rows.shape).astype(np.float32)
+    assert retrieval(moved, rows).overlap == 1
 
 
 def test_a_search_that_finds_others():

@@ -10,7 +10,7 @@ from koe5_onnx import Artifact, Embedder
 from koe5_onnx.cli import main
 from koe5_onnx.cli.export import parse_gate
 
-SIZE = Size(layers=1, hidden=32, heads=2, intermediate=64, vocabulary=900)
+SIZE = Size(layers=1, hidden=32, heads=2, intermediate=64, vocabulary=1200)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,15 @@ def artifact(checkpoint):
 def test_export_prints_the_certificate(checkpoint, tmp_path, capsys):
     out = tmp_path / "fp32"
     assert main(["export", str(checkpoint), str(out)]) == 0
-    assert "cosine to PyTorch min 1.0" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "cosine to PyTorch min 1.0" in printed.out
+    for stage in (
+        "PyTorch reference",
+        "writing layers",
+        "SHA-256 of checkpoint and artifact",
+        "measuring the padded graph",
+    ):
+        assert f"\n{stage}: done in " in printed.err
     assert Artifact.open(out).manifest.precision == "fp32"
 
 

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -42,21 +43,32 @@ def test_the_same_checkpoint_gives_the_same_artifact(checkpoint, exported, tmp_p
     assert again.manifest.files == exported["int8"].manifest.files
 
 
-STEPS = [("reference", 0, 1), ("layers", 0, 2), ("layers", 1, 2), ("layers", 2, 2), ("measure", 0, 1)]
-STEPS.append(("measure", 1, 1))
+def test_progress_counts_every_stage_from_nothing_to_all(checkpoint, tmp_path):
+    found = {}
+
+    def report(stage, done, total):
+        found.setdefault(stage, []).append((done, total))
+
+    artifact = export_checkpoint(
+        checkpoint, tmp_path / "out", ExportOptions(precision="int8"), progress=report
+    )
+    assert list(found)[:4] == ["reference", "calibrate", "hash", "measure"]
+    assert ("measure_second" in found) == (artifact.manifest.fused_certificate is not None)
+    for parts in found.values():
+        assert parts[0][0] == 0
+        assert parts[-1][0] == parts[-1][1]
+        assert all(before <= after for (before, _), (after, _) in pairwise(parts))
+        assert len({total for _, total in parts}) == 1
+    assert len(found["reference"]) > 10
+    assert found["hash"][-1][0] == checkpoint.weight_bytes + artifact.manifest.total_bytes
 
 
-def test_progress_names_every_step(checkpoint, tmp_path):
-    found = []
-    export_checkpoint(checkpoint, tmp_path / "out", progress=lambda *step: found.append(step))
-    assert found == STEPS
-
-
-@pytest.mark.parametrize("at", STEPS)
+@pytest.mark.parametrize("at", ["reference", "layers", "hash", "measure"])
+@pytest.mark.parametrize("done", [False, True])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_export_leaves_nothing(checkpoint, tmp_path, at, error):
-    def interrupt(*step):
-        if step == at:
+def test_an_interrupted_export_leaves_nothing(checkpoint, tmp_path, at, done, error):
+    def interrupt(stage, parts, total):
+        if stage == at and parts == total * done:
             raise error
 
     with pytest.raises(error):
@@ -192,6 +204,7 @@ def test_an_exported_artifact_embeds(exported):
 # VmHWM, not ru_maxrss: a child begins with the ru_maxrss of its parent, which holds PyTorch.
 MEASURE = """
 import re, sys
+from itertools import pairwise
 from pathlib import Path
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract

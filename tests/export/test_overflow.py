@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from koe5_onnx import FidelityError, Tokenizer
 from koe5_onnx.artifact import PACKED_GRAPH
 
-SIZE = Size(layers=3, hidden=128, heads=4, intermediate=512, vocabulary=900)
+SIZE = Size(layers=3, hidden=128, heads=4, intermediate=512, vocabulary=1200)
 CHANNELS = [5, 77]
 LAYER = "encoder.layer.1.output"
 FP16_MAX = float(np.finfo(np.float16).max)

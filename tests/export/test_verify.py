@@ -3,6 +3,7 @@ import shutil
 import sys
 import unicodedata
 import warnings
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from koe5_export.texts import (
     CALIBRATION,
     DEMO_PASSAGES,
     DEMO_QUERIES,
+    SUBJECTS,
     VERIFICATION,
     text_of_length,
     verification_texts,
@@ -94,7 +96,8 @@ def test_every_precision_has_a_gate(exported):
 def test_a_certificate_covers_all_lengths(exported):
     found = exported["int8"].manifest.certificate
     assert sum(bucket.texts for bucket in found.by_length.values()) == found.overall.texts
-    assert "257-512" in found.by_length
+    assert {"1-16", "17-32", "33-64", "65-128", "129-256", "257-512"} <= set(found.by_length)
+    assert 20 <= found.batch_texts <= 28
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -112,8 +115,8 @@ def test_an_artifact_with_changed_weights_fails(precision, exported, seeded, tmp
 
 def test_an_embedding_that_feels_its_batch_fails(exported, seeded, monkeypatch):
     class Moody(Embedder):
-        def embed_tokens(self, tokens):
-            found = super().embed_tokens(tokens)
+        def embed_tokens(self, tokens, **options):
+            found = super().embed_tokens(tokens, **options)
             return found + 0.02 * np.roll(found, 1, axis=1) if len(found) == 1 else found
 
     monkeypatch.setattr("koe5_export.verify.Embedder", Moody)
@@ -124,7 +127,7 @@ def test_an_embedding_that_feels_its_batch_fails(exported, seeded, monkeypatch):
 def test_another_checkpoint_is_refused(exported, tmp_path):
     other = tmp_path / "other"
     write_seeded_checkpoint(
-        other, Size(layers=1, hidden=32, heads=2, intermediate=64, vocabulary=900), seed=1
+        other, Size(layers=1, hidden=32, heads=2, intermediate=64, vocabulary=1200), seed=1
     )
     with pytest.raises(InputError, match="other weights"):
         verify_artifact(exported["int8"], Checkpoint.open(other))
@@ -143,30 +146,55 @@ def test_texts_of_exactly_some_tokens(exported, tokens):
     assert tokenizer.encode([text_of_length(tokenizer, tokens)]).full_lengths[0] == tokens
 
 
+def lengths_of(tokenizer, *given):
+    texts = [row.text for row in verification_texts(tokenizer, UNPROMPTED, given)]
+    return tokenizer.encode(texts).full_lengths
+
+
 @pytest.mark.parametrize("limit", [30, 256, 512])
 def test_texts_reach_the_limit_and_beyond(exported, limit):
-    tokenizer = Tokenizer(exported["fp32"].tokenizer, limit)
-    texts = [text for text, _ in verification_texts(tokenizer, UNPROMPTED, ["given"])]
-    lengths = tokenizer.encode(texts).full_lengths
-    assert {limit - 2, limit - 1, limit, 2 * limit} <= set(lengths.tolist())
+    lengths = lengths_of(Tokenizer(exported["fp32"].tokenizer, limit), "given")
+    assert {limit - 1, limit, 2 * limit} <= set(lengths.tolist())
+    assert np.histogram(np.log2(lengths), bins=np.arange(3, np.log2(limit) + 1))[0].all()
 
 
-def test_a_high_limit_leaves_no_gap(exported):
-    tokenizer = Tokenizer(exported["fp32"].tokenizer, 8192)
-    lengths = tokenizer.encode([text for text, _ in verification_texts(tokenizer, UNPROMPTED)]).lengths
-    assert {64, 128, 256, 512, 1024, 2048, 4096, 8190, 8191, 8192} <= set(lengths.tolist())
+def test_a_high_limit_costs_two_long_texts(exported):
+    lengths = lengths_of(Tokenizer(exported["fp32"].tokenizer, 8192))
+    assert {64, 128, 256, 512, 2048, 16384} <= set(lengths.tolist())
+    assert (lengths > 512).sum() == 2
 
 
-def test_both_forms_of_hangul_are_measured(exported):
+def test_texts_take_prompts_in_turn_and_exact_lengths_none(exported):
+    contract = dataclasses.replace(UNPROMPTED, prompts={"query": "q: ", "passage": "p: ", "title": "t: "})
     tokenizer = Tokenizer(exported["fp32"].tokenizer, 512)
-    texts = [text for text, _ in verification_texts(tokenizer, UNPROMPTED, ["given"])]
-    assert {unicodedata.normalize("NFD", text) for text in VERIFICATION[:2]} < set(texts)
-    assert "given" in texts
-    assert {"", "<s> special </s> tokens <pad> typed by a user <unk>"} < set(texts)
+    rows = verification_texts(tokenizer, contract, ["given"])
+    assert rows == verification_texts(tokenizer, contract, ["given"])
+    names = Counter(row.prompt_name for row in rows)
+    assert set(names) == {None, "query", "passage", "title", ""}
+    assert min(count for name, count in names.items() if name != "") > 50
+    exact = [row.text for row in rows if row.prompt_name == ""]
+    assert tokenizer.encode(exact).full_lengths[:4].tolist() == [64, 80, 100, 128]
+
+
+def test_both_forms_of_hangul_and_both_cases_are_measured(exported):
+    rows = verification_texts(Tokenizer(exported["fp32"].tokenizer, 512), UNPROMPTED, ["given"])
+    texts = {row.text for row in rows}
+    assert sum(unicodedata.normalize("NFC", text) in texts - {text} for text in texts) >= 5
+    assert sum(text.isupper() and text.lower() in texts for text in texts) >= 5
+    assert {"given", "", "<s> special </s> tokens <pad> typed by a user <unk>"} < texts
+
+
+def test_texts_of_a_subject_are_a_background_for_each_other():
+    assert len(VERIFICATION) > 250
+    assert len(VERIFICATION) == len(set(VERIFICATION))
+    assert all(len(subject) >= 7 for subject in SUBJECTS)
 
 
 def test_nothing_is_proved_on_what_it_was_fitted_to():
-    sets = [set(CALIBRATION) - {""}, set(VERIFICATION) - {""}, {*DEMO_PASSAGES, *DEMO_QUERIES}]
+    sets = [
+        {line.strip() for text in texts for line in text.split("\n")} - {""}
+        for texts in (CALIBRATION, VERIFICATION, (*DEMO_PASSAGES, *DEMO_QUERIES))
+    ]
     assert len(set.union(*sets)) == sum(map(len, sets))
     assert len(CALIBRATION) == len(set(CALIBRATION))
 

@@ -1,4 +1,4 @@
-"""Decomposed Hangul (NFD) gives the embeddings of the composed text, bit for bit, in Python and on the command line.
+"""Decomposed Hangul (NFD) gives the embeddings of the composed text, bit for bit, in Python and in the CLI.
 
 The same over HTTP and in bulk is in tests/serve and tests/bulk.
 """
