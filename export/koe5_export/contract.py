@@ -24,6 +24,7 @@ from koe5_export.settings import (
     read_modules,
     read_settings,
     read_transformer_settings,
+    warn_if_ignored,
 )
 from koe5_onnx import CheckpointError, CheckpointWarning, Contract, InputError
 
@@ -97,9 +98,12 @@ def read_contract(checkpoint: Checkpoint, options: ContractOptions | None = None
     modules = read_modules(folder)
     # Without modules.json, sentence-transformers ignores its other files too.
     file, stored = folder / MODEL_SETTINGS, {}
-    if modules is not None:
+    if modules is None:
+        warn_if_ignored(folder)
+    else:
         stored = read_settings(file)
     pooling, normalize = _pooling(folder, modules, checkpoint.repository, known)
+    _require_right_padding(checkpoint)
     found = _prompts(file, stored, known, options.prompts)
     if not any(found.values()):
         _warn_if_e5(checkpoint)
@@ -175,6 +179,16 @@ def _max_tokens(folder: Path, modules: Modules | None, positions: int) -> int:
     if isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= _SPECIALS:
         raise CheckpointError(f"{file}: {key} is {limit!r}, expected a number of tokens")
     return int(min(limit, positions))
+
+
+def _require_right_padding(checkpoint: Checkpoint) -> None:
+    """Refuse padding in front of texts whose positions count from the left: embeddings would depend on it."""
+    file = checkpoint.encoder_folder / "tokenizer_config.json"
+    if read_settings(file).get("padding_side") == "left" and not checkpoint.config.counts_from_pad:
+        raise CheckpointError(
+            f"{file}: padding_side is 'left', which would shift the positions of tokens in every batch. "
+            "Expected 'right'"
+        )
 
 
 def _prompts(

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from koe5_export.config import read_config
 from koe5_export.contract import pooling_mode
 from koe5_export.settings import read_modules
+from koe5_export.texts import PROBES
 from koe5_onnx import CheckpointError, CheckpointWarning, Contract, MissingDependencyError, Tokenizer
 
 _PACKAGES = ("torch", "transformers", "sentence_transformers")
@@ -116,17 +117,17 @@ class Reference:
             on_rows(rows)
         return out
 
-    def require_same_ids(
-        self, tokenizer: Tokenizer, texts: Sequence[str], prompt_names: Sequence[str | None]
-    ) -> None:
+    def require_same_ids(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
         """Compare the token ids of texts with those of the tokenizer that transformers loads.
+
+        Odd texts, and every special or added token within a text, are compared too.
 
         Raises:
             CheckpointError: A text has other ids: tokenizer_config.json and its like change what
                 tokenizer.json does.
         """
-        pairs = zip(texts, prompt_names, strict=True)
-        prompted = [self._composed(self.prompt(name) + text) for text, name in pairs]
+        added = [f"가 {token} b{token}나 {token}{token}" for token in self._model.tokenizer.get_added_vocab()]
+        prompted = [self._composed(text) for text in (*texts, *PROBES, *added)]
         # sentence-transformers 6 lowercases in the tokenizer, older versions before it.
         lower = getattr(self._model[0], "do_lower_case", False)
         cased = [text.lower() for text in prompted] if lower else prompted

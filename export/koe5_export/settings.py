@@ -145,7 +145,7 @@ def read_modules(folder: Path) -> Modules | None:
     """Read modules.json; None if there is none.
 
     Without it sentence-transformers reads no other settings of its own: it takes mean pooling, no prompts
-    and the tokenizer's limit.
+    and the tokenizer's limit. See `warn_if_ignored`.
 
     Raises:
         CheckpointError: The modules are others than a transformer, pooling and perhaps normalization.
@@ -219,14 +219,31 @@ def write_tokenizer(folder: Path, out: Path) -> None:
     tokenizer.save(str(out), pretty=False)
 
 
+def warn_if_ignored(folder: Path) -> None:
+    """Warn of settings files that sentence-transformers ignores because there is no modules.json."""
+    names = (MODEL_SETTINGS, *TRANSFORMER_SETTINGS, "1_Pooling/config.json")
+    if ignored := [name for name in names if (folder / name).is_file()]:
+        warnings.warn(
+            f"{folder} has no {MODULES}, without which sentence-transformers ignores {', '.join(ignored)}; "
+            "so does this export",
+            CheckpointWarning,
+            stacklevel=3,
+        )
+
+
 def require_plain_encoder(folder: Path) -> None:
     """Check that the encoder is what its config.json says, without an adapter and without code of its own.
 
     Raises:
         CheckpointError: It is not.
     """
-    for name in ("config.json", "tokenizer_config.json"):
-        read_settings(folder / name)
+    read_settings(folder / "config.json")
+    file = folder / "tokenizer_config.json"
+    names = read_settings(file).get("model_input_names")
+    if names is not None and "attention_mask" not in names:
+        raise CheckpointError(
+            f"{file}: model_input_names is {names!r}: without attention_mask, padding would change embeddings"
+        )
     if (file := folder / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{file}: the weights are an adapter of another checkpoint. Merge them first: "

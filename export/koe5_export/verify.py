@@ -84,8 +84,9 @@ def expect(
     texts = verification_texts(tokenizer, contract, given)
     plain, names = [text.text for text in texts], [text.prompt_name for text in texts]
     reference = Reference(checkpoint.folder, contract)
-    reference.require_same_ids(tokenizer, plain, names)
-    lengths = tokenizer.encode([reference.prompt(name) + text for text, name in texts]).lengths
+    prompted = [reference.prompt(name) + text for text, name in texts]
+    reference.require_same_ids(tokenizer, prompted)
+    lengths = tokenizer.encode(prompted).lengths
     count = _Count("reference", int(lengths.sum()), report)
     embeddings = reference.embed(plain, names, lambda rows: count.add(int(lengths[rows].sum())))
     return Expected(texts, lengths, embeddings)

@@ -69,11 +69,18 @@ def contract(found: Contract) -> list[Fact]:
     prompts = ", ".join(f"{_quoted(text)} for {name}" for name, text in found.prompts.items())
     return [
         Fact("pooling", f"{found.pooling} pooling"),
-        Fact("length", "unit length" if found.normalize else "not normalised"),
+        Fact("length", "unit length" if found.normalize else "not normalized"),
+        Fact("similarity", f"{found.similarity} similarity"),
         Fact("embedding", f"{found.dim:,} dimensions"),
         *_shortened(found),
         Fact("input", f"at most {found.max_tokens:,} tokens"),
+        Fact("Unicode", "composed (NFC)" if found.unicode_form else "left as it is"),
         Fact("prompts", prompts or "no prompts"),
+        *(
+            [Fact("default prompt", f"{found.default_prompt_name} by default")]
+            if found.default_prompt_name
+            else []
+        ),
     ]
 
 

@@ -226,6 +226,7 @@ def test_a_pooling_that_sentence_transformers_would_not_use_is_refused(folder):
         ("config.json", {"is_decoder": True}, "is_decoder"),
         ("tokenizer_config.json", {"truncation_side": "left"}, "truncation_side"),
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["t.T", None]}}, "auto_map"),
+        ("tokenizer_config.json", {"model_input_names": ["input_ids"]}, "model_input_names"),
         ("adapter_config.json", {"peft_type": "LORA"}, "adapter"),
     ],
 )
@@ -266,9 +267,31 @@ def test_a_module_outside_of_the_checkpoint_is_refused(folder, path):
 
 def test_a_tokenizer_json_that_transformers_does_not_use_is_refused(folder):
     """transformers takes the special tokens of tokenizer_config.json over those of tokenizer.json."""
-    update(folder, "tokenizer_config.json", extra_special_tokens=["수도"], additional_special_tokens=["수도"])
+    update(
+        folder, "tokenizer_config.json", extra_special_tokens=["[NEW]"], additional_special_tokens=["[NEW]"]
+    )
     with pytest.raises(CheckpointError, match=r"differently from\s+tokenizer\.json"):
-        export(folder, verification=["서울은 대한민국의 수도이다."])
+        export(folder)
+
+
+def test_padding_in_front_is_refused_where_it_shifts_positions(tmp_path):
+    folder = tmp_path / "bert"
+    write_seeded_checkpoint(folder, Size(1, 64, 2, 128, 900, model_type="bert", positions=512))
+    update(folder, "tokenizer_config.json", padding_side="left")
+    with pytest.raises(CheckpointError, match="padding_side is 'left'"):
+        export(folder)
+
+
+def test_padding_in_front_changes_nothing_where_positions_count_from_it(folder):
+    update(folder, "tokenizer_config.json", padding_side="left")
+    assert_same(folder)
+
+
+def test_settings_files_that_are_ignored_are_named(folder):
+    (folder / "modules.json").unlink()
+    with pytest.warns(CheckpointWarning) as caught:
+        export(folder, like="nlpai-lab/KoE5")
+    assert any("ignores config_sentence_transformers.json" in str(warning.message) for warning in caught)
 
 
 def test_unknown_settings_are_named(folder):
