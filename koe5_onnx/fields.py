@@ -16,18 +16,13 @@ _T = TypeVar("_T")
 def build(kind: type[_T], data: Any, where: str) -> _T:
     """Make the dataclass `kind` from parsed JSON, refusing what does not fit.
 
-    Unknown fields are refused too: a manifest with more to say is of a later format. A field may be missing
-    where the dataclass has a default.
+    Every field must be there, whatever its default in Python. Unknown fields are refused too: a manifest with
+    more to say is of a later format.
     """
     if not isinstance(data, dict):
         raise ArtifactError(f"{where}: expected an object, found {type(data).__name__}")
     hints = typing.get_type_hints(kind)
-    optional = {
-        field.name
-        for field in dataclasses.fields(typing.cast("Any", kind))
-        if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-    }
-    if missing := sorted(hints.keys() - data.keys() - optional):
+    if missing := sorted(hints.keys() - data.keys()):
         raise ArtifactError(f"{where} lacks {', '.join(missing)}: export or download the artifact again")
     if unknown := sorted(data.keys() - hints.keys()):
         raise ArtifactError(f"{where} has unknown fields {', '.join(unknown)}: update koe5-onnx")

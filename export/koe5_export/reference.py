@@ -25,9 +25,10 @@ from koe5_export.texts import PROBES
 from koe5_onnx import CheckpointError, CheckpointWarning, Contract, MissingDependencyError, Tokenizer
 
 _PACKAGES = ("torch", "transformers", "sentence_transformers")
-_TEXTS_PER_BATCH = 4
-_TEXTS_PER_CALL = 16
-"""Of similar length; progress is reported after each call."""
+_TEXTS_PER_CALL = 32
+"""Of one prompt and of similar length; progress is reported after each call."""
+_CHARACTERS_PER_BATCH = 2048
+"""With padding: short texts together fill the cores, long ones need memory for their attention."""
 NO_PROMPT = ""
 """In place of a prompt name: nothing in front of the text, not even the default prompt."""
 
@@ -158,7 +159,7 @@ class Reference:
         try:
             rows = self._model.encode(
                 texts,
-                batch_size=_TEXTS_PER_BATCH,
+                batch_size=max(1, _CHARACTERS_PER_BATCH // max(1, *map(len, texts))),
                 show_progress_bar=False,
                 normalize_embeddings=self._contract.normalize,
                 **prompt,

@@ -122,16 +122,15 @@ def small_tokenizer(vocabulary: int) -> tokenizers.Tokenizer:
     The library's trainer gives another vocabulary each time; this one is the same everywhere.
     """
     rust = tokenizers.Tokenizer(models.Unigram())
-    rust.normalizer = normalizers.Sequence(
-        [normalizers.NFKC(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]
-    )
+    # As XLM-R's, it does not compose decomposed Hangul.
+    rust.normalizer = normalizers.Replace(tokenizers.Regex(" {2,}"), " ")
     rust.pre_tokenizer = pre_tokenizers.Metaspace()
     rust.decoder = decoders.Metaspace()
     prompts = [f"{prompt}: {line}" for prompt in ("query", "passage") for line in CALIBRATION]
     words: Counter[str] = Counter()
     for line in (*prompts, *VERIFICATION, *DEMO_QUERIES, *DEMO_PASSAGES):
-        normalised = rust.normalizer.normalize_str(line)
-        words.update(word for word, _ in rust.pre_tokenizer.pre_tokenize_str(normalised))
+        normalized = rust.normalizer.normalize_str(line)
+        words.update(word for word, _ in rust.pre_tokenizer.pre_tokenize_str(normalized))
     rust.model = models.Unigram(_scored_pieces(words, vocabulary), unk_id=_SPECIALS.index("<unk>"))
     rust.add_special_tokens(list(_SPECIALS))
     rust.post_processor = processors.TemplateProcessing(

@@ -165,7 +165,7 @@ def test_a_damaged_job_file(embed, begun):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": "document"}, "prompt is 'document': expected None or one of"),
+        ({"prompt": "document"}, "prompt is 'document': expected None, \"\" or one of"),
         ({"shard_rows": 0}, "the rows of a shard are 0"),
         ({"output_dtype": "int4"}, "the output dtype is 'int4': expected one of float32"),
         ({"overflow": "drop"}, "overflow is 'drop'"),

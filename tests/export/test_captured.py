@@ -26,8 +26,8 @@ from koe5_onnx.page_locked import PageLocked
 from koe5_onnx.session import Session
 
 SHAPES = {
-    "xlm-roberta": Size(2, 64, 4, 128, 900),
-    "bert, cls": Size(2, 64, 2, 256, 900, model_type="bert", positions=128, pooling="cls"),
+    "xlm-roberta": Size(2, 64, 4, 128, 1200),
+    "bert, cls": Size(2, 64, 2, 256, 1200, model_type="bert", positions=128, pooling="cls"),
 }
 ON_CPU = ("cpu", 0)
 
@@ -60,7 +60,7 @@ def captured_from(artifact, ordinary, expected=None):
 
 def batch_of(artifact, lengths, seed=0):
     rng, manifest = np.random.default_rng(seed), artifact.manifest
-    ids = [rng.integers(4, 900, length).astype(np.int32) for length in lengths]
+    ids = [rng.integers(4, 1200, length).astype(np.int32) for length in lengths]
     counting = manifest.architecture.counts_from_pad
     return pack_for_cuda(
         ids, Batch(np.arange(len(ids)), 0), manifest.contract.pad_id, counts_from_pad=counting

@@ -21,11 +21,11 @@ E5 = {"query": "query: ", "passage": "passage: "}
 LONG = {"positions": 8194, "pooling": "cls", "prompted": False}
 # Model type, positions and pooling are theirs. Source: config.json and 1_Pooling/config.json of these Hub ids
 FAMILY = {
-    "intfloat/multilingual-e5-small": Size(2, 64, 2, 256, 900, model_type="bert", positions=512),
-    "intfloat/multilingual-e5-base": Size(1, 64, 1, 256, 900),
-    "intfloat/multilingual-e5-large": Size(2, 64, 1, 256, 900),
-    "BAAI/bge-m3": Size(1, 64, 1, 256, 900, **LONG),
-    "nlpai-lab/KURE-v1": Size(2, 32, 1, 128, 900, **LONG),
+    "intfloat/multilingual-e5-small": Size(2, 64, 2, 256, 1200, model_type="bert", positions=512),
+    "intfloat/multilingual-e5-base": Size(1, 64, 1, 256, 1200),
+    "intfloat/multilingual-e5-large": Size(2, 64, 1, 256, 1200),
+    "BAAI/bge-m3": Size(1, 64, 1, 256, 1200, **LONG),
+    "nlpai-lab/KURE-v1": Size(2, 32, 1, 128, 1200, **LONG),
 }
 """Hub id to its shape."""
 

@@ -258,7 +258,7 @@ def test_nothing_is_proved_without_the_checkpoint(model, folder, exported, seede
 
 def test_another_checkpoint_is_noticed(model, folder, tmp_path):
     save(model, folder)
-    write_seeded_checkpoint(tmp_path / "other", Size(2, 64, 4, 128, 900), seed=1)
+    write_seeded_checkpoint(tmp_path / "other", Size(2, 64, 4, 128, 1200), seed=1)
     with pytest.raises(FidelityError, match="cosine_min"):
         import_folder(folder, tmp_path / "out", ImportOptions(checkpoint=tmp_path / "other"))
     assert not (tmp_path / "out").exists()

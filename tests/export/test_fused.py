@@ -20,8 +20,8 @@ from koe5_onnx.artifact import FUSED_GRAPH
 from koe5_onnx.graphs import installed_kernels
 
 SHAPES = {
-    "xlm-roberta": Size(3, 64, 4, 128, 900),
-    "bert, cls": Size(2, 64, 2, 256, 900, model_type="bert", positions=512, pooling="cls"),
+    "xlm-roberta": Size(3, 64, 4, 128, 1200),
+    "bert, cls": Size(2, 64, 2, 256, 1200, model_type="bert", positions=512, pooling="cls"),
 }
 TEXTS = [*VERIFICATION, "", "나라", "<pad> 가 <pad>", "<pad>", "길이 " * 700]
 needs_kernels = pytest.mark.skipif(isinstance(installed_kernels(), str), reason=str(installed_kernels()))
@@ -69,7 +69,7 @@ def test_why_not(checkpoint):
     assert why_not_fused("int8", [], config) is None
     assert "for int8, not fp32" in why_not_fused("fp32", [], config)
     assert "layer.1.up" in why_not_fused("int8", ["layer.1.up"], config)
-    odd = encoder_config(Size(1, 24, 1, 64, 900))
+    odd = encoder_config(Size(1, 24, 1, 64, 1200))
     assert "multiples of 16" in why_not_fused("int8", [], odd)
 
 

@@ -132,7 +132,7 @@ LAYOUTS = {
 
 def seeded_files(folder, layout):
     """Small files of a seeded checkpoint, and its tensors with what real ones hold besides."""
-    size = Size(1, 32, 2, 64, 900, model_type=layout.model_type, positions=layout.positions)
+    size = Size(1, 32, 2, 64, 1200, model_type=layout.model_type, positions=layout.positions)
     write_seeded_checkpoint(folder, size)
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()

@@ -111,7 +111,7 @@ def test_the_order_of_what_is_believed(folder):
 def test_koe5_has_none_and_arctic_has_256(tmp_path):
     assert {name for name, known in KNOWN.items() if known.matryoshka_dims} == {ARCTIC}
     folder = tmp_path / "arctic"
-    write_seeded_checkpoint(folder, Size(1, 320, 5, 640, 900, positions=8194, pooling="cls", prompted=False))
+    write_seeded_checkpoint(folder, Size(1, 320, 5, 640, 1200, positions=8194, pooling="cls", prompted=False))
     (folder / "modules.json").unlink()
     (folder / "config_sentence_transformers.json").unlink()
     found = read_contract(Checkpoint(folder, ARCTIC, None))

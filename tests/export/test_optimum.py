@@ -83,7 +83,7 @@ def test_the_artifact_looks_like_any_other(traced, exported):
 
 def test_token_types_are_filled_inside_the_graph(tmp_path):
     folder = tmp_path / "bert"
-    write_seeded_checkpoint(folder, Size(2, 64, 4, 128, 900, model_type="bert", positions=512))
+    write_seeded_checkpoint(folder, Size(2, 64, 4, 128, 1200, model_type="bert", positions=512))
     artifacts = [
         export_checkpoint(Checkpoint.open(folder), tmp_path / name, ExportOptions(exporter=name))
         for name in ("optimum", "builder")
@@ -142,7 +142,7 @@ def test_a_folder_that_optimum_wrote_is_imported(model_type, seeded, tmp_path):
 
     checkpoint = tmp_path / "checkpoint"
     if model_type == "bert":
-        write_seeded_checkpoint(checkpoint, Size(2, 64, 4, 128, 900, model_type="bert", positions=512))
+        write_seeded_checkpoint(checkpoint, Size(2, 64, 4, 128, 1200, model_type="bert", positions=512))
     else:
         other_encoder(model_type, DISTIL, seeded, checkpoint)
     with quiet(), warnings.catch_warnings():

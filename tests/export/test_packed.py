@@ -31,9 +31,9 @@ from koe5_onnx.graphs import choose
 from koe5_onnx.session import INPUTS, Session
 
 SHAPES = {
-    "xlm-roberta": Size(3, 64, 4, 128, 900),
-    "bert, cls": Size(2, 64, 2, 256, 900, model_type="bert", positions=512, pooling="cls"),
-    "bert, mean": Size(2, 64, 8, 128, 900, model_type="bert", positions=512),
+    "xlm-roberta": Size(3, 64, 4, 128, 1200),
+    "bert, cls": Size(2, 64, 2, 256, 1200, model_type="bert", positions=512, pooling="cls"),
+    "bert, mean": Size(2, 64, 8, 128, 1200, model_type="bert", positions=512),
 }
 NO_KERNEL = r"NOT_IMPLEMENTED : .*PackedMultiHeadAttention"
 """Words differ among versions of ONNX Runtime, the code does not."""

@@ -12,7 +12,7 @@ from koe5_export.reference import embed_reference
 from koe5_export.seeded import Size, write_seeded_checkpoint
 from tolerances import FP32_MAX_ABS_DIFF
 
-SIZE = Size(layers=2, hidden=64, heads=4, intermediate=128, vocabulary=900)
+SIZE = Size(layers=2, hidden=64, heads=4, intermediate=128, vocabulary=1200)
 TEXTS = ["서울은 수도이다.", "a " * 700, "", "<pad> typed", "네", "A line of some length, in English."]
 
 

@@ -276,7 +276,7 @@ def test_a_tokenizer_json_that_transformers_does_not_use_is_refused(folder):
 
 def test_padding_in_front_is_refused_where_it_shifts_positions(tmp_path):
     folder = tmp_path / "bert"
-    write_seeded_checkpoint(folder, Size(1, 64, 2, 128, 900, model_type="bert", positions=512))
+    write_seeded_checkpoint(folder, Size(1, 64, 2, 128, 1200, model_type="bert", positions=512))
     update(folder, "tokenizer_config.json", padding_side="left")
     with pytest.raises(CheckpointError, match="padding_side is 'left'"):
         export(folder)
@@ -330,6 +330,6 @@ def test_given_prompts_do_not_contradict_the_files(folder):
 
 def test_bert_checkpoints_lower_their_text_once(tmp_path):
     folder = tmp_path / "bert"
-    write_seeded_checkpoint(folder, Size(2, 64, 2, 128, 900, model_type="bert", positions=512))
+    write_seeded_checkpoint(folder, Size(2, 64, 2, 128, 1200, model_type="bert", positions=512))
     update(folder, "sentence_bert_config.json", do_lower_case=True)
     assert_same(folder)

@@ -103,7 +103,7 @@ def checkpoints(tmp_path_factory):
         folder = folders[model_type] = tmp_path_factory.mktemp("names") / model_type
         is_bert = model_type == "bert"
         built_as, positions = ("bert", 512) if is_bert else ("xlm-roberta", 514)
-        write_seeded_checkpoint(folder, Size(1, 32, 2, 64, 900, model_type=built_as, positions=positions))
+        write_seeded_checkpoint(folder, Size(1, 32, 2, 64, 1200, model_type=built_as, positions=positions))
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
     return folders

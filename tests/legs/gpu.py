@@ -29,7 +29,7 @@ LIBRARIES = {
     "libcudnn.so.9": "cudnn.cc",
 }
 """The first one holds what all share."""
-SIZE = Size(3, 128, 2, 256, 900)
+SIZE = Size(3, 128, 2, 256, 1200)
 """Heads of 64, as KoE5's."""
 
 

@@ -155,7 +155,7 @@ def test_errors_come_through(artifact_path, text_of):
         async with AsyncEmbedder(Embedder.open(artifact_path, overflow="error")) as asynchronous:
             with pytest.raises(TypeError, match="one str"):
                 await asynchronous.encode("서울")
-            with pytest.raises(InputError, match="expected None or one of"):
+            with pytest.raises(InputError, match='expected None, "" or one of'):
                 await asynchronous.encode(["서울"], "document")
             with pytest.raises(TextTooLongError):
                 await asynchronous.encode_queries([text_of(600)])

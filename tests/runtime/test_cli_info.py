@@ -113,7 +113,10 @@ def test_the_text_has_every_figure(info, changed):
         certificate["by_length"] = {"33-64": FIGURES, "65-128": {**FIGURES, "cosine_mean": 1.0}}
         certificate["retrieval"].update(overlap=0.98780488, rank_correlation=0.998961, similarity_error=0.004)
         certificate["retrieval"].update(similarity_p5=0.71, similarity_p50=0.7825, similarity_p95=0.9)
+        certificate["retrieval"]["texts"] = 41
         certificate["batch_texts"] = 24
+        certificate["measured_with"].update(cpu="Intel(R) Xeon(R) Processor", onnxruntime="1.32.0")
+        manifest["architecture"].update(vocabulary=900, parameters=62_432)
         manifest["source"]["weights_sha256"] = "e336a36eb0ce" + "0" * 52
         manifest["recipe"] = {"smoothing_strength": 0.6, "calibration_sha256": "0d2582d2ecf1" + "0" * 52}
 
@@ -328,7 +331,8 @@ def test_the_gate_is_held_against_the_figures(info, changed, gate, row, verdict)
     ],
 )
 def test_a_histogram_that_does_not_add_up(capsys, changed, tmp_path, counts, message):
-    artifact = changed(lambda manifest: manifest["certificate"]["overall"].update(error_counts=counts))
+    figures = {**FIGURES, "error_counts": counts}
+    artifact = changed(lambda manifest: manifest["certificate"].update(overall=figures))
     page = tmp_path / "page.html"
     assert cli.main(["info", str(artifact), "--html", str(page)]) == 1
     assert message in capsys.readouterr().err

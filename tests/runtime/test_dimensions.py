@@ -11,7 +11,6 @@ from shortened import DIMS, allow, cut
 from tolerances import SIMILARITY_ATOL, UNIT_LENGTH_ATOL
 
 from koe5_onnx import Artifact, ArtifactError, AsyncEmbedder, Embedder, InputError, cli
-from koe5_onnx.artifact import MANIFEST
 from koe5_onnx.pipeline import WINDOW_TEXTS
 
 TEXTS = ["대한민국의 수도는?", "서울", "", "The quick brown fox", "가 " * 100]
@@ -35,7 +34,7 @@ def test_the_first_components_at_unit_length(short, dim):
     assert found.base is None, "the full width is kept in memory"
     np.testing.assert_allclose(found, cut(short.encode(TEXTS, "query"), dim), atol=SIMILARITY_ATOL, rtol=0)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=UNIT_LENGTH_ATOL)
-    assert np.abs(np.linalg.norm(short.encode(TEXTS, "query")[:, :dim], axis=1) - 1).min() > 0.1
+    assert np.abs(np.linalg.norm(short.encode(TEXTS, "query")[:, :dim], axis=1) - 1).min() > 0.05
 
 
 @pytest.mark.parametrize("dim", [None, 32])
@@ -131,14 +130,6 @@ def test_a_manifest_with_other_widths_is_refused(artifact_path, tmp_path, dims):
     folder = allow(artifact_path, tmp_path / "artifact", matryoshka_dims=dims)
     with pytest.raises(ArtifactError, match="matryoshka_dims"):
         Artifact.open(folder)
-
-
-def test_an_older_manifest_has_none(artifact_path, tmp_path):
-    folder = allow(artifact_path, tmp_path / "artifact")
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    del manifest["contract"]["matryoshka_dims"]
-    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-    assert Artifact.open(folder).manifest.contract.dims == (32,)
 
 
 def embed(folder, source, target, dim):
