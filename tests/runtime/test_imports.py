@@ -163,6 +163,8 @@ BENCHMARKS_TABLE: dict[str, tuple[set[str], set[str]]] = {
         {PUBLIC, ".artifact", ".machine", ".providers", "benchmarks", "koe5_export", "numpy", "tokenizers"},
         {"*"},
     ),
+    "quality_pareto.py": ({"benchmarks", "matplotlib"}, {"matplotlib"}),  # at the top its types only
+    "quality.py": ({PUBLIC, ".machine", "benchmarks", "koe5_export"}, set()),
     "sharing.py": ({PUBLIC, ".checked", ".graphs", ".machine", "benchmarks"}, set()),
     "output_dtypes.py": ({PUBLIC, ".bulk", "benchmarks", "numpy"}, set()),
     "corpora.py": ({PUBLIC, ".hub", "benchmarks"}, set()),
