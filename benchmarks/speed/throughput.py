@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from koe5_export.checkpoint import Checkpoint
@@ -33,19 +33,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="openvino-int8",
         help="ratios are to this one (default: %(default)s)",
     )
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="rates by processor time, for a machine that other work shares; takes --threads 1",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; the exit code is 1 where a contender is wrong."""
     setting = setting_of(args)
+    if args.processor_time and setting.threads != 1:
+        raise InputError(
+            f"--processor-time with {setting.threads} threads: they spin while they wait. Pass --threads 1"
+        )
     ceiling = Ceiling(shape_of(setting), setting.threads)
     with open_field(setting) as field:
         if not field.opened:
             raise InputError("no contender gives the right embedding: nothing to time")
         for opened in field.opened.values():
             choose_batches(opened, setting.corpora, setting.store.own, setting.threads)
-        rates, ceilings = measure(setting, field, ceiling, args.rounds)
+        embed = _embed_by_processor if args.processor_time else _embed
+        rates, ceilings = measure(setting, field, ceiling, args.rounds, embed)
         result = result_of(setting, field, rates, ceilings, args.baseline)
+    result["time"] = "processor" if args.processor_time else "wall"
     print(table(result))
     if setting.json is not None:
         write_json(setting.json, result)
@@ -65,7 +76,36 @@ class Measurable(Protocol):
         """Kind to tokens a second now."""
 
 
-def measure(setting: Setting, field: Field, ceiling: Measurable, rounds: int) -> tuple[Rounds, Rounds]:
+def _embed(opened: Opened, corpus: Corpus, texts: Sequence[str]) -> float:
+    """Seconds of one pass, begun once the threads of whoever was before sleep."""
+    time.sleep(SETTLE_SECONDS)
+    reply = opened.worker.ask("embed", texts=list(texts), batch=opened.batch[corpus.name])
+    return float(reply["seconds"])
+
+
+def _embed_by_processor(opened: Opened, corpus: Corpus, texts: Sequence[str]) -> float:
+    """The same in processor time of all threads of the process.
+
+    Raises:
+        InputError: It is too short for the kernel's clock.
+    """
+    before = opened.worker.cpu_seconds()
+    _embed(opened, corpus, texts)
+    seconds = opened.worker.cpu_seconds() - before
+    if not seconds:
+        raise InputError(
+            f"{opened.contender.name} needs less than a tick for {corpus.name}: take more --texts"
+        )
+    return seconds
+
+
+def measure(
+    setting: Setting,
+    field: Field,
+    ceiling: Measurable,
+    rounds: int,
+    embed: Callable[[Opened, Corpus, Sequence[str]], float] = _embed,
+) -> tuple[Rounds, Rounds]:
     """Every contender once a round and corpus, the ceiling right before them. One warm-up before all."""
     names = list(field.opened)
     rates: Rounds = {corpus.name: {name: [] for name in names} for corpus in setting.corpora}
@@ -77,18 +117,10 @@ def measure(setting: Setting, field: Field, ceiling: Measurable, rounds: int) ->
             for name in rotated(names, turn):
                 if turn == 0:
                     _embed(field.opened[name], corpus, corpus.texts[:8])
-                rates[corpus.name][name].append(
-                    corpus.tokens / _embed(field.opened[name], corpus, corpus.texts)
-                )
+                seconds = embed(field.opened[name], corpus, corpus.texts)
+                rates[corpus.name][name].append(corpus.tokens / seconds)
             _show(turn, corpus.name, rates[corpus.name], ceilings[corpus.name])
     return rates, ceilings
-
-
-def _embed(opened: Opened, corpus: Corpus, texts: Sequence[str]) -> float:
-    """Seconds of one pass, begun once the threads of whoever was before sleep."""
-    time.sleep(SETTLE_SECONDS)
-    reply = opened.worker.ask("embed", texts=list(texts), batch=opened.batch[corpus.name])
-    return float(reply["seconds"])
 
 
 def _show(turn: int, corpus: str, *figures: dict[str, list[float]]) -> None:

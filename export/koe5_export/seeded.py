@@ -81,7 +81,7 @@ def write_seeded_checkpoint(
     partial.mkdir(parents=True)
     try:
         _write_tokenizer(partial / "tokenizer.json", shape.vocabulary, tokenizer)
-        _write_configs(partial, shape)
+        write_configs(partial, shape)
         _write_weights(partial / "model.safetensors", encoder_config(shape), seed)
         partial.rename(folder)
     finally:
@@ -157,7 +157,8 @@ def _scored_pieces(words: Counter[str], vocabulary: int) -> list[tuple[str, floa
     ]
 
 
-def _write_configs(folder: Path, size: Size) -> None:
+def write_configs(folder: Path, size: Size) -> None:
+    """Write all files of a sentence-transformers checkpoint but weights and tokenizer.json."""
     shape = encoder_config(size)
     config = {
         "architectures": ["BertModel" if size.model_type == "bert" else "XLMRobertaModel"],
@@ -201,9 +202,12 @@ def _write_configs(folder: Path, size: Size) -> None:
         folder / "sentence_bert_config.json", {"max_seq_length": shape.max_tokens, "do_lower_case": False}
     )
     prompts = {"query": "query: ", "passage": "passage: "} if size.prompted else {}
-    _write_json(
-        folder / "config_sentence_transformers.json", {"prompts": prompts, "similarity_fn_name": "cosine"}
-    )
+    encoder: dict[str, Any] = {
+        "model_type": "SentenceTransformer",
+        "__version__": {"sentence_transformers": "5.0.0"},
+    }
+    encoder |= {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    _write_json(folder / "config_sentence_transformers.json", encoder)
 
 
 def _write_json(file: Path, data: Any) -> None:

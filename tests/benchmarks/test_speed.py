@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import shutil
 
@@ -224,6 +225,7 @@ def test_an_artifact_has_a_precision_and_a_folder(given):
         (["latency", "--calls", "3"], "--calls 3: expected 10 or more"),
         (["memory", "--shapes", "200"], "--shapes 200: expected 0, or more than 200"),
         (["coldstart", "--artifact", "int8"], "expected PRECISION=FOLDER"),
+        (["throughput", "--processor-time", "--threads", "2"], "Pass --threads 1"),
     ],
 )
 def test_bad_options_are_one_line(seeded, capsys, argv, message):
@@ -264,6 +266,15 @@ def test_throughput_end_to_end(command, capsys):
     assert result["contenders"]["koe5-int8-stock"]["cosine_min"] > 0.99
     assert result["machine"]["cores"] >= 1
     assert "koe5-int8-stock" in capsys.readouterr().out
+
+
+def test_throughput_by_processor_time(command):
+    options = ("--rounds", "1", "--corpus", "pages", "--texts", "48", "--processor-time")
+    code, result = command("throughput", *options)
+    (rate,) = result["corpora"]["pages"]["tokens_per_second"]["koe5-int8-stock"]["rounds"]
+    assert (code, result["time"]) == (0, "processor")
+    ticks = result["corpora"]["pages"]["tokens"] / rate * os.sysconf("SC_CLK_TCK")
+    assert ticks == pytest.approx(round(ticks), abs=1e-3)
 
 
 def test_latency_end_to_end(command):

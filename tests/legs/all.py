@@ -14,7 +14,18 @@ from pathlib import Path
 
 from environment import ROOT
 
-LEGS = ("lowest", "sanitizers", "integrations", "examples", "ray", "optimum", "lean", "dist", "gpu")
+LEGS = (
+    "trained",
+    "lowest",
+    "sanitizers",
+    "integrations",
+    "examples",
+    "ray",
+    "optimum",
+    "lean",
+    "dist",
+    "gpu",
+)
 """Longest first."""
 AT_ONCE = 2
 

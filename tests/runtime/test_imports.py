@@ -170,6 +170,7 @@ EXPORT_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "export.py": (_EXPORT | {".graphs"}, set()),
     "graph.py": (_EXPORT | {".batching", "onnx"}, set()),
     "precision/*.py": (_EXPORT | {".machine", "onnx"}, set()),
+    "xlmr_tokenizer.py": (_EXPORT | {"tokenizers"}, {"sentencepiece"}),
     "*.py": (_EXPORT | {"onnx", "tokenizers"}, set()),
 }
 BENCHMARKS_TABLE: dict[str, tuple[set[str], set[str]]] = {
@@ -179,6 +180,8 @@ BENCHMARKS_TABLE: dict[str, tuple[set[str], set[str]]] = {
         {PUBLIC, ".artifact", ".machine", ".providers", "benchmarks", "koe5_export", "numpy", "tokenizers"},
         {"*"},
     ),
+    "quality_pareto.py": ({"benchmarks", "matplotlib"}, {"matplotlib"}),  # at the top its types only
+    "quality.py": ({PUBLIC, ".machine", "benchmarks", "koe5_export"}, set()),
     "sharing.py": ({PUBLIC, ".checked", ".graphs", ".machine", "benchmarks"}, set()),
     "export.py": ({PUBLIC, ".machine", "benchmarks", "koe5_export"}, set()),
     "output_dtypes.py": ({PUBLIC, ".bulk", "benchmarks", "numpy"}, set()),

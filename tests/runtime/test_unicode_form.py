@@ -66,6 +66,10 @@ def test_the_command_composes_and_counts(artifact_path, tmp_path, capsys):
 
 def test_a_contract_may_leave_texts_as_they_are(artifact_copy):
     set_contract(artifact_copy, unicode_form=None)
+    with pytest.raises(ArtifactError, match="turns the text"):  # a pinned text is decomposed
+        Embedder.open(artifact_copy)
+    manifest = json.loads((artifact_copy / MANIFEST).read_text(encoding="utf-8"))
+    (artifact_copy / MANIFEST).write_text(json.dumps({**manifest, "tokenizer_probes": {}}), encoding="utf-8")
     with Embedder.open(artifact_copy, threads=1) as embedder:
         found = embedder.encode_with_info([DECOMPOSED[0], COMPOSED[0]])
     assert not found.composed.any()

@@ -1,0 +1,66 @@
+"""Speed beside quality: what the throughput benchmark measured, by the names of its contenders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.speed.results import read_json
+from koe5_onnx import InputError
+
+CORPUS = "mix"
+"""Short and long texts, half of each: near to what a retrieval system embeds."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Throughput on one checkpoint."""
+
+    checkpoint: str
+    machine: str
+    rounds: Mapping[str, Sequence[float]]
+    """Contender to the tokens per second of each interleaved round."""
+
+    def median(self, contender: str) -> float | None:
+        """Tokens per second; None if it was not timed."""
+        return median(self.rounds[contender]) if contender in self.rounds else None
+
+    def best(self, contender: str) -> float | None:
+        """The fastest round; None if it was not timed."""
+        return max(self.rounds[contender]) if contender in self.rounds else None
+
+
+def read_speeds(files: Sequence[Path]) -> list[Speed]:
+    """Read results of the throughput benchmark, one speed per checkpoint in the order of the files.
+
+    Of a contender that several files of one checkpoint have, the first file counts.
+
+    Raises:
+        InputError: A file is no such result.
+    """
+    found: dict[str, Speed] = {}
+    for file in files:
+        result = read_json(file)
+        if result["benchmark"] != "throughput" or CORPUS not in result["corpora"]:
+            raise InputError(
+                f"{file} is no throughput of the corpus {CORPUS}: measure it with throughput --json"
+            )
+        figures = result["corpora"][CORPUS]["tokens_per_second"]
+        rounds = {name: one["rounds"] for name, one in figures.items()}
+        name, machine = result["checkpoint"], _machine(result)
+        earlier = found.get(name)
+        if earlier is not None and earlier.machine != machine:
+            raise InputError(
+                f"{file} is of {machine}, and another file of {name} of {earlier.machine}: give one"
+            )
+        found[name] = Speed(name, machine, rounds | dict(earlier.rounds if earlier else {}))
+    return list(found.values())
+
+
+def _machine(result: dict[str, Any]) -> str:
+    threads = result["threads"]
+    by = ", by processor time" if result.get("time") == "processor" else ""
+    return f"{result['machine']['cpu']}, {threads} {'thread' if threads == 1 else 'threads'}{by}"

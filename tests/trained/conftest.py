@@ -1,0 +1,145 @@
+"""What the tests on trained weights share; `make trained` names the folder of the checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from koe5_export import ExportOptions, export_checkpoint
+from koe5_export.checkpoint import Checkpoint
+from koe5_export.simulated import SimulatedSession
+from koe5_export.texts import DEMO_PASSAGES, DEMO_QUERIES, VERIFICATION
+
+from benchmarks.corpora import Dataset, load
+from koe5_onnx import Artifact, Embedder, Tokenizer
+from koe5_onnx.session import Session
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+SHARED = Path(__file__).resolve().parents[3] / "shared/data"
+KORSTS, AUTORAG = SHARED / "korsts/sts-dev.tsv", SHARED / "autorag_ko"
+AUTORAG_QUERIES = 114
+EVERY_SENTENCE, EVERY_PAGE = 15, 22
+"""Of the real texts, what is compared with sentence-transformers: 100 sentences and 33 pages."""
+
+Texts = dict[str, list[str]]
+"""Prompt name to texts without prompts."""
+Embed = Callable[..., np.ndarray]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Texts, and what the checkpoint gave for them when these files were made."""
+
+    texts: list[str]
+    prompts: list[str]
+    ids: list[list[int]]
+    """With prompt, `<s>` and `</s>`, cut at 512 tokens."""
+    embeddings: np.ndarray
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Path:
+    """Folder of the trained checkpoint."""
+    folder = os.environ.get("KOE5_TRAINED_CHECKPOINT")
+    if folder is None:
+        pytest.skip("no trained checkpoint: run make trained")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint) -> Embed:
+    """Embeds with sentence-transformers in fp32, prompts by name; rows in the order of the texts."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    encoder = sentence_transformers.SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
+
+    def embed(texts):
+        return np.concatenate(
+            [
+                encoder.encode(some, prompt_name=prompt, batch_size=8, show_progress_bar=False)
+                for prompt, some in texts.items()
+            ]
+        )
+
+    return embed
+
+
+@pytest.fixture(scope="session")
+def embed(checkpoint, tmp_path_factory) -> Embed:
+    """Embeds with the checkpoint's export in a precision, on its padded graph ("stock") or "fused"."""
+    folder, opened = tmp_path_factory.mktemp("trained"), Checkpoint.open(checkpoint)
+    made: dict[str, Artifact] = {}
+
+    def embed(texts, precision, kernels="auto"):
+        if precision not in made:
+            options = ExportOptions(precision=precision)
+            made[precision] = export_checkpoint(opened, folder / precision, options)
+        with _opened(made[precision], kernels) as embedder:
+            return np.concatenate([embedder.encode(some, prompt) for prompt, some in texts.items()])
+
+    return embed
+
+
+@contextmanager
+def _opened(artifact: Artifact, kernels: str) -> Iterator[Embedder]:
+    """An embedder; what is made for GPUs is computed on the CPU, as when it is exported."""
+    target = artifact.manifest.target
+    if "cpu" in target.devices:
+        with Embedder.open(artifact.path, kernels=kernels) as embedder:
+            yield embedder
+        return
+    artifact = Artifact(artifact.path, replace(artifact.manifest, target=replace(target, devices=("cpu",))))
+    session = SimulatedSession(artifact) if kernels == "fused" else Session(artifact, "cpu", kernels=kernels)
+    tokenizer = Tokenizer(artifact.tokenizer, artifact.manifest.contract.max_tokens)
+    with Embedder(artifact, session, tokenizer, 2048, "truncate") as embedder:
+        yield embedder
+
+
+@pytest.fixture(scope="session")
+def texts() -> Texts:
+    """This project's lines, and real sentences and pages where the data lies beside the checkout."""
+    sentences = [first for first, _, _ in _korsts()] if KORSTS.is_file() else []
+    pages = load("autorag", AUTORAG).passages if AUTORAG.is_dir() else []
+    return {
+        "query": [*DEMO_QUERIES, *VERIFICATION[::2], *sentences[::EVERY_SENTENCE]],
+        "passage": [*DEMO_PASSAGES, *VERIFICATION[1::2], "길이 " * 600, *pages[::EVERY_PAGE]],
+    }
+
+
+@pytest.fixture(scope="session")
+def korsts() -> list[tuple[str, str, float]]:
+    """The sentence pairs of KorSTS-dev with their scores of 0 to 5."""
+    if not KORSTS.is_file():
+        pytest.skip(f"no KorSTS beside the checkout: {KORSTS}")
+    return _korsts()
+
+
+def _korsts() -> list[tuple[str, str, float]]:
+    rows = (line.split("\t") for line in KORSTS.read_text(encoding="utf-8").splitlines())
+    head = next(rows)
+    columns = [head.index(name) for name in ("sentence1", "sentence2", "score")]
+    found = ([row[column] for column in columns] for row in rows)
+    return [(first, second, float(score)) for first, second, score in found]
+
+
+@pytest.fixture(scope="session")
+def autorag() -> Dataset:
+    """The AutoRAG benchmark's 114 queries over 228 of its 720 pages: all would take fp32 two minutes."""
+    if not AUTORAG.is_dir():
+        pytest.skip(f"no AutoRAG benchmark beside the checkout: {AUTORAG}")
+    return load("autorag", AUTORAG, AUTORAG_QUERIES)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    data = json.loads((DATA / "golden.json").read_text(encoding="utf-8"))
+    rows = [row for row, prompt in enumerate(data["prompts"]) if prompt is not None]
+    texts, prompts = ([data[name][row] for row in rows] for name in ("texts", "prompts"))
+    with np.load(DATA / "golden-trained.npz") as arrays:
+        ids = np.split(arrays["ids"], np.cumsum(arrays["lengths"])[:-1])
+        return Golden(texts, prompts, [some.tolist() for some in ids], arrays["embeddings"])
