@@ -66,7 +66,7 @@ KNOWN: Mapping[str, KnownContract] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ContractOptions:
     """What the caller of an export knows about a checkpoint and its files do not say."""
 

@@ -119,10 +119,10 @@ def _manifest(plan: Plan, folder: Path, recipe: Mapping[str, Any], report: Progr
     )
 
 
-def _probes(file: Path, contract: Contract) -> dict[str, list[int]]:
+def _probes(file: Path, contract: Contract) -> dict[str, tuple[int, ...]]:
     """Odd texts and their ids, to be found again by every version of the tokenizer library."""
     tokenizer = Tokenizer(file, contract.max_tokens, contract.unicode_form)
-    return {text: ids.tolist() for text, ids in zip(PROBES, tokenizer.encode(PROBES).ids, strict=True)}
+    return {text: tuple(ids.tolist()) for text, ids in zip(PROBES, tokenizer.encode(PROBES).ids, strict=True)}
 
 
 def _hashed(

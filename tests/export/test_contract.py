@@ -96,11 +96,13 @@ def test_the_files_of_a_checkpoint_win_over_the_table(folder):
     assert contract(folder, like="nlpai-lab/KoE5").pooling == "cls"
 
 
+@pytest.mark.filterwarnings("ignore:.*sentence-transformers ignores:koe5_onnx.CheckpointWarning")
 def test_koe5_itself_is_known_by_its_id(folder):
     (folder / "modules.json").unlink()
     assert read_contract(Checkpoint(folder, "nlpai-lab/KoE5", None)).pooling == "mean"
 
 
+@pytest.mark.filterwarnings("ignore:.*sentence-transformers ignores:koe5_onnx.CheckpointWarning")
 def test_a_copy_of_koe5_is_named_not_guessed(folder):
     (folder / "modules.json").unlink()
     (folder / "config_sentence_transformers.json").unlink()

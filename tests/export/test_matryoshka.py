@@ -108,6 +108,7 @@ def test_the_order_of_what_is_believed(folder):
             matryoshka_dims(checkpoint, given=[32, width])
 
 
+@pytest.mark.filterwarnings("ignore:.*sentence-transformers ignores:koe5_onnx.CheckpointWarning")
 def test_koe5_has_none_and_arctic_has_256(tmp_path):
     assert {name for name, known in KNOWN.items() if known.matryoshka_dims} == {ARCTIC}
     folder = tmp_path / "arctic"
