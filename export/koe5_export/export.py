@@ -174,7 +174,8 @@ def _layers(plan: Plan, calibration: Sequence[str], exceptions: list[str]) -> It
     tokenizer = Tokenizer(checkpoint.tokenizer, plan.contract.max_tokens)
     texts = Calibration(checkpoint, tokenizer.encode(with_prompts(calibration, plan.contract)).ids)
     for number, (norm, layer) in enumerate(_read(checkpoint)):
-        ready = smooth(norm, layer, texts.advance(norm, layer), strengths, plan.precision.round_weight)
+        inputs, heads = texts.advance(norm, layer), checkpoint.config.heads
+        ready = smooth(norm, layer, inputs, strengths, heads, plan.precision.round_weight)
         exceptions += [f"layer.{number}.{name}" for name in _exceptions(ready, plan.precision)]
         yield ready
 
