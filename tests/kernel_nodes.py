@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
+import tolerances
 
 Array = npt.NDArray[Any]
 LEVELS = ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx")
@@ -68,9 +69,32 @@ def node_model(
         else:
             results.append(_value(name, kind, None))
     graph = onnx.helper.make_graph(nodes, "test", fed, results, initialisers)
-    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("koe5", 2)]
+    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("koe5", 3)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
     return bytes(model.SerializeToString())
+
+
+def rotated(x: Array) -> Array:
+    """Rows as the operators rotate them before rounding, by the definition in rotation.h, in float64."""
+    m = np.array([[1, 1, 1, -1], [1, -1, 1, 1], [1, 1, -1, 1], [-1, 1, 1, 1]])
+    blocks = x.astype(np.float64).reshape(len(x), x.shape[1] // 64, 4, 4, 4)
+    return np.asarray(np.einsum("ia,jb,kc,tnabc->tnjki", m, m, m, blocks) / 8).reshape(x.shape)
+
+
+def assert_rounded(q: Array, scale: Array, values: Array, slack: Array | float) -> None:
+    """127 steps are the largest magnitude of a row, and each value is the nearest step's.
+
+    Args:
+        q: uint8[T, n].
+        scale: float32[T].
+        values: float64[T, n] that were rounded.
+        slack: How far the operator's own values may be from them.
+    """
+    largest = np.maximum(np.abs(values).max(axis=1) / 127, 1e-12)
+    of_row = np.broadcast_to(slack, values.shape).max(axis=1)
+    assert (np.abs(scale - largest) <= of_row / 127 + tolerances.ROUNDED_TWICE * largest).all()
+    found = (q.astype(np.float64) - 128) * scale[:, None].astype(np.float64)
+    assert (np.abs(found - values) <= 0.5001 * scale[:, None] + slack).all()
 
 
 def widened(bf16: Array) -> Array:

@@ -29,8 +29,8 @@ _OUTPUTS = {
 }
 _ATTRIBUTES: Mapping[str, dict[str, Any]] = {
     "ProjectQkv": {"heads": 3},
-    "ProjectAddNorm": {"zero_point": 27, "epsilon": 1e-5},
-    "ProjectGelu": {"zero_point": 27},
+    "ProjectAddNorm": {"epsilon": 1e-5},
+    "ProjectGelu": {},
 }
 
 
@@ -51,7 +51,7 @@ def _row(rng: np.random.Generator, n: int) -> Array:
     return rng.uniform(0.5e-3, 2e-3, n).astype(np.float32)
 
 
-def gelu_inputs(k: int = 48, n: int = 80, seed: int = 0) -> dict[str, Array]:
+def gelu_inputs(k: int = 48, n: int = 192, seed: int = 0) -> dict[str, Array]:
     """Inputs of ProjectGelu."""
     rng = np.random.default_rng(seed)
     a, a_scale = _activations(rng, k)
@@ -62,10 +62,10 @@ def gelu_inputs(k: int = 48, n: int = 80, seed: int = 0) -> dict[str, Array]:
 def add_norm_inputs() -> dict[str, Array]:
     """Inputs of ProjectAddNorm."""
     rng = np.random.default_rng(0)
-    named = gelu_inputs(80, 48)
+    named = gelu_inputs(80, 64)
     bias = named.pop("bias")
-    named |= {"x": rng.normal(size=(7, 48)).astype(np.float32), "skip": _row(rng, 48), "bias": bias}
-    return named | {"gain": _row(rng, 48), "shift": _row(rng, 48)}
+    named |= {"x": rng.normal(size=(7, 64)).astype(np.float32), "skip": _row(rng, 64), "bias": bias}
+    return named | {"gain": _row(rng, 64), "shift": _row(rng, 64)}
 
 
 def qkv_inputs() -> dict[str, Array]:

@@ -65,8 +65,11 @@ GELU_FP16_RELATIVE = 2.0**-11 + LINEAR_FP32_RELATIVE
 """GELU values of the fused kernels wait in fp16 for their row's scale: half a unit of its 11 bits."""
 
 GELU_ATOL = 2.0**-17 + 1.4e-5
-"""The same where fp16 is subnormal, values being stored at 1/256, and the polynomials' error: a step of the
-result is 60 times that or more."""
+"""The same where fp16 is subnormal, values being stored at 1/256, and the polynomials' error."""
+
+ROTATION_RELATIVE = 3e-6
+"""A rotation of 64 values in fp32, relative to the largest of them: six roundings of 6e-8, of sums that are
+up to eight times as large."""
 
 NORMED_RELATIVE = 5e-6
 """Layer norm after a fused linear, relative to the largest value: fp32 sums over the row; 1e-6 found."""
@@ -85,6 +88,9 @@ BF16_RELATIVE = 2.0**-8
 
 ROUNDED_ONCE = 1.2e-7
 """One or two roundings to fp32, relative."""
+
+ROUNDED_TWICE = 2.4e-7
+"""Two to four of them."""
 
 NORM_ATOL = 4e-6
 """Layer norm in fp32 against float64: outputs of up to 10, a few roundings of 6e-8; 1e-6 found."""

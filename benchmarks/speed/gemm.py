@@ -162,14 +162,14 @@ def _fused(random: np.random.Generator, linear: tuple[str, int, int]) -> Product
     inputs |= {f"weight_scale{part}": np.full(n // parts, 0.01, np.float32) for part in range(parts)}
     if name == "ProjectAddNorm":
         inputs |= {"x": np.zeros((1, n), np.float32), "skip": row, "bias": row, "gain": row, "shift": row}
-        attributes = {"zero_point": 27, "epsilon": 1e-5}
+        attributes = {"epsilon": 1e-5}
         return Product(("koe5", name), inputs, ("a", "a_scale", "x"), ("y", "q", "s"), attributes)
     inputs["bias"] = row
     if name == "ProjectQkv":
         return Product(
             ("koe5", name), inputs, ("a", "a_scale"), ("y",), {"heads": k // (64 if k % 64 == 0 else 16)}
         )
-    return Product(("koe5", name), inputs, ("a", "a_scale"), ("q", "s"), {"zero_point": 27})
+    return Product(("koe5", name), inputs, ("a", "a_scale"), ("q", "s"), {})
 
 
 def _model(products: Sequence[Product]) -> bytes:
@@ -192,6 +192,6 @@ def _model(products: Sequence[Product]) -> bytes:
             else:
                 constants.append(numpy_helper.from_array(array, f"{name}_{number}"))
     graph = helper.make_graph(nodes, "ceiling", fed, results, constants)
-    opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 21), ("koe5", 2))]
+    opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 21), ("koe5", 3))]
     found: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
     return found

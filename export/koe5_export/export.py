@@ -181,9 +181,10 @@ def _layers(
         return
     tokenizer = Tokenizer(tokenizer_file, plan.contract.max_tokens, plan.contract.unicode_form)
     texts = Calibration(checkpoint, tokenizer.encode(with_prompts(calibration, plan.contract)).ids)
+    heads = checkpoint.config.heads
     measured = ((norm, layer, texts.advance(norm, layer)) for norm, layer in _read(checkpoint))
     for number, (norm, layer, inputs) in enumerate(_one_ahead(measured)):
-        ready = smooth(norm, layer, inputs, strengths, plan.precision.round_weight)
+        ready = smooth(norm, layer, inputs, strengths, heads, plan.precision.round_weight)
         exceptions += [f"layer.{number}.{name}" for name in _exceptions(ready, plan.precision)]
         yield ready
 

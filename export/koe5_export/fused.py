@@ -19,13 +19,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from koe5_export.config import EncoderConfig
 from koe5_export.precision.int8 import Int8
+from koe5_export.rotate import LONGEST
 from koe5_export.writer import MICROSOFT, OPSET
 from koe5_onnx import Contract
 
 KERNELS = "koe5"
 """Domain of the fused operators."""
 
-OPERATORS = 2
+OPERATORS = 3
 """Version of the operators that graphs are written for: OPSET_VERSION of the distribution that has them."""
 
 
@@ -35,8 +36,8 @@ def why_not_fused(precision: str, exceptions: Sequence[str], config: EncoderConf
         return f"fused kernels are for int8, not {precision}"
     if exceptions:
         return f"{len(exceptions)} linears are in finer blocks: {', '.join(exceptions[:3])}"
-    if config.hidden % 16 or config.intermediate % 16 or (config.hidden // config.heads) % 16:
-        return "fused kernels want widths and head sizes that are multiples of 16"
+    if config.hidden % LONGEST or config.intermediate % LONGEST or (config.hidden // config.heads) % 16:
+        return f"fused kernels need widths that are multiples of {LONGEST}, and head sizes that are of 16"
     return None
 
 
@@ -57,11 +58,6 @@ class _Fused:
     def __init__(self, stock: Any, config: EncoderConfig, contract: Contract) -> None:
         self._config, self._contract = config, contract
         self._stock = {tensor.name: tensor for tensor in stock.graph.initializer}
-        self._zero_of = {
-            node.name: int(node.input[4].removeprefix("zero_"))
-            for node in stock.graph.node
-            if node.op_type == "MatMulIntegerToFloat"
-        }
         self._used: dict[str, Any] = {}
         self._nodes: list[Any] = []
         self._producer = (stock.producer_name, stock.producer_version, stock.ir_version)
@@ -113,7 +109,6 @@ class _Fused:
                 self._keep(f"{at}.up.bias"),
             ],
             f"{at}.gelu",
-            zero_point=self._zero_of[f"{at}.down.unscaled"],
         )
         return self._project_add_norm(up, x[0], f"{at}.down", f"{at}.ffn_sum", following)
 
@@ -130,8 +125,7 @@ class _Fused:
             self._keep_or(f"{residual}.bias", np.zeros(width, np.float32)),
             *self._norm(norm),
         ]
-        zero = self._zero_of[f"{linear}.unscaled"]
-        return self._fused("ProjectAddNorm", inputs, norm, zero_point=zero, **self._epsilon)
+        return self._fused("ProjectAddNorm", inputs, norm, **self._epsilon)
 
     def _embeddings(self) -> str:
         """Word, position and token-type embeddings summed: float32[tokens, hidden]."""

@@ -8,7 +8,7 @@ and leave for the disk at once. How a linear is written belongs to precision/.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -139,16 +139,37 @@ def _layer(
     triple = [(f"{at}.{name}", getattr(layer, name)) for name in ("query", "key", "value")]
     bias = np.concatenate([layer.query.bias, layer.key.bias, layer.value.bias])
     bias_name = precision.vector(g, f"{at}.attention.bias", bias)
-    context = _attend(g, [*precision.project(g, x, triple), bias_name], f"{at}.attention", attention)
-    (output,) = precision.project(g, context, [(f"{at}.output", layer.output)])
+    products = _project(g, x, triple, precision)
+    context = _attend(g, [*products, bias_name], f"{at}.attention", attention)
+    (output,) = _project(g, context, [(f"{at}.output", layer.output)], precision)
     summed = _residual(g, x, output, layer.output, layer.attention_skip, f"{at}.attention_sum", precision)
 
     x = _norm(g, summed, layer.attention_norm, f"{at}.middle", epsilon, precision)
-    (up,) = precision.project(g, x, [(f"{at}.up", layer.up)])
+    (up,) = _project(g, x, [(f"{at}.up", layer.up)], precision)
     up_bias = precision.vector(g, f"{at}.up.bias", layer.up.bias)
     gelu = g.node("BiasGelu", [up, up_bias], f"{at}.gelu", domain=MICROSOFT)
-    down = precision.project_gelu(g, gelu, f"{at}.down", layer.down, layer.gelu_max)
+    (down,) = _project(g, gelu, [(f"{at}.down", layer.down)], precision)
     return _residual(g, x, down, layer.down, layer.ffn_skip, f"{at}.ffn_sum", precision)
+
+
+def _project(
+    g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]], precision: Precision
+) -> list[str]:
+    """x @ weight for each (name, linear), which have the same inputs, rotated first if they read them so."""
+    _, first = linears[0]
+    if first.rotation is not None:
+        x = _rotate(g, x, first.rotation, len(first.weight))
+    return precision.project(g, x, linears)
+
+
+def _rotate(g: GraphWriter, x: str, rotation: Array, width: int) -> str:
+    """float32[n, width, in] with each block of its last axis, `width` long, multiplied by the rotation."""
+    block = len(rotation)
+    in_blocks = g.constant(f"blocks_of_{block}", np.array([0, 0, -1, block], dtype=np.int64))
+    whole = g.constant(f"rows_of_{width}", np.array([0, 0, width], dtype=np.int64))
+    matrix = g.constant(f"rotation_{block}", rotation)
+    blocks = g.node("Reshape", [x, in_blocks], f"{x}.blocks")
+    return g.node("Reshape", [g.node("MatMul", [blocks, matrix], f"{x}.turned"), whole], f"{x}.rotated")
 
 
 def _attend(g: GraphWriter, inputs: list[str], name: str, attention: Attention) -> str:

@@ -10,6 +10,10 @@ s and multiplying the weight rows that read it by s leaves every product as it w
 * The attention output is a weighted mean of values, so its channels are divided in the value projection.
 
 The idea of balancing activations against weights: https://arxiv.org/abs/2211.10438
+
+What smoothing leaves is then rotated (rotate.py). For the attention output that is free as well, since a
+block is a head or part of one: V's columns and the output's rows take it. Other inputs are rotated where they
+are rounded.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from typing import Self
 
 import numpy as np
 
+from koe5_export.rotate import rotated, rotated_rows, rotation
 from koe5_export.rounding import Compensation
 from koe5_export.weights import Array, Layer, Linear, Norm, Rounded
 
@@ -54,8 +59,6 @@ class Inputs:
     """float32[in, in], summed over tokens."""
     sample: Array
     """float32[tokens, in]: some of the inputs themselves."""
-    gelu_max: float | None = None
-    """Of GELU outputs: the median over tokens of the largest; None of other inputs."""
 
     @classmethod
     def of(cls, x: Array) -> Self:
@@ -83,6 +86,15 @@ class Inputs:
             mean=self.mean / divisors,
             covariance=np.asarray(covariance, dtype=np.float32),
             sample=self.sample / divisors,
+        )
+
+    def rotated(self, matrix: Array | None) -> Inputs:
+        """Of rotated inputs; the peaks stay those of the channels."""
+        return replace(
+            self,
+            mean=rotated(self.mean, matrix),
+            covariance=rotated(rotated(self.covariance, matrix).T, matrix),
+            sample=rotated(self.sample, matrix),
         )
 
 
@@ -120,7 +132,6 @@ class SmoothLayer:
     down: Linear
     ffn_skip: Array | None
     output_norm: Norm
-    gelu_max: float
 
 
 def plain(input_norm: Norm, layer: Layer) -> SmoothLayer:
@@ -137,7 +148,6 @@ def plain(input_norm: Norm, layer: Layer) -> SmoothLayer:
         down=layer.down,
         ffn_skip=None,
         output_norm=layer.output_norm,
-        gelu_max=np.inf,
     )
 
 
@@ -146,33 +156,40 @@ def smooth(
     layer: Layer,
     inputs: LayerInputs,
     strengths: Strengths,
+    heads: int,
     round_weight: Round | None = None,
 ) -> SmoothLayer:
-    """Smooth the inputs of a layer's linears and round its weights; but for that it computes what it did.
+    """Smooth and rotate the inputs of a layer's linears and round its weights; it computes what it did.
 
     Args:
         input_norm: The norm in front of the layer.
         layer: Its weights.
         inputs: Measured on calibration texts.
         strengths: How much of the channels' range moves.
+        heads: Heads of its attention.
         round_weight: How weights become integers; None leaves them as they are.
     """
     context = _divisors(inputs.context.peak, layer.output.weight, strengths.context)
-    output = replace(layer.output, weight=layer.output.weight * context[:, None])
-    (output,) = _rounded([output], inputs.context.divided(context), round_weight)
-    (down,) = _rounded([layer.down], inputs.gelu, round_weight)
+    head = rotation(len(context) // heads)
+    output = replace(layer.output, weight=rotated_rows(layer.output.weight * context[:, None], head))
+    (output,) = _rounded([output], inputs.context.divided(context).rotated(head), round_weight)
+    (down,) = _read_rotated([layer.down], inputs.gelu, round_weight)
 
-    value = replace(layer.value, weight=layer.value.weight / context, bias=layer.value.bias / context)
+    value = replace(
+        layer.value,
+        weight=rotated(layer.value.weight / context, head),
+        bias=rotated(layer.value.bias / context, head),
+    )
     triple = [layer.query, layer.key, value]
     joined = np.concatenate([layer.query.weight, layer.key.weight, layer.value.weight], axis=1)
     attention_skip = _divisors(inputs.attention.peak, joined, strengths.attention)
     triple = [_read_smoothed(linear, attention_skip, output.bias) for linear in triple]
     attention = inputs.attention.shifted(output.bias).divided(attention_skip)
-    query, key, value = _rounded(triple, attention, round_weight)
+    query, key, value = _read_rotated(triple, attention, round_weight)
 
     ffn_skip = _divisors(inputs.ffn.peak, layer.up.weight, strengths.ffn)
     up = _read_smoothed(layer.up, ffn_skip, down.bias)
-    (up,) = _rounded([up], inputs.ffn.shifted(down.bias).divided(ffn_skip), round_weight)
+    (up,) = _read_rotated([up], inputs.ffn.shifted(down.bias).divided(ffn_skip), round_weight)
     return SmoothLayer(
         input_norm=_divided(input_norm, attention_skip, output.bias),
         query=query,
@@ -185,7 +202,6 @@ def smooth(
         down=down,
         ffn_skip=ffn_skip,
         output_norm=layer.output_norm,
-        gelu_max=np.inf if inputs.gelu.gelu_max is None else inputs.gelu.gelu_max,
     )
 
 
@@ -207,6 +223,15 @@ def _read_smoothed(linear: Linear, divisors: Array, bias: Array) -> Linear:
     return Linear(linear.weight * divisors[:, None], (linear.bias - correction).astype(np.float32))
 
 
+def _read_rotated(linears: list[Linear], inputs: Inputs, round_weight: Round | None) -> list[Linear]:
+    """Linears that rotate their inputs, rounded."""
+    matrix = rotation(len(inputs.mean))
+    turned = [
+        replace(linear, weight=rotated_rows(linear.weight, matrix), rotation=matrix) for linear in linears
+    ]
+    return _rounded(turned, inputs.rotated(matrix), round_weight)
+
+
 def _rounded(linears: list[Linear], inputs: Inputs, round_weight: Round | None) -> list[Linear]:
     """Linears with the same inputs, rounded; what that does to the mean of their outputs is taken back."""
     if round_weight is None:
@@ -216,5 +241,5 @@ def _rounded(linears: list[Linear], inputs: Inputs, round_weight: Round | None) 
     for linear in linears:
         rounded = round_weight(linear.weight, inputs, compensation)
         moved = inputs.mean @ (linear.weight - rounded.weight)
-        found.append(Linear(linear.weight, linear.bias + moved, rounded))
+        found.append(replace(linear, bias=linear.bias + moved, rounded=rounded))
     return found

@@ -36,6 +36,8 @@ class Linear:
     """float32[out]."""
     rounded: Rounded | None = None
     """The weight in integers; None where it stays as it is."""
+    rotation: Array | None = None
+    """float32[block, block] that each block of x is multiplied by first (rotate.py); None if none is."""
 
 
 @dataclass(frozen=True)

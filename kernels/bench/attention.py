@@ -32,7 +32,7 @@ WIDTH = 1024
 def session(library: str, nodes: list[Any], inputs: list[Any], outputs: list[Any], threads: int) -> Any:
     """A graph of these nodes, opened with the kernels' library."""
     graph = helper.make_graph(nodes, "bench", inputs, outputs)
-    opsets = [helper.make_opsetid(d, v) for d, v in (("", 21), ("koe5", 2), ("com.microsoft", 1))]
+    opsets = [helper.make_opsetid(d, v) for d, v in (("", 21), ("koe5", 3), ("com.microsoft", 1))]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

@@ -194,11 +194,11 @@ class Work {
 
   void run(Level level, koe5::Pool& pool) {
     const koe5::PackedWeight& weight = weights_[++turn_ % weights_.size()];
-    const koe5::Activations a{a_.data(), scale_.data(), rows_, 128};
+    const koe5::Activations a{a_.data(), scale_.data(), rows_};
     const float* const c = column_.data();
     const koe5::QuantizedOutput out{q_.data(), out_scale_.data()};
     if (shape_.kind == Shape::qkv) koe5::project(level, pool, a, weight, c, shape_.k < 1024 ? 32 : 64, bf16_.data());
-    if (shape_.kind == Shape::gelu) koe5::project_gelu(level, pool, a, weight, c, 32, out);
+    if (shape_.kind == Shape::gelu) koe5::project_gelu(level, pool, a, weight, c, out);
     if (shape_.kind == Shape::add_norm) {
       koe5::project_add_norm(level, pool, a, weight, {x_.data(), c, c, c, c, 1e-5f}, y_.data(), out);
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 __all__ = ["OPSET_VERSION", "level", "library", "packed_layout", "sharing_problem", "unavailable"]
 
-OPSET_VERSION = 2
+OPSET_VERSION = 3
 """Version of the operator set "koe5" that this package's graphs are written for."""
 
 _FILE = "libkoe5_kernels.so"

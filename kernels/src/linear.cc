@@ -68,7 +68,7 @@ Grid grid_of(const LinearKernels& kernels, int threads, int64_t rows, const Weig
 
 Product product_of(const Activations& a, const WeightView& w, int64_t first_row, int64_t rows, int64_t first,
                    int64_t last) {
-  return {a.q + first_row * w.k, a.scale + first_row, rows, a.zero, w, first, last};
+  return {a.q + first_row * w.k, a.scale + first_row, rows, w, first, last};
 }
 
 template <class Store>
@@ -178,13 +178,13 @@ void project_add_norm(Level level, Pool& pool, const Activations& a, const Packe
 }
 
 void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWeight& weight, const float* bias,
-                  int32_t zero, const QuantizedOutput& out) {
+                  const QuantizedOutput& out) {
   const WeightView& w = weight.view();
   if (a.rows == 0) return;
   const LinearKernels& kernels = kernels_of(level);
   const auto quantize_gelu = row_kernels(level).quantize_gelu;
   const auto finish = [&](const StoreGelu& values, int64_t row, int64_t rows) {
-    quantize_gelu(values, rows, w.n, zero, from_row(out, row, w.n));
+    quantize_gelu(values, rows, w.n, from_row(out, row, w.n));
   };
   multiply_rows(kernels, kernels.gelu, pool, a, w, bias, w.n, finish);
 }

@@ -1,7 +1,7 @@
 // Linear layers of 8-bit integers with everything that follows them fused in. Knows nothing of ONNX Runtime.
 //
-// Activations are u8 with a zero point and a scale a row: value = scale[row] * (u8 - zero). Weights are s8 with a scale
-// a column, packed once. Sums are exact in int32, so results depend neither on the split into tasks nor on the threads.
+// Activations are u8 with a scale per row: value = scale[row] * (u8 - kZeroPoint). Weights are s8 with a scale per
+// column, packed once. Sums are exact in int32, so results depend neither on the split into tasks nor on the threads.
 // Where a row holds NaN or infinity its own outputs do, and no other row's.
 #pragma once
 
@@ -48,20 +48,19 @@ struct Activations {
   const uint8_t* q;
   const float* scale;
   int64_t rows;
-  int32_t zero;
 };
 
 // out bf16[n / width, rows, width] = a @ w + bias, rounded to nearest even; n and width are multiples of 16.
 void project(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const float* bias, int64_t width,
              uint16_t* out);
 
-// y f32[rows, n] = norm(x * skip + a @ w + bias) * gain + shift, and y in 8 bits with zero point 128.
+// y f32[rows, n] = norm(x * skip + a @ w + bias) * gain + shift, and y in 8 bits, rotated (rotation.h); n is a multiple of
+// 64.
 void project_add_norm(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const AddNorm& with,
                       float* y, const QuantizedOutput& out);
 
-// out = GELU(a @ w + bias) in 8 bits with zero point `zero`, 1 to 127; no value is below -0.17, so that
-// scale = max(max(row) / (255 - zero), 0.17 / zero) uses all of 0..255.
+// out = GELU(a @ w + bias) in 8 bits, rotated; n is a multiple of 64.
 void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const float* bias,
-                  int32_t zero, const QuantizedOutput& out);
+                  const QuantizedOutput& out);
 
 }  // namespace koe5

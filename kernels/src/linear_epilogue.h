@@ -58,7 +58,7 @@ struct InitialSums {
   alignas(64) int32_t data[64];
 
   inline void set(const Product& p, int64_t column, int64_t columns) {
-    const Ints zero = spread_int(-p.zero);
+    const Ints zero = spread_int(-kZeroPoint);
     for (int64_t c = 0; c < columns; c += 16) {
       store(data + c, multiply(load_ints(p.w.sums + column + c), zero));
     }

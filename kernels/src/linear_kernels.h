@@ -22,6 +22,9 @@ struct WeightView {
   int64_t k, padded_k, n;
 };
 
+// What activations of 0 are in 8 bits.
+constexpr int32_t kZeroPoint = 128;
+
 static inline const int8_t* panel_at(const WeightView& w, int64_t column) { return w.panels + column * w.padded_k; }
 
 // The part of a product that one task computes: rows of a times columns [first, last) of w; first is a multiple of 64.
@@ -29,7 +32,6 @@ struct Product {
   const uint8_t* a;    // u8[rows, k]
   const float* scale;  // f32[rows]
   int64_t rows;
-  int32_t zero;
   WeightView w;
   int64_t first, last;
 };
@@ -48,8 +50,8 @@ struct StoreBf16 : Store<uint16_t> {};
 // Sums that wait for the rest of their row, in panels of 32.
 struct StoreSums : Store<float> {};
 
-// The same for GELU values, as fp16 of kGeluShrink times the value: half the memory of fp32. Up to 1.6e7, to 11 bits and
-// never coarser than 8e-6; the steps of the result have 8 bits and are 0.0013 or more.
+// The same for GELU values, as fp16 of kGeluShrink times the value: half the memory of fp32. Up to 1.6e7 before they are
+// rotated and 2e6 after that; to 11 bits, and never coarser than 8e-6.
 struct StoreGelu : Store<uint16_t> {};
 constexpr float kGeluShrink = 1.0f / 256;
 

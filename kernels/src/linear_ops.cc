@@ -3,12 +3,10 @@
 // ProjectQkv(q u8[T, H], scale f32[T], weight_q s8[H, N], weight_k, weight_v, scale_q f32[N], scale_k, scale_v,
 //            bias f32[3N]; heads) -> qkv bf16[3 heads, T, N / heads]: each head of Q, K and V together
 // ProjectAddNorm(a u8[T, K], a_scale f32[T], weight s8[K, H], weight_scale f32[H], x f32[T, H], skip f32[H],
-//                bias f32[H], gain f32[H], shift f32[H]; zero_point, epsilon) -> y f32[T, H], q u8[T, H], scale f32[T]
-// ProjectGelu(a u8[T, H], a_scale f32[T], weight s8[H, F], weight_scale f32[F], bias f32[F]; zero_point)
-//             -> q u8[T, F], scale f32[T]
+//                bias f32[H], gain f32[H], shift f32[H]; epsilon) -> y f32[T, H], q u8[T, H], scale f32[T]
+// ProjectGelu(a u8[T, H], a_scale f32[T], weight s8[H, F], weight_scale f32[F], bias f32[F]) -> q u8[T, F], scale f32[T]
 //
-// zero_point is that of the GELU values: of the inputs in ProjectAddNorm, of the outputs in ProjectGelu. Other
-// activations have 128. Weights and their scales are constants of the graph, packed when the session is made, or
+// Activations in 8 bits have the zero point 128; what the last two give is rotated (rotation.h), while y is not. Weights and their scales are constants of the graph, packed when the session is made, or
 // mapped as an earlier session packed them; the pages of the file that they came from are then given back.
 #include "linear.h"
 #include "op.h"
@@ -16,8 +14,6 @@
 
 namespace koe5 {
 namespace {
-
-constexpr int32_t kMiddle = 128;
 
 struct NamedWeight {
   const char* name;
@@ -51,17 +47,18 @@ PackedWeight pack(const KernelInfo& info, std::initializer_list<NamedWeight> nam
   return packed;
 }
 
-int32_t zero_point(const KernelInfo& info, int64_t most) {
-  const int64_t zero = info.attribute_int("zero_point");
-  if (zero >= 1 && zero <= most) return static_cast<int32_t>(zero);
-  throw Error("zero_point must be between 1 and " + std::to_string(most) + " and is " + std::to_string(zero));
+// Weights whose result is rotated.
+PackedWeight pack_rotated(const KernelInfo& info) {
+  PackedWeight packed = pack(info, {{"weight", 2, 3}});
+  check_rotated(packed.view().n, "weight must have a number of columns (outputs)");
+  return packed;
 }
 
-Activations activations(const KernelContext& context, const PackedWeight& weight, int32_t zero) {
+Activations activations(const KernelContext& context, const PackedWeight& weight) {
   const Tensor a = context.input(0), scale = context.input(1);
   check_shape(a, "activations", {-1, weight.view().k});
   check_shape(scale, "the scale of the activations", {a.shape[0]});
-  return {a.as<uint8_t>(), scale.as<float>(), a.shape[0], zero};
+  return {a.as<uint8_t>(), scale.as<float>(), a.shape[0]};
 }
 
 const float* row_input(const KernelContext& context, size_t index, const char* name, int64_t n) {
@@ -85,7 +82,7 @@ class ProjectQkv final : public Kernel {
   }
 
   void compute(KernelContext& context) override {
-    const Activations a = activations(context, weight_, kMiddle);
+    const Activations a = activations(context, weight_);
     const float* const bias = row_input(context, 8, "bias", weight_.view().n);
     uint16_t* const out = context.output(0, {heads_, a.rows, depth_}).as<uint16_t>();
     project(cpu_level(), context.pool(), a, weight_, bias, depth_, out);
@@ -99,11 +96,10 @@ class ProjectQkv final : public Kernel {
 class ProjectAddNorm final : public Kernel {
  public:
   explicit ProjectAddNorm(const KernelInfo& info)
-      : weight_(pack(info, {{"weight", 2, 3}})), zero_(zero_point(info, 255)),
-        epsilon_(info.attribute_float("epsilon")) {}
+      : weight_(pack_rotated(info)), epsilon_(info.attribute_float("epsilon")) {}
 
   void compute(KernelContext& context) override {
-    const Activations a = activations(context, weight_, zero_);
+    const Activations a = activations(context, weight_);
     const int64_t n = weight_.view().n;
     const Tensor x = context.input(4);
     check_shape(x, "x", {a.rows, n});
@@ -119,25 +115,22 @@ class ProjectAddNorm final : public Kernel {
 
  private:
   const PackedWeight weight_;
-  const int32_t zero_;
   const float epsilon_;
 };
 
 class ProjectGelu final : public Kernel {
  public:
-  explicit ProjectGelu(const KernelInfo& info)
-      : weight_(pack(info, {{"weight", 2, 3}})), zero_(zero_point(info, 127)) {}
+  explicit ProjectGelu(const KernelInfo& info) : weight_(pack_rotated(info)) {}
 
   void compute(KernelContext& context) override {
-    const Activations a = activations(context, weight_, kMiddle);
+    const Activations a = activations(context, weight_);
     const int64_t n = weight_.view().n;
     const float* const bias = row_input(context, 4, "bias", n);
-    project_gelu(cpu_level(), context.pool(), a, weight_, bias, zero_, quantized_output(context, 0, a.rows, n));
+    project_gelu(cpu_level(), context.pool(), a, weight_, bias, quantized_output(context, 0, a.rows, n));
   }
 
  private:
   const PackedWeight weight_;
-  const int32_t zero_;
 };
 
 template <class T>

@@ -1,5 +1,5 @@
 // NormQuantize(x f32[T, H], gain f32[H], shift f32[H]; epsilon) -> y f32[T, H], q u8[T, H], scale f32[T]
-// Layer norm, and its result in 8 bits: the first node of a token-packed graph.
+// Layer norm, and its result in 8 bits, rotated: the first node of a token-packed graph.
 #include <algorithm>
 
 #include "op.h"
@@ -20,19 +20,19 @@ class NormQuantize final : public Kernel {
     const Tensor x = context.input(0), gain = context.input(1), shift = context.input(2);
     check_shape(x, "x", {-1, -1});
     const int64_t tokens = x.shape[0], width = x.shape[1];
-    if (width == 0 || width % 16 != 0) {
-      throw Error("x must have a width that is a multiple of 16 and has " + std::to_string(width));
-    }
+    check_rotated(width, "x must have a width");
     check_shape(gain, "gain", {width});
     check_shape(shift, "shift", {width});
     const Tensor y = context.output(0, {tokens, width});
     const Tensor q = context.output(1, {tokens, width}), scale = context.output(2, {tokens});
-    context.pool().parallel_for((tokens + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task) {
+    const int64_t tasks = (tokens + kRowsPerTask - 1) / kRowsPerTask;
+    const Scratch rotated = context.scratch(sizeof(float) * tasks * width);
+    context.pool().parallel_for(tasks, [&](int64_t task) {
       const int64_t first = task * kRowsPerTask, at = first * width;
       const int64_t rows = std::min(kRowsPerTask, tokens - first);
       row_kernels(cpu_level()).norm_quantize(x.as<float>() + at, gain.as<float>(), shift.as<float>(), epsilon_, rows,
-                                             width, y.as<float>() + at, q.as<uint8_t>() + at,
-                                             scale.as<float>() + first);
+                                             width, rotated.as<float>() + task * width, y.as<float>() + at,
+                                             {q.as<uint8_t>() + at, scale.as<float>() + first});
     });
   }
 

@@ -55,6 +55,11 @@ void check_shape(const Tensor& tensor, const char* name, std::initializer_list<i
               " and has " + shape_text(tensor.shape.data(), tensor.shape.size()));
 }
 
+void check_rotated(int64_t width, const char* what) {
+  if (width > 0 && width % 64 == 0) return;
+  throw Error(std::string(what) + " that is a multiple of 64 and has " + std::to_string(width));
+}
+
 int64_t check_offsets(const Tensor& offsets, int64_t tokens) {
   check_shape(offsets, "offsets", {-1});
   const int64_t n = offsets.shape[0] - 1;

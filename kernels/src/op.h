@@ -35,6 +35,9 @@ struct Tensor {
 // Throws unless the tensor's shape is `expected`, where -1 stands for any length. `name` is what the message calls it.
 void check_shape(const Tensor& tensor, const char* name, std::initializer_list<int64_t> expected);
 
+// Throws unless `width` can be rotated: a multiple of 64. `what` begins the message.
+void check_rotated(int64_t width, const char* what);
+
 // Throws unless offsets i32[n+1] rise from 0 to `tokens`, each text having at least one token. Returns n.
 int64_t check_offsets(const Tensor& offsets, int64_t tokens);
 

@@ -23,7 +23,7 @@ namespace {
 constexpr const char* kDomain = "koe5";
 constexpr const char* kThreadsKey = "koe5.threads";
 constexpr const char* kPackedFolderKey = "koe5.packed_weights";
-constexpr int kOpSetVersion = 2;
+constexpr int kOpSetVersion = 3;
 
 const OpDefinition* const kOps[] = {&kNormQuantize, &kProjectQkv, &kProjectAddNorm, &kProjectGelu,
                                     &kRaggedAttention, &kPoolMean};

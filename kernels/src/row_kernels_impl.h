@@ -8,10 +8,11 @@ namespace koe5 {
 namespace {
 
 void norm_quantize_rows(const float* x, const float* gain, const float* shift, float epsilon, int64_t rows,
-                        int64_t width, float* y, uint8_t* q, float* scale) {
+                        int64_t width, float* rotated, float* y, const QuantizedOutput& out) {
   for (int64_t row = 0; row < rows; ++row) {
-    norm_row(x + row * width, width, gain, shift, epsilon, y + row * width);
-    scale[row] = quantize_row(y + row * width, width, q + row * width);
+    const int64_t at = row * width;
+    const RowNorm norm(x + at, width, gain, shift, epsilon);
+    out.scale[row] = norm_quantize_row(x + at, width, norm, y + at, {rotated, kPanelColumns}, out.q + at);
   }
 }
 
@@ -35,20 +36,28 @@ void mean_of_rows(const float* x, int64_t rows, int64_t stride, int64_t columns,
 
 constexpr int64_t kGroup = 8;  // rows that are read together: 512 bytes of each panel
 
-inline Ints load_panel_row(const uint16_t* values, int64_t columns) {
-  return load_first(values, columns < kPanelColumns ? 8 : 16);
+inline Ints halves_of(Floats low, Floats high) { return halves_of(to_fp16(low), to_fp16(high)); }
+
+// Rotates the GELU values of a row that two panels have; returns the larger of `most` and each magnitude.
+inline Ints rotate_values(uint16_t* left, uint16_t* right, Ints most) {
+  Floats a = from_fp16(load_halves(left)), b = from_fp16(load_halves(left + 16));
+  Floats c = from_fp16(load_halves(right)), d = from_fp16(load_halves(right + 16));
+  rotate(a, b, c, d);
+  const Ints ab = halves_of(a, b), cd = halves_of(c, d), all_but_sign = spread_half(0x7fff);
+  store(left, ab), store(right, cd);
+  return larger_halves(larger_halves(most, both(ab, all_but_sign)), both(cd, all_but_sign));
 }
 
-// Largest magnitude of each of the first `rows` rows (at most kGroup); NaN where there is one: as integers, magnitudes
-// sort as their values do and NaN above infinity.
-inline void largest_values(const StoreGelu& values, int64_t rows, int64_t n, float* largest) {
-  const Ints all_but_sign = spread_half(0x7fff);
+// Rotates the first `rows` rows (at most kGroup) and finds the largest magnitude of each; NaN where there is one: as
+// integers, magnitudes sort as their values do and NaN above infinity.
+void rotate_group(const StoreGelu& values, int64_t rows, int64_t n, float* largest) {
   Ints most[kGroup] = {};
-  for (int64_t column = 0; column < n; column += kPanelColumns) {
-    const uint16_t* const panel = values.out + column * values.rows;
+  const int64_t panel = values.rows * kPanelColumns;
+  for (int64_t column = 0; column < n; column += kRotated) {
+    uint16_t* const left = values.out + column * values.rows;
     for (int64_t row = 0; row < rows; ++row) {
-      const Ints value = load_panel_row(panel + row * kPanelColumns, n - column);
-      most[row] = larger_halves(most[row], both(value, all_but_sign));
+      uint16_t* const at = left + row * kPanelColumns;
+      most[row] = rotate_values(at, at + panel, most[row]);
     }
   }
   for (int64_t row = 0; row < rows; ++row) {
@@ -57,32 +66,24 @@ inline void largest_values(const StoreGelu& values, int64_t rows, int64_t n, flo
   }
 }
 
-inline Ints gelu_steps(Ints values, Floats inverse, Ints zero) {
-  return steps_of(from_fp16(low_half(values)), from_fp16(high_half(values)), inverse, zero);
+inline Ints gelu_steps(const uint16_t* values, Floats inverse) {
+  return steps_of(from_fp16(load_halves(values)), from_fp16(load_halves(values + 16)), inverse, spread_half(kZeroPoint));
 }
 
-void quantize_group(const StoreGelu& values, int64_t rows, int64_t n, int32_t zero, const QuantizedOutput& out) {
-  const float floor = 0.17f / static_cast<float>(zero);
-  const Ints shift = spread_half(zero);
+void quantize_group(const StoreGelu& values, int64_t rows, int64_t n, const QuantizedOutput& out) {
+  constexpr float kGain = kRotationGain * kGeluShrink;  // of the values as they are stored
   float inverse[kGroup];
-  largest_values(values, rows, n, out.scale);
+  rotate_group(values, rows, n, out.scale);
   for (int64_t row = 0; row < rows; ++row) {
-    // The largest magnitude serves as the largest value: below 0.17, where it may be that of a negative value, the
-    // floor is larger, since zero is at most 127. NaN is the largest of magnitudes.
-    const float scale = out.scale[row] / kGeluShrink / static_cast<float>(255 - zero);
-    out.scale[row] = scale < floor ? floor : scale;
-    inverse[row] = 1.0f / kGeluShrink / out.scale[row];
+    out.scale[row] = scale_of(out.scale[row] / kGain);
+    inverse[row] = 1.0f / kGain / out.scale[row];
   }
-  for (int64_t column = 0; column < n; column += 2 * kPanelColumns) {
+  const int64_t panel = values.rows * kPanelColumns;
+  for (int64_t column = 0; column < n; column += kRotated) {
     for (int64_t row = 0; row < rows; ++row) {
       const uint16_t* const at = values.out + column * values.rows + row * kPanelColumns;
-      const int64_t left = n - column;
       const Floats by = spread(inverse[row]);
-      const Ints a = gelu_steps(load_panel_row(at, left), by, shift);
-      const Ints b = left <= kPanelColumns
-                            ? a
-                            : gelu_steps(load_panel_row(at + values.rows * kPanelColumns, left - kPanelColumns), by, shift);
-      store_bytes(out.q + row * n + column, to_bytes(a, b), left);
+      store(out.q + row * n + column, to_bytes(gelu_steps(at, by), gelu_steps(at + panel, by)));
     }
   }
 }
@@ -100,15 +101,17 @@ void add_norm_quantize_rows(const StoreSums& sums, int64_t rows, int64_t n, cons
   for (int64_t row = 0; row < rows; ++row) {
     float* const at = y + row * n;
     add_row(sums.out + row * kPanelColumns, sums.rows * kPanelColumns, with.x + row * n, with.skip, n, at);
-    norm_quantize_rows(at, with.gain, with.shift, with.epsilon, 1, n, at, out.q + row * n, out.scale + row);
+    const RotatedRow rotated{sums.out + row * kPanelColumns, sums.rows * kPanelColumns};
+    const RowNorm norm(at, n, with.gain, with.shift, with.epsilon);
+    out.scale[row] = norm_quantize_row(at, n, norm, at, rotated, out.q + row * n);
   }
 }
 
-void quantize_gelu_rows(const StoreGelu& values, int64_t rows, int64_t n, int32_t zero, const QuantizedOutput& out) {
+void quantize_gelu_rows(const StoreGelu& values, int64_t rows, int64_t n, const QuantizedOutput& out) {
   for (int64_t row = 0; row < rows; row += kGroup) {
     StoreGelu group = values;
     group.out += row * kPanelColumns;
-    quantize_group(group, rows - row < kGroup ? rows - row : kGroup, n, zero, {out.q + row * n, out.scale + row});
+    quantize_group(group, rows - row < kGroup ? rows - row : kGroup, n, {out.q + row * n, out.scale + row});
   }
 }
 

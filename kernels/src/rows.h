@@ -1,10 +1,12 @@
-// Functions of one row of fp32 values: layer norm, quantisation to 8 bits. Local to the file that includes it: see
+// Functions of one row of fp32 values: layer norm, rotation, quantization to 8 bits. Local to the file that includes it: see
 // sixteen.h.
 // The order of each sum depends on the row's length alone. n is a multiple of 16.
 #pragma once
 
 #include <cstdint>
 
+#include "linear_kernels.h"
+#include "rotation.h"
 #include "sixteen.h"
 
 namespace koe5 {
@@ -44,19 +46,25 @@ inline float row_squares(const float* x, int64_t n, float mean) {
   return sum_of(add(add(a, b), add(c, d)));
 }
 
-// y = (x - mean) / sqrt(variance + epsilon) * gain + shift, in two passes over x (variance of the distances, so that
-// a large mean costs no digits). x and y may be the same.
-inline void norm_row(const float* x, int64_t n, const float* gain, const float* shift, float epsilon,
-                            float* y) {
-  const float mean = row_sum(x, n) / static_cast<float>(n);
-  const float variance = row_squares(x, n, mean) / static_cast<float>(n);
-  const Floats m = spread(mean);
-  const Floats inverse = spread(1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(variance + epsilon))));
-  for (int64_t i = 0; i < n; i += 16) {
-    const Floats unit = multiply(subtract(load(x + i), m), inverse);
-    store(y + i, multiply_add(unit, load(gain + i), load(shift + i)));
+// What a layer norm needs of a row: y = (x - mean) * inverse * gain + shift. Two passes (variance of the distances), so
+// that a large mean costs no digits.
+struct RowNorm {
+  Floats mean, inverse;
+  const float *gain, *shift;
+
+  inline RowNorm(const float* x, int64_t n, const float* gain_, const float* shift_, float epsilon)
+      : gain(gain_), shift(shift_) {
+    const float middle = row_sum(x, n) / static_cast<float>(n);
+    const float variance = row_squares(x, n, middle) / static_cast<float>(n);
+    mean = spread(middle);
+    inverse = spread(1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(variance + epsilon))));
   }
-}
+
+  KOE5_INLINE Floats of(const float* x, int64_t i) const {
+    const Floats unit = multiply(subtract(load(x + i), mean), inverse);
+    return multiply_add(unit, load(gain + i), load(shift + i));
+  }
+};
 
 // The larger of each magnitude and those of x, in 16 lanes. As integers, magnitudes sort as their values do and NaN
 // above infinity.
@@ -84,7 +92,7 @@ inline Ints steps_of(Floats left, Floats right, Floats inverse, Ints zero) {
 
 // The same from x on, where n values exist.
 inline Ints row_steps(const float* x, int64_t n, Floats inverse) {
-  return steps_of(n > 0 ? load(x) : zeros(), n > 16 ? load(x + 16) : zeros(), inverse, spread_half(128));
+  return steps_of(n > 0 ? load(x) : zeros(), n > 16 ? load(x + 16) : zeros(), inverse, spread_half(kZeroPoint));
 }
 
 // The scale of values up to `largest`: NaN or infinite where that is, and then the 8 bits mean nothing.
@@ -102,10 +110,47 @@ inline void quantize(const float* x, int64_t n, float scale, uint8_t* q) {
   }
 }
 
-// The same with a scale for which 127 steps are the largest |x|; returns it.
-inline float quantize_row(const float* x, int64_t n, uint8_t* q) {
-  const float scale = scale_of(largest_magnitude(larger_magnitudes(int_zeros(), x, n)));
-  quantize(x, n, scale, q);
+KOE5_INLINE Ints larger_magnitude(Ints largest, Floats x) {
+  return larger_of(largest, both(spread_int(0x7fffffff), bits_of(x)));
+}
+
+// Where the rotated values of a row wait for its scale: in panels of 32.
+struct RotatedRow {
+  float* first;
+  int64_t panel;  // from a panel to the next
+
+  // Of value i, a multiple of 32.
+  KOE5_INLINE float* at(int64_t i) const { return first + i / kPanelColumns * panel; }
+};
+
+// Stores norm(x) to y and its rotation to `rotated`; returns the largest magnitude of that, kRotationGain times too
+// large. n is a multiple of 64. x and y may be the same.
+inline float norm_and_rotate(const float* x, int64_t n, const RowNorm& norm, float* y, const RotatedRow& rotated) {
+  Ints largest = int_zeros();
+  for (int64_t i = 0; i < n; i += kRotated) {
+    Floats a = norm.of(x, i), b = norm.of(x, i + 16), c = norm.of(x, i + 32), d = norm.of(x, i + 48);
+    store(y + i, a), store(y + i + 16, b), store(y + i + 32, c), store(y + i + 48, d);
+    rotate(a, b, c, d);
+    float *const left = rotated.at(i), *const right = rotated.at(i + 32);
+    store(left, a), store(left + 16, b), store(right, c), store(right + 16, d);
+    largest = larger_magnitude(larger_magnitude(largest, a), b);
+    largest = larger_magnitude(larger_magnitude(largest, c), d);
+  }
+  return largest_magnitude(largest);
+}
+
+// y = norm(x); q = round(rotated y / scale) + 128 with a scale for which 127 steps are the largest magnitude, which is
+// returned.
+inline float norm_quantize_row(const float* x, int64_t n, const RowNorm& norm, float* y, const RotatedRow& rotated,
+                               uint8_t* q) {
+  const float scale = scale_of(norm_and_rotate(x, n, norm, y, rotated) / kRotationGain);
+  const Floats inverse = spread(1.0f / kRotationGain / scale);
+  const Ints zero = spread_half(kZeroPoint);
+  for (int64_t i = 0; i < n; i += kRotated) {
+    const float *const left = rotated.at(i), *const right = rotated.at(i + 32);
+    store(q + i, to_bytes(steps_of(load(left), load(left + 16), inverse, zero),
+                          steps_of(load(right), load(right + 16), inverse, zero)));
+  }
   return scale;
 }
 

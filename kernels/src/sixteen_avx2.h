@@ -173,6 +173,7 @@ KOE5_INLINE Ints spread_half(int32_t x) {
 }
 KOE5_INLINE __m256i low_half(Ints x) { return x.low; }
 KOE5_INLINE __m256i high_half(Ints x) { return x.high; }
+KOE5_INLINE Ints halves_of(__m256i low, __m256i high) { return {low, high}; }
 
 // What two pack_halves gave as 64 bytes in order, from 0 to 255 by saturation.
 KOE5_INLINE Ints to_bytes(Ints a, Ints b) {

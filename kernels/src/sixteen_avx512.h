@@ -90,6 +90,9 @@ KOE5_INLINE Ints add_halves(Ints a, Ints b) { return _mm512_add_epi16(a, b); }
 KOE5_INLINE Ints larger_halves(Ints a, Ints b) { return _mm512_max_epu16(a, b); }
 KOE5_INLINE __m256i low_half(Ints x) { return _mm512_castsi512_si256(x); }
 KOE5_INLINE __m256i high_half(Ints x) { return _mm512_extracti64x4_epi64(x, 1); }
+KOE5_INLINE Ints halves_of(__m256i low, __m256i high) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
 
 // 32 values in 16 bits, by saturation: within each 128 bits four of a, then four of b.
 KOE5_INLINE Ints pack_halves(Ints a, Ints b) { return _mm512_packs_epi32(a, b); }

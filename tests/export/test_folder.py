@@ -267,7 +267,9 @@ def test_another_checkpoint_is_noticed(model, folder, tmp_path):
 def test_the_checkpoint_says_how_to_pool(model, folder, seeded, tmp_path):
     save(model, folder)
     checkpoint = shutil.copytree(seeded, tmp_path / "checkpoint")
-    (checkpoint / "modules.json").unlink()
+    for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
+        (checkpoint / name).unlink()
+    (checkpoint / "1_Pooling/config.json").unlink()
     options = ImportOptions(checkpoint=checkpoint, like="nlpai-lab/KoE5")
     with pytest.warns(CheckpointWarning, match="does not normalize"):
         known = import_folder(folder, tmp_path / "known", options)

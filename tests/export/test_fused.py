@@ -69,8 +69,8 @@ def test_why_not(checkpoint):
     assert why_not_fused("int8", [], config) is None
     assert "for int8, not fp32" in why_not_fused("fp32", [], config)
     assert "layer.1.up" in why_not_fused("int8", ["layer.1.up"], config)
-    odd = encoder_config(Size(1, 24, 1, 64, 1200))
-    assert "multiples of 16" in why_not_fused("int8", [], odd)
+    odd = encoder_config(Size(1, 96, 2, 64, 1200))
+    assert "multiples of 64" in why_not_fused("int8", [], odd)
 
 
 def test_without_kernels_the_artifact_says_so(checkpoint, tmp_path, monkeypatch):

@@ -118,7 +118,7 @@ def test_the_graph_is_made_of_these_operators_only(exported):
     shared += " Not ReduceMin ReduceSum Shape Squeeze Unsqueeze BiasGelu"
     own = {
         "fp32": "",
-        "int8": "Abs Concat ConstantOfShape MatMulIntegerToFloat Max QuantizeLinear ReduceMax",
+        "int8": "Abs Concat ConstantOfShape MatMulIntegerToFloat Max QuantizeLinear ReduceMax Reshape",
         "int8-block": "MatMulNBits",
         "int4-block": "MatMulNBits",
     }
@@ -127,7 +127,7 @@ def test_the_graph_is_made_of_these_operators_only(exported):
         assert {node.op_type for node in nodes} == {*shared.split(), *own[precision].split()}
         matmuls = [node.name for node in nodes if node.op_type == "MatMul"]
         layers = artifact.manifest.architecture.layers
-        assert len(matmuls) == (1 + 6 * layers if precision == "fp32" else 1)
+        assert len(matmuls) == 1 + layers * {"fp32": 6, "int8": 3}.get(precision, 0)
         branches = [a.g.node for node in nodes if node.op_type == "If" for a in node.attribute]
         assert [[node.op_type for node in branch] for branch in branches] == [["MultiHeadAttention"]] * (
             2 * layers

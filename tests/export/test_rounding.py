@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from koe5_export.precision.int8 import GELU_MIN, gelu_zero_point
 from koe5_export.rounding import DAMPING, Compensation, round_blocks, round_columns
 
 RNG = np.random.default_rng(0)
@@ -95,18 +94,3 @@ def test_compensation_is_the_textbook_recursion():
         rest[row:] -= np.outer(inverse[row:, row], error)
         inverse -= np.outer(inverse[:, row], inverse[row]) / inverse[row, row]
     assert (integers == expected).mean() > 0.98
-
-
-def test_gelu_zero_point_falls_as_outputs_grow():
-    found = [gelu_zero_point(typical_max) for typical_max in (0.01, 0.5, 1, 2, 5, 20, 1000, np.inf)]
-    assert found == sorted(found, reverse=True)
-    assert (found[0], found[-1]) == (64, 1)
-
-
-def test_gelu_zero_point_leaves_room_for_its_minimum():
-    for typical_max in (0.1, 1.0, 3.0, 10.0, 100.0):
-        zero = gelu_zero_point(typical_max)
-        assert 1 <= zero <= 64
-        scale = max(typical_max / (255 - zero), -GELU_MIN / zero)
-        assert round(GELU_MIN / scale) + zero >= 0
-        assert round(typical_max / scale) + zero <= 255

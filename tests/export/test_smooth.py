@@ -9,6 +9,7 @@ from koe5_export.contract import read_contract
 from koe5_export.graph import write_encoder
 from koe5_export.precision import PRECISIONS
 from koe5_export.reference import embed_reference
+from koe5_export.rotate import rotated, rotated_rows, rotation
 from koe5_export.rounding import round_columns
 from koe5_export.smooth import Strengths, smooth
 from koe5_export.weights import Norm
@@ -89,27 +90,28 @@ def test_inputs_of_linears_are_pytorchs(checkpoint, calibration):
             _close(getattr(found, name).peak, (x**8).mean(axis=0) ** (1 / 8))
             _close(getattr(found, name).mean, x.mean(axis=0))
             _close(getattr(found, name).covariance, np.cov(x.T, bias=True) * len(x))
-        assert found.gelu.gelu_max == pytest.approx(np.median(x.max(axis=1)), rel=SMOOTHING_RELATIVE)
         norm = layer.output_norm
 
 
 def test_smoothing_changes_no_product(checkpoint, calibration):
     """Both sides of every fold, on random hidden states: what the linears give is what they gave."""
     layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
-    smoothed = smooth(norm, layer, calibration.advance(norm, layer), STRENGTHS)
+    smoothed = smooth(norm, layer, calibration.advance(norm, layer), STRENGTHS, checkpoint.config.heads)
     normal = np.random.default_rng(0).standard_normal((7, checkpoint.config.hidden), dtype=np.float32)
     x = _affine(normal, norm)
     a = _affine(normal, smoothed.input_norm)
     for name in ("query", "key"):
         before, after = getattr(layer, name), getattr(smoothed, name)
-        _close(a @ after.weight + after.bias, x @ before.weight + before.bias)
+        _close(_apply(a, after), x @ before.weight + before.bias)
     _close(a * smoothed.attention_skip, x + layer.output.bias)
     values = x @ layer.value.weight + layer.value.bias
-    smoothed_values = a @ smoothed.value.weight + smoothed.value.bias
+    smoothed_values = _apply(a, smoothed.value)
     _close(smoothed_values @ smoothed.output.weight, values @ layer.output.weight)
     y, b = _affine(normal, layer.attention_norm), _affine(normal, smoothed.attention_norm)
-    _close(b @ smoothed.up.weight + smoothed.up.bias, y @ layer.up.weight + layer.up.bias)
+    up = y @ layer.up.weight + layer.up.bias
+    _close(_apply(b, smoothed.up), up)
     _close(b * smoothed.ffn_skip, y + layer.down.bias)
+    _close(_apply(gelu(up), smoothed.down), gelu(up) @ layer.down.weight + layer.down.bias)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.6, 1.0])
@@ -120,8 +122,8 @@ def test_a_smoothed_encoder_is_the_same_encoder(checkpoint, calibration, tmp_pat
         norm = checkpoint.embedding_norm()
         for number in range(checkpoint.config.layers):
             layer = checkpoint.layer(number)
-            inputs = calibration.advance(norm, layer)
-            yield smooth(norm, layer, inputs, Strengths(strength, strength, strength))
+            inputs, heads = calibration.advance(norm, layer), checkpoint.config.heads
+            yield smooth(norm, layer, inputs, Strengths(strength, strength, strength), heads)
             norm = layer.output_norm
 
     contract = read_contract(checkpoint)
@@ -142,7 +144,7 @@ def test_smoothing_evens_out_an_outlier_channel(checkpoint, calibration):
     gain[5] *= 50
     outlier = Norm(gain, norm.shift)
     inputs = calibration.advance(outlier, layer)
-    divisors = smooth(outlier, layer, inputs, STRENGTHS).attention_skip
+    divisors = smooth(outlier, layer, inputs, STRENGTHS, checkpoint.config.heads).attention_skip
     before = inputs.attention.peak
     after = before / divisors
     assert before.max() / np.median(before) > 20
@@ -152,12 +154,15 @@ def test_smoothing_evens_out_an_outlier_channel(checkpoint, calibration):
 def test_rounding_keeps_the_mean_of_each_output(checkpoint, calibration):
     """What rounding does to the inputs' mean goes into the bias; without that it would stay."""
     layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
-    inputs = calibration.advance(norm, layer)
-    exact = smooth(norm, layer, inputs, STRENGTHS)
-    found = smooth(norm, layer, inputs, STRENGTHS, lambda weight, inputs, how: round_columns(weight, how))
+    inputs, heads = calibration.advance(norm, layer), checkpoint.config.heads
+    exact = smooth(norm, layer, inputs, STRENGTHS, heads)
+    found = smooth(
+        norm, layer, inputs, STRENGTHS, heads, lambda weight, inputs, how: round_columns(weight, how)
+    )
+    head = rotation(checkpoint.config.hidden // heads)
     means = {
         "query": (inputs.attention.mean + exact.output.bias) / exact.attention_skip,
-        "output": inputs.context.divided(_context(exact, layer)).mean,
+        "output": inputs.context.divided(_context(exact, layer, head)).rotated(head).mean,
         "up": (inputs.ffn.mean + exact.down.bias) / exact.ffn_skip,
         "down": inputs.gelu.mean,
     }
@@ -167,14 +172,19 @@ def test_rounding_keeps_the_mean_of_each_output(checkpoint, calibration):
     }
     for name, mean in means.items():
         before, after = getattr(exact, name), getattr(found, name)
+        mean, now = (rotated(each, before.rotation) for each in (mean, moved.get(name, mean)))
         expected = mean @ before.weight + before.bias
-        _close(moved.get(name, mean) @ after.rounded.weight + after.bias, expected)
+        _close(now @ after.rounded.weight + after.bias, expected)
         assert np.abs(mean @ after.rounded.weight + before.bias - expected).max() > 1e-4
 
 
-def _context(smoothed, layer):
-    """The divisors of the attention output, from what they did to its linear."""
-    return (smoothed.output.weight / layer.output.weight)[:, 0]
+def _context(smoothed, layer, head):
+    """The divisors of the attention output, from what they did to its linear before it was rotated."""
+    return (rotated_rows(smoothed.output.weight, head.T) / layer.output.weight)[:, 0]
+
+
+def _apply(x, linear):
+    return rotated(x, linear.rotation) @ linear.weight + linear.bias
 
 
 def _affine(normal, norm):

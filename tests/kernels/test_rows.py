@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tolerances
-from kernel_nodes import Kernels
+from kernel_nodes import Kernels, assert_rounded, rotated
 
 Array = npt.NDArray[Any]
 OUTPUTS = {"y": "f32", "q": "u8", "scale": "f32"}
@@ -36,25 +36,20 @@ def run(kernels: Kernels, inputs: dict[str, Array], threads: int = 2) -> list[Ar
     return kernels.run("NormQuantize", inputs, OUTPUTS, {"epsilon": EPSILON}, threads=threads)
 
 
-def assert_quantised(y: Array, q: Array, scale: Array) -> None:
-    """Scale and steps are the stock graph's, but for values that lie on a half as nearly as fp32 can tell."""
-    np.testing.assert_allclose(
-        scale, np.maximum(np.abs(y).max(axis=1) / 127, 1e-12), rtol=tolerances.ROUNDED_ONCE
-    )
-    steps = y.astype(np.float64) / scale[:, None]
-    assert np.abs(steps - (q.astype(np.float64) - 128)).max() <= 0.5 + 127 * tolerances.ROUNDED_ONCE
+def assert_rotated(y: Array, q: Array, scale: Array) -> None:
+    """What is in 8 bits is the rotation of y."""
+    assert_rounded(q, scale, rotated(y), tolerances.ROTATION_RELATIVE * np.abs(y).max(axis=1, keepdims=True))
 
 
 @pytest.mark.parametrize(
-    ("tokens", "width"), [(0, 64), (1, 16), (7, 48), (9, 64), (13, 384), (600, 1024), (3, 4096)]
+    ("tokens", "width"), [(0, 64), (1, 64), (7, 192), (9, 128), (13, 384), (600, 1024), (3, 4096)]
 )
 def test_norm_quantize(each_level: Kernels, tokens: int, width: int) -> None:
     inputs = inputs_of(tokens, width)
     y, q, scale = run(each_level, inputs)
     expected = normed(inputs)
     np.testing.assert_allclose(y, expected, rtol=0, atol=tolerances.NORM_ATOL)
-    if tokens:
-        assert_quantised(y, q, scale)
+    assert_rotated(y, q, scale)
 
 
 def test_a_large_mean_costs_few_digits(each_level: Kernels) -> None:
@@ -69,7 +64,21 @@ def test_rows_of_one_value(each_level: Kernels, value: float) -> None:
     inputs = inputs_of(3, 64) | {"x": np.full((3, 64), value, dtype=np.float32)}
     y, q, scale = run(each_level, inputs)
     np.testing.assert_allclose(y, np.tile(inputs["shift"], (3, 1)), rtol=0, atol=tolerances.NORM_ATOL)
-    assert_quantised(y, q, scale)
+    assert_rotated(y, q, scale)
+
+
+@pytest.mark.parametrize("place", [0, 1, 4, 15, 16, 37, 63])
+def test_one_large_value_is_spread_over_its_block(each_level: Kernels, place: int) -> None:
+    """A shift alone: every value of the block is an eighth of it, and the other block stays at zero."""
+    shift = np.zeros(128, np.float32)
+    shift[place] = 80
+    inputs = inputs_of(2, 128) | {"gain": np.zeros(128, np.float32), "shift": shift}
+    y, q, scale = run(each_level, inputs)
+    np.testing.assert_array_equal(y, np.tile(shift, (2, 1)))
+    np.testing.assert_allclose(scale, 10 / 127, rtol=tolerances.ROUNDED_ONCE)
+    signs = np.sign(rotated(shift[None]))
+    np.testing.assert_array_equal(q, np.tile(128 + 127 * signs, (2, 1)))
+    assert np.abs(signs[0, :64]).all()
 
 
 def test_rows_of_zeros_quantise_to_the_zero_point(each_level: Kernels) -> None:
@@ -107,7 +116,7 @@ def test_threads_and_other_rows_do_not_matter(each_level: Kernels) -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("x", (4, 24), "width that is a multiple of 16 and has 24"),
+        ("x", (4, 48), "width that is a multiple of 64 and has 48"),
         ("x", (64,), r"x must have the shape \[any, any\] and has \[64\]"),
         ("gain", (32,), r"gain must have the shape \[64\] and has \[32\]"),
         ("shift", (64, 1), r"shift must have the shape \[64\] and has \[64, 1\]"),

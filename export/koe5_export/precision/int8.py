@@ -23,13 +23,13 @@ from koe5_export.writer import MICROSOFT, GraphWriter
 from koe5_onnx import Target
 from koe5_onnx.machine import INT8_INSTRUCTIONS
 
-GELU_MIN = -0.17
-"""GELU is nowhere below -0.16998 (its minimum, at x = -0.7518)."""
 _TOLERATED_ERROR = 0.05
 """Error of a linear's outputs, relative, that stays; most of trained MiniLM's are at 0.01, one at 0.02."""
 _WORTHWHILE_GAIN = 2.0
 """How many times smaller the error must become for a linear to stay in blocks, at about half the speed."""
 _FINER_BLOCK = 32
+_ZERO = 128
+"""What stands for zero in the activations."""
 _TINY = np.float32(1e-12)
 """Keeps the scale of an all-zero row from dividing by zero."""
 
@@ -55,7 +55,7 @@ class Int8(Precision):
     def recipe(self) -> dict[str, Any]:
         return {
             "weights": "int8 a column, rounded with error compensation",
-            "activations": "uint8 a token",
+            "activations": "uint8 a token, rotated in blocks of up to 64",
             "embeddings": "int8 a row",
             "rounding_damping": DAMPING,
         }
@@ -81,24 +81,14 @@ class Int8(Precision):
     def project(self, g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]]) -> list[str]:
         if all(_in_blocks(linear) for _, linear in linears):
             return [_block_product(g, x, name, linear) for name, linear in linears]
-        scale = _scaled(g, _largest_magnitude(g, x), 1 / 127)
-        quantised = _quantise(g, x, scale, 128, len(linears[0][1].weight))
+        scale = _scale(g, x)
+        quantised = _quantise(g, x, scale, len(linears[0][1].weight))
         return [
             _block_product(g, x, name, linear)
             if _in_blocks(linear)
-            else _product(g, quantised, scale, 128, name, linear)
+            else _product(g, quantised, scale, name, linear)
             for name, linear in linears
         ]
-
-    def project_gelu(self, g: GraphWriter, x: str, name: str, linear: Linear, typical_max: float) -> str:
-        if _in_blocks(linear):
-            return _block_product(g, x, name, linear)
-        # [GELU_MIN, max] on 0..255 with an integer zero point: nearly twice as fine as [-max, max].
-        zero = gelu_zero_point(typical_max)
-        maximum = g.node("ReduceMax", [x, _axes(g)], f"{x}.max", keepdims=1)
-        scale = _scaled(g, maximum, 1 / (255 - zero), at_least=-GELU_MIN / zero)
-        quantised = _quantise(g, x, scale, zero, len(linear.weight))
-        return _product(g, quantised, scale, zero, name, linear)
 
 
 def relative_error(quantised: Array, rounded: Rounded, x: Array, weight: Array) -> float:
@@ -111,12 +101,7 @@ def relative_error(quantised: Array, rounded: Rounded, x: Array, weight: Array) 
 
 def per_token(inputs: Inputs) -> Array:
     """What the graph's 8-bit integers stand for, of the inputs' sample: the same steps as in `project`."""
-    x = inputs.sample
-    if inputs.gelu_max is None:
-        return _per_block(x, x.shape[1])
-    zero = gelu_zero_point(inputs.gelu_max)
-    scale = np.maximum(x.max(axis=1, keepdims=True) / (255 - zero), -GELU_MIN / zero)
-    return np.asarray((np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale, dtype=np.float32)
+    return _per_block(inputs.sample, inputs.sample.shape[1])
 
 
 def _per_block(x: Array, block: int) -> Array:
@@ -126,44 +111,27 @@ def _per_block(x: Array, block: int) -> Array:
     return np.asarray(np.rint(blocks / scale) * scale, dtype=np.float32).reshape(x.shape)
 
 
-def gelu_zero_point(typical_max: float) -> int:
-    """The step of 0..255 that stands for 0 when GELU_MIN falls on 0 and `typical_max` on 255."""
-    return int(np.clip(round(255 * -GELU_MIN / (typical_max - GELU_MIN)), 1, 64))
+def _scale(g: GraphWriter, x: str) -> str:
+    """A 127th of the largest magnitude of each token: float32[n, width, 1]."""
+    axes = g.constant("last_axis", np.array([-1], dtype=np.int64))
+    largest = g.node("ReduceMax", [g.node("Abs", [x], f"{x}.abs"), axes], f"{x}.max", keepdims=1)
+    step = g.node("Mul", [largest, g.constant("a_127th", np.float32(1 / 127))], f"{x}.step")
+    return g.node("Max", [step, g.constant("smallest_scale", _TINY)], f"{x}.scale")
 
 
-def _axes(g: GraphWriter) -> str:
-    return g.constant("last_axis", np.array([-1], dtype=np.int64))
+def _quantise(g: GraphWriter, x: str, scale: str, width: int) -> str:
+    """uint8[n, width, in]: x / scale + 128. One block a row; the zero points need the scale's shape."""
+    return g.node("QuantizeLinear", [x, scale, _zero_points(g)], f"{x}.uint8", axis=-1, block_size=width)
 
 
-def _largest_magnitude(g: GraphWriter, x: str) -> str:
-    magnitude = g.node("Abs", [x], f"{x}.abs")
-    return g.node("ReduceMax", [magnitude, _axes(g)], f"{x}.max", keepdims=1)
-
-
-def _scaled(g: GraphWriter, maximum: str, factor: float, at_least: float = float(_TINY)) -> str:
-    """maximum x factor, but not below `at_least`: float32[n, width, 1]."""
-    by = g.constant(f"factor_{factor:.9g}", np.float32(factor))
-    floor = g.constant(f"floor_{at_least:.9g}", np.float32(at_least))
-    return g.node("Max", [g.node("Mul", [maximum, by], f"{maximum}.scaled"), floor], f"{maximum}.scale")
-
-
-def _quantise(g: GraphWriter, x: str, scale: str, zero: int, width: int) -> str:
-    """uint8[n, width, in]: x / scale + zero. One block a row; the zero points need the scale's shape."""
-    zeros = _zero_points(g, zero)
-    return g.node("QuantizeLinear", [x, scale, zeros], f"{x}.uint8", axis=-1, block_size=width)
-
-
-def _zero_points(g: GraphWriter, zero: int) -> str:
-    """uint8[n, width, 1] filled with `zero`, once for the whole graph."""
-    name = f"zeros_{zero}"
-    if not g.has("rows_shape"):
+def _zero_points(g: GraphWriter) -> str:
+    """uint8[n, width, 1] filled with 128, once for the whole graph."""
+    if not g.has("zeros"):
         one = g.constant("shape_1", np.array([1], dtype=np.int64))
         g.node("Concat", [g.node("Shape", ["input_ids"], "ids_shape"), one], "rows_shape", axis=0)
-    if not g.has(name):
-        g.node(
-            "ConstantOfShape", ["rows_shape"], name, value=numpy_helper.from_array(np.array([zero], np.uint8))
-        )
-    return name
+        zero = numpy_helper.from_array(np.array([_ZERO], np.uint8))
+        g.node("ConstantOfShape", ["rows_shape"], "zeros", value=zero)
+    return "zeros"
 
 
 def _in_blocks(linear: Linear) -> bool:
@@ -180,7 +148,7 @@ def _rounded(linear: Linear) -> Rounded:
     return linear.rounded
 
 
-def _product(g: GraphWriter, quantised: str, row_scale: str, zero: int, name: str, linear: Linear) -> str:
+def _product(g: GraphWriter, quantised: str, row_scale: str, name: str, linear: Linear) -> str:
     """x @ weight from integers, each row with its own scale."""
     rounded = _rounded(linear)
     inputs = [
@@ -189,7 +157,7 @@ def _product(g: GraphWriter, quantised: str, row_scale: str, zero: int, name: st
         # Its own scale stays 1: the operator would apply a scale a row on one thread.
         g.constant("one", np.float32(1)),
         g.constant(f"{name}.scale", rounded.scale[0]),
-        g.constant(f"zero_{zero}", np.uint8(zero)),
+        g.constant("zero", np.uint8(_ZERO)),
     ]
     product = g.node("MatMulIntegerToFloat", inputs, f"{name}.unscaled", domain=MICROSOFT)
     return g.node("Mul", [product, row_scale], name)

@@ -63,12 +63,7 @@ class Precision(ABC):
 
     @abstractmethod
     def project(self, g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]]) -> list[str]:
-        """x @ weight for each (name, linear); x is float[n, width, in]."""
-
-    def project_gelu(self, g: GraphWriter, x: str, name: str, linear: Linear, typical_max: float) -> str:
-        """x @ weight where x comes out of a GELU; `typical_max` is the median of its rows' largest."""
-        del typical_max
-        return self.project(g, x, [(name, linear)])[0]
+        """x @ weight for each (name, linear); x is float[n, width, in], rotated if the linears want it so."""
 
     def vector(self, g: GraphWriter, name: str, value: Array) -> str:
         """A bias, gain or shift in the type of the hidden states."""

@@ -1,0 +1,46 @@
+"""Rotations: orthogonal, spreading what is large, and the order that the fused kernels have."""
+
+import numpy as np
+import pytest
+from kernel_nodes import rotated as rotated_by_kernels
+from koe5_export.rotate import rotated, rotated_rows, rotation
+from tolerances import SMOOTHING_RELATIVE
+
+RNG = np.random.default_rng(0)
+BLOCKS = {1024: 64, 384: 64, 64: 64, 96: 32, 48: 16, 24: 8, 12: 4, 6: 2}
+
+
+@pytest.mark.parametrize(("width", "block"), BLOCKS.items())
+def test_blocks_are_the_longest_that_divide_a_width(width, block):
+    matrix = rotation(width)
+    assert matrix.shape == (block, block)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(block), atol=1e-6, rtol=0)
+    # All entries are equally large: one large channel is spread evenly.
+    np.testing.assert_allclose(np.abs(matrix), block**-0.5, rtol=1e-6)
+
+
+def test_an_odd_width_is_not_rotated():
+    assert rotation(15) is None
+    x = RNG.standard_normal((3, 15), dtype=np.float32)
+    assert rotated(x, None) is x
+    assert rotated_rows(x, None) is x
+
+
+@pytest.mark.parametrize("block", [64, 16, 4])
+def test_a_common_mean_is_spread_evenly(block):
+    found = rotated(np.full((1, block), 3, np.float32), rotation(block))
+    np.testing.assert_allclose(np.abs(found), 3, rtol=1e-6)
+
+
+def test_products_stay_as_they_were():
+    x = RNG.standard_normal((5, 192), dtype=np.float32)
+    weight = RNG.standard_normal((192, 7), dtype=np.float32)
+    matrix, expected = rotation(192), x @ weight
+    found = rotated(x, matrix) @ rotated_rows(weight, matrix)
+    np.testing.assert_allclose(found, expected, atol=SMOOTHING_RELATIVE * np.abs(expected).max(), rtol=0)
+
+
+def test_the_order_is_that_of_the_fused_kernels():
+    x = RNG.standard_normal((3, 128), dtype=np.float32)
+    expected = rotated_by_kernels(x)
+    np.testing.assert_allclose(rotated(x, rotation(128)), expected, atol=1e-5, rtol=0)
