@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from koe5_export.rotate import rotated, rotated_rows, rotation
 from koe5_export.rounding import Compensation
@@ -86,6 +87,16 @@ class Inputs:
             mean=self.mean / divisors,
             covariance=np.asarray(covariance, dtype=np.float32),
             sample=self.sample / divisors,
+        )
+
+    def ordered(self, order: npt.NDArray[np.intp]) -> Inputs:
+        """Of inputs[order]."""
+        return replace(
+            self,
+            peak=self.peak[order],
+            mean=self.mean[order],
+            covariance=self.covariance[np.ix_(order, order)],
+            sample=self.sample[:, order],
         )
 
     def rotated(self, matrix: Array | None) -> Inputs:
@@ -173,7 +184,9 @@ def smooth(
     head = rotation(len(context) // heads)
     output = replace(layer.output, weight=rotated_rows(layer.output.weight * context[:, None], head))
     (output,) = _rounded([output], inputs.context.divided(context).rotated(head), round_weight)
-    (down,) = _read_rotated([layer.down], inputs.gelu, round_weight)
+    inner = _dealt(inputs.gelu.peak)
+    down = replace(layer.down, weight=layer.down.weight[inner])
+    (down,) = _read_rotated([down], inputs.gelu.ordered(inner), round_weight)
 
     value = replace(
         layer.value,
@@ -188,7 +201,8 @@ def smooth(
     query, key, value = _read_rotated(triple, attention, round_weight)
 
     ffn_skip = _divisors(inputs.ffn.peak, layer.up.weight, strengths.ffn)
-    up = _read_smoothed(layer.up, ffn_skip, down.bias)
+    up = replace(layer.up, weight=layer.up.weight[:, inner], bias=layer.up.bias[inner])
+    up = _read_smoothed(up, ffn_skip, down.bias)
     (up,) = _read_rotated([up], inputs.ffn.shifted(down.bias).divided(ffn_skip), round_weight)
     return SmoothLayer(
         input_norm=_divided(input_norm, attention_skip, output.bias),
@@ -210,6 +224,16 @@ def _divisors(peak: Array, weight: Array, strength: float) -> Array:
     rows = np.abs(weight).max(axis=1)
     divisors = np.maximum(peak, _SMALLEST) ** strength / np.maximum(rows, _SMALLEST) ** (1 - strength)
     return np.asarray(np.maximum(divisors, _SMALLEST), dtype=np.float32)
+
+
+def _dealt(peak: Array) -> npt.NDArray[np.intp]:
+    """An order of the feed-forward block's inner channels in which each block has equally many large ones.
+
+    A rotation spreads values over their own block only, and this order costs nothing.
+    """
+    matrix = rotation(len(peak))
+    blocks = len(peak) if matrix is None else len(peak) // len(matrix)
+    return np.argsort(-peak, kind="stable").reshape(-1, blocks).T.reshape(-1)
 
 
 def _divided(norm: Norm, divisors: Array, bias: Array) -> Norm:

@@ -119,15 +119,15 @@ def test_the_graph_is_made_of_these_operators_only(exported):
     own = {
         "fp32": "",
         "int8": "Abs Concat ConstantOfShape MatMulIntegerToFloat Max QuantizeLinear ReduceMax Reshape",
-        "int8-block": "MatMulNBits",
-        "int4-block": "MatMulNBits",
+        "int8-block": "MatMulNBits Reshape",
+        "int4-block": "MatMulNBits Reshape",
     }
     for precision, artifact in for_the_cpu(exported).items():
         nodes = onnx.load(artifact.graph, load_external_data=False).graph.node
         assert {node.op_type for node in nodes} == {*shared.split(), *own[precision].split()}
         matmuls = [node.name for node in nodes if node.op_type == "MatMul"]
         layers = artifact.manifest.architecture.layers
-        assert len(matmuls) == 1 + layers * {"fp32": 6, "int8": 3}.get(precision, 0)
+        assert len(matmuls) == 1 + layers * (6 if precision == "fp32" else 3)
         branches = [a.g.node for node in nodes if node.op_type == "If" for a in node.attribute]
         assert [[node.op_type for node in branch] for branch in branches] == [["MultiHeadAttention"]] * (
             2 * layers

@@ -11,7 +11,7 @@ from koe5_export.precision import PRECISIONS
 from koe5_export.reference import embed_reference
 from koe5_export.rotate import rotated, rotated_rows, rotation
 from koe5_export.rounding import round_columns
-from koe5_export.smooth import Strengths, smooth
+from koe5_export.smooth import Strengths, _dealt, smooth
 from koe5_export.weights import Norm
 from koe5_export.writer import GraphWriter
 from tolerances import FP32_MAX_ABS_DIFF, SMOOTHING_RELATIVE
@@ -108,10 +108,10 @@ def test_smoothing_changes_no_product(checkpoint, calibration):
     smoothed_values = _apply(a, smoothed.value)
     _close(smoothed_values @ smoothed.output.weight, values @ layer.output.weight)
     y, b = _affine(normal, layer.attention_norm), _affine(normal, smoothed.attention_norm)
-    up = y @ layer.up.weight + layer.up.bias
-    _close(_apply(b, smoothed.up), up)
+    up, found = y @ layer.up.weight + layer.up.bias, _apply(b, smoothed.up)
+    _close(np.sort(found), np.sort(up))  # in another order, which the next linear has too
     _close(b * smoothed.ffn_skip, y + layer.down.bias)
-    _close(_apply(gelu(up), smoothed.down), gelu(up) @ layer.down.weight + layer.down.bias)
+    _close(_apply(gelu(found), smoothed.down), gelu(up) @ layer.down.weight + layer.down.bias)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.6, 1.0])
@@ -151,6 +151,14 @@ def test_smoothing_evens_out_an_outlier_channel(checkpoint, calibration):
     assert after.max() / np.median(after) < before.max() / np.median(before) / 3
 
 
+def test_large_inner_channels_are_dealt_out_to_the_blocks():
+    peak = np.random.default_rng(0).permutation(256).astype(np.float32)
+    dealt = np.sort(peak[_dealt(peak)].reshape(4, 64))
+    # Each block of 64 has one of every four that follow each other in size.
+    assert (dealt // 4 == np.arange(64)).all()
+    assert sorted(_dealt(peak[:15])) == list(range(15))
+
+
 def test_rounding_keeps_the_mean_of_each_output(checkpoint, calibration):
     """What rounding does to the inputs' mean goes into the bias; without that it would stay."""
     layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
@@ -164,7 +172,7 @@ def test_rounding_keeps_the_mean_of_each_output(checkpoint, calibration):
         "query": (inputs.attention.mean + exact.output.bias) / exact.attention_skip,
         "output": inputs.context.divided(_context(exact, layer, head)).rotated(head).mean,
         "up": (inputs.ffn.mean + exact.down.bias) / exact.ffn_skip,
-        "down": inputs.gelu.mean,
+        "down": inputs.gelu.mean[_dealt(inputs.gelu.peak)],
     }
     moved = {
         "query": (inputs.attention.mean + found.output.bias) / found.attention_skip,
