@@ -42,7 +42,7 @@ def test_quantised_after_they_are_cut(embed, corpus, allowed, tmp_path):
     embed(corpus.name, artifact=allowed, dim=16, output_dtype="int8")
     embed(corpus.name, "full", artifact=allowed, output_dtype="int8")
     assert np.abs(vectors_of(tmp_path / "out", 16)).max(axis=1).tolist() == [127] * len(TEXTS)
-    assert (np.abs(vectors_of(tmp_path / "full", 32)[:, :16]).max(axis=1) < 127).any()
+    assert (np.abs(vectors_of(tmp_path / "full", 64)[:, :16]).max(axis=1) < 127).any()
     embed(corpus.name, "bits", artifact=allowed, dim=16, output_dtype="binary")
     assert vectors_of(tmp_path / "bits", 2).dtype == np.uint8
 
@@ -50,18 +50,18 @@ def test_quantised_after_they_are_cut(embed, corpus, allowed, tmp_path):
 def test_another_width_is_another_job(embed, corpus, allowed, tmp_path):
     embed(corpus.name, artifact=allowed, dim=16)
     before = output_of(tmp_path / "out")
-    for dim, now in ((8, 8), (None, 32)):
+    for dim, now in ((8, 8), (None, 64)):
         with pytest.raises(InputError, match=f"holds another job: dim was 16 and is {now}. .*--restart"):
             embed(corpus.name, artifact=allowed, dim=dim)
     assert output_of(tmp_path / "out").equals(before)
     embed(corpus.name, "full", artifact=allowed)
-    assert embed(corpus.name, "full", artifact=allowed, dim=32).shards_before == 1, "the same job by name"
+    assert embed(corpus.name, "full", artifact=allowed, dim=64).shards_before == 1, "the same job by name"
 
 
 def test_others_are_refused_before_the_folder_is_used(embed, corpus, allowed, tmp_path):
-    with pytest.raises(InputError, match="dim is 9: expected one of 8, 16, 32"):
+    with pytest.raises(InputError, match="dim is 9: expected one of 8, 16, 64"):
         embed(corpus.name, artifact=allowed, dim=9)
-    with pytest.raises(InputError, match="dim is 16: expected 32"):
+    with pytest.raises(InputError, match="dim is 16: expected 64"):
         embed(corpus.name, dim=16)
     assert not list((tmp_path / "out").glob("*.json"))
 

@@ -98,7 +98,7 @@ def test_shortened_embeddings(client, allowed, short, texts):
     np.testing.assert_array_equal(again.embed_query(texts), short.encode_queries(texts, dim=8))
     queries, passages = (short.encode(texts, prompt, dim=8) for prompt in ("query", "passage"))
     require_right(filled(client, function, texts), texts, queries, passages)
-    with pytest.raises(InputError, match="dim is 9: expected one of 8, 16, 32"):
+    with pytest.raises(InputError, match="dim is 9: expected one of 8, 16, 64"):
         Koe5EmbeddingFunction(allowed, dim=9, threads=1)(texts)
 
 

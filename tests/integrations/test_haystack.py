@@ -133,7 +133,7 @@ def test_shortened_embeddings(allowed, short, texts, documents):
         np.testing.assert_array_equal(np.float32(answer["embedding"]), query)
     for answer in (document_embedder.run(documents), asyncio.run(document_embedder.run_async(documents))):
         np.testing.assert_array_equal(np.float32(embeddings_of(answer)), passages)
-    with pytest.raises(InputError, match="dim is 9: expected one of 8, 16, 32"):
+    with pytest.raises(InputError, match="dim is 9: expected one of 8, 16, 64"):
         Koe5TextEmbedder(allowed, dim=9, threads=1).warm_up()
 
 

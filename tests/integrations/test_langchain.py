@@ -63,7 +63,7 @@ def test_shortened_embeddings(short, texts):
         np.testing.assert_array_equal(np.float32(row), query)
     for rows in (embeddings.embed_documents(texts), asyncio.run(embeddings.aembed_documents(texts))):
         np.testing.assert_array_equal(np.float32(rows), passages)
-    with pytest.raises(InputError, match="dim is 9: expected one of 8, 16, 32"):
+    with pytest.raises(InputError, match="dim is 9: expected one of 8, 16, 64"):
         Koe5Embeddings(short, dim=9)
 
 

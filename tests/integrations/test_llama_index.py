@@ -45,7 +45,7 @@ def test_shortened_embeddings(allowed, short, texts):
         asyncio.run(embedding.aget_text_embedding_batch(texts)),
     ):
         np.testing.assert_array_equal(np.float32(rows), passages)
-    with pytest.raises(InputError, match="dim is 9: expected one of 8, 16, 32"):
+    with pytest.raises(InputError, match="dim is 9: expected one of 8, 16, 64"):
         Koe5Embedding(allowed, dim=9, threads=1)
 
 

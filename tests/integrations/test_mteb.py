@@ -129,7 +129,7 @@ def test_shortened_embeddings(short, texts):
     np.testing.assert_array_equal(found, short.encode_queries(texts, dim=8))
     meta = encoder.mteb_model_meta
     assert (meta.name, meta.embed_dim) == ("koe5-onnx/tiny-seeded-int8-8", 8)
-    with pytest.raises(InputError, match="dim is 9: expected one of 8, 16, 32"):
+    with pytest.raises(InputError, match="dim is 9: expected one of 8, 16, 64"):
         Koe5Encoder(short, dim=9)
 
 
@@ -143,6 +143,6 @@ def test_what_it_cannot_encode_is_refused(encoder, texts):
 def test_it_follows_the_protocol(encoder):
     assert isinstance(encoder, EncoderProtocol)
     meta = encoder.mteb_model_meta
-    assert (meta.name, meta.embed_dim, meta.max_tokens) == ("koe5-onnx/tiny-seeded-int8", 32, 512)
+    assert (meta.name, meta.embed_dim, meta.max_tokens) == ("koe5-onnx/tiny-seeded-int8", 64, 512)
     assert meta.adapted_from == "tiny-seeded"
     assert len(meta.revision) == 64

@@ -176,9 +176,9 @@ def test_a_width_of_ones_own(short, texts):
     found = encoder.encode(texts, normalize_embeddings=True)
     np.testing.assert_array_equal(found, short.encode(texts, dim=8))
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=UNIT_LENGTH_ATOL)
-    with pytest.raises(InputError, match="truncate_dim is 9: expected one of 8, 16, 32"):
+    with pytest.raises(InputError, match="truncate_dim is 9: expected one of 8, 16, 64"):
         SentenceEncoder(short, truncate_dim=9)
-    with pytest.raises(InputError, match="truncate_dim is 4: expected one of 8, 16, 32"):
+    with pytest.raises(InputError, match="truncate_dim is 4: expected one of 8, 16, 64"):
         encoder.encode(texts, truncate_dim=4)
 
 

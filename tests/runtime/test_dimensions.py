@@ -37,7 +37,7 @@ def test_the_first_components_at_unit_length(short, dim):
     assert np.abs(np.linalg.norm(short.encode(TEXTS, "query")[:, :dim], axis=1) - 1).min() > 0.05
 
 
-@pytest.mark.parametrize("dim", [None, 32])
+@pytest.mark.parametrize("dim", [None, 64])
 def test_the_full_width_is_untouched(short, dim):
     np.testing.assert_array_equal(short.encode(TEXTS, dim=dim), short.encode(TEXTS))
 
@@ -89,7 +89,7 @@ def test_a_contract_without_unit_length_is_only_cut(artifact_path, tmp_path):
 @pytest.mark.parametrize("dim", [0, -8, 1, 9, 24, 33, 1_000_000])
 def test_other_widths_are_refused_before_anything_runs(short, dim, monkeypatch):
     monkeypatch.setattr(short, "_run", lambda *_arguments: pytest.fail("a batch ran"))
-    message = f"dim is {dim}: expected one of 8, 16, 32"
+    message = f"dim is {dim}: expected one of 8, 16, 64"
     with pytest.raises(InputError, match=message):
         short.encode(TEXTS, dim=dim)
 
@@ -102,18 +102,18 @@ def test_other_widths_are_refused_before_anything_runs(short, dim, monkeypatch):
 
 
 def test_a_model_that_was_not_trained_for_it(embedder):
-    assert embedder.contract.dims == (32,)
-    with pytest.raises(InputError, match="dim is 16: expected 32, as this model was not trained to be short"):
+    assert embedder.contract.dims == (64,)
+    with pytest.raises(InputError, match="dim is 16: expected 64, as this model was not trained to be short"):
         embedder.encode_queries(TEXTS, dim=16)
-    assert embedder.encode_passages(TEXTS, dim=32).shape == (len(TEXTS), 32)
+    assert embedder.encode_passages(TEXTS, dim=64).shape == (len(TEXTS), 64)
 
 
 def test_similarity_of_shortened_rows(short):
     queries, passages = short.encode_queries(TEXTS, dim=8), short.encode_passages(TEXTS, dim=8)
     np.testing.assert_array_equal(short.similarity(queries, passages), queries @ passages.T)
-    with pytest.raises(InputError, match="a has 8 columns and b has 32: encode both with one dim"):
+    with pytest.raises(InputError, match="a has 8 columns and b has 64: encode both with one dim"):
         short.similarity(queries, short.encode_passages(TEXTS))
-    with pytest.raises(InputError, match=r"b has shape \(5, 7\): expected \(rows, 8 or 16 or 32\)"):
+    with pytest.raises(InputError, match=r"b has shape \(5, 7\): expected \(rows, 8 or 16 or 64\)"):
         short.similarity(queries, passages[:, :7])
 
 
@@ -121,11 +121,11 @@ def test_similarity_of_shortened_rows(short):
 def test_widths_in_either_order(artifact_path, tmp_path, dims):
     folder = allow(artifact_path, tmp_path / "artifact", matryoshka_dims=dims)
     manifest = Artifact.open(folder).manifest
-    assert manifest.contract.dims == (*sorted(dims), 32)
+    assert manifest.contract.dims == (*sorted(dims), 64)
     assert json.loads(manifest.to_json())["contract"]["matryoshka_dims"] == dims
 
 
-@pytest.mark.parametrize("dims", [[32], [0], [-1], [16, 64], [8, 8], [8, 16, 12], ["8"], [8.0], 8, [True]])
+@pytest.mark.parametrize("dims", [[64], [0], [-1], [16, 128], [8, 8], [8, 16, 12], ["8"], [8.0], 8, [True]])
 def test_a_manifest_with_other_widths_is_refused(artifact_path, tmp_path, dims):
     folder = allow(artifact_path, tmp_path / "artifact", matryoshka_dims=dims)
     with pytest.raises(ArtifactError, match="matryoshka_dims"):
@@ -144,7 +144,7 @@ def test_the_command_line_gives_the_same_bits(folder, artifact_path, short, tmp_
     np.testing.assert_array_equal(np.load(target), short.encode_queries(["서울", "고래"], dim=16))
     target.unlink()
     for artifact, message in (
-        (folder, "dim is 9: expected one of 8, 16, 32"),
+        (folder, "dim is 9: expected one of 8, 16, 64"),
         (artifact_path, "not trained"),
     ):
         assert embed(artifact, source, target, 9) == 1

@@ -48,7 +48,7 @@ def tei_row(client, **body):
     return answer.json()[0]
 
 
-@pytest.mark.parametrize("dim", [None, 8, 16, 32])
+@pytest.mark.parametrize("dim", [None, 8, 16, 64])
 def test_both_apis_give_the_bits_of_an_embedder(allowing, short, dim):
     body = {} if dim is None else {"dimensions": dim}
     (expected,) = short.encode_queries([TEXT], dim=dim)
@@ -68,14 +68,14 @@ def test_the_official_client(allowing, short):
         rows = [item.embedding for item in found.data]
         expected = short.encode_passages([TEXT, "서울"], dim=16)
         np.testing.assert_allclose(rows, expected, atol=SERVED, rtol=0)
-        with pytest.raises(openai.BadRequestError, match="dimensions is 12: expected one of 8, 16, 32") as no:
+        with pytest.raises(openai.BadRequestError, match="dimensions is 12: expected one of 8, 16, 64") as no:
             official.embeddings.create(model=MODEL, input=TEXT, dimensions=12)
     assert no.value.param == "dimensions"
 
 
 @pytest.mark.parametrize("dimensions", [-8, 0, 1, 12, 33])
 def test_others_are_refused_by_both(allowing, dimensions):
-    message = f"dimensions is {dimensions}: expected one of 8, 16, 32"
+    message = f"dimensions is {dimensions}: expected one of 8, 16, 64"
     answer = allowing.post("/v1/embeddings", json={"input": TEXT, "dimensions": dimensions})
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
     answer = allowing.post("/embed", json={"inputs": TEXT, "dimensions": dimensions})
@@ -83,7 +83,7 @@ def test_others_are_refused_by_both(allowing, dimensions):
 
 
 def test_what_is_allowed_is_listed(allowing, client):
-    for server, expected in ((allowing, [8, 16, 32]), (client, [32])):
+    for server, expected in ((allowing, [8, 16, 64]), (client, [64])):
         assert server.get("/info").json()["dimensions"] == expected
         models = server.get("/v1/models").json()["data"]
         assert [model["dimensions"] for model in models] == [expected] * len(models)
