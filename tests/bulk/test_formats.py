@@ -176,7 +176,7 @@ def test_the_schema_says_what_the_vectors_are(embed, tmp_path, put):
     assert {
         "prompt": "query",
         "dtype": "binary",
-        "dim": 32,
+        "dim": 64,
         "embedding_column": "embedding",
     }.items() <= found.items()
     assert "Hamming" in found["convention"]

@@ -19,7 +19,7 @@ from koe5_export.seeded import Size, write_seeded_checkpoint
 from koe5_export.texts import DEMO_PASSAGES, DEMO_QUERIES, VERIFICATION
 
 HERE = Path(__file__).parent
-SIZE = Size(layers=2, hidden=32, heads=2, intermediate=64, vocabulary=900)
+SIZE = Size(layers=2, hidden=64, heads=4, intermediate=128, vocabulary=900)
 PROMPTS = (None, "query", "passage")
 
 

@@ -133,6 +133,6 @@ def test_what_it_cannot_encode_is_refused(encoder, texts):
 def test_it_follows_the_protocol(encoder):
     assert isinstance(encoder, EncoderProtocol)
     meta = encoder.mteb_model_meta
-    assert (meta.name, meta.embed_dim, meta.max_tokens) == ("koe5-onnx/tiny-seeded-int8", 32, 512)
+    assert (meta.name, meta.embed_dim, meta.max_tokens) == ("koe5-onnx/tiny-seeded-int8", 64, 512)
     assert meta.adapted_from == "tiny-seeded"
     assert len(meta.revision) == 64

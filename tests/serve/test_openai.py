@@ -52,7 +52,7 @@ def test_the_official_client_raises_its_own_errors(official):
 
     with pytest.raises(openai.NotFoundError, match="expected one of"):
         official.embeddings.create(model="text-embedding-3-small", input="가")
-    with pytest.raises(openai.BadRequestError, match="dimensions is 8: expected 32") as caught:
+    with pytest.raises(openai.BadRequestError, match="dimensions is 8: expected 64") as caught:
         official.embeddings.create(model=MODEL, input="가", dimensions=8)
     assert caught.value.param == "dimensions"
 

@@ -82,7 +82,7 @@ def test_tokenize_never_cuts(client, offline):
 def test_info(client, offline):
     info = client.get("/info").json()
     assert info["model_type"] == {"embedding": {"pooling": "mean"}}
-    assert (info["max_input_length"], info["dim"], info["auto_truncate"]) == (512, 32, True)
+    assert (info["max_input_length"], info["dim"], info["auto_truncate"]) == (512, 64, True)
     assert info["prompts"] == dict(offline.contract.prompts)
     assert info["version"] == koe5_onnx.__version__
     assert info["provider"] == "CPUExecutionProvider"
