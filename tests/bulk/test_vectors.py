@@ -41,10 +41,10 @@ def column(embed, tmp_path, put):
 @pytest.mark.parametrize(
     ("dtype", "arrow", "width"),
     [
-        ("float32", pa.float32(), 32),
-        ("float16", pa.float16(), 32),
-        ("int8", pa.int8(), 32),
-        ("binary", pa.uint8(), 4),
+        ("float32", pa.float32(), 64),
+        ("float16", pa.float16(), 64),
+        ("int8", pa.int8(), 64),
+        ("binary", pa.uint8(), 8),
     ],
 )
 def test_types_in_the_file(column, tmp_path, dtype, arrow, width):
@@ -75,8 +75,8 @@ def test_int8_and_its_scale(column, exact):
 
 def test_binary_is_the_signs(column, exact):
     bits = column("binary")
-    np.testing.assert_array_equal(unpack(bits, 32), np.where(exact > 0, 1, -1))
-    assert unpack(bits, 32).dtype == np.float32
+    np.testing.assert_array_equal(unpack(bits, 64), np.where(exact > 0, 1, -1))
+    assert unpack(bits, 64).dtype == np.float32
     # The first component is the highest bit of the first byte.
     np.testing.assert_array_equal(bits[:, 0] >> 7, exact[:, 0] > 0)
 

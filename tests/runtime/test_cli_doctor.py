@@ -215,7 +215,7 @@ def test_an_artifact_for_cuda_is_tried_there(capsys, artifact_copy, monkeypatch)
 
     def open_on(path, device):
         devices.append(device)
-        return nullcontext(SimpleNamespace(encode=lambda texts: np.full((1, 32), 32**-0.5, np.float32)))
+        return nullcontext(SimpleNamespace(encode=lambda texts: np.full((1, 64), 64**-0.5, np.float32)))
 
     monkeypatch.setattr(doctor.Embedder, "open", open_on)
     code, found = report(capsys, "--artifact", artifact_copy)
@@ -251,7 +251,7 @@ def test_the_attention_kernel_of_the_packed_graph(capsys, monkeypatch, artifact_
     (artifact_copy / "model.fused.onnx").rename(artifact_copy / PACKED_GRAPH)
     manifest["files"][PACKED_GRAPH] = graph
     (artifact_copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-    embedder = SimpleNamespace(encode=lambda texts: np.full((1, 32), 32**-0.5, np.float32))
+    embedder = SimpleNamespace(encode=lambda texts: np.full((1, 64), 64**-0.5, np.float32))
     monkeypatch.setattr(doctor.Embedder, "open", lambda path, device: nullcontext(embedder))
     monkeypatch.setattr(doctor, "find_driver", lambda: DRIVER)
     found = report(capsys, "--artifact", artifact_copy)[1]["findings"]

@@ -170,6 +170,7 @@ EXPORT_TABLE: dict[str, tuple[set[str], set[str]]] = {
     "export.py": (_EXPORT | {".graphs"}, set()),
     "graph.py": (_EXPORT | {".batching", "onnx"}, set()),
     "precision/*.py": (_EXPORT | {".machine", "onnx"}, set()),
+    "trained.py": (_EXPORT | {"safetensors"}, set()),
     "xlmr_tokenizer.py": (_EXPORT | {"tokenizers"}, {"sentencepiece"}),
     "*.py": (_EXPORT | {"onnx", "tokenizers"}, set()),
 }
