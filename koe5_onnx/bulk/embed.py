@@ -92,7 +92,7 @@ def _job(engine: Engine, options: Options, source: Source) -> Job:
     # The full width is the same job whether it is named or not.
     options = dataclasses.replace(options, dim=options.dim or contract.dim)
     graph = choose(artifact, engine.device, engine.kernels)
-    return Job(options, hashes_of(artifact), "fused" if graph.is_packed else "stock", source.files)
+    return Job(options, hashes_of(artifact), contract, "fused" if graph.is_packed else "stock", source.files)
 
 
 def _plan(folder: OutputFolder, job: Job, source: Source, on_read: OnRead) -> Plan:

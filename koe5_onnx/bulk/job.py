@@ -7,16 +7,17 @@ engine; a job begun on one machine may go on elsewhere.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from koe5_onnx import Artifact, InputError
+from koe5_onnx import Artifact, Contract, InputError
 from koe5_onnx.bulk.shards import JOB, PLAN, OutputFolder
 from koe5_onnx.bulk.source import InputFile
 from koe5_onnx.bulk.vectors import require_dtype
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 DEFAULT_SHARD_ROWS = 1024
@@ -64,6 +65,8 @@ class Job:
     options: Options
     artifact: dict[str, str]
     """Its files' SHA-256."""
+    contract: Contract
+    """Its contract, which no hash covers."""
     graph: Literal["fused", "stock"]
     """They differ in the last bits of an embedding."""
     files: tuple[InputFile, ...]
@@ -74,6 +77,9 @@ class Job:
             "format_version": FORMAT_VERSION,
             **dataclasses.asdict(self.options),
             "artifact": self.artifact,
+            "contract": json.loads(
+                json.dumps(dataclasses.asdict(self.contract))
+            ),  # lists, as when read again
             "graph": self.graph,
             "files": [dataclasses.asdict(file) for file in self.files],
         }

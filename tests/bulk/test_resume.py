@@ -8,8 +8,10 @@ import signal
 import time
 
 import pytest
-from bulk_output import errors_of, jsonl, output_of, run_to_end, start
+from bulk_output import ARTIFACT, errors_of, jsonl, output_of, run_to_end, start
+from changed_manifest import set_contract
 
+from koe5_onnx import InputError
 from koe5_onnx.bulk import shards
 
 SHARD_ROWS = 4
@@ -169,3 +171,13 @@ def test_the_end_is_marked_last(embed, done, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         embed("in.jsonl", shard_rows=2)
     assert not (done / "_SUCCESS").exists()
+
+
+def test_an_artifact_with_another_contract_is_another_job(embed, tmp_path):
+    """Its files, and so their hashes, may be the same."""
+    artifact = shutil.copytree(ARTIFACT, tmp_path / "artifact")
+    (tmp_path / "in.txt").write_text("가\n나\n", encoding="utf-8")
+    embed("in.txt", artifact=artifact)
+    set_contract(artifact, matryoshka_dims=[8])
+    with pytest.raises(InputError, match="holds another job: contract was"):
+        embed("in.txt", artifact=artifact)

@@ -1,7 +1,6 @@
 """The graph for fused kernels: the same encoder over the same weights, token by token."""
 
 import sys
-from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -135,10 +134,3 @@ def test_its_gate_can_fail(checkpoint, artifact):
             verify_artifact(artifact, checkpoint, kernels="fused")
     finally:
         path.write_bytes(kept)
-
-
-def test_manifests_of_before_have_no_fused_certificate(artifact):
-    manifest = replace(artifact.manifest, fused_certificate=None)
-    text = manifest.to_json().replace(',\n  "fused_certificate": null', "")
-    assert '"fused_certificate"' not in text
-    assert type(manifest).from_json(text) == manifest

@@ -43,6 +43,13 @@ def update(folder: Path, name: str, remove: tuple[str, ...] = (), **changes):
     file.write_text(json.dumps(data))
 
 
+def remove_settings(folder: Path) -> None:
+    """Leave the files of transformers only."""
+    for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
+        (folder / name).unlink()
+    (folder / "1_Pooling/config.json").unlink()
+
+
 def theirs(folder: Path, prompt_name: str | None = None, prompt: str | None = None) -> np.ndarray:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     with warnings.catch_warnings():
@@ -183,8 +190,7 @@ def test_an_encoder_in_a_folder_of_its_own(folder):
 
 def test_a_checkpoint_without_settings_files_gets_the_cards_prompts(folder):
     """As KoE5's own repository: sentence-transformers takes the mean and no prompts, at any length."""
-    for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
-        (folder / name).unlink()
+    remove_settings(folder)
     with pytest.warns(CheckpointWarning, match="does not normalize"):
         out = export(folder, like="nlpai-lab/KoE5")
     assert_prompted(out, folder, {"query": "query: ", "passage": "passage: ", "": ""})
@@ -192,8 +198,7 @@ def test_a_checkpoint_without_settings_files_gets_the_cards_prompts(folder):
 
 def test_a_pooling_that_sentence_transformers_would_not_use_is_refused(folder):
     """The card of bge-m3 says CLS; without its files sentence-transformers takes the mean."""
-    for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
-        (folder / name).unlink()
+    remove_settings(folder)
     with pytest.raises(CheckpointError, match="pooling is 'mean' there and 'cls' in the contract"):
         export(folder, like="BAAI/bge-m3")
 

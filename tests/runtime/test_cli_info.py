@@ -149,7 +149,7 @@ def test_the_text_has_every_figure(info, changed):
         "rank correlation 0.998961 (Spearman, of a text's similarities)",
         "largest similarity change 0.004 between two texts",
         "spread of similarities PyTorch's are 0.710 to 0.900 for 90% of the pairs of texts, median 0.782",
-        "smallest cosine (cosine_min) at least 0.995 0.9999626 kept",
+        "smallest cosine (cosine_min) at least 0.99 0.9999626 kept",
         "mean cosine (cosine_mean) at least 0.998 0.9999933 kept",
         "cosine alone to in a batch (batch_cosine_min) at least 0.99999 1 kept",
         "CPU Intel(R) Xeon(R) Processor",

@@ -12,7 +12,7 @@ from koe5_export.precision.int8 import Int8
 from koe5_export.precision.precision import Precision
 
 _INT8_BLOCK = Block(
-    "int8-block", bits=8, block=32, strength=0.5, gate=Gate(cosine_min=0.995, cosine_mean=0.999)
+    "int8-block", bits=8, block=32, strength=0.5, gate=Gate(cosine_min=0.99, cosine_mean=0.998)
 )
 _INT4_BLOCK = Block(
     "int4-block", bits=4, block=128, strength=0.15, gate=Gate(cosine_min=0.92, cosine_mean=0.96)

@@ -42,7 +42,7 @@ class Int8(Precision):
     """
 
     name = "int8"
-    gate = Gate(cosine_min=0.995, cosine_mean=0.998)
+    gate = Gate(cosine_min=0.99, cosine_mean=0.998)
     target = Target(
         devices=("cpu",),
         instructions=INT8_INSTRUCTIONS,
