@@ -176,8 +176,8 @@ def test_the_end_is_marked_last(embed, done, monkeypatch):
 def test_an_artifact_with_another_contract_is_another_job(embed, tmp_path):
     """Its files, and so their hashes, may be the same."""
     artifact = shutil.copytree(ARTIFACT, tmp_path / "artifact")
-    (tmp_path / "in.txt").write_text("가\n나\n", encoding="utf-8")
-    embed("in.txt", artifact=artifact)
+    (tmp_path / "in.jsonl").write_bytes(jsonl({"text": "가"}, {"text": "나"}))
+    embed("in.jsonl", artifact=artifact)
     set_contract(artifact, matryoshka_dims=[8])
     with pytest.raises(InputError, match="holds another job: contract was"):
-        embed("in.txt", artifact=artifact)
+        embed("in.jsonl", artifact=artifact)
