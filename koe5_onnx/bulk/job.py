@@ -77,9 +77,8 @@ class Job:
             "format_version": FORMAT_VERSION,
             **dataclasses.asdict(self.options),
             "artifact": self.artifact,
-            "contract": json.loads(
-                json.dumps(dataclasses.asdict(self.contract))
-            ),  # lists, as when read again
+            # With lists in place of tuples, as when it is read again.
+            "contract": json.loads(json.dumps(dataclasses.asdict(self.contract))),
             "graph": self.graph,
             "files": [dataclasses.asdict(file) for file in self.files],
         }
