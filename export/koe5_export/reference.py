@@ -67,8 +67,7 @@ def embed_reference(
     """
     reference = Reference(checkpoint, contract)
     embeddings = reference.embed(texts, prompt_names or [NO_PROMPT] * len(texts))
-    del reference
-    gc.collect()
+    reference.close()
     return embeddings
 
 
@@ -117,6 +116,11 @@ class Reference:
             out[rows] = self._encode([self._composed(texts[row]) for row in rows], prompt_names[rows[0]])
             on_rows(rows)
         return out
+
+    def close(self) -> None:
+        """Free the encoder, which refers to itself; the Reference cannot be used afterwards."""
+        self._model = None
+        gc.collect()
 
     def require_same_ids(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
         """Compare the token ids of texts with those of the tokenizer that transformers loads.

@@ -89,6 +89,7 @@ def expect(
     lengths = tokenizer.encode(prompted).lengths
     count = _Count("reference", int(lengths.sum()), report)
     embeddings = reference.embed(plain, names, lambda rows: count.add(int(lengths[rows].sum())))
+    reference.close()
     return Expected(texts, lengths, embeddings)
 
 
