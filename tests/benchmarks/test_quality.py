@@ -178,6 +178,7 @@ def test_two_contracts_are_not_compared(measure, exported, demo_dataset, tmp_pat
     assert "Compare artifacts of one contract" in error
 
 
+@pytest.mark.filterwarnings("ignore:.*does not normalize:koe5_onnx.CheckpointWarning")
 def test_the_checkpoint_follows_the_artifacts_contract(measure, seeded, exported, demo_dataset, tmp_path):
     """A copy without sentence-transformers' files says nothing of pooling and prompts."""
     bare = tmp_path / "bare"
