@@ -183,7 +183,7 @@ def test_the_checkpoint_follows_the_artifacts_contract(measure, seeded, exported
     """A copy without sentence-transformers' files says nothing of pooling and prompts."""
     bare = tmp_path / "bare"
     bare.mkdir()
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(seeded / name, bare)
     data, _ = measure("--checkpoint", bare, "--artifact", exported["fp32"], "--dataset", demo_dataset)
     assert data["runs"][0]["contract"] == data["runs"][1]["contract"]
