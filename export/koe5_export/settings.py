@@ -4,7 +4,7 @@ Every key of these files is one of four: read (it goes into the contract), neutr
 that change no embedding, refused at others), harmless, or unknown (named in a warning). So nothing that
 changes an embedding is ignored in silence. Which files and keys there are is listed in docs/export.md.
 
-Source: `SentenceTransformer`, `Transformer`, `Pooling` and `Normalize` of sentence-transformers 5.0 to 6.2
+Source: `SentenceTransformer`, `Transformer`, `Pooling` and `Normalize` of sentence-transformers 5.4 to 6.2
 """
 
 from __future__ import annotations
