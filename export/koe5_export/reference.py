@@ -210,7 +210,7 @@ class Reference:
         yield "the list of modules", self._kinds[:2], ["Transformer", "Pooling"]
         yield "pooling", pooling_mode(model[1].get_config_dict()), contract.pooling
         yield "pooling over the prompt", bool(getattr(model[1], "include_prompt", True)), True
-        yield "token limit", model.max_seq_length, contract.max_tokens
+        yield "the token limit (max_seq_length)", model.max_seq_length, contract.max_tokens
         yield "the default prompt", model.default_prompt_name, contract.default_prompt_name
         yield "use of a chat template", "message" in getattr(model[0], "modality_config", {}), False
         if not contract.normalize:

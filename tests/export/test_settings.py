@@ -275,7 +275,8 @@ def test_a_tokenizer_json_that_transformers_does_not_use_is_refused(folder):
     update(
         folder, "tokenizer_config.json", extra_special_tokens=["[NEW]"], additional_special_tokens=["[NEW]"]
     )
-    with pytest.raises(CheckpointError, match=r"differently from\s+tokenizer\.json"):
+    # transformers 4 fails to load the list.
+    with pytest.raises(CheckpointError, match=r"differently from tokenizer\.json|cannot be loaded by"):
         export(folder)
 
 
