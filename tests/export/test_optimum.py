@@ -1,5 +1,6 @@
 """Optimum's exporter, on the versions of transformers that it works with: `make optimum` has them."""
 
+import json
 import shutil
 import warnings
 
@@ -37,8 +38,11 @@ def other_encoder(model_type, settings, seeded, folder):
     from transformers import AutoConfig, AutoModel
 
     shutil.copytree(seeded, folder)
-    for name in ("config.json", "model.safetensors", "sentence_bert_config.json", "tokenizer_config.json"):
+    for name in ("config.json", "model.safetensors", "sentence_bert_config.json"):
         (folder / name).unlink()
+    # Named, since the type's own class would add special tokens that tokenizer.json does not have.
+    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     torch.manual_seed(0)
     encoder = AutoModel.from_config(AutoConfig.for_model(model_type, **SMALL, **settings))
     with quiet():
