@@ -42,6 +42,7 @@ def other_encoder(model_type, settings, seeded, folder):
         (folder / name).unlink()
     # Named, since the type's own class would add special tokens that tokenizer.json does not have.
     tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>"}
+    tokenizer["model_input_names"] = ["input_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     torch.manual_seed(0)
     encoder = AutoModel.from_config(AutoConfig.for_model(model_type, **SMALL, **settings))
