@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export into a temporary folder beside the checkpoint and print what each stage took."""
+    """Export into a temporary folder next to the checkpoint and print the time of each stage."""
     stages = Stages()
     with tempfile.TemporaryDirectory(dir=args.checkpoint.parent) as folder:
         artifact = export_checkpoint(

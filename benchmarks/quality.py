@@ -47,6 +47,7 @@ from benchmarks.quality_run import (
 )
 from benchmarks.quality_speed import read_speeds
 from benchmarks.retrieval import rank, score, score_reversed
+from benchmarks.speed.arguments import add_cache
 from koe5_onnx import Artifact, InputError, MissingDependencyError, __version__
 from koe5_onnx.machine import usable_cores
 
@@ -71,13 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[name for name, one in CONTENDERS.items() if not one.is_ours],
         help="another system on the folder --checkpoint; repeatable",
     )
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path("build/benchmarks"),
-        metavar="FOLDER",
-        help="where contenders' files are kept (default: %(default)s)",
-    )
+    add_cache(parser)
     parser.add_argument(
         "--speed",
         action="append",

@@ -1,4 +1,4 @@
-"""Speed beside quality: what the throughput benchmark measured, by the names of its contenders."""
+"""Speed for the quality report: what the throughput benchmark measured, by the names of its contenders."""
 
 from __future__ import annotations
 

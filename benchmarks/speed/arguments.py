@@ -41,13 +41,7 @@ def add_arguments(
         metavar="PRECISION=FOLDER",
         help="an artifact that is there already; others are made",
     )
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path("build/benchmarks"),
-        metavar="FOLDER",
-        help="where contenders' files are kept (default: %(default)s)",
-    )
+    add_cache(parser)
     parser.add_argument("--contender", action="append", choices=contenders, help="repeatable (default: all)")
     parser.add_argument("--corpus", action="append", choices=corpora, help="repeatable (default: all)")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder with korsts/ and autorag_ko/")
@@ -91,3 +85,14 @@ def artifacts_of(given: list[str]) -> dict[str, Path]:
             raise InputError(f"--artifact {one}: expected PRECISION=FOLDER")
         found[precision] = Path(folder)
     return found
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """Declare --cache, which the quality benchmark has too."""
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("build/benchmarks"),
+        metavar="FOLDER",
+        help="where contenders' files are kept (default: %(default)s)",
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from koe5_export.config import read_config
-from koe5_export.settings import read_modules, require_plain_encoder
+from koe5_export.settings import encoder_folder, read_modules, require_plain_encoder
 from koe5_export.tensors import FLOATS, INDEX, SAFETENSORS, TORCH, Array, Tensor, shard_names, weight_files
 from koe5_export.weights import Layer, Linear, Norm
 from koe5_onnx import CheckpointError, Source
@@ -64,9 +64,7 @@ class Checkpoint:
         self, folder: Path, repository: str, revision: str | None, *, any_encoder: bool = False
     ) -> None:
         self.folder = folder
-        modules = read_modules(folder)
-        self.encoder_folder = folder / (modules.transformer if modules else "")
-        """Folder of config, tokenizer and weights: the checkpoint itself, but in old ones 0_Transformer."""
+        self.encoder_folder = encoder_folder(folder, read_modules(folder))
         self.repository = repository
         self.revision = revision
         require_plain_encoder(self.encoder_folder)

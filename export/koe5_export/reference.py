@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from koe5_export.config import read_config
 from koe5_export.contract import pooling_mode
-from koe5_export.settings import read_modules
+from koe5_export.settings import encoder_folder, read_modules
 from koe5_export.texts import PROBES
 from koe5_onnx import CheckpointError, CheckpointWarning, Contract, MissingDependencyError, Tokenizer
 
@@ -177,8 +177,7 @@ class Reference:
 
     def _limit_to_positions(self) -> None:
         """Lower a limit above the position table, beyond which sentence-transformers would fail."""
-        modules = read_modules(self._checkpoint)
-        encoder = self._checkpoint / (modules.transformer if modules else "")
+        encoder = encoder_folder(self._checkpoint, read_modules(self._checkpoint))
         positions = read_config(encoder, any_encoder=True).max_tokens
         if (self._model.max_seq_length or positions) >= positions:
             self._model.max_seq_length = positions

@@ -170,6 +170,11 @@ def read_modules(folder: Path) -> Modules | None:
     return Modules(paths[0], paths[1], normalize=len(modules) == 3)
 
 
+def encoder_folder(folder: Path, modules: Modules | None) -> Path:
+    """Return the folder of config.json, tokenizer and weights: in old checkpoints 0_Transformer."""
+    return folder / (modules.transformer if modules else "")
+
+
 def _module_kind(module: Any) -> str:
     """Class name of a module of sentence-transformers; of others the whole dotted name."""
     if not isinstance(module, dict):
@@ -184,7 +189,7 @@ def read_transformer_settings(folder: Path, modules: Modules | None) -> tuple[Pa
     Raises:
         CheckpointError: A key asks for what is not supported.
     """
-    encoder = folder / (modules.transformer if modules else "")
+    encoder = encoder_folder(folder, modules)
     if modules is not None:
         for name in TRANSFORMER_SETTINGS:
             if data := read_settings(encoder / name, TRANSFORMER_SETTINGS[0]):

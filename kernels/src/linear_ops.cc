@@ -6,8 +6,9 @@
 //                bias f32[H], gain f32[H], shift f32[H]; epsilon) -> y f32[T, H], q u8[T, H], scale f32[T]
 // ProjectGelu(a u8[T, H], a_scale f32[T], weight s8[H, F], weight_scale f32[F], bias f32[F]) -> q u8[T, F], scale f32[T]
 //
-// Activations in 8 bits have the zero point 128; what the last two give is rotated (rotation.h), while y is not. Weights and their scales are constants of the graph, packed when the session is made, or
-// mapped as an earlier session packed them; the pages of the file that they came from are then given back.
+// Activations in 8 bits have the zero point 128; what the last two give is rotated (rotation.h), while y is not. Weights
+// and their scales are constants of the graph, packed when the session is made, or mapped as an earlier session packed
+// them; the pages of the file that they came from are then given back.
 #include "linear.h"
 #include "op.h"
 #include "ops.h"
