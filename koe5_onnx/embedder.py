@@ -143,13 +143,13 @@ class Embedder:
         made_with = certificate.measured_with.get("tokenizers", "of another version") if certificate else ""
         tokenizer.require_ids(artifact.manifest.tokenizer_probes, made_with)
         if cuda_graphs and kernels == "auto":
-            kernels = "fused"  # the graph that can be captured, whichever was faster for large batches
+            kernels = "fused"  # the graph that can be captured
         arrangement = arrange(artifact, device, kernels, workers, threads, max_batch_tokens)
         session = Session(
             artifact,
             device,
             arrangement.threads,
-            arrangement.kernels,
+            kernels,
             gpu_mem_limit=gpu_mem_limit,
             share_weights=share_weights,
             cuda_graphs=cuda_graphs,

@@ -23,6 +23,9 @@ from koe5_onnx.errors import ArtifactError, InputError
 _TEXTS_PER_CALL, _CHARACTERS_PER_CALL = 2048, 262_144
 """Bound the memory of the Rust encodings: 250 to 330 bytes a character live until their ids are copied.
 A longer text has a call of its own."""
+_UNCOUNTED = ("0.23.1", "0.23.2")
+"""Versions of tokenizers that drop most tokens beyond the limit, so that a cut text looks like a whole one.
+Source: https://github.com/huggingface/tokenizers/issues/2091"""
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,16 @@ class Tokenizer:
         unicode_form: Form that texts are brought to first, as in `Contract`.
 
     Raises:
-        ArtifactError: The file is missing or is not a tokenizer.
+        ArtifactError: The file is missing or is not a tokenizer, or the installed version of tokenizers
+            does not count the tokens that it cuts off.
     """
 
     def __init__(self, file: Path, max_tokens: int, unicode_form: str | None = "NFC") -> None:
+        if tokenizers.__version__ in _UNCOUNTED:
+            raise ArtifactError(
+                f"tokenizers {tokenizers.__version__} does not report the tokens that it cuts off, so "
+                "cut texts would go unnoticed: pip install 'tokenizers>=0.23.3'"
+            )
         if not file.is_file():
             raise ArtifactError(f"{file} is missing: export or download the artifact again")
         try:

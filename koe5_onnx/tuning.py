@@ -1,4 +1,4 @@
-"""Batch size, workers and on CUDA the graph, measured on this machine and remembered for it.
+"""Batch size and workers, measured on this machine and remembered for it.
 
 What is best depends on caches and cores, not on texts: `tune` runs random tokens through the real graph for
 some seconds and keeps what it finds under the user's cache folder. Opening an artifact looks it up; nothing
@@ -35,8 +35,8 @@ from koe5_onnx.tokenizer import Tokens, random_tokens
 DEFAULT_BATCH_TOKENS = 512
 """On CPUs larger batches fall out of the cache; measured in benchmarks/NOTES.md."""
 
-DEFAULT_GPU_BATCH_TOKENS = 16384
-"""Enough work for a large GPU and little memory; not measured."""
+DEFAULT_GPU_BATCH_TOKENS = 32768
+"""On an H200 16,384 are 5 % slower and 65,536 are 1 % faster; measured in benchmarks/GPU.md."""
 
 _BUDGETS = (256, 512, 1024, 2048, 4096)
 _GPU_BUDGETS = (16384, 32768, 65536, 131072)
@@ -59,8 +59,6 @@ class Arrangement:
     workers: int
     threads: int
     max_batch_tokens: int
-    kernels: Kernels = "auto"
-    """Which graph; on CUDA "auto" becomes the faster one of both."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +102,9 @@ def tune(
         np.minimum(_SAMPLE_LENGTHS, artifact.manifest.contract.max_tokens), _GPU_SAMPLES if on_gpu else 1
     )
     tokens = random_tokens(artifact.manifest.architecture.vocabulary, lengths)
-    candidates = list(_gpu_arrangements(artifact, device, kernels) if on_gpu else _arrangements(kernels))
+    candidates = list(_gpu_arrangements() if on_gpu else _arrangements())
     found: dict[Arrangement, list[float]] = {one: [] for one in candidates}
-    with _Sessions(artifact, device) as sessions:
+    with _Sessions(artifact, device, kernels) as sessions:
         for _ in range(rounds):
             for arrangement in list(found):
                 try:
@@ -146,12 +144,12 @@ def arrange(
     threads: int | None,
     max_batch_tokens: int | None,
 ) -> Arrangement:
-    """What is given, and for the rest what `tune` found, else 1 worker, all cores, 512 tokens (16,384)."""
+    """What is given, and for the rest what `tune` found, else 1 worker, all cores, 512 tokens (32,768)."""
     on_gpu = _is_gpu(device)
     needed = None in (workers, max_batch_tokens) or on_gpu
     profile = remembered(artifact, device, kernels) if needed else None
     cores = usable_cores().count
-    found = Arrangement(1, cores, DEFAULT_GPU_BATCH_TOKENS if on_gpu else DEFAULT_BATCH_TOKENS, kernels)
+    found = Arrangement(1, cores, DEFAULT_GPU_BATCH_TOKENS if on_gpu else DEFAULT_BATCH_TOKENS)
     if profile is not None:
         found = profile.lowest_latency if workers == 1 else profile.best
     workers = workers or found.workers
@@ -159,17 +157,15 @@ def arrange(
         workers,
         max(1, cores // workers) if threads is None else threads,
         found.max_batch_tokens if max_batch_tokens is None else max_batch_tokens,
-        found.kernels if kernels == "auto" else kernels,
     )
 
 
 def describe(arrangement: Arrangement) -> str:
     """An arrangement in words."""
-    words = (
+    return (
         f"{arrangement.workers} x {arrangement.threads} threads, "
         f"batches of {arrangement.max_batch_tokens:,} tokens"
     )
-    return words if arrangement.kernels == "auto" else f"{words}, {arrangement.kernels} graph"
 
 
 def _is_gpu(device: str) -> bool:
@@ -179,15 +175,15 @@ def _is_gpu(device: str) -> bool:
 class _Sessions(AbstractContextManager["_Sessions"]):
     """Sessions opened as arrangements need them, each once."""
 
-    def __init__(self, artifact: Artifact, device: str) -> None:
-        self._artifact, self._device = artifact, device
-        self._opened: dict[tuple[int, Kernels], Session] = {}
+    def __init__(self, artifact: Artifact, device: str, kernels: Kernels) -> None:
+        self._artifact, self._device, self._kernels = artifact, device, kernels
+        self._opened: dict[int, Session] = {}
 
     def of(self, arrangement: Arrangement) -> Session:
-        key = (arrangement.threads, arrangement.kernels)
-        if key not in self._opened:
-            self._opened[key] = Session(self._artifact, self._device, *key)
-        return self._opened[key]
+        threads = arrangement.threads
+        if threads not in self._opened:
+            self._opened[threads] = Session(self._artifact, self._device, threads, self._kernels)
+        return self._opened[threads]
 
     def __exit__(self, *_error: object) -> None:
         for session in self._opened.values():
@@ -200,18 +196,16 @@ def _thread_counts() -> list[int]:
     return sorted({cores, 1, *(count for count in (4, 8) if count < cores)}, reverse=True)
 
 
-def _arrangements(kernels: Kernels) -> Iterator[Arrangement]:
+def _arrangements() -> Iterator[Arrangement]:
     cores = usable_cores().count
     for count, budget in itertools.product(_thread_counts(), _BUDGETS):
-        yield Arrangement(max(1, cores // count), count, budget, kernels)
+        yield Arrangement(max(1, cores // count), count, budget)
 
 
-def _gpu_arrangements(artifact: Artifact, device: str, kernels: Kernels) -> Iterator[Arrangement]:
-    """Both graphs where either may run: which is faster depends on the GPU's attention kernels."""
-    both = kernels == "auto" and choose(artifact, device, kernels).is_packed
-    graphs: tuple[Kernels, ...] = ("fused", "stock") if both else (kernels,)
-    for graph, workers, budget in itertools.product(graphs, _GPU_WORKERS, _GPU_BUDGETS):
-        yield Arrangement(workers, usable_cores().count, budget, graph)
+def _gpu_arrangements() -> Iterator[Arrangement]:
+    """Of one graph: samples of the same shapes hide what each new shape costs the padded one."""
+    for workers, budget in itertools.product(_GPU_WORKERS, _GPU_BUDGETS):
+        yield Arrangement(workers, usable_cores().count, budget)
 
 
 def _rate(artifact: Artifact, session: Session, tokens: Tokens, arrangement: Arrangement) -> float:

@@ -130,7 +130,7 @@ def _fidelity(artifact: Artifact, checkpoint: Path, kernels: Kernels) -> dict[st
 
 
 def tune_ours(setting: Setting, device: str) -> None:
-    """Find graph, workers and batches of each of ours, for its process to look up."""
+    """Find workers and batches of each of ours, for its process to look up."""
     for contender in setting.contenders:
         if contender.is_ours and device != "cpu":
             kernels: Kernels = contender.options.get("kernels", "auto")

@@ -20,7 +20,7 @@ from koe5_onnx import (
     cuda,
     tuning,
 )
-from koe5_onnx.artifact import PACKED_GRAPH, File, Target
+from koe5_onnx.artifact import Target
 from koe5_onnx.cuda import Driver, Gpu
 from koe5_onnx.providers import import_onnxruntime
 from koe5_onnx.session import Session
@@ -302,7 +302,6 @@ def test_another_error_stays_what_it_is(artifact_path):
 
 @pytest.mark.parametrize(("kernels", "graph"), [("auto", "fused"), ("fused", "fused"), ("stock", "stock")])
 def test_graphs_are_captured_of_the_packed_graph(artifact_path, one_gpu, monkeypatch, kernels, graph):
-    """Also where `tune` found the stock graph faster for large batches."""
     told = []
 
     def session(artifact, device, threads, kernels, **options):
@@ -310,7 +309,7 @@ def test_graphs_are_captured_of_the_packed_graph(artifact_path, one_gpu, monkeyp
         raise InputError("that was all")
 
     monkeypatch.setattr("koe5_onnx.embedder.Session", session)
-    monkeypatch.setattr("koe5_onnx.embedder.arrange", lambda *given: tuning.Arrangement(1, 1, 512, given[2]))
+    monkeypatch.setattr("koe5_onnx.embedder.arrange", lambda *given: tuning.Arrangement(1, 1, 512))
     with pytest.raises(InputError, match="that was all"):
         Embedder.open(artifact_path, device="cuda", kernels=kernels, cuda_graphs=True, gpu_mem_limit=7)
     assert told == [(graph, True, 7)]
@@ -341,40 +340,19 @@ class _NoSession:
         pass
 
 
-def with_packed_graph(artifact):
-    import dataclasses
-
-    files = {**artifact.manifest.files, PACKED_GRAPH: File(1, "0")}
-    return dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, files=files))
-
-
-def test_tune_chooses_graph_workers_and_budget(for_cuda, tuned):
-    artifact = with_packed_graph(for_cuda)
-    best = {("fused", 2, 65536): 1.0, ("stock", 1, 32768): 1.5}
-    profile = tuned(artifact, lambda one: best.get((one.kernels, one.workers, one.max_batch_tokens), 4.0))
-    assert (profile.best.kernels, profile.best.workers, profile.best.max_batch_tokens) == ("fused", 2, 65536)
-    assert len(profile.tokens_per_second) == 2 * 2 * 4
-    found = tuning.arrange(artifact, "cuda", "auto", 1, None, None)
-    assert (found.kernels, found.workers, found.max_batch_tokens) == ("stock", 1, 32768)
-    assert tuning.arrange(artifact, "cuda", "fused", None, None, 7).max_batch_tokens == 7
-
-
-def test_tune_leaves_out_a_graph_that_lacks_a_library(for_cuda, tuned):
-    """As the padded graph does without cuDNN."""
-
-    def seconds(one):
-        if one.kernels == "stock":
-            raise ProviderError("needs cuDNN")
-        return 1.0
-
-    profile = tuned(with_packed_graph(for_cuda), seconds)
-    assert {one.kernels for one, _ in profile.tokens_per_second} == {"fused"}
+def test_tune_chooses_workers_and_budget(for_cuda, tuned):
+    best = {(2, 65536): 1.0, (1, 32768): 1.5}
+    profile = tuned(for_cuda, lambda one: best.get((one.workers, one.max_batch_tokens), 4.0))
+    assert (profile.best.workers, profile.best.max_batch_tokens) == (2, 65536)
+    assert len(profile.tokens_per_second) == 2 * 4
+    found = tuning.arrange(for_cuda, "cuda", "auto", 1, None, None)
+    assert (found.workers, found.max_batch_tokens) == (1, 32768)
+    assert tuning.arrange(for_cuda, "cuda", "fused", None, None, 7).max_batch_tokens == 7
 
 
 def test_tune_leaves_out_what_does_not_fit(for_cuda, tuned):
     profile = tuned(for_cuda, lambda one: 1.0 if one.max_batch_tokens < 65536 else None)
     assert {one.max_batch_tokens for one, _ in profile.tokens_per_second} == {16384, 32768}
-    assert profile.best.kernels == "auto"
     with pytest.raises(OutOfMemoryError):
         tuned(for_cuda, lambda one: None)
 
@@ -382,8 +360,8 @@ def test_tune_leaves_out_what_does_not_fit(for_cuda, tuned):
 def test_untuned_and_on_another_gpu(for_cuda, tuned, monkeypatch):
     default = tuning.arrange(for_cuda, "cuda", "auto", None, None, None)
     assert (default.workers, default.max_batch_tokens) == (1, tuning.DEFAULT_GPU_BATCH_TOKENS)
-    tuned(for_cuda, lambda one: 1.0 if one.max_batch_tokens == 32768 else 4.0)
-    assert tuning.arrange(for_cuda, "cuda", "auto", None, None, None).max_batch_tokens == 32768
+    tuned(for_cuda, lambda one: 1.0 if one.max_batch_tokens == 65536 else 4.0)
+    assert tuning.arrange(for_cuda, "cuda", "auto", None, None, None).max_batch_tokens == 65536
     other = Driver("13.0", [Gpu("NVIDIA L4", 24_000_000_000, (8, 9))])
     monkeypatch.setattr(cuda, "find_driver", lambda: other)
     assert tuning.arrange(for_cuda, "cuda", "auto", None, None, None) == default

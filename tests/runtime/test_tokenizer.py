@@ -175,3 +175,9 @@ def test_the_real_tokenizer():
     left = Tokenizer(REAL, max_tokens=512, unicode_form=None).encode(texts[:-1]).ids
     assert [row.tolist() for row in left] == [rust.encode(text).ids for text in texts[:-1]]
     assert [row.tolist() for row in left] != [row.tolist() for row in tokens.ids[:-1]]
+
+
+def test_a_tokenizers_that_does_not_count_what_it_cuts_is_refused(file, monkeypatch):
+    monkeypatch.setattr("tokenizers.__version__", "0.23.2")
+    with pytest.raises(ArtifactError, match=r"0\.23\.2 does not report .*pip install 'tokenizers>=0\.23\.3'"):
+        Tokenizer(file, max_tokens=512)

@@ -46,8 +46,8 @@ def test_what_is_found_is_used(artifact, clock):
     # Two threads with budgets of 256 to 4096, then one thread: the last but one is fastest of all.
     clock([5.0, 4.0, 2.0, 4.0, 5.0, 5.0, 4.0, 3.0, 1.0, 5.0])
     profile = tune(artifact, kernels="stock", rounds=1)
-    assert profile.best == Arrangement(2, 1, 2048, "stock")
-    assert profile.lowest_latency == Arrangement(1, 2, 1024, "stock")
+    assert profile.best == Arrangement(2, 1, 2048)
+    assert profile.lowest_latency == Arrangement(1, 2, 1024)
     assert remembered(artifact, "cpu", "stock") == profile
     for workers, expected in ((1, (1, 2, 1024)), (None, (2, 1, 2048))):
         with Embedder.open(artifact.path, workers=workers, kernels="stock") as embedder:
