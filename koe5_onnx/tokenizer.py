@@ -24,7 +24,7 @@ _TEXTS_PER_CALL, _CHARACTERS_PER_CALL = 2048, 262_144
 """Bound the memory of the Rust encodings: 250 to 330 bytes a character live until their ids are copied.
 A longer text has a call of its own."""
 _UNCOUNTED = ("0.23.1", "0.23.2")
-"""Versions of tokenizers that drop most tokens beyond the limit, so that a cut text looks like a whole one.
+"""Versions of tokenizers that do not report the tokens that they truncate.
 Source: https://github.com/huggingface/tokenizers/issues/2091"""
 
 

@@ -36,7 +36,7 @@ DEFAULT_BATCH_TOKENS = 512
 """On CPUs larger batches fall out of the cache; measured in benchmarks/NOTES.md."""
 
 DEFAULT_GPU_BATCH_TOKENS = 32768
-"""On an H200 16,384 are 5 % slower and 65,536 are 1 % faster; measured in benchmarks/GPU.md."""
+"""On an H200, 16,384 is 5 % slower and 65,536 is 1 % faster; see benchmarks/GPU.md."""
 
 _BUDGETS = (256, 512, 1024, 2048, 4096)
 _GPU_BUDGETS = (16384, 32768, 65536, 131072)
@@ -83,7 +83,7 @@ def tune(
 ) -> Profile:
     """Measure arrangements on this machine and remember the best.
 
-    Takes `rounds` times about twenty runs over 3,000 tokens, on CUDA over 300,000. Rounds interleave all
+    Takes `rounds` times about twenty runs over 3,000 tokens, on CUDA eight over 300,000. Rounds interleave all
     arrangements, so that a busy moment of the machine hits all alike. One that cannot run on a GPU, or does
     not fit into its memory, is left out.
 
@@ -203,7 +203,7 @@ def _arrangements() -> Iterator[Arrangement]:
 
 
 def _gpu_arrangements() -> Iterator[Arrangement]:
-    """Of one graph: samples of the same shapes hide what each new shape costs the padded one."""
+    """Yield arrangements of one graph: repeated shapes would hide what each new shape costs the padded graph."""
     for workers, budget in itertools.product(_GPU_WORKERS, _GPU_BUDGETS):
         yield Arrangement(workers, usable_cores().count, budget)
 
