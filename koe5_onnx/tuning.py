@@ -83,9 +83,9 @@ def tune(
 ) -> Profile:
     """Measure arrangements on this machine and remember the best.
 
-    Takes `rounds` times about twenty runs over 3,000 tokens, on CUDA eight over 300,000. Rounds interleave all
-    arrangements, so that a busy moment of the machine hits all alike. One that cannot run on a GPU, or does
-    not fit into its memory, is left out.
+    Takes `rounds` times about twenty runs over 3,000 tokens, on CUDA eight over 300,000. Rounds interleave
+    all arrangements, so that a busy moment of the machine hits all alike. One that cannot run on a GPU, or
+    does not fit into its memory, is left out.
 
     Args:
         artifact: The opened artifact.
@@ -203,7 +203,7 @@ def _arrangements() -> Iterator[Arrangement]:
 
 
 def _gpu_arrangements() -> Iterator[Arrangement]:
-    """Yield arrangements of one graph: repeated shapes would hide what each new shape costs the padded graph."""
+    """Yield arrangements of one graph, as repeated shapes hide the padded graph's cost of new ones."""
     for workers, budget in itertools.product(_GPU_WORKERS, _GPU_BUDGETS):
         yield Arrangement(workers, usable_cores().count, budget)
 
