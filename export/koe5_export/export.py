@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from koe5_export.calibrate import Calibration
 from koe5_export.checkpoint import Checkpoint
@@ -27,8 +26,6 @@ from koe5_export.writer import GraphWriter
 from koe5_onnx import Artifact, InputError, Tokenizer
 from koe5_onnx.artifact import FUSED_GRAPH, PACKED_GRAPH, TOKENIZER
 from koe5_onnx.graphs import installed_kernels
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def _require_exporter(checkpoint: Checkpoint, options: ExportOptions) -> None:
 def write_graph(
     plan: Plan, calibration: Sequence[str], graph: Path, weights: Path, report: Progress = silent
 ) -> list[str]:
-    """Write graph and weights, layer by layer: at no time are more than two layers in memory.
+    """Write graph and weights, layer by layer: only one layer is in memory at a time.
 
     Args:
         plan: Says what and in which precision.
@@ -182,8 +179,8 @@ def _layers(
     tokenizer = Tokenizer(tokenizer_file, plan.contract.max_tokens, plan.contract.unicode_form)
     texts = Calibration(checkpoint, tokenizer.encode(with_prompts(calibration, plan.contract)).ids)
     heads = checkpoint.config.heads
-    measured = ((norm, layer, texts.advance(norm, layer)) for norm, layer in _read(checkpoint))
-    for number, (norm, layer, inputs) in enumerate(_one_ahead(measured)):
+    for number, (norm, layer) in enumerate(_read(checkpoint)):
+        inputs = texts.advance(norm, layer)
         ready = smooth(norm, layer, inputs, strengths, heads, plan.precision.round_weight)
         exceptions += [f"layer.{number}.{name}" for name in _exceptions(ready, plan.precision)]
         yield ready
@@ -203,18 +200,6 @@ def _read(checkpoint: Checkpoint) -> Iterator[tuple[Norm, Layer]]:
         layer = checkpoint.layer(number)
         yield norm, layer
         norm = layer.output_norm
-
-
-def _one_ahead(items: Iterator[_T]) -> Iterator[_T]:
-    """Yield the items, each computed in a thread while the caller works on the one before.
-
-    Rounding and much of calibration use one core each: together they use two.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, items, None)
-        while (item := waiting.result()) is not None:
-            waiting = pool.submit(next, items, None)
-            yield item
 
 
 def _counted(layers: Iterator[SmoothLayer], report: Callable[[int], None]) -> Iterator[SmoothLayer]:

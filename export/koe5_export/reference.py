@@ -25,10 +25,10 @@ from koe5_export.texts import PROBES
 from koe5_onnx import CheckpointError, CheckpointWarning, Contract, MissingDependencyError, Tokenizer
 
 _PACKAGES = ("torch", "transformers", "sentence_transformers")
-_TEXTS_PER_CALL = 32
-"""Of one prompt and of similar length; progress is reported after each call."""
-_CHARACTERS_PER_BATCH = 2048
+_BATCH_TOKENS = 1024
 """With padding: short texts together fill the cores, long ones need memory for their attention."""
+_LEAST_FILL = 0.85
+"""Length of a batch's shortest text relative to its longest."""
 NO_PROMPT = ""
 """In place of a prompt name: nothing in front of the text, not even the default prompt."""
 
@@ -112,8 +112,10 @@ class Reference:
             CheckpointError: The encoder has fewer positions than its settings say.
         """
         out = np.empty((len(texts), self._contract.dim), dtype=np.float32)
-        for rows in _calls(texts, prompt_names):
-            out[rows] = self._encode([self._composed(texts[row]) for row in rows], prompt_names[rows[0]])
+        composed = [self._composed(text) for text in texts]
+        tokens = [len(ids) for ids in self._model.tokenizer(composed, truncation=True)["input_ids"]]
+        for rows in _batches(tokens, prompt_names):
+            out[rows] = self._encode([composed[row] for row in rows], prompt_names[rows[0]])
             on_rows(rows)
         return out
 
@@ -163,7 +165,7 @@ class Reference:
         try:
             rows = self._model.encode(
                 texts,
-                batch_size=max(1, _CHARACTERS_PER_BATCH // max(1, *map(len, texts))),
+                batch_size=len(texts),
                 show_progress_bar=False,
                 normalize_embeddings=self._contract.normalize,
                 **prompt,
@@ -224,13 +226,20 @@ class Reference:
         return [type(module).__name__ for module in self._model]
 
 
-def _calls(texts: Sequence[str], prompt_names: Sequence[str | None]) -> Iterator[list[int]]:
-    """Rows of one prompt and of similar length, longest first."""
+def _batches(lengths: Sequence[int], prompt_names: Sequence[str | None]) -> Iterator[list[int]]:
+    """Yield rows of one prompt and of similar length, longest first."""
     for name in dict.fromkeys(prompt_names):
         rows = [row for row, other in enumerate(prompt_names) if other == name]
-        rows.sort(key=lambda row: -len(texts[row]))
-        for start in range(0, len(rows), _TEXTS_PER_CALL):
-            yield rows[start : start + _TEXTS_PER_CALL]
+        batch: list[int] = []
+        for row in sorted(rows, key=lambda row: -lengths[row]):
+            longest = lengths[batch[0]] if batch else 0
+            is_full = longest * (len(batch) + 1) > _BATCH_TOKENS
+            if batch and (is_full or lengths[row] < _LEAST_FILL * longest):
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
 
 
 def _load(checkpoint: Path) -> Any:

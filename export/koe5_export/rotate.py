@@ -49,4 +49,6 @@ def rotated(x: Array, matrix: Array | None) -> Array:
 
 def rotated_rows(weight: Array, matrix: Array | None) -> Array:
     """The weight float32[in, out] that gives from rotated inputs what it gave from the inputs themselves."""
-    return weight if matrix is None else np.ascontiguousarray(rotated(weight.T, matrix).T)
+    if matrix is None:
+        return weight
+    return np.asarray(matrix.T @ weight.reshape(-1, len(matrix), weight.shape[1])).reshape(weight.shape)

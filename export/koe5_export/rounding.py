@@ -23,6 +23,8 @@ DAMPING = 0.1
 """Share of the mean variance added to every channel: fewer tokens than channels leave the rest unknown."""
 _ROWS = 128
 """Rows whose corrections from earlier ones are computed in one product."""
+_COLUMNS = 256
+"""Columns of a Cholesky factor that are computed in one product."""
 _SMALLEST_SCALE = np.float32(1e-12)
 _SHRINKS = tuple(np.float32(1 - 0.04 * step) for step in range(9))
 """Shares of the full range tried for each block at 4 bits: a smaller step is worth some clipping."""
@@ -41,11 +43,32 @@ class Compensation:
     def of(cls, covariance: Array) -> Self:
         """Factor a covariance float32[in, in]."""
         order = np.argsort(-np.diag(covariance), kind="stable")
-        damped = covariance[np.ix_(order, order)].astype(np.float64)
-        np.fill_diagonal(damped, damped.diagonal() + max(DAMPING * damped.diagonal().mean(), 1e-30))
-        # A Cholesky factor is lower triangular; turned by 180 degrees it is the upper one.
-        upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+        # A Cholesky factor is lower triangular; that of the matrix turned by 180 degrees, turned, is upper.
+        turned = covariance[np.ix_(order[::-1], order[::-1])]
+        damping = max(DAMPING * float(turned.diagonal().mean(dtype=np.float64)), 1e-30)
+        np.fill_diagonal(turned, turned.diagonal() + np.float32(damping))
+        upper = _cholesky(turned)[::-1, ::-1]
         return cls(order, np.asarray(upper / upper.diagonal(), dtype=np.float32))
+
+
+def _cholesky(matrix: Array) -> Array:
+    """Factor a matrix in float32, or in float64 if rounding has made it indefinite."""
+    try:
+        return _factored(matrix)
+    except np.linalg.LinAlgError:
+        return np.asarray(np.linalg.cholesky(matrix.astype(np.float64)))
+
+
+def _factored(matrix: Array) -> Array:
+    """Factor a matrix in blocks of columns: at 4,096 channels a third of the time of one LAPACK call."""
+    lower = np.zeros_like(matrix)
+    for start in range(0, len(matrix), _COLUMNS):
+        end = min(start + _COLUMNS, len(matrix))
+        panel = matrix[start:, start:end] - lower[start:, :start] @ lower[start:end, :start].T
+        diagonal = np.linalg.cholesky(panel[: end - start])
+        lower[start:end, start:end] = diagonal
+        lower[end:, start:end] = panel[end - start :] @ np.linalg.inv(diagonal).T
+    return lower
 
 
 def round_columns(weight: Array, compensation: Compensation | None = None) -> Rounded:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -52,14 +53,11 @@ class Strengths:
 class Inputs:
     """What calibration texts put into one linear."""
 
+    values: Array
+    """float32[tokens, in]."""
     peak: Array
-    """float32[in]: the size of each channel's large values, by the mean of their eighth power."""
-    mean: Array
-    """float32[in]."""
-    covariance: Array
-    """float32[in, in], summed over tokens."""
-    sample: Array
-    """float32[tokens, in]: some of the inputs themselves."""
+    """float32[in]: the size of each channel's large values, by the mean of their eighth power. Shifting and
+    rotating the values leave it as it was measured."""
 
     @classmethod
     def of(cls, x: Array) -> Self:
@@ -68,45 +66,39 @@ class Inputs:
         power = x / largest
         for _ in range(_PEAK_SQUARINGS):  # a general power takes ten times as long
             np.square(power, out=power)
-        peak = largest * power.mean(axis=0) ** (0.5**_PEAK_SQUARINGS)
-        mean = x.mean(axis=0)
-        centred = np.subtract(x, mean, out=power)
-        every = -(-len(x) // _SAMPLE_TOKENS)
-        return cls(peak, mean, centred.T @ centred, x[::every].copy())
+        return cls(x, largest * power.mean(axis=0) ** (0.5**_PEAK_SQUARINGS))
+
+    @cached_property
+    def mean(self) -> Array:
+        """float32[in]."""
+        return np.asarray(self.values.mean(axis=0))
+
+    @property
+    def covariance(self) -> Array:
+        """float32[in, in], summed over tokens."""
+        centered = self.values - self.mean
+        return np.asarray(centered.T @ centered)
+
+    @cached_property
+    def sample(self) -> Array:
+        """float32[tokens, in]: some of the values."""
+        return self.values[:: -(-len(self.values) // _SAMPLE_TOKENS)].copy()
 
     def shifted(self, shift: Array) -> Inputs:
-        """Of inputs + shift; the peaks, which need not be exact, stay."""
-        return replace(self, mean=self.mean + shift, sample=self.sample + shift)
+        """Return inputs + shift."""
+        return Inputs(self.values + shift, self.peak)
 
     def divided(self, divisors: Array) -> Inputs:
-        """Of inputs / divisors, channel by channel."""
-        covariance = self.covariance / divisors[:, None] / divisors[None, :]
-        return replace(
-            self,
-            peak=self.peak / divisors,
-            mean=self.mean / divisors,
-            covariance=np.asarray(covariance, dtype=np.float32),
-            sample=self.sample / divisors,
-        )
+        """Return inputs / divisors, channel by channel."""
+        return Inputs(self.values / divisors, self.peak / divisors)
 
     def ordered(self, order: npt.NDArray[np.intp]) -> Inputs:
-        """Of inputs[order]."""
-        return replace(
-            self,
-            peak=self.peak[order],
-            mean=self.mean[order],
-            covariance=self.covariance[np.ix_(order, order)],
-            sample=self.sample[:, order],
-        )
+        """Return inputs[:, order]."""
+        return Inputs(self.values.take(order, axis=1), self.peak[order])
 
     def rotated(self, matrix: Array | None) -> Inputs:
-        """Of rotated inputs; the peaks stay those of the channels."""
-        return replace(
-            self,
-            mean=rotated(self.mean, matrix),
-            covariance=rotated(rotated(self.covariance, matrix).T, matrix),
-            sample=rotated(self.sample, matrix),
-        )
+        """Return the inputs with each block of channels multiplied by a matrix."""
+        return Inputs(rotated(self.values, matrix), self.peak)
 
 
 @dataclass(frozen=True)
@@ -201,7 +193,7 @@ def smooth(
     query, key, value = _read_rotated(triple, attention, round_weight)
 
     ffn_skip = _divisors(inputs.ffn.peak, layer.up.weight, strengths.ffn)
-    up = replace(layer.up, weight=layer.up.weight[:, inner], bias=layer.up.bias[inner])
+    up = replace(layer.up, weight=layer.up.weight.take(inner, axis=1), bias=layer.up.bias[inner])
     up = _read_smoothed(up, ffn_skip, down.bias)
     (up,) = _read_rotated([up], inputs.ffn.shifted(down.bias).divided(ffn_skip), round_weight)
     return SmoothLayer(

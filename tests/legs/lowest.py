@@ -7,7 +7,6 @@ does not name stays as in constraints.txt.
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from environment import ROOT, Environment, normal_name, other_pins
+from packaging.requirements import Requirement
 
 EXTRAS = ("cpu", "export", "reference", "serve", "bulk")
 
@@ -45,12 +45,11 @@ def lowest_pins(requirements: Iterable[str]) -> dict[str, str]:
         SystemExit: A requirement has no lower bound, or more than one.
     """
     pins = {}
-    for requirement in requirements:
-        bounds = requirement.partition(";")[0]
-        match = re.fullmatch(r"([\w.-]+)\s*(?:>=|==)\s*([\w.]+)(?:,\s*<[^>=]*)?", bounds)
-        if match is None:
-            sys.exit(f"pyproject.toml: {requirement!r} has no lower bound that this leg can read")
-        pins[normal_name(match[1])] = f"{match[1]}=={match[2]}"
+    for requirement in map(Requirement, requirements):
+        lowest = [bound.version for bound in requirement.specifier if bound.operator in {">=", "=="}]
+        if len(lowest) != 1:
+            sys.exit(f"pyproject.toml: expected one lower bound in '{requirement}', found {len(lowest)}")
+        pins[normal_name(requirement.name)] = f"{requirement.name}=={lowest[0]}"
     return pins
 
 
