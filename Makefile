@@ -13,7 +13,7 @@ COMMON = --checkpoint $(LARGE) $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check format lean lowest optimum integrations ray examples dist trained gpu licences kernels sanitizers contenders bench bench-smoke soak clean
+.PHONY: help demo test check format lean lowest optimum integrations ray examples dist trained gpu licenses kernels sanitizers contenders bench bench-smoke soak clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,7 @@ check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, l
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/mypy docs/examples/*.py
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 	$(BIN)/python tests/legs/all.py
 
@@ -68,8 +69,8 @@ trained: $(READY) $(KERNELS)  ## trained weights in every precision against sent
 dist: $(READY)  ## the files of a release, built twice and checked, in dist/
 	$(BIN)/python tests/legs/dist.py
 
-licences: $(READY)  ## write docs/licences.md
-	$(BIN)/python tests/legs/licences.py
+licenses: $(READY)  ## write docs/licenses.md
+	$(BIN)/python tests/legs/licenses.py
 
 contenders: $(CONTENDERS)  ## install the systems that bench compares with, each in its environment
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.layouts import PATTERNS, Contents, read_contents
 from koe5_onnx import HubError, InputError
-from koe5_onnx.hub import fetch
+from koe5_onnx.artifact.hub import fetch
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from koe5_export.precision import PRECISIONS
 
 from benchmarks.speed.results import head, write_json
 from koe5_onnx import Artifact
-from koe5_onnx.machine import usable_cores
+from koe5_onnx.engine.machine import usable_cores
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ from benchmarks.quality_speed import read_speeds
 from benchmarks.retrieval import rank, score, score_reversed
 from benchmarks.speed.arguments import add_cache
 from koe5_onnx import Artifact, InputError, MissingDependencyError, __version__
-from koe5_onnx.machine import usable_cores
+from koe5_onnx.engine.machine import usable_cores
 
 _LIBRARIES = {"ir_measures": "ir-measures", "matplotlib": "matplotlib", "numpy": "numpy", "scipy": "scipy"}
 """Import name to distribution of what computes and draws; the extra "bench" brings what is not here."""

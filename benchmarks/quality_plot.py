@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-"""Told apart by colour-blind people too. Source: Okabe and Ito, https://jfly.uni-koeln.de/color/"""
+_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+"""Told apart by color-blind people too. Source: Okabe and Ito, https://jfly.uni-koeln.de/color/"""
 _GREY = "#666666"
 _CLOSEST = 1e-9
 """Distances below this are rounding; they are drawn here."""
@@ -60,13 +60,13 @@ def _distances(baseline: Run, other: Run) -> Distances:
 
 
 def _draw_distances(figure: SubFigure, baseline: str, distances: Sequence[Distances]) -> None:
-    """A histogram for each bucket of lengths, the shortest texts on top; a colour for each run."""
+    """A histogram for each bucket of lengths, the shortest texts on top; a color for each run."""
     edges = _edges(distances)
     buckets = distances[0]
     every = np.atleast_1d(figure.subplots(len(buckets), 1, sharex=True))
     for axes, bucket in zip(every, buckets, strict=True):
         for number, one in enumerate(distances, 1):
-            _draw_bucket(axes, one[bucket], edges, _COLOURS[number % len(_COLOURS)])
+            _draw_bucket(axes, one[bucket], edges, _COLORS[number % len(_COLORS)])
         _tidy_bucket(axes, f"{bucket} tokens\n{len(buckets[bucket])} texts")
     every[0].set_title(f"Distance to {baseline}, by length", fontsize=10, loc="left")
     every[-1].set_xscale("log")
@@ -83,11 +83,11 @@ def _edges(distances: Sequence[Distances]) -> list[float]:
     return [float(edge) for edge in np.logspace(low, high, int(high - low) * _BINS_PER_DECADE + 1)]
 
 
-def _draw_bucket(axes: Axes, distances: npt.NDArray[np.float64], edges: list[float], colour: str) -> None:
+def _draw_bucket(axes: Axes, distances: npt.NDArray[np.float64], edges: list[float], color: str) -> None:
     share = np.full(len(distances), 1 / len(distances))
-    axes.hist(distances, edges, weights=share, histtype="stepfilled", color=colour, alpha=0.35)
-    axes.hist(distances, edges, weights=share, histtype="step", color=colour, linewidth=1.2)
-    axes.axvline(float(np.median(distances)), color=colour, linewidth=2)
+    axes.hist(distances, edges, weights=share, histtype="stepfilled", color=color, alpha=0.35)
+    axes.hist(distances, edges, weights=share, histtype="step", color=color, linewidth=1.2)
+    axes.axvline(float(np.median(distances)), color=color, linewidth=2)
 
 
 def _tidy_bucket(axes: Axes, label: str) -> None:
@@ -100,13 +100,13 @@ def _tidy_bucket(axes: Axes, label: str) -> None:
 
 
 def _draw_ndcg(axes: Axes, report: Report) -> None:
-    """Bars of each run, with their values; the colours are those of the histograms."""
+    """Bars of each run, with their values; the colors are those of the histograms."""
     width = 0.8 / len(report.runs)
     for number, (run, figures) in enumerate(zip(report.runs, report.figures, strict=True)):
         places = np.arange(len(_NDCG)) + (number - (len(report.runs) - 1) / 2) * width
-        colour = _COLOURS[number % len(_COLOURS)]
+        color = _COLORS[number % len(_COLORS)]
         values = [100 * figures[name] for name in _NDCG]
-        bars = axes.bar(places, values, 0.92 * width, color=colour, label=run.label)
+        bars = axes.bar(places, values, 0.92 * width, color=color, label=run.label)
         axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2, color=_GREY)
     axes.set_xticks(range(len(_NDCG)), _NDCG)
     axes.set_ylim(0, 100)

@@ -36,8 +36,8 @@ from koe5_onnx import (
     TruncationWarning,
 )
 from koe5_onnx.artifact import TOKENIZER, describe_file
-from koe5_onnx.machine import cpu_name
-from koe5_onnx.providers import import_onnxruntime
+from koe5_onnx.engine.machine import cpu_name
+from koe5_onnx.engine.providers import import_onnxruntime
 
 Tokens = npt.NDArray[np.int32]
 

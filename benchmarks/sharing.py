@@ -23,9 +23,9 @@ from typing import Any
 from benchmarks.contenders.process import kilobytes_of
 from benchmarks.speed.results import head, write_json
 from koe5_onnx import Artifact
-from koe5_onnx.checked import cache_folder
-from koe5_onnx.graphs import choose
-from koe5_onnx.machine import usable_cores
+from koe5_onnx.engine.graphs import choose
+from koe5_onnx.engine.machine import usable_cores
+from koe5_onnx.files import cache_folder
 
 _MEBIBYTE = 2**20
 _CHILD = """

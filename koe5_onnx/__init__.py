@@ -39,7 +39,7 @@ from koe5_onnx.errors import (
     TruncationWarning,
     UnsuitedCpuWarning,
 )
-from koe5_onnx.tokenizer import Piece, Tokenizer, Tokens
+from koe5_onnx.text.tokenizer import Piece, Tokenizer, Tokens
 
 __version__ = "0.1.0"
 

@@ -1,6 +1,6 @@
 """An Embedder for asyncio: the same verbs, to be awaited; concurrent calls share batches.
 
-call -> tokenised, in the loop where it is brief, else in a thread -> queue.py, with the rows of all other
+call -> tokenized, in the loop where it is brief, else in a thread -> queue.py, with the rows of all other
 calls -> runner.py's threads run batches of them -> told to the loop (event_loops.py)
 
 It owns what becomes of one call: the way it takes, its cancellation, its end. Which rows run next is the
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,19 +21,17 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx.dimensions import require_dim
-from koe5_onnx.embedder import Embedder, Encoded
+from koe5_onnx.artifact.matryoshka import require_dim
+from koe5_onnx.embedder import Embedder, Encoded, Window
+from koe5_onnx.engine.async_bridge import BRIEF_CHARACTERS, Answers, Call, Tokenizing
+from koe5_onnx.engine.pipeline import WINDOW_TEXTS
+from koe5_onnx.engine.runner import Runner
 from koe5_onnx.errors import InputError, ProviderError
-from koe5_onnx.event_loops import BRIEF_CHARACTERS, Answers, Tell, Tokenising
-from koe5_onnx.pipeline import WINDOW_TEXTS
-from koe5_onnx.queue import Job
-from koe5_onnx.runner import Runner
-from koe5_onnx.tokenizer import Tokens
 
 _TEXT_CHARACTERS = 16
 """What a text costs beside its characters, in characters."""
 _LARGE_CALLS = 2
-"""Calls of more than a window that are in work at a time; they bound what is tokenised and has not run."""
+"""Calls of more than a window that are in work at a time; they bound what is tokenized and has not run."""
 _ALL: weakref.WeakSet[AsyncEmbedder] = weakref.WeakSet()
 """Those of this process, for `_after_fork`."""
 
@@ -107,19 +104,35 @@ class AsyncEmbedder:
 
     async def _encode(self, texts: Sequence[str], prompt: str | None) -> Encoded:
         threads = self._started()
-        call = _Call(threads.runner)
+        call = Call(threads.runner)
         try:
             if len(texts) > WINDOW_TEXTS:
-                return await threads.run_large(partial(self.embedder.encode_windows, texts, prompt, call.run))
-            ended, tell = threads.answers.expect()
-            work = partial(self.embedder.encode_windows, texts, prompt, partial(call.submit, tell=tell))
+                return await threads.run_large(partial(self._run_windows, texts, prompt, call))
             size = _size_of(texts)
-            encoded = await threads.tokenising.run(work, size, at_once=size <= BRIEF_CHARACTERS)
-            if len(texts):
+            encoded, window = await threads.tokenizing.run(
+                partial(self._tokenize, texts, prompt), size, at_once=size <= BRIEF_CHARACTERS
+            )
+            if window is not None:
+                ended, done = threads.answers.expect()
+                call.submit(*window, done)
                 await ended
             return encoded
         finally:
             call.give_up()
+
+    def _tokenize(self, texts: Sequence[str], prompt: str | None) -> tuple[Encoded, Window | None]:
+        """Tokenize texts of one window; None if there are none."""
+        encoded, windows = self.embedder.tokenize_windows(texts, prompt)
+        return encoded, next(windows, None)
+
+    def _run_windows(self, texts: Sequence[str], prompt: str | None, call: Call) -> Encoded:
+        """Run many texts window by window."""
+        encoded, windows = self.embedder.tokenize_windows(texts, prompt)
+        for tokens, out in windows:
+            for start in range(0, len(tokens.ids), WINDOW_TEXTS):
+                rows = slice(start, start + WINDOW_TEXTS)
+                call.run_blocking(tokens[rows], out[rows])
+        return encoded
 
     async def close(self) -> None:
         """Wait for the calls that run or wait, then close the Embedder."""
@@ -166,8 +179,12 @@ class _Threads:
     """What the calls of one AsyncEmbedder run in."""
 
     def __init__(self, embedder: Embedder, concurrency: int) -> None:
-        self.runner = Runner(embedder, embedder.workers * concurrency)
-        self.tokenising, self.answers = Tokenising(), Answers()
+        self.runner = Runner(
+            embedder.session,
+            max_batch_tokens=embedder.max_batch_tokens,
+            parallel_batches=embedder.workers * concurrency,
+        )
+        self.tokenizing, self.answers = Tokenizing(), Answers()
         self._large = ThreadPoolExecutor(_LARGE_CALLS, "koe5-large")
 
     async def run_large(self, work: Callable[[], Encoded]) -> Encoded:
@@ -178,61 +195,13 @@ class _Threads:
 
     def close(self) -> None:
         """Finish what was begun: first what hands texts to the runner, then the runner."""
-        self.tokenising.close()
+        self.tokenizing.close()
         self._large.shutdown()
         self.runner.close()
 
 
-class _Call:
-    """One call to the runner: its job of the moment, until nobody waits for it any more."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self._job: Job | None = None
-        self._lock, self._ended = threading.Lock(), threading.Event()
-        self._is_given_up = False
-        self._error: BaseException | None = None
-
-    def submit(self, tokens: Tokens, out: npt.NDArray[np.float32], *, tell: Tell) -> None:
-        """Let rows run; `tell` says when."""
-        job = Job(tokens.ids, out, tell, time.monotonic())
-        # Held until the runner has it: else it could be given up before it is there.
-        with self._lock:
-            if self._is_given_up:
-                raise _GivenUpError
-            self._runner.submit(job)
-            self._job = job
-
-    def run(self, tokens: Tokens, out: npt.NDArray[np.float32]) -> None:
-        """Run rows, a window at a time, and wait for them."""
-        for start in range(0, len(tokens.ids), WINDOW_TEXTS):
-            rows = slice(start, start + WINDOW_TEXTS)
-            self._ended.clear()
-            self.submit(tokens[rows], out[rows], tell=self._end)
-            self._ended.wait()
-            if self._error is not None:
-                raise self._error
-
-    def give_up(self) -> None:
-        """Nobody waits; without effect on what has ended."""
-        with self._lock:
-            self._is_given_up = True
-            if self._job is not None and not self._job.ended:
-                self._runner.give_up(self._job)
-            self._job = None
-        self._end(_GivenUpError())
-
-    def _end(self, error: BaseException | None) -> None:
-        self._error = error
-        self._ended.set()
-
-
-class _GivenUpError(Exception):
-    """Ends a call that nobody waits for any more; nobody sees it."""
-
-
 def _size_of(texts: Sequence[str]) -> int:
-    """What tokenising costs, in characters; 0 where it fails."""
+    """What tokenizing costs, in characters; 0 where it fails."""
     try:
         return sum(map(len, texts)) + _TEXT_CHARACTERS * len(texts)
     except TypeError:  # not texts: the Embedder says so

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -17,20 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 from koe5_onnx.artifact import Artifact, Contract
-from koe5_onnx.batching import widths_of
-from koe5_onnx.dimensions import require_dim, shorten
+from koe5_onnx.artifact.matryoshka import require_dim, shorten
+from koe5_onnx.engine.graphs import Kernels
+from koe5_onnx.engine.pipeline import WINDOW_TEXTS, run_batches, tokenize_ahead
+from koe5_onnx.engine.session import Session
+from koe5_onnx.engine.tuning import arrange
 from koe5_onnx.errors import DoublePromptWarning, InputError, Koe5Warning, TextTooLongError, TruncationWarning
-from koe5_onnx.graphs import Kernels
-from koe5_onnx.pipeline import WINDOW_TEXTS, run_batches, tokenise_ahead
-from koe5_onnx.session import Session
-from koe5_onnx.tokenizer import Piece, Tokenizer, Tokens, require_unicode
-from koe5_onnx.tuning import arrange
+from koe5_onnx.text.tokenizer import Piece, Tokenizer, Tokens, require_unicode
 
 Overflow = Literal["truncate", "error"]
 Progress = Callable[[int, int], None]
-"""Called after each batch: tokens done, tokens in all (an estimate until all texts are tokenised)."""
-RunWindow = Callable[[Tokens, npt.NDArray[np.float32]], None]
-"""Given a window's ids and the rows float32[n, dim] to fill with their embeddings."""
+"""Called after each batch: tokens done, tokens in all (an estimate until all texts are tokenized)."""
+Window = tuple[Tokens, npt.NDArray[np.float32]]
+"""Ids of some texts, and the rows float32[n, dim] to fill with their embeddings."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,16 @@ class Encoded:
     """bool[n]: whether the text was cut at the token limit."""
     composed: npt.NDArray[np.bool_]
     """bool[n]: whether the text was in decomposed Unicode, as file names of macOS are, and was composed."""
+
+    @classmethod
+    def empty(cls, texts: int, dim: int) -> Self:
+        """Return a result for so many texts, to be filled."""
+        return cls(
+            np.empty((texts, dim), dtype=np.float32),
+            np.empty(texts, dtype=np.int32),
+            np.empty(texts, dtype=np.bool_),
+            np.empty(texts, dtype=np.bool_),
+        )
 
     def shortened(self, dim: int | None, contract: Contract) -> Encoded:
         """The same with embeddings as `shorten` returns them: float32[n, dim]."""
@@ -84,6 +94,7 @@ class Embedder:
         self.workers = workers
         self._tokenizer = tokenizer
         self._overflow = overflow
+        self._run = partial(run_batches, session, max_batch_tokens=max_batch_tokens, parallel_batches=workers)
         self._warned: dict[type[Koe5Warning], object] = {}
 
     @classmethod
@@ -215,36 +226,42 @@ class Embedder:
         """`encode`, with the token count of each text and whether it was cut."""
         require_dim(dim, self.contract)
         count = _Count(texts, on_progress)
+        encoded, windows = self.tokenize_windows(texts, prompt)
+        for tokens, rows in windows:
+            count.tokenized(tokens)
+            self._run(tokens, rows, on_batch=count.ran)
+        return encoded.shortened(dim, self.contract)
 
-        def run(tokens: Tokens, out: npt.NDArray[np.float32]) -> None:
-            count.tokenised(tokens)
-            self._run(tokens, out, count.ran)
-
-        return self.encode_windows(texts, prompt, run).shortened(dim, self.contract)
-
-    def encode_windows(self, texts: Sequence[str], prompt: str | None, run: RunWindow) -> Encoded:
-        """`encode_with_info` with `run` for its second half, as AsyncEmbedder has one for all of its calls.
+    def tokenize_windows(self, texts: Sequence[str], prompt: str | None) -> tuple[Encoded, Iterator[Window]]:
+        """The first half of `encode_with_info`, by windows; AsyncEmbedder has its own second half.
 
         Args:
-            texts: As of `encode`.
-            prompt: As of `encode`.
-            run: Called window by window: 4,096 texts, or all of them with `overflow="error"`. It may return
-                before it has filled the rows; until then the embeddings are not there.
+            texts: As for `encode`.
+            prompt: As for `encode`.
+
+        Returns:
+            The result, not filled yet, and windows of 4,096 texts, or all texts in one with
+            `overflow="error"`. The iterator fills the counts; the caller fills each window's embeddings.
+
+        Raises:
+            TypeError: `texts` is one bare str.
+            InputError: A text is not valid Unicode, or the prompt is unknown.
         """
         prompted = self._with_prompt(texts, prompt)
         require_unicode(prompted)
-        out = np.empty((len(texts), self.dim), dtype=np.float32)
-        full_lengths = np.empty(len(texts), dtype=np.int32)
-        composed = np.empty(len(texts), dtype=np.bool_)
+        encoded = Encoded.empty(len(texts), self.dim)
+        return encoded, self._windows(prompted, encoded)
+
+    def _windows(self, prompted: Sequence[str], encoded: Encoded) -> Iterator[Window]:
         # An overflow that is an error must be known before anything runs.
-        window = WINDOW_TEXTS if self._overflow == "truncate" else max(1, len(texts))
+        window = WINDOW_TEXTS if self._overflow == "truncate" else max(1, len(prompted))
         start = 0
-        for tokens in tokenise_ahead(self._tokenizer, prompted, window):
+        for tokens in tokenize_ahead(self._tokenizer, prompted, window):
             rows = slice(start, start := start + len(tokens.ids))
-            full_lengths[rows], composed[rows] = tokens.full_lengths, tokens.composed
+            encoded.tokens[rows], encoded.composed[rows] = tokens.full_lengths, tokens.composed
+            encoded.truncated[rows] = tokens.full_lengths > self.contract.max_tokens
             self._report_overflow(tokens)
-            run(tokens, out[rows])
-        return Encoded(out, full_lengths, full_lengths > self.contract.max_tokens, composed)
+            yield tokens, encoded.embeddings[rows]
 
     def count_tokens(self, texts: Sequence[str], prompt: str | None = None) -> npt.NDArray[np.int32]:
         """Count tokens before truncation, special tokens and prompt included: int32[n]."""
@@ -282,15 +299,8 @@ class Embedder:
         """
         self._require_ids(tokens)
         out = np.empty((len(tokens.ids), self.dim), dtype=np.float32)
-        self._run(tokens, out, on_batch)
+        self._run(tokens, out, on_batch=on_batch)
         return out
-
-    def padded_lengths(self, lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """The length at which texts of these lengths run, int32[n]; only equal ones share a batch.
-
-        Where nothing is padded it is their own, and any texts share a batch.
-        """
-        return lengths if self.session.graph.is_packed else widths_of(lengths)
 
     def similarity(self, a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Compare every row of `a` with every row of `b`, by the contract's similarity.
@@ -382,26 +392,15 @@ class Embedder:
         if self._warned.setdefault(kind, mine) is mine:  # of several threads one
             warnings.warn(message, kind, stacklevel=_caller_level())
 
-    def _run(self, tokens: Tokens, out: npt.NDArray[np.float32], on_batch: Callable[[int], None]) -> None:
-        run_batches(
-            self.session,
-            tokens,
-            out,
-            max_batch_tokens=self.max_batch_tokens,
-            pad_id=self.contract.pad_id,
-            workers=self.workers,
-            on_batch=on_batch,
-        )
-
 
 class _Count:
-    """Tokens done, and in all: known once all texts are tokenised, before that estimated by characters."""
+    """Tokens done, and in all: known once all texts are tokenized, before that estimated by characters."""
 
     def __init__(self, texts: Sequence[str], on_progress: Progress | None) -> None:
         self._texts, self._on_progress = texts, on_progress
         self._characters = self._seen_texts = self._seen_characters = self._seen = self._done = 0
 
-    def tokenised(self, tokens: Tokens) -> None:
+    def tokenized(self, tokens: Tokens) -> None:
         """Another window of them, which have been checked by now."""
         if self._on_progress:
             self._characters = self._characters or sum(map(len, self._texts))

@@ -46,13 +46,13 @@ def node_model(
         inputs: Name to array, in the operator's order.
         outputs: Name to type ("f32", "u8", "bf16"), in the operator's order.
         attributes: The node's attributes.
-        constants: Inputs that are initialisers and not fed.
+        constants: Inputs that are initializers and not fed.
     """
-    nodes, fed, initialisers, names = [], [], [], []
+    nodes, fed, initializers, names = [], [], [], []
     for name, array in inputs.items():
         names.append(name)
         if name in constants:
-            initialisers.append(onnx.numpy_helper.from_array(array, name))
+            initializers.append(onnx.numpy_helper.from_array(array, name))
         elif array.dtype == np.uint16:
             # numpy has no bf16: the upper half of a float32 is made one by an exact cast.
             fed.append(_value(f"{name}.f32", "f32", array.ndim))
@@ -68,7 +68,7 @@ def node_model(
             results.append(_value(f"{name}.f32", "f32", None))
         else:
             results.append(_value(name, kind, None))
-    graph = onnx.helper.make_graph(nodes, "test", fed, results, initialisers)
+    graph = onnx.helper.make_graph(nodes, "test", fed, results, initializers)
     opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("koe5", 3)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
     return bytes(model.SerializeToString())

@@ -54,9 +54,9 @@ class SkipLayerNormalization(OpRun):
 
     def _run(self, x, skip, gamma, beta, bias, epsilon=None):
         summed = x.astype(np.float32) + skip.astype(np.float32) + bias.astype(np.float32)
-        centred = summed - summed.mean(axis=-1, keepdims=True)
-        deviation = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + np.float32(epsilon))
-        return (_rounded(centred / deviation * gamma.astype(np.float32) + beta.astype(np.float32), x),)
+        centered = summed - summed.mean(axis=-1, keepdims=True)
+        deviation = np.sqrt(np.square(centered).mean(axis=-1, keepdims=True) + np.float32(epsilon))
+        return (_rounded(centered / deviation * gamma.astype(np.float32) + beta.astype(np.float32), x),)
 
 
 class BiasGelu(OpRun):

@@ -1,4 +1,4 @@
-"""CTranslate2 in int8: it packs padding away by itself; pooling and normalisation are numpy's."""
+"""CTranslate2 in int8: it packs padding away by itself; pooling and normalization are numpy's."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ BATCHES: Sequence[int] = ()
 def load() -> Mapping[str, str]:
     """Import the library."""
     import koe5_onnx
-    from koe5_onnx.providers import import_onnxruntime
+    from koe5_onnx.engine.providers import import_onnxruntime
 
     return {"koe5-onnx": koe5_onnx.__version__, "onnxruntime": str(import_onnxruntime().__version__)}
 

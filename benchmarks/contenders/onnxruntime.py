@@ -29,7 +29,7 @@ def load() -> Mapping[str, str]:
 
 
 def open_engine(opening: Opening) -> Engine:
-    """Open a traced or quantised graph at ONNX Runtime's own settings, but for the threads."""
+    """Open a traced or quantized graph at ONNX Runtime's own settings, but for the threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -72,7 +72,7 @@ def prepare(request: Request) -> None:
 
 
 def _trace(checkpoint: Path, out: Path) -> None:
-    """Export with torch.onnx, pooling and normalisation in the graph; weights in one file beside it."""
+    """Export with torch.onnx, pooling and normalization in the graph; weights in one file beside it."""
     import onnx
     import torch
     import transformers
@@ -106,7 +106,7 @@ def _trace(checkpoint: Path, out: Path) -> None:
 
 
 def _pooled(encoder: Any) -> Any:
-    """The encoder with mean pooling and normalisation behind it, as Optimum exports a sentence encoder."""
+    """The encoder with mean pooling and normalization behind it, as Optimum exports a sentence encoder."""
     import torch
 
     class Pooled(torch.nn.Module):  # type: ignore[misc, unused-ignore]
@@ -157,7 +157,7 @@ def _narrow(source: Path, out: Path) -> None:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     options = FusionOptions("bert")
     options.enable_gelu_approximation = True
-    optimised = optimize_model(
+    optimized = optimize_model(
         str(source / GRAPH),
         model_type="bert",
         num_heads=config["num_attention_heads"],
@@ -165,5 +165,5 @@ def _narrow(source: Path, out: Path) -> None:
         optimization_options=options,
         opt_level=0,
     )
-    optimised.convert_float_to_float16(keep_io_types=True)
-    optimised.save_model_to_file(str(out / GRAPH), use_external_data_format=True)
+    optimized.convert_float_to_float16(keep_io_types=True)
+    optimized.save_model_to_file(str(out / GRAPH), use_external_data_format=True)

@@ -54,7 +54,7 @@ def open_engine(opening: Opening) -> Engine:
 
 
 def prepare(request: Request) -> None:
-    """Convert the traced graph ("openvino-fp32"), or quantise what was converted ("openvino-int8")."""
+    """Convert the traced graph ("openvino-fp32"), or quantize what was converted ("openvino-int8")."""
     import openvino
 
     if request.kind == "openvino-fp32":

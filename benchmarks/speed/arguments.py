@@ -11,7 +11,7 @@ from benchmarks.contenders.prepared import Store
 from benchmarks.contenders.registry import CONTENDERS, OWN, Contender, chosen
 from benchmarks.speed.texts import CORPORA, Corpus, read_corpora
 from koe5_onnx import InputError
-from koe5_onnx.machine import usable_cores
+from koe5_onnx.engine.machine import usable_cores
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Horizontal bars as inline SVG; colours and fonts are the page's style sheet's."""
+"""Horizontal bars as inline SVG; colors and fonts are the page's style sheet's."""
 
 from __future__ import annotations
 

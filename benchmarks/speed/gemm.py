@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx.graphs import installed_kernels
-from koe5_onnx.providers import import_onnxruntime
+from koe5_onnx.engine.graphs import installed_kernels
+from koe5_onnx.engine.providers import import_onnxruntime
 
 ROWS = (256, 512, 1024)
 _REPEATS = 9

@@ -26,10 +26,10 @@ from benchmarks.speed.report import page
 from benchmarks.speed.results import write_json, write_text
 from benchmarks.speed.texts import Corpus
 from koe5_onnx import Artifact, FidelityError, InputError
-from koe5_onnx.cuda import require_gpu
-from koe5_onnx.graphs import Kernels
-from koe5_onnx.providers import CUDA, parse_device
-from koe5_onnx.tuning import describe, tune
+from koe5_onnx.engine.cuda.provider import require_gpu
+from koe5_onnx.engine.graphs import Kernels
+from koe5_onnx.engine.providers import CUDA, parse_device
+from koe5_onnx.engine.tuning import describe, tune
 
 BASELINE = "sentence-transformers-sdpa"
 _PASS_TOKENS = 400_000

@@ -18,7 +18,7 @@ from benchmarks.speed.arguments import Setting
 from benchmarks.speed.results import write_json
 from benchmarks.speed.texts import Corpus
 from koe5_onnx import InputError
-from koe5_onnx.machine import cpu_name
+from koe5_onnx.engine.machine import cpu_name
 
 CHECKED_TEXTS = 4
 """Of each corpus: embedded in one call, so that padding and order show."""

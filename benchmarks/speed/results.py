@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from koe5_onnx import InputError
-from koe5_onnx.machine import cpu_features, cpu_name, usable_cores
+from koe5_onnx.engine.machine import cpu_features, cpu_name, usable_cores
 
 FORMAT = 1
 

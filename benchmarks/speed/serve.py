@@ -27,7 +27,7 @@ from benchmarks.speed.servers import PEERS, Server, ours, peer
 from benchmarks.speed.statistics import percentile, rotated
 from benchmarks.speed.texts import Corpus, queries_of, read_corpora
 from koe5_onnx import Embedder, InputError, TruncationWarning
-from koe5_onnx.machine import usable_cores
+from koe5_onnx.engine.machine import usable_cores
 
 _CACHE = Path("build/benchmarks")
 _QUERY_TOKENS = (29, 55)

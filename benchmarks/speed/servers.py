@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from benchmarks.contenders.process import ContenderError, cpu_seconds_of, environment_of
 from benchmarks.contenders.registry import OWN, python_of
-from koe5_onnx.machine import usable_cores
+from koe5_onnx.engine.machine import usable_cores
 
 PEERS = ("infinity",)
 _START_S = 300.0

@@ -27,7 +27,7 @@ from benchmarks.speed.statistics import ratio, rotated
 from benchmarks.speed.texts import read_corpora
 from koe5_onnx import InputError
 from koe5_onnx.artifact import FUSED_GRAPH
-from koe5_onnx.machine import INT8_INSTRUCTIONS, cpu_features, usable_cores
+from koe5_onnx.engine.machine import INT8_INSTRUCTIONS, cpu_features, usable_cores
 
 RECORD = Path(__file__).with_suffix(".json")
 LAYERS = {"tiny": 2, "small": 6}

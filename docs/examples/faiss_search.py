@@ -21,14 +21,14 @@ from passages import Batch, Hit, arguments, filled_folder, new_folder, passages,
 from koe5_onnx import Embedder
 
 TEXTS = pa.schema([("doc_id", pa.string()), ("contents", pa.string())])
-NEIGHBOURS = 32
+NEIGHBORS = 32
 """Links of a vector in the approximate index; more find more and take more memory."""
 
 
 def fill(store: str, dim: int, batches: Iterable[Batch], approximate: bool) -> None:
     """Write index and passages; a vector's number in the index is its passage's row."""
     if approximate:
-        index = faiss.IndexHNSWFlat(dim, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexHNSWFlat(dim, NEIGHBORS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction, index.hnsw.efSearch = 200, 100
     else:
         index = faiss.IndexFlatIP(dim)

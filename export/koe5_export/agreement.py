@@ -14,7 +14,7 @@ from koe5_onnx.artifact import ERROR_BINS
 
 _BUCKETS = (16, 32, 64, 128, 256, 512, 8192)
 """Upper ends of the length buckets in the certificate, in tokens."""
-_NEIGHBOURS = 10
+_NEIGHBORS = 10
 _EQUAL = 1e-6
 """Difference of two cosines that is rounding in float32."""
 
@@ -57,15 +57,15 @@ def retrieval(found: Array, reference: Array) -> Retrieval:
     with the same tokens are equally good results in any order.
     """
     ours, theirs = (_similarities_to_others(rows) for rows in (found, reference))
-    neighbours = min(_NEIGHBOURS, len(found) - 1)
-    last = -np.sort(-theirs, axis=1)[:, neighbours - 1 : neighbours]
-    best = np.argsort(-ours, axis=1, kind="stable")[:, :neighbours]
+    neighbors = min(_NEIGHBORS, len(found) - 1)
+    last = -np.sort(-theirs, axis=1)[:, neighbors - 1 : neighbors]
+    best = np.argsort(-ours, axis=1, kind="stable")[:, :neighbors]
     kept = np.take_along_axis(theirs, best, axis=1) >= last - _EQUAL
     correlations = [np.corrcoef(_ranks(a), _ranks(b))[0, 1] for a, b in zip(ours, theirs, strict=True)]
     low, middle, high = np.percentile(theirs, (5, 50, 95))
     return Retrieval(
         texts=len(found),
-        neighbours=neighbours,
+        neighbors=neighbors,
         overlap=float(kept.mean()),
         rank_correlation=float(np.mean(correlations)),
         similarity_error=float(np.abs(ours - theirs).max()),

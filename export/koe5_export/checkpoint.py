@@ -18,7 +18,7 @@ from koe5_export.settings import encoder_folder, read_modules, require_plain_enc
 from koe5_export.tensors import FLOATS, INDEX, SAFETENSORS, TORCH, Array, Tensor, shard_names, weight_files
 from koe5_export.weights import Layer, Linear, Norm
 from koe5_onnx import CheckpointError, Source
-from koe5_onnx.hub import fetch, is_hub_id
+from koe5_onnx.artifact.hub import fetch, is_hub_id
 
 _SMALL_FILES = (
     "config.json",

@@ -25,7 +25,7 @@ from koe5_export.weights import Layer, Norm
 from koe5_export.writer import GraphWriter
 from koe5_onnx import Artifact, InputError, Tokenizer
 from koe5_onnx.artifact import FUSED_GRAPH, PACKED_GRAPH, TOKENIZER
-from koe5_onnx.graphs import installed_kernels
+from koe5_onnx.engine.graphs import installed_kernels
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ExportOptions(ContractOptions):
     exporter: str = "builder"
     """What writes the graph: this project's "builder", or "optimum", which traces PyTorch (fp32 only)."""
     calibration: Sequence[str] = CALIBRATION
-    """Texts that quantisation is fitted to; half get the query prompt, half the passage prompt."""
+    """Texts that quantization is fitted to; half get the query prompt, half the passage prompt."""
     verification: Sequence[str] = ()
     """Texts to measure on beside the built-in ones."""
     gate: Mapping[str, float] = field(default_factory=dict)

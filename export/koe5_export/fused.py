@@ -48,7 +48,7 @@ def write_fused(stock: Path, fused: Path, config: EncoderConfig, contract: Contr
         stock: The graph that graph.py wrote.
         fused: Where the new one goes, in the same folder.
         config: The encoder's shape.
-        contract: Pooling and normalisation.
+        contract: Pooling and normalization.
     """
     writer = _Fused(onnx.load(stock, load_external_data=False), config, contract)
     onnx.save(writer.model(), fused)
@@ -113,11 +113,11 @@ class _Fused:
         return self._project_add_norm(up, x[0], f"{at}.down", f"{at}.ffn_sum", following)
 
     def _project_add_norm(
-        self, quantised: list[str], x: str, linear: str, residual: str, norm: str
+        self, quantized: list[str], x: str, linear: str, residual: str, norm: str
     ) -> list[str]:
         width = self._config.hidden
         inputs = [
-            *quantised,
+            *quantized,
             self._keep(f"{linear}.weight"),
             self._keep(f"{linear}.scale"),
             x,

@@ -22,7 +22,7 @@ from koe5_export.smooth import SmoothLayer
 from koe5_export.weights import Array, Linear, Norm
 from koe5_export.writer import MICROSOFT, GraphWriter, subgraph
 from koe5_onnx import Contract
-from koe5_onnx.batching import SHORT_TOKENS
+from koe5_onnx.engine.batching import SHORT_TOKENS
 
 _MASKED = -3.4e38
 """Score of a padded key; its weight after the softmax is exactly 0."""
@@ -43,7 +43,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Sum:
-    """What a norm normalises: one hidden state, or two and a bias that the norm's own node adds up."""
+    """What a norm normalizes: one hidden state, or two and a bias that the norm's own node adds up."""
 
     x: str
     y: str | None = None
@@ -64,7 +64,7 @@ def write_encoder(
     Args:
         g: Where it goes.
         checkpoint: Gives the embedding tables.
-        contract: Pooling and normalisation.
+        contract: Pooling and normalization.
         layers: The encoder's layers in order, ready to be written.
         precision: How tables and linears are written.
     """
@@ -220,7 +220,7 @@ def pool(g: GraphWriter, hidden: str, pooling: str) -> str:
 
 
 def finish(g: GraphWriter, pooled: str, contract: Contract) -> None:
-    """Normalise float32[n, hidden] by the contract, and save the graph with every artifact's interface."""
+    """Normalize float32[n, hidden] by the contract, and save the graph with every artifact's interface."""
     if contract.normalize:
         g.node("LpNormalization", [pooled], "embedding", axis=-1, p=2)
     else:

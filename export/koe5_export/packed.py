@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from koe5_export.precision.fp16 import Fp16
 from koe5_export.writer import MICROSOFT
 from koe5_onnx import Contract
-from koe5_onnx.session import INPUTS
+from koe5_onnx.engine.session import INPUTS
 
 _HEAD_MULTIPLE, _LARGEST_HEAD = 8, 256
 """Head sizes that flash attention takes. Source: https://github.com/Dao-AILab/flash-attention"""
@@ -47,7 +47,7 @@ def write_packed(stock: Path, packed: Path, contract: Contract) -> None:
     Args:
         stock: The graph that graph.py wrote.
         packed: Where the new one goes, in the same folder.
-        contract: Pooling and normalisation.
+        contract: Pooling and normalization.
     """
     model = onnx.load(stock, load_external_data=False)
     nodes = [_packed_attention(node) if _is_attention(node) else node for node in model.graph.node]

@@ -17,8 +17,8 @@ from onnx import helper, numpy_helper
 
 from koe5_export.writer import MICROSOFT
 from koe5_onnx import Artifact
-from koe5_onnx.graphs import packed_cuda_graph
-from koe5_onnx.session import Session
+from koe5_onnx.engine.graphs import packed_cuda_graph
+from koe5_onnx.engine.session import Session
 
 FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
 """Where a graph that is given as bytes finds its weights.

@@ -43,7 +43,7 @@ DEMO_QUERIES = (
 DEMO_PASSAGES = (
     "서울은 대한민국의 수도이며 가장 큰 도시이다.",
     "감기에 걸리면 충분히 쉬고 물을 자주 마시는 것이 좋다.",
-    "A vaccine teaches the immune system to recognise a virus before an infection.",
+    "A vaccine teaches the immune system to recognize a virus before an infection.",
     "이 노트북은 배터리가 오래가고 무게가 가볍다.",
 )
 

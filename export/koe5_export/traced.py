@@ -5,7 +5,7 @@ Owns the surgery that optimum.py and folder.py share; knows neither Optimum nor 
     input_ids, attention_mask (, token_type_ids) -> last_hidden_state, or whatever else      is turned into
     input_ids, attention_mask int64[n, width]    -> embedding float32[n, dim]
 
-The nodes stay as they are: nothing is fused, quantised or converted to another opset. What the embedding does
+The nodes stay as they are: nothing is fused, quantized or converted to another opset. What the embedding does
 not need is left out. Tensors pass to the disk one by one.
 """
 
@@ -50,11 +50,11 @@ def read_graph(file: Path) -> Any:
 
 
 def write_traced(file: Path, contract: Contract, graph: Path, weights: Path) -> dict[str, Any]:
-    """Write the graph of `file` as an artifact's, pooled and normalised by the contract.
+    """Write the graph of `file` as an artifact's, pooled and normalized by the contract.
 
     Args:
         file: The graph; its external data lies beside it.
-        contract: Pooling, normalisation and width.
+        contract: Pooling, normalization and width.
         graph: File to write.
         weights: File of its large tensors, in the same folder.
 

@@ -35,11 +35,11 @@ from koe5_onnx import (
     Tokens,
 )
 from koe5_onnx.artifact import PACKED_GRAPH
-from koe5_onnx.cuda import Driver, find_driver
-from koe5_onnx.graphs import Kernels
-from koe5_onnx.machine import cpu_name
-from koe5_onnx.providers import CUDA, import_onnxruntime
-from koe5_onnx.session import Session
+from koe5_onnx.engine.cuda.provider import Driver, find_driver
+from koe5_onnx.engine.graphs import Kernels
+from koe5_onnx.engine.machine import cpu_name
+from koe5_onnx.engine.providers import CUDA, import_onnxruntime
+from koe5_onnx.engine.session import Session
 
 _BATCH_TOKENS = 2048
 _ALONE = 28

@@ -78,7 +78,7 @@ struct Call {
   }
 };
 
-// Rows that no task quantised, in tasks of their own.
+// Rows that no task quantized, in tasks of their own.
 void quantize_split(const Call& call, const AttentionPlan& plan, Pool* pool) {
   struct Rows {
     int64_t first, count;

@@ -1,4 +1,4 @@
-// What happens to int32 sums before they leave the registers' neighbourhood. Included by the units of each instruction
+// What happens to int32 sums before they leave the registers' neighborhood. Included by the units of each instruction
 // set, so that all levels do the same operations in the same order and give the same bits.
 #pragma once
 

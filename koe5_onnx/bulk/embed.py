@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from koe5_onnx import Artifact, InputError
+from koe5_onnx.artifact.matryoshka import require_dim
 from koe5_onnx.bulk.job import Job, Options, Summary, hashes_of, is_begun
 from koe5_onnx.bulk.local import run_here
 from koe5_onnx.bulk.plan import OnRead, Plan, make_plan, require_free_names
@@ -19,8 +20,7 @@ from koe5_onnx.bulk.shards import JOB, PLAN, SUCCESS, OutputFolder, Receipt
 from koe5_onnx.bulk.source import Source, find
 from koe5_onnx.bulk.vectors import column_names
 from koe5_onnx.bulk.worker import Engine, Progress, Task
-from koe5_onnx.dimensions import require_dim
-from koe5_onnx.graphs import choose
+from koe5_onnx.engine.graphs import choose
 
 OnProgress = Callable[[Progress], None]
 

@@ -18,7 +18,7 @@ from koe5_onnx.bulk.rows import Rows, join
 from koe5_onnx.bulk.source import Source
 
 _WINDOW_ROWS = 4096
-"""As many as the pipeline tokenises at once: full batches of nearly every length."""
+"""As many as the pipeline tokenizes at once: full batches of nearly every length."""
 _WINDOW_CHARACTERS = 1 << 18
 """Some hundred pages: the tokenizer needs about 200 bytes a token while it works."""
 _WINDOW_BYTES = 16 << 20

@@ -21,7 +21,7 @@ from koe5_onnx.bulk.rows import BadRow, Rows
 from koe5_onnx.bulk.shards import OutputFolder, Receipt, replacing
 from koe5_onnx.bulk.source import Source
 from koe5_onnx.bulk.vectors import CONVENTIONS, arrow_fields, to_arrow
-from koe5_onnx.graphs import Kernels
+from koe5_onnx.engine.graphs import Kernels
 
 METADATA = b"koe5_onnx"
 """Key of a shard's description in the schema's metadata: JSON."""

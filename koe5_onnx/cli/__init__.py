@@ -16,6 +16,7 @@ Exit codes::
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import sys
@@ -25,7 +26,7 @@ from types import FrameType
 from typing import NoReturn, Protocol, TextIO
 
 from koe5_onnx import Koe5Error, Koe5Warning, __version__
-from koe5_onnx.cli import bulk, demo, doctor, embed, export, import_folder, info, serve, tune, verify
+from koe5_onnx.cli import bulk, doctor, embed, info, serve, tune
 
 
 class Verb(Protocol):
@@ -38,7 +39,12 @@ class Verb(Protocol):
         """Do the work and return the exit code."""
 
 
-VERBS: tuple[Verb, ...] = (demo, export, import_folder, verify, info, embed, bulk, serve, tune, doctor)
+def verbs() -> tuple[Verb, ...]:
+    """Return all verbs, those of the export first."""
+    # By name: the runtime does not depend on the export, which comes in the same distribution.
+    exporting: tuple[Verb, ...] = importlib.import_module("koe5_export.cli").VERBS
+    return (*exporting, info, embed, bulk, serve, tune, doctor)
+
 
 _EXIT_CODES = (__doc__ or "").partition("Exit codes::\n\n")[2]
 
@@ -56,9 +62,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"koe5-onnx {__version__}")
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for verb in VERBS:
-        verb.add_parser(verbs)
+    subparsers = parser.add_subparsers(metavar="VERB", required=True)
+    for verb in verbs():
+        verb.add_parser(subparsers)
     return parser.parse_args(argv)
 
 

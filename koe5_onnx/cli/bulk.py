@@ -187,7 +187,7 @@ class _Lines:
 
 
 def _total_tokens(progress: Progress) -> int | None:
-    """An estimate by rows, as the rest is not tokenised yet."""
+    """An estimate by rows, as the rest is not tokenized yet."""
     if not progress.rows:
         return None
     return max(progress.tokens, round(progress.tokens * progress.total_rows / progress.rows))

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 
 from koe5_onnx import Manifest, __version__
-from koe5_onnx.cli.certificate_facts import texts_in_words
-from koe5_onnx.cli.facts import headline, name_of, sections
+from koe5_onnx.cli.certificate_report import texts_in_words
 from koe5_onnx.cli.histogram_svg import axis_of, draw
-from koe5_onnx.cli.sections import Fact, Histograms, Section, Table, escaped
+from koe5_onnx.cli.manifest_report import headline, name_of, sections
+from koe5_onnx.cli.report import Fact, Histograms, Section, Table, escaped
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _EXPLANATION = (

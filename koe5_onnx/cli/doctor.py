@@ -32,14 +32,14 @@ from koe5_onnx import (
     UnsuitedCpuWarning,
     __version__,
 )
-from koe5_onnx.cli import facts
-from koe5_onnx.cli.certificate_facts import agreement_in_words, batch_in_words
-from koe5_onnx.cli.sections import printable
-from koe5_onnx.cuda import attention_kernel, find_driver, preload, why_on_the_cpu
-from koe5_onnx.graphs import Graph, choose, installed_kernels, kernels_level
-from koe5_onnx.machine import INT8_INSTRUCTIONS, cpu_features, cpu_name, usable_cores
-from koe5_onnx.providers import import_onnxruntime, unsuited
-from koe5_onnx.sharing import kept_bytes, packed_folders
+from koe5_onnx.cli import manifest_report
+from koe5_onnx.cli.certificate_report import agreement_in_words, batch_in_words
+from koe5_onnx.cli.report import printable
+from koe5_onnx.engine.cuda.provider import attention_kernel, find_driver, preload, why_on_the_cpu
+from koe5_onnx.engine.graphs import Graph, choose, installed_kernels, kernels_level
+from koe5_onnx.engine.machine import INT8_INSTRUCTIONS, cpu_features, cpu_name, usable_cores
+from koe5_onnx.engine.providers import import_onnxruntime, unsuited
+from koe5_onnx.engine.shared_weights import kept_bytes, packed_folders
 
 IDENTITY = base64.b64decode(
     "CAgSADo+ChAKAXgSAXkiCElkZW50aXR5EghpZGVudGl0eVoPCgF4EgoKCAgBEgQKAggBYg8KAXkSCgoICAESBAoCCAFCBAoAEBE="
@@ -230,12 +230,12 @@ def _device_of(target: Target) -> str:
 
 
 def _manifest(manifest: Manifest, graph: Graph) -> Iterator[Finding]:
-    yield Finding("source", facts.source(manifest.source))
+    yield Finding("source", manifest_report.source(manifest.source))
     yield Finding("precision", manifest.precision)
     yield _this_cpu(manifest.target, graph)
-    yield Finding("contract", ", ".join(fact.value for fact in facts.contract(manifest.contract)))
+    yield Finding("contract", ", ".join(fact.value for fact in manifest_report.contract(manifest.contract)))
     if manifest.certificate is None:
-        yield Finding("certificate", "none", facts.UNPROVED)
+        yield Finding("certificate", "none", manifest_report.UNPROVED)
     else:
         yield from _certificate(manifest.certificate)
 

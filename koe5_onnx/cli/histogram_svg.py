@@ -1,4 +1,4 @@
-"""A histogram of a certificate as inline SVG; its colours and fonts are the page's style sheet's.
+"""A histogram of a certificate as inline SVG; its colors and fonts are the page's style sheet's.
 
 The axis is 1 - cosine on a logarithmic scale, cut to the bins that matter, the same for all panels of a page:
 so they can be compared, and the gate's bound is one line through all of them.
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from koe5_onnx.artifact import ERROR_BINS
-from koe5_onnx.cli.sections import Histogram, Histograms, escaped
+from koe5_onnx.cli.report import Histogram, Histograms, escaped
 
 _WIDTH, _LEFT, _RIGHT = 640, 1, 16
 _TOP, _BARS, _BOTTOM = 34, 72, 24
@@ -64,7 +64,7 @@ def draw(panel: Histogram, axis: Axis, bound: float | None, identity: str) -> st
     return "\n".join(
         [
             f'<svg viewBox="0 0 {_WIDTH} {_BASE + _BOTTOM}" role="img" '
-            f'aria-labelledby="{identity}-title {identity}-desc">',
+            f'aria-labeledby="{identity}-title {identity}-desc">',
             f'<title id="{identity}-title">{title}</title>',
             f'<desc id="{identity}-desc">{summary}</desc>',
             *_marks(panel.counts, axis, bound),
@@ -109,7 +109,7 @@ def _bar(axis: Axis, turn: int, height: float) -> str:
 
 
 def _ticks(axis: Axis) -> Iterator[str]:
-    """The base line, and a labelled tick at each power of ten."""
+    """The base line, and a labeled tick at each power of ten."""
     yield f'<line class="axis" x1="{_LEFT}" y1="{_BASE}" x2="{_WIDTH - _RIGHT}" y2="{_BASE}"/>'
     for turn in axis.bins:
         mantissa, _, power = f"{ERROR_BINS[turn]:e}".partition("e")

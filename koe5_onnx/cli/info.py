@@ -13,9 +13,9 @@ from pathlib import Path
 
 from koe5_onnx import Artifact, Manifest
 from koe5_onnx.cli.certificate_page import render
-from koe5_onnx.cli.facts import headline, name_of, sections
+from koe5_onnx.cli.manifest_report import headline, name_of, sections
 from koe5_onnx.cli.output_file import replacing, require_output
-from koe5_onnx.cli.sections import Fact, Section, Table, printable
+from koe5_onnx.cli.report import Fact, Section, Table, printable
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

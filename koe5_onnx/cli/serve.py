@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from koe5_onnx import InputError
-from koe5_onnx.machine import usable_cores
+from koe5_onnx.engine.machine import usable_cores
 
 KEYS_VARIABLE = "KOE5_ONNX_API_KEYS"
 

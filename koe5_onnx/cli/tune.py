@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from koe5_onnx import Artifact
-from koe5_onnx.tuning import describe, tune
+from koe5_onnx.engine.tuning import describe, tune
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Unpack
 import numpy.typing as npt
 
 from koe5_onnx import Embedder, MissingDependencyError
-from koe5_onnx.integrations.opening import OpenOptions, opened
+from koe5_onnx.integrations.shared_embedders import OpenOptions, opened
 
 try:
     from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Self, Unpack
 
 from koe5_onnx import AsyncEmbedder, Embedder, MissingDependencyError
-from koe5_onnx.dimensions import require_dim
-from koe5_onnx.integrations.opening import OpenOptions, opened
+from koe5_onnx.artifact.matryoshka import require_dim
+from koe5_onnx.integrations.shared_embedders import OpenOptions, opened
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict

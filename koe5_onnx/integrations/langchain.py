@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Unpack
 
 from koe5_onnx import AsyncEmbedder, Embedder, MissingDependencyError
-from koe5_onnx.dimensions import require_dim
-from koe5_onnx.integrations.opening import OpenOptions, opened
+from koe5_onnx.artifact.matryoshka import require_dim
+from koe5_onnx.integrations.shared_embedders import OpenOptions, opened
 
 try:
     from langchain_core.embeddings import Embeddings

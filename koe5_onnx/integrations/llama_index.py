@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from koe5_onnx import AsyncEmbedder, Embedder, MissingDependencyError
-from koe5_onnx.dimensions import require_dim
-from koe5_onnx.integrations.opening import OpenOptions, opened
+from koe5_onnx.artifact.matryoshka import require_dim
+from koe5_onnx.integrations.shared_embedders import OpenOptions, opened
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -61,7 +61,7 @@ class Koe5Embedding(BaseEmbedding):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name under which LlamaIndex serialises this class."""
+        """The name under which LlamaIndex serializes this class."""
         return "Koe5Embedding"
 
     def _get_query_embedding(self, query: str) -> list[float]:

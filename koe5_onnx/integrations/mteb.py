@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from koe5_onnx import Embedder, InputError, MissingDependencyError
-from koe5_onnx.dimensions import require_dim
-from koe5_onnx.integrations.opening import OpenOptions, opened
+from koe5_onnx.artifact.matryoshka import require_dim
+from koe5_onnx.integrations.shared_embedders import OpenOptions, opened
 
 try:
     from mteb.models import ModelMeta

@@ -1,6 +1,6 @@
 """The calls of sentence-transformers' SentenceTransformer on an artifact: without it, and without PyTorch.
 
-Arguments mean what they mean there; one that an artifact cannot honour is refused where ignoring it would
+Arguments mean what they mean there; one that an artifact cannot honor is refused where ignoring it would
 change the result. What differs: `truncate_dim` is a width that the model was trained for; no texts give
 float32[0, dim]; similarities of NumPy arrays are NumPy arrays; and `encode_document` puts "passage: " in
 front, where the original takes an empty prompt "document" of its own for any checkpoint that names only
@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from koe5_onnx import Embedder, InputError
-from koe5_onnx.dimensions import require_dim, unit
-from koe5_onnx.integrations.opening import OpenOptions, opened
+from koe5_onnx.artifact.matryoshka import require_dim, unit
+from koe5_onnx.integrations.shared_embedders import OpenOptions, opened
 from koe5_onnx.integrations.tensors import import_torch, like, rows
 
 LOGGER = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class SentenceEncoder:
             float32[dim] for a str, else float32[n, dim] in the caller's order; or tensors of the same shape.
 
         Raises:
-            InputError: An argument is unknown, out of range or cannot be honoured, or a text cannot be used.
+            InputError: An argument is unknown, out of range or cannot be honored, or a text cannot be used.
             MissingDependencyError: Tensors are asked for and PyTorch is not installed.
         """
         self._refuse(output_value, precision, device, pool, batch_size)
@@ -211,7 +211,7 @@ class SentenceEncoder:
         if precision not in _PACKED:
             raise InputError(
                 f"precision is {precision!r}: expected one of {', '.join(_PACKED)}; int8 and uint8 have "
-                "ranges that should come from a corpus: quantise its float32 embeddings"
+                "ranges that should come from a corpus: quantize its float32 embeddings"
             )
         if device is not None and str(device).partition(":")[0] != self.device:
             raise InputError(f"device is {device!r}: the artifact is open on {self.device!r}; open it again")

@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 
 from koe5_onnx import Embedder, InputError, __version__
 from koe5_onnx.serve.connection import ClientGoneError
-from koe5_onnx.serve.direct import Direct, Responses
 from koe5_onnx.serve.engine import Engine
+from koe5_onnx.serve.fast_path import Direct, Responses
 from koe5_onnx.serve.inputs import ModelNames
 from koe5_onnx.serve.logs import LOGGER
 from koe5_onnx.serve.metrics import Metrics

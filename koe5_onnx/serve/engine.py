@@ -1,24 +1,23 @@
-"""From a route's inputs to embeddings: tokenise in a thread, queue, wait for the answer or give up.
+"""From a route's inputs to embeddings: tokenize in a thread, queue, wait for the answer or give up.
 
-Lives in the event loop; the threads of koe5_onnx/runner.py do the work, as for an AsyncEmbedder.
+Lives in the event loop; the threads of koe5_onnx/engine/runner.py do the work, as for an AsyncEmbedder.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from koe5_onnx import Embedder, Encoded, InputError, ProviderError, Tokens
-from koe5_onnx.event_loops import BRIEF_CHARACTERS, Answers, Tokenising
-from koe5_onnx.queue import Batch, Job
-from koe5_onnx.runner import QueueFullError, Runner, Watcher
+from koe5_onnx.engine.async_bridge import BRIEF_CHARACTERS, Answers, Call, Tell, Tokenizing
+from koe5_onnx.engine.queue import Job
+from koe5_onnx.engine.runner import QueueFullError, Runner
 from koe5_onnx.serve.inputs import Inputs, prepare
-from koe5_onnx.serve.logs import LOGGER
 from koe5_onnx.serve.metrics import Metrics
 from koe5_onnx.serve.refusals import (
     BACKEND,
@@ -54,14 +53,15 @@ class Engine:
     def __init__(self, embedder: Embedder, settings: Settings, metrics: Metrics, tracing: Tracing) -> None:
         self.embedder, self.settings, self.metrics = embedder, settings, metrics
         self.runner = Runner(
-            embedder,
-            settings.parallel_batches,
+            embedder.session,
+            max_batch_tokens=embedder.max_batch_tokens,
+            parallel_batches=settings.parallel_batches,
             max_queue_tokens=settings.max_queue_tokens,
             max_wait_s=settings.max_wait_ms / 1000,
-            watcher=Watching(metrics),
+            observer=metrics,
         )
         self._tracing = tracing
-        self._tokenising, self._answers = Tokenising(), Answers()
+        self._tokenizing, self._answers = Tokenizing(), Answers()
         metrics.watch(lambda: self.runner.waiting_tokens)
 
     @property
@@ -77,7 +77,7 @@ class Engine:
     def close(self) -> None:
         """Finish what was accepted."""
         self.runner.close()
-        self._tokenising.close()
+        self._tokenizing.close()
 
     async def is_healthy(self) -> bool:
         """Whether embeddings work: the last batch did, or else a short text does now.
@@ -107,9 +107,9 @@ class Engine:
         return Encoded(embeddings, tokens.full_lengths, truncated, tokens.composed).shortened(dim, contract)
 
     async def _embed(self, inputs: Inputs) -> tuple[Tokens, npt.NDArray[np.float32]]:
-        with self._tracing.span("tokenise"):
+        with self._tracing.span("tokenize"):
             characters = inputs.characters
-            tokens = await self.tokenised(
+            tokens = await self.tokenized(
                 lambda: self._tokens_of(inputs), characters, at_once=characters <= BRIEF_CHARACTERS
             )
         return tokens, await self._run(tokens)
@@ -144,8 +144,8 @@ class Engine:
             found["texts"] = [text[:_LOGGED_CHARACTERS] for text in inputs.texts[:_LOGGED_TEXTS]]
         return found
 
-    async def tokenised(self, work: Callable[[], T], characters: int, *, at_once: bool = False) -> T:
-        """Tokenise in a thread, as it may take longer than the event loop may stand still.
+    async def tokenized(self, work: Callable[[], T], characters: int, *, at_once: bool = False) -> T:
+        """Tokenize in a thread, as it may take longer than the event loop may stand still.
 
         Args:
             work: What to run.
@@ -157,11 +157,11 @@ class Engine:
         """
         start = time.monotonic()
         try:
-            return await self._tokenising.run(work, characters, at_once=at_once)
+            return await self._tokenizing.run(work, characters, at_once=at_once)
         except InputError as error:
             raise Refusal(INVALID, str(error), param=None) from error
         finally:
-            self.metrics.tokenised(time.monotonic() - start)
+            self.metrics.tokenized(time.monotonic() - start)
 
     def _tokens_of(self, inputs: Inputs) -> Tokens:
         tokens = prepare(self.embedder, inputs)
@@ -182,18 +182,18 @@ class Engine:
             tell(None if error is None else failed)
 
         out = np.empty((len(tokens.ids), self.embedder.dim), dtype=np.float32)
-        job = Job(tokens.ids, out, done, time.monotonic())
-        with self._tracing.job(job):
-            self._submit(job)
-            try:
+        call = Call(self.runner)
+        try:
+            job = self._submit(call, tokens, out, done)
+            with self._tracing.job(job):
                 await answer
-            finally:
-                self.runner.give_up(job)
+        finally:
+            call.give_up()
         return out
 
-    def _submit(self, job: Job) -> None:
+    def _submit(self, call: Call, tokens: Tokens, out: npt.NDArray[np.float32], done: Tell) -> Job:
         try:
-            self.runner.submit(job)
+            return call.submit(tokens, out, done)
         except QueueFullError as full:
             raise Refusal(
                 OVERLOADED,
@@ -202,29 +202,6 @@ class Engine:
                 retry_after_s=full.drain_s,
             ) from None
         except ProviderError:
-            raise Refusal(STOPPING, "the server stops: try another one", retry_after_s=1) from None
-
-
-class Watching(Watcher):
-    """Counts what runs, logs what fails, and lets no number out that JSON has no word for."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def job_started(self, waited_s: float) -> None:
-        """As Metrics counts it."""
-        self._metrics.job_started(waited_s)
-
-    def batch_ran(self, batch: Batch, seconds: float) -> None:
-        """As Metrics counts it."""
-        self._metrics.batch_ran(batch, seconds)
-
-    def batch_failed(self, error: BaseException) -> None:
-        """One line in the log."""
-        LOGGER.error("a batch failed: %s", error, exc_info=error)
-
-    def faults_of(self, embeddings: npt.NDArray[np.float32]) -> Sequence[BaseException | None]:
-        """Those of rows that are not finite, whatever their neighbours are."""
-        fault = FloatingPointError("an embedding is not finite: run koe5-onnx verify on the artifact")
-        are_finite = np.asarray(np.isfinite(embeddings).all(axis=1))
-        return [None if is_finite else fault for is_finite in are_finite.tolist()]
+            raise Refusal(
+                STOPPING, "the server is shutting down; retry on another instance", retry_after_s=1
+            ) from None

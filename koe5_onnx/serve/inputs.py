@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from koe5_onnx import Contract, Embedder, InputError, Tokens
-from koe5_onnx.dimensions import require_dim
+from koe5_onnx.artifact.matryoshka import require_dim
 from koe5_onnx.serve.refusals import (
     EMPTY,
     INVALID,
@@ -86,7 +86,7 @@ def as_inputs(
         raise Refusal(
             INVALID,
             f"{param} holds token ids, which no prompt ({prompt!r}) can go in front of: put it into the text "
-            "before tokenising, or send the text",
+            "before tokenizing, or send the text",
             param=param,
         )
     return Inputs([], cast("Sequence[Sequence[int]]", many), None, truncate, param)
@@ -169,7 +169,7 @@ class ModelNames:
 
 
 def prepare(embedder: Embedder, inputs: Inputs) -> Tokens:
-    """Tokenise, or check the ids that a client made itself.
+    """Tokenize, or check the ids that a client made itself.
 
     Raises:
         InputError: A text is not valid Unicode.
@@ -198,7 +198,7 @@ def _given_ids(embedder: Embedder, inputs: Inputs) -> Tokens:
             raise Refusal(
                 INVALID,
                 f"{name} is not of this model's tokenizer, whose ids begin with {opening} and end with "
-                f"{closing}: send the text itself. Clients that tokenise for OpenAI's own models do that on "
+                f"{closing}: send the text itself. Clients that tokenize for OpenAI's own models do that on "
                 "request (LangChain: check_embedding_ctx_length=False), or use POST /tokenize",
                 param=inputs.param,
             )

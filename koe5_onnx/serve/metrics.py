@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from koe5_onnx import Embedder, Tokens
-from koe5_onnx.queue import Batch
+from koe5_onnx.engine.queue import QueuedBatch
+from koe5_onnx.engine.runner import Observer
+from koe5_onnx.serve.logs import LOGGER
 
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Where worker processes share their numbers.
@@ -22,8 +26,8 @@ _TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
-class Metrics:
-    """The numbers of one server process."""
+class Metrics(Observer):
+    """The metrics of one server process; as a runner's observer it also logs and refuses bad embeddings."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -34,8 +38,8 @@ class Metrics:
         self._queue = Histogram(
             "koe5_queue_seconds", "Until a request's first text runs", buckets=_SECONDS, registry=registry
         )
-        self._tokenise = Histogram(
-            "koe5_tokenise_seconds", "Tokenising a request", buckets=_SECONDS, registry=registry
+        self._tokenize = Histogram(
+            "koe5_tokenize_seconds", "Tokenizing a request", buckets=_SECONDS, registry=registry
         )
         self._run = Histogram("koe5_run_seconds", "One batch", buckets=_SECONDS, registry=registry)
         self._batch_tokens = Histogram(
@@ -87,21 +91,31 @@ class Metrics:
         """Where to read how much waits."""
         self._waiting_tokens = waiting_tokens
 
-    def batch_ran(self, batch: Batch, seconds: float) -> None:
+    def batch_ran(self, batch: QueuedBatch, seconds: float) -> None:
         """A batch came back."""
         self._run.observe(seconds)
         self._batch_tokens.observe(batch.tokens)
         self._batch_texts.observe(len(batch.rows))
-        self._padding.observe(1 - batch.tokens / batch.places)
+        self._padding.observe(1 - batch.tokens / batch.slots)
         self._waiting.set(self._waiting_tokens())
 
     def job_started(self, waited_s: float) -> None:
         """The first row of a request left the queue."""
         self._queue.observe(waited_s)
 
-    def tokenised(self, seconds: float) -> None:
+    def batch_failed(self, error: BaseException) -> None:
+        """Log it."""
+        LOGGER.error("a batch failed: %s", error, exc_info=error)
+
+    def faults_of(self, embeddings: npt.NDArray[np.float32]) -> Sequence[BaseException | None]:
+        """Reject rows that are not finite, which JSON cannot represent."""
+        fault = FloatingPointError("an embedding is not finite: run koe5-onnx verify on the artifact")
+        are_finite = np.asarray(np.isfinite(embeddings).all(axis=1))
+        return [None if is_finite else fault for is_finite in are_finite.tolist()]
+
+    def tokenized(self, seconds: float) -> None:
         """A request's texts have become ids."""
-        self._tokenise.observe(seconds)
+        self._tokenize.observe(seconds)
 
     def answered(self, tokens: Tokens, prompt: str | None, truncated: int) -> None:
         """A request has its embeddings."""

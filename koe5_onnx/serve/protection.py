@@ -13,11 +13,11 @@ from functools import partial
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from koe5_onnx.serve.admission import Admission, Held
-from koe5_onnx.serve.direct import replayed
+from koe5_onnx.serve.fast_path import replayed
 from koe5_onnx.serve.logs import LOGGER
 from koe5_onnx.serve.metrics import Metrics
 from koe5_onnx.serve.refusals import BACKEND, BODY_TOO_SLOW, ENCODED, NO_KEY, Refusal
-from koe5_onnx.serve.reply import Reply, header_of
+from koe5_onnx.serve.response import Reply, header_of
 from koe5_onnx.serve.settings import Settings
 
 DOCS_FILES = "/docs-files"

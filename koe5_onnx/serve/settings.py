@@ -52,7 +52,7 @@ class Settings:
     """Texts of one request; as many as OpenAI takes.
     Source: https://platform.openai.com/docs/api-reference/embeddings/create"""
     max_text_characters: int = 262_144
-    """Of one text, or ids of one; tokenising takes about 330 bytes for each."""
+    """Of one text, or ids of one; tokenizing takes about 330 bytes for each."""
     max_request_tokens: int = 131_072
     max_queue_tokens: int = 524_288
     max_requests: int = 1024

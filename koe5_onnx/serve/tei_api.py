@@ -70,7 +70,7 @@ class SimilarityRequest(BaseModel):
 
 
 class TokenizeRequest(BaseModel):
-    """Texts to tokenise."""
+    """Texts to tokenize."""
 
     inputs: str | Texts
     add_special_tokens: bool = True
@@ -213,7 +213,7 @@ async def _tokenize(engine: Engine, body: TokenizeRequest) -> list[list[dict[str
         max_length=settings.max_text_characters,
     )
     return await engine.in_time(
-        engine.tokenised(lambda: _tokens(engine, inputs, specials=body.add_special_tokens), inputs.characters)
+        engine.tokenized(lambda: _tokens(engine, inputs, specials=body.add_special_tokens), inputs.characters)
     )
 
 

@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from koe5_onnx import MissingDependencyError, __version__
-from koe5_onnx.queue import Job
+from koe5_onnx.engine.queue import Job
 
 
 class Tracing:
-    """The spans of a request: tokenise, queue, run.
+    """The spans of a request: tokenize, queue, run.
 
     Args:
         tracer: An OpenTelemetry tracer; None for no spans.

@@ -17,8 +17,9 @@ from benchmarks.speed import gpu
 from benchmarks.speed.gemm import Shape
 from benchmarks.speed.gpu_ceiling import GpuCeiling
 from benchmarks.speed.texts import Corpus
-from koe5_onnx import Artifact, FidelityError, cuda
-from koe5_onnx.cuda import Driver, Gpu
+from koe5_onnx import Artifact, FidelityError
+from koe5_onnx.engine.cuda import provider as cuda
+from koe5_onnx.engine.cuda.provider import Driver, Gpu
 
 
 def test_without_a_gpu_it_says_so(seeded, monkeypatch, capsys):

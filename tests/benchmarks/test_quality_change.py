@@ -64,7 +64,7 @@ def test_overlap_and_correlation_by_hand():
     second[0, [9, 10]] = second[0, [10, 9]]
     overlap, correlation = compare_rankings(first, second)
     assert (overlap.mean, overlap.min) == pytest.approx((0.95, 0.9), abs=FIGURE_ATOL)
-    # One swap of neighbours among 12: 1 - 6 * 2 / (12 * 143).
+    # One swap of neighbors among 12: 1 - 6 * 2 / (12 * 143).
     assert correlation.min == pytest.approx(1 - 12 / (12 * 143), abs=FIGURE_ATOL)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import sharing
 from benchmarks.__main__ import main, parse
-from koe5_onnx.graphs import installed_kernels
+from koe5_onnx.engine.graphs import installed_kernels
 
 ARTIFACT = Path(__file__).resolve().parents[1] / "data" / "tiny-int8"
 
@@ -32,7 +32,7 @@ def test_memory_and_starts(tmp_path, monkeypatch, capsys):
 
 
 def test_without_fused_kernels_there_is_nothing_to_measure(monkeypatch, capsys):
-    monkeypatch.setattr("koe5_onnx.graphs.installed_kernels", lambda: "no kernels today")
+    monkeypatch.setattr("koe5_onnx.engine.graphs.installed_kernels", lambda: "no kernels today")
     assert main(["sharing", "--artifact", str(ARTIFACT)]) == 1
     assert "no kernels today" in capsys.readouterr().err
 

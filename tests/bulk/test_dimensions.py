@@ -38,7 +38,7 @@ def test_the_files_hold_the_bits_of_an_embedder(embed, corpus, allowed, tmp_path
     assert metadata_of(tmp_path / "out")["dim"] == dim
 
 
-def test_quantised_after_they_are_cut(embed, corpus, allowed, tmp_path):
+def test_quantized_after_they_are_cut(embed, corpus, allowed, tmp_path):
     embed(corpus.name, artifact=allowed, dim=16, output_dtype="int8")
     embed(corpus.name, "full", artifact=allowed, output_dtype="int8")
     assert np.abs(vectors_of(tmp_path / "out", 16)).max(axis=1).tolist() == [127] * len(TEXTS)

@@ -18,7 +18,7 @@ if "KOE5_DIST" not in os.environ:
     pytest.skip("KOE5_DIST names no folder of built packages: make dist", allow_module_level=True)
 DIST = Path(os.environ["KOE5_DIST"])
 PACKAGES = {"koe5_onnx": CHECKOUT, "koe5_onnx_kernels": CHECKOUT / "kernels"}
-"""Normalised name of each package, and the folder of its pyproject.toml."""
+"""Normalized name of each package, and the folder of its pyproject.toml."""
 
 
 @pytest.fixture(params=PACKAGES)
@@ -87,7 +87,7 @@ def test_wheel_holds_its_packages_whole_and_no_more(package, wheel, names):
         run_tool("check-wheel-contents", "--no-config", "--toplevel", ",".join(tops), *folders, wheel)
 
 
-def test_types_and_licence_are_there(names):
+def test_types_and_license_are_there(names):
     for top in {name.partition("/")[0] for name in names if ".dist-info/" not in name}:
         assert f"{top}/py.typed" in names
     assert any(re.fullmatch(r"[^/]+\.dist-info/licenses/LICENSE", name) for name in names)

@@ -12,7 +12,7 @@ import pytest
 from doc_blocks import PAGES, ROOT, blocks_of, prose_of
 
 from benchmarks.__main__ import BENCHMARKS
-from koe5_onnx.cli import VERBS, parse
+from koe5_onnx.cli import parse, verbs
 
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)|<img[^>]*src=\"([^\"]+)\"")
 SOURCES = [
@@ -63,7 +63,7 @@ def test_every_page_is_in_the_index():
 
 def known_options(capsys) -> set[str]:
     found = set(FOREIGN_OPTIONS)
-    names = [verb.__name__.rpartition(".")[2].removesuffix("_folder") for verb in VERBS]
+    names = [verb.__name__.rpartition(".")[2].removesuffix("_folder") for verb in verbs()]
     for name in names:
         with pytest.raises(SystemExit):
             parse([name, "--help"])

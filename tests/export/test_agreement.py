@@ -43,7 +43,7 @@ def test_buckets_hold_each_text_once():
 
 def test_a_search_that_finds_the_same():
     found = retrieval(turned(CIRCLE, 0.3), CIRCLE)
-    assert (found.texts, found.neighbours) == (12, 10)
+    assert (found.texts, found.neighbors) == (12, 10)
     assert found.overlap == 1
     assert found.rank_correlation == pytest.approx(1)
     assert found.similarity_error < 1e-6

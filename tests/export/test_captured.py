@@ -18,12 +18,13 @@ from koe5_export.seeded import Size, write_seeded_checkpoint
 from koe5_export.simulated import SimulatedSession
 from tolerances import SIMULATED_COSINE_MIN
 
-from koe5_onnx import Artifact, InputError, ProviderError, cuda, session
-from koe5_onnx.batching import Batch, pack_for_cuda
-from koe5_onnx.bound import FixedRun, HostRun
-from koe5_onnx.captured import CapturedGraphs
-from koe5_onnx.page_locked import PageLocked
-from koe5_onnx.session import Session
+from koe5_onnx import Artifact, InputError, ProviderError
+from koe5_onnx.engine import session
+from koe5_onnx.engine.batching import Batch, pack_for_cuda
+from koe5_onnx.engine.cuda import provider as cuda
+from koe5_onnx.engine.cuda.graph_capture import CapturedGraphs
+from koe5_onnx.engine.cuda.io_binding import FixedRun
+from koe5_onnx.engine.session import Session
 
 SHAPES = {
     "xlm-roberta": Size(2, 64, 4, 128, 1200),
@@ -154,10 +155,7 @@ def test_what_onnxruntime_says_when_it_cannot(artifact, ordinary):
 
 
 class OnCpu(SimulatedSession):
-    """A session that goes the way of a GPU on the CPU, with ordinary memory where no driver locks it."""
-
-    def _host_run(self):
-        return HostRun(onnxruntime, PageLocked(0), self._artifact.manifest.contract.dim)
+    """A session on the CPU that captures graphs as one on a GPU does."""
 
     def capture(self):
         self._captured = captured_from(self._artifact, self, lambda batch: self._run_ordinary(batch))
@@ -183,16 +181,6 @@ def test_a_session_takes_a_graph_for_small_batches_only(artifact, ordinary, monk
     session_.close()
     with pytest.raises(ProviderError, match="this session is closed"):
         session_.run(*small)
-
-
-def test_padded_batches_from_page_locked_memory(artifact):
-    class Padded(Session):
-        _host_run = OnCpu._host_run
-
-    ids = np.array([[0, 7, 2, 1], [0, 8, 9, 2]])
-    mask = np.array([[1, 1, 1, 0], [1, 1, 1, 1]])
-    found = Padded(artifact, kernels="stock").run(ids, mask)
-    np.testing.assert_array_equal(found, Session(artifact, kernels="stock").run(ids, mask))
 
 
 def test_where_there_is_nothing_to_capture(artifact):

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from koe5_export.card import read_card, tolerance
+from koe5_export.model_card import read_card, tolerance
 
 from koe5_onnx import InputError
 

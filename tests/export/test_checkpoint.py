@@ -59,16 +59,16 @@ def test_reads_prefixed_names_and_ignores_heads(folder, prefix):
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
-def test_quantised_weights_are_refused(folder, activation):
+def test_quantized_weights_are_refused(folder, activation):
     """int8 values without their scales would make a graph and a reference that agree and mean nothing."""
     change_config(folder, hidden_act=activation)
     name = "encoder.layer.1.output.dense.weight"
 
-    def quantise(tensors):
+    def quantize(tensors):
         tensors[name] = (tensors[name] * 100).astype(np.int8)
         return tensors
 
-    change_weights(folder, quantise)
+    change_weights(folder, quantize)
     with pytest.raises(CheckpointError, match=f"{name} has type I8"):
         Checkpoint(folder, "x", None, any_encoder=True)
 

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from koe5_export.cli.export import parse_gate
 from koe5_export.seeded import Size, write_seeded_checkpoint
 
 from koe5_onnx import Artifact, Embedder
 from koe5_onnx.cli import main
-from koe5_onnx.cli.export import parse_gate
 
 SIZE = Size(layers=1, hidden=32, heads=2, intermediate=64, vocabulary=1200)
 
@@ -104,7 +104,7 @@ def test_verify_holds_an_artifact_against_a_card(artifact, tmp_path, capsys, shi
 
 
 def test_demo_goes_from_checkpoint_to_table(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("koe5_onnx.cli.demo._ROUNDS", 1)
+    monkeypatch.setattr("koe5_export.cli.demo._ROUNDS", 1)
     monkeypatch.setattr("koe5_export.seeded.SIZES", {"small": SIZE})
     assert main(["demo", str(tmp_path / "demo")]) == 0
     out = capsys.readouterr().out

@@ -66,7 +66,7 @@ def test_refuses_other_pooling(folder, pooling):
         contract(folder)
 
 
-def test_normalisation_is_a_module(folder):
+def test_normalization_is_a_module(folder):
     assert contract(folder).normalize
     modules(folder, "Transformer", "Pooling")
     assert not contract(folder).normalize

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from koe5_export import ImportOptions, import_folder
-from koe5_export.folder import detect_precision
+from koe5_export.import_onnx import detect_precision
 from koe5_export.seeded import Size, write_seeded_checkpoint
 from onnx import TensorProto, helper, numpy_helper
 from tolerances import FP32_MAX_ABS_DIFF, IMPORTED_INT8_COSINE_MEAN
@@ -329,7 +329,7 @@ def test_a_precision_without_a_gate_is_refused(model, folder, tmp_path):
 
 
 def without_branches(model):
-    """The masked attention only: ONNX Runtime's quantiser loses sight of what branches read."""
+    """The masked attention only: ONNX Runtime's quantizer loses sight of what branches read."""
     for node in model.graph.node:
         if node.op_type == "If":
             branch = next(entry.g for entry in node.attribute if entry.name == "else_branch")
@@ -339,7 +339,7 @@ def without_branches(model):
 
 
 def test_stock_dynamic_int8_misses_the_gate(minilm, exported_minilm, tmp_path):
-    """One scale for a whole batch: a text's embedding depends on its neighbours."""
+    """One scale for a whole batch: a text's embedding depends on its neighbors."""
     quantization = pytest.importorskip("onnxruntime.quantization")
     folder = shutil.copytree(minilm, tmp_path / "folder")
     model = onnx.load(exported_minilm["fp32"].graph)

@@ -16,7 +16,7 @@ from tolerances import FUSED_COSINE_MEAN, FUSED_COSINE_MIN
 
 from koe5_onnx import Artifact, Embedder, FidelityError, TruncationWarning
 from koe5_onnx.artifact import FUSED_GRAPH
-from koe5_onnx.graphs import installed_kernels
+from koe5_onnx.engine.graphs import installed_kernels
 
 SHAPES = {
     "xlm-roberta": Size(3, 64, 4, 128, 1200),
@@ -105,7 +105,7 @@ def test_agrees_with_the_stock_graph(artifact, max_batch_tokens):
 
 
 @needs_kernels
-def test_neither_neighbours_nor_threads_change_a_bit(artifact):
+def test_neither_neighbors_nor_threads_change_a_bit(artifact):
     with (
         pytest.warns(TruncationWarning),
         Embedder.open(artifact.path, kernels="fused", threads=1) as embedder,

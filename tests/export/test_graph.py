@@ -11,8 +11,8 @@ from koe5_export.texts import VERIFICATION, text_of_length
 from tolerances import FP32_MAX_ABS_DIFF
 
 from koe5_onnx import Embedder, Tokenizer, TruncationWarning
-from koe5_onnx.batching import Batch, pad
-from koe5_onnx.session import Session
+from koe5_onnx.engine.batching import Batch, pad
+from koe5_onnx.engine.session import Session
 
 
 def corner_texts(artifact):
@@ -68,7 +68,7 @@ def change_json(file, **values):
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_embeddings_without_normalisation(seeded, tmp_path, pooling):
+def test_embeddings_without_normalization(seeded, tmp_path, pooling):
     folder = shutil.copytree(seeded, tmp_path / "raw")
     flags = {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
     change_json(folder / "1_Pooling" / "config.json", **flags)

@@ -93,7 +93,7 @@ def test_the_outliers_are_there(checkpoint):
 
 
 def test_naive_int8_fails_here(checkpoint, expected, tmp_path):
-    """ONNX Runtime's own dynamic quantisation, as others ship it."""
+    """ONNX Runtime's own dynamic quantization, as others ship it."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     artifact = export_checkpoint(checkpoint, tmp_path / "fp32")

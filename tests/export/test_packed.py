@@ -26,9 +26,9 @@ from tolerances import PACKED_COSINE_MIN, SIMULATED_COSINE_MIN
 
 from koe5_onnx import Artifact, FidelityError, ProviderError, Tokenizer
 from koe5_onnx.artifact import GRAPH, PACKED_GRAPH, WEIGHTS
-from koe5_onnx.batching import Batch, pack_for_cuda
-from koe5_onnx.graphs import choose
-from koe5_onnx.session import INPUTS, Session
+from koe5_onnx.engine.batching import Batch, pack_for_cuda
+from koe5_onnx.engine.graphs import choose
+from koe5_onnx.engine.session import INPUTS, Session
 
 SHAPES = {
     "xlm-roberta": Size(3, 64, 4, 128, 1200),

@@ -17,7 +17,8 @@ from koe5_export.writer import GraphWriter
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save_file
 
-from koe5_onnx import Artifact, CheckpointError, Embedder, ProviderError, UnsuitedCpuWarning, artifact
+from koe5_onnx import Artifact, CheckpointError, Embedder, ProviderError, UnsuitedCpuWarning
+from koe5_onnx.artifact import manifest as artifact
 from koe5_onnx.cli import main
 
 
@@ -43,7 +44,7 @@ def test_auto_chooses_by_instructions_and_says_why(features, precision, reason):
 
 
 def test_export_auto(seeded, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("koe5_onnx.cli.export.cpu_features", lambda: ("avx2",))
+    monkeypatch.setattr("koe5_export.cli.export.cpu_features", lambda: ("avx2",))
     assert main(["export", str(seeded), str(tmp_path / "out"), "--precision", "auto"]) == 0
     shown = capsys.readouterr()
     assert "precision int8-block: this CPU has none of" in shown.err
@@ -56,7 +57,7 @@ def test_the_manifest_says_what_it_is_good_for(exported, monkeypatch):
     assert targets["fp16"].devices == ("cuda",)
     assert "avx512_vnni" in targets["int8"].instructions
     assert "avx2" not in targets["int8"].instructions
-    monkeypatch.setattr("koe5_onnx.providers.cpu_features", lambda: ("avx2",))
+    monkeypatch.setattr("koe5_onnx.engine.providers.cpu_features", lambda: ("avx2",))
     with pytest.warns(UnsuitedCpuWarning, match="int8-block"):
         Embedder.open(exported["int8"].path, kernels="stock").close()
     for precision in ("fp32", "int8-block", "int4-block"):
@@ -139,7 +140,7 @@ def test_a_linear_that_int8_would_spoil_is_written_in_blocks():
 
 
 def run_int8(tmp_path, x, linears):
-    """What the written nodes give for x, and how many of them quantise."""
+    """What the written nodes give for x, and how many of them quantize."""
     precision, names = PRECISIONS["int8"], [name for name, _ in linears]
     width = x.shape[-1]
     with GraphWriter(tmp_path / "graph", tmp_path / "weights") as g:
@@ -163,8 +164,8 @@ def test_the_measured_error_is_that_of_the_graph(tmp_path):
     x = rng.standard_normal((40, 64), dtype=np.float32)
     weight = rng.standard_normal((64, 7), dtype=np.float32)
     linear = Linear(weight, np.zeros(7, np.float32), round_columns(weight))
-    (found,), quantised = run_int8(tmp_path, x, [("y", linear)])
-    assert quantised == 1
+    (found,), quantized = run_int8(tmp_path, x, [("y", linear)])
+    assert quantized == 1
     expected = per_token(Inputs.of(x)) @ linear.rounded.weight
     # A value half-way between two steps may go either way.
     assert np.median(np.abs(found - expected)) < 1e-4 * np.abs(expected).max()
@@ -178,9 +179,9 @@ def test_int8_writes_what_is_in_blocks_beside_what_is_not(tmp_path):
     bias = np.zeros(7, np.float32)
     blocks = ("blocks", Linear(weight, bias, round_blocks(weight, 8, 32)))
     columns = ("columns", Linear(weight, bias, round_columns(weight)))
-    for linears, quantises in (([blocks, columns], 1), ([blocks], 0)):
-        products, quantised = run_int8(tmp_path, x, linears)
-        assert quantised == quantises
+    for linears, quantizes in (([blocks, columns], 1), ([blocks], 0)):
+        products, quantized = run_int8(tmp_path, x, linears)
+        assert quantized == quantizes
         for found in products:
             assert np.abs(found - x @ weight).max() < 0.02 * np.abs(x @ weight).max()
 

@@ -16,11 +16,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from koe5_onnx import Embedder, OutOfMemoryError, ProviderError, SmallerBatchWarning, captured, tuning
+from koe5_onnx import Embedder, OutOfMemoryError, ProviderError, SmallerBatchWarning
 from koe5_onnx.artifact import GRAPH, PACKED_GRAPH, Artifact
-from koe5_onnx.batching import Batch, pack_for_cuda
 from koe5_onnx.cli import main
-from koe5_onnx.session import Session
+from koe5_onnx.engine import tuning
+from koe5_onnx.engine.batching import Batch, pack_for_cuda
+from koe5_onnx.engine.cuda import graph_capture
+from koe5_onnx.engine.session import Session
 
 LAYERS = 3
 LAUNCHES_A_LAYER, LAUNCHES_AROUND = 11, 15
@@ -34,7 +36,7 @@ DEAF = pytest.mark.filterwarnings("ignore::koe5_onnx.TruncationWarning")
 @pytest.fixture
 def trusting(monkeypatch):
     """Takes captured graphs unchecked: the stand-in computes nothing that could agree."""
-    monkeypatch.setattr(captured, "_least_cosine", lambda a, b: 1.0 if a.shape == b.shape else 0.0)
+    monkeypatch.setattr(graph_capture, "_least_cosine", lambda a, b: 1.0 if a.shape == b.shape else 0.0)
 
 
 def test_it_opens_on_the_gpu_and_nowhere_else(fp16, monkeypatch):
@@ -122,22 +124,11 @@ def test_what_a_batch_starts_and_copies(fp16, seen):
         found = seen()
         assert found.count(*STARTED) == LAUNCHES_A_LAYER * LAYERS + LAUNCHES_AROUND
         assert found.count("product ") == 6 * LAYERS
-        # Five inputs and one result, from and to page-locked memory, and nothing in between.
+        # Five inputs and one result, and nothing in between.
         copies = {name: times for name, times in found.times.items() if name.startswith("copy ")}
         del copies["copy device to device"]
-        assert copies == {"copy locked to device": 5, "copy device to locked": 1}
-        assert found.bytes["copy device to locked"] == 3 * 128 * 4
-        assert found.count("allocated", "locked") == 0
-
-
-def test_two_workers_have_memory_of_their_own(fp16, seen):
-    with Embedder.open(fp16, device="cuda", workers=2, max_batch_tokens=64) as embedder:
-        embedder.encode([SENTENCE] * 200)
-        assert 1 <= seen().count("locked") <= 2
-        embedder.encode([SENTENCE] * 200)
-        assert seen().count("copy pageable") == 0
-    del embedder
-    assert seen().count("unlocked") >= 1
+        assert copies == {"copy pageable to device": 5, "copy device to pageable": 1}
+        assert found.bytes["copy device to pageable"] == 3 * 128 * 4
 
 
 def test_captured_graphs(fp16, seen, trusting):
@@ -189,7 +180,7 @@ def test_a_replay_of_other_results_is_not_trusted(fp16):
 
 def test_a_capture_that_another_thread_spoils(fp16, trusting, monkeypatch):
     """As another Embedder does that takes memory meanwhile."""
-    real = captured.FixedRun.run
+    real = graph_capture.FixedRun.run
 
     def run(self, feeds):
         runtime = ctypes.CDLL("libcudart.so.13")
@@ -201,7 +192,7 @@ def test_a_capture_that_another_thread_spoils(fp16, trusting, monkeypatch):
         finally:
             runtime.cudaStreamEndCapture(stream, ctypes.byref(at))
 
-    monkeypatch.setattr(captured.FixedRun, "run", run)
+    monkeypatch.setattr(graph_capture.FixedRun, "run", run)
     with pytest.raises(ProviderError, match=r"cannot capture CUDA graphs here.*stream is capturing"):
         Embedder.open(fp16, device="cuda", cuda_graphs=True)
 
@@ -267,9 +258,8 @@ def test_ids_of_a_batch_reach_the_gpu(fp16, seen):
     session.run(*batch)
     seen()
     session.run(*batch)
-    assert (
-        seen().bytes["copy locked to device"] == sum(array.nbytes for array in batch) == 3 * 80 + 2 * 28 + 12
-    )
+    expected = sum(array.nbytes for array in batch)
+    assert seen().bytes["copy pageable to device"] == expected == 3 * 80 + 2 * 28 + 12
 
 
 def test_the_stand_in_refuses_what_cuda_refuses():

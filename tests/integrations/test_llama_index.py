@@ -1,4 +1,4 @@
-"""LlamaIndex: every way to an embedding, serialisation, and its own index over it."""
+"""LlamaIndex: every way to an embedding, serialization, and its own index over it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_index_finds_what_the_embedder_finds(embedding, texts, queries, passa
     np.testing.assert_allclose([one.score for one in found], sorted(scores.values(), reverse=True), **SAME)
 
 
-def test_it_is_serialised(artifact_path, texts, queries):
+def test_it_is_serialized(artifact_path, texts, queries):
     embedding = Koe5Embedding(artifact_path, threads=1, max_batch_tokens=64, embed_batch_size=7)
     saved = embedding.to_dict()
     assert saved["class_name"] == "Koe5Embedding"

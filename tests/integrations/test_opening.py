@@ -11,7 +11,7 @@ import weakref
 import pytest
 
 from koe5_onnx import ArtifactError, Embedder, InputError, MissingDependencyError
-from koe5_onnx.integrations.opening import OpenOptions, opened
+from koe5_onnx.integrations.shared_embedders import OpenOptions, opened
 
 LIBRARIES = {
     "chroma": "chromadb",

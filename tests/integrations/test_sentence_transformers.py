@@ -240,7 +240,7 @@ def test_the_older_name_of_the_texts(encoder, texts):
     ],
     ids=str,
 )
-def test_what_cannot_be_honoured_is_refused(encoder, arguments, message):
+def test_what_cannot_be_honored_is_refused(encoder, arguments, message):
     with pytest.raises(InputError, match=message):
         encoder.encode(**{"inputs": ["서울"], **arguments})
 

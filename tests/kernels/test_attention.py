@@ -39,7 +39,7 @@ def softmax(scores: Array) -> Array:
 
 
 def attention(qkv: Array, lengths: Sequence[int], heads: int) -> Array:
-    """float64[T, H]: what the operator computes, before it is quantised."""
+    """float64[T, H]: what the operator computes, before it is quantized."""
     q, k, v = np.split(widened(qkv).astype(np.float64), 3, axis=1)
     context = np.empty_like(q)
     depth = q.shape[1] // heads

@@ -25,13 +25,13 @@ TOKENS = [1, 2, 5, 6, 7, 15, 16, 17, 31, 32, 33, 47, 48, 49, 95, 129, 600]
 
 QKV = {"qkv": "bf16"}
 NORMED = {"y": "f32", "q": "u8", "scale": "f32"}
-QUANTISED = {"q": "u8", "scale": "f32"}
+QUANTIZED = {"q": "u8", "scale": "f32"}
 WEIGHTS = {
     "ProjectQkv": ("weight_q", "weight_k", "weight_v", "scale_q", "scale_k", "scale_v"),
     "ProjectAddNorm": ("weight", "weight_scale"),
     "ProjectGelu": ("weight", "weight_scale"),
 }
-OUTPUTS = {"ProjectQkv": QKV, "ProjectAddNorm": NORMED, "ProjectGelu": QUANTISED}
+OUTPUTS = {"ProjectQkv": QKV, "ProjectAddNorm": NORMED, "ProjectGelu": QUANTIZED}
 ATTRIBUTES: Mapping[str, dict[str, Any]] = {
     "ProjectQkv": {},
     "ProjectAddNorm": {"epsilon": EPSILON},
@@ -330,7 +330,7 @@ def test_activations_of_another_width_are_refused(kernels: Any) -> None:
 
 def test_weights_must_be_constant(kernels: Any) -> None:
     with pytest.raises(Exception, match="weight must be a constant"):
-        kernels.run("ProjectGelu", gelu_inputs(2, 64, 64), QUANTISED, {}, ())
+        kernels.run("ProjectGelu", gelu_inputs(2, 64, 64), QUANTIZED, {}, ())
 
 
 def resident_kib(path: Path) -> int:
@@ -345,7 +345,7 @@ def test_pages_of_packed_weights_are_given_back(kernels: Any, tmp_path: Path) ->
     inputs = gelu_inputs(40, 1024, 4096)
     attributes = ATTRIBUTES["ProjectGelu"]
     model = onnx.load_model_from_string(
-        node_model("ProjectGelu", inputs, QUANTISED, attributes, WEIGHTS["ProjectGelu"])
+        node_model("ProjectGelu", inputs, QUANTIZED, attributes, WEIGHTS["ProjectGelu"])
     )
     external = {"location": "weights", "size_threshold": 1 << 20, "save_as_external_data": True}
     onnx.save_model(model, tmp_path / "model.onnx", **external)

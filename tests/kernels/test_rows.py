@@ -81,7 +81,7 @@ def test_one_large_value_is_spread_over_its_block(each_level: Kernels, place: in
     assert np.abs(signs[0, :64]).all()
 
 
-def test_rows_of_zeros_quantise_to_the_zero_point(each_level: Kernels) -> None:
+def test_rows_of_zeros_quantize_to_the_zero_point(each_level: Kernels) -> None:
     inputs = inputs_of(2, 64) | {
         "shift": np.zeros(64, dtype=np.float32),
         "x": np.zeros((2, 64), dtype=np.float32),

@@ -7,16 +7,16 @@ import itertools
 import numpy as np
 import pytest
 
-from koe5_onnx.batching import (
+from koe5_onnx.engine.batching import (
     SHORT_TOKENS,
     Batch,
     pack,
     pack_for_cuda,
     pad,
+    padded_lengths,
     plan,
     plan_packed,
     token_offsets,
-    widths_of,
 )
 
 
@@ -34,9 +34,9 @@ def test_any_plan(seed):
     rows = np.concatenate([batch.rows for batch in batches]) if batches else np.array([], np.intp)
     np.testing.assert_array_equal(np.sort(rows), np.arange(len(lengths)))
     for batch in batches:
-        assert len(batch.rows) == 1 or len(batch.rows) * batch.width <= budget
-        np.testing.assert_array_equal(widths_of(lengths[batch.rows]), batch.width)
-    widths = [batch.width for batch in batches]
+        assert len(batch.rows) == 1 or len(batch.rows) * batch.padded_length <= budget
+        np.testing.assert_array_equal(padded_lengths(lengths[batch.rows]), batch.padded_length)
+    widths = [batch.padded_length for batch in batches]
     assert widths == sorted(widths, reverse=True)
 
 
@@ -46,19 +46,19 @@ def test_plan_fills_its_batches(seed):
     lengths, budget = random_lengths(seed)
     batches = plan(lengths, budget)
     for batch, following in itertools.pairwise(batches):
-        if batch.width == following.width:
-            assert (len(batch.rows) + 1) * batch.width > budget
+        if batch.padded_length == following.padded_length:
+            assert (len(batch.rows) + 1) * batch.padded_length > budget
 
 
 def test_width_is_a_function_of_the_texts_own_length():
     lengths = np.arange(1, 600, dtype=np.int32)
-    widths = widths_of(lengths)
+    widths = padded_lengths(lengths)
     assert (widths >= lengths).all()
     assert (widths - lengths < 4).all()
     np.testing.assert_array_equal(widths[SHORT_TOKENS:], lengths[SHORT_TOKENS:])
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(len(lengths))
-        np.testing.assert_array_equal(widths_of(lengths[order]), widths[order])
+        np.testing.assert_array_equal(padded_lengths(lengths[order]), widths[order])
 
 
 def test_no_rows():
@@ -68,18 +68,18 @@ def test_no_rows():
 def test_one_giant_among_small_runs_alone_and_first():
     lengths = np.array([5, 6, 5000, 7, 8], dtype=np.int32)
     first, second = plan(lengths, 512)
-    assert (first.rows.tolist(), first.width) == ([2], 5000)
-    assert (sorted(second.rows.tolist()), second.width) == ([0, 1, 3, 4], 8)
+    assert (first.rows.tolist(), first.padded_length) == ([2], 5000)
+    assert (sorted(second.rows.tolist()), second.padded_length) == ([0, 1, 3, 4], 8)
 
 
 def test_the_worked_example_of_the_docstring():
     batches = plan(np.array([30, 90, 31, 90], dtype=np.int32), 200)
-    assert [(batch.rows.tolist(), batch.width) for batch in batches] == [([1, 3], 90), ([0, 2], 32)]
+    assert [(batch.rows.tolist(), batch.padded_length) for batch in batches] == [([1, 3], 90), ([0, 2], 32)]
 
 
 def test_pad_puts_the_padding_on_the_right():
     ids = [np.array(row, dtype=np.int32) for row in ([0, 9, 2], [0, 7, 8, 2], [0, 2])]
-    input_ids, attention_mask = pad(ids, Batch(np.array([2, 1]), width=5), pad_id=1)
+    input_ids, attention_mask = pad(ids, Batch(np.array([2, 1]), padded_length=5), pad_id=1)
     assert input_ids.dtype == attention_mask.dtype == np.int64
     np.testing.assert_array_equal(input_ids, [[0, 2, 1, 1, 1], [0, 7, 8, 2, 1]])
     np.testing.assert_array_equal(attention_mask, [[1, 1, 0, 0, 0], [1, 1, 1, 1, 0]])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from koe5_onnx.batching import Batch, Packed, pack_for_cuda, token_offsets
-from koe5_onnx.buckets import Bucket, buckets_up_to, fill, smallest
+from koe5_onnx.engine.batching import Batch, Packed, pack_for_cuda, token_offsets
+from koe5_onnx.engine.cuda.capture_shapes import Bucket, buckets_up_to, fill, smallest
 
 PAD = 1
 

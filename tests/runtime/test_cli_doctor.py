@@ -12,10 +12,11 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from koe5_onnx import Artifact, Embedder, UnsuitedCpuWarning, cli, graphs
+from koe5_onnx import Artifact, Embedder, UnsuitedCpuWarning, cli
 from koe5_onnx.artifact import MANIFEST, PACKED_GRAPH, WEIGHTS
 from koe5_onnx.cli import doctor
-from koe5_onnx.cuda import Driver, Gpu
+from koe5_onnx.engine import graphs
+from koe5_onnx.engine.cuda.provider import Driver, Gpu
 
 DRIVER = Driver(
     "13.0", [Gpu("NVIDIA H200", 150_000_000_000, (9, 0)), Gpu("NVIDIA L4", 24_000_000_000, (8, 9))]
@@ -191,7 +192,7 @@ def test_fused_kernels_are_exact_on_any_cpu_that_they_run_on(capsys, monkeypatch
 
 def test_the_warning_of_a_session_has_the_words_of_doctor(capsys, monkeypatch, artifact_path):
     monkeypatch.setattr(graphs, "installed_kernels", lambda: "none here")
-    for place in ("koe5_onnx.providers.cpu_features", "koe5_onnx.cli.doctor.cpu_features"):
+    for place in ("koe5_onnx.engine.providers.cpu_features", "koe5_onnx.cli.doctor.cpu_features"):
         monkeypatch.setattr(place, lambda: ("avx2",))
     problem = report(capsys, "--artifact", artifact_path)[1]["problems"]["this CPU"]
     with pytest.warns(UnsuitedCpuWarning, match=re.escape(f"{artifact_path} is int8, {problem}")):

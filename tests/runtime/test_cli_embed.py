@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from koe5_onnx import Embedder, TruncationWarning, cli
-from koe5_onnx.session import Session
+from koe5_onnx.engine.session import Session
 
 
 @pytest.fixture

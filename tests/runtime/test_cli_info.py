@@ -14,7 +14,7 @@ import pytest
 
 from koe5_onnx import Artifact, Manifest, cli
 from koe5_onnx.artifact import ERROR_BINS, MANIFEST, WEIGHTS, describe_file
-from koe5_onnx.cli.sections import printable
+from koe5_onnx.cli.report import printable
 
 VOID = {"meta"}
 """Those elements of the page that have no end tag; in SVG a "/>" ends them."""
@@ -193,7 +193,7 @@ def test_the_page_is_accessible(page_of, artifact_path):
     assert len(ids) == len(set(ids))
     drawings = page.all("svg", role="img")
     assert len(drawings) == len(page.all("svg")) == 7
-    assert [label for drawing in drawings for label in drawing["aria-labelledby"].split()] == ids
+    assert [label for drawing in drawings for label in drawing["aria-labeledby"].split()] == ids
 
 
 def test_each_histogram_has_all_its_texts(page_of, artifact_path):
@@ -387,7 +387,7 @@ def test_a_hub_id(info, monkeypatch, artifact_path):
         asked.append(arguments[:2])
         return artifact_path
 
-    monkeypatch.setattr("koe5_onnx.artifact.fetch", fetch)
+    monkeypatch.setattr("koe5_onnx.artifact.artifact.fetch", fetch)
     assert info("owner/name", "--revision", "v1").startswith("tiny-seeded, int8\n")
     assert asked == [("owner/name", "v1")]
 

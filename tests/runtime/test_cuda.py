@@ -17,13 +17,13 @@ from koe5_onnx import (
     OutOfMemoryError,
     ProviderError,
     SmallerBatchWarning,
-    cuda,
-    tuning,
 )
 from koe5_onnx.artifact import Target
-from koe5_onnx.cuda import Driver, Gpu
-from koe5_onnx.providers import import_onnxruntime
-from koe5_onnx.session import Session
+from koe5_onnx.engine import tuning
+from koe5_onnx.engine.cuda import provider as cuda
+from koe5_onnx.engine.cuda.provider import Driver, Gpu
+from koe5_onnx.engine.providers import import_onnxruntime
+from koe5_onnx.engine.session import Session
 
 H200 = Gpu("NVIDIA H200", 150_000_000_000, (9, 0))
 GPU_WHEEL = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()

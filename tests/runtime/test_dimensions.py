@@ -11,7 +11,7 @@ from shortened import DIMS, allow, cut
 from tolerances import SIMILARITY_ATOL, UNIT_LENGTH_ATOL
 
 from koe5_onnx import Artifact, ArtifactError, AsyncEmbedder, Embedder, InputError, cli
-from koe5_onnx.pipeline import WINDOW_TEXTS
+from koe5_onnx.engine.pipeline import WINDOW_TEXTS
 
 TEXTS = ["대한민국의 수도는?", "서울", "", "The quick brown fox", "가 " * 100]
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from koe5_onnx.event_loops import Answers, Tokenising
+from koe5_onnx.engine.async_bridge import Answers, Tokenizing
 
 
 def test_an_answer_that_is_awaited_no_more_holds_up_no_other():
@@ -51,15 +51,15 @@ def test_a_closed_loop_is_told_nothing():
 
 def test_what_is_brief_runs_in_the_loop_and_the_rest_in_threads():
     async def run():
-        tokenising = Tokenising()
+        tokenizing = Tokenizing()
         found = [
-            await tokenising.run(lambda: threading.current_thread().name, size, at_once=size < 10)
+            await tokenizing.run(lambda: threading.current_thread().name, size, at_once=size < 10)
             for size in (1, 1_000, 1_000_000)
         ]
-        tokenising.close()
+        tokenizing.close()
         return found
 
     here, short, long = asyncio.run(run())
     assert here == threading.current_thread().name
-    assert short.startswith("koe5-tokenise-short")
-    assert long.startswith("koe5-tokenise-long")
+    assert short.startswith("koe5-tokenize-short")
+    assert long.startswith("koe5-tokenize-long")

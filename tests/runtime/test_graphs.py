@@ -9,7 +9,7 @@ import pytest
 
 from koe5_onnx import Artifact, Embedder, InputError, ProviderError
 from koe5_onnx.artifact import FUSED_GRAPH, File
-from koe5_onnx.graphs import choose, installed_kernels
+from koe5_onnx.engine.graphs import choose, installed_kernels
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from koe5_onnx.machine import cpu_features, cpu_name, usable_cores
+from koe5_onnx.engine.machine import cpu_features, cpu_name, usable_cores
 
 X86 = """\
 processor\t: 0

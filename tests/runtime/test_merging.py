@@ -58,7 +58,7 @@ def test_a_query_does_not_wait_for_the_texts_that_were_there_before(artifact_pat
             await gate.until_one_began()
             query = asyncio.create_task(asynchronous.encode_queries(["서울"]))
             await settled()
-            gate.let(3)  # the one in work, one in front where a call was tokenised first, the query's
+            gate.let(3)  # the one in work, one in front where a call was tokenized first, the query's
             await query
             batches = len(gate.batches)
             for call in calls:
@@ -86,7 +86,7 @@ def test_a_large_call_is_windows_of_the_same(artifact_path):
             np.testing.assert_array_equal(found.tokens, expected.tokens)
 
 
-def test_few_large_calls_are_tokenised_ahead(embedder, monkeypatch, gate_of):
+def test_few_large_calls_are_tokenized_ahead(embedder, monkeypatch, gate_of):
     gate = gate_of(embedder)
     windows = []
     encode = embedder._tokenizer.encode

@@ -5,7 +5,8 @@ import threading
 import numpy as np
 import pytest
 
-from koe5_onnx import Embedder, InputError, TextTooLongError, pipeline
+from koe5_onnx import Embedder, InputError, TextTooLongError
+from koe5_onnx.engine import pipeline
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_an_overflow_error_in_a_late_window_too(artifact_path, texts, text_of, s
         embedder.encode([*texts, text_of(600)], on_progress=lambda *_: pytest.fail("something ran"))
 
 
-def test_the_next_window_is_tokenised_while_one_is_used():
+def test_the_next_window_is_tokenized_while_one_is_used():
     """At most one window ahead, and in order."""
     started = []
     second = threading.Event()
@@ -84,7 +85,7 @@ def test_the_next_window_is_tokenised_while_one_is_used():
                 second.set()
             return list(texts)
 
-    windows = pipeline.tokenise_ahead(Slow(), list(range(10)), 3)
+    windows = pipeline.tokenize_ahead(Slow(), list(range(10)), 3)
     assert next(windows) == [0, 1, 2]
     assert second.wait(10)
     assert started == [[0, 1, 2], [3, 4, 5]]
@@ -97,9 +98,9 @@ def test_workers_out_of_range(artifact_path):
 
 
 def test_threads_are_shared_among_workers(artifact_path, monkeypatch):
-    from koe5_onnx.machine import Cores
+    from koe5_onnx.engine.machine import Cores
 
-    monkeypatch.setattr("koe5_onnx.tuning.usable_cores", lambda: Cores(8, "eight"))
+    monkeypatch.setattr("koe5_onnx.engine.tuning.usable_cores", lambda: Cores(8, "eight"))
     for workers, threads in ((1, 8), (3, 2), (20, 1)):
         with Embedder.open(artifact_path, workers=workers) as embedder:
             assert embedder.session.threads == threads

@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koe5_onnx import queue as queue_module
-from koe5_onnx.batching import widths_of
-from koe5_onnx.queue import EXPRESS_TOKENS, SHORT_TOKENS, Job, Queue
+from koe5_onnx.engine import queue as queue_module
+from koe5_onnx.engine.batching import padded_lengths
+from koe5_onnx.engine.queue import EXPRESS_TOKENS, SHORT_TOKENS, Job, Queue
 
 LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=20)
 
@@ -19,7 +19,9 @@ def job_of(*lengths):
 
 
 def queue_of(*, is_packed=True, max_batch_tokens=512):
-    return Queue(max_batch_tokens, (lambda lengths: lengths) if is_packed else widths_of, is_packed=is_packed)
+    return Queue(
+        max_batch_tokens, (lambda lengths: lengths) if is_packed else padded_lengths, is_packed=is_packed
+    )
 
 
 def drained(queue):
@@ -41,9 +43,9 @@ def test_each_row_runs_once_within_the_budget(jobs, is_packed, budget):
     assert sorted(ran) == sorted((id(job), number) for job in made for number in range(len(job.ids)))
     assert queue.tokens == 0
     for batch in batches:
-        assert batch.places <= budget or len(batch.rows) == 1
+        assert batch.slots <= budget or len(batch.rows) == 1
         assert len({row.tokens <= SHORT_TOKENS for row in batch.rows}) == 1
-        assert is_packed or len({row.places for row in batch.rows}) == 1
+        assert is_packed or len({row.padded_length for row in batch.rows}) == 1
 
 
 def test_a_query_behind_a_bulk_request_runs_next():

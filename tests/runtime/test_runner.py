@@ -11,23 +11,20 @@ import numpy as np
 import pytest
 
 from koe5_onnx import ProviderError
-from koe5_onnx.queue import Job
-from koe5_onnx.runner import QueueFullError, Runner, Watcher
+from koe5_onnx.engine.queue import Job
+from koe5_onnx.engine.runner import QueueFullError, Runner, Observer
 
 
 class Graph:
     is_packed = True
+    layout = "packed"
 
 
-class Session:
-    graph = Graph()
-
-
-class FakeEmbedder:
+class FakeSession:
     """Holds each batch until a test lets it go; an embedding is the row's first id and its length."""
 
-    max_batch_tokens = 512
-    session = Session()
+    graph = Graph()
+    halves = False
 
     def __init__(self):
         self.batches: list[list[int]] = []
@@ -38,16 +35,17 @@ class FakeEmbedder:
     def padded_lengths(self, lengths):
         return lengths
 
-    def embed_tokens(self, tokens):
-        self.batches.append([len(ids) for ids in tokens.ids])
+    def run(self, input_ids, position_ids, offsets):
+        lengths = np.diff(offsets)
+        self.batches.append(lengths.tolist())
         self.began.release()
-        self.may_end["long" if len(tokens.ids[0]) > 128 else "short"].acquire()
+        self.may_end["long" if lengths[0] > 128 else "short"].acquire()
         if self.error is not None:
             raise self.error
-        return np.asarray([[ids[0], len(ids)] for ids in tokens.ids], np.float32)
+        return np.stack([input_ids[offsets[:-1]], lengths], axis=1).astype(np.float32)
 
 
-class Watching(Watcher):
+class Recorder(Observer):
     """Keeps what it is told, and finds fault with embeddings that are no numbers."""
 
     def __init__(self):
@@ -82,17 +80,17 @@ class Asked:
 
 @pytest.fixture
 def fake():
-    return FakeEmbedder()
+    return FakeSession()
 
 
 @pytest.fixture
-def watching():
-    return Watching()
+def recorder():
+    return Recorder()
 
 
 @pytest.fixture
-def runner(fake, watching):
-    made = Runner(fake, 1, watcher=watching)
+def runner(fake, recorder):
+    made = Runner(fake, max_batch_tokens=512, parallel_batches=1, observer=recorder)
     yield made
     fake.may_end["long"].release(1000)
     fake.may_end["short"].release(1000)
@@ -154,14 +152,14 @@ def test_what_is_given_up_leaves_the_queue(fake, runner):
     assert fake.batches == [[512]]
 
 
-def test_a_failed_batch_fails_its_requests_only(fake, runner, watching):
+def test_a_failed_batch_fails_its_requests_only(fake, runner, recorder):
     fake.error = RuntimeError("out of memory")
     failed = Asked(30, 512)
     runner.submit(failed.job)
     fake.may_end["long"].release()
     assert failed.wait() == [fake.error]
     assert runner.failure is fake.error
-    assert watching.failures == [fake.error]
+    assert recorder.failures == [fake.error]
     fake.error = None
     fake.may_end["long"].release(10)
     fake.may_end["short"].release(10)
@@ -173,7 +171,7 @@ def test_a_failed_batch_fails_its_requests_only(fake, runner, watching):
 
 
 def test_a_full_queue_refuses(fake):
-    runner = Runner(fake, 1, max_queue_tokens=1000)
+    runner = Runner(fake, max_batch_tokens=512, parallel_batches=1, max_queue_tokens=1000)
     accepted = [Asked(512), Asked(500), Asked(500)]
     runner.submit(accepted[0].job)
     began(fake)
@@ -189,7 +187,7 @@ def test_a_full_queue_refuses(fake):
 
 
 def test_closing_finishes_what_was_accepted(fake):
-    runner = Runner(fake, 1)
+    runner = Runner(fake, max_batch_tokens=512, parallel_batches=1)
     accepted = [Asked(512) for _ in range(5)]
     for one in accepted:
         runner.submit(one.job)
@@ -201,7 +199,7 @@ def test_closing_finishes_what_was_accepted(fake):
 
 
 def test_stopping_runs_nothing_more(fake):
-    runner = Runner(fake, 1)
+    runner = Runner(fake, max_batch_tokens=512, parallel_batches=1)
     running, waiting = ask(runner, 512, 512), ask(runner, 512)
     began(fake)
     runner.stop()
@@ -224,7 +222,7 @@ def test_a_thread_that_waits_holds_no_job(fake, runner):
 
 
 def test_a_batch_that_is_not_full_waits_for_more(fake):
-    runner = Runner(fake, 1, max_wait_s=60.0)
+    runner = Runner(fake, max_batch_tokens=512, parallel_batches=1, max_wait_s=60.0)
     runner.submit(Asked(100).job)
     assert not fake.began.acquire(timeout=0.1)
     runner.submit(Asked(*[100] * 5).job)
@@ -234,21 +232,21 @@ def test_a_batch_that_is_not_full_waits_for_more(fake):
     runner.close()
 
 
-def test_an_embedding_that_is_no_number_fails_its_request_and_no_other(fake, runner, watching):
+def test_an_embedding_that_is_no_number_fails_its_request_and_no_other(fake, runner, recorder):
     waiting = Asked(30)
     runner.submit(waiting.job)
     began(fake)
     bad, good = Asked(30, mark=np.iinfo(np.int32).max), Asked(30, mark=5)
     runner.submit(bad.job)
     runner.submit(good.job)
-    embed = fake.embed_tokens
+    run = fake.run
 
-    def with_nan(tokens):
-        found = embed(tokens)
+    def with_nan(*arrays):
+        found = run(*arrays)
         found[found > 1e9] = np.nan
         return found
 
-    fake.embed_tokens = with_nan
+    fake.run = with_nan
     fake.may_end["short"].release(2)
     (error,) = bad.wait()
     assert isinstance(error, FloatingPointError)
@@ -256,12 +254,12 @@ def test_an_embedding_that_is_no_number_fails_its_request_and_no_other(fake, run
     assert good.job.out.tolist() == [[5, 30]]
     assert fake.batches == [[30], [30, 30]]
     assert runner.failure is error
-    assert watching.failures == [error]
+    assert recorder.failures == [error]
 
 
 def test_a_fault_of_our_own_ends_neither_the_thread_nor_the_request(fake, runner, monkeypatch):
     fake.may_end["short"].release(10)
-    monkeypatch.setattr(Watching, "job_started", lambda self, waited_s: 1 / 0)
+    monkeypatch.setattr(Recorder, "job_started", lambda self, waited_s: 1 / 0)
     for _ in range(4):
         (error,) = ask(runner, 30).wait()
         assert isinstance(error, ZeroDivisionError)
@@ -284,7 +282,7 @@ def test_threads_that_could_run_nothing_sleep_on(fake, runner, monkeypatch):
 
 
 def test_closing_ends_the_threads_that_wait_beside_a_running_batch(fake):
-    runner = Runner(fake, 2)
+    runner = Runner(fake, max_batch_tokens=512, parallel_batches=2)
     running = ask(runner, 30)
     began(fake)
     closing = threading.Thread(target=runner.close)

@@ -12,9 +12,9 @@ import pytest
 from koe5_onnx import Artifact, ArtifactError, Embedder, InputError, ProviderError
 from koe5_onnx.artifact import GRAPH, MANIFEST, describe_file
 from koe5_onnx.cli.doctor import IDENTITY
-from koe5_onnx.machine import usable_cores
-from koe5_onnx.providers import import_onnxruntime, parse_device
-from koe5_onnx.session import Session
+from koe5_onnx.engine.machine import usable_cores
+from koe5_onnx.engine.providers import import_onnxruntime, parse_device
+from koe5_onnx.engine.session import Session
 
 TEXTS = ["하나", "둘 셋 넷", "다섯 " * 40, ""] * 8
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

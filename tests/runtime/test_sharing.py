@@ -19,8 +19,8 @@ from mapped_files import maps_of, memory_of
 import koe5_onnx
 from koe5_onnx import Artifact, Embedder, Koe5Warning, SharedWeightsWarning, cli
 from koe5_onnx.artifact import FUSED_GRAPH, WEIGHTS
-from koe5_onnx.graphs import Graph, installed_kernels
-from koe5_onnx.sharing import kept_bytes, packed_folders, prepare
+from koe5_onnx.engine.graphs import Graph, installed_kernels
+from koe5_onnx.engine.shared_weights import kept_bytes, packed_folders, prepare
 
 needs_kernels = pytest.mark.skipif(isinstance(installed_kernels(), str), reason=str(installed_kernels()))
 TEXTS = ["하나", "둘 셋 넷", "다섯 " * 40, ""] * 3
@@ -298,7 +298,7 @@ def test_no_folder_can_be_named(
 ) -> None:
     artifact = Artifact.open(artifact_path)
     if home == "none":
-        monkeypatch.setattr("koe5_onnx.sharing.cache_folder", no_home)
+        monkeypatch.setattr("koe5_onnx.engine.shared_weights.cache_folder", no_home)
     else:
         monkeypatch.setenv("KOE5_ONNX_CACHE", "/nowhere/\udcff")
     with pytest.warns(SharedWeightsWarning, match="KOE5_ONNX_CACHE names another folder"):

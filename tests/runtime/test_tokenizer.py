@@ -85,7 +85,7 @@ def test_long_texts_are_encoded_a_few_at_a_time(tokenizer, monkeypatch):
     texts = ["가" * 40, "나" * 40, "", "다" * 300, "라", "마" * 99]
     together = tokenizer.encode(texts)
     calls = []
-    monkeypatch.setattr("koe5_onnx.tokenizer._CHARACTERS_PER_CALL", 100)
+    monkeypatch.setattr("koe5_onnx.text.tokenizer._CHARACTERS_PER_CALL", 100)
     real = tokenizer._rust
 
     class Counting:

@@ -7,8 +7,8 @@ import pytest
 
 from koe5_onnx import Artifact, Embedder
 from koe5_onnx.cli import main
-from koe5_onnx.machine import Cores
-from koe5_onnx.tuning import DEFAULT_BATCH_TOKENS, Arrangement, _best, remembered, tune
+from koe5_onnx.engine.machine import Cores
+from koe5_onnx.engine.tuning import DEFAULT_BATCH_TOKENS, Arrangement, _best, remembered, tune
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def artifact(artifact_path, cache, monkeypatch):
-    monkeypatch.setattr("koe5_onnx.tuning.usable_cores", lambda: Cores(2, "two"))
+    monkeypatch.setattr("koe5_onnx.engine.tuning.usable_cores", lambda: Cores(2, "two"))
     return Artifact.open(artifact_path)
 
 
@@ -29,7 +29,7 @@ def clock(monkeypatch):
 
     def set_seconds(seconds):
         times = itertools.chain.from_iterable((0.0, second) for second in seconds)
-        monkeypatch.setattr("koe5_onnx.tuning.time.perf_counter", lambda: next(times))
+        monkeypatch.setattr("koe5_onnx.engine.tuning.time.perf_counter", lambda: next(times))
 
     return set_seconds
 
@@ -81,7 +81,7 @@ def test_a_damaged_note_is_ignored(artifact, clock, cache, damage):
 def test_another_machine_has_another_profile(artifact, clock, monkeypatch):
     clock([1.0] * 10)
     tune(artifact, kernels="stock", rounds=1)
-    monkeypatch.setattr("koe5_onnx.tuning.cpu_name", lambda: "another")
+    monkeypatch.setattr("koe5_onnx.engine.tuning.cpu_name", lambda: "another")
     assert remembered(artifact, "cpu", "stock") is None
 
 

@@ -83,7 +83,7 @@ def test_what_is_well_formed_takes_the_short_way(serving, offline, monkeypatch, 
     np.testing.assert_allclose(answer.json(), offline.encode(["서울"]), atol=SERVED, rtol=0)
 
 
-def test_text_up_to_the_length_that_is_tokenised_at_once_and_beyond(client, offline):
+def test_text_up_to_the_length_that_is_tokenized_at_once_and_beyond(client, offline):
     for length in (511, 512, 513, 16_384, 16_385):
         text = ("가나 " * length)[:length]
         found = client.post("/embed", json={"inputs": text}).json()

@@ -40,7 +40,7 @@ def test_a_server_that_stops_sends_clients_to_another(offline):
     assert caught.value.headers["retry-after"] == "1"
 
 
-def test_a_row_that_is_not_finite_is_a_fault_and_its_neighbours_are_not():
+def test_a_row_that_is_not_finite_is_a_fault_and_its_neighbors_are_not():
     rows = np.zeros((3, 4), np.float32)
     rows[1, 2] = np.inf
     first, second, third = Watching(Metrics()).faults_of(rows)

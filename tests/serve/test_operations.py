@@ -24,7 +24,7 @@ from tolerances import SERVED
 import koe5_onnx
 from koe5_onnx import InputError
 from koe5_onnx.cli.serve import hash_keys
-from koe5_onnx.graphs import installed_kernels
+from koe5_onnx.engine.graphs import installed_kernels
 from koe5_onnx.serve import Settings
 
 ARTIFACT = Path(__file__).resolve().parents[1] / "data" / "tiny-int8"
@@ -272,7 +272,7 @@ def test_metrics(serving):
     for line in (
         'koe5_request_seconds_count{route="/v1/embeddings",status="200"} 1.0',
         "koe5_queue_seconds_count 1.0",
-        "koe5_tokenise_seconds_count 1.0",
+        "koe5_tokenize_seconds_count 1.0",
         'koe5_inputs_total{prompt="query"} 2.0',
         "koe5_truncated_inputs_total 1.0",
         'precision="int8",provider="CPUExecutionProvider"',
@@ -308,8 +308,8 @@ def test_traces(serving, monkeypatch):
             if len(seen) >= 4:
                 break
     spans = {span.name: span for span in seen}
-    assert {"tokenise", "queue", "run", "POST /embed"} <= set(spans)
+    assert {"tokenize", "queue", "run", "POST /embed"} <= set(spans)
     request = spans["POST /embed"]
-    for name in ("tokenise", "queue", "run"):
+    for name in ("tokenize", "queue", "run"):
         assert spans[name].context.trace_id == request.context.trace_id
         assert request.start_time <= spans[name].start_time <= spans[name].end_time <= request.end_time

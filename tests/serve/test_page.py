@@ -153,10 +153,10 @@ def test_nothing_sticks_out(page, width):
 
 
 _CONTRAST = """() => {
-  const parts = (colour) => colour.match(/[0-9.]+/g).slice(0, 3).map((part) => part / 255);
+  const parts = (color) => color.match(/[0-9.]+/g).slice(0, 3).map((part) => part / 255);
   const linear = (part) => part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
   const weigh = ([red, green, blue]) => 0.2126 * red + 0.7152 * green + 0.0722 * blue;
-  const light = (colour) => weigh(parts(colour).map(linear));
+  const light = (color) => weigh(parts(color).map(linear));
   const of = (one, other) => (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
   const cells = Array.from({ length: 101 }, (_, percent) => cellOf(percent / 100, 0, 1, false));
   document.body.append(...cells);
@@ -169,7 +169,7 @@ _CONTRAST = """() => {
 }"""
 
 
-def test_every_colour_of_the_heat_map_can_be_read(page):
+def test_every_color_of_the_heat_map_can_be_read(page):
     assert page.evaluate(_CONTRAST) > 4.45  # WCAG AA asks for 4.5, of which rounding takes a little
 
 

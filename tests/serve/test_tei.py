@@ -98,7 +98,7 @@ WRONG = {
     "empty": ({"inputs": []}, 400, "Empty", "is empty"),
     "a number": ({"inputs": 5}, 422, "Validation", "expected a text"),
     "many": ({"inputs": ["a"] * 2049}, 413, "Validation", "2,049 texts"),
-    "not normalised": ({"inputs": "a", "normalize": False}, 422, "Validation", "normalize is False"),
+    "not normalized": ({"inputs": "a", "normalize": False}, 422, "Validation", "normalize is False"),
     "shortened": ({"inputs": "a", "dimensions": 8}, 422, "Validation", "dimensions is 8"),
     "left": ({"inputs": "a", "truncation_direction": "Left"}, 422, "Validation", "expected Right"),
     "prompt": ({"inputs": "a", "prompt_name": "x"}, 422, "Validation", "prompt_name is 'x'"),

@@ -18,7 +18,7 @@ from koe5_export.texts import DEMO_PASSAGES, DEMO_QUERIES, VERIFICATION
 
 from benchmarks.corpora import Dataset, load
 from koe5_onnx import Artifact, Embedder, Tokenizer
-from koe5_onnx.session import Session
+from koe5_onnx.engine.session import Session
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 SHARED = Path(__file__).resolve().parents[3] / "shared/data"

@@ -5,7 +5,7 @@ import pytest
 import tolerances
 from koe5_export.precision import PRECISIONS
 
-from koe5_onnx.graphs import installed_kernels
+from koe5_onnx.engine.graphs import installed_kernels
 
 CASES = [(precision, "stock") for precision in PRECISIONS] + [("int8", "fused"), ("fp16", "fused")]
 

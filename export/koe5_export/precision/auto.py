@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from koe5_onnx.machine import INT8_INSTRUCTIONS
+from koe5_onnx.engine.machine import INT8_INSTRUCTIONS
 
 
 @dataclass(frozen=True)

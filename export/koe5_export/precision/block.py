@@ -1,6 +1,6 @@
 """Weights in blocks of 8 or 4 bits: finer than a scale a column, on any CPU, slower where there is VNNI.
 
-The operator quantises its input itself, block by block, so that an outlier costs its own block only.
+The operator quantizes its input itself, block by block, so that an outlier costs its own block only.
 Source: MatMulNBits with accuracy level 4, whose kernels cover AVX2 and ARM too,
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits,
 https://github.com/microsoft/onnxruntime/pull/24491.

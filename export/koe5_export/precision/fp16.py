@@ -1,7 +1,7 @@
 """Weights and hidden states in fp16, for CUDA.
 
 Products are summed in fp32 by the GPU's matrix units, norms and softmax compute in fp32 between fp16 inputs
-and outputs, and the last norm, pooling and normalisation are fp32 throughout.
+and outputs, and the last norm, pooling and normalization are fp32 throughout.
 
 fp16 ends at 65,504, and trained encoders have residual channels far larger than the rest. Two things keep
 them in range at no cost. A residual sum is never stored: the norm's node adds it up in fp32. And whatever

@@ -21,7 +21,7 @@ from koe5_export.smooth import Inputs, Strengths
 from koe5_export.weights import Array, Linear, Rounded
 from koe5_export.writer import MICROSOFT, GraphWriter
 from koe5_onnx import Target
-from koe5_onnx.machine import INT8_INSTRUCTIONS
+from koe5_onnx.engine.machine import INT8_INSTRUCTIONS
 
 _TOLERATED_ERROR = 0.05
 """Error of a linear's outputs, relative, that stays; most of trained MiniLM's are at 0.01, one at 0.02."""
@@ -37,7 +37,7 @@ _TINY = np.float32(1e-12)
 class Int8(Precision):
     """8-bit weights with a scale per output channel, 8-bit activations with a scale per token.
 
-    A scale per token, never per tensor: the embedding of a text must not depend on its neighbours. The
+    A scale per token, never per tensor: the embedding of a text must not depend on its neighbors. The
     product is u8 x s8, the one that CPUs have instructions for; 128 stands for zero in the activations.
     """
 
@@ -82,19 +82,19 @@ class Int8(Precision):
         if all(_in_blocks(linear) for _, linear in linears):
             return [_block_product(g, x, name, linear) for name, linear in linears]
         scale = _scale(g, x)
-        quantised = _quantise(g, x, scale, len(linears[0][1].weight))
+        quantized = _quantize(g, x, scale, len(linears[0][1].weight))
         return [
             _block_product(g, x, name, linear)
             if _in_blocks(linear)
-            else _product(g, quantised, scale, name, linear)
+            else _product(g, quantized, scale, name, linear)
             for name, linear in linears
         ]
 
 
-def relative_error(quantised: Array, rounded: Rounded, x: Array, weight: Array) -> float:
-    """Size of quantised @ rounded - x @ weight relative to x @ weight, both without their means: biases."""
+def relative_error(quantized: Array, rounded: Rounded, x: Array, weight: Array) -> float:
+    """Size of quantized @ rounded - x @ weight relative to x @ weight, both without their means: biases."""
     exact = x @ weight
-    error = quantised @ rounded.weight - exact
+    error = quantized @ rounded.weight - exact
     spread = float(np.linalg.norm(exact - exact.mean(axis=0)))
     return float(np.linalg.norm(error - error.mean(axis=0))) / max(spread, 1e-12)
 
@@ -119,7 +119,7 @@ def _scale(g: GraphWriter, x: str) -> str:
     return g.node("Max", [step, g.constant("smallest_scale", _TINY)], f"{x}.scale")
 
 
-def _quantise(g: GraphWriter, x: str, scale: str, width: int) -> str:
+def _quantize(g: GraphWriter, x: str, scale: str, width: int) -> str:
     """uint8[n, width, in]: x / scale + 128. One block a row; the zero points need the scale's shape."""
     return g.node("QuantizeLinear", [x, scale, _zero_points(g)], f"{x}.uint8", axis=-1, block_size=width)
 
@@ -148,11 +148,11 @@ def _rounded(linear: Linear) -> Rounded:
     return linear.rounded
 
 
-def _product(g: GraphWriter, quantised: str, row_scale: str, name: str, linear: Linear) -> str:
+def _product(g: GraphWriter, quantized: str, row_scale: str, name: str, linear: Linear) -> str:
     """x @ weight from integers, each row with its own scale."""
     rounded = _rounded(linear)
     inputs = [
-        quantised,
+        quantized,
         g.constant(f"{name}.weight", rounded.integers),
         # Its own scale stays 1: the operator would apply a scale a row on one thread.
         g.constant("one", np.float32(1)),

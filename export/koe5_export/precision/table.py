@@ -1,4 +1,4 @@
-"""An embedding table in 8 bits, which all quantised precisions share."""
+"""An embedding table in 8 bits, which all quantized precisions share."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def int8_table(g: GraphWriter, name: str, shape: tuple[int, ...], rows: Iterable
     """Rows of a table stored as int8 with a scale per row: float32[n, width, hidden]."""
     scales: list[Array] = []
 
-    def quantised() -> Iterable[npt.NDArray[np.int8]]:
+    def quantized() -> Iterable[npt.NDArray[np.int8]]:
         for block in rows:
             rounded = round_columns(block.T)
             scales.append(rounded.scale[0])
             yield rounded.integers.T
 
-    weight = g.stream(f"{name}.weight", np.int8, shape, quantised())
+    weight = g.stream(f"{name}.weight", np.int8, shape, quantized())
     scale = g.constant(f"{name}.scale", np.concatenate(scales)[:, None])
     # DequantizeLinear on the constant would be folded back to fp32; what is gathered first is not.
     gathered = g.node("Gather", [weight, ids], f"{name}.int8")

@@ -83,7 +83,7 @@ using namespace standin;
 
 namespace {
 
-constexpr int kNoDevice = 101, kAlreadyLocked = 712, kNotLocked = 713;
+constexpr int kNoDevice = 101;
 constexpr int kMajor = 75, kMinor = 76;
 
 thread_local void* current_context = nullptr;
@@ -145,20 +145,6 @@ int cuCtxGetCurrent(void** context) {
 int cuCtxSetCurrent(void* context) {
   current_context = context;
   return kSuccess;
-}
-
-int cuMemHostRegister_v2(void* at, size_t bytes, unsigned) {
-  const std::lock_guard lock(state().mutex);
-  if (current_context == nullptr) return 201;
-  if (!state().locked.emplace(reinterpret_cast<uintptr_t>(at), bytes).second) return kAlreadyLocked;
-  count("locked", static_cast<int64_t>(bytes));
-  return kSuccess;
-}
-
-int cuMemHostUnregister(void* at) {
-  const std::lock_guard lock(state().mutex);
-  count("unlocked");
-  return state().locked.erase(reinterpret_cast<uintptr_t>(at)) == 1 ? int{kSuccess} : kNotLocked;
 }
 
 int cuTensorMapEncodeTiled() { return kSuccess; }

@@ -1,0 +1,137 @@
+"""What a manifest says, in words: the one description that info prints, its page shows and doctor shares.
+
+Its certificate's part is certificate_facts.py; what sections are made of is sections.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from koe5_onnx import Architecture, Contract, Manifest, Source, Target
+from koe5_onnx.cli.certificate_report import certificate_sections, cosine, short_hash, verdict
+from koe5_onnx.cli.report import Fact, Section, Table
+
+UNPROVED = "it was never compared with PyTorch: export it again"
+
+
+def name_of(manifest: Manifest) -> str:
+    """What to call the artifact."""
+    return f"{manifest.source.repository}, {manifest.precision}"
+
+
+def headline(manifest: Manifest) -> list[Fact]:
+    """The few figures to see first."""
+    certificate, size = manifest.certificate, Fact("size", _size_in_words(manifest.total_bytes))
+    if certificate is None:
+        return [size, Fact("certificate", "none")]
+    return [
+        Fact("smallest cosine to PyTorch", cosine(certificate.overall.cosine_min)),
+        Fact("mean cosine", cosine(certificate.overall.cosine_mean)),
+        Fact("nearest neighbors kept", f"{certificate.retrieval.overlap:.1%}"),
+        Fact("gate", verdict(certificate)),
+        size,
+    ]
+
+
+def sections(manifest: Manifest) -> Iterator[Section]:
+    """All that the manifest says, in the order of reading.
+
+    Raises:
+        ArtifactError: A histogram of the certificate does not add up.
+    """
+    yield Section(
+        "What it is",
+        facts=[
+            Fact("made from", source(manifest.source)),
+            Fact("weights", f"SHA-256 {short_hash(manifest.source.weights_sha256)}"),
+            *_architecture(manifest.architecture),
+        ],
+    )
+    yield Section("Precision", facts=[Fact("precision", manifest.precision), *_recipe(manifest)])
+    yield Section("Target", facts=[*_target(manifest.target)])
+    yield Section("Contract", facts=contract(manifest.contract))
+    yield Section("Files", tables=[_files(manifest)])
+    if manifest.certificate is None:
+        yield Section("Certificate", notes=[f"There is none: {UNPROVED}."])
+    else:
+        yield from certificate_sections(manifest.certificate, manifest.target)
+
+
+def source(found: Source) -> str:
+    """Repository and revision."""
+    return f"{found.repository} at {found.revision or 'no revision'}"
+
+
+def contract(found: Contract) -> list[Fact]:
+    """How texts become embeddings; the values make one line too."""
+    prompts = ", ".join(f"{_quoted(text)} for {name}" for name, text in found.prompts.items())
+    return [
+        Fact("pooling", f"{found.pooling} pooling"),
+        Fact("length", "unit length" if found.normalize else "not normalized"),
+        Fact("similarity", f"{found.similarity} similarity"),
+        Fact("embedding", f"{found.dim:,} dimensions"),
+        *_shortened(found),
+        Fact("input", f"at most {found.max_tokens:,} tokens"),
+        Fact("Unicode", "composed (NFC)" if found.unicode_form else "left as it is"),
+        Fact("prompts", prompts or "no prompts"),
+        *(
+            [Fact("default prompt", f"{found.default_prompt_name} by default")]
+            if found.default_prompt_name
+            else []
+        ),
+    ]
+
+
+def _shortened(found: Contract) -> Iterator[Fact]:
+    if shorter := [f"{dim:,}" for dim in found.dims[:-1]]:
+        yield Fact("shortened", f"to {' or '.join(shorter)} dimensions if asked for")
+
+
+def _size_in_words(size_bytes: int) -> str:
+    """Bytes in the unit that leaves one to three digits before the point."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.1f} {unit}"
+    return f"{size_bytes} bytes"
+
+
+def _architecture(found: Architecture) -> list[Fact]:
+    shape = (
+        f"{found.model_type}, {found.layers} layers, width {found.hidden:,}, {found.heads} heads, "
+        f"FFN {found.intermediate:,}, vocabulary {found.vocabulary:,}"
+    )
+    return [Fact("architecture", shape), Fact("parameters", f"{found.parameters:,}")]
+
+
+def _recipe(manifest: Manifest) -> Iterator[Fact]:
+    for name, value in manifest.recipe.items():
+        words = value if isinstance(value, str) else _quoted(value)
+        yield Fact(name.replace("_", " "), short_hash(words) if name.endswith("sha256") else words)
+
+
+def _target(found: Target) -> Iterator[Fact]:
+    yield Fact("devices", " and ".join(found.devices) or "none")
+    if found.instructions:
+        yield Fact("instructions", f"one of {', '.join(found.instructions)}")
+        yield Fact("without them", found.without)
+    elif "cpu" in found.devices:
+        yield Fact("instructions", "any CPU")
+
+
+def _files(manifest: Manifest) -> Table:
+    rows = [
+        (name, _size_in_words(file.bytes), f"{file.bytes:,}", short_hash(file.sha256))
+        for name, file in manifest.files.items()
+    ]
+    total = ("all", _size_in_words(manifest.total_bytes), f"{manifest.total_bytes:,}", "")
+    return Table(
+        "The files; their sizes were checked, their hashes were not",
+        ("file", "size", "bytes", "SHA-256"),
+        [*rows, total],
+    )
+
+
+def _quoted(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

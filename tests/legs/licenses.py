@@ -1,0 +1,116 @@
+"""docs/licenses.md: what each extra brings, and under which license; `make licenses` writes it.
+
+It asks the environment that it runs in: importlib.metadata for who needs whom, pip-licenses for the licenses.
+No leg: tests/dist/test_licenses.py holds the page against the environment of the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs/licenses.md"
+ALWAYS = "always"
+"""Stands for the dependencies that every installation has."""
+_OURS = "koe5-onnx-kernels"
+_UNLISTED = ("dev",)
+
+_HEAD = """# Licenses of the dependencies
+
+koe5-onnx and koe5-onnx-kernels are under the MIT license, and so are the weights of KoE5. Below is what an
+installation brings beside them, by the extra that asks for it, in the versions of constraints.txt, on
+Linux x86-64. The license is the one that the package's own metadata states. `make licenses` writes this page.
+
+The library in koe5-onnx-kernels contains parts of GCC's libstdc++ and libgcc, linked statically: GPL-3.0 with
+the [GCC Runtime Library Exception](https://www.gnu.org/licenses/gcc-exception-3.1.html), which asks nothing
+of those who use or pass on the compiled library.
+
+| package | version | license | for |
+| --- | --- | --- | --- |
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    wanted = requirements()
+    listed = {extra: names for extra, asked in wanted.items() if (names := closure(asked)) is not None}
+    text = _HEAD + "".join(_rows(listed))
+    if absent := sorted(wanted.keys() - listed.keys()):
+        asked = (f"{extra} ({', '.join(map(str, wanted[extra]))})" for extra in absent)
+        text += f"\nNot installed where this page was made, so not listed: {'; '.join(asked)}.\n"
+    partial = PAGE.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(PAGE)
+
+
+def requirements() -> dict[str, list[Requirement]]:
+    """Extra to what pyproject.toml asks for it, beside what is always asked."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = {ALWAYS: project["dependencies"], **project["optional-dependencies"]}
+    return {
+        extra: [Requirement(line) for line in lines]
+        for extra, lines in asked.items()
+        if extra not in _UNLISTED
+    }
+
+
+def closure(asked: list[Requirement]) -> set[str] | None:
+    """Names of all packages that these bring; None where one is not installed here."""
+    found: dict[str, set[str]] = {}
+    waiting = list(asked)
+    while waiting:
+        requirement = waiting.pop()
+        name, extras = canonicalize_name(requirement.name), {"", *requirement.extras}
+        if requirement.name == _OURS or extras <= found.get(name, set()):
+            continue
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue  # for another system
+        found.setdefault(name, set()).update(extras)
+        try:
+            lines = distribution(name).requires or []
+        except PackageNotFoundError:
+            return None
+        waiting += [needed for line in lines if (needed := _needed(line, extras))]
+    return set(found)
+
+
+def _needed(line: str, extras: set[str]) -> Requirement | None:
+    """A requirement without its marker, where that is true for one of the extras."""
+    requirement = Requirement(line)
+    if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
+        return None
+    requirement.marker = None
+    return requirement
+
+
+def _rows(listed: dict[str, set[str]]) -> list[str]:
+    """A row a package, with the extras that bring it."""
+    of = _licenses()
+    rows = []
+    for name in sorted(set().union(*listed.values())):
+        extras = [extra for extra, names in listed.items() if name in names]
+        users = ALWAYS if ALWAYS in extras else ", ".join(extras)
+        version, terms = of[name]
+        rows.append(f"| {name} | {version} | {terms} | {users} |\n")
+    return rows
+
+
+def _licenses() -> dict[str, tuple[str, str]]:
+    """Package to its version and license, as pip-licenses finds them in this environment."""
+    command = [sys.executable, "-m", "piplicenses", "--from=mixed", "--with-system", "--format=json"]
+    found = json.loads(subprocess.check_output(command))
+    return {
+        canonicalize_name(one["Name"]): (one["Version"], one["License"].partition("\n")[0]) for one in found
+    }
+
+
+if __name__ == "__main__":
+    main()
