@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from koe5_onnx.serve import Settings
-from koe5_onnx.serve.engine import Engine, Watching
+from koe5_onnx.serve.engine import Engine
 from koe5_onnx.serve.inputs import Inputs
 from koe5_onnx.serve.metrics import Metrics
 from koe5_onnx.serve.refusals import OVERLOADED, STOPPING, Refusal
@@ -31,10 +31,10 @@ def test_a_full_queue_says_when_to_come_again(offline):
     assert int(caught.value.headers["retry-after"]) >= 1
 
 
-def test_a_server_that_stops_sends_clients_to_another(offline):
+def test_a_server_that_shuts_down_sends_clients_to_another(offline):
     engine = engine_of(offline)
     engine.runner.close()
-    with pytest.raises(Refusal, match="the server stops") as caught:
+    with pytest.raises(Refusal, match="the server is shutting down") as caught:
         asyncio.run(engine.embed(INPUTS))
     assert caught.value.reason is STOPPING
     assert caught.value.headers["retry-after"] == "1"
@@ -43,11 +43,11 @@ def test_a_server_that_stops_sends_clients_to_another(offline):
 def test_a_row_that_is_not_finite_is_a_fault_and_its_neighbors_are_not():
     rows = np.zeros((3, 4), np.float32)
     rows[1, 2] = np.inf
-    first, second, third = Watching(Metrics()).faults_of(rows)
+    first, second, third = Metrics().faults_of(rows)
     assert (first, third) == (None, None)
     assert isinstance(second, FloatingPointError)
 
 
 def test_a_failure_is_one_line_of_the_log(caplog):
-    Watching(Metrics()).batch_failed(RuntimeError("out of luck"))
+    Metrics().batch_failed(RuntimeError("out of luck"))
     assert [record.getMessage() for record in caplog.records] == ["a batch failed: out of luck"]

@@ -225,7 +225,8 @@ def test_a_request_id_that_could_harm_a_log_is_replaced(client, given):
 def test_a_failing_model_is_told_and_seen(serving, monkeypatch):
     with serving() as client:
         monkeypatch.setattr(
-            "koe5_onnx.Embedder.embed_tokens", lambda self, tokens: np.full((len(tokens.ids), 64), np.nan)
+            "koe5_onnx.engine.runner.run_batch",
+            lambda session, ids, batch: np.full((len(ids), 64), np.nan, np.float32),
         )
         openai = client.post("/v1/embeddings", json={"input": "a"})
         tei = client.post("/embed", json={"inputs": "a"})
