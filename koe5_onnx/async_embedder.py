@@ -1,7 +1,7 @@
 """An Embedder for asyncio: the same verbs, to be awaited; concurrent calls share batches.
 
 call -> tokenized, in the loop where it is brief, else in a thread -> queue.py, with the rows of all other
-calls -> runner.py's threads run batches of them -> told to the loop (event_loops.py)
+calls -> runner.py's threads run batches of them -> told to the loop (async_bridge.py)
 
 It owns what becomes of one call: the way it takes, its cancellation, its end. Which rows run next is the
 queue's, texts and errors are the Embedder's. `koe5-onnx serve` is built on the same queue.

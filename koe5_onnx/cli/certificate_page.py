@@ -1,4 +1,4 @@
-"""The certificate as one page of HTML: the sections of facts.py, and the histograms that text cannot show.
+"""The certificate as one page of HTML: the sections of manifest_report.py, and histograms.
 
 Complete in itself: no script, nothing fetched, the style sheet and the drawings inside. What a manifest says
 reaches the page through `escaped` only; the page's own policy forbids scripts besides.

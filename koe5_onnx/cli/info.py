@@ -1,6 +1,6 @@
 """koe5-onnx info: what an artifact is and how close to PyTorch it was measured to be, for people.
 
-Reads the manifest only (facts.py puts it in words) and runs nothing: doctor checks hashes and embeds, verify
+Reads the manifest only (manifest_report.py puts it in words) and runs nothing: doctor checks hashes and embeds, verify
 measures again. The page of --html is certificate_page.py's.
 """
 

@@ -1,6 +1,6 @@
 """What a manifest says, in words: the one description that info prints, its page shows and doctor shares.
 
-Its certificate's part is certificate_facts.py; what sections are made of is sections.py.
+Its certificate's part is certificate_report.py; what sections are made of is report.py.
 """
 
 from __future__ import annotations

@@ -61,9 +61,9 @@ class Session:
             "stock" never.
         graph: Runs this graph and leaves `kernels` aside; None chooses by it.
         gpu_mem_limit: Bytes that ONNX Runtime may take on a GPU beside CUDA's own; None is no limit.
-        share_weights: Map the fused kernels' packed weights from the user's cache (see sharing.py). Other
+        share_weights: Map the fused kernels' packed weights from the user's cache (see shared_weights.py). Other
             graphs pack nothing that could be shared.
-        cuda_graphs: Capture the packed graph for small batches (see captured.py), with a second session and
+        cuda_graphs: Capture the packed graph for small batches (see graph_capture.py), with a second session and
             its copy of the weights.
 
     Raises:

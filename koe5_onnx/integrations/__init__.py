@@ -8,5 +8,5 @@
     mteb                     Koe5Encoder
 
 Each puts "query" and "passage" where its framework tells them apart, and shares one Embedder with all others
-of the same artifact and options (opening.py). Importing this package loads none of them.
+of the same artifact and options (shared_embedders.py). Importing this package loads none of them.
 """

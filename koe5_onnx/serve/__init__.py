@@ -9,7 +9,7 @@ What happens to a request, one file a step::
     inputs       texts or token ids, prompt, what to do with long ones -> Tokens
     engine       asks the queue, waits for the answer or for the client to go away
 
-The queue and the threads that run its batches are the runtime's (queue.py, runner.py, event_loops.py); an
+The queue and the threads that run its batches are the runtime's (engine/queue.py, runner.py, async_bridge.py); an
 AsyncEmbedder has the same. `app` puts all together, `server` runs it under uvicorn. Needs the extra `serve`;
 nothing else imports this.
 """

@@ -1,7 +1,8 @@
 """CUDA graphs for small batches: the packed graph captured once for each bucket, then replayed.
 
 A query's forward pass of KoE5 is 279 kernels of a few microseconds, and starting them one by one takes longer
-than running them. A replay starts all at once. It wants fixed shapes (buckets.py) at fixed places (bound.py).
+than running them. A replay starts all at once. It requires fixed shapes (capture_shapes.py) at
+fixed addresses (io_binding.py).
 
 ONNX Runtime keeps a captured graph with the thread that captured it, and may give memory that a graph still
 writes to other batches of its session. So graphs have a thread and a session of their own.
