@@ -1,7 +1,7 @@
 """koe5-onnx info: what an artifact is and how close to PyTorch it was measured to be, for people.
 
-Reads the manifest only (manifest_report.py puts it in words) and runs nothing: doctor checks hashes and embeds, verify
-measures again. The page of --html is certificate_page.py's.
+It reads the manifest only (see manifest_report.py) and runs nothing: doctor checks hashes and embeds, verify
+measures again. certificate_page.py makes the page of --html.
 """
 
 from __future__ import annotations

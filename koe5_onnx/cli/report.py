@@ -1,4 +1,4 @@
-"""What a report about an artifact is made of; says neither what is in it (manifest_report.py) nor how it looks.
+"""The parts of a report about an artifact; manifest_report.py fills them, callers lay them out.
 
 Every string here may come from a foreign manifest: whoever prints one puts it through `printable`, or
 through `escaped` on a page.

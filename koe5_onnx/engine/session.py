@@ -61,10 +61,10 @@ class Session:
             "stock" never.
         graph: Runs this graph and leaves `kernels` aside; None chooses by it.
         gpu_mem_limit: Bytes that ONNX Runtime may take on a GPU beside CUDA's own; None is no limit.
-        share_weights: Map the fused kernels' packed weights from the user's cache (see shared_weights.py). Other
-            graphs pack nothing that could be shared.
-        cuda_graphs: Capture the packed graph for small batches (see graph_capture.py), with a second session and
-            its copy of the weights.
+        share_weights: Map the fused kernels' packed weights from the user's cache (see shared_weights.py).
+            Other graphs have no packed weights.
+        cuda_graphs: Capture the packed graph for small batches (see graph_capture.py), with a second session
+            and its copy of the weights.
 
     Raises:
         InputError: `device` has another form, `threads` or `gpu_mem_limit` is below 1, or `cuda_graphs` is

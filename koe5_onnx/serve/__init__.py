@@ -9,9 +9,8 @@ What happens to a request, one file a step::
     inputs       texts or token ids, prompt, what to do with long ones -> Tokens
     engine       asks the queue, waits for the answer or for the client to go away
 
-The queue and the threads that run its batches are the runtime's (engine/queue.py, runner.py, async_bridge.py); an
-AsyncEmbedder has the same. `app` puts all together, `server` runs it under uvicorn. Needs the extra `serve`;
-nothing else imports this.
+The queue and the threads that run its batches are those of AsyncEmbedder (koe5_onnx/engine). `app` puts all
+together, `server` runs it under uvicorn. This package requires the extra `serve`; nothing else imports it.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pytest
 
 from koe5_onnx import ProviderError
 from koe5_onnx.engine.queue import Job
-from koe5_onnx.engine.runner import QueueFullError, Runner, Observer
+from koe5_onnx.engine.runner import Observer, QueueFullError, Runner
 
 
 class Graph:
