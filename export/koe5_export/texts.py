@@ -139,7 +139,7 @@ def _lengths(limit: int) -> list[int]:
     between = [length for length in _LENGTHS if length < limit - 1]
     if limit <= _USUAL:
         return [*between, limit - 1, limit, 2 * limit]
-    return [*between, _USUAL, round((_USUAL * limit) ** 0.5), 2 * limit]
+    return [*between, _USUAL, min(2 * _USUAL, limit), 2 * limit]
 
 
 def with_prompts(texts: Sequence[str], contract: Contract) -> list[str]:
