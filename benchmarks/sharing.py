@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.contenders.process import kilobytes_of
 from benchmarks.speed.results import head, write_json
-from koe5_onnx import Artifact
+from koe5_onnx import Artifact, EngineOptions
 from koe5_onnx.engine.graphs import choose
 from koe5_onnx.engine.machine import usable_cores
 from koe5_onnx.files import cache_folder
@@ -52,7 +52,7 @@ STEPS = ("open_s", "first_query_s", "query_s", "pages_s")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--artifact", type=Path, required=True, metavar="DIR", help="with a fused graph")
+    parser.add_argument("--artifact", type=Path, required=True, metavar="DIR", help="with a packed graph")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], metavar="N")
     parser.add_argument("--threads", type=int, default=usable_cores().count, metavar="N")
     parser.add_argument("--starts", type=int, default=7, metavar="N", help="of each kind (default: 7)")
@@ -64,10 +64,10 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print.
 
     Raises:
-        ProviderError: The fused graph does not run here: there is nothing to share.
+        ProviderError: The packed graph does not run here: there is nothing to share.
     """
     artifact = Artifact.open(args.artifact)
-    choose(artifact, "cpu", "fused")
+    choose(artifact, EngineOptions(graph="packed"))
     result = head("sharing", args.threads, artifact.path)
     cache_folder().mkdir(parents=True, exist_ok=True)
     # On the disk where the files would lie.

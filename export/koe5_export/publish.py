@@ -94,9 +94,9 @@ def publish(
         plan.announce(certificate)
         manifest = replace(manifest, certificate=certificate)
         if set(SECOND_GRAPHS) & set(manifest.files):
-            fused = certify(Artifact(folder, manifest), expected, plan.gate, "fused", report)
-            plan.announce(fused)
-            manifest = replace(manifest, fused_certificate=fused)
+            packed = certify(Artifact(folder, manifest), expected, plan.gate, "packed", report)
+            plan.announce(packed)
+            manifest = replace(manifest, fused_certificate=packed)
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return Artifact(out, manifest)
 

@@ -110,7 +110,7 @@ def test_kernels_do_not_mix(begun, tmp_path):
     if other == "fused":
         pytest.skip("fused kernels do not run here")
     with pytest.raises(InputError, match="graph was 'fused' and is 'stock'"):
-        embed_files(tmp_path / "in", begun, Engine(ARTIFACT, threads=1, kernels="stock"), Options("passage"))
+        embed_files(tmp_path / "in", begun, Engine(ARTIFACT, threads=1, graph="padded"), Options("passage"))
 
 
 def test_two_at_once(embed, begun):

@@ -186,8 +186,8 @@ def test_a_session_takes_a_graph_for_small_batches_only(artifact, ordinary, monk
 def test_where_there_is_nothing_to_capture(artifact):
     with pytest.raises(InputError, match=r"cuda_graphs is for the packed graph .* on 'cpu'"):
         Session(artifact, cuda_graphs=True)
-    with pytest.raises(InputError, match=r"not for the stock graph, as asked for on 'cuda'"):
-        Session(artifact, "cuda", kernels="stock", cuda_graphs=True)
+    with pytest.raises(InputError, match=r"not for the padded graph, as asked for on 'cuda'"):
+        Session(artifact, "cuda", graph="padded", cuda_graphs=True)
 
 
 def test_what_a_capturing_session_is_told(artifact, monkeypatch):

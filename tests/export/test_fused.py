@@ -95,9 +95,9 @@ def test_published_with_a_certificate_of_its_own(artifact):
 @pytest.mark.filterwarnings("ignore::koe5_onnx.TruncationWarning")
 @pytest.mark.parametrize("max_batch_tokens", [1, 300, 100_000])
 def test_agrees_with_the_stock_graph(artifact, max_batch_tokens):
-    with Embedder.open(artifact.path, kernels="stock") as embedder:
+    with Embedder.open(artifact.path, graph="padded") as embedder:
         expected = embedder.encode(TEXTS)
-    with Embedder.open(artifact.path, kernels="fused", max_batch_tokens=max_batch_tokens) as embedder:
+    with Embedder.open(artifact.path, graph="packed", max_batch_tokens=max_batch_tokens) as embedder:
         found = embedder.encode(TEXTS)
     cosines = (expected * found).sum(axis=1)
     assert cosines.min() >= FUSED_COSINE_MIN
@@ -108,12 +108,12 @@ def test_agrees_with_the_stock_graph(artifact, max_batch_tokens):
 def test_neither_neighbors_nor_threads_change_a_bit(artifact):
     with (
         pytest.warns(TruncationWarning),
-        Embedder.open(artifact.path, kernels="fused", threads=1) as embedder,
+        Embedder.open(artifact.path, graph="packed", threads=1) as embedder,
     ):
         together = embedder.encode(TEXTS)
     with (
         pytest.warns(TruncationWarning),
-        Embedder.open(artifact.path, kernels="fused", threads=2) as embedder,
+        Embedder.open(artifact.path, graph="packed", threads=2) as embedder,
     ):
         alone = np.concatenate([embedder.encode([text]) for text in TEXTS])
     np.testing.assert_array_equal(alone, together)
@@ -121,7 +121,7 @@ def test_neither_neighbors_nor_threads_change_a_bit(artifact):
 
 @needs_kernels
 def test_its_gate_can_fail(checkpoint, artifact):
-    """Weights of another layer in the fused graph only."""
+    """Weights of another layer in the packed graph only."""
     path = artifact.path / FUSED_GRAPH
     kept = path.read_bytes()
     graph = onnx.load(path, load_external_data=False)
@@ -129,8 +129,8 @@ def test_its_gate_can_fail(checkpoint, artifact):
     scale.raw_data = (np.frombuffer(scale.raw_data, np.float32) * -1).tobytes()
     try:
         onnx.save(graph, path)
-        verify_artifact(artifact, checkpoint, kernels="stock")
+        verify_artifact(artifact, checkpoint, graph="padded")
         with pytest.raises(FidelityError, match="too far from PyTorch"):
-            verify_artifact(artifact, checkpoint, kernels="fused")
+            verify_artifact(artifact, checkpoint, graph="packed")
     finally:
         path.write_bytes(kept)

@@ -166,7 +166,7 @@ def test_the_very_graph_in_numpy_is_pytorch(artifact, arrays, expected):
 
 def test_it_agrees_with_the_padded_graph(on_cpu, arrays, expected):
     simulated = SimulatedSession(on_cpu).run(*arrays)
-    stock = Session(on_cpu, "cpu", kernels="stock")
+    stock = Session(on_cpu, "cpu", graph="padded")
     ids = np.split(arrays[0], arrays[4][1:-1])
     alone = [stock.run(row[None], np.ones((1, len(row)), np.int64))[0] for row in ids]
     assert cosines(simulated, np.array(alone)).min() >= SIMULATED_COSINE_MIN
@@ -207,9 +207,9 @@ def test_its_gate_can_fail(checkpoint, artifact):
     norm.raw_data = (np.frombuffer(norm.raw_data, np.float16) * np.float16(-1)).tobytes()
     try:
         onnx.save(graph, path)
-        verify_artifact(artifact, checkpoint, kernels="stock")
+        verify_artifact(artifact, checkpoint, graph="padded")
         with pytest.raises(FidelityError, match="too far from PyTorch"):
-            verify_artifact(artifact, checkpoint, kernels="fused")
+            verify_artifact(artifact, checkpoint, graph="packed")
     finally:
         path.write_bytes(kept)
 

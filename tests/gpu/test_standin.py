@@ -81,13 +81,13 @@ def test_attention_of_the_packed_graph(fp16, seen, monkeypatch, capability, kern
 def test_attention_of_the_padded_graph(fp16, seen, monkeypatch):
     """Fused on an A100; on an H100 ONNX Runtime asks cuDNN, which the stand-in does not play."""
     monkeypatch.setenv("STANDIN_CAPABILITY", "80")
-    with Embedder.open(fp16, device="cuda", kernels="stock") as embedder:
+    with Embedder.open(fp16, device="cuda", graph="padded") as embedder:
         seen()
         embedder.encode([SENTENCE])
     assert seen().named("fmha_v2") == LAYERS
     monkeypatch.setenv("STANDIN_CAPABILITY", "90")
     with (
-        Embedder.open(fp16, device="cuda", kernels="stock") as embedder,
+        Embedder.open(fp16, device="cuda", graph="padded") as embedder,
         pytest.raises(Exception, match="cudnn_flash_attention"),
     ):
         embedder.encode([SENTENCE])

@@ -187,7 +187,7 @@ def test_fused_kernels_are_exact_on_any_cpu_that_they_run_on(capsys, monkeypatch
     monkeypatch.setattr(doctor, "_embed", lambda *_: np.eye(1, 32, dtype=np.float32))
     findings = report(capsys, "--artifact", artifact_path)[1]["findings"]
     assert findings["fused kernels"] == "ready, on avx2"
-    assert findings["this CPU"] == "suits it: sums are exact in the fused graph, on avx2"
+    assert findings["this CPU"] == "suits it: sums are exact in the packed graph, on avx2"
 
 
 def test_the_warning_of_a_session_has_the_words_of_doctor(capsys, monkeypatch, artifact_path):

@@ -146,7 +146,7 @@ def test_a_library_missing_is_named(for_cuda, one_gpu, monkeypatch, tmp_path, ca
         ProviderError,
         match=rf"opened CPUExecutionProvider: {words}: pip install 'onnxruntime-gpu\[cuda",
     ):
-        Session(for_cuda, "cuda", kernels="stock", gpu_mem_limit=10**9)
+        Session(for_cuda, "cuda", graph="padded", gpu_mem_limit=10**9)
     # What is preloaded says what it lacks to stdout, where embeddings may go.
     assert capsys.readouterr().out == ""
     ((provider, options),) = ort.given[0]
@@ -294,7 +294,7 @@ def test_a_graph_that_needs_cudnn_says_so(artifact_path):
 
 
 def test_another_error_stays_what_it_is(artifact_path):
-    with Embedder.open(artifact_path, threads=1, kernels="stock") as embedder:
+    with Embedder.open(artifact_path, threads=1, graph="padded") as embedder:
         with pytest.raises(Exception, match="INVALID_ARGUMENT") as found:
             embedder.session.run(np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32))
         assert not isinstance(found.value, ProviderError)

@@ -1,4 +1,4 @@
-"""The fused graph runs only where it can, and whoever asks is told why not."""
+"""The packed graph runs only where it can, and whoever asks is told why not."""
 
 import sys
 from dataclasses import replace
@@ -44,7 +44,7 @@ def test_fused_where_all_is_there(fused, kernels):
     assert graph.is_packed
     assert graph.file == fused.path / FUSED_GRAPH
     assert graph.library == Path("libkernels.so")
-    assert graph.reason == "the fused graph, on amx"
+    assert graph.reason == "the packed graph, on amx"
     assert not choose(fused, "cpu", "stock").is_packed
 
 

@@ -70,7 +70,7 @@ def test_threads(artifact_path):
 
 
 def test_a_closed_session(artifact_path):
-    session = Session(Artifact.open(artifact_path), threads=1, kernels="stock")
+    session = Session(Artifact.open(artifact_path), threads=1, graph="padded")
     session.close()
     session.close()
     with pytest.raises(ProviderError, match="closed: open the artifact again"):
@@ -164,13 +164,13 @@ except MissingDependencyError as error:
 def test_a_graph_that_does_not_load(artifact_copy):
     artifact = replace_graph(artifact_copy, b"no graph at all")
     with pytest.raises(ProviderError, match=rf"cannot load .*{GRAPH} on CPUExecutionProvider"):
-        Session(artifact, kernels="stock")
+        Session(artifact, graph="padded")
 
 
 def test_a_graph_of_something_else(artifact_copy):
     artifact = replace_graph(artifact_copy, IDENTITY)
     with pytest.raises(ArtifactError, match=r"takes \['x'\]: expected \['input_ids', 'attention_mask'\]"):
-        Session(artifact, kernels="stock")
+        Session(artifact, graph="padded")
 
 
 @pytest.mark.parametrize("dim", [1, 31, 33])

@@ -202,8 +202,8 @@ def test_after_a_fork(artifact_path: Path, cache: Path) -> None:
 
 
 def test_the_stock_graph_has_nothing_to_share(artifact_path: Path, cache: Path) -> None:
-    same = embeddings(artifact_path, kernels="stock", share_weights=True)
-    assert same.tobytes() == embeddings(artifact_path, kernels="stock").tobytes()
+    same = embeddings(artifact_path, graph="padded", share_weights=True)
+    assert same.tobytes() == embeddings(artifact_path, graph="padded").tobytes()
     assert packed_files(cache) == {}
 
 

@@ -36,7 +36,7 @@ def clock(monkeypatch):
 
 def test_nothing_is_measured_unasked(artifact, cache):
     assert remembered(artifact, "cpu", "stock") is None
-    with Embedder.open(artifact.path, kernels="stock") as embedder:
+    with Embedder.open(artifact.path, graph="padded") as embedder:
         assert (embedder.workers, embedder.session.threads) == (1, 2)
         assert embedder.max_batch_tokens == DEFAULT_BATCH_TOKENS
     assert not (cache / "profiles").exists()
@@ -45,15 +45,15 @@ def test_nothing_is_measured_unasked(artifact, cache):
 def test_what_is_found_is_used(artifact, clock):
     # Two threads with budgets of 256 to 4096, then one thread: the last but one is fastest of all.
     clock([5.0, 4.0, 2.0, 4.0, 5.0, 5.0, 4.0, 3.0, 1.0, 5.0])
-    profile = tune(artifact, kernels="stock", rounds=1)
+    profile = tune(artifact, graph="padded", rounds=1)
     assert profile.best == Arrangement(2, 1, 2048)
     assert profile.lowest_latency == Arrangement(1, 2, 1024)
     assert remembered(artifact, "cpu", "stock") == profile
     for workers, expected in ((1, (1, 2, 1024)), (None, (2, 1, 2048))):
-        with Embedder.open(artifact.path, workers=workers, kernels="stock") as embedder:
+        with Embedder.open(artifact.path, workers=workers, graph="padded") as embedder:
             assert (embedder.workers, embedder.session.threads, embedder.max_batch_tokens) == expected
     with Embedder.open(
-        artifact.path, workers=None, threads=1, max_batch_tokens=64, kernels="stock"
+        artifact.path, workers=None, threads=1, max_batch_tokens=64, graph="padded"
     ) as embedder:
         assert (embedder.workers, embedder.session.threads, embedder.max_batch_tokens) == (2, 1, 64)
 
@@ -71,7 +71,7 @@ def test_of_equals_the_smaller():
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"best": 3}', '{"best": {"workers": 1}}'])
 def test_a_damaged_note_is_ignored(artifact, clock, cache, damage):
     clock([1.0] * 10)
-    tune(artifact, kernels="stock", rounds=1)
+    tune(artifact, graph="padded", rounds=1)
     (note,) = (cache / "profiles").iterdir()
     assert json.loads(note.read_text())
     note.write_text(damage)
@@ -80,13 +80,13 @@ def test_a_damaged_note_is_ignored(artifact, clock, cache, damage):
 
 def test_another_machine_has_another_profile(artifact, clock, monkeypatch):
     clock([1.0] * 10)
-    tune(artifact, kernels="stock", rounds=1)
+    tune(artifact, graph="padded", rounds=1)
     monkeypatch.setattr("koe5_onnx.engine.tuning.cpu_name", lambda: "another")
     assert remembered(artifact, "cpu", "stock") is None
 
 
 def test_the_verb(artifact, capsys):
-    assert main(["tune", str(artifact.path), "--rounds", "1", "--kernels", "stock"]) == 0
+    assert main(["tune", str(artifact.path), "--rounds", "1", "--graph", "padded"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("tokens/s") == 10
     assert "best for throughput" in printed

@@ -75,7 +75,7 @@ def embed(checkpoint, tmp_path_factory) -> Embed:
     folder, opened = tmp_path_factory.mktemp("trained"), Checkpoint.open(checkpoint)
     made: dict[str, Artifact] = {}
 
-    def embed(texts, precision, kernels="auto"):
+    def embed(texts, precision, graph="auto"):
         if precision not in made:
             options = ExportOptions(precision=precision)
             made[precision] = export_checkpoint(opened, folder / precision, options)
