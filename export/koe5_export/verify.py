@@ -20,7 +20,7 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.gate import Gate
 from koe5_export.precision import PRECISIONS
 from koe5_export.progress import Progress, silent
-from koe5_export.reference import Reference, reference_versions, require_reference
+from koe5_export.reference import NO_PROMPT, Reference, reference_versions, require_reference
 from koe5_export.simulated import SimulatedSession
 from koe5_export.texts import VerificationText, verification_texts
 from koe5_export.weights import Array
@@ -156,7 +156,8 @@ def _embed(embedder: Embedder, expected: Expected, rows: npt.NDArray[np.intp], c
     ids: list[npt.NDArray[np.int32]] = []
     for row in rows:
         text, name = expected.texts[row]
-        ids += embedder.tokenize([text], name).ids
+        prompt = {"prompt": ""} if name == NO_PROMPT else {"prompt_name": name}
+        ids += embedder.tokenize([text], **prompt).ids
     return embedder.embed_tokens(Tokens.of(ids), on_batch=count.add)
 
 

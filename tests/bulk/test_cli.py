@@ -22,7 +22,7 @@ def run(tmp_path, put):
     put("in.jsonl", jsonl(*({"contents": f"글 {row}", "text": f"{row}"} for row in range(5)), {"text": None}))
 
     def command(*more, prompt="passage"):
-        usual = ["--artifact", str(ARTIFACT), "--threads", "1", "--prompt", prompt]
+        usual = ["--artifact", str(ARTIFACT), "--threads", "1", "--prompt-name", prompt]
         return cli.main(["bulk", str(tmp_path / "in.jsonl"), str(tmp_path / "out"), *usual, *more])
 
     return command

@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from koe5_onnx import Artifact, Embedder, UnsuitedCpuWarning, cli
+from koe5_onnx import Artifact, Embedder, EngineOptions, UnsuitedCpuWarning, cli
 from koe5_onnx.artifact import MANIFEST, PACKED_GRAPH, WEIGHTS
 from koe5_onnx.cli import doctor
 from koe5_onnx.engine import graphs
@@ -45,7 +45,7 @@ def test_all_is_well(capsys, artifact_path):
 def test_the_table_has_every_finding(capsys, artifact_path):
     assert cli.main(["doctor", "--artifact", str(artifact_path)]) == 0
     table = capsys.readouterr().out
-    for finding in doctor.examine(str(artifact_path)):
+    for finding in doctor.examine(str(artifact_path), EngineOptions()):
         assert f"{finding.name} " in table
         assert finding.value in table
     assert table.endswith("\nall is well\n")
@@ -214,8 +214,8 @@ def test_an_artifact_for_cuda_is_tried_there(capsys, artifact_copy, monkeypatch)
     (artifact_copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     devices = []
 
-    def open_on(path, device):
-        devices.append(device)
+    def open_on(path, options):
+        devices.append(options.device)
         return nullcontext(SimpleNamespace(encode=lambda texts: np.full((1, 64), 64**-0.5, np.float32)))
 
     monkeypatch.setattr(doctor.Embedder, "open", open_on)

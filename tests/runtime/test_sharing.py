@@ -212,7 +212,7 @@ def test_the_command_line_and_doctor(
     artifact_path: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in.txt").write_text("하나\n둘\n", encoding="utf-8")
-    usual = ["--artifact", str(artifact_path), "--prompt", "none", "--output"]
+    usual = ["--artifact", str(artifact_path), "--prompt-name", "none", "--output"]
     for name, more in (("own.npy", []), ("shared.npy", ["--share-weights"])):
         assert cli.main(["embed", str(tmp_path / "in.txt"), *usual, str(tmp_path / name), *more]) == 0
         assert bool(packed_files(cache)) == bool(more)
