@@ -36,7 +36,7 @@ from koe5_onnx.artifact import (
     FORMAT_VERSION,
     GRAPH,
     MANIFEST,
-    SECOND_GRAPHS,
+    PACKED_GRAPHS,
     TOKENIZER,
     WEIGHTS,
     File,
@@ -50,7 +50,7 @@ Write = Callable[[Path, Path, Progress], Mapping[str, Any]]
 
 The artifact's tokenizer.json is there already, in the same folder."""
 
-_FILES = (GRAPH, *SECOND_GRAPHS, WEIGHTS, TOKENIZER)
+_FILES = (GRAPH, *PACKED_GRAPHS, WEIGHTS, TOKENIZER)
 _ROOM_FACTOR = 1.1
 
 
@@ -93,7 +93,7 @@ def publish(
         certificate = certify(Artifact(folder, manifest), expected, plan.gate, report=report)
         plan.announce(certificate)
         manifest = replace(manifest, certificate=certificate)
-        if set(SECOND_GRAPHS) & set(manifest.files):
+        if set(PACKED_GRAPHS) & set(manifest.files):
             packed = certify(Artifact(folder, manifest), expected, plan.gate, "packed", report)
             plan.announce(packed)
             manifest = replace(manifest, fused_certificate=packed)

@@ -35,7 +35,7 @@ from koe5_onnx import (
     Tokenizer,
     Tokens,
 )
-from koe5_onnx.artifact import PACKED_GRAPH
+from koe5_onnx.artifact import PACKED_CUDA_GRAPH
 from koe5_onnx.engine.cuda.provider import Driver, find_driver
 from koe5_onnx.engine.machine import cpu_name
 from koe5_onnx.engine.providers import CUDA, import_onnxruntime
@@ -192,7 +192,7 @@ def _open(artifact: Artifact, graph: GraphChoice) -> Embedder:
         device = "cuda" if has_wheel and isinstance(find_driver(), Driver) else "cpu"
         target = replace(target, devices=(*target.devices, "cpu"))
     opened = Artifact(artifact.path, replace(artifact.manifest, target=target))
-    simulate = graph == "packed" and device == "cpu" and PACKED_GRAPH in artifact.manifest.files
+    simulate = graph == "packed" and device == "cpu" and PACKED_CUDA_GRAPH in artifact.manifest.files
     session = (
         SimulatedSession(opened) if simulate else Session(opened, EngineOptions(device=device, graph=graph))
     )

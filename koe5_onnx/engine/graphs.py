@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from koe5_onnx.artifact import FUSED_GRAPH, PACKED_GRAPH, Artifact
+from koe5_onnx.artifact import PACKED_CPU_GRAPH, PACKED_CUDA_GRAPH, Artifact
 from koe5_onnx.errors import ProviderError
 from koe5_onnx.options import EngineOptions
 
@@ -56,12 +56,12 @@ def choose(artifact: Artifact, options: EngineOptions) -> Graph:
 
 def packed_cuda_graph(artifact: Artifact, reason: str) -> Graph:
     """Return the packed graph for CUDA, which the artifact must have."""
-    return Graph(artifact.path / PACKED_GRAPH, None, f"the packed graph, {reason}", "packed_cuda")
+    return Graph(artifact.path / PACKED_CUDA_GRAPH, None, f"the packed graph, {reason}", "packed_cuda")
 
 
 def _packed_on_cpu(artifact: Artifact) -> Graph | str:
     """Return the packed graph of fused CPU kernels, or why it cannot run."""
-    if FUSED_GRAPH not in artifact.manifest.files:
+    if PACKED_CPU_GRAPH not in artifact.manifest.files:
         return "the artifact has no packed graph for CPUs"
     library = installed_kernels()
     if isinstance(library, str):
@@ -72,12 +72,14 @@ def _packed_on_cpu(artifact: Artifact) -> Graph | str:
             f"the artifact's packed graph is for version {wanted} of the fused operators, but version "
             f"{found} is installed: export it again, or install the koe5-onnx-kernels of its export"
         )
-    return Graph(artifact.path / FUSED_GRAPH, library, f"the packed graph, on {kernels_level()}", "packed")
+    return Graph(
+        artifact.path / PACKED_CPU_GRAPH, library, f"the packed graph, on {kernels_level()}", "packed"
+    )
 
 
 def _packed_on_cuda(artifact: Artifact) -> Graph | str:
     """Return the packed graph for CUDA, or why there is none."""
-    if PACKED_GRAPH not in artifact.manifest.files:
+    if PACKED_CUDA_GRAPH not in artifact.manifest.files:
         return "the artifact has no packed graph for CUDA (fp16 exports have one)"
     return packed_cuda_graph(artifact, "without padding")
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from koe5_onnx import Artifact, Embedder, EngineOptions, UnsuitedCpuWarning, cli
-from koe5_onnx.artifact import MANIFEST, PACKED_GRAPH, WEIGHTS
+from koe5_onnx.artifact import MANIFEST, PACKED_CUDA_GRAPH, WEIGHTS
 from koe5_onnx.cli import doctor
 from koe5_onnx.engine import graphs
 from koe5_onnx.engine.cuda.provider import Driver, Gpu
@@ -249,11 +249,11 @@ def test_the_attention_kernel_of_the_packed_graph(capsys, monkeypatch, artifact_
     manifest = json.loads((artifact_copy / MANIFEST).read_text(encoding="utf-8"))
     manifest["target"] = {"devices": ["cuda"], "instructions": [], "without": ""}
     graph = manifest["files"].pop("model.fused.onnx")
-    (artifact_copy / "model.fused.onnx").rename(artifact_copy / PACKED_GRAPH)
-    manifest["files"][PACKED_GRAPH] = graph
+    (artifact_copy / "model.fused.onnx").rename(artifact_copy / PACKED_CUDA_GRAPH)
+    manifest["files"][PACKED_CUDA_GRAPH] = graph
     (artifact_copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     embedder = SimpleNamespace(encode=lambda texts: np.full((1, 64), 64**-0.5, np.float32))
-    monkeypatch.setattr(doctor.Embedder, "open", lambda path, device: nullcontext(embedder))
+    monkeypatch.setattr(doctor.Embedder, "open", lambda path, options: nullcontext(embedder))
     monkeypatch.setattr(doctor, "find_driver", lambda: DRIVER)
     found = report(capsys, "--artifact", artifact_copy)[1]["findings"]
     assert found["graph"] == "the packed graph, without padding"

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from koe5_onnx import Artifact, EngineOptions, ProviderError
-from koe5_onnx.artifact import FUSED_GRAPH, File
+from koe5_onnx.artifact import PACKED_CPU_GRAPH, File
 from koe5_onnx.engine.graphs import choose, installed_kernels
 
 
@@ -16,13 +16,13 @@ from koe5_onnx.engine.graphs import choose, installed_kernels
 def padded(artifact_path):
     """The tiny artifact without a packed graph."""
     opened = Artifact.open(artifact_path)
-    files = {name: file for name, file in opened.manifest.files.items() if name != FUSED_GRAPH}
+    files = {name: file for name, file in opened.manifest.files.items() if name != PACKED_CPU_GRAPH}
     return Artifact(opened.path, replace(opened.manifest, files=files))
 
 
 @pytest.fixture
 def packed(padded):
-    files = {**padded.manifest.files, FUSED_GRAPH: File(1, "0")}
+    files = {**padded.manifest.files, PACKED_CPU_GRAPH: File(1, "0")}
     return Artifact(padded.path, replace(padded.manifest, files=files, fused_operators=2))
 
 
@@ -42,7 +42,7 @@ def kernels(monkeypatch):
 def test_packed_where_all_is_there(packed, kernels):
     graph = choose(packed, EngineOptions())
     assert graph.is_packed
-    assert graph.file == packed.path / FUSED_GRAPH
+    assert graph.file == packed.path / PACKED_CPU_GRAPH
     assert graph.library == Path("libkernels.so")
     assert graph.reason == "the packed graph, on amx"
     assert not choose(packed, EngineOptions(graph="padded")).is_packed

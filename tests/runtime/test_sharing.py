@@ -18,7 +18,7 @@ from mapped_files import maps_of, memory_of
 
 import koe5_onnx
 from koe5_onnx import Artifact, Embedder, Koe5Warning, SharedWeightsWarning, cli
-from koe5_onnx.artifact import FUSED_GRAPH, WEIGHTS
+from koe5_onnx.artifact import PACKED_CPU_GRAPH, WEIGHTS
 from koe5_onnx.engine.graphs import Graph, installed_kernels
 from koe5_onnx.engine.shared_weights import kept_bytes, packed_folders, prepare
 
@@ -48,7 +48,7 @@ def layout(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def graph_of(artifact: Artifact) -> Graph:
-    return Graph(artifact.path / FUSED_GRAPH, Path("libkernels.so"), "a test's", "packed")
+    return Graph(artifact.path / PACKED_CPU_GRAPH, Path("libkernels.so"), "a test's", "packed")
 
 
 def packed_files(cache: Path) -> dict[str, tuple[int, int]]:
@@ -233,7 +233,7 @@ def test_the_folder_names_weights_graph_and_layout(
     assert folder.name.endswith("-7")
     moved = Artifact.open(artifact_copy)
     assert prepare(moved, graph_of(moved)) == folder
-    for name in (WEIGHTS, FUSED_GRAPH):
+    for name in (WEIGHTS, PACKED_CPU_GRAPH):
         other = with_another(artifact, name)
         assert prepare(other, graph_of(other)) not in (None, folder)
 
