@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders.registry import CONTENDERS
-from benchmarks.speed.results import read_json, write_text
+from benchmarks.speed.results import read_result, write_text
 from benchmarks.speed.sections import SECTIONS, conditions, section
 from benchmarks.speed.texts import CORPORA
 from koe5_onnx import InputError
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: A file is no result, or the README lacks the marks.
     """
-    results = [read_json(file) for file in args.files]
+    results = [read_result(file) for file in args.files]
     for file, result in zip(args.files, results, strict=True):
         if result.get("benchmark") not in SECTIONS:
             raise InputError(

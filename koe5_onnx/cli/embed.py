@@ -18,7 +18,8 @@ import numpy as np
 from koe5_onnx import Embedder, Encoded
 from koe5_onnx.cli.engine_arguments import add_artifact_arguments, add_engine_arguments, prompt_of
 from koe5_onnx.cli.input_file import read_texts, suffix_of_input
-from koe5_onnx.cli.output_file import replacing, require_output, suffix_of_output, write
+from koe5_onnx.cli.output_file import require_output, suffix_of_output, write
+from koe5_onnx.files import atomic_path
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     _check_usage(args)
     require_output(args.output, args.input)
     texts = read_texts(args.input, args.field or "text")
-    with replacing(args.output) as stream:
+    with atomic_path(args.output) as temporary, temporary.open("xb") as stream:
         with _open(args) as embedder, _progress() as on_progress:
             start = time.perf_counter()
             encoded = embedder.encode_with_info(texts, prompt_of(args), dim=args.dim, on_progress=on_progress)

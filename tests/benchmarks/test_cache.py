@@ -63,17 +63,6 @@ def test_progress_counts_texts(tmp_path):
     assert seen == [(PART, len(TEXTS)), (2 * PART, len(TEXTS)), (len(TEXTS), len(TEXTS))]
 
 
-def test_only_whole_files_have_a_name(tmp_path, monkeypatch):
-    def fail(stream, *_, **__):
-        stream.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr("numpy.save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        embed_cached(tmp_path, WHO, TEXTS, Counter())
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_damaged_file_is_named(tmp_path):
     embed_cached(tmp_path, WHO, TEXTS[:3], Counter())
     (file,) = tmp_path.iterdir()
