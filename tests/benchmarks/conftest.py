@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,6 @@ from koe5_export.texts import CALIBRATION, DEMO_PASSAGES, DEMO_QUERIES
 
 from benchmarks.corpora import Dataset
 from benchmarks.layouts import Contents
-
-# No test may reach the network; huggingface_hub reads this when it is first imported.
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session")

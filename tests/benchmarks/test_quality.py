@@ -164,7 +164,7 @@ def test_a_missing_library_is_named_before_the_work(measure, exported, demo_data
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr("koe5_onnx.embedder.Embedder.encode", None)
     error = measure("--artifact", exported["fp32"], "--dataset", demo_dataset, code=1)
-    assert f"needs the package {package}: pip install 'koe5-onnx[bench]'" in error
+    assert f"needs the package {package}: pip install --group bench" in error
 
 
 def test_two_contracts_are_not_compared(measure, exported, demo_dataset, tmp_path):

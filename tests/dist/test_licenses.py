@@ -7,7 +7,7 @@ import re
 import sys
 
 import pytest
-from legs.licenses import ALWAYS, PAGE, closure, requirements
+from licenses import ALWAYS, PAGE, closure, requirements
 
 ROW = re.compile(r"\| (?P<name>[a-z0-9-]+) \| (?P<version>[^|]+) \| (?P<license>[^|]+) \| (?P<extras>[^|]+) \|")
 

@@ -210,7 +210,7 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
 from koe5_export.export import write_graph
 from koe5_export.precision import PRECISIONS
-from koe5_export.publish import Plan
+from koe5_export.publish import Plan, PublishOptions
 from koe5_export.settings import write_tokenizer
 from koe5_export.texts import CALIBRATION
 def peak():
@@ -218,7 +218,7 @@ def peak():
 checkpoint = Checkpoint.open(sys.argv[1])
 before = peak()
 precision = PRECISIONS[sys.argv[3]]
-plan = Plan(checkpoint, read_contract(checkpoint), precision, precision.gate)
+plan = Plan(checkpoint, read_contract(checkpoint), precision, PublishOptions())
 write_tokenizer(checkpoint.folder, Path(sys.argv[2]) / "tokenizer.json")
 write_graph(plan, CALIBRATION, Path(sys.argv[2]) / "graph", Path(sys.argv[2]) / "weights")
 print(peak() - before)

@@ -20,19 +20,6 @@ import tokenizers
 import koe5_onnx
 from koe5_onnx import Embedder, Tokenizer
 
-# No test may reach the network; huggingface_hub reads this when it is first imported.
-os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The tests' own cache folder, also for the processes that they start."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KOE5_ONNX_CACHE", str(folder))
-        yield folder
-
-
 DATA = Path(__file__).resolve().parents[1] / "data"
 
 
