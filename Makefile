@@ -9,6 +9,7 @@ CONTENDERS := .venv-contenders/installed .venv-fastembed/installed .venv-infinit
 LARGE := build/large
 DATA ?=
 SPEED := build/speed
+PARALLEL := -n auto --dist loadgroup
 COMMON = --checkpoint $(LARGE) $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -21,8 +22,8 @@ help:  ## list the targets
 demo: $(READY) $(KERNELS)  ## export a small checkpoint, prove it and embed with it
 	$(BIN)/koe5-onnx demo build/demo
 
-test: $(READY) $(KERNELS)  ## the tests
-	$(BIN)/python -m pytest
+test: $(READY) $(KERNELS)  ## the tests that are not slow, in parallel
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, legs
 	$(BIN)/ruff format --check
@@ -30,7 +31,7 @@ check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, l
 	$(BIN)/mypy
 	$(BIN)/mypy docs/examples/*.py
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered
 	$(BIN)/python tests/legs/all.py
 
 format: $(READY)  ## format the code and repair what ruff can
