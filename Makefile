@@ -11,6 +11,7 @@ LEGS := trained lowest sanitizers integrations examples ray optimum lean dist gp
 LARGE := build/large
 DATA ?=
 SPEED := build/speed
+PARALLEL := -n auto --dist loadgroup
 COMMON = --checkpoint $(LARGE) $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -23,8 +24,8 @@ help:  ## list the targets
 demo: $(READY) $(KERNELS)  ## export a small checkpoint, prove it and embed with it
 	$(BIN)/koe5-onnx demo build/demo
 
-test: $(READY) $(KERNELS)  ## the tests
-	$(BIN)/python -m pytest
+test: $(READY) $(KERNELS)  ## the tests that are not slow, in parallel
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, legs
 	$(BIN)/ruff format --check
@@ -33,7 +34,7 @@ check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, l
 	$(BIN)/mypy docs/examples/*.py
 	$(BIN)/lint-imports
 	$(BIN)/typos
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered
 	$(MAKE) --jobs=2 --output-sync=target $(LEGS)
 
 format: $(READY)  ## format the code and repair what ruff can

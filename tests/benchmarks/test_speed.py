@@ -267,6 +267,7 @@ def test_throughput_end_to_end(command, capsys):
     assert "koe5-int8-padded" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_throughput_by_processor_time(command):
     options = ("--rounds", "1", "--corpus", "pages", "--texts", "48", "--processor-time")
     code, result = command("throughput", *options)
@@ -276,6 +277,7 @@ def test_throughput_by_processor_time(command):
     assert ticks == pytest.approx(round(ticks), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_latency_end_to_end(command):
     code, result = command(
         "latency", "--rounds", "2", "--calls", "7", "--idle-seconds", "0.2", "--texts", "64"
@@ -288,6 +290,7 @@ def test_latency_end_to_end(command):
     assert one["idle_cpu"] >= 0
 
 
+@pytest.mark.slow
 def test_memory_end_to_end(command):
     code, result = command("memory", "--corpus", "short", "--shapes", "210")
     one = result["memory"]["koe5-int8-padded"]
@@ -296,6 +299,7 @@ def test_memory_end_to_end(command):
     assert one["growth"] == pytest.approx(one["end_rss_bytes"] / one["settled_rss_bytes"] - 1)
 
 
+@pytest.mark.slow
 def test_coldstart_end_to_end(command):
     code, result = command("coldstart", "--rounds", "2")
     one = result["coldstart_seconds"]["koe5-int8-padded"]
@@ -306,6 +310,7 @@ def test_coldstart_end_to_end(command):
         assert sum(steps) == pytest.approx(one["total"]["rounds"][turn])
 
 
+@pytest.mark.slow
 def test_a_wrong_contender_is_not_timed(command, capsys, monkeypatch):
     monkeypatch.setattr("benchmarks.speed.opened.compare", lambda *_: Agreement(0.5, own_is_nearest=True))
     code, result = command("coldstart", "--rounds", "1")

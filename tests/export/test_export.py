@@ -33,13 +33,9 @@ def checkpoint(seeded):
     return Checkpoint.open(seeded)
 
 
-def test_the_manifest_survives_the_disk(exported):
-    for artifact in exported.values():
-        assert Artifact.open(artifact.path).manifest == artifact.manifest
-
-
 def test_the_same_checkpoint_gives_the_same_artifact(checkpoint, exported, tmp_path):
     again = export_checkpoint(checkpoint, tmp_path / "again", ExportOptions(precision="int8"))
+    assert Artifact.open(again.path).manifest == again.manifest
     assert again.manifest.files == exported["int8"].manifest.files
 
 
@@ -65,13 +61,12 @@ def test_progress_counts_every_stage_from_nothing_to_all(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("at", ["reference", "layers", "hash", "measure"])
 @pytest.mark.parametrize("done", [False, True])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_export_leaves_nothing(checkpoint, tmp_path, at, done, error):
+def test_an_interrupted_export_leaves_nothing(checkpoint, tmp_path, at, done):
     def interrupt(stage, parts, total):
         if stage == at and parts == total * done:
-            raise error
+            raise KeyboardInterrupt
 
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         export_checkpoint(checkpoint, tmp_path / "out", progress=interrupt)
     assert list(tmp_path.iterdir()) == []
 
@@ -225,6 +220,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_weights_are_streamed(tmp_path):
     """A table of 256 MB passes through in a fraction of its size."""

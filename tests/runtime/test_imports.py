@@ -8,7 +8,6 @@ HEAVY = (
     "asyncio",
     "fastapi",
     "huggingface_hub",
-    "koe5_export",
     "ml_dtypes",
     "onnx",
     "onnxruntime",
