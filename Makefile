@@ -73,7 +73,7 @@ bench-smoke: $(READY) $(KERNELS)  ## nodes of the graphs and speed next to plain
 	$(BIN)/python -m benchmarks smoke
 
 # Two groups, as all at once would not fit into 24 GiB; the first two of the second are in the first too.
-INT8 := koe5-int8 koe5-int8-stock koe5-int8-block koe5-int4-block openvino-int8 ort-dynamic-int8 ctranslate2-int8
+INT8 := koe5-int8 koe5-int8-padded koe5-int8-block koe5-int4-block openvino-int8 ort-dynamic-int8 ctranslate2-int8
 FLOAT := koe5-int8 openvino-int8 koe5-fp32 sentence-transformers-fp32 sentence-transformers-bf16 openvino-bf16 fastembed
 
 $(LARGE): | $(READY)
@@ -109,9 +109,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,export,reference,serve,otel,bulk]' --group dev --group bench
 	touch $@
 
-# Optional: without them everything runs on the stock graph. The last line of the log says what is missing.
+# Optional: without them everything runs on the padded graph. The last line of the log says what is missing.
 $(KERNELS): $(READY) $(wildcard kernels/src/* kernels/koe5_onnx_kernels/*.py) kernels/CMakeLists.txt kernels/pyproject.toml
 	@$(BIN)/python -m pip install --quiet --force-reinstall --no-deps ./kernels >$(VENV)/kernels.log 2>&1 \
 	  && $(BIN)/python -c 'import koe5_onnx_kernels as k; print("fused kernels:", k.unavailable() or "ready, on " + k.level())' \
-	  || echo "fused kernels: not built, the stock graph runs: $$(grep -m1 koe5-onnx $(VENV)/kernels.log || tail -n1 $(VENV)/kernels.log)"
+	  || echo "fused kernels: not built, the padded graph runs: $$(grep -m1 koe5-onnx $(VENV)/kernels.log || tail -n1 $(VENV)/kernels.log)"
 	@touch $@

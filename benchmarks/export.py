@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 def _certificate(artifact: Artifact) -> dict[str, Any]:
     """Return the figures of both graphs, to see whether a faster export is as good."""
     manifest = artifact.manifest
-    found = {"padded": manifest.certificate, "second": manifest.fused_certificate}
+    found = {"padded": manifest.certificate, "packed": manifest.fused_certificate}
     return {
         name: {
             "texts": certificate.overall.texts,

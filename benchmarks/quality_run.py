@@ -127,7 +127,7 @@ def open_artifact(artifact: Artifact) -> Iterator[Encoder]:
             manifest.contract,
             identity,
             artifact.tokenizer,
-            _quietly(lambda texts: embedder.encode(texts, "")),  # the prompts are in the texts
+            _quietly(lambda texts: embedder.encode(texts, prompt="")),  # the prompts are in the texts
             f"koe5-{manifest.precision}",
         )
 

@@ -39,6 +39,7 @@ from koe5_onnx.errors import (
     TruncationWarning,
     UnsuitedCpuWarning,
 )
+from koe5_onnx.options import EngineOptions
 from koe5_onnx.text.tokenizer import Piece, Tokenizer, Tokens
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ __all__ = [
     "DoublePromptWarning",
     "Embedder",
     "Encoded",
+    "EngineOptions",
     "FidelityError",
     "File",
     "HubError",

@@ -27,6 +27,7 @@ from koe5_onnx.engine.async_bridge import BRIEF_CHARACTERS, Answers, Call, Token
 from koe5_onnx.engine.pipeline import WINDOW_TEXTS
 from koe5_onnx.engine.runner import Runner
 from koe5_onnx.errors import InputError, ProviderError
+from koe5_onnx.text.prompts import prompt_text
 
 _TEXT_CHARACTERS = 16
 """What a text costs beside its characters, in characters."""
@@ -54,19 +55,19 @@ class AsyncEmbedder:
 
     Args:
         embedder: Opened; the AsyncEmbedder closes it when it is closed itself.
-        concurrency: Batches that run at the same time, for each of the Embedder's workers. A short one, of
-            queries, may run beside them while all of them are long. One batch uses all threads of a worker
-            already: more are slower where cores are few.
+        parallel_batches: Batches that run at the same time; None takes the Embedder's. A short one, of
+            queries, may run in addition while all of them are long. One batch already uses all threads of
+            the Embedder: more are slower if cores are few.
 
     Raises:
-        InputError: `concurrency` is below 1.
+        InputError: `parallel_batches` is below 1.
     """
 
-    def __init__(self, embedder: Embedder, *, concurrency: int = 1) -> None:
-        if concurrency < 1:
-            raise InputError(f"concurrency is {concurrency}: expected 1 or more")
+    def __init__(self, embedder: Embedder, *, parallel_batches: int | None = None) -> None:
+        if parallel_batches is not None and parallel_batches < 1:
+            raise InputError(f"parallel_batches is {parallel_batches}: expected 1 or more, or None")
         self.embedder = embedder
-        self.concurrency = concurrency
+        self.parallel_batches = parallel_batches or embedder.parallel_batches
         self._closed, self._lock = False, threading.Lock()
         self._threads: _Threads | None = None
         self._dropped: weakref.finalize[..., AsyncEmbedder] | None = None
@@ -75,23 +76,33 @@ class AsyncEmbedder:
     async def encode_queries(
         self, texts: Sequence[str], *, dim: int | None = None
     ) -> npt.NDArray[np.float32]:
-        """Embed search queries: `encode` with the prompt "query"."""
+        """Embed search queries: `encode` with `prompt_name="query"`."""
         return await self.encode(texts, "query", dim=dim)
 
     async def encode_passages(
         self, texts: Sequence[str], *, dim: int | None = None
     ) -> npt.NDArray[np.float32]:
-        """Embed passages to be found: `encode` with the prompt "passage"."""
+        """Embed passages to be found: `encode` with `prompt_name="passage"`."""
         return await self.encode(texts, "passage", dim=dim)
 
     async def encode(
-        self, texts: Sequence[str], prompt: str | None = None, *, dim: int | None = None
+        self,
+        texts: Sequence[str],
+        prompt_name: str | None = None,
+        *,
+        prompt: str | None = None,
+        dim: int | None = None,
     ) -> npt.NDArray[np.float32]:
         """`Embedder.encode`: float32[len(texts), dim], with the same errors."""
-        return (await self.encode_with_info(texts, prompt, dim=dim)).embeddings
+        return (await self.encode_with_info(texts, prompt_name, prompt=prompt, dim=dim)).embeddings
 
     async def encode_with_info(
-        self, texts: Sequence[str], prompt: str | None = None, *, dim: int | None = None
+        self,
+        texts: Sequence[str],
+        prompt_name: str | None = None,
+        *,
+        prompt: str | None = None,
+        dim: int | None = None,
     ) -> Encoded:
         """`Embedder.encode_with_info`, with the same errors. `texts` must not change meanwhile.
 
@@ -100,9 +111,10 @@ class AsyncEmbedder:
         """
         contract = self.embedder.contract
         require_dim(dim, contract)
-        return (await self._encode(texts, prompt)).shortened(dim, contract)
+        encoded = await self._encode(texts, prompt_text(contract, prompt_name, prompt))
+        return encoded.shortened(dim, contract)
 
-    async def _encode(self, texts: Sequence[str], prompt: str | None) -> Encoded:
+    async def _encode(self, texts: Sequence[str], prompt: str) -> Encoded:
         threads = self._started()
         call = Call(threads.runner)
         try:
@@ -120,12 +132,12 @@ class AsyncEmbedder:
         finally:
             call.give_up()
 
-    def _tokenize(self, texts: Sequence[str], prompt: str | None) -> tuple[Encoded, Window | None]:
+    def _tokenize(self, texts: Sequence[str], prompt: str) -> tuple[Encoded, Window | None]:
         """Tokenize texts of one window; None if there are none."""
         encoded, windows = self.embedder.tokenize_windows(texts, prompt)
         return encoded, next(windows, None)
 
-    def _run_windows(self, texts: Sequence[str], prompt: str | None, call: Call) -> Encoded:
+    def _run_windows(self, texts: Sequence[str], prompt: str, call: Call) -> Encoded:
         """Run many texts window by window."""
         encoded, windows = self.embedder.tokenize_windows(texts, prompt)
         for tokens, out in windows:
@@ -161,7 +173,7 @@ class AsyncEmbedder:
             if self._closed:
                 raise ProviderError("this AsyncEmbedder is closed: open the artifact again")
             if self._threads is None:
-                self._threads = _Threads(self.embedder, self.concurrency)
+                self._threads = _Threads(self.embedder, self.parallel_batches)
                 # One that is dropped without being closed must not live on in its threads.
                 self._dropped = weakref.finalize(self, self._threads.runner.stop)
                 self._dropped.atexit = False
@@ -178,11 +190,11 @@ class AsyncEmbedder:
 class _Threads:
     """What the calls of one AsyncEmbedder run in."""
 
-    def __init__(self, embedder: Embedder, concurrency: int) -> None:
+    def __init__(self, embedder: Embedder, parallel_batches: int) -> None:
         self.runner = Runner(
             embedder.session,
             max_batch_tokens=embedder.max_batch_tokens,
-            parallel_batches=embedder.workers * concurrency,
+            parallel_batches=parallel_batches,
         )
         self.tokenizing, self.answers = Tokenizing(), Answers()
         self._large = ThreadPoolExecutor(_LARGE_CALLS, "koe5-large")

@@ -1,6 +1,6 @@
 """Texts to embeddings: the one joint that knows artifact, tokenizer, pipeline and session.
 
-texts -> prompt in front -> pipeline: ids, batches, workers -> embeddings in the caller's order
+texts -> prompt in front -> pipeline: ids, batches, threads -> embeddings in the caller's order
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from koe5_onnx.artifact import Artifact, Contract
 from koe5_onnx.artifact.matryoshka import require_dim, shorten
-from koe5_onnx.engine.graphs import Kernels
 from koe5_onnx.engine.pipeline import WINDOW_TEXTS, run_batches, tokenize_ahead
 from koe5_onnx.engine.session import Session
 from koe5_onnx.engine.tuning import arrange
-from koe5_onnx.errors import DoublePromptWarning, InputError, Koe5Warning, TextTooLongError, TruncationWarning
+from koe5_onnx.errors import InputError, Koe5Warning, TextTooLongError, TruncationWarning
+from koe5_onnx.options import EngineFields, EngineOptions, Overflow
+from koe5_onnx.text.prompts import prompt_text, put_in_front
 from koe5_onnx.text.tokenizer import Piece, Tokenizer, Tokens, require_unicode
 
-Overflow = Literal["truncate", "error"]
 Progress = Callable[[int, int], None]
 """Called after each batch: tokens done, tokens in all (an estimate until all texts are tokenized)."""
 Window = tuple[Tokens, npt.NDArray[np.float32]]
@@ -80,21 +80,20 @@ class Embedder:
         artifact: Artifact,
         session: Session,
         tokenizer: Tokenizer,
+        *,
         max_batch_tokens: int,
-        overflow: Overflow,
-        workers: int = 1,
+        parallel_batches: int = 1,
+        overflow: Overflow = "truncate",
     ) -> None:
-        if max_batch_tokens < 1:
-            raise InputError(f"max_batch_tokens is {max_batch_tokens}: expected 1 or more")
-        if overflow not in ("truncate", "error"):
-            raise InputError(f"overflow is {overflow!r}: expected 'truncate' or 'error'")
         self.artifact = artifact
         self.session = session
         self.max_batch_tokens = max_batch_tokens
-        self.workers = workers
+        self.parallel_batches = parallel_batches
         self._tokenizer = tokenizer
         self._overflow = overflow
-        self._run = partial(run_batches, session, max_batch_tokens=max_batch_tokens, parallel_batches=workers)
+        self._run = partial(
+            run_batches, session, max_batch_tokens=max_batch_tokens, parallel_batches=parallel_batches
+        )
         self._warned: dict[type[Koe5Warning], object] = {}
 
     @classmethod
@@ -102,70 +101,38 @@ class Embedder:
         cls,
         path_or_hub_id: str | Path,
         *,
-        revision: str | None = None,
-        device: str = "cpu",
-        threads: int | None = None,
-        workers: int | None = 1,
-        max_batch_tokens: int | None = None,
-        overflow: Overflow = "truncate",
-        kernels: Kernels = "auto",
-        gpu_mem_limit: int | None = None,
-        share_weights: bool = False,
-        cuda_graphs: bool = False,
+        options: EngineOptions | None = None,
+        **fields: Unpack[EngineFields],
     ) -> Self:
         """Open an exported artifact.
 
         Args:
             path_or_hub_id: Folder made by `koe5-onnx export`, or the Hub id of one.
-            revision: Branch, tag or commit on the Hub.
-            device: "cpu", "cuda" or "cuda:N"; never falls back to another.
-            threads: CPU threads of one batch; None shares the cores that affinity and cgroup quota leave
-                among the workers.
-            workers: Batches that one call runs at the same time, over one copy of the weights. 1 gives each
-                batch all cores: lowest latency. As many as cores: highest throughput on many cores.
-            max_batch_tokens: Places (rows x width) of one batch.
-            overflow: What to do with a text above the token limit: "truncate" or "error".
-            kernels: "auto" takes the graph that pads nothing where artifact and device have what it needs
-                (fused kernels of the extra `kernels` on a CPU, packed attention on CUDA), "fused" takes it
-                or fails, "stock" never does.
-            gpu_mem_limit: Bytes that ONNX Runtime may take on a GPU for weights and batches; None is no
-                limit. What does not fit runs in halves, with a warning.
-            share_weights: For several processes with the same artifact: the fused kernels' packed weights
-                (KoE5: 302 MB) lie in a file each in the user's cache and in memory once for all of them,
-                instead of once a process. Without a cache that can be written, a `SharedWeightsWarning` and
-                a copy of its own. No effect on a graph without fused kernels.
-            cuda_graphs: On CUDA, capture the packed graph once for each of some small shapes, so that a query
-                starts all its kernels at once. Takes a second copy of the weights on the GPU, within a
-                `gpu_mem_limit` of its own, and a few runs when it opens, while nothing else in the process
-                may use the GPU.
+            options: How to open it; None takes the defaults of `EngineOptions`.
+            **fields: Fields of `EngineOptions` by name; they replace those of `options`.
 
         Raises:
             ArtifactError: The artifact is missing, damaged or of another format, or the installed tokenizers
                 gives other ids than the one that it was exported with.
-            ProviderError: The device cannot be used, or its graphs cannot be captured.
-            InputError: An argument is out of range, or `cuda_graphs` is asked for without a packed graph on
-                CUDA.
+            ProviderError: The device or the graph cannot be used, or the graph cannot be captured.
+            InputError: An option is out of range, or two contradict each other.
         """
-        if workers is not None and workers < 1:
-            raise InputError(f"workers is {workers}: expected 1 or more, or None")
-        artifact = Artifact.open(path_or_hub_id, revision=revision)
+        options = replace(options or EngineOptions(), **fields)
+        artifact = Artifact.open(path_or_hub_id, revision=options.revision)
         contract, certificate = artifact.manifest.contract, artifact.manifest.certificate
         tokenizer = Tokenizer(artifact.tokenizer, contract.max_tokens, contract.unicode_form)
         made_with = certificate.measured_with.get("tokenizers", "of another version") if certificate else ""
         tokenizer.require_ids(artifact.manifest.tokenizer_probes, made_with)
-        if cuda_graphs and kernels == "auto":
-            kernels = "fused"  # the graph that can be captured
-        arrangement = arrange(artifact, device, kernels, workers, threads, max_batch_tokens)
-        session = Session(
+        arrangement = arrange(artifact, options)
+        session = Session(artifact, replace(options, threads=arrangement.threads))
+        return cls(
             artifact,
-            device,
-            arrangement.threads,
-            kernels,
-            gpu_mem_limit=gpu_mem_limit,
-            share_weights=share_weights,
-            cuda_graphs=cuda_graphs,
+            session,
+            tokenizer,
+            max_batch_tokens=arrangement.max_batch_tokens,
+            parallel_batches=arrangement.parallel_batches,
+            overflow=options.overflow,
         )
-        return cls(artifact, session, tokenizer, arrangement.max_batch_tokens, overflow, arrangement.workers)
 
     @property
     def contract(self) -> Contract:
@@ -178,18 +145,19 @@ class Embedder:
         return self.contract.dim
 
     def encode_queries(self, texts: Sequence[str], *, dim: int | None = None) -> npt.NDArray[np.float32]:
-        """Embed search queries: `encode` with the prompt "query"."""
-        return self.encode(texts, prompt="query", dim=dim)
+        """Embed search queries: `encode` with `prompt_name="query"`."""
+        return self.encode(texts, "query", dim=dim)
 
     def encode_passages(self, texts: Sequence[str], *, dim: int | None = None) -> npt.NDArray[np.float32]:
-        """Embed passages to be found: `encode` with the prompt "passage"."""
-        return self.encode(texts, prompt="passage", dim=dim)
+        """Embed passages to be found: `encode` with `prompt_name="passage"`."""
+        return self.encode(texts, "passage", dim=dim)
 
     def encode(
         self,
         texts: Sequence[str],
-        prompt: str | None = None,
+        prompt_name: str | None = None,
         *,
+        prompt: str | None = None,
         dim: int | None = None,
         on_progress: Progress | None = None,
     ) -> npt.NDArray[np.float32]:
@@ -197,8 +165,9 @@ class Embedder:
 
         Args:
             texts: Any number of texts; an empty one is embedded like any other.
-            prompt: Name of a prompt in the contract ("query", "passage"); None takes the contract's default,
-                which few models have, and "" puts nothing in front.
+            prompt_name: Name of a prompt in the contract ("query", "passage"); None takes the contract's
+                default, which few models have.
+            prompt: In place of a name, the text itself ("query: "); "" puts nothing in front.
             dim: Components to keep, one of `contract.dims`; None keeps all. Kept ones are scaled to unit
                 length again if the contract normalizes.
             on_progress: Called after each batch with tokens done and tokens in all.
@@ -209,35 +178,38 @@ class Embedder:
 
         Raises:
             TypeError: `texts` is one bare str.
-            InputError: A text is not valid Unicode, the prompt is unknown, or the model was not trained to be
-                cut to `dim` components.
+            InputError: A text is not valid Unicode, the prompt's name is unknown or given along with a text,
+                or the model was not trained to be cut to `dim` components.
             TextTooLongError: A text is above the token limit and `overflow="error"`.
         """
-        return self.encode_with_info(texts, prompt, dim=dim, on_progress=on_progress).embeddings
+        return self.encode_with_info(
+            texts, prompt_name, prompt=prompt, dim=dim, on_progress=on_progress
+        ).embeddings
 
     def encode_with_info(
         self,
         texts: Sequence[str],
-        prompt: str | None = None,
+        prompt_name: str | None = None,
         *,
+        prompt: str | None = None,
         dim: int | None = None,
         on_progress: Progress | None = None,
     ) -> Encoded:
         """`encode`, with the token count of each text and whether it was cut."""
         require_dim(dim, self.contract)
         count = _Count(texts, on_progress)
-        encoded, windows = self.tokenize_windows(texts, prompt)
+        encoded, windows = self.tokenize_windows(texts, prompt_text(self.contract, prompt_name, prompt))
         for tokens, rows in windows:
             count.tokenized(tokens)
             self._run(tokens, rows, on_batch=count.ran)
         return encoded.shortened(dim, self.contract)
 
-    def tokenize_windows(self, texts: Sequence[str], prompt: str | None) -> tuple[Encoded, Iterator[Window]]:
+    def tokenize_windows(self, texts: Sequence[str], prompt: str) -> tuple[Encoded, Iterator[Window]]:
         """The first half of `encode_with_info`, by windows; AsyncEmbedder has its own second half.
 
         Args:
             texts: As for `encode`.
-            prompt: As for `encode`.
+            prompt: The text to put in front.
 
         Returns:
             The result, not filled yet, and windows of 4,096 texts, or all texts in one with
@@ -245,9 +217,9 @@ class Embedder:
 
         Raises:
             TypeError: `texts` is one bare str.
-            InputError: A text is not valid Unicode, or the prompt is unknown.
+            InputError: A text is not valid Unicode.
         """
-        prompted = self._with_prompt(texts, prompt)
+        prompted = put_in_front(prompt, texts, self._warn)
         require_unicode(prompted)
         encoded = Encoded.empty(len(texts), self.dim)
         return encoded, self._windows(prompted, encoded)
@@ -263,11 +235,15 @@ class Embedder:
             self._report_overflow(tokens)
             yield tokens, encoded.embeddings[rows]
 
-    def count_tokens(self, texts: Sequence[str], prompt: str | None = None) -> npt.NDArray[np.int32]:
+    def count_tokens(
+        self, texts: Sequence[str], prompt_name: str | None = None, *, prompt: str | None = None
+    ) -> npt.NDArray[np.int32]:
         """Count tokens before truncation, special tokens and prompt included: int32[n]."""
-        return self.tokenize(texts, prompt).full_lengths
+        return self.tokenize(texts, prompt_name, prompt=prompt).full_lengths
 
-    def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> Tokens:
+    def tokenize(
+        self, texts: Sequence[str], prompt_name: str | None = None, *, prompt: str | None = None
+    ) -> Tokens:
         """The first half of `encode`: texts to ids, truncated at the token limit; `embed_tokens` is the rest.
 
         For callers that make batches of their own, as a server does from many requests. Texts above the
@@ -275,17 +251,21 @@ class Embedder:
 
         Raises:
             TypeError: `texts` is one bare str.
-            InputError: A text is not valid Unicode, or the prompt is unknown.
+            InputError: A text is not valid Unicode, or the prompt is as `encode` rejects it.
         """
-        return self._tokenizer.encode(self._with_prompt(texts, prompt))
+        prompt = prompt_text(self.contract, prompt_name, prompt)
+        return self._tokenizer.encode(put_in_front(prompt, texts, self._warn))
 
-    def pieces(self, text: str, prompt: str | None = None) -> list[Piece]:
-        """The tokens of one text with what each stands for, special tokens included, never truncated.
+    def pieces(self, text: str, prompt_name: str | None = None, *, prompt: str | None = None) -> list[Piece]:
+        """Return the tokens of one text with the part of it that each stands for, special tokens included.
+
+        Never truncated.
 
         Raises:
-            InputError: The text is not valid Unicode, or the prompt is unknown.
+            InputError: The text is not valid Unicode, or the prompt is as `encode` rejects it.
         """
-        return self._tokenizer.pieces(self._with_prompt([text], prompt)[0])
+        prompt = prompt_text(self.contract, prompt_name, prompt)
+        return self._tokenizer.pieces(put_in_front(prompt, [text], self._warn)[0])
 
     def embed_tokens(
         self, tokens: Tokens, *, on_batch: Callable[[int], None] = lambda _tokens: None
@@ -337,29 +317,6 @@ class Embedder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _with_prompt(self, texts: Sequence[str], prompt: str | None) -> Sequence[str]:
-        if isinstance(texts, str):
-            raise TypeError("texts is one str: expected a sequence of texts, as [text]")
-        if prompt is None:
-            prompt = self.contract.default_prompt_name
-        if not prompt:
-            return texts
-        prompts = self.contract.prompts
-        if prompt not in prompts:
-            raise InputError(f'prompt is {prompt!r}: expected None, "" or one of {sorted(prompts)}')
-        return self._put_in_front(prompts[prompt], texts)
-
-    def _put_in_front(self, prompt: str, texts: Sequence[str]) -> Sequence[str]:
-        if not prompt:
-            return texts
-        if double := sum(isinstance(text, str) and text.startswith(prompt) for text in texts):
-            self._warn(
-                DoublePromptWarning,
-                f"{double} of {len(texts)} texts already begin with {prompt!r} and get it again: "
-                'pass the plain text, or prompt=""',
-            )
-        return [prompt + text if isinstance(text, str) else text for text in texts]
 
     def _require_ids(self, tokens: Tokens) -> None:
         limit, vocabulary = self.contract.max_tokens, self.artifact.manifest.architecture.vocabulary
@@ -417,8 +374,8 @@ class _Count:
 
 
 def _caller_level() -> int:
-    """Stack level, for warnings.warn, of the first frame outside this file."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+    """Return the stack level, for warnings.warn, of the first frame outside this package."""
+    package, level, frame = str(Path(__file__).parent), 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
         level, frame = level + 1, frame.f_back
     return level

@@ -15,7 +15,7 @@ Every error is a `Koe5Error` and also the builtin error that a caller would expe
 
     Koe5Warning(UserWarning)
     ├── TruncationWarning                    texts were cut at the token limit
-    ├── DoublePromptWarning                  texts already begin with the prompt they are given
+    ├── DoublePromptWarning                  texts already start with the prompt they are given
     ├── CheckpointWarning                    a checkpoint has settings to look at before it is used
     ├── UnsuitedCpuWarning                   an artifact on a CPU that it is not made for
     ├── SmallerBatchWarning                  the device's memory was too small: batches are halved
@@ -83,7 +83,7 @@ class TruncationWarning(Koe5Warning):
 
 
 class DoublePromptWarning(Koe5Warning):
-    """Texts already begin with the prompt they are about to be given."""
+    """Texts already start with the prompt they are about to be given."""
 
 
 class CheckpointWarning(Koe5Warning):

@@ -41,7 +41,7 @@ def reasons_of(folder: Path) -> list[tuple[int, int | None, str]]:
 
 def command(*arguments: str | Path) -> list[str]:
     """The verb as a process, the tiny artifact and the usual options given."""
-    usual = ["--artifact", ARTIFACT, "--prompt", "passage", "--threads", "1"]
+    usual = ["--artifact", ARTIFACT, "--prompt-name", "passage", "--threads", "1"]
     return [sys.executable, "-m", "koe5_onnx.cli", "bulk", *map(str, [*arguments, *usual])]
 
 

@@ -55,7 +55,7 @@ NAIVE_INT8_COSINE_MEAN = 0.9
 """What ONNX Runtime's per-tensor dynamic int8 stays below there: 0.89 found, 0.999 without the outliers."""
 
 FUSED_COSINE_MIN = 0.999
-"""The fused graph against the stock int8 graph, each text: attention in bf16, sums in another order."""
+"""The packed graph against the padded int8 graph, each text: attention in bf16, sums in another order."""
 
 FUSED_COSINE_MEAN = 0.9995
 """The same on average."""

@@ -33,16 +33,14 @@ class _Koe5:
         self.batch = 0
         self._embedder = Embedder.open(
             opening.files,
-            device=opening.options.get("device", "cpu"),
             threads=opening.threads,
-            workers=opening.options.get("workers", 1),
-            kernels=opening.options.get("kernels", "auto"),
-            cuda_graphs=opening.options.get("cuda_graphs", False),
+            **opening.options,
         )
         self.about = self._embedder.session.graph.reason
         """Which graph runs; recorded with the results."""
         if opening.options.get("device", "cpu") != "cpu":
-            self.about += f"; {self._embedder.workers} workers, {self._embedder.max_batch_tokens:,} tokens"
+            embedder = self._embedder
+            self.about += f"; {embedder.parallel_batches} x {embedder.max_batch_tokens:,} tokens"
 
     def embed(self, texts: Sequence[str]) -> Array:
-        return self._embedder.encode(texts, "")  # the prompts are in the texts
+        return self._embedder.encode(texts, prompt="")  # the prompts are in the texts

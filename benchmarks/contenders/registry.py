@@ -69,7 +69,7 @@ CONTENDERS: Mapping[str, Contender] = {
     for one in (
         Contender("koe5-fp32", "koe5", "artifact fp32", _FP32),
         Contender("koe5-int8", "koe5", "artifact int8", _INT8),
-        Contender("koe5-int8-stock", "koe5", "artifact int8", _INT8, options={"kernels": "stock"}),
+        Contender("koe5-int8-padded", "koe5", "artifact int8", _INT8, options={"graph": "padded"}),
         Contender("koe5-int8-block", "koe5", "artifact int8-block", _INT8),
         Contender("koe5-int4-block", "koe5", "artifact int4-block", _INT4),
         Contender(
@@ -130,16 +130,16 @@ def gpu_contenders(device: str) -> dict[str, Contender]:
     on_gpu = device != "cpu"
     precision, dtype = ("fp16", "float16") if on_gpu else ("fp32", "float32")
     least = _FP16 if on_gpu else _FP32
-    ours = {"device": device, "workers": None}
+    ours = {"device": device, "parallel_batches": None}
     torch: dict[str, Any] = {"device": device, "dtype": dtype, "batches": _GPU_TEXTS if on_gpu else [8]}
     ort = {"device": device, "batches": _GPU_TOKENS if on_gpu else [512]}
     families: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
         ("koe5", f"artifact {precision}", ours),
-        ("koe5", f"artifact {precision}", {**ours, "kernels": "stock"}),
+        ("koe5", f"artifact {precision}", {**ours, "graph": "padded"}),
         (
             "koe5",
             f"artifact {precision}",
-            {**ours, "kernels": "fused", "cuda_graphs": True} if on_gpu else ours,
+            {**ours, "graph": "packed", "cuda_graphs": True} if on_gpu else ours,
         ),
         ("sentence_transformers", "checkpoint", {**torch, "attention": "sdpa"}),
         ("sentence_transformers", "checkpoint", {**torch, "attention": "flash_attention_2"}),

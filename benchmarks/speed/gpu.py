@@ -25,11 +25,10 @@ from benchmarks.speed.opened import Field, choose_batches, open_field
 from benchmarks.speed.report import page
 from benchmarks.speed.results import write_json, write_text
 from benchmarks.speed.texts import Corpus
-from koe5_onnx import Artifact, FidelityError, InputError
+from koe5_onnx import Artifact, EngineOptions, FidelityError, InputError
 from koe5_onnx.engine.cuda.provider import require_gpu
-from koe5_onnx.engine.graphs import Kernels
-from koe5_onnx.engine.providers import CUDA, parse_device
 from koe5_onnx.engine.tuning import describe, tune
+from koe5_onnx.options import GraphChoice
 
 BASELINE = "sentence-transformers-sdpa"
 _PASS_TOKENS = 400_000
@@ -90,8 +89,8 @@ def name_of_gpu(device: str) -> str:
         InputError: `device` has another form.
         ProviderError: There is no such GPU.
     """
-    provider, number = parse_device(device)
-    if provider != CUDA:
+    number = EngineOptions(device=device).gpu
+    if number is None:
         return "no GPU: the CPU stands in, in fp32; its figures say nothing about a GPU"
     gpu = require_gpu(number)
     return f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}"
@@ -110,18 +109,18 @@ def verified(setting: Setting, trained: Sequence[Path], device: str) -> dict[str
         store = replace(setting.store, checkpoint=checkpoint, artifacts={})
         store = setting.store if checkpoint == setting.store.checkpoint else store
         artifact = Artifact.open(store.files_of(gpu_contenders(device)["koe5"]))
-        graphs: tuple[Kernels, ...] = ("stock", "fused") if device != "cpu" else ("stock",)
-        for kernels in graphs:
-            name = f"{checkpoint.name}, {kernels}"
-            found[name] = _fidelity(artifact, checkpoint, kernels)
+        graphs: tuple[GraphChoice, ...] = ("padded", "packed") if device != "cpu" else ("padded",)
+        for graph in graphs:
+            name = f"{checkpoint.name}, {graph}"
+            found[name] = _fidelity(artifact, checkpoint, graph)
             print(f"{name}: {found[name]['fault'] or 'passed its gate'}", file=sys.stderr)
     return found
 
 
-def _fidelity(artifact: Artifact, checkpoint: Path, kernels: Kernels) -> dict[str, Any]:
+def _fidelity(artifact: Artifact, checkpoint: Path, graph: GraphChoice) -> dict[str, Any]:
     keys = ("texts", "cosine_min", "cosine_mean", "batch_cosine_min", "provider")
     try:
-        certificate = verify_artifact(artifact, Checkpoint.open(str(checkpoint)), kernels=kernels)
+        certificate = verify_artifact(artifact, Checkpoint.open(str(checkpoint)), graph=graph)
     except FidelityError as error:
         return dict.fromkeys(keys) | {"fault": str(error)}
     overall, provider = certificate.overall, certificate.measured_with["provider"]
@@ -130,12 +129,12 @@ def _fidelity(artifact: Artifact, checkpoint: Path, kernels: Kernels) -> dict[st
 
 
 def tune_ours(setting: Setting, device: str) -> None:
-    """Find workers and batches of each of ours, for its process to look up."""
+    """Find parallel batches and tokens per batch for each of ours, for its process to look up."""
     for contender in setting.contenders:
         if contender.is_ours and device != "cpu":
-            kernels: Kernels = contender.options.get("kernels", "auto")
+            options = EngineOptions(**contender.options)
             artifact = Artifact.open(setting.store.files_of(contender))
-            profile = tune(artifact, device, kernels, report=lambda line: print(line, file=sys.stderr))
+            profile = tune(artifact, options, report=lambda line: print(line, file=sys.stderr))
             print(f"{contender.name}: {describe(profile.best)}", file=sys.stderr)
 
 

@@ -25,22 +25,22 @@ from benchmarks.speed.results import write_json
 from benchmarks.speed.statistics import ratio, rotated
 from benchmarks.speed.texts import read_corpora
 from koe5_onnx import InputError
-from koe5_onnx.artifact import FUSED_GRAPH
+from koe5_onnx.artifact import GRAPH, PACKED_CPU_GRAPH
 from koe5_onnx.engine.machine import INT8_INSTRUCTIONS, cpu_features, usable_cores
 from koe5_onnx.files import read_json
 
 RECORD = Path(__file__).with_suffix(".json")
 LAYERS = {"tiny": 2, "small": 6}
 """Seeded checkpoints and their layers."""
-_GRAPHS = {"stock": "model.onnx", "fused": FUSED_GRAPH}
+_GRAPHS = {"padded": GRAPH, "packed": PACKED_CPU_GRAPH}
 _PRECISIONS = ("fp32", "int8")
-_OURS, _PLAIN = ("koe5-int8", "koe5-int8-stock"), ("ort-fp32", "ort-dynamic-int8")
+_OURS, _PLAIN = ("koe5-int8", "koe5-int8-padded"), ("ort-fp32", "ort-dynamic-int8")
 _ROUNDS = 7
 _GENEROUS = 0.6
 """A recorded bound is this share of what was measured."""
 
 Nodes = dict[str, dict[str, float]]
-"""Graph ("int8 stock") to checkpoint to number of nodes; "per layer" among the checkpoints."""
+"""Graph ("int8 padded") to checkpoint to number of nodes; "per layer" among the checkpoints."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,9 +119,9 @@ def measure(store: Store) -> dict[str, float]:
                 seconds = field.opened[name].worker.ask("embed", texts=corpus.texts)["seconds"]
                 if turn:  # the first round warms up
                     rates[name].append(1 / seconds)
-        graphs = {"koe5-int8-stock": "stock"}
-        if "fused" in field.opened["koe5-int8"].about:
-            graphs["koe5-int8"] = "fused"
+        graphs = {"koe5-int8-padded": "padded"}
+        if "packed" in field.opened["koe5-int8"].about:
+            graphs["koe5-int8"] = "packed"
     return {
         f"{graph} to {plain}": ratio(rates[name], rates[plain])
         for name, graph in graphs.items()

@@ -23,7 +23,7 @@ THREADS = 1
 
 
 def embedding(
-    artifact: str, text_column: str, prompt: str
+    artifact: str, text_column: str, prompt_name: str
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """A function for `mapInArrow`: batches with the column "embedding" at their end; no row may be null."""
 
@@ -31,7 +31,7 @@ def embedding(
         # Once a task: half a second, so partitions should be of thousands of rows.
         with Embedder.open(artifact, threads=THREADS) as embedder:
             for batch in batches:
-                vectors = embedder.encode(batch.column(text_column).to_pylist(), prompt)
+                vectors = embedder.encode(batch.column(text_column).to_pylist(), prompt_name)
                 offsets = pa.array(range(0, vectors.size + 1, vectors.shape[1]), pa.int32())
                 column = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
                 names = [*batch.schema.names, "embedding"]
@@ -40,11 +40,13 @@ def embedding(
     return embed
 
 
-def with_embeddings(table: DataFrame, artifact: str, text_column: str, prompt: str = "passage") -> DataFrame:
+def with_embeddings(
+    table: DataFrame, artifact: str, text_column: str, prompt_name: str = "passage"
+) -> DataFrame:
     """The rows that have a text, and their embeddings."""
     schema = StructType([*table.schema.fields, StructField("embedding", ArrayType(FloatType()))])
     texts = table.where(table[text_column].isNotNull())
-    return texts.mapInArrow(embedding(artifact, text_column, prompt), schema)
+    return texts.mapInArrow(embedding(artifact, text_column, prompt_name), schema)
 
 
 def main(source: str, output: str, artifact: str, text_column: str = "text") -> None:

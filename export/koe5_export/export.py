@@ -24,7 +24,7 @@ from koe5_export.texts import CALIBRATION, with_prompts
 from koe5_export.weights import Layer, Norm
 from koe5_export.writer import GraphWriter
 from koe5_onnx import Artifact, InputError, Tokenizer
-from koe5_onnx.artifact import FUSED_GRAPH, PACKED_GRAPH, TOKENIZER
+from koe5_onnx.artifact import PACKED_CPU_GRAPH, PACKED_CUDA_GRAPH, TOKENIZER
 from koe5_onnx.engine.graphs import installed_kernels
 
 
@@ -126,7 +126,7 @@ def _write_second(plan: Plan, graph: Path, exceptions: Sequence[str]) -> dict[st
     config = plan.checkpoint.config
     if reason := why_not_packed(plan.precision.name, config.hidden // config.heads):
         return {"packed_graph": f"no: {reason}"}
-    write_packed(graph, graph.with_name(PACKED_GRAPH), plan.contract)
+    write_packed(graph, graph.with_name(PACKED_CUDA_GRAPH), plan.contract)
     return {"packed_graph": "yes"}
 
 
@@ -138,7 +138,7 @@ def _write_fused(plan: Plan, graph: Path, exceptions: Sequence[str]) -> str:
     kernels = installed_kernels()
     if isinstance(kernels, str):
         return f"no: it could not be measured, {kernels}"
-    write_fused(graph, graph.with_name(FUSED_GRAPH), config, plan.contract)
+    write_fused(graph, graph.with_name(PACKED_CPU_GRAPH), config, plan.contract)
     return "yes"
 
 

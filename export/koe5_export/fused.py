@@ -1,6 +1,6 @@
-"""A second graph over the same weights, made of fused CPU operators (distribution koe5-onnx-kernels).
+"""The packed graph for CPUs over the same weights, made of fused operators (distribution koe5-onnx-kernels).
 
-It is derived from the stock int8 graph by the names that graph.py gives to constants: the weights stay where
+It is derived from the padded int8 graph by the names that graph.py gives to constants: the weights stay where
 they are, in the one external-data file, and each layer becomes five nodes. Texts come token by token, end to
 end, with offsets; nothing is padded.
 
@@ -31,7 +31,7 @@ OPERATORS = 3
 
 
 def why_not_fused(precision: str, exceptions: Sequence[str], config: EncoderConfig) -> str | None:
-    """Why an encoder has no fused graph; None where it has."""
+    """Return why an encoder has no packed graph for CPUs; None if it has one."""
     if precision != Int8.name:
         return f"fused kernels are for int8, not {precision}"
     if exceptions:
@@ -41,26 +41,26 @@ def why_not_fused(precision: str, exceptions: Sequence[str], config: EncoderConf
     return None
 
 
-def write_fused(stock: Path, fused: Path, config: EncoderConfig, contract: Contract) -> None:
-    """Write the fused graph beside the stock int8 graph that it takes its weights from.
+def write_fused(padded: Path, fused: Path, config: EncoderConfig, contract: Contract) -> None:
+    """Write the packed graph beside the padded int8 graph that it takes its weights from.
 
     Args:
-        stock: The graph that graph.py wrote.
+        padded: The graph that graph.py wrote.
         fused: Where the new one goes, in the same folder.
         config: The encoder's shape.
         contract: Pooling and normalization.
     """
-    writer = _Fused(onnx.load(stock, load_external_data=False), config, contract)
+    writer = _Fused(onnx.load(padded, load_external_data=False), config, contract)
     onnx.save(writer.model(), fused)
 
 
 class _Fused:
-    def __init__(self, stock: Any, config: EncoderConfig, contract: Contract) -> None:
+    def __init__(self, padded: Any, config: EncoderConfig, contract: Contract) -> None:
         self._config, self._contract = config, contract
-        self._stock = {tensor.name: tensor for tensor in stock.graph.initializer}
+        self._padded = {tensor.name: tensor for tensor in padded.graph.initializer}
         self._used: dict[str, Any] = {}
         self._nodes: list[Any] = []
-        self._producer = (stock.producer_name, stock.producer_version, stock.ir_version)
+        self._producer = (padded.producer_name, padded.producer_version, padded.ir_version)
 
     def model(self) -> Any:
         """The whole graph."""
@@ -174,12 +174,12 @@ class _Fused:
         return [self._keep(f"{name}.gain"), self._keep(f"{name}.shift")]
 
     def _keep(self, name: str) -> str:
-        """A constant of the stock graph, with its place in the external data."""
-        self._used[name] = self._stock[name]
+        """A constant of the padded graph, with its place in the external data."""
+        self._used[name] = self._padded[name]
         return name
 
     def _keep_or(self, name: str, otherwise: np.ndarray[Any, Any]) -> str:
-        return self._keep(name) if name in self._stock else self._constant(f"{otherwise[0]:g}s", otherwise)
+        return self._keep(name) if name in self._padded else self._constant(f"{otherwise[0]:g}s", otherwise)
 
     def _constant(self, name: str, value: Any) -> str:
         self._used.setdefault(name, numpy_helper.from_array(np.asarray(value), name))

@@ -22,7 +22,7 @@ from koe5_export.smooth import SmoothLayer
 from koe5_export.weights import Array, Linear, Norm
 from koe5_export.writer import MICROSOFT, GraphWriter, subgraph
 from koe5_onnx import Contract
-from koe5_onnx.engine.batching import SHORT_TOKENS
+from koe5_onnx.engine.batching import ROUNDED_TOKENS
 
 _MASKED = -3.4e38
 """Score of a padded key; its weight after the softmax is exactly 0."""
@@ -117,7 +117,7 @@ def _attention(g: GraphWriter, heads: int, precision: Precision) -> Attention:
     smallest = g.node("ReduceMin", ["attention_mask"], "smallest_mask", keepdims=0)
     full = g.node("Cast", [smallest], "is_full", to=TensorProto.BOOL)
     # Short texts may be padded in one batch and not in another: they take the same path in both.
-    short = g.constant("short_tokens", np.array([SHORT_TOKENS], dtype=np.int64))
+    short = g.constant("short_tokens", np.array([ROUNDED_TOKENS], dtype=np.int64))
     width = g.node("Shape", ["input_ids"], "batch_width", start=1, end=2)
     unmasked = g.node("And", [full, g.node("Greater", [width, short], "is_long")], "is_unmasked")
     return Attention(heads, mask, unmasked, None)

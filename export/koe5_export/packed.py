@@ -1,6 +1,6 @@
-"""A second graph over the same fp16 weights for CUDA: tokens end to end, nothing padded.
+"""The packed graph for CUDA over the same fp16 weights: tokens end to end, nothing padded.
 
-It is the stock fp16 graph with three places changed, so every linear, norm and table is the stock one's and
+It is the padded fp16 graph with three places changed, so every linear, norm and table is the padded one's and
 its weights stay where they are. Positions come from the host, where counting costs nothing. Attention is
 PackedMultiHeadAttention, which takes texts of any lengths to the flash kernel. Pooling sums the tokens of a
 text in fp32.
@@ -41,15 +41,15 @@ def why_not_packed(precision: str, head_size: int) -> str | None:
     return None
 
 
-def write_packed(stock: Path, packed: Path, contract: Contract) -> None:
-    """Write the packed graph beside the stock fp16 graph that it takes its weights from.
+def write_packed(padded: Path, packed: Path, contract: Contract) -> None:
+    """Write the packed graph beside the padded fp16 graph that it takes its weights from.
 
     Args:
-        stock: The graph that graph.py wrote.
+        padded: The graph that graph.py wrote.
         packed: Where the new one goes, in the same folder.
         contract: Pooling and normalization.
     """
-    model = onnx.load(stock, load_external_data=False)
+    model = onnx.load(padded, load_external_data=False)
     nodes = [_packed_attention(node) if _is_attention(node) else node for node in model.graph.node]
     pooling, constants = _pooling(contract)
     initializers = [*model.graph.initializer, *constants]
@@ -116,7 +116,7 @@ def _pooling(contract: Contract) -> tuple[list[Any], list[Any]]:
 
 def _pruned(nodes: Sequence[Any], initializers: Sequence[Any], dim: int) -> Any:
     """The graph of those nodes and constants that the last node's output needs, given the inputs."""
-    # The stock pooling ends in the same names: of each the last one counts.
+    # The padded graph's pooling ends in the same names: of each the last one counts.
     producers: dict[str, Any] = {name: node for node in nodes for name in node.output}
     kept: dict[str, Any] = {}
     wanted = ["embedding"]

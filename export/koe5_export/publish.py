@@ -36,7 +36,7 @@ from koe5_onnx.artifact import (
     FORMAT_VERSION,
     GRAPH,
     MANIFEST,
-    SECOND_GRAPHS,
+    PACKED_GRAPHS,
     TOKENIZER,
     WEIGHTS,
     File,
@@ -50,7 +50,7 @@ Write = Callable[[Path, Path, Progress], Mapping[str, Any]]
 
 The artifact's tokenizer.json is there already, in the same folder."""
 
-_FILES = (GRAPH, *SECOND_GRAPHS, WEIGHTS, TOKENIZER)
+_FILES = (GRAPH, *PACKED_GRAPHS, WEIGHTS, TOKENIZER)
 _ROOM_FACTOR = 1.1
 
 
@@ -104,10 +104,10 @@ def publish(plan: Plan, write: Write, out: Path, report: Progress = silent) -> A
         certificate = certify(Artifact(folder, manifest), expected, gate, report=report)
         options.announce(certificate)
         manifest = replace(manifest, certificate=certificate)
-        if set(SECOND_GRAPHS) & set(manifest.files):
-            fused = certify(Artifact(folder, manifest), expected, gate, "fused", report)
-            options.announce(fused)
-            manifest = replace(manifest, fused_certificate=fused)
+        if set(PACKED_GRAPHS) & set(manifest.files):
+            packed = certify(Artifact(folder, manifest), expected, gate, "packed", report)
+            options.announce(packed)
+            manifest = replace(manifest, fused_certificate=packed)
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return Artifact(out, manifest)
 

@@ -16,7 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from koe5_export.writer import MICROSOFT
-from koe5_onnx import Artifact
+from koe5_onnx import Artifact, EngineOptions
 from koe5_onnx.engine.graphs import packed_cuda_graph
 from koe5_onnx.engine.session import Session
 
@@ -33,14 +33,14 @@ class SimulatedSession(Session):
     """
 
     def __init__(self, artifact: Artifact) -> None:
-        super().__init__(artifact, "cpu", graph=packed_cuda_graph(artifact, "simulated on the CPU"))
+        super().__init__(artifact, EngineOptions(), packed_cuda_graph(artifact, "simulated on the CPU"))
 
     def _source(self) -> str | bytes:
         model = onnx.load(self.graph.file, load_external_data=False)
         return bytes(spelled_out(model).SerializeToString())
 
-    def _options(self, ort: Any) -> Any:
-        options = super()._options(ort)
+    def _session_options(self, ort: Any) -> Any:
+        options = super()._session_options(ort)
         options.add_session_config_entry(FOLDER_OF_WEIGHTS, str(self._artifact.path))
         return options
 

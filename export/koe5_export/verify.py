@@ -20,7 +20,7 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.gate import Gate
 from koe5_export.precision import PRECISIONS
 from koe5_export.progress import Progress, silent
-from koe5_export.reference import Reference, reference_versions, require_reference
+from koe5_export.reference import NO_PROMPT, Reference, reference_versions, require_reference
 from koe5_export.simulated import SimulatedSession
 from koe5_export.texts import VerificationText, verification_texts
 from koe5_export.weights import Array
@@ -29,17 +29,18 @@ from koe5_onnx import (
     Certificate,
     Contract,
     Embedder,
+    EngineOptions,
     FidelityError,
     InputError,
     Tokenizer,
     Tokens,
 )
-from koe5_onnx.artifact import PACKED_GRAPH
+from koe5_onnx.artifact import PACKED_CUDA_GRAPH
 from koe5_onnx.engine.cuda.provider import Driver, find_driver
-from koe5_onnx.engine.graphs import Kernels
 from koe5_onnx.engine.machine import cpu_name
 from koe5_onnx.engine.providers import CUDA, import_onnxruntime
 from koe5_onnx.engine.session import Session
+from koe5_onnx.options import GraphChoice
 
 _BATCH_TOKENS = 2048
 _ALONE = 28
@@ -97,7 +98,7 @@ def certify(
     artifact: Artifact,
     expected: Expected,
     gate: Gate,
-    kernels: Kernels = "stock",
+    graph: GraphChoice = "padded",
     report: Progress = silent,
 ) -> Certificate:
     """Measure one graph of an artifact: all texts in shuffled mixed batches, and some of all lengths alone.
@@ -106,14 +107,14 @@ def certify(
         FidelityError: The gate is missed.
     """
     rows = _rows_alone(expected.lengths, _batch_tokens(artifact.manifest.contract.max_tokens))
-    stage = "measure" if kernels == "stock" else "measure_second"
+    stage = "measure" if graph == "padded" else "measure_packed"
     count = _Count(stage, int(expected.lengths.sum() + expected.lengths[rows].sum()), report)
-    with _open(artifact, kernels) as embedder:
+    with _open(artifact, graph) as embedder:
         order = np.random.default_rng(0).permutation(len(expected.texts))
         together = np.empty_like(expected.embeddings)
         together[order] = _embed(embedder, expected, order, count)
         alone = np.concatenate([_embed(embedder, expected, row, count) for row in rows[:, None]])
-        provider, graph = embedder.session.providers[0], embedder.session.graph.file.name
+        provider, file = embedder.session.providers[0], embedder.session.graph.file.name
     if artifact.manifest.contract.normalize:
         _require_unit_length(together)
     certificate = Certificate(
@@ -126,7 +127,7 @@ def certify(
         measured_with={
             "cpu": cpu_name(),
             "provider": provider,
-            "graph": graph,
+            "graph": file,
             "onnxruntime": import_onnxruntime().__version__,
             "tokenizers": tokenizers.__version__,
             **reference_versions(),
@@ -155,7 +156,8 @@ def _embed(embedder: Embedder, expected: Expected, rows: npt.NDArray[np.intp], c
     ids: list[npt.NDArray[np.int32]] = []
     for row in rows:
         text, name = expected.texts[row]
-        ids += embedder.tokenize([text], name).ids
+        prompt = {"prompt": ""} if name == NO_PROMPT else {"prompt_name": name}
+        ids += embedder.tokenize([text], **prompt).ids
     return embedder.embed_tokens(Tokens.of(ids), on_batch=count.add)
 
 
@@ -177,7 +179,7 @@ def _batch_tokens(limit: int) -> int:
     return min(4 * limit, max(limit, _BATCH_TOKENS))
 
 
-def _open(artifact: Artifact, kernels: Kernels) -> Embedder:
+def _open(artifact: Artifact, graph: GraphChoice) -> Embedder:
     """An embedder with large mixed batches, on the first device that the artifact is for.
 
     What is made for CUDA is measured on the CPU where there is no CUDA: ONNX Runtime then computes in fp32
@@ -190,11 +192,13 @@ def _open(artifact: Artifact, kernels: Kernels) -> Embedder:
         device = "cuda" if has_wheel and isinstance(find_driver(), Driver) else "cpu"
         target = replace(target, devices=(*target.devices, "cpu"))
     opened = Artifact(artifact.path, replace(artifact.manifest, target=target))
-    simulate = kernels == "fused" and device == "cpu" and PACKED_GRAPH in artifact.manifest.files
-    session = SimulatedSession(opened) if simulate else Session(opened, device, kernels=kernels)
+    simulate = graph == "packed" and device == "cpu" and PACKED_CUDA_GRAPH in artifact.manifest.files
+    session = (
+        SimulatedSession(opened) if simulate else Session(opened, EngineOptions(device=device, graph=graph))
+    )
     contract = artifact.manifest.contract
     tokenizer = Tokenizer(opened.tokenizer, contract.max_tokens, contract.unicode_form)
-    return Embedder(opened, session, tokenizer, _batch_tokens(contract.max_tokens), "truncate")
+    return Embedder(opened, session, tokenizer, max_batch_tokens=_batch_tokens(contract.max_tokens))
 
 
 def _require_unit_length(rows: Array) -> None:
@@ -211,7 +215,7 @@ def verify_artifact(
     checkpoint: Checkpoint,
     given: Sequence[str] = (),
     tighten: Mapping[str, float] | None = None,
-    kernels: Kernels = "auto",
+    graph: GraphChoice = "auto",
     report: Progress = silent,
 ) -> Certificate:
     """Repeat the measurement of a published artifact: by default of the graph that runs here.
@@ -229,4 +233,4 @@ def verify_artifact(
         )
     gate = PRECISIONS[artifact.manifest.precision].gate.tightened(tighten or {})
     expected = expect(checkpoint, artifact.manifest.contract, artifact.tokenizer, given, report)
-    return certify(artifact, expected, gate, kernels, report)
+    return certify(artifact, expected, gate, graph, report)

@@ -5,8 +5,8 @@ An artifact is a folder::
     manifest.json      what this is, how to use it, how close to PyTorch it was measured to be
     model.onnx         the padded graph: input_ids, attention_mask int64[n, width] -> float32[n, dim]
     model.onnx.data    its weights, memory-mapped by ONNX Runtime
-    model.fused.onnx   optional: the same encoder over the same weights, for fused CPU kernels
-    model.packed.onnx  optional: the same for CUDA; like the fused graph it takes texts without padding
+    model.fused.onnx   optional: packed graph for CPUs over the same weights, of fused kernels
+    model.packed.onnx  optional: packed graph for CUDA over the same weights
     tokenizer.json     the Rust tokenizer
 """
 
@@ -21,7 +21,7 @@ from koe5_onnx.artifact.manifest import (
     AGAIN,
     GRAPH,
     MANIFEST,
-    SECOND_GRAPHS,
+    PACKED_GRAPHS,
     TOKENIZER,
     WEIGHTS,
     File,
@@ -114,6 +114,6 @@ def _locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
     if isinstance(path_or_hub_id, Path) or not is_hub_id(name):
         raise ArtifactError(f"{name} does not exist: expected an artifact's folder or a Hub id (owner/name)")
     try:
-        return fetch(name, revision, (MANIFEST, GRAPH, *SECOND_GRAPHS, WEIGHTS, TOKENIZER))
+        return fetch(name, revision, (MANIFEST, GRAPH, *PACKED_GRAPHS, WEIGHTS, TOKENIZER))
     except HubError as error:
         raise ArtifactError(f"there is no folder {name} here, and as a Hub id it fails: {error}") from error

@@ -14,9 +14,9 @@ from koe5_onnx.errors import ArtifactError
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
-FUSED_GRAPH = "model.fused.onnx"
-PACKED_GRAPH = "model.packed.onnx"
-SECOND_GRAPHS = (FUSED_GRAPH, PACKED_GRAPH)
+PACKED_CPU_GRAPH = "model.fused.onnx"
+PACKED_CUDA_GRAPH = "model.packed.onnx"
+PACKED_GRAPHS = (PACKED_CPU_GRAPH, PACKED_CUDA_GRAPH)
 """An artifact has one of them at most: the first is int8, the second fp16."""
 WEIGHTS = "model.onnx.data"
 TOKENIZER = "tokenizer.json"
@@ -213,7 +213,7 @@ class Manifest:
     certificate: Certificate | None
     """None only while an export has not been measured yet."""
     fused_certificate: Certificate | None = None
-    """Of the second graph, for fused CPU kernels or packed for CUDA; None where there is none."""
+    """Of the packed graph; None if there is none."""
     tokenizer_probes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Odd texts and their token ids at export: another version of tokenizers must give the same."""
     fused_operators: int = 1

@@ -2,7 +2,7 @@
 
 What happens to a row, one file a step::
 
-    source        the input: which files, of which kind, unchanged since
+    input_files   the input: which files, of which kind, unchanged since
     lines,        text files to records, each with its position
     records
     parquet_rows  parquet files to rows
@@ -31,11 +31,11 @@ except ImportError as error:
     raise MissingDependencyError(str(error.name), "bulk", "embedding files in bulk") from error
 
 from koe5_onnx.bulk.embed import embed_files
-from koe5_onnx.bulk.job import Options, Summary
+from koe5_onnx.bulk.job import BulkOptions, Summary
 from koe5_onnx.bulk.ray_engine import RayOptions
 from koe5_onnx.bulk.vectors import OUTPUT_DTYPES, unpack
-from koe5_onnx.bulk.worker import Engine, Progress
+from koe5_onnx.bulk.worker import Progress
 
-__all__ = ["OUTPUT_DTYPES", "Engine", "Options", "Progress", "RayOptions", "Summary", "embed_files", "unpack"]
+__all__ = ["OUTPUT_DTYPES", "BulkOptions", "Progress", "RayOptions", "Summary", "embed_files", "unpack"]
 
 del filelock, pa

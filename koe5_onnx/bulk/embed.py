@@ -1,4 +1,4 @@
-"""The one joint of this package: input, job, plan, engine, end.
+"""Embed files: find the input, plan the job, make its shards, complete the output.
 
 find the input -> lock the folder -> the same job or a new plan -> the missing shards -> errors, _SUCCESS
 """
@@ -9,18 +9,20 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
-from koe5_onnx import Artifact, InputError
+from koe5_onnx import Artifact, EngineOptions, InputError
 from koe5_onnx.artifact.matryoshka import require_dim
-from koe5_onnx.bulk.job import Job, Options, Summary, hashes_of, is_begun
+from koe5_onnx.bulk.input_files import InputFiles, find
+from koe5_onnx.bulk.job import BulkJob, BulkOptions, Summary, hashes_of, is_begun
 from koe5_onnx.bulk.local import run_here
 from koe5_onnx.bulk.plan import OnRead, Plan, make_plan, require_free_names
 from koe5_onnx.bulk.ray_engine import RayOptions, run_on_ray
 from koe5_onnx.bulk.shards import JOB, PLAN, SUCCESS, OutputFolder, Receipt
-from koe5_onnx.bulk.source import Source, find
 from koe5_onnx.bulk.vectors import column_names
-from koe5_onnx.bulk.worker import Engine, Progress, Task
+from koe5_onnx.bulk.worker import Progress, Task
 from koe5_onnx.engine.graphs import choose
+from koe5_onnx.text.prompts import prompt_text
 
 OnProgress = Callable[[Progress], None]
 
@@ -28,9 +30,10 @@ OnProgress = Callable[[Progress], None]
 def embed_files(
     source: str | Path,
     output: str | Path,
-    engine: Engine,
-    options: Options,
+    artifact: str | Path,
+    options: BulkOptions,
     *,
+    engine: EngineOptions | None = None,
     strict: bool = False,
     restart: bool = False,
     ray: RayOptions | None = None,
@@ -42,8 +45,10 @@ def embed_files(
     Args:
         source: A file or a folder: .parquet, .jsonl, .csv, the last two also with .gz.
         output: A folder for this job alone, which is made if need be.
-        engine: The artifact and how it runs.
+        artifact: Folder made by `koe5-onnx export`, or the Hub id of one.
         options: What is made of the texts.
+        engine: How the artifact is opened. With `overflow="error"` a text above the token limit is a bad row.
+            None takes the defaults, with as many parallel batches as `koe5-onnx tune` found best.
         strict: Stop at the first bad row instead of noting it in _errors.jsonl.
         restart: Drop what the output holds of an earlier job, and begin anew.
         ray: Work on a Ray cluster; None works in this process.
@@ -65,15 +70,16 @@ def embed_files(
     folder = OutputFolder(Path(output).resolve())
     _require_apart(Path(source).resolve(), folder.path)
     folder.require_usable()
-    job = _job(engine, options, found)
+    engine = engine or EngineOptions(parallel_batches=None)
+    job = _job(artifact, engine, options, found)
     with folder.locked():
         if restart:
             folder.clear()
         folder.remove_partial()
         plan = _plan(folder, job, found, on_read)
         # What "auto" chose here holds for all workers: one without the kernels fails instead of mixing.
-        engine = dataclasses.replace(engine, kernels=job.graph)
-        task = Task(job, engine, found, plan, folder.path, strict)
+        engine = dataclasses.replace(engine, graph=job.graph)
+        task = Task(job, str(artifact), engine, found, plan, folder.path, strict)
         return _Run(task, folder, ray, on_progress).finish()
 
 
@@ -82,20 +88,18 @@ def _require_apart(source: Path, output: Path) -> None:
         raise InputError(f"the output {output} is in the input {source}: it would be read as one")
 
 
-def _job(engine: Engine, options: Options, source: Source) -> Job:
-    artifact = Artifact.open(engine.artifact, revision=engine.revision)
+def _job(path: str | Path, engine: EngineOptions, options: BulkOptions, source: InputFiles) -> BulkJob:
+    artifact = Artifact.open(path, revision=engine.revision)
     contract = artifact.manifest.contract
-    prompts = contract.prompts
-    if options.prompt and options.prompt not in prompts:
-        raise InputError(f'prompt is {options.prompt!r}: expected None, "" or one of {sorted(prompts)}')
+    prompt_text(contract, options.prompt_name, options.prompt)
     require_dim(options.dim, contract)
     # The full width is the same job whether it is named or not.
     options = dataclasses.replace(options, dim=options.dim or contract.dim)
-    graph = choose(artifact, engine.device, engine.kernels)
-    return Job(options, hashes_of(artifact), contract, "fused" if graph.is_packed else "stock", source.files)
+    graph: Literal["packed", "padded"] = "packed" if choose(artifact, engine).is_packed else "padded"
+    return BulkJob(options, engine.overflow, hashes_of(artifact), contract, graph, source.files)
 
 
-def _plan(folder: OutputFolder, job: Job, source: Source, on_read: OnRead) -> Plan:
+def _plan(folder: OutputFolder, job: BulkJob, source: InputFiles, on_read: OnRead) -> Plan:
     """The plan of a job that goes on, or of one that begins; the job file comes last and begins it."""
     if is_begun(folder, job):
         return Plan.from_data(folder.read_json(PLAN))

@@ -1,7 +1,7 @@
 """What was asked, and how it ended: a folder holds one job, and going on with another is refused.
 
-Whatever can change a row of the output is in the job. What cannot is not: threads, workers, the device, the
-engine; a job begun on one machine may go on elsewhere.
+Whatever can change a row of the output is in the job. What cannot is not: threads, parallel batches,
+the device, Ray; a job begun on one machine may go on elsewhere.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from koe5_onnx import Artifact, Contract, InputError
+from koe5_onnx.bulk.input_files import InputFile
 from koe5_onnx.bulk.shards import JOB, PLAN, OutputFolder
-from koe5_onnx.bulk.source import InputFile
 from koe5_onnx.bulk.vectors import require_dtype
+from koe5_onnx.options import Overflow
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 DEFAULT_SHARD_ROWS = 1024
@@ -25,49 +26,49 @@ DEFAULT_SHARD_ROWS = 1024
 
 
 @dataclass(frozen=True)
-class Options:
+class BulkOptions:
     """What is made of the texts.
 
     Args:
-        prompt: Name of a prompt in the artifact's contract ("query", "passage"); None takes the
-            contract's default, "" puts nothing in front.
+        prompt_name: Name of a prompt in the artifact's contract ("query", "passage"); None takes the
+            contract's default.
+        prompt: In place of a name, the text itself; "" puts nothing in front.
         text_column: Where the text is.
         embedding_column: Name of the new column.
         output_dtype: One of OUTPUT_DTYPES; vectors.py says what each holds.
         dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
         shard_rows: Rows of the input for each file of the output, at least 1: what a kill may cost.
-        overflow: A text above the token limit is cut ("truncate") or a bad row ("error").
 
     Raises:
         InputError: One of them is out of range.
     """
 
-    prompt: str | None
+    prompt_name: str | None
+    prompt: str | None = None
     text_column: str = "text"
     embedding_column: str = "embedding"
     output_dtype: str = "float32"
     dim: int | None = None
     shard_rows: int = DEFAULT_SHARD_ROWS
-    overflow: Literal["truncate", "error"] = "truncate"
 
     def __post_init__(self) -> None:
         require_dtype(self.output_dtype)
         if self.shard_rows < 1:
             raise InputError(f"the rows of a shard are {self.shard_rows}: expected 1 or more")
-        if self.overflow not in ("truncate", "error"):
-            raise InputError(f"overflow is {self.overflow!r}: expected 'truncate' or 'error'")
 
 
 @dataclass(frozen=True)
-class Job:
+class BulkJob:
     """All that decides what the output holds."""
 
-    options: Options
+    options: BulkOptions
+    overflow: Overflow
+    """Whether a text above the token limit is truncated, or a bad row ("error")."""
     artifact: dict[str, str]
     """Its files' SHA-256."""
     contract: Contract
     """Its contract, which no hash covers."""
-    graph: Literal["fused", "stock"]
+    graph: Literal["packed", "padded"]
     """They differ in the last bits of an embedding."""
     files: tuple[InputFile, ...]
 
@@ -76,6 +77,7 @@ class Job:
         return {
             "format_version": FORMAT_VERSION,
             **dataclasses.asdict(self.options),
+            "overflow": self.overflow,
             "artifact": self.artifact,
             # With lists in place of tuples, as when it is read again.
             "contract": json.loads(json.dumps(dataclasses.asdict(self.contract))),
@@ -115,7 +117,7 @@ def hashes_of(artifact: Artifact) -> dict[str, str]:
     return {name: file.sha256 for name, file in artifact.manifest.files.items()}
 
 
-def is_begun(folder: OutputFolder, job: Job) -> bool:
+def is_begun(folder: OutputFolder, job: BulkJob) -> bool:
     """Whether the folder holds this job.
 
     Raises:

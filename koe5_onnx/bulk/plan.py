@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from koe5_onnx import InputError
 from koe5_onnx.bulk.columns import JsonColumns, csv_schema, require_column
+from koe5_onnx.bulk.input_files import InputFiles
 from koe5_onnx.bulk.parquet_rows import open_parquet, parquet_schema
 from koe5_onnx.bulk.records import CsvFile, JsonLines, Record, RecordFile, in_parts
-from koe5_onnx.bulk.source import Source
 
 OnRead = Callable[[int], None]
 """Told the bytes of each file that has been read through."""
@@ -89,7 +89,7 @@ class Plan:
 
 
 def make_plan(
-    source: Source, text_column: str, shard_rows: int, on_read: OnRead = lambda _bytes: None
+    source: InputFiles, text_column: str, shard_rows: int, on_read: OnRead = lambda _bytes: None
 ) -> Plan:
     """Plan a job.
 
@@ -101,7 +101,7 @@ def make_plan(
     return _TextPlan(source, text_column, shard_rows).make(on_read)
 
 
-def _of_parquet(source: Source, text_column: str, shard_rows: int, on_read: OnRead) -> Plan:
+def _of_parquet(source: InputFiles, text_column: str, shard_rows: int, on_read: OnRead) -> Plan:
     opened = [(path, open_parquet(path)) for path in map(source.path, range(len(source.files)))]
     schema = parquet_schema(opened, text_column)
     file_rows = tuple(file.metadata.num_rows for _, file in opened)
@@ -120,7 +120,7 @@ def _of_parquet(source: Source, text_column: str, shard_rows: int, on_read: OnRe
 class _TextPlan:
     """Reads text files through and notes where shards begin."""
 
-    def __init__(self, source: Source, text_column: str, shard_rows: int) -> None:
+    def __init__(self, source: InputFiles, text_column: str, shard_rows: int) -> None:
         self._source, self._text_column, self._shard_rows = source, text_column, shard_rows
         self._columns = JsonColumns(text_column)
         self._headers: list[list[str]] = []
@@ -160,7 +160,7 @@ class _TextPlan:
         return self._columns.schema()
 
 
-def open_records(source: Source, index: int) -> RecordFile:
+def open_records(source: InputFiles, index: int) -> RecordFile:
     """Open a text file of the input at its beginning.
 
     Raises:

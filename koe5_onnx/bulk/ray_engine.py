@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from koe5_onnx import InputError, Koe5Error, MissingDependencyError
+from koe5_onnx import EngineOptions, InputError, Koe5Error, MissingDependencyError
 from koe5_onnx.bulk.shards import Receipt
 from koe5_onnx.bulk.worker import Task, Worker
 
@@ -92,14 +92,14 @@ def _check(options: RayOptions, task: Task) -> None:
         raise InputError(f"the number of Ray actors is {options.actors}: expected 1 or more")
     if options.cpus_per_actor < 0 or options.gpus_per_actor < 0:
         raise InputError("a Ray actor cannot have fewer than 0 CPUs or GPUs")
-    if (options.gpus_per_actor > 0) != task.engine.device.startswith("cuda"):
+    if (options.gpus_per_actor > 0) != (task.engine.gpu is not None):
         raise InputError(
             f"the device is {task.engine.device!r} and a Ray actor has {options.gpus_per_actor:g} GPUs: "
             "expected cuda with GPUs, or cpu without"
         )
 
 
-def _engine_of_actor(task: Task, options: RayOptions) -> Any:
+def _engine_of_actor(task: Task, options: RayOptions) -> EngineOptions:
     """Threads for what the actor reserves: it sees all cores of its node and shares them with others.
 
     Several actors share the packed weights as well: some will be on one machine.

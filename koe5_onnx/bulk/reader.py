@@ -11,11 +11,11 @@ from itertools import islice
 
 from koe5_onnx import InputError
 from koe5_onnx.bulk.columns import rows_of
+from koe5_onnx.bulk.input_files import InputFiles
 from koe5_onnx.bulk.parquet_rows import ParquetRows
 from koe5_onnx.bulk.plan import Cursor, Plan, Shard, open_records
 from koe5_onnx.bulk.records import RecordFile, in_parts
 from koe5_onnx.bulk.rows import Rows, join
-from koe5_onnx.bulk.source import Source
 
 _WINDOW_ROWS = 4096
 """As many as the pipeline tokenizes at once: full batches of nearly every length."""
@@ -34,7 +34,7 @@ class Reader:
         text_column: The column of the texts.
     """
 
-    def __init__(self, source: Source, plan: Plan, text_column: str) -> None:
+    def __init__(self, source: InputFiles, plan: Plan, text_column: str) -> None:
         self._source, self._plan, self._text_column = source, plan, text_column
         self._open: tuple[int, RecordFile | ParquetRows] | None = None
 

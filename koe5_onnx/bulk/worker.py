@@ -13,15 +13,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from koe5_onnx import Embedder, InputError, TruncationWarning, __version__
-from koe5_onnx.bulk.job import Job
+from koe5_onnx import Embedder, EngineOptions, InputError, TruncationWarning, __version__
+from koe5_onnx.bulk.input_files import InputFiles
+from koe5_onnx.bulk.job import BulkJob
 from koe5_onnx.bulk.plan import Plan, Shard
 from koe5_onnx.bulk.reader import Reader
 from koe5_onnx.bulk.rows import BadRow, Rows
 from koe5_onnx.bulk.shards import OutputFolder, Receipt
-from koe5_onnx.bulk.source import Source
 from koe5_onnx.bulk.vectors import CONVENTIONS, arrow_fields, to_arrow
-from koe5_onnx.engine.graphs import Kernels
 from koe5_onnx.files import atomic_path
 
 METADATA = b"koe5_onnx"
@@ -29,35 +28,6 @@ METADATA = b"koe5_onnx"
 
 OnDone = Callable[[int, int], None]
 """Rows and tokens of a shard that are done."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """How an Embedder is opened; the arguments of `Embedder.open`."""
-
-    artifact: str | Path
-    revision: str | None = None
-    device: str = "cpu"
-    threads: int | None = None
-    workers: int | None = None
-    kernels: Kernels = "auto"
-    max_batch_tokens: int | None = None
-    share_weights: bool = False
-    gpu_mem_limit: int | None = None
-
-    def open(self) -> Embedder:
-        """Open one."""
-        return Embedder.open(
-            self.artifact,
-            revision=self.revision,
-            device=self.device,
-            threads=self.threads,
-            workers=self.workers,
-            kernels=self.kernels,
-            max_batch_tokens=self.max_batch_tokens,
-            share_weights=self.share_weights,
-            gpu_mem_limit=self.gpu_mem_limit,
-        )
 
 
 @dataclass(frozen=True)
@@ -74,9 +44,10 @@ class Progress:
 class Task:
     """What every worker of a job knows; plain data, so that it can be sent to another machine."""
 
-    job: Job
-    engine: Engine
-    source: Source
+    job: BulkJob
+    artifact: str
+    engine: EngineOptions
+    source: InputFiles
     plan: Plan
     output: Path
     strict: bool
@@ -91,7 +62,8 @@ class Worker:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._embedder = task.engine.open()
+        # A text above the limit must not end the job: `_add` makes it a bad row.
+        self._embedder = Embedder.open(task.artifact, options=replace(task.engine, overflow="truncate"))
         self._reader = Reader(task.source, task.plan, task.job.options.text_column)
         self._output = OutputFolder(task.output)
         self._schema = self._output_schema()
@@ -139,10 +111,14 @@ class Worker:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # the receipt counts them
             encoded = self._embedder.encode_with_info(
-                window.texts, options.prompt, dim=options.dim, on_progress=on_progress
+                window.texts,
+                options.prompt_name,
+                prompt=options.prompt,
+                dim=options.dim,
+                on_progress=on_progress,
             )
         table, embeddings, bad = window.table, encoded.embeddings, window.bad
-        if options.overflow == "error" and encoded.truncated.any():
+        if self._task.job.overflow == "error" and encoded.truncated.any():
             too_long = self._too_long(window, encoded.tokens, encoded.truncated)
             self._require_good(too_long)
             bad = sorted([*bad, *too_long], key=lambda row: (self._place(row.file), row.row))
@@ -185,6 +161,7 @@ class Worker:
             "precision": manifest.precision,
             "graph": self._task.job.graph,
             "text_column": options.text_column,
+            "prompt_name": options.prompt_name,
             "prompt": options.prompt,
             "embedding_column": options.embedding_column,
             "dim": dim,

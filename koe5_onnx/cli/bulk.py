@@ -13,7 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from koe5_onnx.cli.engine_arguments import add_artifact_arguments, add_engine_arguments, prompt_of
+from koe5_onnx.cli.engine_arguments import (
+    add_engine_arguments,
+    add_text_arguments,
+    engine_options,
+    prompt_of,
+)
 
 if TYPE_CHECKING:
     from koe5_onnx.bulk import Progress, RayOptions, Summary
@@ -36,7 +41,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "input", metavar="IN", type=Path, help="a file or folder: .parquet, .jsonl[.gz], .csv[.gz]"
     )
     parser.add_argument("output", metavar="OUT", type=Path, help="a folder for this job alone")
-    add_artifact_arguments(parser)
+    add_text_arguments(parser)
     _add_rows(parser.add_argument_group("rows"))
     _add_engine(parser.add_argument_group("engine"))
 
@@ -53,23 +58,17 @@ def _add_rows(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--shard-rows", type=int, metavar="N", help="rows of one file of OUT, and what a kill may cost"
     )
-    group.add_argument(
-        "--overflow",
-        default="truncate",
-        choices=("truncate", "error"),
-        help="texts above the token limit are cut, or bad rows",
-    )
     group.add_argument("--strict", action="store_true", help="stop at the first bad row")
     group.add_argument("--restart", action="store_true", help="drop what OUT holds of an earlier job")
 
 
 def _add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--engine", default="local", choices=("local", "ray"), help="this process, or Ray")
-    add_engine_arguments(group)
+    add_engine_arguments(group, parallel_batches=None)
     group.add_argument(
         "--ray-address", metavar="A", help="of a running cluster, or auto (default: start one here)"
     )
-    group.add_argument("--ray-actors", type=int, metavar="N", help="workers at most (default: 1)")
+    group.add_argument("--ray-actors", type=int, metavar="N", help="actors at most (default: 1)")
     group.add_argument("--ray-cpus-per-actor", type=float, metavar="N", help="cores of each (default: 1)")
     group.add_argument("--ray-gpus-per-actor", type=float, metavar="N", help="GPUs of each (default: 0)")
 
@@ -81,26 +80,14 @@ def run(args: argparse.Namespace) -> int:
         Koe5Error: The input, the output, the artifact or the device cannot be used.
         OSError: A file cannot be read or written.
     """
-    from koe5_onnx.bulk import Engine, Options, embed_files
+    from koe5_onnx.bulk import BulkOptions, embed_files
 
-    engine = Engine(
-        artifact=args.artifact,
-        revision=args.revision,
-        device=args.device,
-        threads=args.threads,
-        workers=args.workers,
-        kernels=args.kernels,
-        max_batch_tokens=args.max_batch_tokens,
-        share_weights=args.share_weights,
-        gpu_mem_limit=args.gpu_mem_limit,
-    )
-    options = Options(
-        prompt=prompt_of(args),
+    options = BulkOptions(
+        **prompt_of(args),
         text_column=args.text_column,
         embedding_column=args.embedding_column,
         output_dtype=args.output_dtype,
         dim=args.dim,
-        overflow=args.overflow,
         **({} if args.shard_rows is None else {"shard_rows": args.shard_rows}),
     )
     ray = _ray_options(args)
@@ -108,8 +95,9 @@ def run(args: argparse.Namespace) -> int:
         summary = embed_files(
             args.input,
             args.output,
-            engine,
+            args.artifact,
             options,
+            engine=engine_options(args),
             strict=args.strict,
             restart=args.restart,
             ray=ray,

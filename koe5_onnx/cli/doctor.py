@@ -14,7 +14,7 @@ import os
 import platform
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from koe5_onnx import (
     Certificate,
     Contract,
     Embedder,
+    EngineOptions,
     Koe5Error,
     Manifest,
     ProviderError,
@@ -34,6 +35,7 @@ from koe5_onnx import (
 )
 from koe5_onnx.cli import manifest_report
 from koe5_onnx.cli.certificate_report import agreement_in_words, batch_in_words
+from koe5_onnx.cli.engine_arguments import add_engine_arguments, engine_options
 from koe5_onnx.cli.report import printable
 from koe5_onnx.engine.cuda.provider import attention_kernel, find_driver, preload, why_on_the_cpu
 from koe5_onnx.engine.graphs import Graph, choose, installed_kernels, kernels_level
@@ -73,20 +75,21 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--artifact", metavar="DIR", help="check this artifact: hashes, certificate, one embedding"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    add_engine_arguments(parser.add_argument_group("engine, for the artifact"))
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings; 1 where one has a problem."""
-    findings = examine(args.artifact)
+    findings = examine(args.artifact, engine_options(args))
     print(_as_json(findings) if args.json else _as_table(findings))
     return int(any(finding.problem for finding in findings))
 
 
-def examine(artifact: str | None) -> list[Finding]:
-    """Look at everything; at an artifact only where one is given."""
+def examine(artifact: str | None, options: EngineOptions) -> list[Finding]:
+    """Look at everything; at an artifact only if one is given."""
     findings = [*_versions(), *_machine(), _gpus(), *_providers()]
     if artifact is not None:
-        findings.extend(_artifact(artifact))
+        findings.extend(_artifact(artifact, options))
     return findings
 
 
@@ -192,13 +195,15 @@ def _load(ort: Any, provider: str) -> None:
         raise ProviderError(f"ONNX Runtime opened {', '.join(session.get_providers())} instead: {why}")
 
 
-def _artifact(path: str) -> Iterator[Finding]:
+def _artifact(path: str, options: EngineOptions) -> Iterator[Finding]:
     try:
-        opened = Artifact.open(path, check=False)
+        opened = Artifact.open(path, revision=options.revision, check=False)
         opened.check_files(hashes=True, remember=False)
         manifest = opened.manifest
-        graph = choose(opened, _device_of(manifest.target))
-        embedding = _embed(path, manifest.target)
+        if options.gpu is None and "cpu" not in manifest.target.devices:
+            options = replace(options, device="cuda")  # made for nothing else
+        graph = choose(opened, options)
+        embedding = _embed(path, options)
     except (Koe5Error, OSError) as error:
         yield Finding("artifact", path, str(error))
         return
@@ -217,16 +222,12 @@ def _attention(graph: Graph) -> Iterator[Finding]:
     yield Finding("attention", attention_kernel(driver.gpus[0]))
 
 
-def _embed(path: str, target: Target) -> npt.NDArray[np.float32]:
-    """One text's embedding, on a device that the artifact is made for."""
+def _embed(path: str, options: EngineOptions) -> npt.NDArray[np.float32]:
+    """Return one text's embedding."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnsuitedCpuWarning)  # a finding of its own says so
-        with Embedder.open(path, device=_device_of(target)) as embedder:
+        with Embedder.open(path, options=options) as embedder:
             return embedder.encode([_TEXT])
-
-
-def _device_of(target: Target) -> str:
-    return "cpu" if "cpu" in target.devices else "cuda"
 
 
 def _manifest(manifest: Manifest, graph: Graph) -> Iterator[Finding]:

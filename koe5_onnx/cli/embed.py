@@ -16,7 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from koe5_onnx import Embedder, Encoded
-from koe5_onnx.cli.engine_arguments import add_artifact_arguments, add_engine_arguments, prompt_of
+from koe5_onnx.cli.engine_arguments import (
+    add_engine_arguments,
+    add_text_arguments,
+    engine_options,
+    prompt_of,
+)
 from koe5_onnx.cli.input_file import read_texts, suffix_of_input
 from koe5_onnx.cli.output_file import require_output, suffix_of_output, write
 from koe5_onnx.files import atomic_path
@@ -33,7 +38,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "input", metavar="INPUT", help=".txt or - (stdin): one text a line; .jsonl: an object a line"
     )
-    add_artifact_arguments(parser)
+    add_text_arguments(parser)
     parser.add_argument(
         "--output",
         required=True,
@@ -44,13 +49,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--field", metavar="NAME", help='the text\'s field in a .jsonl input (default: "text")'
     )
-    add_engine_arguments(parser)
-    parser.add_argument(
-        "--overflow",
-        default="truncate",
-        choices=("truncate", "error"),
-        help="for texts above the token limit",
-    )
+    add_engine_arguments(parser.add_argument_group("engine"), parallel_batches=None)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,12 +60,15 @@ def run(args: argparse.Namespace) -> int:
         OSError: A file cannot be read or written.
     """
     _check_usage(args)
+    options = engine_options(args)
     require_output(args.output, args.input)
     texts = read_texts(args.input, args.field or "text")
     with atomic_path(args.output) as temporary, temporary.open("xb") as stream:
-        with _open(args) as embedder, _progress() as on_progress:
+        with Embedder.open(args.artifact, options=options) as embedder, _progress() as on_progress:
             start = time.perf_counter()
-            encoded = embedder.encode_with_info(texts, prompt_of(args), dim=args.dim, on_progress=on_progress)
+            encoded = embedder.encode_with_info(
+                texts, **prompt_of(args), dim=args.dim, on_progress=on_progress
+            )
             seconds = time.perf_counter() - start
             limit = embedder.contract.max_tokens
         write(stream, encoded, suffix_of_output(args.output))
@@ -83,22 +85,6 @@ def _check_usage(args: argparse.Namespace) -> None:
         usage_error("--field is for .jsonl inputs")
     if suffix_of_output(args.output) is None:
         usage_error(f"--output is '{args.output}': expected a .npy or a .jsonl file")
-
-
-def _open(args: argparse.Namespace) -> Embedder:
-    optional = {} if args.max_batch_tokens is None else {"max_batch_tokens": args.max_batch_tokens}
-    return Embedder.open(
-        args.artifact,
-        revision=args.revision,
-        device=args.device,
-        threads=args.threads,
-        workers=args.workers,
-        kernels=args.kernels,
-        overflow=args.overflow,
-        share_weights=args.share_weights,
-        gpu_mem_limit=args.gpu_mem_limit,
-        **optional,
-    )
 
 
 @contextmanager

@@ -1,20 +1,63 @@
-"""Arguments that embed and bulk share: which artifact, what the texts are, and how batches run."""
+"""Arguments that several verbs share: the options that open an artifact, the prompt and the width."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from argparse import BooleanOptionalAction
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from koe5_onnx import EngineOptions
+from koe5_onnx.options import field_docs
 
 
-def add_artifact_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare which artifact embeds, and what the texts are."""
+def add_engine_arguments(parser: argparse._ActionsContainer, **defaults: Any) -> None:
+    """Declare an argument for each field of `EngineOptions`, with its documentation as help.
+
+    Args:
+        parser: Parser or group that gets them.
+        **defaults: Defaults of this verb, if they differ from those of `EngineOptions`.
+    """
+    hints, docs = get_type_hints(EngineOptions), field_docs()
+    for field in dataclasses.fields(EngineOptions):
+        default = defaults.get(field.name, field.default)
+        shown = "" if default is None or isinstance(default, bool) else f" (default: {default})"
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            default=default,
+            help=docs.get(field.name, "").replace("%", "%%") + shown,
+            **_form(hints[field.name]),
+        )
+
+
+def _form(hint: Any) -> dict[str, Any]:
+    if hint is bool:
+        return {"action": BooleanOptionalAction}
+    if get_origin(hint) is Literal:
+        return {"choices": get_args(hint)}
+    return {"type": int, "metavar": "N"} if int in get_args(hint) else {}
+
+
+def engine_options(args: argparse.Namespace, **changes: Any) -> EngineOptions:
+    """Return the options that were given, with some replaced.
+
+    Raises:
+        InputError: One is out of range, or two contradict each other.
+    """
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(EngineOptions)}
+    return EngineOptions(**given | changes)
+
+
+def add_text_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which artifact embeds, what the texts are, and how wide embeddings become."""
     parser.add_argument("--artifact", required=True, metavar="DIR_OR_HUB_ID", help="an exported artifact")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    parser.add_argument(
-        "--prompt",
-        required=True,
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument(
+        "--prompt-name",
         choices=("query", "passage", "none"),
-        help="what the texts are: the model expects it in front, and a wrong one costs quality",
+        help="what the texts are: the model expects its prompt in front, and a wrong one costs quality",
     )
+    prompt.add_argument("--prompt", metavar="TEXT", help="the text itself to put in front, as 'query: '")
     parser.add_argument(
         "--dim",
         type=int,
@@ -24,35 +67,8 @@ def add_artifact_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def prompt_of(args: argparse.Namespace) -> str:
-    """Return the prompt's name for an Embedder, "" for none."""
-    return "" if args.prompt == "none" else str(args.prompt)
-
-
-def add_engine_arguments(group: argparse._ActionsContainer) -> None:
-    """Declare the options of `Embedder.open` that say how batches run."""
-    group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    group.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads of a batch (default: the usable cores)"
-    )
-    group.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="batches that run at the same time (default: what koe5-onnx tune found, else 1)",
-    )
-    group.add_argument(
-        "--kernels",
-        default="auto",
-        choices=("auto", "fused", "stock"),
-        help="fused CPU kernels where they run (auto), always (fused) or never (stock)",
-    )
-    group.add_argument(
-        "--max-batch-tokens", type=int, metavar="N", help="tokens of one batch, padding included"
-    )
-    group.add_argument("--gpu-mem-limit", type=int, metavar="BYTES", help="what may be taken on a GPU")
-    group.add_argument(
-        "--share-weights",
-        action="store_true",
-        help="keep fused kernels' packed weights in the cache folder, where several processes map them",
-    )
+def prompt_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return `prompt_name` and `prompt` for an Embedder."""
+    if args.prompt_name == "none":
+        return {"prompt_name": None, "prompt": ""}
+    return {"prompt_name": args.prompt_name, "prompt": args.prompt}

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from koe5_onnx import InputError
+from koe5_onnx.cli.engine_arguments import add_engine_arguments, engine_options
 from koe5_onnx.engine.machine import usable_cores
 
 KEYS_VARIABLE = "KOE5_ONNX_API_KEYS"
@@ -23,7 +24,6 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.set_defaults(run=run)
     parser.add_argument("artifact", metavar="DIR_OR_HUB_ID", help="an exported artifact")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
     )
@@ -33,10 +33,11 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         type=int,
         default=1,
         metavar="N",
-        help="processes, each with its own artifact (default: 1)",
+        help="processes; each opens the artifact (default: 1)",
     )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-    _add_engine(parser.add_argument_group("engine"))
+    # With several workers their packed weights are shared unless --no-share-weights is given.
+    add_engine_arguments(parser.add_argument_group("engine"), share_weights=None)
     _add_requests(parser.add_argument_group("requests"))
     _add_limits(parser.add_argument_group("limits"))
 
@@ -55,20 +56,12 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.port <= 65535:
         raise InputError(f"--port is {args.port}: expected 0 to 65535")
     threads = max(1, usable_cores().count // args.workers) if args.threads is None else args.threads
+    share_weights = args.workers > 1 if args.share_weights is None else args.share_weights
     settings = Settings(
         artifact=args.artifact,
-        revision=args.revision,
-        device=args.device,
-        kernels=args.kernels,
-        threads=threads,
-        parallel_batches=args.parallel_batches,
-        max_batch_tokens=args.max_batch_tokens,
-        share_weights=args.workers > 1 if args.share_weights is None else args.share_weights,
-        gpu_mem_limit=args.gpu_mem_limit,
-        cuda_graphs=args.cuda_graphs,
+        engine=engine_options(args, threads=threads, share_weights=share_weights),
         max_wait_ms=args.max_wait_ms,
-        overflow=args.overflow,
-        default_prompt=args.default_prompt,
+        default_prompt_name=args.default_prompt_name,
         model_names=tuple(args.model_name),
         api_keys_sha256=hash_keys(args.api_key_file, os.environ.get(KEYS_VARIABLE, "")),
         log_texts=args.log_texts,
@@ -93,44 +86,18 @@ def hash_keys(file: Path | None, environment: str) -> tuple[str, ...]:
     return tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys)
 
 
-def _add_engine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    group.add_argument("--threads", type=int, metavar="N", help="CPU threads of a batch (default: the cores)")
-    group.add_argument("--kernels", default="auto", choices=("auto", "fused", "stock"))
-    group.add_argument(
-        "--parallel-batches", type=int, default=1, metavar="N", help="batches at the same time (default: 1)"
-    )
-    group.add_argument("--max-batch-tokens", type=int, metavar="N", help="tokens of one batch")
-    group.add_argument(
-        "--share-weights", action=argparse.BooleanOptionalAction,
-        help="keep fused kernels' packed weights in the cache folder, where processes map them (default: "
-        "with several workers)",
-    )  # fmt: skip
-    group.add_argument("--gpu-mem-limit", type=int, metavar="BYTES", help="what may be taken on a GPU")
-    group.add_argument(
-        "--cuda-graphs", action="store_true",
-        help="replay small batches on a GPU; takes a second copy of the weights there",
-    )  # fmt: skip
-    group.add_argument(
-        "--max-wait-ms", type=float, default=0.0, metavar="MS",
-        help="how long a batch that is not full waits for more (default: 0)",
-    )  # fmt: skip
-
-
 def _add_requests(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--model-name", action="append", default=[], metavar="NAME",
         help="another name that the model answers to; may be repeated",
     )  # fmt: skip
     group.add_argument(
-        "--default-prompt", metavar="NAME", help="prompt of requests that name none: query or passage"
+        "--default-prompt-name", metavar="NAME", help="prompt of requests that name none: query or passage"
     )
     group.add_argument(
-        "--overflow",
-        default="truncate",
-        choices=("truncate", "error"),
-        help="for texts above the token limit",
-    )
+        "--max-wait-ms", type=float, default=0.0, metavar="MS",
+        help="how long a batch that is not full waits for more (default: 0)",
+    )  # fmt: skip
     group.add_argument(
         "--api-key-file", type=Path, metavar="FILE",
         help=f"keys, one a line, one of which requests must bring; also from {KEYS_VARIABLE}",

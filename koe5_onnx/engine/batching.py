@@ -24,9 +24,9 @@ import numpy.typing as npt
 Int32: TypeAlias = npt.NDArray[np.int32]
 Int64: TypeAlias = npt.NDArray[np.int64]
 
-SHORT_TOKENS = 64
-"""Texts up to this length are padded a little, so that more of them share a batch."""
-_SHORT_STEP = 4
+ROUNDED_TOKENS = 64
+"""Texts up to this length are padded to a multiple of 4, so that more of them share a batch."""
+_ROUNDED_TO = 4
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Packed(NamedTuple):
 
 def padded_lengths(lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     """Padded length of each text, int32[n]: a function of its own length."""
-    padded = -(-lengths // _SHORT_STEP) * _SHORT_STEP
-    return np.where(lengths <= SHORT_TOKENS, padded, lengths)
+    padded = -(-lengths // _ROUNDED_TO) * _ROUNDED_TO
+    return np.where(lengths <= ROUNDED_TOKENS, padded, lengths)
 
 
 def plan(lengths: npt.NDArray[np.int32], max_batch_tokens: int) -> list[Batch]:

@@ -1,9 +1,9 @@
-"""Which of an artifact's graphs runs here, and why: the stock one, or the second, which pads nothing.
+"""Choose which of an artifact's graphs runs here, and say why: the padded one or the packed one.
 
-An artifact may hold a second graph over the same weights: in int8 one made of the operators of the optional
-distribution koe5-onnx-kernels, for CPUs, in fp16 one for CUDA. Both take tokens end to end instead of padded
-rows. Whatever is missing for it, the stock graph gives the same embeddings (each has a certificate of its
-own), only later.
+Every artifact has a padded graph. It may have a packed graph over the same weights, which takes tokens end to
+end instead of padded rows: in int8 one for CPUs, made of the operators of the optional distribution
+koe5-onnx-kernels, in fp16 one for CUDA. Where the packed graph cannot run, the padded graph returns the same
+embeddings (each has a certificate of its own), only later.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from koe5_onnx.artifact import FUSED_GRAPH, PACKED_GRAPH, Artifact
-from koe5_onnx.errors import InputError, ProviderError
+from koe5_onnx.artifact import PACKED_CPU_GRAPH, PACKED_CUDA_GRAPH, Artifact
+from koe5_onnx.errors import ProviderError
+from koe5_onnx.options import EngineOptions
 
-Kernels = Literal["auto", "fused", "stock"]
-"""Which graph is wanted: the second one where it runs, that or an error, or always the stock one."""
 Layout = Literal["padded", "packed", "packed_cuda"]
 """How a graph takes a batch: rows padded to one width, or tokens end to end with offsets, or the same with
 what CUDA's packed attention needs besides; batching.py makes each."""
@@ -39,54 +38,48 @@ class Graph:
         return self.layout != "padded"
 
 
-def choose(artifact: Artifact, device: str, kernels: Kernels = "auto") -> Graph:
+def choose(artifact: Artifact, options: EngineOptions) -> Graph:
     """Choose the graph to run.
 
-    Args:
-        artifact: The opened artifact.
-        device: "cpu", "cuda" or "cuda:N".
-        kernels: What is wanted.
-
     Raises:
-        InputError: `kernels` is no such word.
-        ProviderError: The second graph is asked for and cannot run here; the message says why.
+        ProviderError: The packed graph is required, and it cannot run here; the message says why.
     """
-    if kernels not in ("auto", "fused", "stock"):
-        raise InputError(f"kernels is {kernels!r}: expected 'auto', 'fused' or 'stock'")
-    if kernels == "stock":
-        return Graph(artifact.graph, None, "the stock graph, as asked for")
-    second = _fused(artifact) if device == "cpu" else _packed(artifact)
-    if isinstance(second, Graph):
-        return second
-    if kernels == "fused":
-        raise ProviderError(f"the {'fused' if device == 'cpu' else 'packed'} graph cannot run: {second}")
-    return Graph(artifact.graph, None, f"the stock graph: {second}")
+    if options.graph == "padded":
+        return Graph(artifact.graph, None, "the padded graph, as requested")
+    packed = _packed_on_cpu(artifact) if options.gpu is None else _packed_on_cuda(artifact)
+    if isinstance(packed, Graph):
+        return packed
+    if options.graph == "packed" or options.cuda_graphs:
+        raise ProviderError(f"the packed graph cannot run: {packed}")
+    return Graph(artifact.graph, None, f"the padded graph: {packed}")
 
 
 def packed_cuda_graph(artifact: Artifact, reason: str) -> Graph:
-    """The graph with packed attention, which the artifact must have."""
-    return Graph(artifact.path / PACKED_GRAPH, None, f"the packed graph, {reason}", "packed_cuda")
+    """Return the packed graph for CUDA, which the artifact must have."""
+    return Graph(artifact.path / PACKED_CUDA_GRAPH, None, f"the packed graph, {reason}", "packed_cuda")
 
 
-def _fused(artifact: Artifact) -> Graph | str:
-    """The graph for fused CPU kernels, or why it cannot run."""
-    if FUSED_GRAPH not in artifact.manifest.files:
-        return "the artifact has no graph for fused kernels"
+def _packed_on_cpu(artifact: Artifact) -> Graph | str:
+    """Return the packed graph of fused CPU kernels, or why it cannot run."""
+    if PACKED_CPU_GRAPH not in artifact.manifest.files:
+        return "the artifact has no packed graph for CPUs"
     library = installed_kernels()
     if isinstance(library, str):
         return library
     wanted, found = artifact.manifest.fused_operators, kernels_version()
     if wanted != found:
         return (
-            f"the artifact's fused graph is for version {wanted} of the fused operators, installed are those "
-            f"of version {found}: export it again, or install the koe5-onnx-kernels of its export"
+            f"the artifact's packed graph is for version {wanted} of the fused operators, but version "
+            f"{found} is installed: export it again, or install the koe5-onnx-kernels of its export"
         )
-    return Graph(artifact.path / FUSED_GRAPH, library, f"the fused graph, on {kernels_level()}", "packed")
+    return Graph(
+        artifact.path / PACKED_CPU_GRAPH, library, f"the packed graph, on {kernels_level()}", "packed"
+    )
 
 
-def _packed(artifact: Artifact) -> Graph | str:
-    """The graph with packed attention for CUDA, or why there is none."""
-    if PACKED_GRAPH not in artifact.manifest.files:
+def _packed_on_cuda(artifact: Artifact) -> Graph | str:
+    """Return the packed graph for CUDA, or why there is none."""
+    if PACKED_CUDA_GRAPH not in artifact.manifest.files:
         return "the artifact has no packed graph for CUDA (fp16 exports have one)"
     return packed_cuda_graph(artifact, "without padding")
 

@@ -1,4 +1,4 @@
-"""The installed ONNX Runtime, which of its providers a device means, and whether that runs an artifact.
+"""The installed ONNX Runtime, and whether one of its providers runs an artifact.
 
 The only file that imports onnxruntime; others are given the module.
 """
@@ -6,14 +6,13 @@ The only file that imports onnxruntime; others are given the module.
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from koe5_onnx.artifact import Artifact, Target
 from koe5_onnx.engine.machine import cpu_features
-from koe5_onnx.errors import InputError, MissingDependencyError, ProviderError, UnsuitedCpuWarning
+from koe5_onnx.errors import MissingDependencyError, ProviderError, UnsuitedCpuWarning
 
 Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider"]
 CPU: Provider = "CPUExecutionProvider"
@@ -44,20 +43,6 @@ def import_onnxruntime() -> Any:
     if not hasattr(onnxruntime, "InferenceSession"):
         raise MissingDependencyError("onnxruntime", "cpu", purpose)
     return onnxruntime
-
-
-def parse_device(device: str) -> tuple[Provider, int]:
-    """Turn "cpu", "cuda" or "cuda:N" into a provider and the number of the GPU; that of the CPU is 0.
-
-    Raises:
-        InputError: Any other form.
-    """
-    if device == "cpu":
-        return CPU, 0
-    match = re.fullmatch(r"cuda(?::(\d+))?", device)
-    if match is None:
-        raise InputError(f"device is {device!r}: expected 'cpu', 'cuda' or 'cuda:N'")
-    return CUDA, int(match[1] or 0)
 
 
 def require_provider(ort: Any, artifact: Artifact, provider: Provider) -> None:

@@ -20,22 +20,17 @@ from koe5_onnx.engine import shared_weights
 from koe5_onnx.engine.batching import Packed, padded_lengths
 from koe5_onnx.engine.cuda import provider as cuda
 from koe5_onnx.engine.cuda.graph_capture import CapturedGraphs
-from koe5_onnx.engine.graphs import Graph, Kernels, Layout, choose
+from koe5_onnx.engine.graphs import Graph, Layout, choose
 from koe5_onnx.engine.machine import usable_cores
 from koe5_onnx.engine.providers import (
     CPU,
     CUDA,
     import_onnxruntime,
-    parse_device,
     require_provider,
     warn_if_unsuited,
 )
-from koe5_onnx.errors import (
-    ArtifactError,
-    InputError,
-    OutOfMemoryError,
-    ProviderError,
-)
+from koe5_onnx.errors import ArtifactError, OutOfMemoryError, ProviderError
+from koe5_onnx.options import EngineOptions
 
 INPUTS: Mapping[Layout, Sequence[str]] = {
     "padded": ("input_ids", "attention_mask"),
@@ -55,59 +50,30 @@ class Session:
 
     Args:
         artifact: The opened artifact.
-        device: "cpu", "cuda" or "cuda:N".
-        threads: Threads of one run on the CPU; None takes the usable cores (see machine.py).
-        kernels: "auto" runs the second graph, which pads nothing, where it can, "fused" that or nothing,
-            "stock" never.
-        graph: Runs this graph and leaves `kernels` aside; None chooses by it.
-        gpu_mem_limit: Bytes that ONNX Runtime may take on a GPU beside CUDA's own; None is no limit.
-        share_weights: Map the fused kernels' packed weights from the user's cache (see shared_weights.py).
-            Other graphs have no packed weights.
-        cuda_graphs: Capture the packed graph for small batches (see graph_capture.py), with a second session
-            and its copy of the weights.
+        options: How to open it. `threads` None takes all usable cores. Fields about batches and texts are not
+            used.
+        graph: The graph to run; None lets `options` choose.
 
     Raises:
-        InputError: `device` has another form, `threads` or `gpu_mem_limit` is below 1, or `cuda_graphs` is
-            asked for where no packed graph runs on CUDA.
-        ProviderError: The device cannot be used; never falls back to another.
+        ProviderError: The device or the graph cannot be used; never falls back to another device.
         MissingDependencyError: Neither onnxruntime nor onnxruntime-gpu is installed.
     """
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        device: str = "cpu",
-        threads: int | None = None,
-        kernels: Kernels = "auto",
-        graph: Graph | None = None,
-        gpu_mem_limit: int | None = None,
-        share_weights: bool = False,
-        cuda_graphs: bool = False,
-    ) -> None:
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}: expected 1 or more, or None for the usable cores")
-        if gpu_mem_limit is not None and gpu_mem_limit < 1:
-            raise InputError(f"gpu_mem_limit is {gpu_mem_limit}: expected bytes, or None for no limit")
-        self.threads = threads or usable_cores().count
-        self._artifact = artifact
-        self._provider, self._gpu = parse_device(device)
-        self._gpu_mem_limit = gpu_mem_limit
-        self._share_weights = share_weights
+    def __init__(self, artifact: Artifact, options: EngineOptions, graph: Graph | None = None) -> None:
+        self.threads = options.threads or usable_cores().count
+        self._artifact, self._options = artifact, options
+        self._provider = CPU if options.gpu is None else CUDA
+        self._gpu = options.gpu or 0
         self.halves = False
         """Whether batches run in halves, since one did not fit into the device's memory (pipeline.py)."""
-        self.graph = graph or choose(artifact, device, kernels)
+        self.graph = graph or choose(artifact, options)
         self.pad_id = artifact.manifest.contract.pad_id
         self.counts_from_pad = artifact.manifest.architecture.counts_from_pad
         self._lock = threading.Lock()
         self._closed = False
-        if cuda_graphs and self.graph.layout != "packed_cuda":
-            raise InputError(
-                "cuda_graphs is for the packed graph of an fp16 artifact on device='cuda', not for "
-                f"{self.graph.reason} on {device!r}"
-            )
         self._ort: Any = self._open()
         self._captured: CapturedGraphs | None = None
-        if cuda_graphs:
+        if options.cuda_graphs:
             self._captured = self._capture()
         _SESSIONS.add(self)
 
@@ -177,7 +143,7 @@ class Session:
 
     @property
     def _shares(self) -> bool:
-        return self._share_weights and self.graph.library is not None
+        return self._options.share_weights and self.graph.library is not None
 
     @property
     def _inputs(self) -> list[str]:
@@ -222,7 +188,7 @@ class Session:
         try:
             session = ort.InferenceSession(
                 self._source(),
-                self._options(ort),
+                self._session_options(ort),
                 providers=[(self._provider, dict(provider_options or self._provider_options()))],
                 # Its default goes on with the CPU, when it opens and even in a later run.
                 enable_fallback=0,
@@ -253,9 +219,9 @@ class Session:
             )
 
     def _provider_options(self) -> dict[str, str]:
-        return {} if self._provider == CPU else cuda.provider_options(self._gpu, self._gpu_mem_limit)
+        return {} if self._provider == CPU else cuda.provider_options(self._gpu, self._options.gpu_mem_limit)
 
-    def _options(self, ort: Any) -> Any:
+    def _session_options(self, ort: Any) -> Any:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1

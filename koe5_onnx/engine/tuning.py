@@ -1,8 +1,8 @@
-"""Batch size and workers, measured on this machine and remembered for it.
+"""Batch size and parallel batches, measured on this machine and remembered for it.
 
-What is best depends on caches and cores, not on texts: `tune` runs random tokens through the real graph for
-some seconds and keeps what it finds under the user's cache folder. Opening an artifact looks it up; nothing
-is measured unasked.
+The best values depend on caches and cores, not on texts: `tune` runs random tokens through the real graph for
+some seconds and stores what it finds in the user's cache folder. Opening an artifact looks it up; nothing is
+measured unless `tune` is called.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from koe5_onnx.artifact import WEIGHTS, Artifact
 from koe5_onnx.engine.cuda.provider import require_gpu
-from koe5_onnx.engine.graphs import Kernels, choose
+from koe5_onnx.engine.graphs import choose
 from koe5_onnx.engine.machine import cpu_features, cpu_name, usable_cores
 from koe5_onnx.engine.pipeline import run_batches
-from koe5_onnx.engine.providers import CUDA, import_onnxruntime, parse_device
+from koe5_onnx.engine.providers import import_onnxruntime
 from koe5_onnx.engine.session import Session
 from koe5_onnx.errors import ProviderError
 from koe5_onnx.files import atomic_path, cache_folder
+from koe5_onnx.options import EngineOptions
 from koe5_onnx.text.tokenizer import Tokens, random_tokens
 
 DEFAULT_BATCH_TOKENS = 512
@@ -39,12 +40,12 @@ DEFAULT_GPU_BATCH_TOKENS = 32768
 
 _BUDGETS = (256, 512, 1024, 2048, 4096)
 _GPU_BUDGETS = (16384, 32768, 65536, 131072)
-_GPU_WORKERS = (1, 2)
-"""With two, one lays out and copies a batch while the other's runs."""
+_GPU_PARALLEL_BATCHES = (1, 2)
+"""With two, one batch is laid out and copied while the other runs."""
 _GPU_SAMPLES = 100
 """Times the sample below: 300,000 tokens, several of the largest batches."""
 _WORTHWHILE = 1.02
-"""A larger batch, or more workers, must be this much faster than the smaller to be preferred."""
+"""A larger batch, or more parallel batches, must be this much faster than the smaller to be preferred."""
 _SAMPLE_LENGTHS = (512, 512, 300, 200, 120, *(60, 45, 32, 24) * 10)
 """Pages and sentences, about half of the tokens each."""
 
@@ -53,9 +54,9 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Workers, the threads of each and the tokens of a batch."""
+    """Parallel batches, threads per batch and tokens per batch."""
 
-    workers: int
+    parallel_batches: int
     threads: int
     max_batch_tokens: int
 
@@ -67,15 +68,14 @@ class Profile:
     best: Arrangement
     """For throughput."""
     lowest_latency: Arrangement
-    """The best with one worker, so that a single text has all cores."""
+    """The best with one batch at a time, so that a single text has all cores."""
     tokens_per_second: Sequence[tuple[Arrangement, float]]
     """Medians, in the order of measuring."""
 
 
 def tune(
     artifact: Artifact,
-    device: str = "cpu",
-    kernels: Kernels = "auto",
+    options: EngineOptions,
     *,
     rounds: int = 3,
     report: Report = lambda _line: None,
@@ -88,22 +88,22 @@ def tune(
 
     Args:
         artifact: The opened artifact.
-        device: "cpu", "cuda" or "cuda:N".
-        kernels: Which graph.
+        options: How to open it. Of `parallel_batches`, `threads` and `max_batch_tokens`, those that are None
+            are varied, the others stay fixed.
         rounds: Measurements of each arrangement, at least 1.
         report: Told each arrangement's median.
 
     Raises:
         ProviderError: The device or the graph cannot be used, or no arrangement can.
     """
-    on_gpu = _is_gpu(device)
+    on_gpu = options.gpu is not None
     lengths = np.tile(
         np.minimum(_SAMPLE_LENGTHS, artifact.manifest.contract.max_tokens), _GPU_SAMPLES if on_gpu else 1
     )
     tokens = random_tokens(artifact.manifest.architecture.vocabulary, lengths)
-    candidates = list(_gpu_arrangements() if on_gpu else _arrangements())
-    found: dict[Arrangement, list[float]] = {one: [] for one in candidates}
-    with _Sessions(artifact, device, kernels) as sessions:
+    candidates = _gpu_arrangements() if on_gpu else _arrangements()
+    found: dict[Arrangement, list[float]] = {_with_fixed(one, options): [] for one in candidates}
+    with _Sessions(artifact, options) as sessions:
         for _ in range(rounds):
             for arrangement in list(found):
                 try:
@@ -116,16 +116,16 @@ def tune(
     medians = [(arrangement, statistics.median(rates)) for arrangement, rates in found.items()]
     for arrangement, rate in medians:
         report(f"{describe(arrangement)}: {rate:,.0f} tokens/s")
-    alone = [one for one in medians if one[0].workers == 1]
-    profile = Profile(_best(medians), _best(alone), medians)
-    _remember(_note_of(artifact, device, kernels), profile)
+    alone = [one for one in medians if one[0].parallel_batches == 1]
+    profile = Profile(_best(medians), _best(alone or medians), medians)
+    _remember(_note_of(artifact, options), profile)
     return profile
 
 
-def remembered(artifact: Artifact, device: str, kernels: Kernels) -> Profile | None:
-    """What `tune` found for this artifact on this machine; None where it has not run, or cannot."""
+def remembered(artifact: Artifact, options: EngineOptions) -> Profile | None:
+    """Return what `tune` found for this artifact on this machine; None if it has not run, or cannot."""
     try:
-        found = json.loads(_note_of(artifact, device, kernels).read_text(encoding="utf-8"))
+        found = json.loads(_note_of(artifact, options).read_text(encoding="utf-8"))
         return Profile(
             Arrangement(**found["best"]),
             Arrangement(**found["lowest_latency"]),
@@ -135,53 +135,47 @@ def remembered(artifact: Artifact, device: str, kernels: Kernels) -> Profile | N
         return None
 
 
-def arrange(
-    artifact: Artifact,
-    device: str,
-    kernels: Kernels,
-    workers: int | None,
-    threads: int | None,
-    max_batch_tokens: int | None,
-) -> Arrangement:
-    """What is given, and for the rest what `tune` found, else 1 worker, all cores, 512 tokens (32,768)."""
-    on_gpu = _is_gpu(device)
-    needed = None in (workers, max_batch_tokens) or on_gpu
-    profile = remembered(artifact, device, kernels) if needed else None
+def arrange(artifact: Artifact, options: EngineOptions) -> Arrangement:
+    """Return what the options give, and for the rest what `tune` found, else their documented defaults."""
+    on_gpu, parallel_batches = options.gpu is not None, options.parallel_batches
+    needed = None in (parallel_batches, options.max_batch_tokens) or on_gpu
+    profile = remembered(artifact, options) if needed else None
     cores = usable_cores().count
     found = Arrangement(1, cores, DEFAULT_GPU_BATCH_TOKENS if on_gpu else DEFAULT_BATCH_TOKENS)
     if profile is not None:
-        found = profile.lowest_latency if workers == 1 else profile.best
-    workers = workers or found.workers
+        found = profile.lowest_latency if parallel_batches == 1 else profile.best
+    parallel_batches = parallel_batches or found.parallel_batches
     return Arrangement(
-        workers,
-        max(1, cores // workers) if threads is None else threads,
-        found.max_batch_tokens if max_batch_tokens is None else max_batch_tokens,
+        parallel_batches,
+        options.threads or max(1, cores // parallel_batches),
+        options.max_batch_tokens or found.max_batch_tokens,
     )
 
 
 def describe(arrangement: Arrangement) -> str:
-    """An arrangement in words."""
+    """Describe an arrangement in words."""
     return (
-        f"{arrangement.workers} x {arrangement.threads} threads, "
+        f"{arrangement.parallel_batches} x {arrangement.threads} threads, "
         f"batches of {arrangement.max_batch_tokens:,} tokens"
     )
 
 
-def _is_gpu(device: str) -> bool:
-    return parse_device(device)[0] == CUDA
+def _with_fixed(arrangement: Arrangement, options: EngineOptions) -> Arrangement:
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Arrangement)}
+    return replace(arrangement, **{name: value for name, value in given.items() if value is not None})
 
 
 class _Sessions(AbstractContextManager["_Sessions"]):
     """Sessions opened as arrangements need them, each once."""
 
-    def __init__(self, artifact: Artifact, device: str, kernels: Kernels) -> None:
-        self._artifact, self._device, self._kernels = artifact, device, kernels
+    def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
+        self._artifact, self._options = artifact, options
         self._opened: dict[int, Session] = {}
 
     def of(self, arrangement: Arrangement) -> Session:
         threads = arrangement.threads
         if threads not in self._opened:
-            self._opened[threads] = Session(self._artifact, self._device, threads, self._kernels)
+            self._opened[threads] = Session(self._artifact, replace(self._options, threads=threads))
         return self._opened[threads]
 
     def __exit__(self, *_error: object) -> None:
@@ -203,8 +197,8 @@ def _arrangements() -> Iterator[Arrangement]:
 
 def _gpu_arrangements() -> Iterator[Arrangement]:
     """Yield arrangements of one graph, as repeated shapes hide the padded graph's cost of new ones."""
-    for workers, budget in itertools.product(_GPU_WORKERS, _GPU_BUDGETS):
-        yield Arrangement(workers, usable_cores().count, budget)
+    for parallel_batches, budget in itertools.product(_GPU_PARALLEL_BATCHES, _GPU_BUDGETS):
+        yield Arrangement(parallel_batches, usable_cores().count, budget)
 
 
 def _rate(artifact: Artifact, session: Session, tokens: Tokens, arrangement: Arrangement) -> float:
@@ -215,26 +209,26 @@ def _rate(artifact: Artifact, session: Session, tokens: Tokens, arrangement: Arr
         tokens,
         out,
         max_batch_tokens=arrangement.max_batch_tokens,
-        parallel_batches=arrangement.workers,
+        parallel_batches=arrangement.parallel_batches,
         halve=False,
     )
     return int(tokens.lengths.sum()) / (time.perf_counter() - start)
 
 
 def _best(medians: Sequence[tuple[Arrangement, float]]) -> Arrangement:
-    """The fastest; of those about as fast, the one with fewer workers, then smaller batches."""
+    """Return the fastest; of those about as fast, the one with fewer parallel batches, then smaller ones."""
     fastest = max(rate for _, rate in medians)
     good = [arrangement for arrangement, rate in medians if rate * _WORTHWHILE >= fastest]
-    return min(good, key=lambda one: (one.workers, one.max_batch_tokens))
+    return min(good, key=lambda one: (one.parallel_batches, one.max_batch_tokens))
 
 
-def _note_of(artifact: Artifact, device: str, kernels: Kernels) -> Path:
-    graph = choose(artifact, device, kernels)
+def _note_of(artifact: Artifact, options: EngineOptions) -> Path:
+    graph = choose(artifact, options)
     what = [
         artifact.manifest.files[WEIGHTS].sha256,
         graph.file.name,
-        device,
-        *([str(require_gpu(parse_device(device)[1])), kernels] if _is_gpu(device) else []),
+        options.device,
+        *([] if options.gpu is None else [str(require_gpu(options.gpu)), options.graph]),
         cpu_name(),
         *cpu_features(),
         str(usable_cores().count),

@@ -15,8 +15,9 @@ from typing import Any, Unpack
 
 import numpy.typing as npt
 
-from koe5_onnx import Embedder, MissingDependencyError
-from koe5_onnx.integrations.shared_embedders import OpenOptions, opened
+from koe5_onnx import Embedder, EngineOptions, MissingDependencyError
+from koe5_onnx.integrations.shared_embedders import opened
+from koe5_onnx.options import EngineFields
 
 try:
     from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
@@ -35,13 +36,13 @@ class Koe5EmbeddingFunction(EmbeddingFunction[Documents]):
     Args:
         artifact: A folder made by `koe5-onnx export`, or the Hub id of one.
         dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
-        options: For `Embedder.open`.
+        **options: Fields of `EngineOptions`.
     """
 
     def __init__(
-        self, artifact: str | Path, *, dim: int | None = None, **options: Unpack[OpenOptions]
+        self, artifact: str | Path, *, dim: int | None = None, **options: Unpack[EngineFields]
     ) -> None:
-        self._artifact, self._dim, self._options = str(artifact), dim, options
+        self._artifact, self._dim, self._options = str(artifact), dim, EngineOptions(**options)
         self._embedder: Embedder | None = None
 
     def __call__(self, input: Documents) -> Embeddings:  # noqa: A002 - the name is Chroma's
@@ -67,7 +68,7 @@ class Koe5EmbeddingFunction(EmbeddingFunction[Documents]):
 
     def get_config(self) -> dict[str, Any]:
         """What a collection keeps: the artifact, the dimensions and the options."""
-        return {"artifact": self._artifact, "dim": self._dim, **self._options}
+        return {"artifact": self._artifact, "dim": self._dim, **self._options.changed()}
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> Koe5EmbeddingFunction:
@@ -78,7 +79,7 @@ class Koe5EmbeddingFunction(EmbeddingFunction[Documents]):
         """The distance of a collection that names none."""
         return "cosine"
 
-    def _rows(self, texts: Documents, prompt: str) -> list[npt.NDArray[Any]]:
+    def _rows(self, texts: Documents, prompt_name: str) -> list[npt.NDArray[Any]]:
         if self._embedder is None:
             self._embedder = opened(self._artifact, self._options)
-        return list(self._embedder.encode(texts, prompt, dim=self._dim))
+        return list(self._embedder.encode(texts, prompt_name, dim=self._dim))

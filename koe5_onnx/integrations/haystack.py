@@ -16,9 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, Unpack
 
-from koe5_onnx import AsyncEmbedder, Embedder, MissingDependencyError
+from koe5_onnx import AsyncEmbedder, Embedder, EngineOptions, MissingDependencyError
 from koe5_onnx.artifact.matryoshka import require_dim
-from koe5_onnx.integrations.shared_embedders import OpenOptions, opened
+from koe5_onnx.integrations.shared_embedders import opened
+from koe5_onnx.options import EngineFields
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -29,7 +30,7 @@ except ImportError as error:
 class _Opened:
     """An artifact that is opened when a pipeline warms up, or at the first run."""
 
-    def __init__(self, artifact: str | Path, dim: int | None, options: OpenOptions) -> None:
+    def __init__(self, artifact: str | Path, dim: int | None, options: EngineOptions) -> None:
         self.artifact, self.dim, self.options = str(artifact), dim, options
         self._async: AsyncEmbedder | None = None
 
@@ -53,13 +54,13 @@ class Koe5TextEmbedder:
     Args:
         artifact: A folder made by `koe5-onnx export`, or the Hub id of one.
         dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
-        options: For `Embedder.open`.
+        **options: Fields of `EngineOptions`.
     """
 
     def __init__(
-        self, artifact: str | Path, *, dim: int | None = None, **options: Unpack[OpenOptions]
+        self, artifact: str | Path, *, dim: int | None = None, **options: Unpack[EngineFields]
     ) -> None:
-        self._opened = _Opened(artifact, dim, options)
+        self._opened = _Opened(artifact, dim, EngineOptions(**options))
 
     def warm_up(self) -> None:
         """Open the artifact.
@@ -94,7 +95,7 @@ class Koe5TextEmbedder:
     def to_dict(self) -> dict[str, Any]:
         """What a pipeline saves: the artifact and the options."""
         saved: dict[str, Any] = default_to_dict(
-            self, artifact=self._opened.artifact, dim=self._opened.dim, **self._opened.options
+            self, artifact=self._opened.artifact, dim=self._opened.dim, **self._opened.options.changed()
         )
         return saved
 
@@ -114,7 +115,7 @@ class Koe5DocumentEmbedder:
         meta_fields_to_embed: Fields of `Document.meta` whose values, where it has them, precede the content.
         embedding_separator: Between those values and the content.
         dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
-        options: For `Embedder.open`.
+        **options: Fields of `EngineOptions`.
     """
 
     def __init__(
@@ -124,11 +125,11 @@ class Koe5DocumentEmbedder:
         meta_fields_to_embed: Sequence[str] = (),
         embedding_separator: str = "\n",
         dim: int | None = None,
-        **options: Unpack[OpenOptions],
+        **options: Unpack[EngineFields],
     ) -> None:
         self.meta_fields_to_embed = list(meta_fields_to_embed or ())
         self.embedding_separator = embedding_separator
-        self._opened = _Opened(artifact, dim, options)
+        self._opened = _Opened(artifact, dim, EngineOptions(**options))
 
     def warm_up(self) -> None:
         """Open the artifact.
@@ -168,7 +169,7 @@ class Koe5DocumentEmbedder:
             meta_fields_to_embed=self.meta_fields_to_embed,
             embedding_separator=self.embedding_separator,
             dim=self._opened.dim,
-            **self._opened.options,
+            **self._opened.options.changed(),
         )
         return saved
 

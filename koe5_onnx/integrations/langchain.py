@@ -10,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Unpack
 
-from koe5_onnx import AsyncEmbedder, Embedder, MissingDependencyError
+from koe5_onnx import AsyncEmbedder, Embedder, EngineOptions, MissingDependencyError
 from koe5_onnx.artifact.matryoshka import require_dim
-from koe5_onnx.integrations.shared_embedders import OpenOptions, opened
+from koe5_onnx.integrations.shared_embedders import opened
+from koe5_onnx.options import EngineFields
 
 try:
     from langchain_core.embeddings import Embeddings
@@ -26,16 +27,16 @@ class Koe5Embeddings(Embeddings):
     Args:
         artifact: An Embedder, a folder made by `koe5-onnx export`, or the Hub id of one.
         dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
-        options: For `Embedder.open`, where it is not open yet.
+        **options: Fields of `EngineOptions`, if it is not open yet.
 
     Raises:
         Koe5Error: The artifact cannot be opened, as `Embedder.open` says, or not cut to `dim`.
     """
 
     def __init__(
-        self, artifact: Embedder | str | Path, *, dim: int | None = None, **options: Unpack[OpenOptions]
+        self, artifact: Embedder | str | Path, *, dim: int | None = None, **options: Unpack[EngineFields]
     ) -> None:
-        self.embedder = opened(artifact, options)
+        self.embedder = opened(artifact, EngineOptions(**options))
         require_dim(dim, self.embedder.contract)
         self.dim = dim
         self._async = AsyncEmbedder(self.embedder)

@@ -7,12 +7,15 @@ index = VectorStoreIndex.from_documents(documents, embed_model=Koe5Embedding("ko
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from koe5_onnx import AsyncEmbedder, Embedder, MissingDependencyError
+from koe5_onnx import AsyncEmbedder, Embedder, EngineOptions, MissingDependencyError
 from koe5_onnx.artifact.matryoshka import require_dim
-from koe5_onnx.integrations.shared_embedders import OpenOptions, opened
+from koe5_onnx.integrations.shared_embedders import opened
+from koe5_onnx.options import EngineFields
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -24,7 +27,8 @@ except ImportError as error:
 class Koe5Embedding(BaseEmbedding):
     """Embeds texts and nodes as passages and queries as queries.
 
-    `to_dict` and `from_dict` keep the artifact's name and the options; the same ones share one Embedder.
+    Takes every field of `EngineOptions` by name, or all of them as `options`. `to_dict` and `from_dict` keep
+    the artifact's name and the options; the same ones share one Embedder.
     `embed_batch_size` is what LlamaIndex hands over at once: batches are filled by tokens, so more is better.
 
     Raises:
@@ -34,26 +38,21 @@ class Koe5Embedding(BaseEmbedding):
     artifact: str = Field(description="Folder made by `koe5-onnx export`, or the Hub id of one.")
     embed_batch_size: int = Field(default=512, gt=0, le=2048, description="Texts handed over at once.")
     dim: int | None = Field(default=None, description="Components kept of each embedding; None: all.")
-    revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub.")
-    device: str = Field(default="cpu", description='"cpu", "cuda" or "cuda:N".')
-    threads: int | None = Field(default=None, description="CPU threads of a batch; None: usable cores.")
-    workers: int | None = Field(default=1, description="Batches that run at the same time.")
-    max_batch_tokens: int | None = Field(default=None, description="Tokens of one batch.")
-    overflow: Literal["truncate", "error"] = Field(default="truncate", description="For too long texts.")
-    kernels: Literal["auto", "fused", "stock"] = Field(default="auto", description="Which graph runs.")
-    gpu_mem_limit: int | None = Field(default=None, description="Bytes that may be taken on a GPU.")
-    share_weights: bool = Field(default=False, description="Map packed weights that processes share.")
-    cuda_graphs: bool = Field(default=False, description="Replay small batches on a GPU.")
+    options: EngineOptions = Field(default_factory=EngineOptions, description="How the artifact is opened.")
 
     _embedder: Embedder = PrivateAttr()
     _async: AsyncEmbedder = PrivateAttr()
 
-    def __init__(self, artifact: str | Path, **fields: Any) -> None:
-        fields["artifact"] = str(artifact)
-        super().__init__(**fields)
+    def __init__(
+        self, artifact: str | Path, *, options: EngineOptions | Mapping[str, Any] | None = None, **fields: Any
+    ) -> None:
+        if isinstance(options, Mapping):  # of a saved configuration
+            options = EngineOptions(**options)
+        given = {name: fields.pop(name) for name in EngineFields.__annotations__ if name in fields}
+        options = replace(options or EngineOptions(), **given)
+        super().__init__(artifact=str(artifact), options=options, **fields)
         # Not in a validator: pydantic would wrap the errors of opening.
-        options: Any = {name: getattr(self, name) for name in OpenOptions.__annotations__}
-        self._embedder = opened(self.artifact, options)
+        self._embedder = opened(self.artifact, self.options)
         require_dim(self.dim, self._embedder.contract)
         self._async = AsyncEmbedder(self._embedder)
         if "model_name" not in self.model_fields_set:

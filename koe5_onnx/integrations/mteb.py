@@ -19,9 +19,10 @@ from typing import Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx import Embedder, InputError, MissingDependencyError
+from koe5_onnx import Embedder, EngineOptions, InputError, MissingDependencyError
 from koe5_onnx.artifact.matryoshka import require_dim
-from koe5_onnx.integrations.shared_embedders import OpenOptions, opened
+from koe5_onnx.integrations.shared_embedders import opened
+from koe5_onnx.options import EngineFields
 
 try:
     from mteb.models import ModelMeta
@@ -41,16 +42,16 @@ class Koe5Encoder(AbsEncoder):
     Args:
         artifact: An Embedder, a folder made by `koe5-onnx export`, or the Hub id of one.
         dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
-        options: For `Embedder.open`, where it is not open yet.
+        **options: Fields of `EngineOptions`, if it is not open yet.
 
     Raises:
         Koe5Error: The artifact cannot be opened, as `Embedder.open` says, or not cut to `dim`.
     """
 
     def __init__(
-        self, artifact: Embedder | str | Path, *, dim: int | None = None, **options: Unpack[OpenOptions]
+        self, artifact: Embedder | str | Path, *, dim: int | None = None, **options: Unpack[EngineFields]
     ) -> None:
-        self.embedder = opened(artifact, options)
+        self.embedder = opened(artifact, EngineOptions(**options))
         require_dim(dim, self.embedder.contract)
         self.dim = dim
         self.mteb_model_meta = ModelMeta.create_empty(_facts(self.embedder, dim or self.embedder.dim))
@@ -88,8 +89,8 @@ class Koe5Encoder(AbsEncoder):
                     f"the task {task_metadata.name} gives {', '.join(batch)}: expected texts, under 'text'"
                 )
             texts.extend(batch["text"])
-        prompt = None if prompt_type is None else _PROMPTS[prompt_type]
-        return self.embedder.encode(texts, prompt, dim=self.dim)
+        name = None if prompt_type is None else _PROMPTS[prompt_type]
+        return self.embedder.encode(texts, name, dim=self.dim)
 
 
 def _facts(embedder: Embedder, dim: int) -> dict[str, Any]:

@@ -20,10 +20,11 @@ from typing import Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx import Embedder, InputError
+from koe5_onnx import Embedder, EngineOptions, InputError
 from koe5_onnx.artifact.matryoshka import require_dim, unit
-from koe5_onnx.integrations.shared_embedders import OpenOptions, opened
+from koe5_onnx.integrations.shared_embedders import opened
 from koe5_onnx.integrations.tensors import import_torch, like, rows
+from koe5_onnx.options import EngineFields
 
 LOGGER = logging.getLogger(__name__)
 """A progress bar is shown where its level is INFO or DEBUG and the caller does not say."""
@@ -49,7 +50,7 @@ class SentenceEncoder:
         default_prompt_name: The prompt of texts that `encode` gets without one; None puts nothing in front.
         truncate_dim: Components kept of each embedding, one of the contract's `dims`; None and anything
             above the full width keep all.
-        options: For `Embedder.open`, where it is not open yet.
+        **options: Fields of `EngineOptions`, if it is not open yet.
 
     Raises:
         InputError: `default_prompt_name` is not among the prompts, or the model was not trained to be cut to
@@ -66,9 +67,9 @@ class SentenceEncoder:
         prompts: dict[str, str] | None = None,
         default_prompt_name: str | None = None,
         truncate_dim: int | None = None,
-        **options: Unpack[OpenOptions],
+        **options: Unpack[EngineFields],
     ) -> None:
-        self.embedder = opened(artifact, options)
+        self.embedder = opened(artifact, EngineOptions(**options))
         contract = self.embedder.contract
         self.prompts = dict(contract.prompts if prompts is None else prompts)
         self.default_prompt_name = default_prompt_name or contract.default_prompt_name
@@ -112,7 +113,7 @@ class SentenceEncoder:
             normalize_embeddings: Whether to scale to unit length, after truncation.
             truncate_dim: Components kept of each embedding, as of the constructor; None takes the encoder's.
                 As there, kept ones are scaled to unit length only by `normalize_embeddings`.
-            pool: Only None: `workers` of `Embedder.open` runs several batches at once.
+            pool: Only None: `parallel_batches` runs several batches at once.
             chunk_size: Part of `pool`, and without effect as there.
             task: Without effect, as in every SentenceTransformer that has no router.
             sentences: The older name of `inputs`.
@@ -216,7 +217,7 @@ class SentenceEncoder:
         if device is not None and str(device).partition(":")[0] != self.device:
             raise InputError(f"device is {device!r}: the artifact is open on {self.device!r}; open it again")
         if pool is not None:
-            raise InputError("a pool is given: open with workers=... to run several batches at once")
+            raise InputError("a pool is given: open with parallel_batches=... to run several batches at once")
         if size < 1:
             raise InputError(f"batch_size is {size}: expected 1 or more")
 
@@ -242,13 +243,8 @@ class SentenceEncoder:
         return truncate_dim
 
     def _embed(self, texts: Sequence[str], prompt: str, show_bar: bool) -> npt.NDArray[np.float32]:
-        """By the prompt's name where the artifact has it: its warnings then know the prompt."""
-        known = self.embedder.contract.prompts
-        name = next((name for name, text in known.items() if prompt and text == prompt), "")
-        if prompt and not name:
-            texts = [prompt + text if isinstance(text, str) else text for text in texts]
         with _progress(show_bar) as on_progress:
-            return self.embedder.encode(texts, name, on_progress=on_progress)
+            return self.embedder.encode(texts, prompt=prompt, on_progress=on_progress)
 
 
 def _floats(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[Any]:

@@ -2,12 +2,12 @@
 
 What happens to a request, one file a step::
 
-    protection   size of the body, API key, request id, log line, metrics
-    direct       well-formed requests past FastAPI, which answers all others
-    openai_api,  JSON in and out: one file an API, over the same inputs
+    protection        size of the body, API key, request id, log line, metrics
+    fast_path         well-formed requests past FastAPI, which answers all others
+    openai_api,       JSON in and out: one file per API, over the same inputs
     tei_api
-    inputs       texts or token ids, prompt, what to do with long ones -> Tokens
-    engine       asks the queue, waits for the answer or for the client to go away
+    inputs            texts or token ids, prompt, truncation -> Tokens
+    request_embedder  submits to the queue, waits for the answer or until the client disconnects
 
 The queue and the threads that run its batches are those of AsyncEmbedder (koe5_onnx/engine). `app` puts all
 together, `server` runs it under uvicorn. This package requires the extra `serve`; nothing else imports it.

@@ -1,4 +1,4 @@
-"""The ASGI app: routes over one engine, behind the protection; errors in each API's own shape."""
+"""The ASGI app: routes over one RequestEmbedder, behind the protection; errors in each API's own shape."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from starlette.exceptions import HTTPException
 
 from koe5_onnx import Embedder, InputError, __version__
 from koe5_onnx.serve.connection import ClientGoneError
-from koe5_onnx.serve.engine import Engine
 from koe5_onnx.serve.fast_path import Direct, Responses
 from koe5_onnx.serve.inputs import ModelNames
 from koe5_onnx.serve.logs import LOGGER
@@ -25,6 +24,7 @@ from koe5_onnx.serve.openai_api import openai_routes
 from koe5_onnx.serve.page import page_route
 from koe5_onnx.serve.protection import CLIENT_GONE, DOCS_FILES, FAILED, Protection
 from koe5_onnx.serve.refusals import BACKEND, INVALID, UNKNOWN_ROUTE, WRONG_METHOD, Refusal
+from koe5_onnx.serve.request_embedder import RequestEmbedder
 from koe5_onnx.serve.settings import Settings
 from koe5_onnx.serve.tei_api import tei_routes
 from koe5_onnx.serve.tracing import open_tracing
@@ -37,7 +37,7 @@ def create_app(embedder: Embedder, settings: Settings) -> Any:
     """The server as an ASGI app. It is ready once its lifespan has begun, which embeds a text.
 
     Args:
-        embedder: Opened with one worker; closed by its owner.
+        embedder: Opened; closed by its owner.
         settings: All that can be chosen.
 
     Raises:
@@ -45,10 +45,9 @@ def create_app(embedder: Embedder, settings: Settings) -> Any:
         MissingDependencyError: Traces are wanted and their packages are not installed.
     """
     prompts = embedder.contract.prompts
-    if settings.default_prompt is not None and settings.default_prompt not in prompts:
-        raise InputError(
-            f"default_prompt is {settings.default_prompt!r}: expected one of {', '.join(sorted(prompts))}"
-        )
+    name = settings.default_prompt_name
+    if name is not None and name not in prompts:
+        raise InputError(f"default_prompt_name is {name!r}: expected one of {', '.join(sorted(prompts))}")
     app = FastAPIOffline(
         title="koe5-onnx",
         version=__version__,
@@ -62,11 +61,11 @@ def create_app(embedder: Embedder, settings: Settings) -> Any:
     direct = Direct(app, responses)
     traced, tracing = open_tracing(direct, settings.otlp_endpoint)
     metrics.opened(embedder)
-    engine = Engine(embedder, settings, metrics, tracing)
-    app.state.engine = engine
+    requests = RequestEmbedder(embedder, settings, metrics, tracing)
+    app.state.requests = requests
     own = embedder.artifact.manifest.source.repository
     names = ModelNames(list(dict.fromkeys([*settings.model_names, own, TEI_MODEL_NAME])), prompts)
-    routers = [openai_routes(engine, names), tei_routes(engine, names), page_route()]
+    routers = [openai_routes(requests, names), tei_routes(requests, names), page_route()]
     for router in routers:
         app.include_router(router)
         direct.include_router(router)
@@ -77,14 +76,14 @@ def create_app(embedder: Embedder, settings: Settings) -> Any:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    engine: Engine = app.state.engine
-    await asyncio.to_thread(engine.warm_up)
+    requests: RequestEmbedder = app.state.requests
+    await asyncio.to_thread(requests.warm_up)
     # What is there now stays: a full collection would walk all of it in the middle of some request.
     gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
-    await asyncio.to_thread(engine.close)
+    await asyncio.to_thread(requests.close)
     LOGGER.info("stopped")
 
 

@@ -41,11 +41,17 @@ class Inputs:
     texts: Sequence[str]
     ids: Sequence[Sequence[int]]
     """In place of texts; one of the two is empty."""
-    prompt: str | None
+    prompt_name: str | None
+    """None puts nothing in front."""
     truncate: bool
     """Cut texts above the token limit; else refuse them."""
     param: str
     """The request's field that holds the texts, for messages."""
+
+    @property
+    def prompt(self) -> str | None:
+        """The prompt's text in place of its name: "" if there is no name, whatever the contract's default."""
+        return "" if self.prompt_name is None else None
 
     @property
     def characters(self) -> int:
@@ -54,7 +60,7 @@ class Inputs:
 
 
 def as_inputs(
-    raw: RawInputs, prompt: str | None, *, truncate: bool, param: str, max_inputs: int, max_length: int
+    raw: RawInputs, prompt_name: str | None, *, truncate: bool, param: str, max_inputs: int, max_length: int
 ) -> Inputs:
     """Bring the four forms of inputs into one.
 
@@ -81,12 +87,12 @@ def as_inputs(
             param=param,
         )
     if isinstance(many[0], str):
-        return Inputs(cast("Sequence[str]", many), [], prompt, truncate, param)
-    if prompt:
+        return Inputs(cast("Sequence[str]", many), [], prompt_name, truncate, param)
+    if prompt_name:
         raise Refusal(
             INVALID,
-            f"{param} holds token ids, which no prompt ({prompt!r}) can go in front of: put it into the text "
-            "before tokenizing, or send the text",
+            f"{param} holds token ids, which no prompt ({prompt_name!r}) can go in front of: put it into the "
+            "text before tokenizing, or send the text",
             param=param,
         )
     return Inputs([], cast("Sequence[Sequence[int]]", many), None, truncate, param)
@@ -107,9 +113,9 @@ def require_dimensions(dimensions: int | None, contract: Contract) -> None:
 def choose_prompt(
     asked: Mapping[str, str | None], of_model: str | None, default: str | None, prompts: Mapping[str, str]
 ) -> str | None:
-    """Return the prompt of a request: by its own fields, else by the model's name, else the default.
+    """Return the name of a request's prompt: by its own fields, else by the model's name, else the default.
 
-    "" means that none is asked for, None that nothing says.
+    None puts nothing in front.
 
     Args:
         asked: Field of the request ("input_type", "prompt_name") to what it says.
@@ -135,7 +141,7 @@ def choose_prompt(
             raise Refusal(INVALID, f"{' and '.join(asked)} name different prompts: send one", param=field)
         found = name
     found = found or of_model or default
-    return "" if found == _NO_PROMPT else found
+    return None if found == _NO_PROMPT else found
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,11 @@ def prepare(embedder: Embedder, inputs: Inputs) -> Tokens:
         InputError: A text is not valid Unicode.
         Refusal: A text is above the limit and is not to be cut, or ids are not this tokenizer's.
     """
-    tokens = embedder.tokenize(inputs.texts, inputs.prompt) if inputs.texts else _given_ids(embedder, inputs)
+    tokens = (
+        embedder.tokenize(inputs.texts, inputs.prompt_name, prompt=inputs.prompt)
+        if inputs.texts
+        else _given_ids(embedder, inputs)
+    )
     limit = embedder.contract.max_tokens
     if not inputs.truncate and (too_long := np.flatnonzero(tokens.full_lengths > limit)).size:
         first = int(too_long[0])

@@ -51,7 +51,7 @@ class Metrics(Observer):
         self._padding = Histogram(
             "koe5_padding_share", "Share of a batch that is padding", buckets=_SHARES, registry=registry
         )
-        self._inputs = Counter("koe5_inputs", "Texts answered, by prompt", ["prompt"], registry=registry)
+        self._inputs = Counter("koe5_inputs", "Texts answered, by prompt", ["prompt_name"], registry=registry)
         self._tokens = Counter("koe5_tokens", "Tokens answered", registry=registry)
         self._truncated = Counter("koe5_truncated_inputs", "Texts that were cut", registry=registry)
         self._composed = Counter(
@@ -82,7 +82,7 @@ class Metrics(Observer):
         session = embedder.session
         self._engine.labels(
             session.providers[0],
-            "fused" if session.graph.is_packed else "stock",
+            "packed" if session.graph.is_packed else "padded",
             embedder.artifact.manifest.precision,
             str(session.threads),
         ).set(1)
@@ -117,9 +117,9 @@ class Metrics(Observer):
         """A request's texts have become ids."""
         self._tokenize.observe(seconds)
 
-    def answered(self, tokens: Tokens, prompt: str | None, truncated: int) -> None:
+    def answered(self, tokens: Tokens, prompt_name: str | None, truncated: int) -> None:
         """A request has its embeddings."""
-        self._inputs_of(prompt or "none").inc(len(tokens.ids))
+        self._inputs_of(prompt_name or "none").inc(len(tokens.ids))
         self._tokens.inc(sum(map(len, tokens.ids)))
         if truncated:
             self._truncated.inc(truncated)

@@ -16,10 +16,10 @@ from typing_extensions import TypeAliasType
 
 from koe5_onnx import Encoded
 from koe5_onnx.serve.connection import unless_gone
-from koe5_onnx.serve.engine import Engine
 from koe5_onnx.serve.inputs import Inputs, ModelNames, as_inputs, choose_prompt, require_dimensions
 from koe5_onnx.serve.protection import NOTES
 from koe5_onnx.serve.refusals import UNKNOWN_MODEL, Refusal
+from koe5_onnx.serve.request_embedder import RequestEmbedder
 
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 # The first fault is enough: a large body could hold a million.
@@ -115,20 +115,20 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def openai_routes(engine: Engine, names: ModelNames) -> APIRouter:
+def openai_routes(requests: RequestEmbedder, names: ModelNames) -> APIRouter:
     """The routes, each with and without "/v1" where clients differ."""
     router = APIRouter(tags=["OpenAI"], responses=ERRORS)
-    dimensions = list(engine.embedder.contract.dims)
+    dimensions = list(requests.embedder.contract.dims)
 
     def described(name: str) -> Model:
         return Model(id=name, owned_by="koe5-onnx", dimensions=dimensions)
 
     async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
-        inputs = _inputs_of(engine, names, body)
-        encoded = await unless_gone(request, engine.embed(inputs, body.dimensions))
-        request.scope[NOTES] |= engine.notes(inputs, encoded)
+        inputs = _inputs_of(requests, names, body)
+        encoded = await unless_gone(request, requests.embed(inputs, body.dimensions))
+        request.scope[NOTES] |= requests.notes(inputs, encoded)
         answer = _answer(
-            encoded, body.model or names.names[0], body.encoding_format, engine.embedder.contract.max_tokens
+            encoded, body.model or names.names[0], body.encoding_format, requests.embedder.contract.max_tokens
         )
         return Response(answer, media_type="application/json")
 
@@ -155,16 +155,18 @@ def openai_routes(engine: Engine, names: ModelNames) -> APIRouter:
     return router
 
 
-def _inputs_of(engine: Engine, names: ModelNames, body: EmbeddingsRequest) -> Inputs:
-    settings, contract = engine.settings, engine.embedder.contract
+def _inputs_of(requests: RequestEmbedder, names: ModelNames, body: EmbeddingsRequest) -> Inputs:
+    settings, contract = requests.settings, requests.embedder.contract
     require_dimensions(body.dimensions, contract)
     prompt = choose_prompt(
         {"input_type": body.input_type, "prompt_name": body.prompt_name},
         names.prompt_of(body.model),
-        engine.default_prompt if _has_texts(body.input) else None,
+        requests.default_prompt_name if _has_texts(body.input) else None,
         contract.prompts,
     )
-    truncate = settings.overflow == "truncate" if body.truncate is None else body.truncate in (True, "END")
+    truncate = (
+        settings.engine.overflow == "truncate" if body.truncate is None else body.truncate in (True, "END")
+    )
     return as_inputs(
         body.input,
         prompt,

@@ -48,27 +48,12 @@ def serve(settings: Settings, *, host: str, port: int, workers: int = 1, log_lev
     if workers > 1:
         os.environ[_SETTINGS_VARIABLE], os.environ[_LOG_LEVEL_VARIABLE] = settings.to_json(), log_level
         return _serve_workers(settings, host, port, workers)
-    with open_embedder(settings) as embedder:
+    with _open(settings) as embedder:
         return _serve_here(settings, create_app(embedder, settings), host, port)
 
 
-def open_embedder(settings: Settings) -> Embedder:
-    """The artifact, ready for many threads.
-
-    Raises:
-        Koe5Error: It cannot be opened.
-    """
-    return Embedder.open(
-        settings.artifact,
-        revision=settings.revision,
-        device=settings.device,
-        threads=settings.threads,
-        max_batch_tokens=settings.max_batch_tokens,
-        kernels=settings.kernels,  # type: ignore[arg-type]
-        share_weights=settings.share_weights,
-        gpu_mem_limit=settings.gpu_mem_limit,
-        cuda_graphs=settings.cuda_graphs,
-    )
+def _open(settings: Settings) -> Embedder:
+    return Embedder.open(settings.artifact, options=settings.engine)
 
 
 def app_of_environment() -> Any:
@@ -80,7 +65,7 @@ def app_of_environment() -> Any:
     settings = Settings.from_json(os.environ[_SETTINGS_VARIABLE])
     log_as_json(os.environ[_LOG_LEVEL_VARIABLE])
     try:
-        return create_app(open_embedder(settings), settings)
+        return create_app(_open(settings), settings)
     except (Koe5Error, OSError) as error:
         LOGGER.error("a worker cannot start: %s", error)
         raise SystemExit(STARTUP_FAILURE) from error

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from koe5_onnx import InputError
+from koe5_onnx import EngineOptions, InputError
 
 
 @dataclass(frozen=True)
@@ -21,25 +21,12 @@ class Settings:
 
     artifact: str
     """Folder or Hub id of an exported artifact."""
-    revision: str | None = None
-    device: str = "cpu"
-    kernels: str = "auto"
-    threads: int | None = None
-    """CPU threads of one batch."""
-    parallel_batches: int = 1
-    """Batches that run at the same time; a short one may run beside them."""
-    max_batch_tokens: int | None = None
-    share_weights: bool = False
-    """Whether fused kernels' packed weights lie in the cache folder, mapped by all workers."""
-    gpu_mem_limit: int | None = None
-    """Bytes that may be taken on a GPU."""
-    cuda_graphs: bool = False
-    """Whether small batches replay captured graphs on a GPU."""
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    """How the artifact is opened. A short batch may run in addition to `parallel_batches`; `overflow` is for
+    requests that do not say."""
     max_wait_ms: float = 0.0
     """How long a batch that is not full waits for more; measured in benchmarks/NOTES.md."""
-    overflow: str = "truncate"
-    """"truncate" or "error", for requests that do not say."""
-    default_prompt: str | None = None
+    default_prompt_name: str | None = None
     """Prompt of requests that name none."""
     model_names: tuple[str, ...] = ()
     """Names that the model answers to, besides its repository."""
@@ -71,7 +58,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in (
-            "parallel_batches", "max_body_bytes", "max_inputs", "max_text_characters", "max_request_tokens",
+            "max_body_bytes", "max_inputs", "max_text_characters", "max_request_tokens",
             "max_queue_tokens", "max_requests", "max_pending_bytes", "timeout_s", "body_timeout_s",
             "shutdown_s",
         ):  # fmt: skip
@@ -79,8 +66,6 @@ class Settings:
                 raise InputError(f"{name} is {getattr(self, name)}: expected more than 0")
         if self.max_wait_ms < 0:
             raise InputError(f"max_wait_ms is {self.max_wait_ms}: expected 0 or more")
-        if self.overflow not in ("truncate", "error"):
-            raise InputError(f"overflow is {self.overflow!r}: expected 'truncate' or 'error'")
         if self.max_request_tokens > self.max_queue_tokens:
             raise InputError(
                 f"max_request_tokens is {self.max_request_tokens}, max_queue_tokens {self.max_queue_tokens}: "
@@ -98,4 +83,4 @@ class Settings:
         given: Any = {
             name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
         }
-        return cls(**given)
+        return cls(**given | {"engine": EngineOptions(**given["engine"])})

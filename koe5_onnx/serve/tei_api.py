@@ -16,7 +16,6 @@ from pydantic import BaseModel, Field
 
 from koe5_onnx import Encoded, __version__
 from koe5_onnx.serve.connection import unless_gone
-from koe5_onnx.serve.engine import Engine
 from koe5_onnx.serve.inputs import (
     Inputs,
     ModelNames,
@@ -28,6 +27,7 @@ from koe5_onnx.serve.inputs import (
 from koe5_onnx.serve.openai_api import AnyInputs, Texts
 from koe5_onnx.serve.protection import NOTES
 from koe5_onnx.serve.refusals import INVALID, TOO_MANY_TOKENS, UNHEALTHY, Refusal
+from koe5_onnx.serve.request_embedder import RequestEmbedder
 
 Direction = Literal["Left", "Right", "left", "right"]
 
@@ -104,7 +104,7 @@ class Info(BaseModel):
     dim: int
     dimensions: Annotated[list[int], Field(description="What `dimensions` of a request may be")]
     prompts: dict[str, str]
-    default_prompt: str | None
+    default_prompt_name: str | None
     provider: str
     graph: str
     """Which graph runs, and why."""
@@ -123,7 +123,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def tei_routes(engine: Engine, names: ModelNames) -> APIRouter:
+def tei_routes(requests: RequestEmbedder, names: ModelNames) -> APIRouter:
     """The routes."""
     router = APIRouter(tags=["text-embeddings-inference"], responses=ERRORS)
 
@@ -131,10 +131,10 @@ def tei_routes(engine: Engine, names: ModelNames) -> APIRouter:
     @router.post("/", response_model=list[list[float]], include_in_schema=False)
     @router.post("/embed", response_model=list[list[float]], summary="Embed texts")
     async def embed(request: Request, body: EmbedRequest) -> Response:
-        contract = engine.embedder.contract
+        contract = requests.embedder.contract
         _require_own_length(body.normalize, contract.normalize)
         require_dimensions(body.dimensions, contract)
-        encoded = await _embed(engine, request, body.inputs, body, body.dimensions)
+        encoded = await _embed(requests, request, body.inputs, body, body.dimensions)
         return _json(encoded.embeddings)
 
     @router.post("/similarity", response_model=list[float], summary="Compare texts")
@@ -144,36 +144,36 @@ def tei_routes(engine: Engine, names: ModelNames) -> APIRouter:
             None,
             truncate=True,
             param="sentences",
-            max_inputs=engine.settings.max_inputs - 1,
-            max_length=engine.settings.max_text_characters,
+            max_inputs=requests.settings.max_inputs - 1,
+            max_length=requests.settings.max_text_characters,
         ).texts
         parameters = body.parameters or SimilarityParameters()
-        encoded = await _embed(engine, request, [body.inputs.source_sentence, *sentences], parameters)
-        return _json(engine.embedder.similarity(encoded.embeddings[:1], encoded.embeddings[1:])[0])
+        encoded = await _embed(requests, request, [body.inputs.source_sentence, *sentences], parameters)
+        return _json(requests.embedder.similarity(encoded.embeddings[:1], encoded.embeddings[1:])[0])
 
     @router.post("/tokenize", response_model=list[list[Token]], summary="Texts to tokens, never cut")
     async def tokenize(request: Request, body: TokenizeRequest) -> Response:
-        return _json(await unless_gone(request, _tokenize(engine, body)))
+        return _json(await unless_gone(request, _tokenize(requests, body)))
 
     @router.get("/info", summary="What is served")
     async def info() -> Info:
-        return _info(engine, names)
+        return _info(requests, names)
 
     @router.get("/health", response_class=Response, summary="200 where embeddings work")
     async def health() -> Response:
-        if not await engine.is_healthy():
+        if not await requests.is_healthy():
             raise Refusal(UNHEALTHY, "the last batch failed, and so does another; the log says more")
         return Response()
 
     @router.get("/metrics", response_class=Response, summary="For Prometheus")
     async def metrics() -> Response:
-        return Response(engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(requests.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     return router
 
 
 async def _embed(
-    engine: Engine,
+    requests: RequestEmbedder,
     request: Request,
     raw: RawInputs,
     body: EmbedRequest | SimilarityParameters,
@@ -185,10 +185,10 @@ async def _embed(
             "truncation_direction is Left: expected Right, as texts are cut at their end",
             param="truncation_direction",
         )
-    settings = engine.settings
-    truncate = settings.overflow == "truncate" if body.truncate is None else body.truncate
+    settings = requests.settings
+    truncate = settings.engine.overflow == "truncate" if body.truncate is None else body.truncate
     has_ids = not isinstance(raw, str) and bool(raw) and not isinstance(raw[0], str)
-    prompt = None if has_ids and body.prompt_name is None else _prompt(engine, body.prompt_name)
+    prompt = None if has_ids and body.prompt_name is None else _prompt(requests, body.prompt_name)
     inputs = as_inputs(
         raw,
         prompt,
@@ -197,28 +197,32 @@ async def _embed(
         max_inputs=settings.max_inputs,
         max_length=settings.max_text_characters,
     )
-    encoded = await unless_gone(request, engine.embed(inputs, dim))
-    request.scope[NOTES] |= engine.notes(inputs, encoded)
+    encoded = await unless_gone(request, requests.embed(inputs, dim))
+    request.scope[NOTES] |= requests.notes(inputs, encoded)
     return encoded
 
 
-async def _tokenize(engine: Engine, body: TokenizeRequest) -> list[list[dict[str, Any]]]:
-    settings = engine.settings
+async def _tokenize(requests: RequestEmbedder, body: TokenizeRequest) -> list[list[dict[str, Any]]]:
+    settings = requests.settings
     inputs = as_inputs(
         body.inputs,
-        _prompt(engine, body.prompt_name),
+        _prompt(requests, body.prompt_name),
         truncate=False,
         param="inputs",
         max_inputs=settings.max_inputs,
         max_length=settings.max_text_characters,
     )
-    return await engine.in_time(
-        engine.tokenized(lambda: _tokens(engine, inputs, specials=body.add_special_tokens), inputs.characters)
+    return await requests.in_time(
+        requests.tokenized(
+            lambda: _tokens(requests, inputs, specials=body.add_special_tokens), inputs.characters
+        )
     )
 
 
-def _prompt(engine: Engine, name: str | None) -> str | None:
-    return choose_prompt({"prompt_name": name}, None, engine.default_prompt, engine.embedder.contract.prompts)
+def _prompt(requests: RequestEmbedder, name: str | None) -> str | None:
+    return choose_prompt(
+        {"prompt_name": name}, None, requests.default_prompt_name, requests.embedder.contract.prompts
+    )
 
 
 def _require_own_length(normalize: bool, own: bool) -> None:
@@ -226,9 +230,9 @@ def _require_own_length(normalize: bool, own: bool) -> None:
         raise Refusal(INVALID, f"normalize is {normalize}: this model gives {own} only", param="normalize")
 
 
-def _tokens(engine: Engine, inputs: Inputs, *, specials: bool) -> list[list[dict[str, Any]]]:
+def _tokens(requests: RequestEmbedder, inputs: Inputs, *, specials: bool) -> list[list[dict[str, Any]]]:
     # A piece costs a hundred times a token that is embedded, so the same limit bounds them by characters.
-    limit = engine.settings.max_request_tokens
+    limit = requests.settings.max_request_tokens
     if (characters := sum(map(len, inputs.texts))) > limit:
         raise Refusal(
             TOO_MANY_TOKENS,
@@ -238,18 +242,18 @@ def _tokens(engine: Engine, inputs: Inputs, *, specials: bool) -> list[list[dict
     return [
         [
             dataclasses.asdict(piece)
-            for piece in engine.embedder.pieces(text, inputs.prompt)
+            for piece in requests.embedder.pieces(text, inputs.prompt_name, prompt=inputs.prompt)
             if specials or not piece.special
         ]
         for text in inputs.texts
     ]
 
 
-def _info(engine: Engine, names: ModelNames) -> Info:
-    embedder, settings = engine.embedder, engine.settings
+def _info(requests: RequestEmbedder, names: ModelNames) -> Info:
+    embedder, settings = requests.embedder, requests.settings
     manifest, contract = embedder.artifact.manifest, embedder.contract
-    fused = embedder.session.graph.is_packed
-    certificate = manifest.fused_certificate if fused else manifest.certificate
+    is_packed = embedder.session.graph.is_packed
+    certificate = manifest.fused_certificate if is_packed else manifest.certificate
     return Info(
         model_id=names.names[0],
         model_sha=manifest.source.revision,
@@ -259,13 +263,13 @@ def _info(engine: Engine, names: ModelNames) -> Info:
         max_input_length=contract.max_tokens,
         max_batch_tokens=embedder.max_batch_tokens,
         max_client_batch_size=settings.max_inputs,
-        auto_truncate=settings.overflow == "truncate",
+        auto_truncate=settings.engine.overflow == "truncate",
         tokenization_workers=2,
         version=__version__,
         dim=contract.dim,
         dimensions=list(contract.dims),
         prompts=dict(contract.prompts),
-        default_prompt=engine.default_prompt,
+        default_prompt_name=requests.default_prompt_name,
         provider=embedder.session.providers[0],
         graph=embedder.session.graph.reason,
         cosine_to_pytorch_min=certificate.overall.cosine_min if certificate else None,

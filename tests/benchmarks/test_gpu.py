@@ -46,7 +46,7 @@ def test_contenders_are_alike_but_for_what_they_compare(device):
     assert {one.options["device"] for one in found.values()} == {device}
     torch = [one for one in found.values() if one.family == "sentence_transformers"]
     assert {one.options["dtype"] for one in torch} == {"float32" if device == "cpu" else "float16"}
-    assert found["koe5-padded"].options["kernels"] == "stock"
+    assert found["koe5-padded"].options["graph"] == "padded"
     assert found["koe5-graphs"].options.get("cuda_graphs", False) is (device != "cpu")
     assert (found["koe5"].files == "artifact fp16") is (device != "cpu")
     assert [one.options["attention"] for one in torch] == ["sdpa", "flash_attention_2", "sdpa"]
@@ -73,7 +73,7 @@ def test_a_missed_gate_is_a_fault_in_the_result(exported, seeded, monkeypatch):
         raise FidelityError("too far from PyTorch")
 
     monkeypatch.setattr(gpu, "verify_artifact", miss)
-    found = gpu._fidelity(Artifact.open(exported["fp32"]), seeded, "stock")
+    found = gpu._fidelity(Artifact.open(exported["fp32"]), seeded, "padded")
     assert (found["fault"], found["cosine_min"]) == ("too far from PyTorch", None)
 
 

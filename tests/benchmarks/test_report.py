@@ -133,23 +133,23 @@ def test_files_that_are_no_results(tmp_path, capsys):
     assert "expected one of throughput, latency, memory, coldstart" in capsys.readouterr().err
 
 
-NODES = {"int8 stock": {"tiny": 112, "small": 276, "per layer": 41.0}}
-BOUNDS = {"nodes": NODES, "least_ratios": {"stock to ort-fp32": 1.2}}
+NODES = {"int8 padded": {"tiny": 112, "small": 276, "per layer": 41.0}}
+BOUNDS = {"nodes": NODES, "least_ratios": {"padded to ort-fp32": 1.2}}
 
 
 def test_what_is_as_recorded_has_no_fault():
-    assert list(compare(BOUNDS, NODES, {"stock to ort-fp32": 1.2})) == []
+    assert list(compare(BOUNDS, NODES, {"padded to ort-fp32": 1.2})) == []
     assert list(compare(BOUNDS, NODES, {})) == []
 
 
 @pytest.mark.parametrize(
     ("nodes", "ratios", "fault"),
     [
-        ({"int8 stock": {**NODES["int8 stock"], "small": 277}}, {}, "nodes of int8 stock"),
-        ({}, {}, "nodes of int8 stock: None"),
-        ({**NODES, "fp32 stock": {"tiny": 1}}, {}, "nodes of fp32 stock"),
-        (NODES, {"stock to ort-fp32": 1.19}, "1.19x, expected 1.20x or more"),
-        (NODES, {"stock to ort-fp32": float("nan")}, "expected 1.20x"),
+        ({"int8 padded": {**NODES["int8 padded"], "small": 277}}, {}, "nodes of int8 padded"),
+        ({}, {}, "nodes of int8 padded: None"),
+        ({**NODES, "fp32 padded": {"tiny": 1}}, {}, "nodes of fp32 padded"),
+        (NODES, {"padded to ort-fp32": 1.19}, "1.19x, expected 1.20x or more"),
+        (NODES, {"padded to ort-fp32": float("nan")}, "expected 1.20x"),
         (NODES, {"fused to ort-fp32": 9.0}, "no bound is recorded"),
     ],
 )
@@ -160,7 +160,7 @@ def test_what_differs_is_a_fault(nodes, ratios, fault):
 
 def test_the_committed_record_is_whole():
     record = read_record(RECORD)
-    assert set(record["nodes"]) == {"fp32 stock", "int8 stock", "int8 fused"}
+    assert set(record["nodes"]) == {"fp32 padded", "int8 padded", "int8 packed"}
     assert all(bound > 0 for bound in record["least_ratios"].values())
     assert len(record["least_ratios"]) == 4
 

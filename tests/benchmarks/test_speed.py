@@ -244,7 +244,7 @@ def command(seeded, exported, tmp_path):
     def run(name, *options, artifact=exported["int8"]):
         out = tmp_path / f"{name}.json"
         given = ["--artifact", f"int8={artifact}", "--cache", str(tmp_path / "cache")]
-        shared = ["--checkpoint", str(seeded), *given, "--contender", "koe5-int8-stock", "--threads", "1"]
+        shared = ["--checkpoint", str(seeded), *given, "--contender", "koe5-int8-padded", "--threads", "1"]
         code = main([name, *shared, "--texts", "8", "--json", str(out), *options])
         return code, json.loads(out.read_text(encoding="utf-8"))
 
@@ -252,25 +252,25 @@ def command(seeded, exported, tmp_path):
 
 
 def test_throughput_end_to_end(command, capsys):
-    code, result = command("throughput", "--rounds", "3", "--baseline", "koe5-int8-stock")
+    code, result = command("throughput", "--rounds", "3", "--baseline", "koe5-int8-padded")
     assert code == 0
     assert set(result["corpora"]) == {"short", "pages", "mix"}
     for corpus in result["corpora"].values():
-        one = corpus["tokens_per_second"]["koe5-int8-stock"]
+        one = corpus["tokens_per_second"]["koe5-int8-padded"]
         assert len(one["rounds"]) == 3
         assert one["ratio"] == 1
         assert one["texts_per_second"] * corpus["tokens"] == pytest.approx(one["median"] * corpus["texts"])
         ceiling = corpus["ceiling"]["stock"]
         assert one["share_of_ceiling"] == pytest.approx(ratio(one["rounds"], ceiling))
-    assert result["contenders"]["koe5-int8-stock"]["cosine_min"] > 0.99
+    assert result["contenders"]["koe5-int8-padded"]["cosine_min"] > 0.99
     assert result["machine"]["cores"] >= 1
-    assert "koe5-int8-stock" in capsys.readouterr().out
+    assert "koe5-int8-padded" in capsys.readouterr().out
 
 
 def test_throughput_by_processor_time(command):
     options = ("--rounds", "1", "--corpus", "pages", "--texts", "48", "--processor-time")
     code, result = command("throughput", *options)
-    (rate,) = result["corpora"]["pages"]["tokens_per_second"]["koe5-int8-stock"]["rounds"]
+    (rate,) = result["corpora"]["pages"]["tokens_per_second"]["koe5-int8-padded"]["rounds"]
     assert (code, result["time"]) == (0, "processor")
     ticks = result["corpora"]["pages"]["tokens"] / rate * os.sysconf("SC_CLK_TCK")
     assert ticks == pytest.approx(round(ticks), abs=1e-3)
@@ -280,7 +280,7 @@ def test_latency_end_to_end(command):
     code, result = command(
         "latency", "--rounds", "2", "--calls", "7", "--idle-seconds", "0.2", "--texts", "64"
     )
-    one = result["latency_ms"]["koe5-int8-stock"]
+    one = result["latency_ms"]["koe5-int8-padded"]
     assert code == 0
     assert len(one["calls"]) == 7
     assert min(one["calls"]) <= one["p50"] <= one["p90"] <= one["p99"]
@@ -290,7 +290,7 @@ def test_latency_end_to_end(command):
 
 def test_memory_end_to_end(command):
     code, result = command("memory", "--corpus", "short", "--shapes", "210")
-    one = result["memory"]["koe5-int8-stock"]
+    one = result["memory"]["koe5-int8-padded"]
     assert code == 0
     assert one["anonymous_bytes"] + one["file_bytes"] == one["rss_bytes"] <= one["peak_rss_bytes"]
     assert one["growth"] == pytest.approx(one["end_rss_bytes"] / one["settled_rss_bytes"] - 1)
@@ -298,7 +298,7 @@ def test_memory_end_to_end(command):
 
 def test_coldstart_end_to_end(command):
     code, result = command("coldstart", "--rounds", "2")
-    one = result["coldstart_seconds"]["koe5-int8-stock"]
+    one = result["coldstart_seconds"]["koe5-int8-padded"]
     assert code == 0
     for turn in range(2):
         steps = [one[step]["rounds"][turn] for step in ("import", "open", "first")]
@@ -311,7 +311,7 @@ def test_a_wrong_contender_is_not_timed(command, capsys, monkeypatch):
     code, result = command("coldstart", "--rounds", "1")
     assert code == 1
     assert result["coldstart_seconds"] == {}
-    assert "cosine 0.5000 to PyTorch, expected 0.97" in result["wrong"]["koe5-int8-stock"]
+    assert "cosine 0.5000 to PyTorch, expected 0.97" in result["wrong"]["koe5-int8-padded"]
     assert "is wrong, not timed" in capsys.readouterr().out
 
 
@@ -320,4 +320,4 @@ def test_an_artifact_that_does_not_open_is_wrong(command, exported, tmp_path):
     (broken / "model.onnx").write_bytes(b"")
     code, result = command("coldstart", "--rounds", "1", artifact=broken)
     assert code == 1
-    assert "failed at 'open'" in result["wrong"]["koe5-int8-stock"]
+    assert "failed at 'open'" in result["wrong"]["koe5-int8-padded"]

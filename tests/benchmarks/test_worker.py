@@ -78,16 +78,16 @@ def test_after_an_error_the_worker_goes_on(tmp_path):
 
 @pytest.fixture
 def ours(exported, seeded):
-    with Worker(CONTENDERS["koe5-int8-stock"], exported["int8"], seeded, threads=1) as worker:
+    with Worker(CONTENDERS["koe5-int8-padded"], exported["int8"], seeded, threads=1) as worker:
         yield worker
 
 
 def test_our_own_process(ours, exported):
     texts = ["query: 하나", "query: 둘과 셋", "passage: 넷"]
     assert ours.ask("load")["versions"].keys() == {"koe5-onnx", "onnxruntime"}
-    assert ours.ask("open")["about"] == "the stock graph, as asked for"
+    assert ours.ask("open")["about"] == "the padded graph, as asked for"
     found = ours.embed(texts)
-    with Embedder.open(exported["int8"], threads=1, kernels="stock") as embedder:
+    with Embedder.open(exported["int8"], threads=1, graph="padded") as embedder:
         np.testing.assert_allclose(found, embedder.encode(texts), atol=1e-6)
     memory = ours.memory()
     assert 0 < memory.anonymous_bytes < memory.rss_bytes <= memory.peak_rss_bytes

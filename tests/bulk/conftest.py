@@ -9,8 +9,8 @@ import pytest
 from bulk_output import ARTIFACT
 from shortened import allow
 
-from koe5_onnx import Embedder
-from koe5_onnx.bulk import Engine, Options, Summary, embed_files
+from koe5_onnx import Embedder, EngineOptions
+from koe5_onnx.bulk import BulkOptions, Summary, embed_files
 
 AUTORAG = Path(__file__).resolve().parents[3] / "shared/data/autorag_ko/corpus.parquet"
 """Beside the checkout; tests that want it skip where it is not."""
@@ -53,13 +53,15 @@ def embed(tmp_path: Path) -> Callable[..., Summary]:
         restart=False,
         ray=None,
         threads=1,
+        overflow="truncate",
         **options,
     ):
         return embed_files(
             tmp_path / name,
             tmp_path / output,
-            Engine(artifact, threads=threads),
-            Options(**{"prompt": "passage", **options}),
+            artifact,
+            BulkOptions(**{"prompt_name": "passage", **options}),
+            engine=EngineOptions(threads=threads, overflow=overflow),
             strict=strict,
             restart=restart,
             ray=ray,

@@ -11,8 +11,9 @@ import pytest
 from bulk_output import ARTIFACT, errors_of, jsonl, output_of
 
 import koe5_onnx
-from koe5_onnx import InputError, cli
-from koe5_onnx.bulk import Engine, Progress, ray_engine
+from koe5_onnx import Embedder, InputError, cli
+from koe5_onnx.bulk import Progress, ray_engine
+from koe5_onnx.bulk.worker import Worker
 from koe5_onnx.cli import bulk
 
 
@@ -22,7 +23,7 @@ def run(tmp_path, put):
     put("in.jsonl", jsonl(*({"contents": f"글 {row}", "text": f"{row}"} for row in range(5)), {"text": None}))
 
     def command(*more, prompt="passage"):
-        usual = ["--artifact", str(ARTIFACT), "--threads", "1", "--prompt", prompt]
+        usual = ["--artifact", str(ARTIFACT), "--threads", "1", "--prompt-name", prompt]
         return cli.main(["bulk", str(tmp_path / "in.jsonl"), str(tmp_path / "out"), *usual, *more])
 
     return command
@@ -46,12 +47,12 @@ def test_options_reach_the_job(run, tmp_path, embedder):
         "v",
         "--output-dtype",
         "float16",
-        "--kernels",
-        "stock",
+        "--graph",
+        "padded",
         "--max-batch-tokens",
         "64",
     ]
-    assert run(*options, "--overflow", "error", "--workers", "2", prompt="none") == 0
+    assert run(*options, "--overflow", "error", "--parallel-batches", "2", prompt="none") == 0
     table = output_of(tmp_path / "out")
     assert table.column_names == ["contents", "text", "v"]
     assert str(table.schema.field("v").type.value_type) == "halffloat"
@@ -68,10 +69,12 @@ def test_options_reach_the_job(run, tmp_path, embedder):
 )
 def test_who_shares_weights(run, monkeypatch, arguments, shares):
     told = []
-    monkeypatch.setattr(Engine, "open", lambda engine: told.append(engine.share_weights) or stop())
+    monkeypatch.setattr(
+        Embedder, "open", lambda _artifact, options: told.append(options.share_weights) or stop()
+    )
     monkeypatch.setattr(ray_engine, "_import_ray", lambda: None)
     monkeypatch.setattr(ray_engine, "_connected", lambda *_ray: nullcontext())
-    monkeypatch.setattr(ray_engine, "_run", lambda _ray, task, *_rest: task.engine.open())
+    monkeypatch.setattr(ray_engine, "_run", lambda _ray, task, *_rest: Worker(task))
     assert run(*arguments) == 1
     assert told == [shares]
 

@@ -67,6 +67,6 @@ def test_others_are_refused_before_the_folder_is_used(embed, corpus, allowed, tm
 
 
 def test_the_command(corpus, allowed, tmp_path):
-    usual = ["--artifact", allowed, "--prompt", "passage", "--threads", 1]
+    usual = ["--artifact", allowed, "--prompt-name", "passage", "--threads", 1]
     assert cli.main(["bulk", *map(str, [corpus, tmp_path / "out", *usual, "--dim", 8])]) == 0
     assert vectors_of(tmp_path / "out", 8).shape == (len(TEXTS), 8)

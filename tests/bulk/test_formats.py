@@ -176,7 +176,7 @@ def test_names_other_than_the_usual(embed, embedder, tmp_path, put):
         InputError, match="has a column 'embedding' already: name the embeddings' with --embed"
     ):
         embed("in.jsonl", text_column="contents")
-    embed("in.jsonl", text_column="contents", embedding_column="vector", prompt=None)
+    embed("in.jsonl", text_column="contents", embedding_column="vector", prompt_name=None)
     out = output_of(tmp_path / "out")
     assert out.column_names == ["contents", "embedding", "text", "vector"]
     np.testing.assert_array_equal(embeddings(out, "vector"), embedder.encode(["가"]))
@@ -184,10 +184,10 @@ def test_names_other_than_the_usual(embed, embedder, tmp_path, put):
 
 def test_the_schema_says_what_the_vectors_are(embed, tmp_path, put):
     put("in.jsonl", jsonl({"text": "가"}))
-    embed("in.jsonl", prompt="query", output_dtype="binary")
+    embed("in.jsonl", prompt_name="query", output_dtype="binary")
     found = json.loads(pq.read_schema(tmp_path / "out/part-00000000.parquet").metadata[b"koe5_onnx"])
     assert {
-        "prompt": "query",
+        "prompt_name": "query",
         "dtype": "binary",
         "dim": 64,
         "embedding_column": "embedding",

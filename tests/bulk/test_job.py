@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from bulk_output import ARTIFACT, jsonl, output_of, run_to_end, start
 
-from koe5_onnx import ArtifactError, InputError
-from koe5_onnx.bulk import Engine, Options, embed_files
+from koe5_onnx import ArtifactError, EngineOptions, InputError
+from koe5_onnx.bulk import BulkOptions, embed_files
 from koe5_onnx.bulk.shards import OutputFolder
 
 
@@ -27,8 +27,9 @@ def begun(embed, tmp_path, put):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompt": "query"}, "prompt was 'passage' and is 'query'"),
-        ({"prompt": None}, "prompt was 'passage' and is None"),
+        ({"prompt_name": "query"}, "prompt_name was 'passage' and is 'query'"),
+        ({"prompt_name": None}, "prompt_name was 'passage' and is None"),
+        ({"prompt_name": None, "prompt": ""}, "and is None; prompt was None and is ''"),
         ({"text_column": "body"}, "text_column was 'text' and is 'body'"),
         ({"embedding_column": "v"}, "embedding_column was 'embedding' and is 'v'"),
         ({"output_dtype": "int8"}, "output_dtype was 'float32' and is 'int8'"),
@@ -93,7 +94,7 @@ def test_another_artifact(begun, tmp_path):
     tokenizer = json.loads((copy / "tokenizer.json").read_text())
     (copy / "tokenizer.json").write_text(json.dumps(tokenizer, indent=3))
     with pytest.raises(ArtifactError):  # as damaged, unless its manifest says so
-        embed_files(tmp_path / "in", begun, Engine(copy, threads=1), Options("passage"))
+        embed_files(tmp_path / "in", begun, copy, BulkOptions("passage"), engine=EngineOptions(threads=1))
     from koe5_onnx.artifact import describe_file
 
     manifest = json.loads((copy / "manifest.json").read_text())
@@ -101,16 +102,16 @@ def test_another_artifact(begun, tmp_path):
     manifest["files"]["tokenizer.json"] = {"bytes": file.bytes, "sha256": file.sha256}
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="holds another job: the artifact is another"):
-        embed_files(tmp_path / "in", begun, Engine(copy, threads=1), Options("passage"))
+        embed_files(tmp_path / "in", begun, copy, BulkOptions("passage"), engine=EngineOptions(threads=1))
 
 
 def test_kernels_do_not_mix(begun, tmp_path):
     graph = json.loads((begun / "_job.json").read_text())["graph"]
-    other = "stock" if graph == "fused" else "fused"
-    if other == "fused":
+    if graph == "padded":
         pytest.skip("fused kernels do not run here")
-    with pytest.raises(InputError, match="graph was 'fused' and is 'stock'"):
-        embed_files(tmp_path / "in", begun, Engine(ARTIFACT, threads=1, kernels="stock"), Options("passage"))
+    padded = EngineOptions(threads=1, graph="padded")
+    with pytest.raises(InputError, match="graph was 'packed' and is 'padded'"):
+        embed_files(tmp_path / "in", begun, ARTIFACT, BulkOptions("passage"), engine=padded)
 
 
 def test_two_at_once(embed, begun):
@@ -165,7 +166,7 @@ def test_a_damaged_job_file(embed, begun):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": "document"}, "prompt is 'document': expected None, \"\" or one of"),
+        ({"prompt_name": "document"}, "prompt_name is 'document': expected one of"),
         ({"shard_rows": 0}, "the rows of a shard are 0"),
         ({"output_dtype": "int4"}, "the output dtype is 'int4': expected one of float32"),
         ({"overflow": "drop"}, "overflow is 'drop'"),

@@ -25,9 +25,11 @@ PAYLOAD_BYTES = 20_000
 PEAK = """
 import sys
 from pathlib import Path
-from koe5_onnx.bulk import Engine, Options, embed_files
+from koe5_onnx import EngineOptions
+from koe5_onnx.bulk import BulkOptions, embed_files
 source, output, artifact, shard_rows = sys.argv[1:]
-embed_files(source, output, Engine(artifact, threads=1), Options("passage", shard_rows=int(shard_rows)))
+options = BulkOptions("passage", shard_rows=int(shard_rows))
+embed_files(source, output, artifact, options, engine=EngineOptions(threads=1))
 # Not ru_maxrss, which a child inherits from the process that forked it.
 print(next(line.split()[1] for line in Path("/proc/self/status").open() if line.startswith("VmHWM")))
 """

@@ -18,7 +18,7 @@ from koe5_export.seeded import Size, write_seeded_checkpoint
 from koe5_export.simulated import SimulatedSession
 from tolerances import SIMULATED_COSINE_MIN
 
-from koe5_onnx import Artifact, InputError, ProviderError
+from koe5_onnx import Artifact, EngineOptions, ProviderError
 from koe5_onnx.engine import session
 from koe5_onnx.engine.batching import Batch, pack_for_cuda
 from koe5_onnx.engine.cuda import provider as cuda
@@ -183,13 +183,6 @@ def test_a_session_takes_a_graph_for_small_batches_only(artifact, ordinary, monk
         session_.run(*small)
 
 
-def test_where_there_is_nothing_to_capture(artifact):
-    with pytest.raises(InputError, match=r"cuda_graphs is for the packed graph .* on 'cpu'"):
-        Session(artifact, cuda_graphs=True)
-    with pytest.raises(InputError, match=r"not for the stock graph, as asked for on 'cuda'"):
-        Session(artifact, "cuda", kernels="stock", cuda_graphs=True)
-
-
 def test_what_a_capturing_session_is_told(artifact, monkeypatch):
     """Everything the other one is told, and to capture."""
     given = []
@@ -201,6 +194,6 @@ def test_what_a_capturing_session_is_told(artifact, monkeypatch):
     opened = []
     monkeypatch.setattr(session, "CapturedGraphs", made)
     monkeypatch.setattr(Session, "_open", lambda self, options=None: opened.append(options))
-    Session(artifact, "cuda:1", cuda_graphs=True, gpu_mem_limit=9)
+    Session(artifact, EngineOptions(device="cuda:1", cuda_graphs=True, gpu_mem_limit=9))
     assert given == [("cuda", 1)]
     assert opened == [None, cuda.provider_options(1, 9) | {"enable_cuda_graph": "1"}]

@@ -53,7 +53,7 @@ def test_progress_counts_every_stage_from_nothing_to_all(checkpoint, tmp_path):
         checkpoint, tmp_path / "out", ExportOptions(precision="int8"), progress=report
     )
     assert list(found)[:4] == ["reference", "calibrate", "hash", "measure"]
-    assert ("measure_second" in found) == (artifact.manifest.fused_certificate is not None)
+    assert ("measure_packed" in found) == (artifact.manifest.fused_certificate is not None)
     for parts in found.values():
         assert parts[0][0] == 0
         assert parts[-1][0] == parts[-1][1]

@@ -15,7 +15,7 @@ from koe5_export.verify import verify_artifact
 from tolerances import FUSED_COSINE_MEAN, FUSED_COSINE_MIN
 
 from koe5_onnx import Artifact, Embedder, FidelityError, TruncationWarning
-from koe5_onnx.artifact import FUSED_GRAPH
+from koe5_onnx.artifact import PACKED_CPU_GRAPH
 from koe5_onnx.engine.graphs import installed_kernels
 
 SHAPES = {
@@ -41,8 +41,8 @@ def artifact(checkpoint, tmp_path_factory):
 
 @pytest.fixture
 def fused_graph(checkpoint, artifact, tmp_path):
-    write_fused(artifact.graph, tmp_path / FUSED_GRAPH, checkpoint.config, read_contract(checkpoint))
-    return onnx.load(tmp_path / FUSED_GRAPH, load_external_data=False)
+    write_fused(artifact.graph, tmp_path / PACKED_CPU_GRAPH, checkpoint.config, read_contract(checkpoint))
+    return onnx.load(tmp_path / PACKED_CPU_GRAPH, load_external_data=False)
 
 
 def test_five_fused_nodes_a_layer(checkpoint, fused_graph):
@@ -53,13 +53,13 @@ def test_five_fused_nodes_a_layer(checkpoint, fused_graph):
 
 
 def test_its_weights_are_those_of_the_stock_graph(artifact, fused_graph):
-    stock = onnx.load(artifact.graph, load_external_data=False)
-    of_stock = {tensor.name: tensor for tensor in stock.graph.initializer}
+    padded = onnx.load(artifact.graph, load_external_data=False)
+    of_padded = {tensor.name: tensor for tensor in padded.graph.initializer}
     shared = [tensor for tensor in fused_graph.graph.initializer if tensor.external_data]
     assert shared
     for tensor in shared:
-        assert tensor == of_stock[tensor.name]
-    weights = {name for name in of_stock if name.endswith(".weight")}
+        assert tensor == of_padded[tensor.name]
+    weights = {name for name in of_padded if name.endswith(".weight")}
     assert weights == {tensor.name for tensor in fused_graph.graph.initializer} & weights
 
 
@@ -76,7 +76,7 @@ def test_without_kernels_the_artifact_says_so(checkpoint, tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "koe5_onnx_kernels", None)
     made = export_checkpoint(checkpoint, tmp_path / "int8", ExportOptions(precision="int8"))
     assert made.manifest.fused_certificate is None
-    assert FUSED_GRAPH not in made.manifest.files
+    assert PACKED_CPU_GRAPH not in made.manifest.files
     assert made.manifest.recipe["fused_graph"].startswith(
         "no: it could not be measured, fused kernels are not"
     )
@@ -86,7 +86,7 @@ def test_without_kernels_the_artifact_says_so(checkpoint, tmp_path, monkeypatch)
 def test_published_with_a_certificate_of_its_own(artifact):
     manifest = Artifact.open(artifact.path).manifest
     assert manifest.recipe["fused_graph"] == "yes"
-    assert manifest.fused_certificate.measured_with["graph"] == FUSED_GRAPH
+    assert manifest.fused_certificate.measured_with["graph"] == PACKED_CPU_GRAPH
     assert manifest.fused_certificate.batch_cosine_min == pytest.approx(1, abs=1e-12)
     assert manifest.certificate.measured_with["graph"] == artifact.graph.name
 
@@ -95,9 +95,9 @@ def test_published_with_a_certificate_of_its_own(artifact):
 @pytest.mark.filterwarnings("ignore::koe5_onnx.TruncationWarning")
 @pytest.mark.parametrize("max_batch_tokens", [1, 300, 100_000])
 def test_agrees_with_the_stock_graph(artifact, max_batch_tokens):
-    with Embedder.open(artifact.path, kernels="stock") as embedder:
+    with Embedder.open(artifact.path, graph="padded") as embedder:
         expected = embedder.encode(TEXTS)
-    with Embedder.open(artifact.path, kernels="fused", max_batch_tokens=max_batch_tokens) as embedder:
+    with Embedder.open(artifact.path, graph="packed", max_batch_tokens=max_batch_tokens) as embedder:
         found = embedder.encode(TEXTS)
     cosines = (expected * found).sum(axis=1)
     assert cosines.min() >= FUSED_COSINE_MIN
@@ -108,12 +108,12 @@ def test_agrees_with_the_stock_graph(artifact, max_batch_tokens):
 def test_neither_neighbors_nor_threads_change_a_bit(artifact):
     with (
         pytest.warns(TruncationWarning),
-        Embedder.open(artifact.path, kernels="fused", threads=1) as embedder,
+        Embedder.open(artifact.path, graph="packed", threads=1) as embedder,
     ):
         together = embedder.encode(TEXTS)
     with (
         pytest.warns(TruncationWarning),
-        Embedder.open(artifact.path, kernels="fused", threads=2) as embedder,
+        Embedder.open(artifact.path, graph="packed", threads=2) as embedder,
     ):
         alone = np.concatenate([embedder.encode([text]) for text in TEXTS])
     np.testing.assert_array_equal(alone, together)
@@ -121,16 +121,16 @@ def test_neither_neighbors_nor_threads_change_a_bit(artifact):
 
 @needs_kernels
 def test_its_gate_can_fail(checkpoint, artifact):
-    """Weights of another layer in the fused graph only."""
-    path = artifact.path / FUSED_GRAPH
+    """Weights of another layer in the packed graph only."""
+    path = artifact.path / PACKED_CPU_GRAPH
     kept = path.read_bytes()
     graph = onnx.load(path, load_external_data=False)
     scale = next(tensor for tensor in graph.graph.initializer if tensor.name == "layer.0.down.scale")
     scale.raw_data = (np.frombuffer(scale.raw_data, np.float32) * -1).tobytes()
     try:
         onnx.save(graph, path)
-        verify_artifact(artifact, checkpoint, kernels="stock")
+        verify_artifact(artifact, checkpoint, graph="padded")
         with pytest.raises(FidelityError, match="too far from PyTorch"):
-            verify_artifact(artifact, checkpoint, kernels="fused")
+            verify_artifact(artifact, checkpoint, graph="packed")
     finally:
         path.write_bytes(kept)

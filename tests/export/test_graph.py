@@ -10,7 +10,7 @@ from koe5_export.reference import embed_reference
 from koe5_export.texts import VERIFICATION, text_of_length
 from tolerances import FP32_MAX_ABS_DIFF
 
-from koe5_onnx import Embedder, Tokenizer, TruncationWarning
+from koe5_onnx import Embedder, EngineOptions, Tokenizer, TruncationWarning
 from koe5_onnx.engine.batching import Batch, pad
 from koe5_onnx.engine.session import Session
 
@@ -101,7 +101,7 @@ def test_bert_positions_count_from_zero(seeded, tmp_path, precision):
 @pytest.mark.parametrize("padding", [1, 3, 40, 447])
 def test_fp32_does_not_feel_padding(exported, padding):
     """Whoever runs model.onnx without this runtime may pad as they like."""
-    session = Session(exported["fp32"], threads=1)
+    session = Session(exported["fp32"], EngineOptions(threads=1))
     rows = Tokenizer(exported["fp32"].tokenizer, 512).encode([VERIFICATION[0], "<pad> 네", ""]).ids
     rows.append(np.arange(4, 69, dtype=np.int32))  # longer than the texts that always take the masked path
     width = max(map(len, rows)) + padding

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
 from koe5_onnx import FidelityError, Tokenizer
-from koe5_onnx.artifact import PACKED_GRAPH
+from koe5_onnx.artifact import PACKED_CUDA_GRAPH
 
 SIZE = Size(layers=3, hidden=128, heads=4, intermediate=512, vocabulary=1200)
 CHANNELS = [5, 77]
@@ -57,7 +57,7 @@ def test_both_graphs_keep_them(checkpoint, tmp_path):
     for certificate in (artifact.manifest.certificate, artifact.manifest.fused_certificate):
         assert certificate.overall.cosine_min >= least
     assert artifact.manifest.recipe["residual_scale"] == PRECISIONS["fp16"].residual_scale
-    model = onnx.load(artifact.path / PACKED_GRAPH)
+    model = onnx.load(artifact.path / PACKED_CUDA_GRAPH)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     written = numpy_helper.to_array(weights["layer.1.down.weight"])
     assert np.abs(written[:, CHANNELS]).max() == 8000 * PRECISIONS["fp16"].residual_scale

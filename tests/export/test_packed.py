@@ -24,8 +24,8 @@ from onnx.reference import ReferenceEvaluator
 from packed_nodes import OPERATORS
 from tolerances import PACKED_COSINE_MIN, SIMULATED_COSINE_MIN
 
-from koe5_onnx import Artifact, FidelityError, ProviderError, Tokenizer
-from koe5_onnx.artifact import GRAPH, PACKED_GRAPH, WEIGHTS
+from koe5_onnx import Artifact, EngineOptions, FidelityError, ProviderError, Tokenizer
+from koe5_onnx.artifact import GRAPH, PACKED_CUDA_GRAPH, WEIGHTS
 from koe5_onnx.engine.batching import Batch, pack_for_cuda
 from koe5_onnx.engine.graphs import choose
 from koe5_onnx.engine.session import INPUTS, Session
@@ -55,7 +55,7 @@ def artifact(checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def packed(artifact):
-    return onnx.load(artifact.path / PACKED_GRAPH, load_external_data=False)
+    return onnx.load(artifact.path / PACKED_CUDA_GRAPH, load_external_data=False)
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +113,13 @@ def test_its_interface(packed, artifact):
 
 
 def test_its_weights_are_those_of_the_stock_graph(artifact, packed):
-    stock = onnx.load(artifact.graph, load_external_data=False)
-    of_stock = {tensor.name: tensor for tensor in stock.graph.initializer}
+    padded = onnx.load(artifact.graph, load_external_data=False)
+    of_padded = {tensor.name: tensor for tensor in padded.graph.initializer}
     shared = [tensor for tensor in packed.graph.initializer if tensor.external_data]
     assert shared
     for tensor in packed.graph.initializer:
-        assert tensor.name.startswith("pool.") or tensor == of_stock[tensor.name]
-    weights = {name for name in of_stock if name.endswith(".weight")}
+        assert tensor.name.startswith("pool.") or tensor == of_padded[tensor.name]
+    weights = {name for name in of_padded if name.endswith(".weight")}
     assert weights <= {tensor.name for tensor in packed.graph.initializer}
     assert {e.value for t in shared for e in t.external_data if e.key == "location"} == {WEIGHTS}
 
@@ -138,12 +138,12 @@ def test_products_norms_and_attention_are_fp16_and_pooling_is_fp32(packed):
 def test_onnxruntime_knows_the_schema_and_lacks_the_kernel_only(artifact):
     """A CPU build checks attributes, types and shapes of the CUDA operator before it looks for a kernel."""
     with pytest.raises(Exception, match=NO_KERNEL):
-        onnxruntime.InferenceSession(artifact.path / PACKED_GRAPH, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(artifact.path / PACKED_CUDA_GRAPH, providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("damage", ["num_heads", "type", "inputs"])
 def test_a_wrong_node_would_fail_at_the_schema(artifact, tmp_path, damage):
-    model = onnx.load(artifact.path / PACKED_GRAPH)
+    model = onnx.load(artifact.path / PACKED_CUDA_GRAPH)
     node = next(node for node in model.graph.node if node.op_type == "PackedMultiHeadAttention")
     if damage == "num_heads":
         del node.attribute[:]
@@ -158,7 +158,7 @@ def test_a_wrong_node_would_fail_at_the_schema(artifact, tmp_path, damage):
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_the_very_graph_in_numpy_is_pytorch(artifact, arrays, expected):
-    evaluator = ReferenceEvaluator(onnx.load(artifact.path / PACKED_GRAPH), new_ops=OPERATORS)
+    evaluator = ReferenceEvaluator(onnx.load(artifact.path / PACKED_CUDA_GRAPH), new_ops=OPERATORS)
     (found,) = evaluator.run(None, dict(zip(INPUTS["packed_cuda"], arrays, strict=True)))
     assert found.dtype == np.float32
     assert cosines(found, expected).min() >= PACKED_COSINE_MIN
@@ -166,9 +166,9 @@ def test_the_very_graph_in_numpy_is_pytorch(artifact, arrays, expected):
 
 def test_it_agrees_with_the_padded_graph(on_cpu, arrays, expected):
     simulated = SimulatedSession(on_cpu).run(*arrays)
-    stock = Session(on_cpu, "cpu", kernels="stock")
+    padded = Session(on_cpu, EngineOptions(graph="padded"))
     ids = np.split(arrays[0], arrays[4][1:-1])
-    alone = [stock.run(row[None], np.ones((1, len(row)), np.int64))[0] for row in ids]
+    alone = [padded.run(row[None], np.ones((1, len(row)), np.int64))[0] for row in ids]
     assert cosines(simulated, np.array(alone)).min() >= SIMULATED_COSINE_MIN
     assert cosines(simulated, expected).min() >= PACKED_COSINE_MIN
 
@@ -192,13 +192,13 @@ def test_each_input_matters(on_cpu, arrays, wrong):
 def test_published_with_a_certificate_of_its_own(artifact):
     manifest = Artifact.open(artifact.path).manifest
     assert manifest.recipe["packed_graph"] == "yes"
-    assert manifest.fused_certificate.measured_with["graph"] == PACKED_GRAPH
+    assert manifest.fused_certificate.measured_with["graph"] == PACKED_CUDA_GRAPH
     assert manifest.certificate.measured_with["graph"] == GRAPH
     assert manifest.fused_certificate.overall.cosine_min >= manifest.fused_certificate.gate["cosine_min"]
 
 
 def test_its_gate_can_fail(checkpoint, artifact):
-    path = artifact.path / PACKED_GRAPH
+    path = artifact.path / PACKED_CUDA_GRAPH
     kept = path.read_bytes()
     graph = onnx.load(path, load_external_data=False)
     bias = next(tensor for tensor in graph.graph.initializer if tensor.name == "layer.0.attention.bias")
@@ -207,30 +207,30 @@ def test_its_gate_can_fail(checkpoint, artifact):
     norm.raw_data = (np.frombuffer(norm.raw_data, np.float16) * np.float16(-1)).tobytes()
     try:
         onnx.save(graph, path)
-        verify_artifact(artifact, checkpoint, kernels="stock")
+        verify_artifact(artifact, checkpoint, graph="padded")
         with pytest.raises(FidelityError, match="too far from PyTorch"):
-            verify_artifact(artifact, checkpoint, kernels="fused")
+            verify_artifact(artifact, checkpoint, graph="packed")
     finally:
         path.write_bytes(kept)
 
 
 def test_which_graph_runs_on_cuda(artifact):
-    found = choose(artifact, "cuda")
-    assert (found.file.name, found.layout) == (PACKED_GRAPH, "packed_cuda")
-    assert choose(artifact, "cuda:1", "stock").layout == "padded"
-    with pytest.raises(ProviderError, match="the artifact has no graph for fused kernels"):
-        choose(artifact, "cpu", "fused")
+    found = choose(artifact, EngineOptions(device="cuda"))
+    assert (found.file.name, found.layout) == (PACKED_CUDA_GRAPH, "packed_cuda")
+    assert choose(artifact, EngineOptions(device="cuda:1", graph="padded")).layout == "padded"
+    with pytest.raises(ProviderError, match="the artifact has no packed graph for CPUs"):
+        choose(artifact, EngineOptions(graph="packed"))
 
 
 def test_fp16_artifacts_of_before_have_no_packed_graph(artifact):
-    files = {name: file for name, file in artifact.manifest.files.items() if name != PACKED_GRAPH}
+    files = {name: file for name, file in artifact.manifest.files.items() if name != PACKED_CUDA_GRAPH}
     manifest = replace(artifact.manifest, files=files, fused_certificate=None)
     before = Artifact(artifact.path, manifest)
     before.check_files(hashes=True)
-    assert choose(before, "cuda").layout == "padded"
-    assert "no packed graph for CUDA" in choose(before, "cuda").reason
+    assert choose(before, EngineOptions(device="cuda")).layout == "padded"
+    assert "no packed graph for CUDA" in choose(before, EngineOptions(device="cuda")).reason
     with pytest.raises(ProviderError, match="the packed graph cannot run: the artifact has no packed graph"):
-        choose(before, "cuda", "fused")
+        choose(before, EngineOptions(device="cuda", graph="packed"))
 
 
 def test_why_not():

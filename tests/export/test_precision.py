@@ -59,7 +59,7 @@ def test_the_manifest_says_what_it_is_good_for(exported, monkeypatch):
     assert "avx2" not in targets["int8"].instructions
     monkeypatch.setattr("koe5_onnx.engine.providers.cpu_features", lambda: ("avx2",))
     with pytest.warns(UnsuitedCpuWarning, match="int8-block"):
-        Embedder.open(exported["int8"].path, kernels="stock").close()
+        Embedder.open(exported["int8"].path, graph="padded").close()
     for precision in ("fp32", "int8-block", "int4-block"):
         Embedder.open(exported[precision].path).close()
 

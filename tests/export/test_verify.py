@@ -204,7 +204,7 @@ def test_the_certificate_says_what_was_measured(exported, seeded):
     artifact = exported["int8"]
     expected = expect(Checkpoint.open(seeded), artifact.manifest.contract, artifact.tokenizer)
     found = np.empty(expected.embeddings.shape)
-    opened = Embedder.open(artifact.path, kernels="stock")
+    opened = Embedder.open(artifact.path, graph="padded")
     with opened as embedder, warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)
         for row, (text, name) in enumerate(expected.texts):

@@ -16,8 +16,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from koe5_onnx import Embedder, OutOfMemoryError, ProviderError, SmallerBatchWarning
-from koe5_onnx.artifact import GRAPH, PACKED_GRAPH, Artifact
+from koe5_onnx import Embedder, EngineOptions, OutOfMemoryError, ProviderError, SmallerBatchWarning
+from koe5_onnx.artifact import GRAPH, PACKED_CUDA_GRAPH, Artifact
 from koe5_onnx.cli import main
 from koe5_onnx.engine import tuning
 from koe5_onnx.engine.batching import Batch, pack_for_cuda
@@ -50,7 +50,7 @@ def test_it_opens_on_the_gpu_and_nowhere_else(fp16, monkeypatch):
         assert embedder.encode([SENTENCE]).shape == (1, 128)
 
 
-@pytest.mark.parametrize("graph", [GRAPH, PACKED_GRAPH])
+@pytest.mark.parametrize("graph", [GRAPH, PACKED_CUDA_GRAPH])
 def test_no_node_runs_on_the_cpu(fp16, graph):
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -81,13 +81,13 @@ def test_attention_of_the_packed_graph(fp16, seen, monkeypatch, capability, kern
 def test_attention_of_the_padded_graph(fp16, seen, monkeypatch):
     """Fused on an A100; on an H100 ONNX Runtime asks cuDNN, which the stand-in does not play."""
     monkeypatch.setenv("STANDIN_CAPABILITY", "80")
-    with Embedder.open(fp16, device="cuda", kernels="stock") as embedder:
+    with Embedder.open(fp16, device="cuda", graph="padded") as embedder:
         seen()
         embedder.encode([SENTENCE])
     assert seen().named("fmha_v2") == LAYERS
     monkeypatch.setenv("STANDIN_CAPABILITY", "90")
     with (
-        Embedder.open(fp16, device="cuda", kernels="stock") as embedder,
+        Embedder.open(fp16, device="cuda", graph="padded") as embedder,
         pytest.raises(Exception, match="cudnn_flash_attention"),
     ):
         embedder.encode([SENTENCE])
@@ -100,8 +100,8 @@ def test_only_padded_graphs_need_cudnn(fp16, tmp_path):
             (tmp_path / file.name).symlink_to(file)
     code = (
         "import sys; from koe5_onnx import Embedder\n"
-        "for kernels in ('fused', 'stock'):\n"
-        "    print(Embedder.open(sys.argv[1], device='cuda', kernels=kernels).encode(['가']).shape)"
+        "for graph in ('packed', 'padded'):\n"
+        "    print(Embedder.open(sys.argv[1], device='cuda', graph=graph).encode(['가']).shape)"
     )
     found = subprocess.run(
         [sys.executable, "-c", code, fp16],
@@ -237,8 +237,8 @@ def test_tune(fp16, monkeypatch, tmp_path):
     monkeypatch.setenv("STANDIN_CAPABILITY", "80")
     monkeypatch.setenv("KOE5_ONNX_CACHE", str(tmp_path))
     monkeypatch.setattr(tuning, "_GPU_SAMPLES", 2)
-    profile = tuning.tune(Artifact.open(fp16), "cuda", rounds=1)
-    assert {one.workers for one, _ in profile.tokens_per_second} == {1, 2}
+    profile = tuning.tune(Artifact.open(fp16), EngineOptions(device="cuda", parallel_batches=None), rounds=1)
+    assert {one.parallel_batches for one, _ in profile.tokens_per_second} == {1, 2}
 
 
 def test_doctor(fp16, capsys):
@@ -252,7 +252,7 @@ def test_doctor(fp16, capsys):
 def test_ids_of_a_batch_reach_the_gpu(fp16, seen):
     """The bytes that arrive are those of the batch: 28 a token, and the places of each text."""
     artifact = Artifact.open(fp16)
-    session = Session(artifact, "cuda")
+    session = Session(artifact, EngineOptions(device="cuda"))
     ids = [np.arange(4, 4 + length, dtype=np.int32) for length in (7, 3)]
     batch = pack_for_cuda(ids, Batch(np.arange(2), 0), 1, counts_from_pad=True)
     session.run(*batch)

@@ -230,7 +230,7 @@ def test_the_older_name_of_the_texts(encoder, texts):
         ({"precision": "float16"}, "precision is 'float16'"),
         ({"device": "cuda"}, "device is 'cuda'"),
         ({"device": ["cpu", "cpu"]}, "device is "),
-        ({"pool": {}}, "workers="),
+        ({"pool": {}}, "parallel_batches="),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"truncate_dim": 0}, "truncate_dim is 0"),
         ({"prompt_name": "topic"}, "'topic': expected None or one of"),

@@ -26,8 +26,8 @@ import koe5_onnx_kernels, koe5_onnx
 warnings.simplefilter("error")
 texts = ["서울은 대한민국의 수도이다.", "짧다", "", "a " * 400, "The river crosses the city. " * 9]
 found = []
-for kernels in ("fused", "stock"):
-    with koe5_onnx.Embedder.open(sys.argv[1], kernels=kernels, threads=2) as embedder:
+for graph in ("packed", "padded"):
+    with koe5_onnx.Embedder.open(sys.argv[1], graph=graph, threads=2) as embedder:
         found.append(embedder.encode(texts))
 print(koe5_onnx_kernels.level(), (found[0] * found[1]).sum(axis=1).min())
 """
@@ -90,7 +90,9 @@ def test_a_cpu_with_avx2_alone(masked: Masked) -> None:
     assert "KOE5_ONNX_KERNELS_LEVEL=avx2 runs the fused kernels" in said
     for level in ("avx2", "avx_vnni", "amx"):
         assert masked("avx2", SAY, KOE5_ONNX_KERNELS_LEVEL=level) == "avx2 None"
-    code = COSINE.replace("sys.argv[1]", repr(str(ARTIFACT))).replace('"fused", "stock"', '"fused", "fused"')
+    code = COSINE.replace("sys.argv[1]", repr(str(ARTIFACT))).replace(
+        '"packed", "padded"', '"packed", "packed"'
+    )
     assert masked("avx2", code, KOE5_ONNX_KERNELS_LEVEL="avx2").startswith("avx2 ")
 
 
@@ -98,5 +100,5 @@ def test_a_cpu_with_less(masked: Masked) -> None:
     reason = "this CPU or operating system lacks AVX2 with FMA and F16C"
     assert masked("sse", SAY) == f"none {reason}"
     assert masked("sse", SAY, KOE5_ONNX_KERNELS_LEVEL="avx2") == f"none {reason}"
-    stock = COSINE.replace("sys.argv[1]", repr(str(ARTIFACT))).replace('"fused", "stock"', '"auto", "auto"')
-    assert masked("sse", stock.replace('simplefilter("error")', 'simplefilter("ignore")')).startswith("none ")
+    auto = COSINE.replace("sys.argv[1]", repr(str(ARTIFACT))).replace('"packed", "padded"', '"auto", "auto"')
+    assert masked("sse", auto.replace('simplefilter("error")', 'simplefilter("ignore")')).startswith("none ")

@@ -75,15 +75,15 @@ def test_the_loop_goes_on_while_a_batch_runs(embedder, monkeypatch):
     assert asyncio.run(embed()).shape == (len(TEXTS), embedder.dim)
 
 
-@pytest.mark.parametrize(("workers", "concurrency"), [(1, 1), (1, 2), (2, 1)])
-def test_many_callers_run_few_batches_at_a_time(artifact_path, monkeypatch, workers, concurrency):
-    most = workers * concurrency
-    with Embedder.open(artifact_path, threads=1, workers=workers, max_batch_tokens=16) as embedder:
+@pytest.mark.parametrize(("own", "given"), [(1, None), (1, 2), (2, None)])
+def test_many_callers_run_few_batches_at_a_time(artifact_path, monkeypatch, own, given):
+    most = given or own
+    with Embedder.open(artifact_path, threads=1, parallel_batches=own, max_batch_tokens=16) as embedder:
         expected = embedder.encode(TEXTS * 10)
         watched = Watched(embedder, monkeypatch)
 
         async def embed():
-            asynchronous = AsyncEmbedder(embedder, concurrency=concurrency)
+            asynchronous = AsyncEmbedder(embedder, parallel_batches=given)
             calls = [asyncio.create_task(asynchronous.encode([text])) for text in TEXTS * 10]
             while watched.running < most:
                 await asyncio.sleep(0.001)
@@ -119,7 +119,7 @@ def test_a_cancelled_call_stops_after_its_batch_and_a_waiting_one_never_runs(art
         watched = Watched(embedder, monkeypatch)
 
         async def embed():
-            asynchronous = AsyncEmbedder(embedder, concurrency=1)
+            asynchronous = AsyncEmbedder(embedder)
             running = asyncio.create_task(asynchronous.encode(TEXTS * 50))
             await entered(watched)
             waiting = asyncio.create_task(asynchronous.encode(TEXTS))
@@ -155,7 +155,7 @@ def test_errors_come_through(artifact_path, text_of):
         async with AsyncEmbedder(Embedder.open(artifact_path, overflow="error")) as asynchronous:
             with pytest.raises(TypeError, match="one str"):
                 await asynchronous.encode("서울")
-            with pytest.raises(InputError, match='expected None, "" or one of'):
+            with pytest.raises(InputError, match="prompt_name is 'document'"):
                 await asynchronous.encode(["서울"], "document")
             with pytest.raises(TextTooLongError):
                 await asynchronous.encode_queries([text_of(600)])
@@ -193,9 +193,19 @@ def test_one_for_several_loops(embedder):
     np.testing.assert_array_equal(first, second)
 
 
-def test_concurrency_below_one_is_refused(embedder):
-    with pytest.raises(InputError, match="concurrency is 0"):
-        AsyncEmbedder(embedder, concurrency=0)
+def test_parallel_batches_below_one(embedder):
+    with pytest.raises(InputError, match="parallel_batches is 0"):
+        AsyncEmbedder(embedder, parallel_batches=0)
+
+
+def test_a_literal_prompt(embedder):
+    async def embed():
+        asynchronous = AsyncEmbedder(embedder)
+        with pytest.raises(InputError, match="pass one of the two"):
+            await asynchronous.encode(["가"], "query", prompt="query: ")
+        return await asynchronous.encode(["가"], prompt="query: ")
+
+    np.testing.assert_allclose(asyncio.run(embed()), embedder.encode_queries(["가"]), atol=1e-6, rtol=0)
 
 
 def _in_child(asynchronous: AsyncEmbedder, answers) -> None:

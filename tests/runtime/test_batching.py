@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from koe5_onnx.engine.batching import (
-    SHORT_TOKENS,
+    ROUNDED_TOKENS,
     Batch,
     pack,
     pack_for_cuda,
@@ -55,7 +55,7 @@ def test_width_is_a_function_of_the_texts_own_length():
     widths = padded_lengths(lengths)
     assert (widths >= lengths).all()
     assert (widths - lengths < 4).all()
-    np.testing.assert_array_equal(widths[SHORT_TOKENS:], lengths[SHORT_TOKENS:])
+    np.testing.assert_array_equal(widths[ROUNDED_TOKENS:], lengths[ROUNDED_TOKENS:])
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(len(lengths))
         np.testing.assert_array_equal(padded_lengths(lengths[order]), widths[order])

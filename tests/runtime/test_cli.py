@@ -84,7 +84,7 @@ def test_version_and_help(capsys):
 
 def test_as_a_command(run_python, artifact_path, tmp_path):
     (tmp_path / "in.txt").write_text("가\n나\n", encoding="utf-8")
-    arguments = ["--artifact", artifact_path, "--prompt", "query", "--output", tmp_path / "out.npy"]
+    arguments = ["--artifact", artifact_path, "--prompt-name", "query", "--output", tmp_path / "out.npy"]
     done = run_python("-m", "koe5_onnx.cli", "embed", tmp_path / "in.txt", *arguments)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert done.stderr.startswith("2 texts, ")

@@ -12,8 +12,8 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from koe5_onnx import Artifact, Embedder, UnsuitedCpuWarning, cli
-from koe5_onnx.artifact import MANIFEST, PACKED_GRAPH, WEIGHTS
+from koe5_onnx import Artifact, Embedder, EngineOptions, UnsuitedCpuWarning, cli
+from koe5_onnx.artifact import MANIFEST, PACKED_CUDA_GRAPH, WEIGHTS
 from koe5_onnx.cli import doctor
 from koe5_onnx.engine import graphs
 from koe5_onnx.engine.cuda.provider import Driver, Gpu
@@ -45,7 +45,7 @@ def test_all_is_well(capsys, artifact_path):
 def test_the_table_has_every_finding(capsys, artifact_path):
     assert cli.main(["doctor", "--artifact", str(artifact_path)]) == 0
     table = capsys.readouterr().out
-    for finding in doctor.examine(str(artifact_path)):
+    for finding in doctor.examine(str(artifact_path), EngineOptions()):
         assert f"{finding.name} " in table
         assert finding.value in table
     assert table.endswith("\nall is well\n")
@@ -187,7 +187,7 @@ def test_fused_kernels_are_exact_on_any_cpu_that_they_run_on(capsys, monkeypatch
     monkeypatch.setattr(doctor, "_embed", lambda *_: np.eye(1, 32, dtype=np.float32))
     findings = report(capsys, "--artifact", artifact_path)[1]["findings"]
     assert findings["fused kernels"] == "ready, on avx2"
-    assert findings["this CPU"] == "suits it: sums are exact in the fused graph, on avx2"
+    assert findings["this CPU"] == "suits it: sums are exact in the packed graph, on avx2"
 
 
 def test_the_warning_of_a_session_has_the_words_of_doctor(capsys, monkeypatch, artifact_path):
@@ -214,8 +214,8 @@ def test_an_artifact_for_cuda_is_tried_there(capsys, artifact_copy, monkeypatch)
     (artifact_copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     devices = []
 
-    def open_on(path, device):
-        devices.append(device)
+    def open_on(path, options):
+        devices.append(options.device)
         return nullcontext(SimpleNamespace(encode=lambda texts: np.full((1, 64), 64**-0.5, np.float32)))
 
     monkeypatch.setattr(doctor.Embedder, "open", open_on)
@@ -249,11 +249,11 @@ def test_the_attention_kernel_of_the_packed_graph(capsys, monkeypatch, artifact_
     manifest = json.loads((artifact_copy / MANIFEST).read_text(encoding="utf-8"))
     manifest["target"] = {"devices": ["cuda"], "instructions": [], "without": ""}
     graph = manifest["files"].pop("model.fused.onnx")
-    (artifact_copy / "model.fused.onnx").rename(artifact_copy / PACKED_GRAPH)
-    manifest["files"][PACKED_GRAPH] = graph
+    (artifact_copy / "model.fused.onnx").rename(artifact_copy / PACKED_CUDA_GRAPH)
+    manifest["files"][PACKED_CUDA_GRAPH] = graph
     (artifact_copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     embedder = SimpleNamespace(encode=lambda texts: np.full((1, 64), 64**-0.5, np.float32))
-    monkeypatch.setattr(doctor.Embedder, "open", lambda path, device: nullcontext(embedder))
+    monkeypatch.setattr(doctor.Embedder, "open", lambda path, options: nullcontext(embedder))
     monkeypatch.setattr(doctor, "find_driver", lambda: DRIVER)
     found = report(capsys, "--artifact", artifact_copy)[1]["findings"]
     assert found["graph"] == "the packed graph, without padding"

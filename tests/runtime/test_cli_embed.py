@@ -24,7 +24,16 @@ def embed(artifact_path: Path, tmp_path: Path) -> Callable[..., int]:
     def run(name: str, output: str = "out.npy", *more: str, prompt: str = "none") -> int:
         source = name if name == "-" else str(tmp_path / name)
         target = str(tmp_path / output)
-        usual = ["--artifact", str(artifact_path), "--threads", "1", "--prompt", prompt, "--output", target]
+        usual = [
+            "--artifact",
+            str(artifact_path),
+            "--threads",
+            "1",
+            "--prompt-name",
+            prompt,
+            "--output",
+            target,
+        ]
         return cli.main(["embed", source, *usual, *more])
 
     return run
@@ -171,6 +180,7 @@ def test_files_that_will_not_do(embed, put, tmp_path, capsys, monkeypatch, name,
         {"more": ["--threads", "two"]},
         {"more": ["--overflow", "drop"]},
         {"prompt": "document"},
+        {"more": ["--prompt", "query: "]},
     ],
 )
 def test_wrong_usage(embed, put, capsys, change):
@@ -210,11 +220,19 @@ def test_too_long_a_text(embed, put, tmp_path, capsys, text_of):
     assert "1 truncated at 512" in summary
 
 
+def test_a_literal_prompt(put, embedder, artifact_path, tmp_path):
+    put("in.txt", "나다".encode())
+    out = tmp_path / "out.npy"
+    arguments = [tmp_path / "in.txt", "--artifact", artifact_path, "--prompt", "가", "--output", out]
+    assert cli.main(["embed", *map(str, arguments)]) == 0
+    np.testing.assert_allclose(np.load(out), embedder.encode(["가나다"]), atol=1e-6, rtol=0)
+
+
 def test_a_double_prompt_is_one_line(embed, put, capsys):
     put("in.txt", b"query: what")
     assert embed("in.txt", prompt="query") == 0
     first, _summary = capsys.readouterr().err.splitlines()
-    assert first.startswith("koe5-onnx: warning: 1 of 1 texts already begin with 'query: '")
+    assert first.startswith("koe5-onnx: warning: 1 of 1 texts already start with 'query: '")
 
 
 def test_an_existing_output_is_replaced(embed, put, tmp_path):

@@ -6,6 +6,7 @@ import ctypes
 import sys
 import types
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from koe5_onnx import (
     Artifact,
     Embedder,
-    InputError,
+    EngineOptions,
     OutOfMemoryError,
     ProviderError,
     SmallerBatchWarning,
@@ -25,6 +26,7 @@ from koe5_onnx.engine.cuda.provider import Driver, Gpu
 from koe5_onnx.engine.providers import import_onnxruntime
 from koe5_onnx.engine.session import Session
 
+UNTUNED = EngineOptions(device="cuda", parallel_batches=None)
 H200 = Gpu("NVIDIA H200", 150_000_000_000, (9, 0))
 GPU_WHEEL = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
 ARENA_FULL = (
@@ -146,7 +148,7 @@ def test_a_library_missing_is_named(for_cuda, one_gpu, monkeypatch, tmp_path, ca
         ProviderError,
         match=rf"opened CPUExecutionProvider: {words}: pip install 'onnxruntime-gpu\[cuda",
     ):
-        Session(for_cuda, "cuda", kernels="stock", gpu_mem_limit=10**9)
+        Session(for_cuda, EngineOptions(device="cuda", graph="padded", gpu_mem_limit=10**9))
     # What is preloaded says what it lacks to stdout, where embeddings may go.
     assert capsys.readouterr().out == ""
     ((provider, options),) = ort.given[0]
@@ -168,7 +170,7 @@ def test_without_a_driver_onnxruntime_is_not_even_asked(for_cuda, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", ort)
     monkeypatch.setattr(cuda, "find_driver", lambda: "no NVIDIA driver is found here")
     with pytest.raises(ProviderError, match="no NVIDIA driver is found here"):
-        Session(for_cuda, "cuda:1")
+        Session(for_cuda, EngineOptions(device="cuda:1"))
     assert ort.given == []
 
 
@@ -176,7 +178,7 @@ def test_without_a_driver_onnxruntime_is_not_even_asked(for_cuda, monkeypatch):
 @pytest.mark.skipif(isinstance(cuda.find_driver(), Driver), reason="this machine has a GPU")
 def test_the_gpu_wheel_without_a_driver(for_cuda):
     with pytest.raises(ProviderError, match=r"no NVIDIA driver is found .*libcuda\.so\.1"):
-        Session(for_cuda, "cuda")
+        Session(for_cuda, EngineOptions(device="cuda"))
 
 
 @pytest.mark.skipif(not GPU_WHEEL, reason="the CPU wheel is installed")
@@ -184,7 +186,7 @@ def test_the_gpu_wheel_without_a_driver(for_cuda):
 def test_the_gpu_wheel_without_cuda(for_cuda, one_gpu):
     """As on a machine that has a driver and no CUDA: the first library of the real wheel is named."""
     with pytest.raises(ProviderError, match=r"opened CPUExecutionProvider: lib\w+\.so\.\d+: cannot open"):
-        Session(for_cuda, "cuda")
+        Session(for_cuda, EngineOptions(device="cuda"))
 
 
 def test_options_of_the_provider():
@@ -195,12 +197,6 @@ def test_options_of_the_provider():
         "use_tf32": "0",
     }
     assert cuda.provider_options(0, 5)["gpu_mem_limit"] == "5"
-
-
-@pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_below_one(artifact_path, limit):
-    with pytest.raises(InputError, match=f"gpu_mem_limit is {limit}: expected bytes"):
-        Embedder.open(artifact_path, gpu_mem_limit=limit)
 
 
 @pytest.mark.parametrize(
@@ -242,9 +238,9 @@ def small(embedder, tokens):
     return memory
 
 
-@pytest.mark.parametrize("kernels", ["stock", "auto"])
-def test_too_little_memory_halves_the_batches_once(artifact_path, texts, kernels):
-    with Embedder.open(artifact_path, threads=1, kernels=kernels, max_batch_tokens=600) as embedder:
+@pytest.mark.parametrize("graph", ["padded", "auto"])
+def test_too_little_memory_halves_the_batches_once(artifact_path, texts, graph):
+    with Embedder.open(artifact_path, threads=1, graph=graph, max_batch_tokens=600) as embedder:
         expected = embedder.encode(texts)
         memory = small(embedder, 400)
         with pytest.warns(
@@ -294,32 +290,24 @@ def test_a_graph_that_needs_cudnn_says_so(artifact_path):
 
 
 def test_another_error_stays_what_it_is(artifact_path):
-    with Embedder.open(artifact_path, threads=1, kernels="stock") as embedder:
+    with Embedder.open(artifact_path, threads=1, graph="padded") as embedder:
         with pytest.raises(Exception, match="INVALID_ARGUMENT") as found:
             embedder.session.run(np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32))
         assert not isinstance(found.value, ProviderError)
 
 
-@pytest.mark.parametrize(("kernels", "graph"), [("auto", "fused"), ("fused", "fused"), ("stock", "stock")])
-def test_graphs_are_captured_of_the_packed_graph(artifact_path, one_gpu, monkeypatch, kernels, graph):
-    told = []
-
-    def session(artifact, device, threads, kernels, **options):
-        told.append((kernels, options["cuda_graphs"], options["gpu_mem_limit"]))
-        raise InputError("that was all")
-
-    monkeypatch.setattr("koe5_onnx.embedder.Session", session)
-    monkeypatch.setattr("koe5_onnx.embedder.arrange", lambda *given: tuning.Arrangement(1, 1, 512))
-    with pytest.raises(InputError, match="that was all"):
-        Embedder.open(artifact_path, device="cuda", kernels=kernels, cuda_graphs=True, gpu_mem_limit=7)
-    assert told == [(graph, True, 7)]
+@pytest.mark.parametrize("graph", ["auto", "packed"])
+def test_graphs_are_captured_of_the_packed_graph(artifact_path, one_gpu, graph):
+    """This artifact has none for CUDA, and its padded graph is not captured in its place."""
+    with pytest.raises(ProviderError, match=r"the packed graph cannot run: .*no packed graph for CUDA"):
+        Embedder.open(artifact_path, device="cuda", graph=graph, cuda_graphs=True)
 
 
 @pytest.fixture
 def tuned(for_cuda, one_gpu, monkeypatch, tmp_path):
     """`tune` on a GPU that is played: an arrangement to seconds, or to None where it does not fit."""
     monkeypatch.setenv("KOE5_ONNX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tuning, "Session", lambda artifact, device, threads, kernels: _NoSession())
+    monkeypatch.setattr(tuning, "Session", lambda artifact, options: _NoSession())
     monkeypatch.setattr(tuning, "require_gpu", cuda.require_gpu)
 
     def play(artifact, seconds):
@@ -330,7 +318,7 @@ def tuned(for_cuda, one_gpu, monkeypatch, tmp_path):
             return int(tokens.lengths.sum()) / taken
 
         monkeypatch.setattr(tuning, "_rate", rate)
-        return tuning.tune(artifact, "cuda", rounds=2)
+        return tuning.tune(artifact, UNTUNED, rounds=2)
 
     return play
 
@@ -340,14 +328,14 @@ class _NoSession:
         pass
 
 
-def test_tune_chooses_workers_and_budget(for_cuda, tuned):
+def test_tune_chooses_parallel_batches_and_budget(for_cuda, tuned):
     best = {(2, 65536): 1.0, (1, 32768): 1.5}
-    profile = tuned(for_cuda, lambda one: best.get((one.workers, one.max_batch_tokens), 4.0))
-    assert (profile.best.workers, profile.best.max_batch_tokens) == (2, 65536)
+    profile = tuned(for_cuda, lambda one: best.get((one.parallel_batches, one.max_batch_tokens), 4.0))
+    assert (profile.best.parallel_batches, profile.best.max_batch_tokens) == (2, 65536)
     assert len(profile.tokens_per_second) == 2 * 4
-    found = tuning.arrange(for_cuda, "cuda", "auto", 1, None, None)
-    assert (found.workers, found.max_batch_tokens) == (1, 32768)
-    assert tuning.arrange(for_cuda, "cuda", "fused", None, None, 7).max_batch_tokens == 7
+    found = tuning.arrange(for_cuda, EngineOptions(device="cuda"))
+    assert (found.parallel_batches, found.max_batch_tokens) == (1, 32768)
+    assert tuning.arrange(for_cuda, replace(UNTUNED, max_batch_tokens=7)).max_batch_tokens == 7
 
 
 def test_tune_leaves_out_what_does_not_fit(for_cuda, tuned):
@@ -358,13 +346,13 @@ def test_tune_leaves_out_what_does_not_fit(for_cuda, tuned):
 
 
 def test_untuned_and_on_another_gpu(for_cuda, tuned, monkeypatch):
-    default = tuning.arrange(for_cuda, "cuda", "auto", None, None, None)
-    assert (default.workers, default.max_batch_tokens) == (1, tuning.DEFAULT_GPU_BATCH_TOKENS)
+    default = tuning.arrange(for_cuda, UNTUNED)
+    assert (default.parallel_batches, default.max_batch_tokens) == (1, tuning.DEFAULT_GPU_BATCH_TOKENS)
     tuned(for_cuda, lambda one: 1.0 if one.max_batch_tokens == 65536 else 4.0)
-    assert tuning.arrange(for_cuda, "cuda", "auto", None, None, None).max_batch_tokens == 65536
+    assert tuning.arrange(for_cuda, UNTUNED).max_batch_tokens == 65536
     other = Driver("13.0", [Gpu("NVIDIA L4", 24_000_000_000, (8, 9))])
     monkeypatch.setattr(cuda, "find_driver", lambda: other)
-    assert tuning.arrange(for_cuda, "cuda", "auto", None, None, None) == default
+    assert tuning.arrange(for_cuda, UNTUNED) == default
 
 
 def test_the_attention_kernel():

@@ -133,7 +133,18 @@ def test_a_manifest_with_other_widths_is_refused(artifact_path, tmp_path, dims):
 
 
 def embed(folder, source, target, dim):
-    arguments = ["--artifact", folder, "--threads", 1, "--prompt", "query", "--output", target, "--dim", dim]
+    arguments = [
+        "--artifact",
+        folder,
+        "--threads",
+        1,
+        "--prompt-name",
+        "query",
+        "--output",
+        target,
+        "--dim",
+        dim,
+    ]
     return cli.main(["embed", str(source), *map(str, arguments)])
 
 

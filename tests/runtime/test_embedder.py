@@ -128,16 +128,32 @@ def test_a_bare_str(embedder, method, prompt):
 
 def test_an_unknown_prompt(embedder):
     with pytest.raises(
-        InputError, match=r"""prompt is 'document': expected None, "" or one of \['passage', 'query'\]"""
+        InputError, match=r"prompt_name is 'document': expected one of \['passage', 'query'\]"
     ):
-        embedder.encode(["가"], prompt="document")
+        embedder.encode(["가"], "document")
+
+
+def test_a_name_and_a_text(embedder):
+    for method in (embedder.encode, embedder.encode_with_info, embedder.tokenize, embedder.count_tokens):
+        with pytest.raises(InputError, match="prompt_name is 'query' and prompt is '': pass one of the two"):
+            method(["가"], prompt_name="query", prompt="")
+
+
+def test_a_literal_prompt(embedder):
+    literal = embedder.encode(["가나"], prompt="query: ")
+    np.testing.assert_array_equal(literal, embedder.encode(["가나"], prompt_name="query"))
+    np.testing.assert_array_equal(embedder.encode(["나"], prompt="가"), embedder.encode(["가나"]))
+    assert embedder.pieces("나", prompt="가") == embedder.pieces("가나")
+    with pytest.warns(DoublePromptWarning, match="1 of 1 texts already start with '가'"):
+        embedder.encode(["가나"], prompt="가")
 
 
 def test_the_contracts_default_prompt(artifact_copy, embedder):
     set_contract(artifact_copy, default_prompt_name="passage")
     with Embedder.open(artifact_copy, threads=1) as opened:
-        for prompt, same in {None: "passage", "": None, "query": "query"}.items():
-            np.testing.assert_array_equal(opened.encode(["가나"], prompt), embedder.encode(["가나"], same))
+        for name, same in {None: "passage", "query": "query"}.items():
+            np.testing.assert_array_equal(opened.encode(["가나"], name), embedder.encode(["가나"], same))
+        np.testing.assert_array_equal(opened.encode(["가나"], prompt=""), embedder.encode(["가나"]))
         assert opened.count_tokens([""]) == embedder.count_tokens([""], "passage")
 
 
@@ -183,7 +199,7 @@ def test_overflow_as_an_error(artifact_path, text_of):
 
 def test_a_double_prompt_is_warned_of_once(embedder):
     texts = ["query: 가", "나", "query: 다"]
-    with pytest.warns(DoublePromptWarning, match=r"2 of 3 texts already begin with 'query: '") as caught:
+    with pytest.warns(DoublePromptWarning, match=r"2 of 3 texts already start with 'query: '") as caught:
         embeddings = embedder.encode_queries(texts)
     assert [warning.filename for warning in caught] == [__file__]
     np.testing.assert_array_equal(embedder.encode_queries(texts), embeddings)
@@ -232,17 +248,3 @@ def test_context_manager_closes(artifact_path):
         embedder.encode(["가"])
     with pytest.raises(ProviderError, match="closed"):
         embedder.encode(["가"])
-
-
-@pytest.mark.parametrize(
-    ("argument", "value", "message"),
-    [
-        ("max_batch_tokens", 0, "max_batch_tokens is 0: expected 1 or more"),
-        ("overflow", "cut", "overflow is 'cut': expected 'truncate' or 'error'"),
-        ("threads", 0, "threads is 0: expected 1 or more"),
-        ("device", "gpu", "device is 'gpu': expected 'cpu', 'cuda' or 'cuda:N'"),
-    ],
-)
-def test_arguments_out_of_range(artifact_path, argument, value, message):
-    with pytest.raises(InputError, match=message):
-        Embedder.open(artifact_path, **{argument: value})

@@ -1,4 +1,4 @@
-"""The fused graph runs only where it can, and whoever asks is told why not."""
+"""The packed graph runs only where it can, and whoever asks is told why not."""
 
 import sys
 from dataclasses import replace
@@ -7,23 +7,23 @@ from types import ModuleType
 
 import pytest
 
-from koe5_onnx import Artifact, Embedder, InputError, ProviderError
-from koe5_onnx.artifact import FUSED_GRAPH, File
+from koe5_onnx import Artifact, EngineOptions, ProviderError
+from koe5_onnx.artifact import PACKED_CPU_GRAPH, File
 from koe5_onnx.engine.graphs import choose, installed_kernels
 
 
 @pytest.fixture
-def stock(artifact_path):
-    """The tiny artifact without a graph for fused kernels."""
+def padded(artifact_path):
+    """The tiny artifact without a packed graph."""
     opened = Artifact.open(artifact_path)
-    files = {name: file for name, file in opened.manifest.files.items() if name != FUSED_GRAPH}
+    files = {name: file for name, file in opened.manifest.files.items() if name != PACKED_CPU_GRAPH}
     return Artifact(opened.path, replace(opened.manifest, files=files))
 
 
 @pytest.fixture
-def fused(stock):
-    files = {**stock.manifest.files, FUSED_GRAPH: File(1, "0")}
-    return Artifact(stock.path, replace(stock.manifest, files=files, fused_operators=2))
+def packed(padded):
+    files = {**padded.manifest.files, PACKED_CPU_GRAPH: File(1, "0")}
+    return Artifact(padded.path, replace(padded.manifest, files=files, fused_operators=2))
 
 
 @pytest.fixture
@@ -39,50 +39,43 @@ def kernels(monkeypatch):
     return module
 
 
-def test_fused_where_all_is_there(fused, kernels):
-    graph = choose(fused, "cpu")
+def test_packed_where_all_is_there(packed, kernels):
+    graph = choose(packed, EngineOptions())
     assert graph.is_packed
-    assert graph.file == fused.path / FUSED_GRAPH
+    assert graph.file == packed.path / PACKED_CPU_GRAPH
     assert graph.library == Path("libkernels.so")
-    assert graph.reason == "the fused graph, on amx"
-    assert not choose(fused, "cpu", "stock").is_packed
+    assert graph.reason == "the packed graph, on amx"
+    assert not choose(packed, EngineOptions(graph="padded")).is_packed
 
 
-def test_an_artifact_without_it(stock, kernels):
-    check_refused(stock, "cpu", "the artifact has no graph for fused kernels")
+def test_an_artifact_without_it(padded, kernels):
+    check_refused(padded, "cpu", "the artifact has no packed graph for CPUs")
 
 
-def test_a_cpu_that_cannot(fused, kernels):
+def test_a_cpu_that_cannot(packed, kernels):
     kernels.reason = "this CPU has no AVX512-VNNI"
-    check_refused(fused, "cpu", "this CPU has no AVX512-VNNI")
+    check_refused(packed, "cpu", "this CPU has no AVX512-VNNI")
 
 
 @pytest.mark.parametrize("version", [1, 3])
-def test_a_graph_for_other_kernels(fused, kernels, version):
+def test_a_graph_for_other_kernels(packed, kernels, version):
     kernels.OPSET_VERSION = version
-    check_refused(
-        fused, "cpu", f"for version 2 of the fused operators, installed are those of version {version}"
-    )
+    check_refused(packed, "cpu", f"for version 2 of the fused operators, but version {version} is installed")
 
 
-def test_another_device(fused, kernels):
-    check_refused(fused, "cuda", "the artifact has no packed graph for CUDA")
+def test_another_device(packed, kernels):
+    check_refused(packed, "cuda", "the artifact has no packed graph for CUDA")
 
 
-def test_kernels_not_installed(fused, monkeypatch):
+def test_kernels_not_installed(packed, monkeypatch):
     monkeypatch.setitem(sys.modules, "koe5_onnx_kernels", None)
-    check_refused(fused, "cpu", r"pip install 'koe5-onnx\[kernels\]'")
+    check_refused(packed, "cpu", r"pip install 'koe5-onnx\[kernels\]'")
     assert "not installed" in installed_kernels()
 
 
 def check_refused(artifact, device, reason):
-    graph = choose(artifact, device)
+    graph = choose(artifact, EngineOptions(device=device))
     assert not graph.is_packed
     assert graph.file == artifact.graph
-    with pytest.raises(ProviderError, match=f"the (fused|packed) graph cannot run: .*{reason}"):
-        choose(artifact, device, "fused")
-
-
-def test_another_word(artifact_path):
-    with pytest.raises(InputError, match="kernels is 'fast': expected 'auto', 'fused' or 'stock'"):
-        Embedder.open(artifact_path, kernels="fast")
+    with pytest.raises(ProviderError, match=f"the packed graph cannot run: .*{reason}"):
+        choose(artifact, EngineOptions(device=device, graph="packed"))

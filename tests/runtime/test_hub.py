@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hub_server import COMMIT, REPOSITORY, Hub, serving, settings
 
-from koe5_onnx.artifact import FUSED_GRAPH, GRAPH, MANIFEST, TOKENIZER, WEIGHTS
+from koe5_onnx.artifact import GRAPH, MANIFEST, PACKED_CPU_GRAPH, TOKENIZER, WEIGHTS
 
-FILES = (MANIFEST, GRAPH, FUSED_GRAPH, WEIGHTS, TOKENIZER)
+FILES = (MANIFEST, GRAPH, PACKED_CPU_GRAPH, WEIGHTS, TOKENIZER)
 
 OPEN = """
 import sys

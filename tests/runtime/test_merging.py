@@ -31,7 +31,7 @@ def test_calls_that_wait_together_share_a_batch_and_one_alone_does_not_wait(embe
 
 
 def test_an_embedding_is_the_same_bits_alone_and_merged(artifact_path, gate_of, golden):
-    with Embedder.open(artifact_path, threads=1, kernels="stock") as embedder:
+    with Embedder.open(artifact_path, threads=1, graph="padded") as embedder:
         texts = golden.texts[:40]
         alone = [embedder.encode_passages([text]) for text in texts]
         gate = gate_of(embedder)
@@ -74,7 +74,7 @@ def test_a_query_does_not_wait_for_the_texts_that_were_there_before(artifact_pat
 
 def test_a_large_call_is_windows_of_the_same(artifact_path):
     texts = [f"{LINE} {number}" for number in range(5_000)]
-    with Embedder.open(artifact_path, threads=1, kernels="stock") as embedder:
+    with Embedder.open(artifact_path, threads=1, graph="padded") as embedder:
         expected = embedder.encode_with_info(texts, "passage")
 
         async def embed():
@@ -137,7 +137,7 @@ def test_two_loops_share_a_batch(embedder, gate_of):
 
 
 def test_an_error_is_its_own_callers(artifact_path, text_of, gate_of):
-    with Embedder.open(artifact_path, threads=1, overflow="error", kernels="stock") as embedder:
+    with Embedder.open(artifact_path, threads=1, overflow="error", graph="padded") as embedder:
         expected = embedder.encode([LINE])
         gate = gate_of(embedder)
 

@@ -1,11 +1,11 @@
-"""Windows and workers change when things run, never what comes out."""
+"""Windows and parallel batches change when things run, never what comes out."""
 
 import threading
 
 import numpy as np
 import pytest
 
-from koe5_onnx import Embedder, InputError, TextTooLongError
+from koe5_onnx import Embedder, EngineOptions, InputError, TextTooLongError
 from koe5_onnx.engine import pipeline
 
 
@@ -20,9 +20,10 @@ def small_windows(monkeypatch):
     monkeypatch.setattr("koe5_onnx.embedder.WINDOW_TEXTS", 7)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5, 100])
-def test_workers_change_nothing(artifact_path, embedder, texts, workers):
-    with Embedder.open(artifact_path, threads=1, workers=workers, max_batch_tokens=100) as other:
+@pytest.mark.parametrize("parallel_batches", [1, 2, 5, 100])
+def test_parallel_batches_change_nothing(artifact_path, embedder, texts, parallel_batches):
+    options = EngineOptions(threads=1, parallel_batches=parallel_batches, max_batch_tokens=100)
+    with Embedder.open(artifact_path, options=options) as other:
         np.testing.assert_array_equal(other.encode(texts), embedder.encode(texts))
 
 
@@ -41,9 +42,9 @@ def test_progress_over_windows(embedder, texts, small_windows):
     assert all(0.3 * total < guess < 3 * total for _, guess in calls)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("most", [1, 3])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_error_ends_all_workers(artifact_path, texts, workers, error):
+def test_an_error_ends_all_batches(artifact_path, texts, most, error):
     calls = []
 
     def fail(*_tokens):
@@ -52,11 +53,11 @@ def test_an_error_ends_all_workers(artifact_path, texts, workers, error):
 
     before = set(threading.enumerate())
     with (
-        Embedder.open(artifact_path, threads=1, workers=workers, max_batch_tokens=64) as embedder,
+        Embedder.open(artifact_path, threads=1, parallel_batches=most, max_batch_tokens=64) as embedder,
         pytest.raises(error, match="stop"),
     ):
         embedder.encode(texts, on_progress=fail)
-    assert 1 <= len(calls) <= workers
+    assert 1 <= len(calls) <= most
     assert set(threading.enumerate()) <= before
 
 
@@ -92,15 +93,10 @@ def test_the_next_window_is_tokenized_while_one_is_used():
     assert list(windows) == [[3, 4, 5], [6, 7, 8], [9]]
 
 
-def test_workers_out_of_range(artifact_path):
-    with pytest.raises(InputError, match="workers is 0: expected 1 or more"):
-        Embedder.open(artifact_path, workers=0)
-
-
-def test_threads_are_shared_among_workers(artifact_path, monkeypatch):
+def test_threads_are_divided_by_the_parallel_batches(artifact_path, monkeypatch):
     from koe5_onnx.engine.machine import Cores
 
     monkeypatch.setattr("koe5_onnx.engine.tuning.usable_cores", lambda: Cores(8, "eight"))
-    for workers, threads in ((1, 8), (3, 2), (20, 1)):
-        with Embedder.open(artifact_path, workers=workers) as embedder:
+    for parallel_batches, threads in ((1, 8), (3, 2), (20, 1)):
+        with Embedder.open(artifact_path, parallel_batches=parallel_batches) as embedder:
             assert embedder.session.threads == threads

@@ -9,11 +9,11 @@ import threading
 import numpy as np
 import pytest
 
-from koe5_onnx import Artifact, ArtifactError, Embedder, InputError, ProviderError
+from koe5_onnx import Artifact, ArtifactError, Embedder, EngineOptions, ProviderError
 from koe5_onnx.artifact import GRAPH, MANIFEST, describe_file
 from koe5_onnx.cli.doctor import IDENTITY
 from koe5_onnx.engine.machine import usable_cores
-from koe5_onnx.engine.providers import import_onnxruntime, parse_device
+from koe5_onnx.engine.providers import import_onnxruntime
 from koe5_onnx.engine.session import Session
 
 TEXTS = ["하나", "둘 셋 넷", "다섯 " * 40, ""] * 8
@@ -22,27 +22,6 @@ needs_cpu_wheel = pytest.mark.skipif(
     "CUDAExecutionProvider" in import_onnxruntime().get_available_providers(),
     reason="the GPU wheel is installed",
 )
-
-
-@pytest.mark.parametrize(
-    ("device", "expected"),
-    [
-        ("cpu", ("CPUExecutionProvider", 0)),
-        ("cuda", ("CUDAExecutionProvider", 0)),
-        ("cuda:0", ("CUDAExecutionProvider", 0)),
-        ("cuda:12", ("CUDAExecutionProvider", 12)),
-    ],
-)
-def test_devices(device, expected):
-    assert parse_device(device) == expected
-
-
-@pytest.mark.parametrize(
-    "device", ["", "CPU", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:0 ", "cpu:0", "cuda:1\n"]
-)
-def test_devices_of_another_form(device):
-    with pytest.raises(InputError, match="expected 'cpu', 'cuda' or 'cuda:N'"):
-        parse_device(device)
 
 
 @needs_cpu_wheel
@@ -54,23 +33,17 @@ def test_cuda_without_its_wheel_names_the_extra(artifact_path):
 
 
 def test_the_cpu_is_what_runs(artifact_path):
-    assert Session(Artifact.open(artifact_path), "cpu").providers == ["CPUExecutionProvider"]
-
-
-@pytest.mark.parametrize("threads", [0, -1])
-def test_threads_below_one(artifact_path, threads):
-    with pytest.raises(InputError, match=rf"threads is {threads}: expected 1 or more"):
-        Session(Artifact.open(artifact_path), threads=threads)
+    assert Session(Artifact.open(artifact_path), EngineOptions()).providers == ["CPUExecutionProvider"]
 
 
 def test_threads(artifact_path):
     artifact = Artifact.open(artifact_path)
-    assert Session(artifact).threads == usable_cores().count
-    assert Session(artifact, threads=3).threads == 3
+    assert Session(artifact, EngineOptions()).threads == usable_cores().count
+    assert Session(artifact, EngineOptions(threads=3)).threads == 3
 
 
 def test_a_closed_session(artifact_path):
-    session = Session(Artifact.open(artifact_path), threads=1, kernels="stock")
+    session = Session(Artifact.open(artifact_path), EngineOptions(threads=1, graph="padded"))
     session.close()
     session.close()
     with pytest.raises(ProviderError, match="closed: open the artifact again"):
@@ -164,13 +137,13 @@ except MissingDependencyError as error:
 def test_a_graph_that_does_not_load(artifact_copy):
     artifact = replace_graph(artifact_copy, b"no graph at all")
     with pytest.raises(ProviderError, match=rf"cannot load .*{GRAPH} on CPUExecutionProvider"):
-        Session(artifact, kernels="stock")
+        Session(artifact, EngineOptions(graph="padded"))
 
 
 def test_a_graph_of_something_else(artifact_copy):
     artifact = replace_graph(artifact_copy, IDENTITY)
     with pytest.raises(ArtifactError, match=r"takes \['x'\]: expected \['input_ids', 'attention_mask'\]"):
-        Session(artifact, kernels="stock")
+        Session(artifact, EngineOptions(graph="padded"))
 
 
 @pytest.mark.parametrize("dim", [1, 31, 33])
@@ -181,7 +154,7 @@ def test_a_manifest_of_another_width(artifact_path, dim):
         artifact, manifest=dataclasses.replace(artifact.manifest, contract=contract)
     )
     with pytest.raises(ArtifactError, match=rf"gives embeddings of \d+, its manifest says {dim}:"):
-        Session(changed)
+        Session(changed, EngineOptions())
 
 
 def replace_graph(folder, content: bytes) -> Artifact:

@@ -18,7 +18,7 @@ from mapped_files import maps_of, memory_of
 
 import koe5_onnx
 from koe5_onnx import Artifact, Embedder, Koe5Warning, SharedWeightsWarning, cli
-from koe5_onnx.artifact import FUSED_GRAPH, WEIGHTS
+from koe5_onnx.artifact import PACKED_CPU_GRAPH, WEIGHTS
 from koe5_onnx.engine.graphs import Graph, installed_kernels
 from koe5_onnx.engine.shared_weights import kept_bytes, packed_folders, prepare
 
@@ -41,7 +41,7 @@ def layout(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def graph_of(artifact: Artifact) -> Graph:
-    return Graph(artifact.path / FUSED_GRAPH, Path("libkernels.so"), "a test's", "packed")
+    return Graph(artifact.path / PACKED_CPU_GRAPH, Path("libkernels.so"), "a test's", "packed")
 
 
 def packed_files(cache: Path) -> dict[str, tuple[int, int]]:
@@ -195,8 +195,8 @@ def test_after_a_fork(artifact_path: Path, cache: Path) -> None:
 
 
 def test_the_stock_graph_has_nothing_to_share(artifact_path: Path, cache: Path) -> None:
-    same = embeddings(artifact_path, kernels="stock", share_weights=True)
-    assert same.tobytes() == embeddings(artifact_path, kernels="stock").tobytes()
+    same = embeddings(artifact_path, graph="padded", share_weights=True)
+    assert same.tobytes() == embeddings(artifact_path, graph="padded").tobytes()
     assert packed_files(cache) == {}
 
 
@@ -205,7 +205,7 @@ def test_the_command_line_and_doctor(
     artifact_path: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in.txt").write_text("하나\n둘\n", encoding="utf-8")
-    usual = ["--artifact", str(artifact_path), "--prompt", "none", "--output"]
+    usual = ["--artifact", str(artifact_path), "--prompt-name", "none", "--output"]
     for name, more in (("own.npy", []), ("shared.npy", ["--share-weights"])):
         assert cli.main(["embed", str(tmp_path / "in.txt"), *usual, str(tmp_path / name), *more]) == 0
         assert bool(packed_files(cache)) == bool(more)
@@ -226,7 +226,7 @@ def test_the_folder_names_weights_graph_and_layout(
     assert folder.name.endswith("-7")
     moved = Artifact.open(artifact_copy)
     assert prepare(moved, graph_of(moved)) == folder
-    for name in (WEIGHTS, FUSED_GRAPH):
+    for name in (WEIGHTS, PACKED_CPU_GRAPH):
         other = with_another(artifact, name)
         assert prepare(other, graph_of(other)) not in (None, folder)
 

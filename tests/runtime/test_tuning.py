@@ -2,13 +2,16 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 
-from koe5_onnx import Artifact, Embedder
+from koe5_onnx import Artifact, Embedder, EngineOptions
 from koe5_onnx.cli import main
 from koe5_onnx.engine.machine import Cores
 from koe5_onnx.engine.tuning import DEFAULT_BATCH_TOKENS, Arrangement, _best, remembered, tune
+
+PADDED = EngineOptions(graph="padded", parallel_batches=None)
 
 
 @pytest.fixture
@@ -29,9 +32,9 @@ def clock(monkeypatch):
 
 
 def test_nothing_is_measured_unasked(artifact, cache):
-    assert remembered(artifact, "cpu", "stock") is None
-    with Embedder.open(artifact.path, kernels="stock") as embedder:
-        assert (embedder.workers, embedder.session.threads) == (1, 2)
+    assert remembered(artifact, PADDED) is None
+    with Embedder.open(artifact.path, graph="padded") as embedder:
+        assert (embedder.parallel_batches, embedder.session.threads) == (1, 2)
         assert embedder.max_batch_tokens == DEFAULT_BATCH_TOKENS
     assert not (cache / "profiles").exists()
 
@@ -39,17 +42,23 @@ def test_nothing_is_measured_unasked(artifact, cache):
 def test_what_is_found_is_used(artifact, clock):
     # Two threads with budgets of 256 to 4096, then one thread: the last but one is fastest of all.
     clock([5.0, 4.0, 2.0, 4.0, 5.0, 5.0, 4.0, 3.0, 1.0, 5.0])
-    profile = tune(artifact, kernels="stock", rounds=1)
+    profile = tune(artifact, PADDED, rounds=1)
     assert profile.best == Arrangement(2, 1, 2048)
     assert profile.lowest_latency == Arrangement(1, 2, 1024)
-    assert remembered(artifact, "cpu", "stock") == profile
-    for workers, expected in ((1, (1, 2, 1024)), (None, (2, 1, 2048))):
-        with Embedder.open(artifact.path, workers=workers, kernels="stock") as embedder:
-            assert (embedder.workers, embedder.session.threads, embedder.max_batch_tokens) == expected
-    with Embedder.open(
-        artifact.path, workers=None, threads=1, max_batch_tokens=64, kernels="stock"
-    ) as embedder:
-        assert (embedder.workers, embedder.session.threads, embedder.max_batch_tokens) == (2, 1, 64)
+    assert remembered(artifact, PADDED) == profile
+    for parallel_batches, expected in ((1, (1, 2, 1024)), (None, (2, 1, 2048))):
+        with Embedder.open(artifact.path, parallel_batches=parallel_batches, graph="padded") as embedder:
+            found = (embedder.parallel_batches, embedder.session.threads, embedder.max_batch_tokens)
+            assert found == expected
+    with Embedder.open(artifact.path, options=PADDED, threads=1, max_batch_tokens=64) as embedder:
+        assert (embedder.parallel_batches, embedder.session.threads, embedder.max_batch_tokens) == (2, 1, 64)
+
+
+def test_what_is_given_stays_fixed(artifact, clock):
+    clock([3.0, 2.0, 1.0, 2.0, 3.0])
+    profile = tune(artifact, replace(PADDED, threads=1, parallel_batches=2), rounds=1)
+    assert profile.best == profile.lowest_latency == Arrangement(2, 1, 1024)
+    assert len(profile.tokens_per_second) == 5
 
 
 def test_of_equals_the_smaller():
@@ -62,26 +71,26 @@ def test_of_equals_the_smaller():
     assert _best([*medians, (Arrangement(2, 1, 512), 110.0)]) == Arrangement(2, 1, 512)
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"best": 3}', '{"best": {"workers": 1}}'])
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"best": 3}', '{"best": {"parallel_batches": 1}}'])
 def test_a_damaged_note_is_ignored(artifact, clock, cache, damage):
     clock([1.0] * 10)
-    tune(artifact, kernels="stock", rounds=1)
+    tune(artifact, PADDED, rounds=1)
     (note,) = (cache / "profiles").iterdir()
     assert json.loads(note.read_text())
     note.write_text(damage)
-    assert remembered(artifact, "cpu", "stock") is None
+    assert remembered(artifact, PADDED) is None
 
 
 def test_another_machine_has_another_profile(artifact, clock, monkeypatch):
     clock([1.0] * 10)
-    tune(artifact, kernels="stock", rounds=1)
+    tune(artifact, PADDED, rounds=1)
     monkeypatch.setattr("koe5_onnx.engine.tuning.cpu_name", lambda: "another")
-    assert remembered(artifact, "cpu", "stock") is None
+    assert remembered(artifact, PADDED) is None
 
 
 def test_the_verb(artifact, capsys):
-    assert main(["tune", str(artifact.path), "--rounds", "1", "--kernels", "stock"]) == 0
+    assert main(["tune", str(artifact.path), "--rounds", "1", "--graph", "padded"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("tokens/s") == 10
     assert "best for throughput" in printed
-    assert remembered(artifact, "cpu", "stock") is not None
+    assert remembered(artifact, PADDED) is not None

@@ -54,7 +54,7 @@ def test_the_command_composes_and_counts(artifact_path, tmp_path, capsys):
         options = [
             "--artifact",
             str(artifact_path),
-            "--prompt",
+            "--prompt-name",
             "query",
             "--output",
             str(tmp_path / f"{name}.npy"),

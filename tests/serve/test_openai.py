@@ -11,6 +11,8 @@ import pytest
 from changed_manifest import set_contract
 from tolerances import SERVED
 
+from koe5_onnx import EngineOptions
+
 TEXTS = ["대한민국의 수도는 어디인가요?", "서울", "The quick brown fox", "", "가 " * 600]
 MODEL = "tiny-seeded"
 
@@ -93,7 +95,7 @@ def test_the_prompt(client, offline, fields, prompt):
 
 
 def test_the_default_prompt_is_for_requests_that_name_none(serving, offline):
-    with serving(default_prompt="passage", model_names=("my-model",)) as client:
+    with serving(default_prompt_name="passage", model_names=("my-model",)) as client:
         for fields, prompt in (({}, "passage"), ({"model": "my-model:query"}, "query")):
             found = embeddings_of(post(client, input=["서울"], **fields))
             np.testing.assert_allclose(found, offline.encode(["서울"], prompt), atol=SERVED, rtol=0)
@@ -106,12 +108,13 @@ def test_the_contracts_default_prompt(serving, offline, tmp_path):
         asked = {None: {}, "": {"prompt_name": "none"}, "query": {"input_type": "query"}}
         for prompt, fields in asked.items():
             found = embeddings_of(post(client, input=["서울"], **fields))
-            expected = offline.encode(["서울"], "passage" if prompt is None else prompt)
+            name = {None: "passage", "": None}.get(prompt, prompt)
+            expected = offline.encode(["서울"], name)
             np.testing.assert_allclose(found, expected, atol=SERVED, rtol=0)
             tei = client.post("/embed", json={"inputs": ["서울"], **fields}).json()
             if "input_type" not in fields:
                 np.testing.assert_allclose(tei, expected, atol=SERVED, rtol=0)
-        assert client.get("/info").json()["default_prompt"] == "passage"
+        assert client.get("/info").json()["default_prompt_name"] == "passage"
         ids = offline.tokenize(["서울"]).ids[0].tolist()
         found = embeddings_of(post(client, input=ids))
         np.testing.assert_allclose(found, offline.encode(["서울"]), atol=SERVED, rtol=0)
@@ -187,7 +190,7 @@ def test_wrong_requests_get_openais_error(client, body, param, words):
 
 
 def test_truncate_is_the_servers_policy_unless_the_request_says(serving):
-    with serving(overflow="error") as client:
+    with serving(engine=EngineOptions(overflow="error")) as client:
         assert post(client, input=LONG).status_code == 400
         assert post(client, input=LONG, truncate=True).json()["data"][0]["truncated"] is True
         assert post(client, input=LONG, truncate="END").status_code == 200

@@ -22,7 +22,7 @@ from mapped_files import maps_of, memory_of
 from tolerances import SERVED
 
 import koe5_onnx
-from koe5_onnx import InputError
+from koe5_onnx import EngineOptions, InputError
 from koe5_onnx.cli.serve import hash_keys
 from koe5_onnx.engine.graphs import installed_kernels
 from koe5_onnx.serve import Settings
@@ -94,7 +94,7 @@ def test_two_workers_share_a_port_and_their_numbers(offline):
         for _ in range(20):
             answer = httpx.post(f"{client.base_url}/embed", json={"inputs": "서울"}, timeout=30)
             np.testing.assert_allclose(answer.json(), offline.encode(["서울"]), atol=SERVED, rtol=0)
-        assert 'koe5_inputs_total{prompt="none"} 20.0' in client.get("/metrics").text
+        assert 'koe5_inputs_total{prompt_name="none"} 20.0' in client.get("/metrics").text
         running.terminate()
         assert running.wait(20) == 0
 
@@ -123,23 +123,24 @@ def test_who_shares_weights(arguments, shares, monkeypatch):
     told = []
     monkeypatch.setattr("koe5_onnx.serve.serve", lambda settings, **_where: told.append(settings) or 0)
     assert main(["serve", str(ARTIFACT), *arguments]) == 0
-    assert [settings.share_weights for settings in told] == [shares]
+    assert [settings.engine.share_weights for settings in told] == [shares]
 
 
 def test_what_is_for_a_gpu_reaches_the_embedder(monkeypatch):
     from koe5_onnx import Embedder, InputError
     from koe5_onnx.cli import main
 
-    told = {}
+    told = []
 
-    def opened(_artifact, **options):
-        told.update(options)
+    def opened(_artifact, options):
+        told.append(options)
         raise InputError("that was all")
 
     monkeypatch.setattr(Embedder, "open", opened)
     options = ("--device", "cuda:1", "--gpu-mem-limit", "9000000000", "--cuda-graphs")
     assert main(["serve", str(ARTIFACT), *options]) == 1
-    assert (told["device"], told["gpu_mem_limit"], told["cuda_graphs"]) == ("cuda:1", 9_000_000_000, True)
+    (options,) = told
+    assert (options.device, options.gpu_mem_limit, options.cuda_graphs) == ("cuda:1", 9_000_000_000, True)
 
 
 def test_two_workers_stop_in_good_order():
@@ -192,7 +193,7 @@ def _wait_for_metric(client, name, value):
     ("artifact", "arguments", "words"),
     [
         ("nowhere", (), "nowhere does not exist"),
-        (ARTIFACT, ("--default-prompt", "title"), "default_prompt is 'title'"),
+        (ARTIFACT, ("--default-prompt-name", "title"), "default_prompt_name is 'title'"),
     ],
 )
 def test_workers_that_cannot_start_end_the_server(artifact, arguments, words):
@@ -235,7 +236,7 @@ def loggers():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--default-prompt", "title"), "default_prompt is 'title'"),
+        (("--default-prompt-name", "title"), "default_prompt_name is 'title'"),
         (("--max-inputs", "0"), "max_inputs is 0"),
         (("--max-request-tokens", "10", "--max-queue-tokens", "5"), "holds a whole request"),
         (("--workers", "0"), "--workers is 0"),
@@ -273,7 +274,7 @@ def test_metrics(serving):
         'koe5_request_seconds_count{route="/v1/embeddings",status="200"} 1.0',
         "koe5_queue_seconds_count 1.0",
         "koe5_tokenize_seconds_count 1.0",
-        'koe5_inputs_total{prompt="query"} 2.0',
+        'koe5_inputs_total{prompt_name="query"} 2.0',
         "koe5_truncated_inputs_total 1.0",
         'precision="int8",provider="CPUExecutionProvider"',
     ):
@@ -285,7 +286,8 @@ def test_metrics(serving):
 
 
 def test_settings_survive_the_way_to_a_worker():
-    settings = Settings("a", model_names=("x", "y"), api_keys_sha256=("00",), timeout_s=1.5)
+    engine = EngineOptions(threads=3, graph="padded")
+    settings = Settings("a", engine, model_names=("x", "y"), api_keys_sha256=("00",), timeout_s=1.5)
     assert Settings.from_json(settings.to_json()) == settings
 
 

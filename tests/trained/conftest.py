@@ -17,7 +17,7 @@ from koe5_export.simulated import SimulatedSession
 from koe5_export.texts import DEMO_PASSAGES, DEMO_QUERIES, VERIFICATION
 
 from benchmarks.corpora import Dataset, load
-from koe5_onnx import Artifact, Embedder, Tokenizer
+from koe5_onnx import Artifact, Embedder, EngineOptions, Tokenizer
 from koe5_onnx.engine.session import Session
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -71,32 +71,33 @@ def reference(checkpoint) -> Embed:
 
 @pytest.fixture(scope="session")
 def embed(checkpoint, tmp_path_factory) -> Embed:
-    """Embeds with the checkpoint's export in a precision, on its padded graph ("stock") or "fused"."""
+    """Embeds with the checkpoint's export in a precision, on its padded or its packed graph."""
     folder, opened = tmp_path_factory.mktemp("trained"), Checkpoint.open(checkpoint)
     made: dict[str, Artifact] = {}
 
-    def embed(texts, precision, kernels="auto"):
+    def embed(texts, precision, graph="auto"):
         if precision not in made:
             options = ExportOptions(precision=precision)
             made[precision] = export_checkpoint(opened, folder / precision, options)
-        with _opened(made[precision], kernels) as embedder:
+        with _opened(made[precision], graph) as embedder:
             return np.concatenate([embedder.encode(some, prompt) for prompt, some in texts.items()])
 
     return embed
 
 
 @contextmanager
-def _opened(artifact: Artifact, kernels: str) -> Iterator[Embedder]:
+def _opened(artifact: Artifact, graph: str) -> Iterator[Embedder]:
     """An embedder; what is made for GPUs is computed on the CPU, as when it is exported."""
     target = artifact.manifest.target
     if "cpu" in target.devices:
-        with Embedder.open(artifact.path, kernels=kernels) as embedder:
+        with Embedder.open(artifact.path, graph=graph) as embedder:
             yield embedder
         return
     artifact = Artifact(artifact.path, replace(artifact.manifest, target=replace(target, devices=("cpu",))))
-    session = SimulatedSession(artifact) if kernels == "fused" else Session(artifact, "cpu", kernels=kernels)
+    simulated = graph == "packed"
+    session = SimulatedSession(artifact) if simulated else Session(artifact, EngineOptions(graph=graph))
     tokenizer = Tokenizer(artifact.tokenizer, artifact.manifest.contract.max_tokens)
-    with Embedder(artifact, session, tokenizer, 2048, "truncate") as embedder:
+    with Embedder(artifact, session, tokenizer, max_batch_tokens=2048) as embedder:
         yield embedder
 
 

@@ -7,7 +7,7 @@ from koe5_export.precision import PRECISIONS
 
 from koe5_onnx.engine.graphs import installed_kernels
 
-CASES = [(precision, "stock") for precision in PRECISIONS] + [("int8", "fused"), ("fp16", "fused")]
+CASES = [(precision, "padded") for precision in PRECISIONS] + [("int8", "packed"), ("fp16", "packed")]
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +34,11 @@ def test_the_bounds_can_fail(expected):
 
 
 @pytest.mark.filterwarnings("ignore::koe5_onnx.TruncationWarning")
-@pytest.mark.parametrize(("precision", "kernels"), CASES)
-def test_agrees_with_sentence_transformers(embed, texts, expected, precision, kernels):
-    if (precision, kernels) == ("int8", "fused") and isinstance(reason := installed_kernels(), str):
+@pytest.mark.parametrize(("precision", "graph"), CASES)
+def test_agrees_with_sentence_transformers(embed, texts, expected, precision, graph):
+    if (precision, graph) == ("int8", "packed") and isinstance(reason := installed_kernels(), str):
         pytest.skip(reason)
-    found = embed(texts, precision, kernels)
+    found = embed(texts, precision, graph)
     if precision == "fp32":
         assert np.abs(found - expected).max() <= tolerances.FP32_MAX_ABS_DIFF
     near = cosines(found, expected)

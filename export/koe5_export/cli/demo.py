@@ -127,7 +127,7 @@ def _next_steps(folder: Path) -> str:
     return f"""
 == now the real one ({DEFAULT_CHECKPOINT}, a download of 2.2 GB)
   koe5-onnx export {DEFAULT_CHECKPOINT} koe5-int8 --precision int8
-  koe5-onnx embed passages.txt --artifact koe5-int8 --prompt passage --output passages.npy
+  koe5-onnx embed passages.txt --artifact koe5-int8 --prompt-name passage --output passages.npy
 
 == or from Python, with this demo's artifact
   from koe5_onnx import Embedder

@@ -16,7 +16,7 @@ _STAGES: Mapping[str, tuple[str, str]] = {
     "import": ("rewriting the graph", ""),
     "hash": ("SHA-256 of checkpoint and artifact", "bytes"),
     "measure": ("measuring the padded graph", "tokens"),
-    "measure_second": ("measuring the graph without padding", "tokens"),
+    "measure_packed": ("measuring the graph without padding", "tokens"),
 }
 """Name of a stage to what it does and the unit of its parts; "" if it is a single part."""
 _LINE_SECONDS = 20.0

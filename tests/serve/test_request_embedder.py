@@ -8,34 +8,34 @@ import numpy as np
 import pytest
 
 from koe5_onnx.serve import Settings
-from koe5_onnx.serve.engine import Engine
 from koe5_onnx.serve.inputs import Inputs
 from koe5_onnx.serve.metrics import Metrics
 from koe5_onnx.serve.refusals import OVERLOADED, STOPPING, Refusal
+from koe5_onnx.serve.request_embedder import RequestEmbedder
 from koe5_onnx.serve.tracing import Tracing
 
 INPUTS = Inputs(["서울"] * 5, [], None, True, "input")
 
 
-def engine_of(offline, **settings):
-    return Engine(offline, Settings(artifact="", **settings), Metrics(), Tracing())
+def requests_to(offline, **settings):
+    return RequestEmbedder(offline, Settings(artifact="", **settings), Metrics(), Tracing())
 
 
 def test_a_full_queue_says_when_to_come_again(offline):
-    engine = engine_of(offline, max_queue_tokens=12, max_request_tokens=12)
-    engine.settings = Settings(artifact="")  # so that the request itself is not too large
+    requests = requests_to(offline, max_queue_tokens=12, max_request_tokens=12)
+    requests.settings = Settings(artifact="")  # so that the request itself is not too large
     with pytest.raises(Refusal, match="0 tokens wait already: expected at most") as caught:
-        asyncio.run(engine.embed(INPUTS))
-    engine.close()
+        asyncio.run(requests.embed(INPUTS))
+    requests.close()
     assert caught.value.reason is OVERLOADED
     assert int(caught.value.headers["retry-after"]) >= 1
 
 
 def test_a_server_that_shuts_down_sends_clients_to_another(offline):
-    engine = engine_of(offline)
-    engine.runner.close()
+    requests = requests_to(offline)
+    requests.runner.close()
     with pytest.raises(Refusal, match="the server is shutting down") as caught:
-        asyncio.run(engine.embed(INPUTS))
+        asyncio.run(requests.embed(INPUTS))
     assert caught.value.reason is STOPPING
     assert caught.value.headers["retry-after"] == "1"
 

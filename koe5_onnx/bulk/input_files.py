@@ -33,7 +33,7 @@ class InputFile:
 
 
 @dataclass(frozen=True)
-class Source:
+class InputFiles:
     """Input files of one kind, in order."""
 
     folder: Path
@@ -64,7 +64,7 @@ class Source:
             self.path(index)
 
 
-def find(path: Path) -> Source:
+def find(path: Path) -> InputFiles:
     """The input at `path`: a file, or a folder and its subfolders, in the order of the names.
 
     Names that begin with "." or "_" are passed over, as Spark and Arrow do: they are other programs' notes.
@@ -79,14 +79,14 @@ def find(path: Path) -> Source:
         kind = _kind_of(path)
         if kind is None:
             raise InputError(f"the input {path} is none of {', '.join(_KINDS)}: convert it first")
-        return Source(path.parent, kind, (_describe(path, path.parent),))
+        return InputFiles(path.parent, kind, (_describe(path, path.parent),))
     found = {file: kind for file in _walk(path) if (kind := _kind_of(file)) is not None}
     kinds = sorted(set(found.values()))
     if len(kinds) != 1:
         held = f"files of {len(kinds)} kinds ({', '.join(kinds)})" if kinds else "no file"
         raise InputError(f"the input {path} holds {held}: expected files of one kind of {', '.join(_KINDS)}")
     files = sorted((_describe(file, path) for file in found), key=lambda file: file.name)
-    return Source(path, kinds[0], tuple(files))
+    return InputFiles(path, kinds[0], tuple(files))
 
 
 def _walk(folder: Path) -> list[Path]:

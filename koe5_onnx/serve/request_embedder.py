@@ -40,11 +40,11 @@ _LOGGED_TEXTS, _LOGGED_CHARACTERS = 4, 100
 T = TypeVar("T")
 
 
-class Engine:
+class RequestEmbedder:
     """One opened artifact that many requests share.
 
     Args:
-        embedder: Opened with one worker.
+        embedder: Opened.
         settings: Limits and waiting.
         metrics: Told what happens.
         tracing: Told the same, request by request.
@@ -55,7 +55,7 @@ class Engine:
         self.runner = Runner(
             embedder.session,
             max_batch_tokens=embedder.max_batch_tokens,
-            parallel_batches=settings.parallel_batches,
+            parallel_batches=embedder.parallel_batches,
             max_queue_tokens=settings.max_queue_tokens,
             max_wait_s=settings.max_wait_ms / 1000,
             observer=metrics,
@@ -65,9 +65,9 @@ class Engine:
         metrics.watch(lambda: self.runner.waiting_tokens)
 
     @property
-    def default_prompt(self) -> str | None:
+    def default_prompt_name(self) -> str | None:
         """Prompt of requests that name none: the server's setting, else the contract's default."""
-        return self.settings.default_prompt or self.embedder.contract.default_prompt_name
+        return self.settings.default_prompt_name or self.embedder.contract.default_prompt_name
 
     def warm_up(self) -> None:
         """Embed some texts, so that the first request finds everything loaded."""
@@ -103,7 +103,7 @@ class Engine:
         contract = self.embedder.contract
         truncated = tokens.full_lengths > contract.max_tokens
         # Sums of a few numbers are many times faster as lists.
-        self.metrics.answered(tokens, inputs.prompt, sum(truncated.tolist()))
+        self.metrics.answered(tokens, inputs.prompt_name, sum(truncated.tolist()))
         return Encoded(embeddings, tokens.full_lengths, truncated, tokens.composed).shortened(dim, contract)
 
     async def _embed(self, inputs: Inputs) -> tuple[Tokens, npt.NDArray[np.float32]]:
@@ -137,7 +137,7 @@ class Engine:
             "tokens": sum(encoded.tokens.tolist()),
             "truncated": sum(encoded.truncated.tolist()),
             "composed": sum(encoded.composed.tolist()),
-            "prompt": inputs.prompt,
+            "prompt_name": inputs.prompt_name,
             "dim": encoded.embeddings.shape[1],
         }
         if self.settings.log_texts:

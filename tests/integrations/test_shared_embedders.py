@@ -1,0 +1,113 @@
+"""One Embedder for all adapters of one artifact, with any options; importing the package loads nothing."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import subprocess
+import sys
+import weakref
+
+import pytest
+
+from koe5_onnx import ArtifactError, Embedder, EngineOptions, InputError, MissingDependencyError
+from koe5_onnx.integrations.sentence_transformers import SentenceEncoder
+from koe5_onnx.integrations.shared_embedders import opened
+
+LIBRARIES = {
+    "chroma": "chromadb",
+    "haystack": "haystack",
+    "langchain": "langchain_core",
+    "llama_index": "llama_index",
+    "mteb": "mteb",
+}
+"""Module to what it adapts."""
+
+
+ADAPTERS = {
+    "chroma": ("Koe5EmbeddingFunction", lambda one: one(["가"])),
+    "haystack": ("Koe5TextEmbedder", lambda one: one.warm_up()),
+    "langchain": ("Koe5Embeddings", None),
+    "llama_index": ("Koe5Embedding", None),
+    "mteb": ("Koe5Encoder", None),
+    "sentence_transformers": ("SentenceEncoder", None),
+}
+"""Module to its class, and what opens the artifact if the constructor does not."""
+OPTIONS = {
+    "revision": "main",
+    "device": "cuda:1",
+    "threads": 3,
+    "parallel_batches": 2,
+    "max_batch_tokens": 100,
+    "overflow": "error",
+    "graph": "packed",
+    "gpu_mem_limit": 1000,
+    "share_weights": True,
+    "cuda_graphs": True,
+}
+
+
+@pytest.mark.parametrize("module", ADAPTERS)
+def test_an_adapter_takes_every_option(module, monkeypatch):
+    given = []
+
+    def stop(_artifact, options):
+        given.append(options)
+        raise InputError("that was all")
+
+    monkeypatch.setattr(Embedder, "open", stop)
+    if module in LIBRARIES:
+        pytest.importorskip(LIBRARIES[module])
+    name, use = ADAPTERS[module]
+    adapter = getattr(importlib.import_module(f"koe5_onnx.integrations.{module}"), name)
+    with pytest.raises(InputError, match="that was all"):
+        (use or (lambda one: one))(adapter("an-artifact", **OPTIONS))
+    assert given == [EngineOptions(**OPTIONS)]
+    assert given[0].changed() == OPTIONS
+
+
+def test_the_same_is_opened_once(artifact_path, monkeypatch):
+    first = opened(artifact_path, EngineOptions(threads=1))
+    monkeypatch.chdir(artifact_path.parent)
+    assert opened(artifact_path.name, EngineOptions(threads=1)) is first
+    assert opened(str(artifact_path), EngineOptions(threads=2)) is not first
+
+
+def test_what_nobody_holds_is_freed(artifact_path):
+    held = opened(artifact_path, EngineOptions(threads=1, max_batch_tokens=77))
+    watched = weakref.ref(held)
+    del held
+    gc.collect()
+    assert watched() is None
+
+
+def test_an_open_one_is_taken_as_it_is(embedder):
+    assert opened(embedder, EngineOptions()) is embedder
+    with pytest.raises(TypeError, match="already open: expected no options, got threads"):
+        opened(embedder, EngineOptions(threads=1))
+
+
+def test_wrong_options_are_refused(artifact_path):
+    with pytest.raises(InputError, match="threads is 0"):
+        SentenceEncoder(artifact_path, threads=0)
+    with pytest.raises(TypeError, match="trust_remote_code"):
+        SentenceEncoder(artifact_path, trust_remote_code=True)
+    with pytest.raises(ArtifactError, match="no-such-artifact"):
+        SentenceEncoder("no-such-artifact")
+
+
+def test_importing_the_package_loads_no_library():
+    code = f"import koe5_onnx.integrations, sys; print(*set(sys.modules) & {set(LIBRARIES.values())})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
+@pytest.mark.parametrize("module", LIBRARIES)
+def test_a_missing_library_is_named(module, monkeypatch):
+    monkeypatch.setitem(sys.modules, LIBRARIES[module], None)
+    monkeypatch.delitem(sys.modules, f"koe5_onnx.integrations.{module}", raising=False)
+    for name in [one for one in sys.modules if one.partition(".")[0] == LIBRARIES[module]]:
+        monkeypatch.setitem(sys.modules, name, None)
+    extra = module.replace("_", "-")
+    with pytest.raises(MissingDependencyError, match=rf"pip install 'koe5-onnx\[{extra}\]'"):
+        __import__(f"koe5_onnx.integrations.{module}")
