@@ -99,7 +99,7 @@ $(LARGE): | $(READY)
 	touch $@
 
 clean:  ## remove all that make made
-	rm -rf $(VENV) .nox .venv-contenders .venv-fastembed .venv-infinity build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .coverage .nox .venv-contenders .venv-fastembed .venv-infinity build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # The file $(READY) exists only while the environment is whole: an interrupted install starts afresh.
 $(READY): pyproject.toml constraints.txt

@@ -39,15 +39,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """Return a function that returns the folder of a name, filled once for all workers of the test run."""
+    """Return a function that returns the folder of a path, made once for all workers of the test run."""
     from filelock import FileLock
 
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made_once"
-    shared.mkdir(exist_ok=True)
 
     def folder_of(name: str, make: Callable[[Path], object]) -> Path:
         folder, done = shared / name, shared / f"{name}.done"
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(shared / f"{name}.lock"):
             if not done.exists():
                 make(folder)

@@ -18,7 +18,7 @@ from benchmarks.layouts import Contents
 @pytest.fixture(scope="session")
 def seeded(made_once):
     """Folder of a tiny seeded checkpoint."""
-    return made_once("tiny", lambda folder: write_seeded_checkpoint(folder, "tiny"))
+    return made_once("tiny/checkpoint", lambda folder: write_seeded_checkpoint(folder, "tiny"))
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def exported(seeded, made_once):
         options = ExportOptions(precision=precision)
         return lambda folder: export_checkpoint(Checkpoint.open(seeded), folder, options)
 
-    return {precision: made_once(f"tiny-{precision}", export(precision)) for precision in ("fp32", "int8")}
+    return {precision: made_once(f"tiny/{precision}", export(precision)) for precision in ("fp32", "int8")}
 
 
 @pytest.fixture

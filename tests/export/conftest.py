@@ -34,7 +34,7 @@ _MODULES += (
 @pytest.fixture(scope="session")
 def seeded(made_once):
     """Folder of a small seeded checkpoint; copy it before changing it."""
-    return made_once("seeded", lambda folder: write_seeded_checkpoint(folder, SIZE))
+    return made_once("seeded/checkpoint", lambda folder: write_seeded_checkpoint(folder, SIZE))
 
 
 class Exported(Mapping[str, Artifact]):
@@ -47,7 +47,7 @@ class Exported(Mapping[str, Artifact]):
         def export(folder):
             export_checkpoint(Checkpoint.open(self._checkpoint), folder, ExportOptions(precision=precision))
 
-        return Artifact.open(self._made_once(f"{self._checkpoint.name}-{precision}", export))
+        return Artifact.open(self._made_once(f"{self._checkpoint.name}-exported/{precision}", export))
 
     def __iter__(self):
         return iter(PRECISIONS)
