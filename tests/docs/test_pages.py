@@ -20,7 +20,7 @@ SOURCES = [
     *(ROOT / "export").rglob("*.py"),
     *(ROOT / "kernels/koe5_onnx_kernels").rglob("*.py"),
 ]
-FOREIGN_OPTIONS = {"--auto-truncate", "--cpus", "--model-id", "--pooling", "--strict"}
+FOREIGN_OPTIONS = {"--auto-truncate", "--cpus", "--default-prompt", "--model-id", "--pooling", "--strict"}
 """Of docker, mypy and text-embeddings-inference."""
 
 
@@ -136,7 +136,7 @@ def test_messages_are_ours():
 def test_a_message_with_another_word_is_found_out():
     known = templates()
     for text, good in (("expected 1 or more", True), ("expected one or more", False)):
-        message = f"threads is 0: {text}, or None for the usable cores"
+        message = f"threads is 0: {text}, or None"
         assert any(one.fullmatch(message) for one in known) is good
 
 
@@ -164,7 +164,7 @@ def all_nodes(graph):
 
 @pytest.mark.parametrize(
     ("kind", "file", "domain"),
-    [("fused", "model.fused.onnx", "koe5"), ("stock", "model.onnx", None)],
+    [("packed", "model.fused.onnx", "koe5"), ("padded", "model.onnx", None)],
 )
 def test_the_drawing_names_the_operators_of_the_graph(drawing, kind, file, domain):
     """Every operator of a layer is drawn, and every drawn one is in the graph."""
