@@ -6,14 +6,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/installed
 KERNELS := $(VENV)/kernels
 CONTENDERS := .venv-contenders/installed .venv-fastembed/installed .venv-infinity/installed
+# Longest first.
+LEGS := trained lowest sanitizers integrations examples ray optimum lean dist gpu
 LARGE := build/large
 DATA ?=
 SPEED := build/speed
+PARALLEL := -n auto --dist loadgroup
 COMMON = --checkpoint $(LARGE) $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check format lean lowest optimum integrations ray examples dist trained gpu licenses kernels sanitizers contenders bench bench-smoke soak clean
+.PHONY: help demo test check format legs $(LEGS) licenses kernels contenders bench bench-smoke soak clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -21,8 +24,8 @@ help:  ## list the targets
 demo: $(READY) $(KERNELS)  ## export a small checkpoint, prove it and embed with it
 	$(BIN)/koe5-onnx demo build/demo
 
-test: $(READY) $(KERNELS)  ## the tests
-	$(BIN)/python -m pytest
+test: $(READY) $(KERNELS)  ## the tests that are not slow, in parallel
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, legs
 	$(BIN)/ruff format --check
@@ -30,8 +33,9 @@ check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, l
 	$(BIN)/mypy
 	$(BIN)/mypy docs/examples/*.py
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
-	$(BIN)/python tests/legs/all.py
+	$(BIN)/typos
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered
+	$(MAKE) --jobs=2 --output-sync=target $(LEGS)
 
 format: $(READY)  ## format the code and repair what ruff can
 	$(BIN)/ruff check --fix
@@ -39,38 +43,14 @@ format: $(READY)  ## format the code and repair what ruff can
 
 kernels: $(KERNELS)  ## build and install the fused CPU kernels, where a compiler is
 
-lean: $(READY)  ## the runtime's tests on the built wheel, without source, PyTorch and onnx
-	$(BIN)/python tests/legs/lean.py
+$(LEGS): $(READY) $(KERNELS)
+	$(BIN)/nox --session $@
 
-sanitizers: $(READY)  ## the kernels' tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer
-	$(BIN)/python tests/legs/sanitizers.py
-
-gpu: $(READY)  ## ONNX Runtime's GPU wheel on a stand-in for a GPU
-	$(BIN)/python tests/legs/gpu.py
-
-lowest: $(READY)  ## runtime and export tests on the lowest versions that pyproject.toml allows
-	$(BIN)/python tests/legs/lowest.py
-
-optimum: $(READY)  ## tests of the exporter optimum, on the versions that Optimum allows
-	$(BIN)/python tests/legs/optimum.py
-
-ray: $(READY)  ## tests of bulk's engine ray, on a local cluster
-	$(BIN)/python tests/legs/ray.py
-
-integrations: $(READY)  ## tests of the adapters for other frameworks, with these installed
-	$(BIN)/python tests/legs/integrations.py
-
-examples: $(READY)  ## tests of docs/examples on real vector stores
-	$(BIN)/python tests/legs/examples.py
-
-trained: $(READY) $(KERNELS)  ## trained weights in every precision against sentence-transformers
-	$(BIN)/python tests/legs/trained.py
-
-dist: $(READY)  ## the files of a release, built twice and checked, in dist/
-	$(BIN)/python tests/legs/dist.py
+legs: $(READY)  ## list the legs; make lean runs one, for example
+	$(BIN)/nox --list
 
 licenses: $(READY)  ## write docs/licenses.md
-	$(BIN)/python tests/legs/licenses.py
+	$(BIN)/python tests/licenses.py
 
 contenders: $(CONTENDERS)  ## install the systems that bench compares with, each in its environment
 
@@ -119,14 +99,15 @@ $(LARGE): | $(READY)
 	touch $@
 
 clean:  ## remove all that make made
-	rm -rf $(VENV) .venv-lean .venv-lowest .venv-optimum .venv-ray .venv-integrations .venv-examples .venv-dist .venv-contenders .venv-fastembed .venv-infinity build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .coverage .nox .venv-contenders .venv-fastembed .venv-infinity build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # The file $(READY) exists only while the environment is whole: an interrupted install starts afresh.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("koe5-onnx needs Python 3.11 or later and found %d.%d; name another: make PYTHON=python3.12" % v[:2])'
 	test -e $@ || $(PYTHON) -m venv --clear $(VENV)
 	rm -f $@
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,export,reference,serve,otel,bulk,bench,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,export,reference,serve,otel,bulk]' --group dev --group bench
 	touch $@
 
 # Optional: without them everything runs on the padded graph. The last line of the log says what is missing.

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from benchmarks import checkpoint, export, footprint, output_dtypes, quality, sharing
+from benchmarks import checkpoint, export, quality
 from benchmarks.speed import coldstart, gpu, latency, memory, report, serve, smoke, throughput
 from koe5_onnx import Koe5Error
 
@@ -32,14 +32,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "checkpoint": checkpoint,
     "export": export,
     "quality": quality,
-    "output-dtypes": output_dtypes,
     "throughput": throughput,
     "latency": latency,
     "memory": memory,
-    "sharing": sharing,
     "coldstart": coldstart,
     "serve": serve,
-    "footprint": footprint,
     "report": report,
     "smoke": smoke,
     "gpu": gpu,

@@ -3,14 +3,13 @@
 PyTorch takes minutes for a part on a CPU and half an hour for a dataset, so a part is kept as soon as it is
 done, and an interrupted run goes on with the first part that is missing. A file's name is the SHA-256 of who
 embedded (weights, tokenizer, contract, library versions, CPU: whatever can change a result) and of the texts
-with their prompts in front. Files are written under a temporary name and renamed: a name means a whole file.
+with their prompts in front.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from koe5_onnx import InputError
+from koe5_onnx.files import atomic_path
 
 Array = npt.NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Array]
@@ -56,7 +56,9 @@ def embed_cached(
         part = texts[start : start + PART]
         file = folder / f"{_key(identity, part)}.npy"
         if not file.is_file():
-            _write(file, embed(part))
+            embeddings = embed(part)
+            with atomic_path(file) as temporary, temporary.open("xb") as stream:
+                np.save(stream, embeddings, allow_pickle=False)
         parts.append(_read(file, len(part)))
         if on_part is not None:
             on_part(start + len(part), len(texts))
@@ -66,16 +68,6 @@ def embed_cached(
 def _key(identity: Mapping[str, Any], texts: Sequence[str]) -> str:
     text = json.dumps([identity, list(texts)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _write(file: Path, embeddings: Array) -> None:
-    temporary = file.with_name(f".{file.stem}-{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as stream:
-            np.save(stream, embeddings, allow_pickle=False)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(file: Path, texts: int) -> Array:

@@ -213,7 +213,7 @@ def _read_parquet(file: Path) -> list[dict[str, Any]]:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise MissingDependencyError("pyarrow", "bench", "reading a dataset in Parquet") from error
+        raise MissingDependencyError("pyarrow", "bulk", "reading a dataset in Parquet") from error
     rows: list[dict[str, Any]] = parquet.read_table(file).to_pylist()
     return rows
 

@@ -48,11 +48,11 @@ from benchmarks.quality_run import (
 from benchmarks.quality_speed import read_speeds
 from benchmarks.retrieval import rank, score, score_reversed
 from benchmarks.speed.arguments import add_cache
-from koe5_onnx import Artifact, InputError, MissingDependencyError, __version__
+from koe5_onnx import Artifact, InputError, __version__
 from koe5_onnx.engine.machine import usable_cores
 
 _LIBRARIES = {"ir_measures": "ir-measures", "matplotlib": "matplotlib", "numpy": "numpy", "scipy": "scipy"}
-"""Import name to distribution of what computes and draws; the extra "bench" brings what is not here."""
+"""Import name to distribution of what computes and draws; the group `bench` brings what is not here."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +126,9 @@ def _libraries() -> dict[str, str]:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise MissingDependencyError(package, "bench", "measuring quality") from error
+            raise InputError(
+                f"measuring quality needs the package {package}: pip install --group bench"
+            ) from error
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES.values()}
     return {"koe5-onnx": __version__, "python": platform.python_version(), **versions}
 

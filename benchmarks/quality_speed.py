@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.speed.results import read_json
+from benchmarks.speed.results import read_result
 from koe5_onnx import InputError
 
 CORPUS = "mix"
@@ -43,7 +43,7 @@ def read_speeds(files: Sequence[Path]) -> list[Speed]:
     """
     found: dict[str, Speed] = {}
     for file in files:
-        result = read_json(file)
+        result = read_result(file)
         if result["benchmark"] != "throughput" or CORPUS not in result["corpora"]:
             raise InputError(
                 f"{file} is no throughput of the corpus {CORPUS}: measure it with throughput --json"

@@ -1,7 +1,8 @@
-"""Files that are written completely or not at all, and the folder for files that can be made again."""
+"""JSON files, files that are written completely or not at all, and the cache folder."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def cache_folder() -> Path:
@@ -22,6 +24,21 @@ def cache_folder() -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "koe5-onnx"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "koe5-onnx"
+
+
+def read_json(file: Path, error: type[Exception], advice: str, kind: type = dict) -> Any:
+    """Parse a JSON file that holds a `kind`.
+
+    Raises:
+        Exception: An `error` that ends with `advice`: the file is not JSON, or holds something else.
+    """
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{file} is not JSON ({problem}): {advice}") from problem
+    if not isinstance(data, kind):
+        raise error(f"{file} holds a {type(data).__name__}, expected a {kind.__name__}: {advice}")
+    return data
 
 
 @contextmanager

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -19,27 +20,33 @@ _TIMEOUT_S = 60
 @contextmanager
 def listening(
     arguments: Sequence[str], environment: Mapping[str, str]
-) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Run `koe5-onnx serve` on a free port: its host:port and the process, which is stopped at the end."""
-    port = free_port()
-    command = [sys.executable, "-m", "koe5_onnx.cli", "serve", *arguments, "--port", str(port)]
-    process = subprocess.Popen(command, env=dict(environment))
-    address = f"127.0.0.1:{port}"
-    try:
-        wait_until_healthy(process, address)
-        yield address, process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(_TIMEOUT_S)
+    command = [sys.executable, "-m", "koe5_onnx.cli", "serve", *arguments, "--port", "0"]
+    with subprocess.Popen(command, env=dict(environment), stderr=subprocess.PIPE, text=True) as process:
+        log = iter(process.stderr or ())
+        address = f"127.0.0.1:{_port_in(log, process)}"
+        rest = threading.Thread(target=sys.stderr.writelines, args=(log,))
+        rest.start()
+        try:
+            wait_until_healthy(process, address)
+            yield address, process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(_TIMEOUT_S)
+            rest.join()
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+def _port_in(log: Iterator[str], process: subprocess.Popen[str]) -> int:
+    """Return the port that the server's log names; pass the log on."""
+    for line in log:
+        sys.stderr.write(line)
+        if '"listening"' in line or '"starting"' in line:
+            return int(json.loads(line)["port"])
+    raise SystemExit(process.wait())
 
 
-def wait_until_healthy(process: subprocess.Popen[bytes], address: str) -> None:
+def wait_until_healthy(process: subprocess.Popen[str], address: str) -> None:
     """Wait for the first good answer of /health; end with the server's exit code where it ends before."""
     end = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < end:

@@ -7,8 +7,6 @@ own, one after another: two at once would need the memory of two large encoders.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +19,7 @@ from koe5_export.texts import CALIBRATION
 from benchmarks.contenders.process import environment_of
 from benchmarks.contenders.registry import OWN, Contender, python_of
 from koe5_onnx import InputError, Koe5Error
+from koe5_onnx.files import atomic_path
 
 _LINES_A_PASSAGE = 12
 _CALIBRATED = 16
@@ -105,14 +104,10 @@ class Store:
             return out
         recipe = RECIPES[kind]
         source = self.checkpoint if recipe.source is None else self._prepared(recipe.source)
-        partial = out.with_name(f".{kind}-{os.getpid()}.partial")
-        partial.mkdir(parents=True)
-        command: list[str | Path] = ["-m", "benchmarks.contenders.make", recipe.family, kind, source, partial]
-        try:
-            _run(out, self.environment, command, json.dumps(calibration_texts()))
-            partial.rename(out)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        make = ("-m", "benchmarks.contenders.make", recipe.family, kind)
+        with atomic_path(out) as partial:
+            partial.mkdir(parents=True)
+            _run(out, self.environment, [*make, source, partial], json.dumps(calibration_texts()))
         return out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from benchmarks.speed.results import write_json
 from benchmarks.speed.texts import Corpus
 from koe5_onnx import InputError
 from koe5_onnx.engine.machine import cpu_name
+from koe5_onnx.files import read_json
 
 CHECKED_TEXTS = 4
 """Of each corpus: embedded in one call, so that padding and order show."""
@@ -116,7 +116,7 @@ def choose_batches(
         tokens: Of the sample that is swept over.
     """
     file = folder / "batches" / f"{opened.contender.name}.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known = read_json(file, InputError, "delete it") if file.is_file() else {}
     where = f"{threads} threads, {machine or cpu_name()}, {opened.versions}"
     for corpus in corpora:
         key = f"{corpus.name} of {len(corpus.texts)}, {where}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders.registry import CONTENDERS
-from benchmarks.speed.results import read_json, write_text
+from benchmarks.speed.results import read_result, write_text
 from benchmarks.speed.sections import SECTIONS, conditions, section
 from benchmarks.speed.texts import CORPORA
 from koe5_onnx import InputError
@@ -19,21 +19,10 @@ Result = Mapping[str, Any]
 _NONE = "–"
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1f; --paper: #fff; --faint: #d8d8de; --bar: #9aa5b1;
-  --second: #c5ccd4; --third: #e2e6ea; --ours: #0072b2; --ours2: #56b4e9; --ours3: #a6d8f4; --mark: #d55e00; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e6ea; --paper: #17171a; --faint: #3a3a42;
-  --bar: #6b7682; --second: #4c555f; --third: #353b42; --ours: #3b9bd4; --ours2: #22648c; --ours3: #16425d;
-  --mark: #e69f00; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 860px;
-  margin: 2em auto; padding: 0 1em; }
-svg { width: 100%; height: auto; font-size: 12px; }
-text { fill: var(--ink); } text.mark { fill: var(--mark); }
-.bar { fill: var(--bar); } .part1 { fill: var(--second); } .part2 { fill: var(--third); }
-.ours { fill: var(--ours); } .ours.part1 { fill: var(--ours2); } .ours.part2 { fill: var(--ours3); }
-.axis { stroke: var(--ink); } .range { stroke: var(--ink); stroke-width: 1.5; opacity: .7; }
-.mark { stroke: none; } line.mark { stroke: var(--mark); stroke-dasharray: 4 3; }
-table { border-collapse: collapse; font-size: 13px; margin: 1em 0; } .wrong { color: var(--mark); }
-td, th { padding: .2em .6em; border-bottom: 1px solid var(--faint); text-align: right; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 860px; margin: 2em auto; padding: 0 1em; }
+img { width: 100%; }
+table { border-collapse: collapse; font-size: 13px; margin: 1em 0; } .wrong { color: #d55e00; }
+td, th { padding: .2em .6em; border-bottom: 1px solid #d8d8de; text-align: right; }
 td:first-child, th:first-child { text-align: left; }
 """
 
@@ -51,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: A file is no result, or the README lacks the marks.
     """
-    results = [read_json(file) for file in args.files]
+    results = [read_result(file) for file in args.files]
     for file, result in zip(args.files, results, strict=True):
         if result.get("benchmark") not in SECTIONS:
             raise InputError(

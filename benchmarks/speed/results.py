@@ -1,4 +1,4 @@
-"""Results as JSON: the machine, what was measured, every round; written whole or not at all."""
+"""Results as JSON: the machine, what was measured, every round."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from koe5_onnx import InputError
 from koe5_onnx.engine.machine import cpu_features, cpu_name, usable_cores
+from koe5_onnx.files import atomic_path, read_json
 
 FORMAT = 1
 
@@ -44,35 +45,28 @@ def head(benchmark: str, threads: int, checkpoint: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, result: dict[str, Any]) -> None:
-    """Write a result under a temporary name and rename it."""
+    """Write a result."""
     write_text(file, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it."""
+    """Write a text file, and make its folder if it is missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}-{os.getpid()}.partial")
-    try:
+    with atomic_path(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_result(file: Path) -> dict[str, Any]:
     """Read a result.
 
     Raises:
-        InputError: It is missing, not JSON, or of another format.
+        InputError: It is not JSON, or of another format.
+        OSError: It cannot be read.
     """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{file} is missing: expected a file that --json wrote") from error
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON ({error}): expected a file that --json wrote") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise InputError(f"{file} is no result of format {FORMAT}: measure again with --json")
+    advice = "measure again with --json"
+    found: dict[str, Any] = read_json(file, InputError, advice)
+    if found.get("format") != FORMAT:
+        raise InputError(f"{file} is no result of format {FORMAT}: {advice}")
     return found
 
 

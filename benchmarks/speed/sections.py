@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from benchmarks.contenders.registry import CONTENDERS, gpu_contenders
-from benchmarks.speed.bars_svg import Bar, Mark, draw
+from benchmarks.speed.bars import Bar, Mark, draw
 from benchmarks.speed.coldstart import STEPS
 
 Result = Mapping[str, Any]

@@ -7,7 +7,6 @@ file's generous bounds; nothing is asserted of seconds. `--record` writes the fi
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -28,6 +27,7 @@ from benchmarks.speed.texts import read_corpora
 from koe5_onnx import InputError
 from koe5_onnx.artifact import GRAPH, PACKED_CPU_GRAPH
 from koe5_onnx.engine.machine import INT8_INSTRUCTIONS, cpu_features, usable_cores
+from koe5_onnx.files import read_json
 
 RECORD = Path(__file__).with_suffix(".json")
 LAYERS = {"tiny": 2, "small": 6}
@@ -149,10 +149,8 @@ def read_record(file: Path) -> dict[str, Any]:
     Raises:
         InputError: It is missing or of another form.
     """
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}): python -m benchmarks smoke --record") from error
-    if not isinstance(record, dict) or not {"nodes", "least_ratios"} <= record.keys():
-        raise InputError(f"{file}: expected nodes and least_ratios: python -m benchmarks smoke --record")
+    advice = "python -m benchmarks smoke --record"
+    record: dict[str, Any] = read_json(file, InputError, advice)
+    if not {"nodes", "least_ratios"} <= record.keys():
+        raise InputError(f"{file}: expected nodes and least_ratios: {advice}")
     return record

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from koe5_onnx import Architecture, CheckpointError
+from koe5_onnx import Architecture, CheckpointError, files
 from koe5_onnx.artifact import COUNTING_TYPES
 
 _ROBERTA_TYPES = ("xlm-roberta", "roberta")
@@ -94,18 +93,8 @@ class EncoderConfig:
 
 
 def read_json(file: Path, kind: type = dict) -> Any:
-    """Parse a JSON file of a checkpoint.
-
-    Raises:
-        CheckpointError: It is not JSON, or holds no `kind`.
-    """
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON ({error}): download it again") from error
-    if not isinstance(data, kind):
-        raise CheckpointError(f"{file} holds a {type(data).__name__}: expected a {kind.__name__}")
-    return data
+    """Parse a JSON file of a checkpoint."""
+    return files.read_json(file, CheckpointError, "download it again", kind)
 
 
 def read_config(folder: Path, *, any_encoder: bool = False) -> EncoderConfig:

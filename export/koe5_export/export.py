@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from koe5_export.calibrate import Calibration
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.config import read_config
-from koe5_export.contract import ContractOptions, read_contract
+from koe5_export.contract import read_contract
 from koe5_export.fused import why_not_fused, write_fused
 from koe5_export.graph import write_encoder
 from koe5_export.optimum import require_optimum, write_with_optimum
 from koe5_export.packed import why_not_packed, write_packed
 from koe5_export.precision import PRECISIONS, Precision
 from koe5_export.progress import Progress, silent
-from koe5_export.publish import Announce, Plan, publish, unannounced
+from koe5_export.publish import Plan, PublishOptions, publish
 from koe5_export.smooth import SmoothLayer, plain, smooth
 from koe5_export.texts import CALIBRATION, with_prompts
 from koe5_export.weights import Layer, Norm
@@ -29,7 +29,7 @@ from koe5_onnx.engine.graphs import installed_kernels
 
 
 @dataclass(frozen=True)
-class ExportOptions(ContractOptions):
+class ExportOptions(PublishOptions):
     """What an export may be told."""
 
     precision: str = "fp32"
@@ -37,14 +37,6 @@ class ExportOptions(ContractOptions):
     """What writes the graph: this project's "builder", or "optimum", which traces PyTorch (fp32 only)."""
     calibration: Sequence[str] = CALIBRATION
     """Texts that quantization is fitted to; half get the query prompt, half the passage prompt."""
-    verification: Sequence[str] = ()
-    """Texts to measure on beside the built-in ones."""
-    gate: Mapping[str, float] = field(default_factory=dict)
-    """Bounds stricter than the precision's own, by their names in `Gate`."""
-    force: bool = False
-    """Replace an existing artifact, once the new one is proved."""
-    announce: Announce = unannounced
-    """Told the certificate before the artifact is published."""
 
 
 def export_checkpoint(
@@ -76,9 +68,7 @@ def export_checkpoint(
         checkpoint=checkpoint,
         contract=read_contract(checkpoint, options),
         precision=precision,
-        gate=precision.gate.tightened(options.gate),
-        verification=options.verification,
-        announce=options.announce,
+        options=options,
     )
 
     def write(graph: Path, weights: Path, report: Progress) -> Mapping[str, Any]:
@@ -88,7 +78,7 @@ def export_checkpoint(
         recipe = _recipe(precision, options.calibration, exceptions)
         return recipe | _write_second(plan, graph, exceptions)
 
-    return publish(plan, write, out, force=options.force, report=progress)
+    return publish(plan, write, out, progress)
 
 
 def _require_exporter(checkpoint: Checkpoint, options: ExportOptions) -> None:

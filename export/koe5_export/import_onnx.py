@@ -6,18 +6,18 @@ PyTorch checkpoint, which is the folder itself if it holds weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnx import TensorProto
 
 from koe5_export.checkpoint import Checkpoint
-from koe5_export.contract import ContractOptions, read_contract
+from koe5_export.contract import read_contract
 from koe5_export.precision import PRECISIONS
 from koe5_export.progress import Progress, silent
-from koe5_export.publish import Announce, Plan, publish, unannounced
+from koe5_export.publish import Plan, PublishOptions, publish
 from koe5_export.tensors import SAFETENSORS, TORCH, has_weights
 from koe5_export.traced import read_graph, subgraphs, write_traced
 from koe5_onnx import Artifact, InputError
@@ -39,7 +39,7 @@ _INT8_OPERATORS = {
 
 
 @dataclass(frozen=True)
-class ImportOptions(ContractOptions):
+class ImportOptions(PublishOptions):
     """What an import may be told."""
 
     checkpoint: str | Path | None = None
@@ -48,14 +48,6 @@ class ImportOptions(ContractOptions):
     """The graph inside the folder; None takes onnx/model.onnx or model.onnx."""
     precision: str | None = None
     """What the graph claims to be, which decides the gate; None looks at its operators and weights."""
-    verification: Sequence[str] = ()
-    """Texts to measure on beside the built-in ones."""
-    gate: Mapping[str, float] = field(default_factory=dict)
-    """Bounds stricter than the precision's own, by their names in `Gate`."""
-    force: bool = False
-    """Replace an existing artifact, once the new one is proved."""
-    announce: Announce = unannounced
-    """Told the certificate before the artifact is published."""
 
 
 def import_folder(
@@ -89,9 +81,7 @@ def import_folder(
         checkpoint=checkpoint,
         contract=read_contract(checkpoint, options),
         precision=precision,
-        gate=precision.gate.tightened(options.gate),
-        verification=options.verification,
-        announce=options.announce,
+        options=options,
     )
 
     def write(graph: Path, weights: Path, report: Progress) -> Mapping[str, Any]:
@@ -101,7 +91,7 @@ def import_folder(
         imported = {"file": name, "file_sha256": describe_file(file).sha256, "detected_precision": detected}
         return {"exporter": "import", **imported, **about}
 
-    return publish(plan, write, out, force=options.force, report=progress)
+    return publish(plan, write, out, progress)
 
 
 def detect_precision(file: Path) -> str:

@@ -10,13 +10,13 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from koe5_export.checkpoint import Checkpoint
+from koe5_export.contract import ContractOptions
 from koe5_export.fused import OPERATORS
-from koe5_export.gate import Gate
 from koe5_export.precision import Precision
 from koe5_export.progress import Progress, silent
 from koe5_export.settings import write_tokenizer
@@ -58,6 +58,20 @@ def unannounced(certificate: Certificate) -> None:
     """Announce a certificate to nobody."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PublishOptions(ContractOptions):
+    """What the caller of an export or an import may choose."""
+
+    verification: Sequence[str] = ()
+    """Texts to measure on in addition to the built-in ones."""
+    gate: Mapping[str, float] = field(default_factory=dict)
+    """Bounds stricter than the precision's own, by their names in `Gate`."""
+    force: bool = False
+    """Replace an existing artifact, once the new one has passed its gate."""
+    announce: Announce = unannounced
+    """Called with each certificate before the artifact is published."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is to be published."""
@@ -66,36 +80,33 @@ class Plan:
     """What the artifact is measured against."""
     contract: Contract
     precision: Precision
-    gate: Gate
-    verification: Sequence[str] = ()
-    """Texts to measure on beside the built-in ones."""
-    announce: Announce = unannounced
+    options: PublishOptions
 
 
-def publish(
-    plan: Plan, write: Write, out: Path, *, force: bool = False, report: Progress = silent
-) -> Artifact:
+def publish(plan: Plan, write: Write, out: Path, report: Progress = silent) -> Artifact:
     """Write an artifact, measure it against PyTorch, and give it the name `out`.
 
     Raises:
-        InputError: `out` exists (and not `force`), or the disk has no room.
+        InputError: `out` exists (and not `force`), a bound is out of range, or the disk has no room.
         CheckpointError: The tokenizer does not fit the weights.
         FidelityError: The artifact misses its gate; nothing is left behind.
         MissingDependencyError: torch or transformers is not installed.
     """
+    options = plan.options
+    gate = plan.precision.gate.tightened(options.gate)
     _require_tokenizer_fits(plan.checkpoint, plan.contract)
-    with _named_when_done(out, force) as folder:
+    with _named_when_done(out, options.force) as folder:
         _require_room(folder, plan)
         write_tokenizer(plan.checkpoint.folder, folder / TOKENIZER)
-        expected = expect(plan.checkpoint, plan.contract, folder / TOKENIZER, plan.verification, report)
+        expected = expect(plan.checkpoint, plan.contract, folder / TOKENIZER, options.verification, report)
         recipe = write(folder / GRAPH, folder / WEIGHTS, report)
         manifest = _manifest(plan, folder, recipe, report)
-        certificate = certify(Artifact(folder, manifest), expected, plan.gate, report=report)
-        plan.announce(certificate)
+        certificate = certify(Artifact(folder, manifest), expected, gate, report=report)
+        options.announce(certificate)
         manifest = replace(manifest, certificate=certificate)
         if set(PACKED_GRAPHS) & set(manifest.files):
-            packed = certify(Artifact(folder, manifest), expected, plan.gate, "packed", report)
-            plan.announce(packed)
+            packed = certify(Artifact(folder, manifest), expected, gate, "packed", report)
+            options.announce(packed)
             manifest = replace(manifest, fused_certificate=packed)
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return Artifact(out, manifest)

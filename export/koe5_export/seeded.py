@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from koe5_export.config import EncoderConfig
 from koe5_export.texts import CALIBRATION, DEMO_PASSAGES, DEMO_QUERIES, VERIFICATION
 from koe5_onnx import InputError
+from koe5_onnx.files import atomic_path
 
 _SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 _LONGEST_PIECE = 6
@@ -76,16 +76,11 @@ def write_seeded_checkpoint(
     if isinstance(size, str) and size not in SIZES:
         raise InputError(f"size is {size!r}: expected one of {', '.join(SIZES)}")
     shape = SIZES[size] if isinstance(size, str) else size
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with atomic_path(folder) as partial:
+        partial.mkdir(parents=True)
         _write_tokenizer(partial / "tokenizer.json", shape.vocabulary, tokenizer)
         write_configs(partial, shape)
         _write_weights(partial / "model.safetensors", encoder_config(shape), seed)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def encoder_config(size: Size) -> EncoderConfig:

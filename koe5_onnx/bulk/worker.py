@@ -19,8 +19,9 @@ from koe5_onnx.bulk.job import BulkJob
 from koe5_onnx.bulk.plan import Plan, Shard
 from koe5_onnx.bulk.reader import Reader
 from koe5_onnx.bulk.rows import BadRow, Rows
-from koe5_onnx.bulk.shards import OutputFolder, Receipt, replacing
+from koe5_onnx.bulk.shards import OutputFolder, Receipt
 from koe5_onnx.bulk.vectors import CONVENTIONS, arrow_fields, to_arrow
+from koe5_onnx.files import atomic_path
 
 METADATA = b"koe5_onnx"
 """Key of a shard's description in the schema's metadata: JSON."""
@@ -75,7 +76,7 @@ class Worker:
             OSError: The shard cannot be written.
         """
         part = self._output.part(index)
-        with replacing(part) as temporary:
+        with atomic_path(part) as temporary:
             receipt = self._write(self._task.plan.shard(index), temporary, on_done)
         receipt = replace(receipt, bytes=part.stat().st_size)
         self._output.sign(receipt)

@@ -11,7 +11,7 @@ from importlib import resources
 
 from koe5_onnx import Manifest, __version__
 from koe5_onnx.cli.certificate_report import texts_in_words
-from koe5_onnx.cli.histogram_svg import axis_of, draw
+from koe5_onnx.cli.histogram import axis_of, draw
 from koe5_onnx.cli.manifest_report import headline, name_of, sections
 from koe5_onnx.cli.report import Fact, Histograms, Section, Table, escaped
 
@@ -101,10 +101,11 @@ def _histograms(histograms: Histograms) -> Iterator[str]:
     axis = axis_of(histograms)
     yield f"<p>{_EXPLANATION}{_GATE if histograms.bound is not None else ''}</p>"
     yield _scrolling(histograms.caption)
-    for number, panel in enumerate(histograms.panels):
+    for panel in histograms.panels:
         texts = texts_in_words(sum(panel.counts))
-        drawing = draw(panel, axis, histograms.bound, identity=f"histogram-{number}")
-        yield f'<div class="panel">\n<h3>{escaped(panel.title)} <span>{texts}</span></h3>\n{drawing}\n</div>'
+        yield f'<div class="panel">\n<h3>{escaped(panel.title)} <span>{texts}</span></h3>'
+        yield from draw(panel, axis, histograms.bound)
+        yield "</div>"
     yield "</div>\n<details>\n<summary>The same as a table</summary>"
     yield from _table(histograms.as_table())
     yield "</details>"

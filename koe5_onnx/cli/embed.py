@@ -23,7 +23,8 @@ from koe5_onnx.cli.engine_arguments import (
     prompt_of,
 )
 from koe5_onnx.cli.input_file import read_texts, suffix_of_input
-from koe5_onnx.cli.output_file import replacing, require_output, suffix_of_output, write
+from koe5_onnx.cli.output_file import require_output, suffix_of_output, write
+from koe5_onnx.files import atomic_path
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     options = engine_options(args)
     require_output(args.output, args.input)
     texts = read_texts(args.input, args.field or "text")
-    with replacing(args.output) as stream:
+    with atomic_path(args.output) as temporary, temporary.open("xb") as stream:
         with Embedder.open(args.artifact, options=options) as embedder, _progress() as on_progress:
             start = time.perf_counter()
             encoded = embedder.encode_with_info(

@@ -14,8 +14,9 @@ from pathlib import Path
 from koe5_onnx import Artifact, Manifest
 from koe5_onnx.cli.certificate_page import render
 from koe5_onnx.cli.manifest_report import headline, name_of, sections
-from koe5_onnx.cli.output_file import replacing, require_output
+from koe5_onnx.cli.output_file import require_output
 from koe5_onnx.cli.report import Fact, Section, Table, printable
+from koe5_onnx.files import atomic_path
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
         _check_output(args)
     manifest = Artifact.open(args.artifact, revision=args.revision, check=False).manifest
     if args.html is not None:
-        with replacing(args.html) as stream:
-            stream.write(render(manifest).encode())
+        with atomic_path(args.html) as temporary:
+            temporary.write_text(render(manifest), encoding="utf-8")
     print(_as_json(manifest) if args.json else _as_text(manifest), end="")
     if args.html is not None:
         print(f"page written: {args.html}", file=sys.stderr)

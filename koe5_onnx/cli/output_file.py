@@ -1,18 +1,14 @@
-"""Embeddings to output files of the command line: .npy and .jsonl, whole or not at all."""
+"""Output files of the command line: .npy and .jsonl."""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from koe5_onnx import Encoded, InputError, Koe5Error
+from koe5_onnx import Encoded, InputError
 
 
 def suffix_of_output(path: Path) -> str | None:
@@ -33,27 +29,6 @@ def require_output(path: Path, input_name: str) -> None:
         raise InputError(f"the output {path} is a folder: expected a file name")
     if path.exists() and Path(input_name).exists() and path.samefile(input_name):
         raise InputError(f"the output {path} is the input: it would be lost; give another name")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` that takes its place at the end, or vanishes on any error."""
-    # A link stays a link, and the rename stays within one file system.
-    target = path.resolve()
-    temporary = target.with_name(f".koe5-onnx-{secrets.token_hex(8)}.partial")
-    try:
-        with temporary.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        if error.filename not in (None, str(temporary)) or isinstance(error, Koe5Error):
-            raise
-        # A full disk names no file, and the temporary name says nothing to the user.
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write(stream: BinaryIO, encoded: Encoded, suffix: str | None) -> None:

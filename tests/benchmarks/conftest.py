@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -15,26 +14,22 @@ from koe5_export.texts import CALIBRATION, DEMO_PASSAGES, DEMO_QUERIES
 from benchmarks.corpora import Dataset
 from benchmarks.layouts import Contents
 
-# No test may reach the network; huggingface_hub reads this when it is first imported.
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 
 @pytest.fixture(scope="session")
-def seeded(tmp_path_factory):
+def seeded(made_once):
     """Folder of a tiny seeded checkpoint."""
-    folder = tmp_path_factory.mktemp("seeded") / "checkpoint"
-    write_seeded_checkpoint(folder, "tiny")
-    return folder
+    return made_once("tiny/checkpoint", lambda folder: write_seeded_checkpoint(folder, "tiny"))
 
 
 @pytest.fixture(scope="session")
-def exported(seeded, tmp_path_factory):
+def exported(seeded, made_once):
     """The checkpoint in each precision: precision -> folder."""
-    checkpoint, folder = Checkpoint.open(seeded), tmp_path_factory.mktemp("exported")
-    return {
-        precision: export_checkpoint(checkpoint, folder / precision, ExportOptions(precision=precision)).path
-        for precision in ("fp32", "int8")
-    }
+
+    def export(precision):
+        options = ExportOptions(precision=precision)
+        return lambda folder: export_checkpoint(Checkpoint.open(seeded), folder, options)
+
+    return {precision: made_once(f"tiny/{precision}", export(precision)) for precision in ("fp32", "int8")}
 
 
 @pytest.fixture

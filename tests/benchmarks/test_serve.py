@@ -13,6 +13,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.speed import clients
 
+pytestmark = pytest.mark.slow
 ARTIFACT = Path(__file__).resolve().parents[1] / "data" / "tiny-int8"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,18 +12,8 @@ from shortened import allow
 from koe5_onnx import Embedder, EngineOptions
 from koe5_onnx.bulk import BulkOptions, Summary, embed_files
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 AUTORAG = Path(__file__).resolve().parents[3] / "shared/data/autorag_ko/corpus.parquet"
 """Beside the checkout; tests that want it skip where it is not."""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The tests' own cache folder, also for the processes that they start."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KOE5_ONNX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="session")

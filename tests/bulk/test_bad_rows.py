@@ -117,6 +117,7 @@ def test_values_that_no_column_holds_are_bad_rows(embed, tmp_path, put):
     assert output_of(tmp_path / "out").column("n").to_pylist() == [*[0.5] * 512, *[1.0] * 88, 2.0]
 
 
+@pytest.mark.slow
 def test_rows_of_any_length_in_bounded_memory(embed, tmp_path, put, monkeypatch):
     monkeypatch.setattr(lines, "MAX_RECORD_BYTES", 1 << 20)
     monkeypatch.setattr("koe5_onnx.bulk.records.MAX_RECORD_BYTES", 1 << 20)

@@ -158,7 +158,7 @@ def test_restart_keeps_what_is_not_the_jobs(embed, begun, put):
 
 def test_a_damaged_job_file(embed, begun):
     (begun / "_job.json").write_text("{")
-    with pytest.raises(InputError, match=r"_job.json is damaged .*--restart"):
+    with pytest.raises(InputError, match=r"_job.json is not JSON .*--restart"):
         embed("in")
     assert embed("in", restart=True).rows == 2
 

@@ -17,6 +17,7 @@ from tolerances import BULK_MEMORY_RATIO
 
 import koe5_onnx
 
+pytestmark = pytest.mark.slow
 TIMES = 20
 ROWS = 400
 PAYLOAD_BYTES = 20_000

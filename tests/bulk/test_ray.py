@@ -1,6 +1,6 @@
 """The engine ray on a local cluster of two workers: the same files as the local engine makes, byte for byte.
 
-Skipped where Ray is not installed; tests/legs/ray.py runs it where it is.
+Skipped where Ray is not installed; `make ray` installs it.
 """
 
 from __future__ import annotations

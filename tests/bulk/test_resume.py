@@ -82,6 +82,7 @@ def assert_equal_jobs(folder, undisturbed):
         assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_kill_9(tmp_path):
     corpus(tmp_path / "in.jsonl")
     arguments = [tmp_path / "in.jsonl", tmp_path / "out", "--shard-rows", str(SHARD_ROWS)]
@@ -94,6 +95,7 @@ def test_kill_9(tmp_path):
     assert out.column("id").to_pylist() == [row for row in range(ROWS) if row % 97 != 5]
 
 
+@pytest.mark.slow
 def test_kill_9_over_real_pages(tmp_path, autorag):
     arguments = [autorag, tmp_path / "out", "--text-column", "contents", "--shard-rows", "24"]
     kill_and_go_on(arguments, tmp_path / "out", 30, KILLS, random.Random(1))

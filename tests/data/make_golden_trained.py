@@ -1,4 +1,4 @@
-"""Makes golden-trained.npz: python tests/data/make_golden_trained.py CHECKPOINT (see tests/legs/trained.py).
+"""Makes golden-trained.npz: python tests/data/make_golden_trained.py CHECKPOINT (made by `make trained`).
 
 Token ids and sentence-transformers' embeddings of the golden texts that have a prompt. Make it again only if
 the checkpoint itself is meant to change, and say so in the commit.

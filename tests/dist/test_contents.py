@@ -105,7 +105,9 @@ def test_sdist_holds_what_builds_and_proves_it(package, sdist):
     else:
         wanted |= {"CMakeLists.txt", "exports.map", "src/register.cc", "koe5_onnx_kernels/py.typed"}
     assert wanted <= found
-    assert not [name for name in found if re.search(r"(^|/)(__pycache__|\.venv|build|dist)(/|$)|\.(so|pyc)$", name)]
+    assert not [
+        name for name in found if re.search(r"(^|/)(__pycache__|\.venv|build|dist)(/|$)|\.(so|pyc)$", name)
+    ]
 
 
 def test_metadata(package, metadata):
@@ -119,8 +121,12 @@ def test_metadata(package, metadata):
 
 def test_the_command_is_installed(package, wheel):
     with zipfile.ZipFile(wheel) as archive:
-        points = [archive.read(name).decode() for name in archive.namelist() if name.endswith("entry_points.txt")]
-    assert points == (["[console_scripts]\nkoe5-onnx = koe5_onnx.cli:main\n"] if package == "koe5_onnx" else [])
+        points = [
+            archive.read(name).decode() for name in archive.namelist() if name.endswith("entry_points.txt")
+        ]
+    assert points == (
+        ["[console_scripts]\nkoe5-onnx = koe5_onnx.cli:main\n"] if package == "koe5_onnx" else []
+    )
 
 
 def test_the_page_of_an_index_renders_without_dead_links(package, metadata):
@@ -131,7 +137,9 @@ def test_the_page_of_an_index_renders_without_dead_links(package, metadata):
     assert page is not None
     assert "<table>" in page
     assert "<pre" in page
-    assert not [link for link in re.findall(r'(?:href|src)="([^"]*)"', page) if not link.startswith(("https://", "#"))]
+    assert not [
+        link for link in re.findall(r'(?:href|src)="([^"]*)"', page) if not link.startswith(("https://", "#"))
+    ]
 
 
 def test_the_tag_of_the_kernels_is_what_auditwheel_finds():

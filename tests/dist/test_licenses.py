@@ -7,9 +7,11 @@ import re
 import sys
 
 import pytest
-from legs.licenses import ALWAYS, PAGE, closure, requirements
+from licenses import ALWAYS, PAGE, closure, requirements
 
-ROW = re.compile(r"\| (?P<name>[a-z0-9-]+) \| (?P<version>[^|]+) \| (?P<license>[^|]+) \| (?P<extras>[^|]+) \|")
+ROW = re.compile(
+    r"\| (?P<name>[a-z0-9-]+) \| (?P<version>[^|]+) \| (?P<license>[^|]+) \| (?P<extras>[^|]+) \|"
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,9 @@ def test_every_package_of_an_extra_is_listed(extra, rows):
 
 def test_each_has_a_license(rows):
     assert rows
-    assert not [name for name, row in rows.items() if not row["license"].strip() or "UNKNOWN" in row["license"]]
+    assert not [
+        name for name, row in rows.items() if not row["license"].strip() or "UNKNOWN" in row["license"]
+    ]
 
 
 def test_the_runtime_and_the_server_bring_no_strong_copyleft(rows):

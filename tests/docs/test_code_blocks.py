@@ -47,8 +47,22 @@ ANYWHERE = "127.0.0.1:8080"
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 
+_SLOW = re.compile(r"^(koe5-onnx (export|tune)|python -m benchmarks) ", re.MULTILINE)
+SLOW_PAGES = {block.page for block in BLOCKS if _SLOW.search(block.text)}
+
+
 def of(*languages: str) -> list[object]:
     return [pytest.param(block, id=str(block)) for block in BLOCKS if block.language in languages]
+
+
+def of_pages(*languages: str) -> list[object]:
+    """Blocks to run: those of a page in one worker, in their order."""
+    found = []
+    for block in BLOCKS:
+        if block.language in languages:
+            marks = [pytest.mark.xdist_group(block.page), *[pytest.mark.slow] * (block.page in SLOW_PAGES)]
+            found.append(pytest.param(block, id=str(block), marks=marks))
+    return found
 
 
 @pytest.mark.parametrize("block", [pytest.param(block, id=str(block)) for block in BLOCKS])
@@ -73,7 +87,7 @@ def test_data_parses(block):
         assert all(document is not None for document in yaml.safe_load_all(block.text))
 
 
-@pytest.mark.parametrize("block", of("python", "sh", "console"))
+@pytest.mark.parametrize("block", of_pages("python", "sh", "console"))
 def test_it_runs(block, place_of, request):
     {"python": run_python, "sh": run_shell, "console": run_console}[block.language](block, place_of, request)
 
@@ -184,49 +198,3 @@ def test_the_first_lines_of_the_readme():
         assert needed in head, f"the README's first 40 lines lack {needed}"
     code = next(block for block in BLOCKS if block.page == "README.md" and block.language == "python")
     assert len(code.text.splitlines()) <= 6
-
-
-def test_the_parser_sees_what_it_should(tmp_path, monkeypatch):
-    monkeypatch.setattr("doc_blocks.ROOT", tmp_path)
-    page = tmp_path / "page.md"
-    page.write_text(
-        "text\n\n<!-- not run: takes minutes -->\n\n```sh\nmake test\n```\n"
-        "- item\n\n  ```python\n  if 1:\n      pass\n  ```\n\n````text\n```\nnot a fence\n```\n````\n",
-        encoding="utf-8",
-    )
-    found = blocks_of(page)
-    assert [(one.language, one.line, one.reason) for one in found] == [
-        ("sh", 5, "takes minutes"), ("python", 10, None), ("text", 15, None),
-    ]  # fmt: skip
-    assert found[1].text == "if 1:\n    pass\n"
-    assert found[2].text == "```\nnot a fence\n```\n"
-    page.write_text("```sh\nmake", encoding="utf-8")
-    with pytest.raises(AssertionError, match="has no end"):
-        blocks_of(page)
-
-
-@pytest.mark.parametrize(
-    ("command", "fault"),
-    [
-        ("pip install 'koe5-onnx[cpu,cuda]'", "no extra cuda"),
-        ("pip install ./kernel", "does not exist"),
-        ("make tests", "no target tests"),
-        ("docker build -f deploy/Dockerfil .", "does not exist"),
-    ],
-)
-def test_what_is_not_run_is_checked(command, fault):
-    with pytest.raises(AssertionError, match=fault):
-        check(commands_of(command)[0])
-
-
-@pytest.mark.parametrize("command", ["koe5-onnx embed --nothing", "python -m benchmarks speed"])
-def test_options_that_do_not_exist(command):
-    with pytest.raises(SystemExit):
-        check(commands_of(command)[0])
-
-
-def test_an_excuse_fits_its_command():
-    block = Block("x.md", 1, "sh", "koe5-onnx info koe5-int8\n", "needs Docker")
-    assert runs(block, "koe5-onnx info koe5-int8")
-    with pytest.raises(AssertionError, match="pip is not run"):
-        runs(block, "pip install x")

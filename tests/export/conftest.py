@@ -1,6 +1,8 @@
 """Checkpoints and artifacts that the tests share; the trained one is all-MiniLM-L6-v2."""
 
 import inspect
+from collections.abc import Mapping
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 
@@ -9,7 +11,10 @@ import pytest
 from koe5_export import ExportOptions, export_checkpoint
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.precision import PRECISIONS
+from koe5_export.reference import Reference
 from koe5_export.seeded import Size, write_seeded_checkpoint
+
+from koe5_onnx import Artifact
 
 SIZE = Size(layers=2, hidden=64, heads=4, intermediate=128, vocabulary=1200)
 _MODULES = ("argparse", "collections", "json", "logging", "pathlib", "re", "shutil", "socket", "string")
@@ -27,17 +32,55 @@ _MODULES += (
 
 
 @pytest.fixture(scope="session")
-def seeded(tmp_path_factory):
+def seeded(made_once):
     """Folder of a small seeded checkpoint; copy it before changing it."""
-    folder = tmp_path_factory.mktemp("seeded") / "checkpoint"
-    write_seeded_checkpoint(folder, SIZE)
-    return folder
+    return made_once("seeded/checkpoint", lambda folder: write_seeded_checkpoint(folder, SIZE))
+
+
+class Exported(Mapping[str, Artifact]):
+    """The artifacts of a checkpoint by precision, each exported when it is first asked for."""
+
+    def __init__(self, checkpoint, made_once):
+        self._checkpoint, self._made_once = checkpoint, made_once
+
+    def __getitem__(self, precision):
+        def export(folder):
+            export_checkpoint(Checkpoint.open(self._checkpoint), folder, ExportOptions(precision=precision))
+
+        return Artifact.open(self._made_once(f"{self._checkpoint.name}-exported/{precision}", export))
+
+    def __iter__(self):
+        return iter(PRECISIONS)
+
+    def __len__(self):
+        return len(PRECISIONS)
 
 
 @pytest.fixture(scope="session")
-def exported(seeded, tmp_path_factory):
+def exported(seeded, made_once):
     """The seeded checkpoint in each precision: precision -> Artifact."""
-    return _export_all(seeded, tmp_path_factory.mktemp("exported"))
+    return Exported(seeded, made_once)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reference_embeddings():
+    """Run the reference, most of an export's time, once per checkpoint, however often it is exported."""
+    embed, known = Reference.embed, {}
+
+    def embed_once(self, texts, prompt_names, on_rows=lambda _: None):
+        files = sorted(file for file in self._checkpoint.rglob("*") if file.is_file())
+        hashes = [(file.relative_to(self._checkpoint), sha256(file.read_bytes()).digest()) for file in files]
+        key = repr((hashes, self._contract, texts, prompt_names))
+        if key not in known:
+            known[key] = embed(self, texts, prompt_names, on_rows)
+        else:
+            for row in range(len(texts)):
+                on_rows([row])
+        return known[key].copy()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reference, "embed", embed_once)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -47,8 +90,8 @@ def minilm():
 
 
 @pytest.fixture(scope="session")
-def exported_minilm(minilm, tmp_path_factory):
-    return _export_all(minilm, tmp_path_factory.mktemp("minilm"))
+def exported_minilm(minilm, made_once):
+    return Exported(minilm, made_once)
 
 
 @pytest.fixture(scope="session")
@@ -64,11 +107,3 @@ def unseen_texts():
     chosen = np.random.default_rng(0).permutation(len(texts))[:300]
     assert len(chosen) == 300
     return [texts[row] for row in chosen]
-
-
-def _export_all(checkpoint, folder):
-    opened = Checkpoint.open(checkpoint)
-    return {
-        precision: export_checkpoint(opened, folder / precision, ExportOptions(precision=precision))
-        for precision in PRECISIONS
-    }

@@ -33,13 +33,9 @@ def checkpoint(seeded):
     return Checkpoint.open(seeded)
 
 
-def test_the_manifest_survives_the_disk(exported):
-    for artifact in exported.values():
-        assert Artifact.open(artifact.path).manifest == artifact.manifest
-
-
 def test_the_same_checkpoint_gives_the_same_artifact(checkpoint, exported, tmp_path):
     again = export_checkpoint(checkpoint, tmp_path / "again", ExportOptions(precision="int8"))
+    assert Artifact.open(again.path).manifest == again.manifest
     assert again.manifest.files == exported["int8"].manifest.files
 
 
@@ -65,13 +61,12 @@ def test_progress_counts_every_stage_from_nothing_to_all(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("at", ["reference", "layers", "hash", "measure"])
 @pytest.mark.parametrize("done", [False, True])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_export_leaves_nothing(checkpoint, tmp_path, at, done, error):
+def test_an_interrupted_export_leaves_nothing(checkpoint, tmp_path, at, done):
     def interrupt(stage, parts, total):
         if stage == at and parts == total * done:
-            raise error
+            raise KeyboardInterrupt
 
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         export_checkpoint(checkpoint, tmp_path / "out", progress=interrupt)
     assert list(tmp_path.iterdir()) == []
 
@@ -210,7 +205,7 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
 from koe5_export.export import write_graph
 from koe5_export.precision import PRECISIONS
-from koe5_export.publish import Plan
+from koe5_export.publish import Plan, PublishOptions
 from koe5_export.settings import write_tokenizer
 from koe5_export.texts import CALIBRATION
 def peak():
@@ -218,13 +213,14 @@ def peak():
 checkpoint = Checkpoint.open(sys.argv[1])
 before = peak()
 precision = PRECISIONS[sys.argv[3]]
-plan = Plan(checkpoint, read_contract(checkpoint), precision, precision.gate)
+plan = Plan(checkpoint, read_contract(checkpoint), precision, PublishOptions())
 write_tokenizer(checkpoint.folder, Path(sys.argv[2]) / "tokenizer.json")
 write_graph(plan, CALIBRATION, Path(sys.argv[2]) / "graph", Path(sys.argv[2]) / "weights")
 print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_weights_are_streamed(tmp_path):
     """A table of 256 MB passes through in a fraction of its size."""

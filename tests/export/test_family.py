@@ -45,6 +45,7 @@ def bge(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_each_passes_every_gate_of_the_cpu(relative, tmp_path):
     _, folder = relative
     for precision in ("fp32", "int8"):
@@ -89,6 +90,7 @@ def test_multilingual_e5_small_pads_with_what_its_config_says(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [511, 512, 513, 514, 515, 3000, 8191, 8192, 8193])
 def test_texts_up_to_8192_tokens(long_artifact, bge, tokens):
     tokenizer = Tokenizer(long_artifact.tokenizer, 8192)

@@ -338,6 +338,7 @@ def without_branches(model):
             node.CopyFrom(attention)
 
 
+@pytest.mark.slow
 def test_stock_dynamic_int8_misses_the_gate(minilm, exported_minilm, tmp_path):
     """One scale for a whole batch: a text's embedding depends on its neighbors."""
     quantization = pytest.importorskip("onnxruntime.quantization")

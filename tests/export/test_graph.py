@@ -134,6 +134,7 @@ def test_the_graph_is_made_of_these_operators_only(exported):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_weights_take_the_bytes_that_their_type_needs(exported_minilm, precision):
     """22.6 million weights: 1 byte each in int8 (but positions, scales, padding to pages), 4 in fp32."""

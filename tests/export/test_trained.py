@@ -11,6 +11,8 @@ from tolerances import (
 
 from koe5_onnx import Embedder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def expected(minilm, unseen_texts):

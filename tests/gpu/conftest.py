@@ -1,6 +1,6 @@
 """What happens on the stand-in for a GPU (standin/standin.h), and tiny artifacts to run there.
 
-tests/legs/gpu.py builds the stand-in, makes the artifacts and loads both into an environment with ONNX
+`make gpu` builds the stand-in, makes the artifacts and loads both into an environment with ONNX
 Runtime's GPU wheel; elsewhere these tests are skipped.
 """
 
@@ -20,7 +20,7 @@ FOLDER = os.environ.get("STANDIN_ARTIFACTS")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip them all where the stand-in is not loaded."""
     if FOLDER is None:
-        reason = "the stand-in for a GPU is loaded by tests/legs/gpu.py"
+        reason = "the stand-in for a GPU is loaded by `make gpu`"
         for item in items:
             if Path(__file__).parent in item.path.parents:
                 item.add_marker(pytest.mark.skip(reason=reason))

@@ -18,18 +18,9 @@ os.environ |= {
     "ANONYMIZED_TELEMETRY": "False",
     "HAYSTACK_DESERIALIZATION_ALLOWLIST": "koe5_onnx.integrations.haystack",
     "HAYSTACK_TELEMETRY_ENABLED": "False",
-    "HF_HUB_OFFLINE": "1",
 }
 
 ARTIFACT = Path(__file__).resolve().parents[1] / "data" / "tiny-int8"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The tests' own cache folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KOE5_ONNX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="session")

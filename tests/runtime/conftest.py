@@ -20,19 +20,6 @@ import tokenizers
 import koe5_onnx
 from koe5_onnx import Embedder, Tokenizer
 
-# No test may reach the network; huggingface_hub reads this when it is first imported.
-os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The tests' own cache folder, also for the processes that they start."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KOE5_ONNX_CACHE", str(folder))
-        yield folder
-
-
 DATA = Path(__file__).resolve().parents[1] / "data"
 
 
@@ -115,15 +102,23 @@ class Gate:
     def __init__(self, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
         self.batches: list[int] = []
         """Texts of each."""
+        self.running, self.most, self._lock = 0, 0, threading.Lock()
         self.began, self._may_run = threading.Semaphore(0), threading.Semaphore(0)
         self._run = embedder.session.run
         monkeypatch.setattr(embedder.session, "run", self)
 
     def __call__(self, *arrays):
         self.batches.append(len(arrays[0]) if len(arrays) == 2 else len(arrays[2]) - 1)
+        with self._lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
         self.began.release()
         assert self._may_run.acquire(timeout=60)
-        return self._run(*arrays)
+        try:
+            return self._run(*arrays)
+        finally:
+            with self._lock:
+                self.running -= 1
 
     async def until_one_began(self) -> None:
         assert await asyncio.to_thread(self.began.acquire, timeout=60)

@@ -1,46 +1,19 @@
-"""The Embedder for asyncio: the loop goes on, calls are bounded, cancelled ones stop, errors come through."""
+"""AsyncEmbedder: its results, and what concurrent calls share: batches, but no errors."""
 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import os
 import threading
+import warnings
 
 import numpy as np
 import pytest
 import tolerances
+from concurrent_calls import LINE, settled, started
 
 from koe5_onnx import AsyncEmbedder, Embedder, InputError, ProviderError, TextTooLongError
 
 TEXTS = ["대한민국의 수도는 어디인가요?", "서울", "", "The quick brown fox"]
-
-
-class Watched:
-    """Stands before `session.run`: counts the batches, those that run at once, and can hold them up."""
-
-    def __init__(self, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.started, self.running, self.most = 0, 0, 0
-        self.entered, self.go_on = threading.Event(), threading.Event()
-        self._lock, self._run = threading.Lock(), embedder.session.run
-        monkeypatch.setattr(embedder.session, "run", self)
-
-    def __call__(self, *arrays):
-        with self._lock:
-            self.started += 1
-            self.running += 1
-            self.most = max(self.most, self.running)
-        self.entered.set()
-        assert self.go_on.wait(60)
-        try:
-            return self._run(*arrays)
-        finally:
-            with self._lock:
-                self.running -= 1
-
-
-async def entered(watched: Watched) -> None:
-    assert await asyncio.to_thread(watched.entered.wait, 60)
 
 
 def test_the_verbs_give_what_the_embedder_gives(embedder):
@@ -61,136 +34,252 @@ def test_the_verbs_give_what_the_embedder_gives(embedder):
     np.testing.assert_array_equal(info.tokens, embedder.count_tokens(TEXTS, "query"))
 
 
-def test_the_loop_goes_on_while_a_batch_runs(embedder, monkeypatch):
-    """The batch waits for the loop: embedding on the loop's own thread would never end."""
-    watched = Watched(embedder, monkeypatch)
-
-    async def embed():
-        call = asyncio.create_task(AsyncEmbedder(embedder).encode(TEXTS))
-        await entered(watched)
-        assert not call.done()
-        watched.go_on.set()
-        return await call
-
-    assert asyncio.run(embed()).shape == (len(TEXTS), embedder.dim)
-
-
 @pytest.mark.parametrize(("own", "given"), [(1, None), (1, 2), (2, None)])
-def test_many_callers_run_few_batches_at_a_time(artifact_path, monkeypatch, own, given):
+def test_many_callers_run_few_batches_at_a_time(artifact_path, gate_of, own, given):
     most = given or own
     with Embedder.open(artifact_path, threads=1, parallel_batches=own, max_batch_tokens=16) as embedder:
         expected = embedder.encode(TEXTS * 10)
-        watched = Watched(embedder, monkeypatch)
+        gate = gate_of(embedder)
 
         async def embed():
             asynchronous = AsyncEmbedder(embedder, parallel_batches=given)
-            calls = [asyncio.create_task(asynchronous.encode([text])) for text in TEXTS * 10]
-            while watched.running < most:
+            calls = started(asynchronous.encode([text]) for text in TEXTS * 10)
+            while gate.running < most:
                 await asyncio.sleep(0.001)
-            watched.go_on.set()
+            gate.open()
             return await asyncio.gather(*calls)
 
         found = asyncio.run(embed())
-    assert watched.most == most
-    assert most < watched.started < len(found)
+    assert gate.most == most
+    assert most < len(gate.batches) < len(found)
     cosines = (np.concatenate(found) * expected).sum(axis=1)
     assert cosines.min() >= tolerances.ALONE_COSINE_MIN
 
 
-def test_a_query_runs_beside_a_page(embedder, monkeypatch):
-    watched = Watched(embedder, monkeypatch)
+def test_calls_that_wait_together_share_a_batch_and_one_alone_does_not_wait(embedder, gate_of):
+    gate = gate_of(embedder)
 
     async def embed():
         asynchronous = AsyncEmbedder(embedder)
-        page = asyncio.create_task(asynchronous.encode(["가 " * 200]))
-        await entered(watched)
-        query = asyncio.create_task(asynchronous.encode_queries(["서울"]))
-        while watched.running < 2:
+        first = asyncio.create_task(asynchronous.encode([LINE]))
+        await gate.until_one_began()  # nobody else has called yet
+        others = started(asynchronous.encode([LINE]) for _ in range(20))
+        await settled()
+        gate.open()
+        return await asyncio.gather(first, *others)
+
+    found = asyncio.run(embed())
+    assert gate.batches == [1, 20]
+    for one in found[1:]:
+        np.testing.assert_array_equal(one, found[0])
+
+
+def test_an_embedding_is_the_same_bits_alone_and_merged(artifact_path, gate_of, golden):
+    with Embedder.open(artifact_path, threads=1, graph="padded") as embedder:
+        texts = golden.texts[:40]
+        alone = [embedder.encode_passages([text]) for text in texts]
+        gate = gate_of(embedder)
+
+        async def embed():
+            asynchronous = AsyncEmbedder(embedder)
+            calls = started(asynchronous.encode_passages([text]) for text in texts)
+            await gate.until_one_began()
+            gate.open()
+            return await asyncio.gather(*calls)
+
+        found = asyncio.run(embed())
+    assert len(gate.batches) < len(texts)
+    np.testing.assert_array_equal(np.concatenate(found), np.concatenate(alone))
+
+
+def test_a_query_does_not_wait_for_the_texts_that_were_there_before(artifact_path, gate_of):
+    with Embedder.open(artifact_path, threads=1, max_batch_tokens=64) as embedder:
+        gate = gate_of(embedder)
+
+        async def embed():
+            asynchronous = AsyncEmbedder(embedder)
+            calls = started(asynchronous.encode([LINE] * texts) for texts in (10_000, 3_000, 10_000, 10_000))
+            await gate.until_one_began()
+            query = asyncio.create_task(asynchronous.encode_queries(["서울"]))
+            await settled()
+            gate.let(3)  # the one in work, one in front where a call was tokenized first, the query's
+            await query
+            batches = len(gate.batches)
+            for call in calls:
+                call.cancel()
+            gate.open()
+            await asyncio.gather(*calls, return_exceptions=True)
+            await asynchronous.close()
+            return batches
+
+        # The one in work, the query's, and of others at most one in front and one behind.
+        assert asyncio.run(embed()) <= 4
+
+
+def test_a_large_call_is_windows_of_the_same(artifact_path):
+    texts = [f"{number}" for number in range(4_500)]
+    with Embedder.open(artifact_path, threads=1, graph="padded") as embedder:
+        expected = embedder.encode_with_info(texts, "passage")
+
+        async def embed():
+            asynchronous = AsyncEmbedder(embedder)
+            return await asyncio.gather(*(asynchronous.encode_with_info(texts, "passage") for _ in range(2)))
+
+        for found in asyncio.run(embed()):
+            np.testing.assert_array_equal(found.embeddings, expected.embeddings)
+            np.testing.assert_array_equal(found.tokens, expected.tokens)
+
+
+def test_few_large_calls_are_tokenized_ahead(embedder, monkeypatch, gate_of):
+    gate = gate_of(embedder)
+    windows = []
+    encode = embedder._tokenizer.encode
+    monkeypatch.setattr(embedder._tokenizer, "encode", lambda texts: windows.append(1) or encode(texts))
+
+    async def embed():
+        asynchronous = AsyncEmbedder(embedder)
+        calls = started(asynchronous.encode(["서울"] * 20_000) for _ in range(6))
+        await gate.until_one_began()
+        await asyncio.sleep(0.2)
+        ahead = len(windows)
+        for call in calls:
+            call.cancel()
+        gate.open()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await asynchronous.close()
+        return ahead
+
+    # Of each of two calls one window that runs and one that is ready.
+    assert 1 <= asyncio.run(embed()) <= 4
+
+
+def test_two_loops_share_a_batch(embedder, gate_of):
+    gate = gate_of(embedder)
+    asynchronous, found = AsyncEmbedder(embedder), []
+
+    def loop():
+        found.append(asyncio.run(asynchronous.encode([LINE])))
+
+    async def embed():
+        first = asyncio.create_task(asynchronous.encode([LINE]))
+        await gate.until_one_began()
+        threads = [threading.Thread(target=loop) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        length = int(embedder.count_tokens([LINE])[0])
+        while asynchronous._threads.runner.waiting_tokens < 2 * length:
             await asyncio.sleep(0.001)
-        watched.go_on.set()
-        await asyncio.gather(page, query)
+        gate.open()
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
+        return await first
 
-    asyncio.run(embed())
-    assert watched.most == 2
+    first = asyncio.run(embed())
+    assert gate.batches == [1, 2]
+    for one in found:
+        np.testing.assert_array_equal(one, first)
 
 
-def test_a_cancelled_call_stops_after_its_batch_and_a_waiting_one_never_runs(artifact_path, monkeypatch):
+def test_an_error_is_its_own_callers(artifact_path, text_of, gate_of):
+    with Embedder.open(artifact_path, threads=1, overflow="error", graph="padded") as embedder:
+        expected = embedder.encode([LINE])
+        gate = gate_of(embedder)
+
+        async def embed():
+            asynchronous = AsyncEmbedder(embedder)
+            good = started(asynchronous.encode([LINE]) for _ in range(5))
+            bad = started(
+                [
+                    asynchronous.encode([LINE, text_of(600)]),
+                    asynchronous.encode([LINE] * 4_500 + [text_of(600)]),
+                    asynchronous.encode([LINE, "\ud800"]),
+                    asynchronous.encode([LINE, 5]),
+                    asynchronous.encode([LINE], "document"),
+                    asynchronous.encode(LINE),
+                ]
+            )
+            more = started(asynchronous.encode([LINE]) for _ in range(5))
+            done = await asyncio.gather(*bad, return_exceptions=True)
+            gate.open()
+            return done, await asyncio.gather(*good, *more)
+
+        errors, found = asyncio.run(embed())
+    kinds = [TextTooLongError, TextTooLongError, InputError, InputError, InputError, TypeError]
+    assert [type(error) for error in errors] == kinds
+    assert sum(gate.batches) == 10, "a text of a call that failed ran"
+    for one in found:
+        np.testing.assert_array_equal(one, expected)
+
+
+def test_a_batch_that_fails_is_told_to_its_callers_and_the_next_one_runs(embedder, monkeypatch):
+    run = embedder.session.run
+    failure = RuntimeError("out of luck")
+
+    def failing(*arrays):
+        raise failure
+
+    async def embed():
+        asynchronous = AsyncEmbedder(embedder)
+        monkeypatch.setattr(embedder.session, "run", failing)
+        calls = [
+            asynchronous.encode([LINE]),
+            asynchronous.encode([LINE]),
+            asynchronous.encode([LINE] * 5_000),
+        ]
+        errors = await asyncio.gather(*calls, return_exceptions=True)
+        monkeypatch.setattr(embedder.session, "run", run)
+        return errors, await asynchronous.encode([LINE])
+
+    errors, found = asyncio.run(embed())
+    assert errors == [failure] * 3
+    np.testing.assert_array_equal(found, embedder.encode([LINE]))
+
+
+def test_warnings_come_once_whatever_runs_together(embedder, text_of):
+    long_text = text_of(600)
+
+    async def embed():
+        asynchronous = AsyncEmbedder(embedder)
+        calls = [asynchronous.encode_queries([long_text]) for _ in range(10)]
+        calls += [asynchronous.encode_queries([f"query: {LINE}"]) for _ in range(10)]
+        await asyncio.gather(*calls, asynchronous.encode_queries([*[LINE] * 4_200, f"query: {long_text}"]))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        asyncio.run(embed())
+    assert sorted(one.category.__name__ for one in caught) == ["DoublePromptWarning", "TruncationWarning"]
+
+
+def test_a_cancelled_call_stops_after_its_batch_and_a_waiting_one_never_runs(artifact_path, gate_of):
     with Embedder.open(artifact_path, threads=1, max_batch_tokens=8) as embedder:
-        watched = Watched(embedder, monkeypatch)
+        gate = gate_of(embedder)
 
         async def embed():
             asynchronous = AsyncEmbedder(embedder)
             running = asyncio.create_task(asynchronous.encode(TEXTS * 50))
-            await entered(watched)
+            await gate.until_one_began()
             waiting = asyncio.create_task(asynchronous.encode(TEXTS))
             await asyncio.sleep(0)
             running.cancel()
             waiting.cancel()
             done = await asyncio.gather(running, waiting, return_exceptions=True)
-            watched.go_on.set()
+            gate.open()
             await asynchronous.close()
             return done
 
         done = asyncio.run(embed())
     assert [type(one) for one in done] == [asyncio.CancelledError] * 2
-    assert watched.started == 1
+    assert len(gate.batches) == 1
 
 
-def test_a_timeout_cancels(embedder, monkeypatch):
-    watched = Watched(embedder, monkeypatch)
-
+def test_a_context_closes_the_embedder_too(embedder):
     async def embed():
-        asynchronous = AsyncEmbedder(embedder)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await asynchronous.encode(TEXTS)
-        watched.go_on.set()
-        return await asynchronous.encode(["서울"])
+        async with AsyncEmbedder(embedder) as asynchronous:
+            return await asynchronous.encode(["서울"])
 
     assert asyncio.run(embed()).shape == (1, embedder.dim)
-
-
-def test_errors_come_through(artifact_path, text_of):
-    async def embed():
-        async with AsyncEmbedder(Embedder.open(artifact_path, overflow="error")) as asynchronous:
-            with pytest.raises(TypeError, match="one str"):
-                await asynchronous.encode("서울")
-            with pytest.raises(InputError, match="prompt_name is 'document'"):
-                await asynchronous.encode(["서울"], "document")
-            with pytest.raises(TextTooLongError):
-                await asynchronous.encode_queries([text_of(600)])
-        return asynchronous.embedder
-
-    embedder = asyncio.run(embed())
     with pytest.raises(ProviderError, match="closed"):
         embedder.encode(["서울"])
-
-
-def test_closing_waits_for_the_calls(embedder, monkeypatch):
-    watched = Watched(embedder, monkeypatch)
-
-    async def embed():
-        asynchronous = AsyncEmbedder(embedder)
-        calls = [asyncio.create_task(asynchronous.encode([text])) for text in TEXTS]
-        await entered(watched)
-        closing = asyncio.create_task(asynchronous.close())
-        await asyncio.sleep(0)
-        assert not closing.done()
-        watched.go_on.set()
-        await closing
-        return await asyncio.gather(*calls)
-
-    assert len(asyncio.run(embed())) == len(TEXTS)
-
-
-def test_one_for_several_loops(embedder):
-    asynchronous = AsyncEmbedder(embedder)
-
-    async def embed():
-        return await asyncio.gather(*(asynchronous.encode([text]) for text in TEXTS))
-
-    first, second = asyncio.run(embed()), asyncio.run(embed())
-    np.testing.assert_array_equal(first, second)
 
 
 def test_parallel_batches_below_one(embedder):
@@ -199,29 +288,11 @@ def test_parallel_batches_below_one(embedder):
 
 
 def test_a_literal_prompt(embedder):
+    asynchronous = AsyncEmbedder(embedder)
+
     async def embed():
-        asynchronous = AsyncEmbedder(embedder)
-        with pytest.raises(InputError, match="pass one of the two"):
+        with pytest.raises(InputError, match="prompt"):
             await asynchronous.encode(["가"], "query", prompt="query: ")
         return await asynchronous.encode(["가"], prompt="query: ")
 
     np.testing.assert_allclose(asyncio.run(embed()), embedder.encode_queries(["가"]), atol=1e-6, rtol=0)
-
-
-def _in_child(asynchronous: AsyncEmbedder, answers) -> None:
-    answers.send(asyncio.run(asynchronous.encode(TEXTS)))
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_after_a_fork(embedder):
-    """The parent has used its threads, which the child does not have."""
-    asynchronous = AsyncEmbedder(embedder)
-    expected = asyncio.run(asynchronous.encode(TEXTS))
-    context = multiprocessing.get_context("fork")
-    receiving, sending = context.Pipe(duplex=False)
-    child = context.Process(target=_in_child, args=(asynchronous, sending))
-    child.start()
-    assert receiving.poll(60), "the child hangs"
-    np.testing.assert_array_equal(receiving.recv(), expected)
-    child.join(60)
-    assert child.exitcode == 0

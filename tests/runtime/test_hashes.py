@@ -15,12 +15,6 @@ OLD = time.time() - 3600
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("KOE5_ONNX_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
 def file(tmp_path, cache, monkeypatch):
     """Two megabytes; times of change cannot be set back, so what counts as settled is."""
     monkeypatch.setattr(hashes, "_SETTLED_NS", -1)

@@ -31,13 +31,6 @@ IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("KOE5_ONNX_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
 def layout(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A stand-in for the distribution of kernels, whose layout is `version`."""
     module = ModuleType("koe5_onnx_kernels")

@@ -15,12 +15,6 @@ PADDED = EngineOptions(graph="padded", parallel_batches=None)
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("KOE5_ONNX_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
 def artifact(artifact_path, cache, monkeypatch):
     monkeypatch.setattr("koe5_onnx.engine.tuning.usable_cores", lambda: Cores(2, "two"))
     return Artifact.open(artifact_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,18 +16,8 @@ from koe5_onnx import Embedder, TruncationWarning
 from koe5_onnx.serve import Settings, create_app
 from koe5_onnx.serve.server import uvicorn_options
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 ARTIFACT = Path(__file__).resolve().parents[1] / "data" / "tiny-int8"
 Serving = Callable[..., contextlib.AbstractContextManager[httpx.Client]]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The tests' own cache folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KOE5_ONNX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -88,6 +88,7 @@ def test_a_key_file_without_keys_does_not_open_the_server(tmp_path):
         hash_keys(file, "")
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_port_and_their_numbers(offline):
     with process("--workers", "2") as (running, client, _lines):
         _wait_until_healthy(client, running)
@@ -99,6 +100,7 @@ def test_two_workers_share_a_port_and_their_numbers(offline):
         assert running.wait(20) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(isinstance(installed_kernels(), str), reason=str(installed_kernels()))
 def test_two_workers_hold_packed_weights_once():
     with process("--workers", "2") as (running, client, _lines):
@@ -143,6 +145,7 @@ def test_what_is_for_a_gpu_reaches_the_embedder(monkeypatch):
     assert (options.device, options.gpu_mem_limit, options.cuda_graphs) == ("cuda:1", 9_000_000_000, True)
 
 
+@pytest.mark.slow
 def test_two_workers_stop_in_good_order():
     with (
         process("--workers", "2", "--max-wait-ms", "3000") as (running, client, _lines),
@@ -156,6 +159,7 @@ def test_two_workers_stop_in_good_order():
         assert running.wait(20) == 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_not_counted():
     with process("--workers", "2") as (running, client, _lines):
         _wait_for_metric(client, "koe5_engine", 2)
@@ -189,6 +193,7 @@ def _wait_for_metric(client, name, value):
     raise AssertionError(f"{name} was never {value}: {text}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("artifact", "arguments", "words"),
     [

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
+pytestmark = pytest.mark.slow
 FILE = Path(__file__).with_name("soak.py")
 
 

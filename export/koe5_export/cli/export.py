@@ -52,14 +52,13 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--calibration", metavar="FILE", help="texts that int8, int8-block and int4-block are fitted to"
     )
+    add_publish_options(parser)
+
+
+def add_publish_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that export and import share."""
     parser.add_argument("--verification", metavar="FILE", help="more texts to measure on, one a line")
     parser.add_argument("--force", action="store_true", help="replace OUT once the new artifact is proved")
-    add_contract_options(parser)
-    add_gate(parser)
-
-
-def add_contract_options(parser: argparse.ArgumentParser) -> None:
-    """Declare what export and import may be told about the contract."""
     parser.add_argument(
         "--like", metavar="HUB_ID", help="a local copy of this model: take its known contract"
     )
@@ -82,15 +81,20 @@ def add_contract_options(parser: argparse.ArgumentParser) -> None:
         default="nfc",
         help="compose texts before they are tokenized (nfc, default), as decomposed Hangul of macOS, or not",
     )
+    add_gate(parser)
 
 
-def contract_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of ContractOptions that the arguments name.
+def publish_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of PublishOptions.
 
     Raises:
-        InputError: A prompt has another form.
+        InputError: A prompt or a bound has another form, or a file of texts cannot be used.
     """
     return {
+        "verification": () if args.verification is None else texts_of(args.verification, "--verification"),
+        "gate": parse_gate(args.gate),
+        "force": args.force,
+        "announce": announce,
         "like": args.like,
         "prompts": _parse_prompts(args.prompt),
         "matryoshka_dims": args.matryoshka_dims,
@@ -126,13 +130,10 @@ def run(args: argparse.Namespace) -> int:
     koe5_export = import_export()
     from koe5_export.checkpoint import Checkpoint
 
-    options: dict[str, Any] = {name: getattr(args, name) for name in ("precision", "exporter", "force")}
-    if args.precision == _AUTO:
-        options["precision"] = _chosen_precision()
-    options |= {"gate": parse_gate(args.gate), "announce": announce, **contract_options(args)}
-    for name in ("calibration", "verification"):
-        if (file := getattr(args, name)) is not None:
-            options[name] = tuple(texts_of(file, f"--{name}"))
+    precision = _chosen_precision() if args.precision == _AUTO else args.precision
+    options = {"precision": precision, "exporter": args.exporter, **publish_options(args)}
+    if args.calibration is not None:
+        options["calibration"] = texts_of(args.calibration, "--calibration")
     checkpoint = Checkpoint.open(args.checkpoint, args.revision, any_encoder=args.exporter == "optimum")
     with progress() as report:
         artifact = koe5_export.export_checkpoint(

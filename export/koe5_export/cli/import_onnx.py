@@ -4,18 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from koe5_export.cli.export import (
-    add_contract_options,
-    add_gate,
-    announce,
-    contract_options,
-    import_export,
-    parse_gate,
-    print_artifact,
-    texts_of,
-)
+from koe5_export.cli.export import add_publish_options, import_export, print_artifact, publish_options
 from koe5_export.cli.stages import progress
 
 
@@ -39,10 +29,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--precision", metavar="P", help="whose gate it must pass (default: found in the graph)"
     )
-    parser.add_argument("--verification", metavar="FILE", help="more texts to measure on, one a line")
-    parser.add_argument("--force", action="store_true", help="replace OUT once the new artifact is proved")
-    add_contract_options(parser)
-    add_gate(parser)
+    add_publish_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,16 +41,8 @@ def run(args: argparse.Namespace) -> int:
     import_export()
     from koe5_export.import_onnx import ImportOptions, import_folder
 
-    names = ("checkpoint", "file", "precision", "force")
-    options: dict[str, Any] = {name: getattr(args, name) for name in names}
-    if args.verification is not None:
-        options["verification"] = tuple(texts_of(args.verification, "--verification"))
+    options = ImportOptions(args.checkpoint, args.file, args.precision, **publish_options(args))
     with progress() as report:
-        artifact = import_folder(
-            args.folder,
-            args.out,
-            ImportOptions(gate=parse_gate(args.gate), announce=announce, **options, **contract_options(args)),
-            report,
-        )
+        artifact = import_folder(args.folder, args.out, options, report)
     print_artifact(artifact)
     return 0

@@ -16,12 +16,11 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/licenses.md"
 ALWAYS = "always"
 """Stands for the dependencies that every installation has."""
 _OURS = "koe5-onnx-kernels"
-_UNLISTED = ("dev",)
 
 _HEAD = """# Licenses of the dependencies
 
@@ -46,20 +45,14 @@ def main() -> None:
     if absent := sorted(wanted.keys() - listed.keys()):
         asked = (f"{extra} ({', '.join(map(str, wanted[extra]))})" for extra in absent)
         text += f"\nNot installed where this page was made, so not listed: {'; '.join(asked)}.\n"
-    partial = PAGE.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(PAGE)
+    PAGE.write_text(text, encoding="utf-8")
 
 
 def requirements() -> dict[str, list[Requirement]]:
     """Extra to what pyproject.toml asks for it, beside what is always asked."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = {ALWAYS: project["dependencies"], **project["optional-dependencies"]}
-    return {
-        extra: [Requirement(line) for line in lines]
-        for extra, lines in asked.items()
-        if extra not in _UNLISTED
-    }
+    return {extra: [Requirement(line) for line in lines] for extra, lines in asked.items()}
 
 
 def closure(asked: list[Requirement]) -> set[str] | None:

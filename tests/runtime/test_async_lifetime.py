@@ -27,7 +27,7 @@ def new_threads():
     return lambda: [one for one in set(threading.enumerate()) - before if one.name.startswith("koe5-")]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0])
 def test_many_tasks_in_two_loops_with_cancellations_at_random(artifact_path, text_of, seed, new_threads):
     pool = [LINE, "", "서울", "The quick brown fox", text_of(200), text_of(700), f"{LINE} " * 100]
     with Embedder.open(artifact_path, threads=1, graph="padded", max_batch_tokens=128) as embedder:

@@ -1,0 +1,57 @@
+"""What all tests share: no network, a cache folder that is not the user's, folders made once per run, and how
+pytest-xdist divides the tests among its workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# No test may reach the network; huggingface_hub reads this when it is first imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many workers as cores run already; PyTorch's threads would only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache folder for all tests and the processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KOE5_ONNX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A test's own cache folder, not yet made."""
+    monkeypatch.setenv("KOE5_ONNX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Run all tests of a file, which share fixtures, in one worker, unless a test names another group."""
+    if item.get_closest_marker("xdist_group") is None:
+        item.add_marker(pytest.mark.xdist_group(item.path.as_posix()))
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Return a function that returns the folder of a path, made once for all workers of the test run."""
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made_once"
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
