@@ -20,8 +20,8 @@ SOURCES = [
     *(ROOT / "export").rglob("*.py"),
     *(ROOT / "kernels/koe5_onnx_kernels").rglob("*.py"),
 ]
-FOREIGN_OPTIONS = {"--auto-truncate", "--cpus", "--model-id", "--pooling", "--strict"}
-"""Of docker, mypy and text-embeddings-inference."""
+FOREIGN_OPTIONS = {"--auto-truncate", "--cpus", "--group", "--model-id", "--pooling", "--strict"}
+"""Of docker, mypy, pip and text-embeddings-inference."""
 
 
 def slug(heading: str) -> str:
