@@ -20,7 +20,7 @@ SOURCES = [
     *(ROOT / "export").rglob("*.py"),
     *(ROOT / "kernels/koe5_onnx_kernels").rglob("*.py"),
 ]
-FOREIGN_OPTIONS = {"--auto-truncate", "--cpus", "--group", "--model-id", "--pooling", "--strict"}
+FOREIGN_OPTIONS = {"--auto-truncate", "--cpus", "--default-prompt", "--group", "--model-id", "--pooling", "--strict"}
 """Of docker, mypy, pip and text-embeddings-inference."""
 
 
