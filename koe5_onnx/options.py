@@ -45,7 +45,7 @@ class EngineOptions:
     """
 
     revision: str | None = None
-    """Branch, tag or commit of an artifact on the Hub; None is the default branch."""
+    """Branch, tag or commit of an artifact on the Hub; None is main."""
     device: str = "cpu"
     """cpu, cuda or cuda:N; never falls back to another device."""
     threads: int | None = None

@@ -26,7 +26,7 @@ void check_weight(const Tensor& weight, const char* name) {
   if (PackedWeight::supported(weight.shape[0], weight.shape[1])) return;
   throw Error(std::string(name) + " must have rows (inputs) in multiples of 4, at most 65,536, and columns (outputs) "
               "in multiples of 16, and has the shape [" + std::to_string(weight.shape[0]) + ", " +
-              std::to_string(weight.shape[1]) + "]: use the stock graph");
+              std::to_string(weight.shape[1]) + "]: use the padded graph");
 }
 
 // Weights side by side; all have as many rows as the first.

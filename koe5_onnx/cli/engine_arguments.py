@@ -21,11 +21,15 @@ def add_engine_arguments(parser: argparse._ActionsContainer, **defaults: Any) ->
     hints, docs = get_type_hints(EngineOptions), field_docs()
     for field in dataclasses.fields(EngineOptions):
         default = defaults.get(field.name, field.default)
-        shown = "" if default is None or isinstance(default, bool) else f" (default: {default})"
+        doc = docs.get(field.name, "").replace("%", "%%")
+        if default is None:
+            doc = doc.replace("None", "the default")
+        elif not isinstance(default, bool):
+            doc += f" (default: {default})"
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             default=default,
-            help=docs.get(field.name, "").replace("%", "%%") + shown,
+            help=doc,
             **_form(hints[field.name]),
         )
 

@@ -33,10 +33,10 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         type=int,
         default=1,
         metavar="N",
-        help="processes; each opens the artifact (default: 1)",
+        help="processes; each opens the artifact (default: 1). Several divide the cores and share their "
+        "packed weights, unless --threads or --no-share-weights is given",
     )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-    # With several workers their packed weights are shared unless --no-share-weights is given.
     add_engine_arguments(parser.add_argument_group("engine"), share_weights=None)
     _add_requests(parser.add_argument_group("requests"))
     _add_limits(parser.add_argument_group("limits"))

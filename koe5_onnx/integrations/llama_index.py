@@ -50,7 +50,8 @@ class Koe5Embedding(BaseEmbedding):
             options = EngineOptions(**options)
         given = {name: fields.pop(name) for name in EngineFields.__annotations__ if name in fields}
         options = replace(options or EngineOptions(), **given)
-        super().__init__(artifact=str(artifact), options=options, **fields)
+        fields |= {"artifact": str(artifact), "options": options}
+        super().__init__(**fields)
         # Not in a validator: pydantic would wrap the errors of opening.
         self._embedder = opened(self.artifact, self.options)
         require_dim(self.dim, self._embedder.contract)

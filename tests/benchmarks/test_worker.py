@@ -85,7 +85,7 @@ def ours(exported, seeded):
 def test_our_own_process(ours, exported):
     texts = ["query: 하나", "query: 둘과 셋", "passage: 넷"]
     assert ours.ask("load")["versions"].keys() == {"koe5-onnx", "onnxruntime"}
-    assert ours.ask("open")["about"] == "the padded graph, as asked for"
+    assert ours.ask("open")["about"] == "the padded graph, as requested"
     found = ours.embed(texts)
     with Embedder.open(exported["int8"], threads=1, graph="padded") as embedder:
         np.testing.assert_allclose(found, embedder.encode(texts), atol=1e-6)

@@ -20,8 +20,16 @@ SOURCES = [
     *(ROOT / "export").rglob("*.py"),
     *(ROOT / "kernels/koe5_onnx_kernels").rglob("*.py"),
 ]
-FOREIGN_OPTIONS = {"--auto-truncate", "--cpus", "--model-id", "--pooling", "--strict"}
-"""Of docker, mypy and text-embeddings-inference."""
+FOREIGN_OPTIONS = {
+    "--auto-truncate",
+    "--cpus",
+    "--default-prompt",
+    "--group",
+    "--model-id",
+    "--pooling",
+    "--strict",
+}
+"""Of docker, mypy, pip and text-embeddings-inference."""
 
 
 def slug(heading: str) -> str:
@@ -167,7 +175,7 @@ def all_nodes(graph):
 
 @pytest.mark.parametrize(
     ("kind", "file", "domain"),
-    [("fused", "model.fused.onnx", "koe5"), ("stock", "model.onnx", None)],
+    [("packed", "model.fused.onnx", "koe5"), ("padded", "model.onnx", None)],
 )
 def test_the_drawing_names_the_operators_of_the_graph(drawing, kind, file, domain):
     """Every operator of a layer is drawn, and every drawn one is in the graph."""
