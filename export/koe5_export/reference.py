@@ -113,7 +113,9 @@ class Reference:
         """
         out = np.empty((len(texts), self._contract.dim), dtype=np.float32)
         composed = [self._composed(text) for text in texts]
-        tokens = [len(ids) for ids in self._model.tokenizer(composed, truncation=True)["input_ids"]]
+        # transformers 4 cannot tokenize an empty list.
+        ids = self._model.tokenizer(composed, truncation=True)["input_ids"] if composed else []
+        tokens = list(map(len, ids))
         for rows in _batches(tokens, prompt_names):
             out[rows] = self._encode([composed[row] for row in rows], prompt_names[rows[0]])
             on_rows(rows)
