@@ -112,6 +112,8 @@ class Reference:
             CheckpointError: The encoder has fewer positions than its settings say.
         """
         out = np.empty((len(texts), self._contract.dim), dtype=np.float32)
+        if not texts:  # transformers' tokenizers reject an empty list
+            return out
         composed = [self._composed(text) for text in texts]
         # transformers 4 cannot tokenize an empty list.
         ids = self._model.tokenizer(composed, truncation=True)["input_ids"] if composed else []

@@ -195,7 +195,7 @@ def test_a_checkpoint_without_settings_files_gets_the_cards_prompts(folder):
     remove_settings(folder)
     with pytest.warns(CheckpointWarning, match="does not normalize"):
         out = export(folder, like="nlpai-lab/KoE5")
-    assert_prompted(out, folder, {"query": "query: ", "passage": "passage: ", "": ""})
+    assert_prompted(out, folder, {"query": "query: ", "passage": "passage: "})
 
 
 def test_a_pooling_that_sentence_transformers_would_not_use_is_refused(folder):
