@@ -115,9 +115,7 @@ class Reference:
         if not texts:  # transformers' tokenizers reject an empty list
             return out
         composed = [self._composed(text) for text in texts]
-        # transformers 4 cannot tokenize an empty list.
-        ids = self._model.tokenizer(composed, truncation=True)["input_ids"] if composed else []
-        tokens = list(map(len, ids))
+        tokens = list(map(len, self._model.tokenizer(composed, truncation=True)["input_ids"]))
         for rows in _batches(tokens, prompt_names):
             out[rows] = self._encode([composed[row] for row in rows], prompt_names[rows[0]])
             on_rows(rows)
