@@ -11,7 +11,7 @@ LEGS := trained lowest sanitizers integrations examples ray optimum lean dist gp
 LARGE := build/large
 DATA ?=
 SPEED := build/speed
-PARALLEL := -n auto --dist loadgroup
+PARALLEL := -n auto --dist loadfile
 COMMON = --checkpoint $(LARGE) $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

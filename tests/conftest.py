@@ -1,5 +1,4 @@
-"""What all tests share: no network, a cache folder that is not the user's, folders made once per run, and how
-pytest-xdist divides the tests among its workers."""
+"""What all tests share: no network, a cache folder that is not the user's, folders made once per run."""
 
 from __future__ import annotations
 
@@ -29,12 +28,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A test's own cache folder, not yet made."""
     monkeypatch.setenv("KOE5_ONNX_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Run all tests of a file, which share fixtures, in one worker, unless a test names another group."""
-    if item.get_closest_marker("xdist_group") is None:
-        item.add_marker(pytest.mark.xdist_group(item.path.as_posix()))
 
 
 @pytest.fixture(scope="session")

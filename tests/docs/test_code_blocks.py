@@ -56,11 +56,11 @@ def of(*languages: str) -> list[object]:
 
 
 def of_pages(*languages: str) -> list[object]:
-    """Blocks to run: those of a page in one worker, in their order."""
+    """Blocks to run."""
     found = []
     for block in BLOCKS:
         if block.language in languages:
-            marks = [pytest.mark.xdist_group(block.page), *[pytest.mark.slow] * (block.page in SLOW_PAGES)]
+            marks = [pytest.mark.slow] * (block.page in SLOW_PAGES)
             found.append(pytest.param(block, id=str(block), marks=marks))
     return found
 
