@@ -238,8 +238,10 @@ def test_a_checkpoint_must_be_one(tmp_path, capsys):
 
 
 @pytest.fixture
-def command(seeded, exported, tmp_path):
+def command(seeded, exported, tmp_path, monkeypatch):
     """Runs a benchmark of our int8 artifact and gives its exit code and its result."""
+    for module in ("gemm", "throughput"):
+        monkeypatch.setattr(f"benchmarks.speed.{module}.SETTLE_SECONDS", 0)
 
     def run(name, *options, artifact=exported["int8"]):
         out = tmp_path / f"{name}.json"

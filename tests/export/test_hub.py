@@ -43,6 +43,7 @@ def export_from(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_records_the_commit_and_works_offline_afterwards(hub, export_from):
     assert export_from(hub.endpoint, revision="v1") == f"{REPOSITORY} {COMMIT} mean"
     assert {"model.safetensors", "1_Pooling/config.json"} <= set(hub.fetched)

@@ -20,6 +20,7 @@ from tolerances import NAIVE_INT8_COSINE_MEAN, OUTLIER_INT8_COSINE_MEAN
 
 from koe5_onnx import Embedder, Tokenizer
 
+pytestmark = pytest.mark.slow
 SIZE = Size(layers=5, hidden=128, heads=4, intermediate=512, vocabulary=1200)
 CHANNELS = [5, 77]
 OUTLIERS = np.array([100, -100], np.float32)
