@@ -8,9 +8,12 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+PARTIAL = ".partial"
+"""Suffix of temporary files, which only a killed process leaves behind."""
 
 
 def cache_folder() -> Path:
@@ -41,6 +44,19 @@ def read_json(file: Path, error: type[Exception], advice: str, kind: type = dict
     return data
 
 
+def write_json(file: Path, data: Any) -> None:
+    """Write a JSON file completely or not at all."""
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def cache_json(file: Path, data: Any) -> None:
+    """Write a JSON file of the cache, if it can be written; without the file, work is only repeated."""
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, data)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` at the end of the block, or is removed on any error.
@@ -55,7 +71,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         OSError: With the name `path`, never that of the temporary file.
     """
     target = path.resolve()
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.partial")
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}{PARTIAL}")
     try:
         yield temporary
         if temporary.is_dir():

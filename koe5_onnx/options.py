@@ -13,6 +13,7 @@ import itertools
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, TypedDict, get_args
 
 from koe5_onnx.errors import InputError
@@ -98,6 +99,7 @@ class EngineOptions:
         return {field.name: value for field, value in values if value != field.default}
 
 
+@cache
 def field_docs() -> dict[str, str]:
     """Return the documentation of each field of `EngineOptions`; empty if its source is not installed."""
     with suppress(OSError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -10,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from koe5_onnx import InputError
+from koe5_onnx import InputError, files
 from koe5_onnx.engine.machine import cpu_features, cpu_name, usable_cores
 from koe5_onnx.files import atomic_path, read_json
 
@@ -45,8 +44,9 @@ def head(benchmark: str, threads: int, checkpoint: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, result: dict[str, Any]) -> None:
-    """Write a result."""
-    write_text(file, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    """Write a result, and make its folder if it is missing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(file, result)
 
 
 def write_text(file: Path, text: str) -> None:

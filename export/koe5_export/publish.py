@@ -1,7 +1,7 @@
-"""Publishing: an artifact gets its name only after it was written whole and passed its gate.
+"""Publish an artifact: it gets its name only after it was written completely and passed its gate.
 
-Everything happens in OUT.partial. Whoever writes graphs (export.py, optimum.py, folder.py) gives `publish` a
-function that does so; what surrounds it is the same for all.
+Everything is written to OUT.partial. The modules that write graphs (export.py, optimum.py, import_onnx.py) pass
+`publish` a function that does so; the rest is the same for all of them.
 """
 
 from __future__ import annotations

@@ -10,10 +10,9 @@ import hashlib
 import json
 import os
 import time
-from contextlib import suppress
 from pathlib import Path
 
-from koe5_onnx.files import atomic_path, cache_folder
+from koe5_onnx.files import cache_folder, cache_json
 
 _WORTH_REMEMBERING = 1 << 20
 """Smaller files are read faster than their notes."""
@@ -39,7 +38,7 @@ def sha256_of(path: Path, *, remember: bool = True) -> str:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     settled = time.time_ns() - max(before["mtime_ns"], before["ctime_ns"]) > _SETTLED_NS
     if note is not None and settled and _state(path) == before:
-        _write(note, {**before, "sha256": digest})
+        cache_json(note, {**before, "sha256": digest})
     return digest
 
 
@@ -70,10 +69,3 @@ def _read(note: Path, state: dict[str, int]) -> str | None:
     if not isinstance(found, dict) or {**state, "sha256": found.get("sha256")} != found:
         return None
     return found["sha256"] if isinstance(found["sha256"], str) else None
-
-
-def _write(note: Path, what: dict[str, int | str]) -> None:
-    with suppress(OSError):  # a read-only home costs time, nothing else
-        note.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(note) as temporary:
-            temporary.write_text(json.dumps(what), encoding="utf-8")

@@ -28,7 +28,7 @@ import filelock
 
 from koe5_onnx import InputError
 from koe5_onnx.bulk.rows import BadRow
-from koe5_onnx.files import atomic_path, read_json
+from koe5_onnx.files import PARTIAL, atomic_path, read_json, write_json
 
 JOB, PLAN, PROGRESS, ERRORS, SUCCESS, LOCK = (
     "_job.json",
@@ -38,7 +38,6 @@ JOB, PLAN, PROGRESS, ERRORS, SUCCESS, LOCK = (
     "_SUCCESS",
     "_lock",
 )
-_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class OutputFolder:
             if self.path.is_dir()
             else []
         )
-        if others and not (self.path / JOB).is_file() and not all(name.endswith(_PARTIAL) for name in others):
+        if others and not (self.path / JOB).is_file() and not all(name.endswith(PARTIAL) for name in others):
             raise InputError(
                 f"the output {self.path} holds {sorted(others)[0]!r} and no job of this command: "
                 "give an empty or a new folder"
@@ -119,7 +118,7 @@ class OutputFolder:
 
     def remove_partial(self) -> None:
         """Remove what a killed process left unfinished."""
-        for path in [*self.path.glob(f".*{_PARTIAL}"), *(self.path / PROGRESS).glob(f".*{_PARTIAL}")]:
+        for path in [*self.path.glob(f".*{PARTIAL}"), *(self.path / PROGRESS).glob(f".*{PARTIAL}")]:
             path.unlink(missing_ok=True)
 
     def read_json(self, name: str) -> Any:
@@ -132,8 +131,7 @@ class OutputFolder:
 
     def write_json(self, name: str, data: Any) -> None:
         """Write a JSON file of the folder."""
-        with atomic_path(self.path / name) as temporary:
-            temporary.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_json(self.path / name, data)
 
     def sign(self, receipt: Receipt) -> None:
         """Note that a shard is finished, after its file has its name."""

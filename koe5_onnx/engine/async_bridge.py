@@ -41,9 +41,8 @@ class Call:
     """The rows of one caller: submitted to a runner as one job after another, and given up at any time."""
 
     def __init__(self, runner: Runner) -> None:
-        self.job: Job | None = None
-        """The latest one."""
         self._runner = runner
+        self._job: Job | None = None
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._is_given_up = False
         self._error: BaseException | None = None
@@ -62,7 +61,7 @@ class Call:
             if self._is_given_up:
                 raise GivenUpError
             self._runner.submit(job)
-            self.job = job
+            self._job = job
         return job
 
     def run_blocking(self, tokens: Tokens, out: npt.NDArray[np.float32]) -> None:
@@ -77,8 +76,8 @@ class Call:
         """Cancel what has not ended; without effect afterwards."""
         with self._lock:
             self._is_given_up = True
-            if self.job is not None and not self.job.ended:
-                self._runner.give_up(self.job)
+            if self._job is not None and not self._job.ended:
+                self._runner.give_up(self._job)
         self._end(GivenUpError())
 
     def _end(self, error: BaseException | None) -> None:

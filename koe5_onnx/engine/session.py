@@ -106,8 +106,8 @@ class Session:
         """
         try:
             captured = self._captured
-            if captured is not None and (bucket := captured.bucket_of(Packed(*arrays))):
-                return captured.run(Packed(*arrays), bucket)
+            if captured is not None and (bucket := captured.bucket_of(batch := Packed(*arrays))):
+                return captured.run(batch, bucket)
             feeds = dict(zip(self._inputs, arrays, strict=True))
             embeddings: npt.NDArray[np.float32] = self._session().run(None, feeds)[0]
             return embeddings

@@ -14,7 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from koe5_onnx.engine.pipeline import run_batches
 from koe5_onnx.engine.providers import import_onnxruntime
 from koe5_onnx.engine.session import Session
 from koe5_onnx.errors import ProviderError
-from koe5_onnx.files import atomic_path, cache_folder
+from koe5_onnx.files import cache_folder, cache_json
 from koe5_onnx.options import EngineOptions
 from koe5_onnx.text.tokenizer import Tokens, random_tokens
 
@@ -118,7 +118,7 @@ def tune(
         report(f"{describe(arrangement)}: {rate:,.0f} tokens/s")
     alone = [one for one in medians if one[0].parallel_batches == 1]
     profile = Profile(_best(medians), _best(alone or medians), medians)
-    _remember(_note_of(artifact, options), profile)
+    cache_json(_note_of(artifact, options), dataclasses.asdict(profile))
     return profile
 
 
@@ -236,10 +236,3 @@ def _note_of(artifact: Artifact, options: EngineOptions) -> Path:
     ]
     name = hashlib.sha256("\n".join(what).encode()).hexdigest()
     return cache_folder() / "profiles" / f"{name[:32]}.json"
-
-
-def _remember(note: Path, profile: Profile) -> None:
-    with suppress(OSError):  # a read-only home: the caller still has the profile
-        note.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(note) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(profile), indent=1), encoding="utf-8")

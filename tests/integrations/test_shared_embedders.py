@@ -9,6 +9,7 @@ import sys
 import weakref
 
 import pytest
+from other_options import OTHER
 
 from koe5_onnx import ArtifactError, Embedder, EngineOptions, InputError, MissingDependencyError
 from koe5_onnx.integrations.sentence_transformers import SentenceEncoder
@@ -33,18 +34,6 @@ ADAPTERS = {
     "sentence_transformers": ("SentenceEncoder", None),
 }
 """Module to its class, and what opens the artifact if the constructor does not."""
-OPTIONS = {
-    "revision": "main",
-    "device": "cuda:1",
-    "threads": 3,
-    "parallel_batches": 2,
-    "max_batch_tokens": 100,
-    "overflow": "error",
-    "graph": "packed",
-    "gpu_mem_limit": 1000,
-    "share_weights": True,
-    "cuda_graphs": True,
-}
 
 
 @pytest.mark.parametrize("module", ADAPTERS)
@@ -61,9 +50,9 @@ def test_an_adapter_takes_every_option(module, monkeypatch):
     name, use = ADAPTERS[module]
     adapter = getattr(importlib.import_module(f"koe5_onnx.integrations.{module}"), name)
     with pytest.raises(InputError, match="that was all"):
-        (use or (lambda one: one))(adapter("an-artifact", **OPTIONS))
-    assert given == [EngineOptions(**OPTIONS)]
-    assert given[0].changed() == OPTIONS
+        (use or (lambda one: one))(adapter("an-artifact", **OTHER))
+    assert given == [EngineOptions(**OTHER)]
+    assert given[0].changed() == OTHER
 
 
 def test_the_same_is_opened_once(artifact_path, monkeypatch):

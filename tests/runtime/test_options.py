@@ -8,25 +8,13 @@ from dataclasses import fields
 from typing import get_type_hints
 
 import pytest
+from other_options import OTHER
 
 from koe5_onnx import EngineOptions, InputError
 from koe5_onnx.cli import bulk, doctor, embed, serve, tune
 from koe5_onnx.cli.engine_arguments import engine_options
 from koe5_onnx.options import EngineFields, field_docs
 
-OTHER = {
-    "revision": "main",
-    "device": "cuda:1",
-    "threads": 3,
-    "parallel_batches": 2,
-    "max_batch_tokens": 100,
-    "overflow": "error",
-    "graph": "packed",
-    "gpu_mem_limit": 1000,
-    "share_weights": True,
-    "cuda_graphs": True,
-}
-"""Each option with another value than its default."""
 TEXTS = ["--artifact", "a", "--prompt-name", "none"]
 VERBS = {
     embed: ["in.txt", *TEXTS, "--output", "out.npy"],

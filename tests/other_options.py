@@ -1,0 +1,14 @@
+"""Each field of EngineOptions with another value than its default."""
+
+OTHER = {
+    "revision": "main",
+    "device": "cuda:1",
+    "threads": 3,
+    "parallel_batches": 2,
+    "max_batch_tokens": 100,
+    "overflow": "error",
+    "graph": "packed",
+    "gpu_mem_limit": 1000,
+    "share_weights": True,
+    "cuda_graphs": True,
+}
