@@ -1,10 +1,10 @@
-"""An Embedder for asyncio: the same verbs, to be awaited; concurrent calls share batches.
+"""An Embedder for asyncio: the same methods, awaitable; concurrent calls share batches.
 
-call -> tokenized, in the loop where it is brief, else in a thread -> queue.py, with the rows of all other
-calls -> runner.py's threads run batches of them -> told to the loop (async_bridge.py)
+call -> tokenize, in the event loop if the text is short, else in a thread -> queue, with the rows of all
+other calls -> the runner's threads run batches -> wake the event loop (async_bridge.py)
 
-It owns what becomes of one call: the way it takes, its cancellation, its end. Which rows run next is the
-queue's, texts and errors are the Embedder's. `koe5-onnx serve` is built on the same queue.
+This module handles one call: its path, its cancellation and its end. The queue decides which rows run next;
+the Embedder checks texts and raises errors. `koe5-onnx serve` uses the same queue.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from koe5_onnx.text.prompts import prompt_text
 _TEXT_CHARACTERS = 16
 """What a text costs beside its characters, in characters."""
 _LARGE_CALLS = 2
-"""Calls of more than a window that are in work at a time; they bound what is tokenized and has not run."""
+"""Calls of more than one window that run at the same time; this bounds the tokens that wait in memory."""
 _ALL: weakref.WeakSet[AsyncEmbedder] = weakref.WeakSet()
 """Those of this process, for `_after_fork`."""
 

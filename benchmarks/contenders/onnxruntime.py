@@ -72,7 +72,7 @@ def prepare(request: Request) -> None:
 
 
 def _trace(checkpoint: Path, out: Path) -> None:
-    """Export with torch.onnx, pooling and normalization in the graph; weights in one file beside it."""
+    """Export with torch.onnx, pooling and normalization in the graph; weights in one file next to it."""
     import onnx
     import torch
     import transformers

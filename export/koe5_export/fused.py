@@ -42,7 +42,7 @@ def why_not_fused(precision: str, exceptions: Sequence[str], config: EncoderConf
 
 
 def write_fused(padded: Path, fused: Path, config: EncoderConfig, contract: Contract) -> None:
-    """Write the packed graph beside the padded int8 graph that it takes its weights from.
+    """Write the packed graph next to the padded int8 graph that it takes its weights from.
 
     Args:
         padded: The graph that graph.py wrote.

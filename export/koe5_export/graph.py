@@ -30,7 +30,7 @@ _MASKED = -3.4e38
 
 @dataclass(frozen=True)
 class Attention:
-    """What attention needs besides its projections."""
+    """What attention needs in addition to its projections."""
 
     heads: int
     key_mask: str

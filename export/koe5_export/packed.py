@@ -42,7 +42,7 @@ def why_not_packed(precision: str, head_size: int) -> str | None:
 
 
 def write_packed(padded: Path, packed: Path, contract: Contract) -> None:
-    """Write the packed graph beside the padded fp16 graph that it takes its weights from.
+    """Write the packed graph next to the padded fp16 graph that it takes its weights from.
 
     Args:
         padded: The graph that graph.py wrote.

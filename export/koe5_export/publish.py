@@ -1,7 +1,7 @@
 """Publish an artifact: it gets its name only after it was written completely and passed its gate.
 
-Everything is written to OUT.partial. The modules that write graphs (export.py, optimum.py, import_onnx.py) pass
-`publish` a function that does so; the rest is the same for all of them.
+Everything is written to OUT.partial. The modules that write graphs (export.py, optimum.py, import_onnx.py)
+pass `publish` a function that does so; the rest is the same for all of them.
 """
 
 from __future__ import annotations

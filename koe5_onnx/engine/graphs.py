@@ -18,7 +18,7 @@ from koe5_onnx.options import EngineOptions
 
 Layout = Literal["padded", "packed", "packed_cuda"]
 """How a graph takes a batch: rows padded to one width, or tokens end to end with offsets, or the same with
-what CUDA's packed attention needs besides; batching.py makes each."""
+the other inputs of CUDA's packed attention; batching.py makes each."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Graph:
 
     file: Path
     library: Path | None
-    """Library of operators that it needs; None where it needs none."""
+    """Library of custom operators; None if the graph requires none."""
     reason: str
     """Why this one, on one line."""
     layout: Layout = "padded"

@@ -127,7 +127,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:
-    """What uvicorn is told, besides the app and the address."""
+    """Return the options of uvicorn, in addition to the app and the address."""
     return {
         "http": partial(
             BoundedProtocol,

@@ -29,7 +29,7 @@ class Settings:
     default_prompt_name: str | None = None
     """Prompt of requests that name none."""
     model_names: tuple[str, ...] = ()
-    """Names that the model answers to, besides its repository."""
+    """Names that the model answers to, in addition to its repository."""
 
     max_body_bytes: int = 8 * 2**20
     max_pending_bytes: int = 64 * 2**20

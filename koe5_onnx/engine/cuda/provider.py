@@ -36,7 +36,7 @@ Source: https://github.com/microsoft/onnxruntime/issues/16307 and strings of the
 _NO_CUDNN = "cudnn is unavailable"
 
 CAPTURING = {"enable_cuda_graph": "1"}
-"""What a session that captures CUDA graphs is told besides `provider_options`."""
+"""Options of a session that captures CUDA graphs, in addition to `provider_options`."""
 
 
 @dataclass(frozen=True)
