@@ -1,4 +1,4 @@
-# What README, CI and people run. Needs make and Python 3.11 or later; each target makes what it needs.
+# Commands for users, contributors and CI. Requires make and Python 3.11 or later. Each target builds its dependencies.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ READY := $(VENV)/installed
 KERNELS := $(VENV)/kernels
 CONTENDERS := .venv-contenders/installed .venv-fastembed/installed .venv-infinity/installed
 # Longest first.
-LEGS := trained lowest sanitizers integrations examples ray optimum lean dist gpu
+LEGS := trained lowest sanitizers integrations arm examples ray optimum lean dist gpu docs
 LARGE := build/large
 DATA ?=
 SPEED := build/speed
@@ -16,45 +16,51 @@ COMMON = --checkpoint $(LARGE) $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check format legs $(LEGS) licenses kernels contenders bench bench-smoke soak clean
+.PHONY: help demo test check format legs $(LEGS) licenses performance kernels contenders bench bench-smoke soak clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(READY) $(KERNELS)  ## export a small checkpoint, prove it and embed with it
+demo: $(READY) $(KERNELS)  ## export trained multilingual-e5-small, measure it and search with it
 	$(BIN)/koe5-onnx demo build/demo
 
-test: $(READY) $(KERNELS)  ## the tests that are not slow, in parallel
+test: $(READY) $(KERNELS)  ## run the tests that are not slow, in parallel
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
-check: $(READY) $(KERNELS)  ## all that CI checks: format, lint, types, tests, legs
+check: $(READY) $(KERNELS)  ## run everything that CI checks: format, lint, types, tests, legs
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/mypy docs/examples/*.py
+	$(BIN)/mypy docs/examples/*.py docs/hooks/*.py
 	$(BIN)/lint-imports
 	$(BIN)/typos
+	$(BIN)/python tests/prose.py
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered
 	$(MAKE) --jobs=2 --output-sync=target $(LEGS)
 
-format: $(READY)  ## format the code and repair what ruff can
+format: $(READY)  ## format the code and apply ruff's fixes
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-kernels: $(KERNELS)  ## build and install the fused CPU kernels, where a compiler is
+kernels: $(KERNELS)  ## build and install the fused CPU kernels if a compiler is available
 
 $(LEGS): $(READY) $(KERNELS)
 	$(BIN)/nox --session $@
 
-legs: $(READY)  ## list the legs; make lean runs one, for example
+docs:  ## build the documentation site in build/site
+
+legs: $(READY)  ## list the legs; run one with, for example, make lean
 	$(BIN)/nox --list
 
-licenses: $(READY)  ## write docs/licenses.md
+licenses: $(READY)  ## rewrite docs/licenses.md
 	$(BIN)/python tests/licenses.py
 
-contenders: $(CONTENDERS)  ## install the systems that bench compares with, each in its environment
+performance: $(READY)  ## rewrite the tables and the chart of docs/performance.md from benchmarks/results
+	$(BIN)/python -m benchmarks performance
 
-bench: $(READY) $(KERNELS) $(CONTENDERS) $(LARGE)  ## all speed measurements, an hour and more: make bench DATA=FOLDER
+contenders: $(CONTENDERS)  ## install the other systems for bench, in separate environments
+
+bench: $(READY) $(KERNELS) $(CONTENDERS) $(LARGE)  ## run all speed benchmarks, more than an hour: make bench DATA=FOLDER
 	$(BIN)/python -m benchmarks throughput $(COMMON) $(addprefix --contender ,$(INT8)) --json $(SPEED)/int8.json
 	$(BIN)/python -m benchmarks throughput $(COMMON) $(addprefix --contender ,$(FLOAT)) --rounds 3 --json $(SPEED)/float.json
 	$(BIN)/python -m benchmarks latency $(COMMON) $(addprefix --contender ,$(INT8)) --json $(SPEED)/latency-int8.json
@@ -63,17 +69,16 @@ bench: $(READY) $(KERNELS) $(CONTENDERS) $(LARGE)  ## all speed measurements, an
 	$(BIN)/python -m benchmarks coldstart $(COMMON) $(addprefix --contender ,$(INT8)) --json $(SPEED)/coldstart-int8.json
 	$(BIN)/python -m benchmarks coldstart $(COMMON) $(addprefix --contender ,$(FLOAT)) --json $(SPEED)/coldstart-float.json
 	$(BIN)/python -m benchmarks serve --checkpoint $(LARGE) $(if $(DATA),--data $(DATA)) --peer infinity --wait-ms 2 --wait-ms 5 --json build/serve.json
-	$(BIN)/python -m benchmarks report $(SPEED)/*.json --out $(SPEED)/report.html
 
 SOAK_SECONDS := 180
 
-soak: $(READY) $(KERNELS)  ## a server under mixed load for minutes, with clients that leave: make soak ARTIFACT=DIR
+soak: $(READY) $(KERNELS)  ## run a server under mixed load for minutes, with disconnecting clients: make soak ARTIFACT=DIR
 	$(BIN)/python tests/serve/soak.py $(or $(ARTIFACT),tests/data/tiny-int8) --seconds $(SOAK_SECONDS)
 
-bench-smoke: $(READY) $(KERNELS)  ## nodes of the graphs and speed next to plain ONNX Runtime, in 3 minutes
+bench-smoke: $(READY) $(KERNELS)  ## check graph nodes and speed relative to plain ONNX Runtime, 3 minutes
 	$(BIN)/python -m benchmarks smoke
 
-# Two groups, as all at once would not fit into 24 GiB; the first two of the second are in the first too.
+# Two groups, because all at once do not fit into 24 GiB. Both contain koe5-int8 and openvino-int8.
 INT8 := koe5-int8 koe5-int8-padded koe5-int8-block koe5-int4-block openvino-int8 ort-dynamic-int8 ctranslate2-int8
 FLOAT := koe5-int8 openvino-int8 koe5-fp32 sentence-transformers-fp32 sentence-transformers-bf16 openvino-bf16 fastembed
 
@@ -98,19 +103,19 @@ $(LARGE): | $(READY)
 	$(@D)/bin/python -m pip install --quiet -c $< 'infinity-emb[torch,server]' torch transformers
 	touch $@
 
-clean:  ## remove all that make made
+clean:  ## remove everything that make creates
 	rm -rf $(VENV) .coverage .nox .venv-contenders .venv-fastembed .venv-infinity build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
-# The file $(READY) exists only while the environment is whole: an interrupted install starts afresh.
+# The file $(READY) exists only if the environment is complete, so an interrupted install starts again.
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("koe5-onnx needs Python 3.11 or later and found %d.%d; name another: make PYTHON=python3.12" % v[:2])'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("koe5-onnx requires Python 3.11 or later, but this is %d.%d. Select another one: make PYTHON=python3.12" % v[:2])'
 	test -e $@ || $(PYTHON) -m venv --clear $(VENV)
 	rm -f $@
 	$(BIN)/python -m pip install --quiet -c constraints.txt pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,export,reference,serve,otel,bulk]' --group dev --group bench
 	touch $@
 
-# Optional: without them everything runs on the padded graph. The last line of the log says what is missing.
+# Optional: without the kernels everything runs on the padded graph. On failure, prints the reason from the log.
 $(KERNELS): $(READY) $(wildcard kernels/src/* kernels/koe5_onnx_kernels/*.py) kernels/CMakeLists.txt kernels/pyproject.toml
 	@$(BIN)/python -m pip install --quiet --force-reinstall --no-deps ./kernels >$(VENV)/kernels.log 2>&1 \
 	  && $(BIN)/python -c 'import koe5_onnx_kernels as k; print("fused kernels:", k.unavailable() or "ready, on " + k.level())' \

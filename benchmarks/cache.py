@@ -1,9 +1,9 @@
-"""Embeddings that are computed once: parts of `PART` texts, each a file of its own.
+"""Cache for embeddings: parts of `PART` texts, each in its own file.
 
-PyTorch takes minutes for a part on a CPU and half an hour for a dataset, so a part is kept as soon as it is
-done, and an interrupted run goes on with the first part that is missing. A file's name is the SHA-256 of who
-embedded (weights, tokenizer, contract, library versions, CPU: whatever can change a result) and of the texts
-with their prompts in front.
+PyTorch takes minutes per part on a CPU and half an hour per dataset. Each part is saved as soon as it is
+computed, so an interrupted run continues with the first missing part. A file's name is the SHA-256 of
+everything that can change a result (weights, tokenizer, contract, library versions, CPU) and of the texts
+including their prompts.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from koe5_onnx.files import atomic_path
 
 Array = npt.NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Array]
-"""Texts with their prompts in front to float32[n, dim]."""
+"""Function from texts, prompts included, to float32[n, dim]."""
 
 PART = 60
-"""Texts of one file: about two and a half minutes of PyTorch with KoE5 on two cores."""
+"""Texts per file: about two and a half minutes of PyTorch with KoE5 on two cores."""
 
 
 def embed_cached(
@@ -35,20 +35,20 @@ def embed_cached(
     embed: Embed,
     on_part: Callable[[int, int], None] | None = None,
 ) -> Array:
-    """Embed texts, or read what was embedded before.
+    """Return the embeddings of texts, computing those that are not in the cache.
 
     Args:
-        folder: Where the parts lie; made if it is missing.
-        identity: What embeds, as plain data; another identity never gets these parts.
-        texts: At least one text, prompts in front.
-        embed: Computes what is missing.
-        on_part: Called after each part with the texts done and the texts in all.
+        folder: Folder of the parts; created if missing.
+        identity: Plain data that identifies the encoder; parts are never shared between identities.
+        texts: At least one text, prompts included.
+        embed: Computes missing parts.
+        on_part: Called after each part with the number of finished texts and of all texts.
 
     Returns:
         float32[len(texts), dim].
 
     Raises:
-        InputError: A file of the cache is damaged.
+        InputError: A cache file is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[Array] = []
@@ -74,10 +74,10 @@ def _read(file: Path, texts: int) -> Array:
     try:
         embeddings = np.load(file, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise InputError(f"{file} is damaged ({error}): delete it, and it is computed again") from error
+        raise InputError(f"{file} is damaged ({error}). Delete it to compute it again") from error
     if embeddings.dtype != np.float32 or embeddings.ndim != 2 or len(embeddings) != texts:
         raise InputError(
-            f"{file} holds {embeddings.dtype}{list(embeddings.shape)}, expected float32[{texts}, dim]: "
-            "delete it, and it is computed again"
+            f"{file} contains {embeddings.dtype}{list(embeddings.shape)}, expected float32[{texts}, dim]. "
+            "Delete it to compute it again"
         )
     return np.asarray(embeddings)

@@ -1,4 +1,4 @@
-"""Writes a checkpoint of XLM-R shape with seeded weights, to measure speed, size and memory without the Hub.
+"""Write a checkpoint of XLM-R shape with seeded weights, to measure speed, size and memory without the Hub.
 
 python -m benchmarks checkpoint build/large --size large --tokenizer tokenizer.json
 """
@@ -14,8 +14,8 @@ from koe5_export.seeded import SIZES, write_seeded_checkpoint
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the checkpoint; must not exist")
-    parser.add_argument("--size", choices=SIZES, default="tiny", help="large is KoE5's exact shape, 2.2 GB")
+    parser.add_argument("out", type=Path, metavar="OUT", help="output folder; must not exist")
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="large has KoE5's exact shape, 2.2 GB")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same weights")
     parser.add_argument(
         "--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json (default: a small one)"
@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the checkpoint that the command line asks for.
+    """Write the checkpoint.
 
     Raises:
-        InputError: The folder exists, or the tokenizer does not fit.
+        InputError: The folder exists, or the tokenizer does not fit the model.
     """
     write_seeded_checkpoint(args.out, args.size, args.seed, args.tokenizer)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())

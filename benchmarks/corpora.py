@@ -1,4 +1,4 @@
-"""The datasets of the benchmarks, by name or by folder; their file layouts are layouts.py's."""
+"""Datasets of the benchmarks, by name or folder. layouts.py reads their file layouts."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from koe5_onnx.artifact.hub import fetch
 
 @dataclass(frozen=True)
 class OnHub:
-    """Where a dataset of the model card lies on the Hub."""
+    """Location on the Hub of a dataset from the model card."""
 
     title: str
-    """Its name on the model card of KoE5."""
+    """Name on KoE5's model card."""
     repository: str
     revision: str | None
 
 
 KNOWN: Mapping[str, OnHub] = {
-    # 720 pages, 114 questions: the AutoRAG benchmark in BEIR's columns.
+    # 720 pages, 114 questions: the AutoRAG benchmark with BEIR's columns.
     # Source: https://github.com/embeddings-benchmark/mteb (AutoRAGRetrieval, KoStrategyQA, PublicHealthQA)
     "autorag": OnHub("AutoRAG-benchmark", "yjoonjang/markers_bm", "fd7df84ac089bbec763b1c6bb1b56e985df5cc5c"),
     "ko-strategyqa": OnHub(
@@ -37,7 +37,7 @@ KNOWN: Mapping[str, OnHub] = {
 
 @dataclass(frozen=True)
 class Dataset:
-    """Queries, passages, and which passages answer which query."""
+    """Queries, passages, and relevance judgments."""
 
     name: str
     source: str
@@ -46,17 +46,17 @@ class Dataset:
 
     @property
     def queries(self) -> list[str]:
-        """Texts of the queries, without prompts."""
+        """Query texts without prompts."""
         return list(self.contents.queries.values())
 
     @property
     def passages(self) -> list[str]:
-        """Texts of the passages, without prompts."""
+        """Passage texts without prompts."""
         return list(self.contents.passages.values())
 
     @property
     def sha256(self) -> str:
-        """Hash of all ids, texts and judgements, whatever layout they came in."""
+        """Hash of all ids, texts and judgments, independent of the file layout."""
         text = json.dumps(self.contents, ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -65,24 +65,25 @@ def load(name: str, folder: Path | None = None, limit: int | None = None) -> Dat
     """Open a dataset.
 
     Args:
-        name: A name of `KNOWN`, or a folder of any layout.
-        folder: Where a known dataset lies; None fetches it from the Hub.
-        limit: Keep this many queries, their passages and as many others; None keeps all.
+        name: A name in `KNOWN`, or a folder in any supported layout.
+        folder: Folder of a known dataset; None downloads it from the Hub.
+        limit: Number of queries to keep, with their passages and as many others; None keeps all.
 
     Raises:
         InputError: The name is unknown, or the dataset cannot be used.
-        HubError: It cannot be fetched.
+        HubError: The dataset cannot be downloaded.
     """
     if name in KNOWN:
         dataset = _known(KNOWN[name], name, folder)
     elif folder is not None:
         raise InputError(
-            f"{folder} is given for {name}: expected one of {', '.join(KNOWN)}, or no other folder"
+            f"the folder {folder} was passed, but {name} is not a known dataset. Pass the folder with one of "
+            f"{', '.join(KNOWN)}, or pass only a folder as the dataset"
         )
     elif Path(name).exists():
         dataset = Dataset(Path(name).name, name, read_contents(Path(name)))
     else:
-        raise InputError(f"{name} is neither a dataset's folder nor one of {', '.join(KNOWN)}")
+        raise InputError(f"{name} is neither a folder nor a known dataset. Use one of {', '.join(KNOWN)}")
     if limit is not None:
         dataset = _limited(dataset, limit)
     _check(dataset)
@@ -95,14 +96,14 @@ def _known(known: OnHub, name: str, folder: Path | None) -> Dataset:
     try:
         fetched = fetch(known.repository, known.revision, PATTERNS, "dataset")
     except HubError as error:
-        raise HubError(f"{error} For {name}, that is --data FOLDER.") from error
+        raise HubError(f"{error}. For {name}, pass the folder with --data FOLDER.") from error
     return Dataset(known.title, f"{known.repository}@{fetched.name}", read_contents(fetched))
 
 
 def _limited(dataset: Dataset, limit: int) -> Dataset:
-    """The first `limit` queries, what is relevant to them, and the first `limit` other passages."""
+    """Keep the first `limit` queries, their relevant passages, and the first `limit` other passages."""
     if limit < 2:
-        raise InputError(f"the limit is {limit}: expected 2 queries or more")
+        raise InputError(f"the limit is {limit}, expected at least 2 queries")
     contents = dataset.contents
     relevant = dict(islice(contents.relevant.items(), limit))
     wanted = {passage for judged in relevant.values() for passage in judged}
@@ -117,25 +118,25 @@ def _limited(dataset: Dataset, limit: int) -> Dataset:
 
 
 def _check(dataset: Dataset) -> None:
-    """Refuse what no figure can be computed from.
+    """Reject datasets without enough data or with unknown passages.
 
     Raises:
-        InputError: Too little is there, or a judgement names nothing.
+        InputError: There are too few queries or passages, or a judgment refers to a missing passage.
     """
     queries, passages, relevant = dataset.contents
     if len(queries) < 2 or len(passages) < 2:
         raise InputError(
             f"{dataset.source} has {len(queries)} queries with a relevant passage and "
-            f"{len(passages)} passages: expected at least 2 of each"
+            f"{len(passages)} passages, expected at least 2 of each"
         )
     for query in queries:
         judged = relevant.get(query)
         if not judged:
             raise InputError(
-                f"{dataset.source}: the query {query!r} has no relevant passage: expected one or more"
+                f"{dataset.source}: the query {query!r} has no relevant passage, expected at least one"
             )
         if strangers := sorted(judged.keys() - passages.keys()):
             raise InputError(
-                f"{dataset.source}: the query {query!r} has the relevant passage {strangers[0]!r}, "
-                "which is not in the corpus: download the dataset again"
+                f"{dataset.source}: the relevant passage {strangers[0]!r} of the query {query!r} "
+                "is not in the corpus. Download the dataset again"
             )

@@ -1,9 +1,9 @@
-"""Time per stage and peak memory of an export.
+"""Measure the time per stage and the peak memory of an export.
 
 python -m benchmarks export build/large --precision int8 --json build/export.json
 
-Processor time divided by the number of cores is the time on an idle machine if all cores are busy throughout;
-elapsed time is what it took on this one.
+CPU time divided by the number of cores is the time on an idle machine if all cores are busy throughout;
+elapsed time is the time on this machine.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from koe5_onnx.engine.machine import usable_cores
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage took."""
+    """Measurements of one stage."""
 
     name: str
     parts: int
-    """Tokens, layers or bytes, by the name."""
+    """Number of tokens, layers or bytes, depending on the stage."""
     seconds: float
     processor_seconds: float
     peak_rss_bytes: int
-    """Peak of the process from its start to the end of the stage."""
+    """Peak memory of the process from its start to the end of the stage."""
 
 
 class Stages:
@@ -48,13 +48,13 @@ class Stages:
         self._start = time.monotonic(), time.process_time()
 
     def __call__(self, stage: str, _done: int, total: int) -> None:
-        """Notice the start of a stage."""
+        """Start a new stage when its name changes."""
         if stage != self._name:
             self.end()
             self._name, self._parts = stage, total
 
     def end(self) -> None:
-        """End the stage that is running."""
+        """End the current stage."""
         now = time.monotonic(), time.process_time()
         elapsed, processor = (after - before for before, after in zip(self._start, now, strict=True))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of the checkpoint")
     parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,9 +91,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _certificate(artifact: Artifact) -> dict[str, Any]:
-    """Return the figures of both graphs, to see whether a faster export is as good."""
+    """Return the certificates of both graphs, to check that a faster export is as accurate."""
     manifest = artifact.manifest
-    found = {"padded": manifest.certificate, "packed": manifest.fused_certificate}
+    found = {"padded": manifest.certificate, "packed": manifest.packed_certificate}
     return {
         name: {
             "texts": certificate.overall.texts,

@@ -1,10 +1,10 @@
-"""Retrieval datasets in their published layouts: files to queries, passages and judgements.
+"""Read retrieval datasets in their published layouts: queries, passages and relevance judgments.
 
-Knows files and columns; names and the Hub are corpora.py's. A layout is told by the files that are there::
+corpora.py handles names and the Hub. The layout is recognized by the files in the folder::
 
     AutoRAG  corpus.parquet (doc_id, contents) and qa.parquet (qid, query, retrieval_gt: groups of doc_ids)
     BEIR     corpus (_id, title, text), queries (_id, text), qrels (query-id, corpus-id, score) of the split
-             "test", else "dev"; as .jsonl, .tsv or Parquet
+             "test", or else "dev"; as .jsonl, .tsv or Parquet
     FAQ      korean.csv (question, answer): each answer is the passage of its question
 
 Source: https://marker-inc-korea.github.io/AutoRAG/data_creation/data_format.html (AutoRAG),
@@ -38,29 +38,29 @@ _QRELS = tuple(
 _FAQ = ("data/korean.csv", "korean.csv")
 
 PATTERNS = ("corpus.parquet", "qa.parquet", *_CORPUS, *_QUERIES, *_QRELS, *_FAQ)
-"""Every file that a layout can be made of."""
+"""All file names that layouts use."""
 
 
 class Contents(NamedTuple):
-    """What a dataset holds."""
+    """Contents of a dataset."""
 
     queries: dict[str, str]
-    """Id to text; only queries that have a relevant passage."""
+    """Text by id, for queries that have a relevant passage."""
     passages: dict[str, str]
-    """Id to text."""
+    """Text by id."""
     relevant: dict[str, dict[str, int]]
-    """Query id to its relevant passages and their grades, 1 or more."""
+    """Relevant passages of each query id and their grades, 1 or higher."""
 
 
 def read_contents(folder: Path) -> Contents:
     """Read the dataset in a folder.
 
     Raises:
-        InputError: No known layout, or a file or a row that does not fit it.
+        InputError: The layout is unknown, or a file or row does not match it.
         MissingDependencyError: The dataset is in Parquet and pyarrow is not installed.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: expected a dataset's folder")
+        raise InputError(f"{folder} is not a folder. Pass the folder of a dataset")
     if (folder / "corpus.parquet").is_file() and (folder / "qa.parquet").is_file():
         return _read_autorag(Table.read([folder / "corpus.parquet"]), Table.read([folder / "qa.parquet"]))
     beir = [_find(folder, patterns) for patterns in (_CORPUS, _QUERIES, _QRELS)]
@@ -70,14 +70,14 @@ def read_contents(folder: Path) -> Contents:
         return _read_faq(Table.read(faq))
     found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     raise InputError(
-        f"{folder} holds no dataset of a known layout: expected corpus.parquet and qa.parquet (AutoRAG), "
+        f"{folder} has no dataset in a known layout. Expected corpus.parquet and qa.parquet (AutoRAG), "
         "corpus.jsonl, queries.jsonl and qrels/test.tsv or qrels/dev.tsv (BEIR), or korean.csv (FAQ); "
         f"found {', '.join(found[:10]) or 'no file'}"
     )
 
 
 def _find(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files of the first pattern that has some."""
+    """Return the files of the first pattern that matches any."""
     return next((files for pattern in patterns if (files := sorted(folder.glob(pattern)))), [])
 
 
@@ -89,10 +89,10 @@ def _read_autorag(corpus: Table, qa: Table) -> Contents:
 
 
 def _flat(given: Any, qa: Table, query: str) -> Iterator[str]:
-    """The ids in groups of ids; that one of a group would do is not looked at."""
+    """Yield all ids of a retrieval_gt value, which is a list of groups. All ids of a group are relevant."""
     if not isinstance(given, list) or not all(isinstance(group, list) for group in given):
         raise InputError(
-            f"{qa.file}: retrieval_gt of {query} is {given!r}: expected lists of lists of doc_ids"
+            f"{qa.file}: retrieval_gt of {query} is {given!r}, expected lists of lists of doc_ids"
         )
     for group in given:
         yield from map(str, group)
@@ -108,15 +108,13 @@ def _read_beir(corpus: Table, queries: Table, qrels: Table) -> Contents:
             relevant.setdefault(query, {})[passage] = grade
     known = _unique(queries, "_id", queries.texts("text"))
     if strangers := sorted(relevant.keys() - known.keys()):
-        raise InputError(
-            f"{qrels.file} judges the query {strangers[0]!r}, which {queries.file} does not have"
-        )
+        raise InputError(f"{qrels.file} judges the query {strangers[0]!r}, which is not in {queries.file}")
     asked = {query: text for query, text in known.items() if query in relevant}
     return Contents(asked, _unique(corpus, "_id", texts), relevant)
 
 
 def _read_faq(rows: Table) -> Contents:
-    """Equal answers are one passage, and equal questions one query."""
+    """Merge equal answers into one passage, and equal questions into one query."""
     questions, answers = rows.texts("question"), rows.texts("answer")
     query_ids = {text: f"q{number}" for number, text in enumerate(dict.fromkeys(questions))}
     passage_ids = {text: f"p{number}" for number, text in enumerate(dict.fromkeys(answers))}
@@ -131,18 +129,18 @@ def _swapped(ids: Mapping[str, str]) -> dict[str, str]:
 
 
 def _unique(table: Table, column: str, texts: Sequence[str]) -> dict[str, str]:
-    """Id to text, each id once."""
+    """Return texts by id, requiring unique ids."""
     ids = table.ids(column)
     found = dict(zip(ids, texts, strict=True))
     if len(found) < len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
-        raise InputError(f"{table.file}: the {column} {twice!r} is there more than once: expected unique ids")
+        raise InputError(f"{table.file}: the {column} {twice!r} is not unique. Remove the duplicate rows")
     return found
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one file, or of the shards of one."""
+    """The rows of one file, or of its shards."""
 
     file: Path
     """The first file, for messages."""
@@ -150,49 +148,49 @@ class Table:
 
     @classmethod
     def read(cls, files: Sequence[Path]) -> Table:
-        """Read files of the same columns.
+        """Read files with the same columns.
 
         Raises:
-            InputError: A file is damaged, or not of the kind that its name says.
+            InputError: A file is damaged, or does not have the format that its suffix implies.
         """
         rows: list[dict[str, Any]] = []
         for file in files:
             try:
                 rows.extend(_READERS[file.suffix](file))
             except (ValueError, csv.Error) as error:
-                raise InputError(f"{file} cannot be read ({error}): download it again") from error
+                raise InputError(f"{file} cannot be read ({error}). Download it again") from error
         if rows and not all(isinstance(row, dict) for row in rows):
-            raise InputError(f"{files[0]} holds lines that are not objects: expected one JSON object a line")
+            raise InputError(f"{files[0]} has lines that are not JSON objects, expected one object per line")
         return cls(files[0], rows)
 
     def values(self, column: str) -> list[Any]:
-        """One column, without gaps."""
+        """Return a column and check that every row has a value."""
         found = [row.get(column) for row in self.rows]
         if None in found:
             number = found.index(None)
             raise InputError(
-                f"{self.file}: row {number + 1} has no {column}: expected one in each row; "
-                f"the row has {', '.join(map(str, self.rows[number])) or 'nothing'}"
+                f"{self.file}: row {number + 1} has no {column}, which every row needs; "
+                f"it has {', '.join(map(str, self.rows[number])) or 'no columns'}"
             )
         return found
 
     def texts(self, column: str) -> list[str]:
-        """One column of texts."""
+        """Return a column of texts."""
         found = self.values(column)
         if wrong := [value for value in found if not isinstance(value, str)]:
-            raise InputError(f"{self.file}: {column} holds {wrong[0]!r}: expected texts only")
+            raise InputError(f"{self.file}: {column} contains {wrong[0]!r}, expected only texts")
         return found
 
     def ids(self, column: str) -> list[str]:
-        """One column of ids, which may be numbers."""
+        """Return a column of ids as text; the values may be numbers."""
         return [str(value) for value in self.values(column)]
 
     def grades(self, column: str) -> list[int]:
-        """One column of relevance grades."""
+        """Return a column of relevance grades."""
         try:
             return [int(float(value)) for value in self.values(column)]
         except (TypeError, ValueError) as error:
-            raise InputError(f"{self.file}: {column} holds no number: {error}") from error
+            raise InputError(f"{self.file}: {column} contains a non-numeric value: {error}") from error
 
 
 def _read_jsonl(file: Path) -> list[dict[str, Any]]:

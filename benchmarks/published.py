@@ -1,12 +1,13 @@
-"""What the model card of KoE5 publishes, in percent, and what its figures of the AutoRAG benchmark are.
+"""Results that KoE5's model card publishes, in percent, and how to interpret its AutoRAG benchmark results.
 
-There the published NDCG@3 is below NDCG@1, which the standard definition cannot give where each query has
-one relevant passage. It is the figure of that benchmark's own table, and for all five models it is, to the
-last digit printed, the NDCG of the best three passages in reverse order (the third first). NDCG@1 and F1@3
-give how many of the 114 queries have their passage first and how many among the first three; the published
-NDCG@3 then splits the rest into second and third in whole numbers; and the mean reciprocal ranks that the
-benchmark prints for the best three follow from the same numbers in the same reverse order. So the standard
-NDCG@3 can be told from the published figures. NDCG@1, F1@1 and F1@3 are standard as printed.
+In this benchmark, the published NDCG@3 is lower than NDCG@1, which the standard definition does not allow if
+each query has one relevant passage. The value equals that in the benchmark's own table. For all five models,
+to the last printed digit, it is the NDCG of the top three passages in reverse order (third first). NDCG@1 and
+F1@3 determine how many of the 114 queries have their passage first and how many have it in the top three. The
+published NDCG@3 then splits the rest into second and third in whole numbers, and the mean reciprocal ranks
+that the benchmark prints for the top three follow from the same numbers in the same reverse order. The
+standard NDCG@3 can therefore be derived from the published figures. NDCG@1, F1@1 and F1@3 are standard as
+printed.
 
 Source: https://huggingface.co/nlpai-lab/KoE5 (Results);
 https://github.com/Marker-Inc-Korea/AutoRAG-example-korean-embedding-benchmark (the benchmark's table)
@@ -24,7 +25,7 @@ AUTORAG_QUERIES = 114
 
 
 class Figures(NamedTuple):
-    """One model's line for one dataset, in percent."""
+    """Results of one model on one dataset, in percent."""
 
     ndcg_1: float
     f1_1: float
@@ -58,17 +59,17 @@ PUBLISHED: Mapping[str, Mapping[str, Figures]] = {
 
 
 def autorag_hits(published: Figures) -> tuple[int, int, int]:
-    """How many of the 114 queries had their passage at rank 1, 2 and 3, told from the published figures."""
+    """Derive from the published figures how many of the 114 queries had their passage at rank 1, 2 and 3."""
     first = AUTORAG_QUERIES * published.ndcg_1 / 100
-    # One relevant passage: P@3 = R@3 / 3, so F1@3 = R@3 / 2.
+    # With one relevant passage, P@3 = R@3 / 3, so F1@3 = R@3 / 2.
     in_three = AUTORAG_QUERIES * 2 * published.f1_3 / 100
     reversed_gain = AUTORAG_QUERIES * published.ndcg_3 / 100
-    # In reverse order a first gains 1 / log2(4) = 1/2, a second 1 / log2(3), a third 1.
+    # In reverse order, rank 1 gains 1 / log2(4) = 1/2, rank 2 gains 1 / log2(3), and rank 3 gains 1.
     second = (in_three - first / 2 - reversed_gain) / (1 - 1 / log2(3))
     return round(first), round(second), round(in_three) - round(first) - round(second)
 
 
 def standard_autorag_ndcg_3(published: Figures) -> float:
-    """The standard NDCG@3, in percent, of a model that the AutoRAG benchmark lists."""
+    """Return the standard NDCG@3, in percent, of a model in the AutoRAG benchmark."""
     first, second, third = autorag_hits(published)
     return 100 * (first + second / log2(3) + third / 2) / AUTORAG_QUERIES

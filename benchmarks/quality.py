@@ -1,14 +1,15 @@
-"""Retrieval quality: NDCG, F1, Recall and MRR of artifacts, checkpoint and contenders, and what changed.
+"""Measure retrieval quality: NDCG, F1, recall and MRR of artifacts, a checkpoint and contenders.
 
 python -m benchmarks quality --artifact koe5-int8 --checkpoint nlpai-lab/KoE5 --dataset autorag
 
-The checkpoint, else the first artifact, is the baseline; every other run is compared with it. All runs use
-one contract (prompts, pooling, token limit): the artifacts', or the checkpoint's own without artifacts.
-`--contender` adds other systems on the same checkpoint; `--speed` adds figures of the throughput benchmark.
+The baseline is the checkpoint, or the first artifact if there is no checkpoint. Every other run is compared
+with it. All runs use one contract (prompts, pooling, token limit): that of the artifacts, or the checkpoint's
+own if there are no artifacts. `--contender` adds other systems on the same checkpoint; `--speed` adds results
+of the throughput benchmark.
 
-The folder `--out` gets quality.json (everything), quality.md (what is printed), quality.png and quality.svg.
-Embeddings are kept in its folder `embeddings`, part by part: PyTorch takes long, and an interrupted run
-goes on where it was.
+The folder `--out` receives quality.json (all results), quality.md (the printed report) and, with `--speed`,
+pareto.svg. Embeddings are cached in its subfolder `embeddings` part by part, so an interrupted run continues
+where it stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from benchmarks.corpora import KNOWN, Dataset, load
 from benchmarks.published import AUTORAG
 from benchmarks.quality_change import Measured, compare
 from benchmarks.quality_pareto import draw_pareto
-from benchmarks.quality_plot import draw
 from benchmarks.quality_report import REVERSED, Report, as_data, as_markdown
 from benchmarks.quality_run import (
     Encoder,
@@ -52,7 +52,7 @@ from koe5_onnx import Artifact, InputError, __version__
 from koe5_onnx.engine.machine import usable_cores
 
 _LIBRARIES = {"ir_measures": "ir-measures", "matplotlib": "matplotlib", "numpy": "numpy", "scipy": "scipy"}
-"""Import name to distribution of what computes and draws; the group `bench` brings what is not here."""
+"""Packages for computing and drawing, as import name to distribution name; in the group `bench`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,15 +62,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="A",
-        help="an artifact's folder or Hub id; repeatable",
+        help="folder or Hub id of an artifact; repeatable",
     )
-    parser.add_argument("--checkpoint", metavar="C", help="folder or Hub id: PyTorch, the baseline")
+    parser.add_argument("--checkpoint", metavar="C", help="folder or Hub id of the PyTorch baseline")
     parser.add_argument(
         "--contender",
         action="append",
         default=[],
         choices=[name for name, one in CONTENDERS.items() if not one.is_ours],
-        help="another system on the folder --checkpoint; repeatable",
+        help="another system to run on the folder --checkpoint; repeatable",
     )
     add_cache(parser)
     parser.add_argument(
@@ -79,20 +79,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="FILE",
-        help="a result of the throughput benchmark, drawn against top-10 overlap; repeatable",
+        help="a result of the throughput benchmark to plot against top-10 overlap; repeatable",
     )
-    parser.add_argument("--note", default="", help="what the report says of the weights")
+    parser.add_argument("--note", default="", help="description of the weights for the report")
     parser.add_argument(
         "--dataset", required=True, metavar="D", help=f"one of {', '.join(KNOWN)}, or a dataset's folder"
     )
     parser.add_argument(
-        "--data", type=Path, metavar="FOLDER", help="where a named dataset lies (default: Hub)"
+        "--data", type=Path, metavar="FOLDER", help="folder of a named dataset (default: from the Hub)"
     )
     parser.add_argument(
         "--limit",
         type=int,
         metavar="N",
-        help="only the first N queries, their passages and N others: a trial",
+        help="use only the first N queries, their passages and N others, for a trial run",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("build/quality"), metavar="DIR", help="default: %(default)s"
@@ -100,11 +100,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, write and print.
+    """Measure, write and print the results.
 
     Raises:
-        InputError: Nothing to measure, or the dataset cannot be used.
-        Koe5Error: A run cannot be made.
+        InputError: There is nothing to measure, or the dataset cannot be used.
+        Koe5Error: A run failed.
     """
     libraries = _libraries()
     speeds = read_speeds(args.speed)
@@ -121,28 +121,28 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _libraries() -> dict[str, str]:
-    """Versions of what computes the figures; found missing before the hours of embedding, not after."""
+    """Return the versions of required packages. Checked first, because embedding takes hours."""
     for package in _LIBRARIES:
         try:
             importlib.import_module(package)
         except ImportError as error:
             raise InputError(
-                f"measuring quality needs the package {package}: pip install --group bench"
+                f"measuring quality needs the package {package}. Run pip install --group bench"
             ) from error
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES.values()}
     return {"koe5-onnx": __version__, "python": platform.python_version(), **versions}
 
 
 def _encoders(args: argparse.Namespace) -> list[AbstractContextManager[Encoder]]:
-    """The baseline first; no graph and no weights are loaded yet, but a wrong name is found."""
+    """Return the encoders, baseline first. Names are checked; graphs and weights are loaded later."""
     artifacts = [Artifact.open(name) for name in args.artifact]
     if len({artifact.path.resolve() for artifact in artifacts}) < len(artifacts):
-        raise InputError(f"an artifact is given twice: {', '.join(args.artifact)}")
+        raise InputError(f"artifacts must be unique, found {', '.join(args.artifact)}")
     contract = shared_contract(artifacts)
     if args.checkpoint is None:
         if not artifacts or args.contender:
             missing = "nothing to measure" if not args.contender else "contenders need a checkpoint"
-            raise InputError(f"{missing}: give --artifact, --checkpoint or both")
+            raise InputError(f"{missing}. Pass --artifact, --checkpoint or both")
         return [*map(open_artifact, artifacts)]
     checkpoint = Checkpoint.open(args.checkpoint)
     contract = contract or read_contract(checkpoint)
@@ -158,7 +158,7 @@ def _encoders(args: argparse.Namespace) -> list[AbstractContextManager[Encoder]]
 def _runs(
     encoders: Sequence[AbstractContextManager[Encoder]], dataset: Dataset, cache: Path
 ) -> tuple[list[Run], dict[str, str]]:
-    """Embed the dataset with each encoder; the second are contenders that cannot, with the reason."""
+    """Embed the dataset with each encoder. Also returns the contenders that failed, with the reason."""
     runs: list[Run] = []
     impossible: dict[str, str] = {}
     for encoder in encoders:
@@ -166,7 +166,7 @@ def _runs(
             with encoder as opened:
                 runs.append(run_on(opened, dataset, cache))
         except ImpossibleError as error:
-            print(f"{error.contender} is not possible: {error}", file=sys.stderr)
+            print(f"skipped {error.contender}: {error}", file=sys.stderr)
             impossible[error.contender] = str(error)
     return runs, impossible
 
@@ -188,8 +188,7 @@ def _write(report: Report, folder: Path) -> None:
     (folder / "quality.json").write_text(data + "\n", encoding="utf-8")
     text = as_markdown(report)
     (folder / "quality.md").write_text(text, encoding="utf-8")
-    draw(report, folder)
-    written = ["quality.json", "quality.md", "quality.png", "quality.svg"]
+    written = ["quality.json", "quality.md"]
     if report.speeds:
         written.append("pareto.svg")
         draw_pareto(report, report.speeds[0], folder / written[-1])

@@ -1,4 +1,4 @@
-"""The chart of a quality measurement with speeds: tokens per second against top-10 overlap."""
+"""Chart of a quality measurement with speeds: tokens per second against top-10 overlap."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _OURS, _OTHERS, _GREY = "#0072B2", "#D55E00", "#666666"
-"""Told apart by color-blind people too. Source: Okabe and Ito, https://jfly.uni-koeln.de/color/"""
+"""Colors that color-blind readers can distinguish. Source: Okabe and Ito, https://jfly.uni-koeln.de/color/"""
 _OFFSETS: tuple[tuple[int, int, str], ...] = (
     (8, 6, "left"),
     (8, -7, "left"),
@@ -28,7 +28,7 @@ _OFFSETS += tuple((x, y, side) for y in (16, -16, 26, -26) for x, side in ((8, "
 
 @dataclass(frozen=True)
 class Mark:
-    """One system in the chart."""
+    """A system in the chart."""
 
     name: str
     tokens_per_second: float
@@ -36,12 +36,12 @@ class Mark:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is this project."""
+        """True for contenders of this project."""
         return CONTENDERS[self.name].is_ours
 
 
 def marks_of(report: Report, speed: Speed) -> list[Mark]:
-    """The runs that were timed, and compared with the baseline."""
+    """Return the runs that were timed and compared with the baseline."""
     overlaps = {change.run: change.top10_overlap.mean for change in report.changes}
     found = []
     for run in report.runs:
@@ -52,7 +52,7 @@ def marks_of(report: Report, speed: Speed) -> list[Mark]:
 
 
 def front(marks: Sequence[Mark]) -> list[Mark]:
-    """Those that no other one beats in both, from slow to fast."""
+    """Return the Pareto-optimal marks, from slow to fast."""
     return sorted(
         (
             one
@@ -69,7 +69,7 @@ def front(marks: Sequence[Mark]) -> list[Mark]:
 
 
 def draw_pareto(report: Report, speed: Speed, file: Path) -> None:
-    """Write the chart as SVG, its text as text."""
+    """Write the chart as SVG with selectable text."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -84,7 +84,7 @@ def draw_pareto(report: Report, speed: Speed, file: Path) -> None:
             color=_GREY,
             linewidth=1,
             linestyle="--",
-            label="not beaten in both",
+            label="no system is better in both",
         )
         for ours, color, label in ((True, _OURS, "koe5-onnx"), (False, _OTHERS, "others")):
             some = [one for one in marks if one.is_ours is ours]
@@ -109,7 +109,7 @@ def _frame(axes: Axes, report: Report, speed: Speed) -> None:
 
 
 def _label(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
-    """Put each name where it covers neither a mark nor another name."""
+    """Place each label so that it covers neither a mark nor another label."""
     figure.draw_without_rendering()
     points = [axes.transData.transform((one.tokens_per_second, one.overlap_percent)) for one in marks]
     reach = 5 * figure.dpi / 72

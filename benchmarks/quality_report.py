@@ -1,4 +1,4 @@
-"""The figures of a quality measurement as JSON and as Markdown, and nothing computed."""
+"""Format the results of a quality measurement as JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from benchmarks.quality_run import Run
 from benchmarks.quality_speed import CORPUS, Speed
 
 REVERSED = "NDCG@3 reversed"
-"""Only for the AutoRAG benchmark: see published.py."""
+"""Metric for the AutoRAG benchmark only; see published.py."""
 _SHARED = ("NDCG@1", "F1@1", "NDCG@3", "F1@3")
-"""What the model card publishes."""
+"""Metrics that the model card publishes."""
 _DEFINITIONS = (
     "Means over the queries, in percent, by trec_eval's definitions: NDCG@k with gain = grade and discount "
     "log2(rank + 1); F1@k the harmonic mean of each query's precision and recall among the best k; Recall@k "
@@ -23,34 +23,35 @@ _DEFINITIONS = (
     "one, 0 below rank 10."
 )
 _AUTORAG_NOTE = (
-    "The card's NDCG@3 of this dataset is not the standard one: it is below NDCG@1, and to its last digit it "
-    "is what the best three passages give in reverse order (benchmarks/published.py). So it stands in the "
-    "last column, and the standard one is derived from the card's other figures (*)."
+    "The card's NDCG@3 for this dataset does not follow the standard definition: it is lower than NDCG@1. To "
+    "its last digit, it is the NDCG of the top three passages in reverse order (benchmarks/published.py). It "
+    "is therefore shown in the last column. Values marked with * are the standard NDCG@3, derived from the "
+    "card's other figures."
 )
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that was measured."""
+    """All results of a measurement."""
 
     dataset: Dataset
     runs: Sequence[Run]
     figures: Sequence[Mapping[str, float]]
-    """Of each run: name of a figure to its mean over the queries."""
+    """Means over the queries by metric name, for each run."""
     changes: Sequence[Change]
-    """From the first run to each of the others."""
+    """Changes from the first run to each other run."""
     libraries: Mapping[str, str]
-    """Versions of what computed the figures."""
+    """Versions of the libraries that computed the metrics."""
     impossible: Mapping[str, str] = field(default_factory=dict)
-    """Contender to the reason why it could not embed."""
+    """Reasons why contenders could not embed, by name."""
     speeds: Sequence[Speed] = ()
-    """The first one is drawn."""
+    """Speeds; the chart shows the first one."""
     note: str = ""
-    """What the weights are."""
+    """Description of the weights."""
 
 
 def as_data(report: Report) -> dict[str, Any]:
-    """The report as plain data; figures are between 0 and 1."""
+    """Return the report as plain data; metrics are between 0 and 1."""
     dataset = report.dataset
     return {
         "dataset": {
@@ -79,7 +80,7 @@ def as_data(report: Report) -> dict[str, Any]:
 
 
 def as_markdown(report: Report) -> str:
-    """The report for people."""
+    """Return the report as Markdown."""
     parts = [
         f"# Retrieval quality: {report.dataset.name}",
         _conditions(report),
@@ -107,12 +108,12 @@ def _conditions(report: Report) -> str:
     if report.note:
         lines.append(f"- weights: {report.note}")
     if len({run.source.weights_sha256 for run in report.runs}) > 1:
-        lines.append("- the runs are **not** of the same weights")
+        lines.append("- the runs do **not** have the same weights")
     return "\n".join(lines)
 
 
 def _summary(report: Report) -> list[str]:
-    """One line per run: what it changes, and how fast it is."""
+    """Return one line per run: changes from the baseline, and speed."""
     if not (report.speeds or report.impossible):
         return []
     head = ["run", "top-10 overlap, %", "worst query", "cosine min", "mean", "NDCG@10, points (95 %)"]
@@ -172,7 +173,7 @@ def _figures(report: Report) -> str:
 
 
 def _rows(report: Report, names: Sequence[str]) -> list[list[str]]:
-    """Each run with the figures of these names."""
+    """Return the metrics of these names for each run."""
     return [
         [run.label, *(_percent(figures[name]) for name in names)]
         for run, figures in zip(report.runs, report.figures, strict=True)
@@ -180,7 +181,7 @@ def _rows(report: Report, names: Sequence[str]) -> list[list[str]]:
 
 
 def _card(report: Report) -> list[str]:
-    """Ours beside the model card's, where it has the dataset."""
+    """Compare with the model card, if it has the dataset."""
     published = _published(report.dataset)
     if not published:
         return []
@@ -189,7 +190,7 @@ def _card(report: Report) -> list[str]:
     cards = [[f"{model} (card)", *_card_cells(row, odd=odd)] for model, row in published.items()]
     note = [_AUTORAG_NOTE] if odd else []
     return [
-        "## Beside the model card",
+        "## Comparison with the model card",
         f"Published in percent at {CARD}.",
         _table(["model", *names], [*_rows(report, names), *cards]),
         *note,
@@ -236,7 +237,7 @@ def _percent(value: float) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown, its columns as wide as their cells; numbers to the right."""
+    """Return a Markdown table with aligned columns; numbers are right-aligned."""
     cells = [list(head), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [_line(row, widths) for row in cells]

@@ -1,6 +1,6 @@
-"""One run of a quality measurement: an artifact, a checkpoint or a contender, and what it makes of a dataset.
+"""Embed a dataset with an artifact, a checkpoint or a contender: one run of a quality measurement.
 
-Knows who embeds and how; figures and comparisons are made from what it returns.
+quality.py computes metrics and comparisons from the results.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from koe5_export.reference import embed_reference, reference_versions, require_r
 from benchmarks.cache import Array, Embed, embed_cached
 from benchmarks.contenders.engine import MAX_TOKENS
 from benchmarks.contenders.prepared import PreparationError, Store
-from benchmarks.contenders.process import ContenderError, Worker
+from benchmarks.contenders.process import ContenderError, ContenderProcess
 from benchmarks.contenders.registry import Contender
 from benchmarks.corpora import Dataset
 from koe5_onnx import (
@@ -43,7 +43,7 @@ Tokens = npt.NDArray[np.int32]
 
 
 class ImpossibleError(Koe5Error, RuntimeError):
-    """A contender cannot embed with this checkpoint or by this contract."""
+    """A contender cannot embed with this checkpoint or contract."""
 
     def __init__(self, contender: str, reason: str) -> None:
         super().__init__(reason)
@@ -52,17 +52,17 @@ class ImpossibleError(Koe5Error, RuntimeError):
 
 @dataclass(frozen=True)
 class Encoder:
-    """Something that embeds."""
+    """An artifact, checkpoint or contender that embeds texts."""
 
     label: str
     source: Source
     contract: Contract
     identity: dict[str, Any]
-    """Whatever can change an embedding, as plain data."""
+    """Everything that can change an embedding, as plain data."""
     tokenizer: Path
     embed: Embed
     timed_as: str
-    """Its name among the contenders of the speed benchmarks."""
+    """Contender name in the speed benchmarks."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ class Run:
     passages: Array
     """float32[passages, dim]."""
     query_tokens: Tokens
-    """int32[queries]: tokens with the prompt, before truncation."""
+    """int32[queries]: number of tokens with the prompt, before truncation."""
     passage_tokens: Tokens
-    """int32[passages]: likewise."""
+    """int32[passages]: number of tokens with the prompt, before truncation."""
     timed_as: str = ""
-    """Its name among the contenders of the speed benchmarks."""
+    """Contender name in the speed benchmarks."""
 
     @property
     def embeddings(self) -> Array:
@@ -91,12 +91,12 @@ class Run:
 
     @property
     def lengths(self) -> Tokens:
-        """int32[queries + passages]: tokens after truncation."""
+        """int32[queries + passages]: number of tokens after truncation."""
         tokens = np.concatenate([self.query_tokens, self.passage_tokens])
         return np.asarray(np.minimum(tokens, self.max_tokens), np.int32)
 
     def describe(self) -> dict[str, Any]:
-        """What embedded, and what it cut, as plain data."""
+        """Return the encoder and the number of truncated texts as plain data."""
         return {
             "label": self.label,
             "source": asdict(self.source),
@@ -110,7 +110,7 @@ class Run:
 
 @contextmanager
 def open_artifact(artifact: Artifact) -> Iterator[Encoder]:
-    """An artifact as an encoder, its graph loaded."""
+    """Open an artifact as an encoder and load its graph."""
     manifest, name = artifact.manifest, artifact.path.name
     label = name if name == manifest.precision else f"{manifest.precision} {name}"
     with Embedder.open(artifact.path) as embedder:
@@ -127,17 +127,17 @@ def open_artifact(artifact: Artifact) -> Iterator[Encoder]:
             manifest.contract,
             identity,
             artifact.tokenizer,
-            _quietly(lambda texts: embedder.encode(texts, prompt="")),  # the prompts are in the texts
+            _quietly(lambda texts: embedder.encode(texts, prompt="")),  # the texts include the prompts
             f"koe5-{manifest.precision}",
         )
 
 
 @contextmanager
 def open_checkpoint(checkpoint: Checkpoint, contract: Contract) -> Iterator[Encoder]:
-    """A checkpoint as an encoder: PyTorch in fp32, by a contract.
+    """Open a checkpoint as an encoder, with PyTorch in fp32 and the given contract.
 
     Raises:
-        CheckpointError: It cannot be used.
+        CheckpointError: The checkpoint cannot be used.
         MissingDependencyError: torch or transformers is not installed.
     """
     require_reference()
@@ -149,51 +149,42 @@ def open_checkpoint(checkpoint: Checkpoint, contract: Contract) -> Iterator[Enco
         "files": {"weights": source.weights_sha256, TOKENIZER: describe_file(checkpoint.tokenizer).sha256},
         "measured_with": {**_machine(), **reference_versions()},
     }
-
-    def embed(texts: Sequence[str]) -> Array:
-        return _embed_reference(checkpoint, contract, texts)
-
     yield Encoder(
         "PyTorch fp32",
         source,
         contract,
         identity,
         checkpoint.tokenizer,
-        embed,
+        lambda texts: embed_reference(checkpoint.folder, contract, texts),  # adds no prompt
         "sentence-transformers-fp32",
     )
-
-
-def _embed_reference(checkpoint: Checkpoint, contract: Contract, texts: Sequence[str]) -> Array:
-    """PyTorch's embeddings of texts with their prompts in front: float32[n, dim]."""
-    return embed_reference(checkpoint.folder, contract, texts)  # with no prompt of its own
 
 
 @contextmanager
 def open_contender(
     contender: Contender, store: Store, checkpoint: Checkpoint, contract: Contract, threads: int
 ) -> Iterator[Encoder]:
-    """A contender as an encoder, its process started; its files are made if they are missing.
+    """Open a contender as an encoder: prepare its files if they are missing, and start its process.
 
     Raises:
-        ImpossibleError: Its files cannot be made, or its library cannot use them or the contract.
-        InputError: Its environment was not made.
+        ImpossibleError: Its files cannot be made, or its library does not support them or the contract.
+        InputError: Its environment is missing.
     """
     if (contract.pooling, contract.normalize, contract.max_tokens) != ("mean", True, MAX_TOKENS):
         raise ImpossibleError(
             contender.name,
-            f"contenders pool by mean, normalize and cut at {MAX_TOKENS} tokens, and the contract says "
-            f"{contract.pooling}, {contract.normalize} and {contract.max_tokens}",
+            f"contenders use mean pooling, normalization and {MAX_TOKENS} tokens, but the contract has "
+            f"pooling {contract.pooling}, normalize {contract.normalize} and {contract.max_tokens} tokens",
         )
     try:
-        with Worker(contender, store.files_of(contender), store.checkpoint, threads) as worker:
+        with ContenderProcess(contender, store.files_of(contender), store.checkpoint, threads) as worker:
             yield _contender_encoder(contender, worker, checkpoint, contract)
     except (ContenderError, PreparationError) as error:
         raise ImpossibleError(contender.name, str(error).splitlines()[-1]) from error
 
 
 def _contender_encoder(
-    contender: Contender, worker: Worker, checkpoint: Checkpoint, contract: Contract
+    contender: Contender, worker: ContenderProcess, checkpoint: Checkpoint, contract: Contract
 ) -> Encoder:
     source = checkpoint.source()
     identity = {
@@ -207,7 +198,7 @@ def _contender_encoder(
     opened: list[object] = []
 
     def embed(texts: Sequence[str]) -> Array:
-        if not opened:  # not at all where the cache has every text
+        if not opened:  # never opened if the cache has every text
             opened.append(worker.ask("open"))
         found = worker.embed(texts)
         if found.shape[1] != contract.dim:
@@ -218,10 +209,10 @@ def _contender_encoder(
 
 
 def shared_contract(artifacts: Sequence[Artifact]) -> Contract | None:
-    """The contract of all artifacts; None if there are none.
+    """Return the contract that all artifacts share, or None if there are none.
 
     Raises:
-        InputError: Two artifacts differ in it; the message says in what.
+        InputError: Two artifacts have different contracts; the message lists the differences.
     """
     if not artifacts:
         return None
@@ -237,15 +228,15 @@ def shared_contract(artifacts: Sequence[Artifact]) -> Contract | None:
         if differing:
             raise InputError(
                 f"{other.path} and {first.path} have different contracts: {'; '.join(differing)}. "
-                "Compare artifacts of one contract"
+                "Compare artifacts with the same contract"
             )
     return first.manifest.contract
 
 
 def run_on(encoder: Encoder, dataset: Dataset, folder: Path) -> Run:
-    """Embed a dataset with the contract's prompts, or take what the cache in `folder` has.
+    """Embed a dataset with the contract's prompts, using the cache in `folder`.
 
-    The prompts are put in front here, and not by the encoder, so that the cache's keys hold all of a text.
+    Prompts are added here rather than by the encoder, so that the cache keys cover the complete texts.
     """
     prompts = encoder.contract.prompts
     texts = {
@@ -271,7 +262,7 @@ def run_on(encoder: Encoder, dataset: Dataset, folder: Path) -> Run:
 
 
 def with_unique_labels(runs: Sequence[Run]) -> list[Run]:
-    """The runs, a number after each label that is there more than once."""
+    """Number the labels that occur more than once."""
     labels = [run.label for run in runs]
     return [
         replace(run, label=f"{run.label} #{number}") if labels.count(run.label) > 1 else run
@@ -284,7 +275,7 @@ def _machine() -> dict[str, str]:
 
 
 def _quietly(embed: Embed) -> Embed:
-    """Without the warning of cut texts: they are counted from the tokens."""
+    """Suppress truncation warnings. Runs count their truncated texts themselves."""
 
     def quiet(texts: Sequence[str]) -> Array:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Speed for the quality report: what the throughput benchmark measured, by the names of its contenders."""
+"""Throughput results for the quality report, by contender name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.speed.results import read_result
 from koe5_onnx import InputError
 
 CORPUS = "mix"
-"""Short and long texts, half of each: near to what a retrieval system embeds."""
+"""Half short and half long texts, similar to what a retrieval system embeds."""
 
 
 @dataclass(frozen=True)
@@ -22,31 +22,31 @@ class Speed:
     checkpoint: str
     machine: str
     rounds: Mapping[str, Sequence[float]]
-    """Contender to the tokens per second of each interleaved round."""
+    """Tokens per second of each interleaved round, by contender."""
 
     def median(self, contender: str) -> float | None:
-        """Tokens per second; None if it was not timed."""
+        """Return the median tokens per second, or None if the contender was not timed."""
         return median(self.rounds[contender]) if contender in self.rounds else None
 
     def best(self, contender: str) -> float | None:
-        """The fastest round; None if it was not timed."""
+        """Return the tokens per second of the fastest round, or None if the contender was not timed."""
         return max(self.rounds[contender]) if contender in self.rounds else None
 
 
 def read_speeds(files: Sequence[Path]) -> list[Speed]:
     """Read results of the throughput benchmark, one speed per checkpoint in the order of the files.
 
-    Of a contender that several files of one checkpoint have, the first file counts.
+    If several files of one checkpoint contain a contender, the first file takes precedence.
 
     Raises:
-        InputError: A file is no such result.
+        InputError: A file is not a throughput result, or files of one checkpoint are from different machines.
     """
     found: dict[str, Speed] = {}
     for file in files:
         result = read_result(file)
         if result["benchmark"] != "throughput" or CORPUS not in result["corpora"]:
             raise InputError(
-                f"{file} is no throughput of the corpus {CORPUS}: measure it with throughput --json"
+                f"{file} has no throughput of the corpus {CORPUS}. Measure it with throughput --json"
             )
         figures = result["corpora"][CORPUS]["tokens_per_second"]
         rounds = {name: one["rounds"] for name, one in figures.items()}
@@ -54,7 +54,7 @@ def read_speeds(files: Sequence[Path]) -> list[Speed]:
         earlier = found.get(name)
         if earlier is not None and earlier.machine != machine:
             raise InputError(
-                f"{file} is of {machine}, and another file of {name} of {earlier.machine}: give one"
+                f"{file} is from {machine}, but another file of {name} is from {earlier.machine}. Pass one"
             )
         found[name] = Speed(name, machine, rounds | dict(earlier.rounds if earlier else {}))
     return list(found.values())

@@ -1,11 +1,11 @@
-"""Embeddings to rankings, and rankings to the figures of retrieval, query by query.
+"""Rank passages by embeddings and compute retrieval metrics per query.
 
-The definitions are those of trec_eval, by ir-measures:
+The definitions are those of trec_eval, computed by ir-measures:
 
-    NDCG@k    sum of grade / log2(rank + 1) over the best k, divided by the same sum of an ideal ranking
-    Recall@k  share of the relevant passages that are among the best k
-    F1@k      2PR / (P + R) of each query, with P = relevant ones among the best k / k and R = Recall@k
-    MRR@10    1 / rank of the first relevant passage, 0 where it is not among the best 10
+    NDCG@k    sum of grade / log2(rank + 1) over the top k, divided by the same sum of an ideal ranking
+    Recall@k  share of the relevant passages that are in the top k
+    F1@k      2PR / (P + R) per query, with P = relevant passages in the top k / k and R = Recall@k
+    MRR@10    1 / rank of the first relevant passage, or 0 if it is not in the top 10
 
 All are means over the queries, between 0 and 1.
 """
@@ -19,17 +19,17 @@ from benchmarks.corpora import Dataset
 
 Array = npt.NDArray[np.float32]
 Ranking = npt.NDArray[np.int64]
-"""int64[queries, passages]: rows of the passages, best first."""
+"""int64[queries, passages]: row indices of passages, best first."""
 PerQuery = dict[str, npt.NDArray[np.float64]]
-"""Name of a figure to its value for each query: float64[queries]."""
+"""Values per query by metric name: float64[queries]."""
 
 DEPTH = 10
-"""No figure looks below this rank."""
+"""Maximum rank that any metric uses."""
 _F1 = (1, 3)
 
 
 def rank(queries: Array, passages: Array) -> Ranking:
-    """Order all passages by their cosine to each query; equal ones stay in the corpus' order.
+    """Order all passages by their cosine to each query. Ties keep the order of the corpus.
 
     Args:
         queries: float32[queries, dim].
@@ -40,13 +40,13 @@ def rank(queries: Array, passages: Array) -> Ranking:
 
 
 def score(dataset: Dataset, ranking: Ranking) -> PerQuery:
-    """Every figure of a ranking, of which the best `DEPTH` passages are enough."""
+    """Compute every metric of a ranking, using its top `DEPTH` passages."""
     from ir_measures import RR, P, Qrel, R, ScoredDoc, iter_calc, nDCG
 
     measures = {f"NDCG@{k}": nDCG @ k for k in (1, 3, 10)}
     measures |= {f"P@{k}": P @ k for k in _F1}
     measures |= {f"Recall@{k}": R @ k for k in (1, 3, 5, 10)}
-    measures["MRR@10"] = RR  # the ranking it gets ends at 10
+    measures["MRR@10"] = RR  # the ranking passed to it ends at 10
     contents = dataset.contents
     passages = list(contents.passages)
     qrels = [
@@ -68,7 +68,7 @@ def score(dataset: Dataset, ranking: Ranking) -> PerQuery:
 
 
 def _with_f1(found: PerQuery) -> PerQuery:
-    """The figures, with each precision replaced by F1 next to its NDCG."""
+    """Return the metrics with each precision replaced by F1."""
     figures: PerQuery = {}
     for k in _F1:
         precision, recall = found.pop(f"P@{k}"), found[f"Recall@{k}"]
@@ -79,7 +79,7 @@ def _with_f1(found: PerQuery) -> PerQuery:
 
 
 def score_reversed(dataset: Dataset, ranking: Ranking) -> npt.NDArray[np.float64]:
-    """NDCG@3 with the best three passages in reverse order, as AutoRAG's benchmark has it (published.py)."""
+    """Return NDCG@3 with the top three passages in reverse order, like AutoRAG's benchmark (published.py)."""
     return score(dataset, ranking[:, 2::-1])["NDCG@3"]
 
 

@@ -1,4 +1,4 @@
-"""KoE5 text embeddings with ONNX Runtime: Korean and English, no PyTorch.
+"""KoE5 text embeddings for Korean and English with ONNX Runtime, without PyTorch.
 
 from koe5_onnx import Embedder
 

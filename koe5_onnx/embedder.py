@@ -1,15 +1,14 @@
-"""Texts to embeddings: the one joint that knows artifact, tokenizer, pipeline and session.
-
-texts -> prompt in front -> pipeline: ids, batches, threads -> embeddings in the caller's order
-"""
+"""The synchronous API. It adds prompts, tokenizes texts, runs batches and restores the caller's order."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
@@ -22,33 +21,33 @@ from koe5_onnx.artifact.matryoshka import require_dim, shorten
 from koe5_onnx.engine.pipeline import WINDOW_TEXTS, run_batches, tokenize_ahead
 from koe5_onnx.engine.session import Session
 from koe5_onnx.engine.tuning import arrange
-from koe5_onnx.errors import InputError, Koe5Warning, TextTooLongError, TruncationWarning
+from koe5_onnx.errors import ArtifactError, InputError, Koe5Warning, TextTooLongError, TruncationWarning
 from koe5_onnx.options import EngineFields, EngineOptions, Overflow
 from koe5_onnx.text.prompts import prompt_text, put_in_front
 from koe5_onnx.text.tokenizer import Piece, Tokenizer, Tokens, require_unicode
 
 Progress = Callable[[int, int], None]
-"""Called after each batch: tokens done, tokens in all (an estimate until all texts are tokenized)."""
+"""Called after each batch with the processed tokens and the total, which is an estimate at first."""
 Window = tuple[Tokens, npt.NDArray[np.float32]]
-"""Ids of some texts, and the rows float32[n, dim] to fill with their embeddings."""
+"""Tokens of consecutive texts and the output rows float32[n, dim] for their embeddings."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Embeddings, and what happened to each text on the way."""
+    """Embeddings with token counts and flags for each text."""
 
     embeddings: npt.NDArray[np.float32]
     """float32[n, dim], in the caller's order."""
     tokens: npt.NDArray[np.int32]
-    """int32[n]: tokens of each text with its prompt, before truncation."""
+    """int32[n]: tokens of each text, prompt included, before truncation."""
     truncated: npt.NDArray[np.bool_]
-    """bool[n]: whether the text was cut at the token limit."""
+    """bool[n]: True if the text was truncated at the token limit."""
     composed: npt.NDArray[np.bool_]
-    """bool[n]: whether the text was in decomposed Unicode, as file names of macOS are, and was composed."""
+    """bool[n]: True if the text was not in NFC (like macOS file names) and was normalized."""
 
     @classmethod
     def empty(cls, texts: int, dim: int) -> Self:
-        """Return a result for so many texts, to be filled."""
+        """Allocate an unfilled result for a number of texts."""
         return cls(
             np.empty((texts, dim), dtype=np.float32),
             np.empty(texts, dtype=np.int32),
@@ -56,23 +55,37 @@ class Encoded:
             np.empty(texts, dtype=np.bool_),
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[Encoded], dim: int) -> Self:
+        """Concatenate results in order; an empty sequence gives an empty result."""
+        whole: list[Encoded] = [cls.empty(0, dim), *parts]
+        return cls(
+            np.concatenate([part.embeddings for part in whole]),
+            np.concatenate([part.tokens for part in whole]),
+            np.concatenate([part.truncated for part in whole]),
+            np.concatenate([part.composed for part in whole]),
+        )
+
     def shortened(self, dim: int | None, contract: Contract) -> Encoded:
-        """The same with embeddings as `shorten` returns them: float32[n, dim]."""
+        """Return a copy with embeddings of `dim` components: float32[n, dim]."""
         return self if dim is None else replace(self, embeddings=shorten(self.embeddings, dim, contract))
 
 
 class Embedder:
-    """Turns Korean and English texts into embeddings. Safe to use from several threads.
+    """Computes embeddings of Korean and English texts. Thread-safe.
 
-    After a fork (multiprocessing, gunicorn) an Embedder opened in the parent can be used in the child: its
-    first call there loads the graph again. Opening it in the child is faster and needs less memory.
+    After a fork (multiprocessing, gunicorn), a child process can use an Embedder that the parent opened: the
+    first call in the child reloads the graph. Opening it in the child is faster and needs less memory.
 
-    Example::
+    A pickled Embedder contains its path and its options. Unpickling and `copy.deepcopy` open the
+    artifact again.
 
-        with Embedder.open("koe5-int8") as embedder:
-            queries = embedder.encode_queries(["대한민국의 수도는?"])
-            passages = embedder.encode_passages(["서울은 대한민국의 수도이다.", "Rust is a language."])
-            print(embedder.similarity(queries, passages))
+    ```python
+    with Embedder.open("koe5-int8") as embedder:
+        queries = embedder.encode_queries(["대한민국의 수도는?"])
+        passages = embedder.encode_passages(["서울은 대한민국의 수도이다.", "Rust is a language."])
+        print(embedder.similarity(queries, passages))
+    ```
     """
 
     def __init__(
@@ -82,19 +95,24 @@ class Embedder:
         tokenizer: Tokenizer,
         *,
         max_batch_tokens: int,
+        queue_batch_tokens: int | None = None,
         parallel_batches: int = 1,
         overflow: Overflow = "truncate",
     ) -> None:
         self.artifact = artifact
         self.session = session
         self.max_batch_tokens = max_batch_tokens
+        self.queue_batch_tokens = queue_batch_tokens or max_batch_tokens
+        """Tokens per batch of an AsyncEmbedder and of the server, whose batches mix several callers."""
         self.parallel_batches = parallel_batches
         self._tokenizer = tokenizer
-        self._overflow = overflow
+        self.overflow = overflow
         self._run = partial(
             run_batches, session, max_batch_tokens=max_batch_tokens, parallel_batches=parallel_batches
         )
         self._warned: dict[type[Koe5Warning], object] = {}
+        self._opened: tuple[str, EngineOptions] | None = None
+        """Arguments of `open`, for pickle; None if the Embedder was created in another way."""
 
     @classmethod
     def open(
@@ -104,57 +122,71 @@ class Embedder:
         options: EngineOptions | None = None,
         **fields: Unpack[EngineFields],
     ) -> Self:
-        """Open an exported artifact.
+        """Open an artifact.
 
         Args:
-            path_or_hub_id: Folder made by `koe5-onnx export`, or the Hub id of one.
-            options: How to open it; None takes the defaults of `EngineOptions`.
-            **fields: Fields of `EngineOptions` by name; they replace those of `options`.
+            path_or_hub_id: Folder created by `koe5-onnx export`, or Hub id of an artifact.
+            options: Engine options; None uses the defaults of `EngineOptions`.
+            **fields: Fields of `EngineOptions` by name. They override `options`.
 
         Raises:
-            ArtifactError: The artifact is missing, damaged or of another format, or the installed tokenizers
-                gives other ids than the one that it was exported with.
-            ProviderError: The device or the graph cannot be used, or the graph cannot be captured.
-            InputError: An option is out of range, or two contradict each other.
+            ArtifactError: The artifact is missing, damaged or in an unsupported format, or the installed
+                tokenizers package produces different ids than the version used for the export.
+            ProviderError: The device or graph cannot be used, or CUDA graph capture failed.
+            InputError: An option is out of range, or two options contradict each other.
         """
         options = replace(options or EngineOptions(), **fields)
         artifact = Artifact.open(path_or_hub_id, revision=options.revision)
         contract, certificate = artifact.manifest.contract, artifact.manifest.certificate
-        tokenizer = Tokenizer(artifact.tokenizer, contract.max_tokens, contract.unicode_form)
+        tokenizer = Tokenizer(
+            artifact.tokenizer,
+            contract.max_tokens,
+            contract.unicode_form,
+            keep_rest=options.overflow == "average",
+        )
         made_with = certificate.measured_with.get("tokenizers", "of another version") if certificate else ""
         tokenizer.require_ids(artifact.manifest.tokenizer_probes, made_with)
-        arrangement = arrange(artifact, options)
+        arrangement, queue_batch_tokens = arrange(artifact, options)
         session = Session(artifact, replace(options, threads=arrangement.threads))
-        return cls(
+        embedder = cls(
             artifact,
             session,
             tokenizer,
             max_batch_tokens=arrangement.max_batch_tokens,
+            queue_batch_tokens=queue_batch_tokens,
             parallel_batches=arrangement.parallel_batches,
             overflow=options.overflow,
         )
+        path = Path(path_or_hub_id)
+        embedder._opened = str(path.absolute() if path.is_dir() else path_or_hub_id), options
+        return embedder
+
+    def __reduce__(self) -> tuple[Callable[..., Embedder], tuple[type[Embedder], str, EngineOptions, str]]:
+        if self._opened is None:
+            raise TypeError("this Embedder cannot be pickled: expected one that Embedder.open returned")
+        return _reopen, (type(self), *self._opened, self.artifact.manifest.sha256)
 
     @property
     def contract(self) -> Contract:
-        """Pooling, prompts, token limit and width."""
+        """Pooling, prompts, token limit and embedding dimension."""
         return self.artifact.manifest.contract
 
     @property
     def dim(self) -> int:
-        """Width of an embedding."""
+        """Embedding dimension."""
         return self.contract.dim
 
-    def encode_queries(self, texts: Sequence[str], *, dim: int | None = None) -> npt.NDArray[np.float32]:
-        """Embed search queries: `encode` with `prompt_name="query"`."""
+    def encode_queries(self, texts: Iterable[str], *, dim: int | None = None) -> npt.NDArray[np.float32]:
+        """Embed search queries; same as `encode` with `prompt_name="query"`."""
         return self.encode(texts, "query", dim=dim)
 
-    def encode_passages(self, texts: Sequence[str], *, dim: int | None = None) -> npt.NDArray[np.float32]:
-        """Embed passages to be found: `encode` with `prompt_name="passage"`."""
+    def encode_passages(self, texts: Iterable[str], *, dim: int | None = None) -> npt.NDArray[np.float32]:
+        """Embed documents; same as `encode` with `prompt_name="passage"`."""
         return self.encode(texts, "passage", dim=dim)
 
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         prompt_name: str | None = None,
         *,
         prompt: str | None = None,
@@ -164,23 +196,26 @@ class Embedder:
         """Embed texts.
 
         Args:
-            texts: Any number of texts; an empty one is embedded like any other.
-            prompt_name: Name of a prompt in the contract ("query", "passage"); None takes the contract's
-                default, which few models have.
-            prompt: In place of a name, the text itself ("query: "); "" puts nothing in front.
-            dim: Components to keep, one of `contract.dims`; None keeps all. Kept ones are scaled to unit
-                length again if the contract normalizes.
-            on_progress: Called after each batch with tokens done and tokens in all.
+            texts: Any number of texts. Empty texts are embedded too, and equal texts are computed once. A
+                generator is read and embedded in windows of 4,096 texts, so that its texts are never in
+                memory at the same time.
+            prompt_name: Name of a prompt in the contract ("query", "passage"); None uses the contract's
+                default prompt, or no prompt if it has none.
+            prompt: Prompt text ("query: "), instead of `prompt_name`; "" adds no prompt.
+            dim: Number of components to keep, one of `contract.dims`; None keeps all. The result is
+                normalized again if the contract normalizes.
+            on_progress: Called after each batch with the processed tokens and the total.
 
         Returns:
-            float32[len(texts), dim] in the caller's order, unit length. The embedding of a text does not
-            depend on the texts beside it, up to float rounding.
+            float32[n, dim] in the caller's order, of unit length if the contract normalizes. The
+            embedding of a text does not depend on other texts in the same call, up to float rounding.
 
         Raises:
-            TypeError: `texts` is one bare str.
-            InputError: A text is not valid Unicode, the prompt's name is unknown or given along with a text,
-                or the model was not trained to be cut to `dim` components.
-            TextTooLongError: A text is above the token limit and `overflow="error"`.
+            TypeError: `texts` is a single str or bytes, a mapping, or a set, which has no order.
+            InputError: A text is not valid Unicode, the prompt name is unknown, both `prompt_name` and
+                `prompt` are given, or the model was not trained for `dim` components.
+            TextTooLongError: A text exceeds the token limit and `overflow="error"` is set. With a generator,
+                earlier windows have been embedded by then.
         """
         return self.encode_with_info(
             texts, prompt_name, prompt=prompt, dim=dim, on_progress=on_progress
@@ -188,35 +223,61 @@ class Embedder:
 
     def encode_with_info(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         prompt_name: str | None = None,
         *,
         prompt: str | None = None,
         dim: int | None = None,
         on_progress: Progress | None = None,
     ) -> Encoded:
-        """`encode`, with the token count of each text and whether it was cut."""
+        """Embed texts like `encode`; also return token counts and truncation flags."""
         require_dim(dim, self.contract)
+        prompt = prompt_text(self.contract, prompt_name, prompt)
+        if isinstance(texts, Iterator):
+            return self._encode_iterator(texts, prompt, dim, on_progress)
+        texts = as_sequence(texts)
         count = _Count(texts, on_progress)
-        encoded, windows = self.tokenize_windows(texts, prompt_text(self.contract, prompt_name, prompt))
-        for tokens, rows in windows:
+        encoded, windows = self.tokenize_windows(texts, prompt)
+        for tokens, out in windows:
             count.tokenized(tokens)
-            self._run(tokens, rows, on_batch=count.ran)
+            with self.distinct(tokens, out) as (distinct, rows):
+                self._run(distinct, rows, on_batch=count.ran)
+            if distinct is not tokens:
+                count.ran(tokens.total - distinct.total)
         return encoded.shortened(dim, self.contract)
 
+    def _encode_iterator(
+        self, texts: Iterator[str], prompt: str, dim: int | None, on_progress: Progress | None
+    ) -> Encoded:
+        """Embed the texts in windows. The total of the progress is that of the texts read so far."""
+        parts: list[Encoded] = []
+        done = latest = 0
+
+        def report(tokens: int, total: int) -> None:
+            nonlocal latest
+            latest = tokens
+            if on_progress:
+                on_progress(done + tokens, done + total)
+
+        for window in windows_of(texts):
+            parts.append(self.encode_with_info(window, prompt=prompt, dim=dim, on_progress=report))
+            done += latest
+        return Encoded.joined(parts, dim or self.dim)
+
     def tokenize_windows(self, texts: Sequence[str], prompt: str) -> tuple[Encoded, Iterator[Window]]:
-        """The first half of `encode_with_info`, by windows; AsyncEmbedder has its own second half.
+        """Tokenize texts in windows, for callers that run the batches (used by AsyncEmbedder).
 
         Args:
-            texts: As for `encode`.
-            prompt: The text to put in front.
+            texts: Texts, as in `encode`.
+            prompt: Prompt text.
 
         Returns:
-            The result, not filled yet, and windows of 4,096 texts, or all texts in one with
-            `overflow="error"`. The iterator fills the counts; the caller fills each window's embeddings.
+            An unfilled result, and an iterator over windows of 4,096 texts, or one window of all texts with
+            `overflow="error"`. The iterator fills token counts and flags; the caller fills the embeddings of
+            each window.
 
         Raises:
-            TypeError: `texts` is one bare str.
+            TypeError: `texts` is a single str.
             InputError: A text is not valid Unicode.
         """
         prompted = put_in_front(prompt, texts, self._warn)
@@ -224,45 +285,64 @@ class Embedder:
         encoded = Encoded.empty(len(texts), self.dim)
         return encoded, self._windows(prompted, encoded)
 
+    @contextmanager
+    def distinct(self, tokens: Tokens, out: npt.NDArray[np.float32]) -> Iterator[Window]:
+        """Return a context manager that removes equal texts of a window and fills `out` when it exits.
+
+        It yields the distinct tokens and an array. The caller embeds the tokens into this array. With
+        `overflow="average"`, the parts of a text above the token limit are averaged into its row of `out`.
+        """
+        distinct, rows = tokens.distinct()
+        if distinct is tokens:
+            yield tokens, out
+            return
+        embeddings = np.empty((len(distinct.ids), self.dim), dtype=np.float32)
+        yield distinct, embeddings
+        out[:] = tokens.averaged(embeddings[rows], normalize=self.contract.normalize)
+
     def _windows(self, prompted: Sequence[str], encoded: Encoded) -> Iterator[Window]:
-        # An overflow that is an error must be known before anything runs.
-        window = WINDOW_TEXTS if self._overflow == "truncate" else max(1, len(prompted))
+        # With overflow="error", all texts must be checked before any batch runs.
+        window = max(1, len(prompted)) if self.overflow == "error" else WINDOW_TEXTS
         start = 0
         for tokens in tokenize_ahead(self._tokenizer, prompted, window):
             rows = slice(start, start := start + len(tokens.ids))
             encoded.tokens[rows], encoded.composed[rows] = tokens.full_lengths, tokens.composed
-            encoded.truncated[rows] = tokens.full_lengths > self.contract.max_tokens
+            encoded.truncated[rows] = self.is_truncated(tokens)
             self._report_overflow(tokens)
             yield tokens, encoded.embeddings[rows]
+
+    def is_truncated(self, tokens: Tokens) -> npt.NDArray[np.bool_]:
+        """Return which texts were truncated: bool[n]. None is with `overflow="average"`."""
+        return (tokens.full_lengths > self.contract.max_tokens) & (self.overflow != "average")
 
     def count_tokens(
         self, texts: Sequence[str], prompt_name: str | None = None, *, prompt: str | None = None
     ) -> npt.NDArray[np.int32]:
-        """Count tokens before truncation, special tokens and prompt included: int32[n]."""
+        """Count tokens before truncation, including special tokens and prompt: int32[n]."""
         return self.tokenize(texts, prompt_name, prompt=prompt).full_lengths
 
     def tokenize(
         self, texts: Sequence[str], prompt_name: str | None = None, *, prompt: str | None = None
     ) -> Tokens:
-        """The first half of `encode`: texts to ids, truncated at the token limit; `embed_tokens` is the rest.
+        """Convert texts to ids, truncated at the token limit; pass the result to `embed_tokens`.
 
-        For callers that make batches of their own, as a server does from many requests. Texts above the
-        limit show in `full_lengths`; what to do with them is the caller's choice.
+        For callers that build their own batches, such as a server. `overflow` is ignored: compare
+        `full_lengths` with the token limit to find truncated texts.
 
         Raises:
-            TypeError: `texts` is one bare str.
-            InputError: A text is not valid Unicode, or the prompt is as `encode` rejects it.
+            TypeError: `texts` is a single str.
+            InputError: A text is not valid Unicode, or the prompt is invalid (see `encode`).
         """
         prompt = prompt_text(self.contract, prompt_name, prompt)
         return self._tokenizer.encode(put_in_front(prompt, texts, self._warn))
 
     def pieces(self, text: str, prompt_name: str | None = None, *, prompt: str | None = None) -> list[Piece]:
-        """Return the tokens of one text with the part of it that each stands for, special tokens included.
+        """Return all tokens of a text with their character ranges, special tokens included.
 
-        Never truncated.
+        The text is not truncated.
 
         Raises:
-            InputError: The text is not valid Unicode, or the prompt is as `encode` rejects it.
+            InputError: The text is not valid Unicode, or the prompt is invalid (see `encode`).
         """
         prompt = prompt_text(self.contract, prompt_name, prompt)
         return self._tokenizer.pieces(put_in_front(prompt, [text], self._warn)[0])
@@ -270,44 +350,47 @@ class Embedder:
     def embed_tokens(
         self, tokens: Tokens, *, on_batch: Callable[[int], None] = lambda _tokens: None
     ) -> npt.NDArray[np.float32]:
-        """The second half of `encode`: ids to float32[n, dim], in the order of `tokens`.
+        """Embed the result of `tokenize`: float32[n, dim], in the order of `tokens`.
 
-        `on_batch` is called after each batch with its tokens.
+        `on_batch` is called after each batch with its number of tokens.
 
         Raises:
-            InputError: A row is empty, above the token limit, or holds an id outside the vocabulary.
+            InputError: A row is empty, exceeds the token limit or contains an id outside the vocabulary.
         """
         self._require_ids(tokens)
-        out = np.empty((len(tokens.ids), self.dim), dtype=np.float32)
-        self._run(tokens, out, on_batch=on_batch)
-        return out
+        parts = Tokens.of(tokens.parts) if tokens.further else tokens
+        out = np.empty((len(parts.ids), self.dim), dtype=np.float32)
+        self._run(parts, out, on_batch=on_batch)
+        return tokens.averaged(out, normalize=self.contract.normalize)
 
     def similarity(self, a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Compare every row of `a` with every row of `b`, by the contract's similarity.
+        """Compute the contract's similarity (cosine or dot product) of all pairs of rows.
 
         Args:
-            a: float32[n, dim], as `encode` gives it.
-            b: float32[m, dim], the same dim.
+            a: float32[n, dim], as returned by `encode`.
+            b: float32[m, dim], with the same `dim`.
 
         Returns:
             float32[n, m].
 
         Raises:
-            InputError: A shape does not fit.
+            InputError: The shapes do not match.
         """
         for name, rows in (("a", a), ("b", b)):
             if rows.ndim != 2 or rows.shape[1] not in self.contract.dims:
                 widths = " or ".join(map(str, self.contract.dims))
                 raise InputError(f"{name} has shape {rows.shape}: expected (rows, {widths})")
         if a.shape[1] != b.shape[1]:
-            raise InputError(f"a has {a.shape[1]} columns and b has {b.shape[1]}: encode both with one dim")
+            raise InputError(
+                f"a has {a.shape[1]} columns and b has {b.shape[1]}. Encode both with the same dim"
+            )
         if self.contract.normalize or self.contract.similarity == "dot":
             return np.asarray(a @ b.T)
         lengths = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)[None, :]
         return np.asarray(a @ b.T / lengths)
 
     def close(self) -> None:
-        """Free the graph and its memory; the Embedder cannot be used afterwards."""
+        """Release the graph and its memory. The Embedder cannot be used afterwards."""
         self.session.close()
 
     def __enter__(self) -> Self:
@@ -320,50 +403,88 @@ class Embedder:
 
     def _require_ids(self, tokens: Tokens) -> None:
         limit, vocabulary = self.contract.max_tokens, self.artifact.manifest.architecture.vocabulary
-        for row, ids in enumerate(tokens.ids):
+        for row, ids in enumerate(tokens.parts):
             if not 1 <= len(ids) <= limit:
                 raise InputError(f"row {row} has {len(ids)} tokens: expected 1 to {limit}")
             if ids.min() < 0 or ids.max() >= vocabulary:
                 raise InputError(
-                    f"row {row} has an id outside the vocabulary: expected 0 to {vocabulary - 1}"
+                    f"row {row} contains an id outside the vocabulary: expected 0 to {vocabulary - 1}"
                 )
 
     def _report_overflow(self, tokens: Tokens) -> None:
         limit, longest = self.contract.max_tokens, int(tokens.full_lengths.max())
-        if longest <= limit:
+        truncated = self.is_truncated(tokens)
+        if not truncated.any():
             return
-        truncated = tokens.full_lengths > limit
         found = (
-            f"{truncated.sum()} of {len(truncated)} texts have more than {limit} tokens (longest {longest})"
+            f"{truncated.sum()} of {len(truncated)} texts have more than {limit} tokens (longest: {longest})"
         )
-        if self._overflow == "error":
+        if self.overflow == "error":
             first = int(np.argmax(truncated))
             raise TextTooLongError(
-                f"{found}, first text {first}: split them, or open with overflow='truncate'"
+                f"{found}; the first one is text {first}. Split these texts, or open the artifact with "
+                "overflow='truncate'"
             )
-        self._warn(TruncationWarning, f"{found} and were cut; encode_with_info tells which")
+        self._warn(
+            TruncationWarning,
+            f"{found} and were truncated. Call encode_with_info to find them",
+        )
 
     def _warn(self, kind: type[Koe5Warning], message: str) -> None:
-        """Warn once of each kind: a server would repeat it with every request."""
+        """Issue each kind of warning once, since a server would repeat it for every request."""
         mine = object()
-        if self._warned.setdefault(kind, mine) is mine:  # of several threads one
+        if self._warned.setdefault(kind, mine) is mine:  # atomic, so only one thread warns
             warnings.warn(message, kind, stacklevel=_caller_level())
 
 
+def as_sequence(texts: Iterable[str]) -> Sequence[str]:
+    """Return the texts as a sequence.
+
+    Raises:
+        TypeError: `texts` is a single str or bytes, a mapping, or a set.
+    """
+    if isinstance(texts, list | tuple):
+        return texts
+    if isinstance(texts, str | bytes | Mapping | Set):
+        raise TypeError(f"texts is a {type(texts).__name__}: expected a sequence of texts, such as [text]")
+    return list(texts)
+
+
+def windows_of(texts: Iterator[str]) -> Iterator[list[str]]:
+    """Yield the texts of an iterator in lists of up to 4,096."""
+    while window := list(islice(texts, WINDOW_TEXTS)):
+        yield window
+
+
+def _reopen(kind: type[Embedder], path: str, options: EngineOptions, sha256: str) -> Embedder:
+    """Open the artifact of a pickled Embedder.
+
+    Raises:
+        ArtifactError: The artifact is missing, or differs from the pickled one.
+    """
+    embedder = kind.open(path, options=options)
+    if embedder.artifact.manifest.sha256 != sha256:
+        embedder.close()
+        raise ArtifactError(
+            f"the artifact {path} has changed since the Embedder was pickled. Pickle it again"
+        )
+    return embedder
+
+
 class _Count:
-    """Tokens done, and in all: known once all texts are tokenized, before that estimated by characters."""
+    """Progress in tokens. The total is estimated from characters until all texts are tokenized."""
 
     def __init__(self, texts: Sequence[str], on_progress: Progress | None) -> None:
         self._texts, self._on_progress = texts, on_progress
         self._characters = self._seen_texts = self._seen_characters = self._seen = self._done = 0
 
     def tokenized(self, tokens: Tokens) -> None:
-        """Another window of them, which have been checked by now."""
+        """Record the token and character counts of a window."""
         if self._on_progress:
             self._characters = self._characters or sum(map(len, self._texts))
             rows = slice(self._seen_texts, self._seen_texts + len(tokens.ids))
             self._seen_texts = rows.stop
-            self._seen += int(tokens.lengths.sum())
+            self._seen += tokens.total
             self._seen_characters += sum(map(len, self._texts[rows]))
 
     def ran(self, tokens: int) -> None:
@@ -374,7 +495,7 @@ class _Count:
 
 
 def _caller_level() -> int:
-    """Return the stack level, for warnings.warn, of the first frame outside this package."""
+    """Return the `stacklevel` for `warnings.warn` of the first frame outside this package."""
     package, level, frame = str(Path(__file__).parent), 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
         level, frame = level + 1, frame.f_back

@@ -1,44 +1,44 @@
-"""The errors and warnings of koe5-onnx, and nothing else.
+"""Errors and warnings of koe5-onnx.
 
-Every error is a `Koe5Error` and also the builtin error that a caller would expect::
+Every error derives from `Koe5Error` and from a matching builtin error::
 
     Koe5Error(Exception)
-    ├── InputError(ValueError)               a text, an argument or an input file that cannot be used
-    │   └── TextTooLongError                 a text above the token limit where overflow="error"
-    ├── ArtifactError(ValueError)            an exported folder that is missing, damaged or of another format
-    ├── CheckpointError(ValueError)          a PyTorch-side checkpoint that cannot be exported
-    ├── FidelityError(ValueError)            an export farther from PyTorch than its gate allows
-    ├── ProviderError(RuntimeError)          the device asked for cannot run the artifact
-    │   └── OutOfMemoryError                 a batch does not fit into the device's memory
-    ├── HubError(OSError)                    a repository that cannot be fetched
-    └── MissingDependencyError(ImportError)  an extra that is not installed
+    ├── InputError(ValueError)               invalid text, argument or input file
+    │   └── TextTooLongError                 text above the token limit with overflow="error"
+    ├── ArtifactError(ValueError)            artifact missing, damaged or in an unsupported format
+    ├── CheckpointError(ValueError)          PyTorch checkpoint cannot be exported
+    ├── FidelityError(ValueError)            artifact differs from PyTorch by more than its gate allows
+    ├── ProviderError(RuntimeError)          requested device cannot run the artifact
+    │   └── OutOfMemoryError                 batch does not fit into device memory
+    ├── HubError(OSError)                    repository cannot be downloaded
+    └── MissingDependencyError(ImportError)  optional dependency not installed
 
     Koe5Warning(UserWarning)
-    ├── TruncationWarning                    texts were cut at the token limit
-    ├── DoublePromptWarning                  texts already start with the prompt they are given
-    ├── CheckpointWarning                    a checkpoint has settings to look at before it is used
-    ├── UnsuitedCpuWarning                   an artifact on a CPU that it is not made for
-    ├── SmallerBatchWarning                  the device's memory was too small: batches are halved
-    └── SharedWeightsWarning                 packed weights cannot be shared: the process holds its own
+    ├── TruncationWarning                    texts truncated at the token limit
+    ├── DoublePromptWarning                  texts already start with the prompt
+    ├── CheckpointWarning                    checkpoint has settings that need a review
+    ├── UnsuitedCpuWarning                   CPU lacks instructions that the artifact needs
+    ├── SmallerBatchWarning                  device memory too small, batches split in half
+    └── SharedWeightsWarning                 packed weights not shared, process keeps a private copy
 """
 
 from __future__ import annotations
 
 
 class Koe5Error(Exception):
-    """Root of all errors raised on purpose by koe5-onnx."""
+    """Base class of all koe5-onnx errors."""
 
 
 class InputError(Koe5Error, ValueError):
-    """A text, an argument or an input file that cannot be used."""
+    """A text, an argument or an input file is invalid."""
 
 
 class TextTooLongError(InputError):
-    """A text has more tokens than the artifact takes and `overflow="error"`."""
+    """A text exceeds the artifact's token limit and `overflow="error"` is set."""
 
 
 class ArtifactError(Koe5Error, ValueError):
-    """An exported folder is missing, damaged or of another format version."""
+    """An artifact is missing, damaged or in an unsupported format version."""
 
 
 class CheckpointError(Koe5Error, ValueError):
@@ -46,57 +46,65 @@ class CheckpointError(Koe5Error, ValueError):
 
 
 class FidelityError(Koe5Error, ValueError):
-    """An artifact is farther from the PyTorch reference than its gate allows."""
+    """An artifact differs from the PyTorch reference by more than its gate allows."""
 
 
 class ProviderError(Koe5Error, RuntimeError):
-    """The device asked for cannot run the artifact."""
+    """The requested device cannot run the artifact."""
 
 
 class OutOfMemoryError(ProviderError):
-    """A batch does not fit into the device's memory."""
+    """A batch does not fit into device memory."""
 
 
 class HubError(Koe5Error, OSError):
-    """A repository cannot be fetched from the Hub."""
+    """A repository cannot be downloaded from the Hub."""
 
 
 class MissingDependencyError(Koe5Error, ImportError):
-    """A package of an extra is not installed."""
+    """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        """Name the missing `package`, the `extra` that brings it and the `purpose` it serves."""
-        super().__init__(f"{purpose} needs the package {package}: pip install 'koe5-onnx[{extra}]'")
+        """Create the error message.
+
+        Args:
+            package: Missing package.
+            extra: Extra of koe5-onnx that installs it.
+            purpose: Operation that requires it, such as "exporting".
+        """
+        super().__init__(
+            f"{purpose} requires the package {package}. Run pip install '.[{extra}]' in a clone of koe5-onnx"
+        )
         self._arguments = (package, extra, purpose)
 
     def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str, str]]:
-        """Pickle by the arguments: a process pool cannot bring back an error that it cannot rebuild."""
+        """Pickle the constructor arguments, so that process pools can return this error."""
         return type(self), self._arguments
 
 
 class Koe5Warning(UserWarning):
-    """Root of all warnings of koe5-onnx."""
+    """Base class of all koe5-onnx warnings."""
 
 
 class TruncationWarning(Koe5Warning):
-    """Texts were cut at the token limit."""
+    """Texts were truncated at the token limit."""
 
 
 class DoublePromptWarning(Koe5Warning):
-    """Texts already start with the prompt they are about to be given."""
+    """Texts already start with the prompt that is added to them."""
 
 
 class CheckpointWarning(Koe5Warning):
-    """A checkpoint has settings that are unknown, or that its user should look at."""
+    """A checkpoint has unknown settings, or settings that its user should review."""
 
 
 class UnsuitedCpuWarning(Koe5Warning):
-    """The CPU lacks the instructions that the artifact is made for."""
+    """The CPU lacks the instructions that the artifact needs to be fast and exact."""
 
 
 class SmallerBatchWarning(Koe5Warning):
-    """A batch did not fit into the device's memory: it and those behind it run in halves."""
+    """A batch did not fit into device memory, so this batch and all later ones are split in half."""
 
 
 class SharedWeightsWarning(Koe5Warning):
-    """Packed weights cannot be kept where processes share them: this one holds a copy of its own."""
+    """Packed weights cannot be shared between processes, so this process keeps a private copy."""

@@ -1,4 +1,4 @@
-"""JSON files, files that are written completely or not at all, and the cache folder."""
+"""JSON files, atomic writes and the cache folder."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 PARTIAL = ".partial"
-"""Suffix of temporary files, which only a killed process leaves behind."""
+"""Suffix of temporary files. They remain on disk only if the process is killed."""
 
 
 def cache_folder() -> Path:
-    """Return the folder of this project's cache: KOE5_ONNX_CACHE, else the system's usual place.
+    """Return the cache folder: KOE5_ONNX_CACHE if set, otherwise the platform's default.
 
     Raises:
-        RuntimeError: No folder is named and the user has no home folder.
+        RuntimeError: KOE5_ONNX_CACHE is not set and the user has no home folder.
     """
     if named := os.environ.get("KOE5_ONNX_CACHE"):
         return Path(named)
@@ -30,28 +30,34 @@ def cache_folder() -> Path:
 
 
 def read_json(file: Path, error: type[Exception], advice: str, kind: type = dict) -> Any:
-    """Parse a JSON file that holds a `kind`.
+    """Parse a JSON file and check the type of its content.
+
+    Args:
+        file: The file.
+        error: Exception to raise.
+        advice: What the user can do, added to the message.
+        kind: Expected type, `dict` or `list`.
 
     Raises:
-        Exception: An `error` that ends with `advice`: the file is not JSON, or holds something else.
+        Exception: The file is not JSON, or its content is not a `kind`. The class is `error`.
     """
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as problem:
         raise error(f"{file} is not JSON ({problem}): {advice}") from problem
     if not isinstance(data, kind):
-        raise error(f"{file} holds a {type(data).__name__}, expected a {kind.__name__}: {advice}")
+        raise error(f"{file} contains a {type(data).__name__} instead of a {kind.__name__}: {advice}")
     return data
 
 
 def write_json(file: Path, data: Any) -> None:
-    """Write a JSON file completely or not at all."""
+    """Write a JSON file atomically."""
     with atomic_path(file) as temporary:
         temporary.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def cache_json(file: Path, data: Any) -> None:
-    """Write a JSON file of the cache, if it can be written; without the file, work is only repeated."""
+    """Write a JSON file to the cache and ignore write errors."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, data)
@@ -59,16 +65,16 @@ def cache_json(file: Path, data: Any) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that replaces `path` at the end of the block, or is removed on any error.
+    """Yield a temporary path that replaces `path` when the block ends, or is removed on any error.
 
-    The caller writes a file or makes a folder there. A file replaces an earlier one, synced to disk; a folder
-    is only renamed to a name that is free.
+    The caller creates a file or a folder at the temporary path. A file is synced to disk and replaces an
+    existing file. A folder is only renamed to a path that does not exist.
 
     Args:
-        path: A symbolic link stays one; the file that it points to is replaced.
+        path: Final path. If it is a symbolic link, its target is replaced.
 
     Raises:
-        OSError: With the name `path`, never that of the temporary file.
+        OSError: Writing failed. The error names `path`, not the temporary file.
     """
     target = path.resolve()
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}{PARTIAL}")
@@ -79,12 +85,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         else:
             _sync(temporary, os.O_RDWR)
             temporary.replace(target)
-        if os.name == "posix":  # elsewhere a folder cannot be opened
+        if os.name == "posix":  # Windows cannot open a folder
             _sync(target.parent, os.O_RDONLY)
     except OSError as error:
         if error.filename not in (None, str(temporary)) or not error.errno:
             raise
-        # A full disk names no file, and the temporary name says nothing to the user.
+        # A full disk reports no file name, and the user does not know the temporary one.
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         if temporary.is_dir():

@@ -1,7 +1,7 @@
-"""The options that open an artifact: one object for Python, command line, server, bulk jobs and adapters.
+"""Engine options shared by the Python API, command line, server, bulk jobs and integrations.
 
-All of them take every field of `EngineOptions` under its name. To add an option, add a field here, the same
-name to `EngineFields`, and use it in the engine: the command line takes its flag and its help from here.
+To add an option, add a field to `EngineOptions` and to `EngineFields` and use it in the engine. The command
+line creates its flags and help texts from these fields.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any, Literal, TypedDict, get_args
 
 from koe5_onnx.errors import InputError
 
-Overflow = Literal["truncate", "error"]
+Overflow = Literal["truncate", "error", "average"]
 GraphChoice = Literal["auto", "packed", "padded"]
 
 
 class EngineFields(TypedDict, total=False):
-    """The fields of `EngineOptions` as keyword arguments, for type checkers; a test compares the two."""
+    """Fields of `EngineOptions` as keyword arguments, for type checkers. A test keeps the two in sync."""
 
     revision: str | None
     device: str
@@ -39,39 +39,43 @@ class EngineFields(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an artifact is opened.
+    """Options for opening an artifact.
 
     Raises:
         InputError: A field is out of range, or two contradict each other.
     """
 
     revision: str | None = None
-    """Branch, tag or commit of an artifact on the Hub; None is main."""
+    """Branch, tag or commit of an artifact on the Hub; None selects main."""
     device: str = "cpu"
-    """cpu, cuda or cuda:N; never falls back to another device."""
+    """Device: cpu, cuda or cuda:N. There is no fallback to another device."""
     threads: int | None = None
-    """CPU threads per batch; None divides the usable cores (CPU affinity, cgroup quota) by the parallel
-    batches."""
+    """CPU threads per batch; None divides the usable cores (CPU affinity, cgroup quota) by the number of
+    parallel batches."""
     parallel_batches: int | None = 1
-    """Batches that run at the same time over one copy of the weights. 1 has the lowest latency, as many as
-    cores the highest throughput on many cores; None takes what koe5-onnx tune found, else 1."""
+    """Batches that run at the same time with one copy of the weights; None uses the result of koe5-onnx tune,
+    or 1 without one. 1 has the lowest latency. On machines with many cores, one batch per core has the
+    highest throughput."""
     max_batch_tokens: int | None = None
-    """Tokens per batch, padding included; None takes what koe5-onnx tune found, else 512 (CUDA: 32,768)."""
+    """Tokens per batch, padding included; None uses the result of koe5-onnx tune, or without one 512 (fused
+    kernels with AMX: 2,048, but 512 in an AsyncEmbedder and the server; CUDA: 32,768)."""
     overflow: Overflow = "truncate"
-    """Texts above the token limit are truncated, or are an error."""
+    """Handling of texts above the token limit: truncate them, raise an error, or average the embeddings of
+    consecutive parts of the text, weighted by their tokens. An average differs from the model's embedding."""
     graph: GraphChoice = "auto"
-    """The packed graph, which needs no padding, requires fused kernels on a CPU and an fp16 artifact on CUDA.
-    auto takes it if it can run here, packed takes it or fails, padded never takes it."""
+    """Graph to run: auto selects the packed graph, which needs no padding, if it can run, and otherwise the
+    padded graph; packed fails if the packed graph cannot run. The packed graph requires fused kernels on a
+    CPU and an fp16 artifact on CUDA."""
     gpu_mem_limit: int | None = None
-    """Bytes that ONNX Runtime may allocate on a GPU for weights and batches; None is no limit. Batches that
-    do not fit run in halves, with a warning."""
+    """Bytes that ONNX Runtime may allocate on a GPU for weights and batches; None sets no limit. Batches that
+    do not fit are split in half, with a warning."""
     share_weights: bool = False
-    """Map the fused kernels' packed weights (KoE5: 302 MB) from files in the user's cache, so that all
-    processes with the same artifact share them. No effect on a graph without fused kernels."""
+    """Map the packed weights of the fused kernels (KoE5: 302 MB) from files in the user's cache, so that all
+    processes with the same artifact share them. No effect without fused kernels."""
     cuda_graphs: bool = False
-    """On CUDA, capture the packed graph for some small shapes, so that a query starts all kernels at once.
-    Requires memory for a second copy of the weights, within a gpu_mem_limit of its own. Nothing else in the
-    process may use the GPU while the artifact opens."""
+    """Capture CUDA graphs of the packed graph for small batches, so that a query launches all kernels at
+    once. Requires memory for a second copy of the weights; gpu_mem_limit applies to each copy. Nothing else
+    in the process may use the GPU while the artifact is being opened."""
 
     def __post_init__(self) -> None:
         if re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is None:
@@ -84,13 +88,13 @@ class EngineOptions:
                 raise InputError(f"{name} is {value!r}: expected one of {', '.join(map(repr, choices))}")
         if self.cuda_graphs and (self.gpu is None or self.graph == "padded"):
             raise InputError(
-                f"cuda_graphs is for the packed graph on CUDA, not for device={self.device!r} with "
-                f"graph={self.graph!r}: pass device='cuda' and graph='packed'"
+                f"cuda_graphs requires the packed graph on CUDA, but device is {self.device!r} and graph is "
+                f"{self.graph!r}. Pass device='cuda' and graph='packed'"
             )
 
     @property
     def gpu(self) -> int | None:
-        """Number of the GPU; None for the CPU."""
+        """Index of the GPU; None for the CPU."""
         return None if self.device == "cpu" else int(self.device.partition(":")[2] or 0)
 
     def changed(self) -> dict[str, Any]:
@@ -101,7 +105,7 @@ class EngineOptions:
 
 @cache
 def field_docs() -> dict[str, str]:
-    """Return the documentation of each field of `EngineOptions`; empty if its source is not installed."""
+    """Return the docstring of each field of `EngineOptions`; empty if the source is not installed."""
     with suppress(OSError):
         (tree,) = ast.parse(inspect.getsource(EngineOptions)).body
         return {

@@ -1,4 +1,4 @@
-"""Inputs, processes and outputs of koe5-onnx bulk, for its tests."""
+"""Inputs, processes and outputs for the tests of koe5-onnx bulk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def jsonl(*objects: object) -> bytes:
 
 
 def output_of(folder: Path) -> pa.Table:
-    """All shards as one table, as others would read them."""
+    """Read all shards as one table, without koe5-onnx."""
     return pyarrow.dataset.dataset(folder, format="parquet").to_table()
 
 
@@ -40,13 +40,13 @@ def reasons_of(folder: Path) -> list[tuple[int, int | None, str]]:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    """The verb as a process, the tiny artifact and the usual options given."""
+    """Return the command line of `koe5-onnx bulk`, with the tiny artifact and the usual options."""
     usual = ["--artifact", ARTIFACT, "--prompt-name", "passage", "--threads", "1"]
     return [sys.executable, "-m", "koe5_onnx.cli", "bulk", *map(str, [*arguments, *usual])]
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    """Start the verb in a process of its own that finds koe5_onnx."""
+    """Start the command in a separate process that can import koe5_onnx."""
     source = str(Path(koe5_onnx.__file__).resolve().parents[1])
     environment = {**os.environ, "PYTHONPATH": source}
     return subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True, env=environment)

@@ -1,4 +1,4 @@
-"""Calls of an AsyncEmbedder that wait at the same time."""
+"""Helpers for concurrent calls of an AsyncEmbedder."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ LINE = "대한민국의 수도는 어디인가요?"
 
 
 def started(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[asyncio.Task[Any]]:
-    """A task for each."""
+    """Start a task for each call."""
     return [asyncio.create_task(call) for call in calls]
 
 
 async def settled() -> None:
-    """Let all tasks go as far as they can without a thread."""
+    """Let all tasks advance as far as they can without a thread."""
     for _ in range(3):
         await asyncio.sleep(0)

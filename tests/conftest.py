@@ -1,4 +1,4 @@
-"""What all tests share: no network, a cache folder that is not the user's, folders made once per run."""
+"""Shared by all tests: no network, a temporary cache folder, folders made once per run."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-# No test may reach the network; huggingface_hub reads this when it is first imported.
+# No test may use the network. huggingface_hub reads this when it is first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # As many workers as cores run already; PyTorch's threads would only wait for each other.
+    # pytest-xdist already runs one worker per core, so more PyTorch threads would only compete.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One cache folder for all tests and the processes that they start."""
+    """Set one cache folder for all tests and the processes that they start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KOE5_ONNX_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -25,7 +25,7 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A test's own cache folder, not yet made."""
+    """Return a separate cache folder for the test, which does not exist yet."""
     monkeypatch.setenv("KOE5_ONNX_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 

@@ -1,4 +1,4 @@
-"""The fenced blocks of the documentation: where they are, in which language, and why one is not run."""
+"""The fenced blocks of the documentation: location, language, and the reason if a block is not run."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ PAGES = sorted(
         *(ROOT / "docs").rglob("*.md"),
         *(ROOT / "deploy").glob("*.md"),
         *(ROOT / "kernels").glob("*.md"),
-        *(ROOT / "benchmarks").glob("*.md"),
+        *(ROOT / "benchmarks/decisions").glob("*.md"),
         *(ROOT / "examples").rglob("*.md"),
     )
 )
 
 LANGUAGES = ("python", "sh", "console", "json", "yaml", "toml", "text")
-"""What a fence may say; "text" is for what is neither code nor run, as a message."""
+"""Allowed languages of fences. "text" is for blocks that are neither code nor run, such as messages."""
 
 _FENCE = re.compile(r"^ *(`{3,})(.*)$")
 _NOT_RUN = re.compile(r"^ *<!-- not run: (.+) -->$")
 
 
 @dataclass(frozen=True)
-class Block:
-    """One fenced block."""
+class CodeBlock:
+    """A fenced block."""
 
     page: str
-    """Its file, from the root."""
+    """Path of its page, relative to the root."""
     line: int
-    """Of its first fence, from 1."""
+    """Line number of its first fence, starting at 1."""
     language: str
     text: str
     reason: str | None
-    """Why something in it is not run; None where all of it is."""
+    """Reason why a part of it is not run; None if all of it runs."""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
 
 
-def blocks_of(file: Path) -> list[Block]:
-    """All fenced blocks of a page, in their order."""
+def blocks_of(file: Path) -> list[CodeBlock]:
+    """Return all fenced blocks of a page in order."""
     page = file.relative_to(ROOT).as_posix()
     return list(_parse(page, file.read_text(encoding="utf-8").splitlines()))
 
 
-def _parse(page: str, lines: list[str]) -> Iterator[Block]:
+def _parse(page: str, lines: list[str]) -> Iterator[CodeBlock]:
     before, opened = "", None
     body: list[str] = []
     for number, line in enumerate(lines, 1):
@@ -57,7 +57,7 @@ def _parse(page: str, lines: list[str]) -> Iterator[Block]:
         if opened is not None:
             at, ticks, language, reason, indent = opened
             if fence and fence[1] == ticks and not fence[2].strip():
-                yield Block(page, at, language, "\n".join(body) + "\n", reason)
+                yield CodeBlock(page, at, language, "\n".join(body) + "\n", reason)
                 before, opened = "", None
             else:
                 body.append(line.removeprefix(indent))
@@ -72,14 +72,13 @@ def _parse(page: str, lines: list[str]) -> Iterator[Block]:
 
 
 def prose_of(file: Path) -> str:
-    """A page without its fenced blocks."""
-    kept, ticks = [], ""
+    """Return a page with its fenced blocks replaced by empty lines."""
+    lines, ticks = [], ""
     for line in file.read_text(encoding="utf-8").splitlines():
-        fence = _FENCE.match(line)
+        fence, inside = _FENCE.match(line), ticks
         if fence and not ticks:
             ticks = fence[1]
         elif fence and fence[1] == ticks and not fence[2].strip():
             ticks = ""
-        elif not ticks:
-            kept.append(line)
-    return "\n".join(kept)
+        lines.append("" if ticks or inside else line)
+    return "\n".join(lines)

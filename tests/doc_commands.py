@@ -1,4 +1,4 @@
-"""The commands of the documentation's shell blocks: which run, and what of the others can be checked."""
+"""The commands in the documentation's shell blocks: which ones run, and checks for the others."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding
 
 
 def lines_of(text: str) -> list[str]:
-    """The logical lines of a shell block: continued ones joined, comments and empty ones left out."""
+    """Return the logical lines of a shell block, with continuation lines joined and comments removed."""
     joined = text.replace("\\\n", " ")
     return [line for line in joined.splitlines() if shlex.split(line, comments=True)]
 
 
 def commands_of(line: str) -> list[list[str]]:
-    """The simple commands of a line, as lists of words, assignments in front left out."""
+    """Return the simple commands of a line as lists of words, without leading assignments."""
     found: list[list[str]] = [[]]
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
@@ -57,11 +57,11 @@ REASONS: dict[str, Callable[[Sequence[str]], bool]] = {
     "needs what is not installed here": lambda words: words[0] in ("numactl", "taskset", "wrk"),
     "another project's code": lambda words: words[0] != "koe5-onnx",
 }
-"""All that may stand in `<!-- not run: REASON -->`, and which commands each of them excuses."""
+"""Allowed reasons in `<!-- not run: REASON -->`, with the commands that each of them covers."""
 
 
 def check(words: Sequence[str]) -> None:
-    """Whatever can be known of a command without running it.
+    """Check everything about a command that can be checked without running it.
 
     Raises:
         AssertionError: It names an option, extra, target or file that does not exist.
@@ -88,7 +88,7 @@ def _check_container(words: Sequence[str]) -> None:
 
 
 def _plain(words: Sequence[str]) -> list[str]:
-    """Without redirections."""
+    """Remove redirections."""
     found, skip = [], False
     for word in words:
         if skip:

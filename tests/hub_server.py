@@ -1,4 +1,4 @@
-"""A small Hub on the loopback interface, for huggingface_hub's own client."""
+"""A minimal Hub on the loopback interface, for huggingface_hub's own client."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def settings(endpoint: str, home: Path, offline: bool = False) -> dict[str, str]:
-    """Environment of a process whose client talks to `endpoint` only; read when the client is imported."""
+    """Return the environment for a process whose client uses only `endpoint`, set before its import."""
     return {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(home),
@@ -31,13 +31,13 @@ def settings(endpoint: str, home: Path, offline: bool = False) -> dict[str, str]
 
 @dataclass
 class Hub:
-    """What the little Hub holds, and what it was asked for."""
+    """Contents of the minimal Hub, and the requests that it received."""
 
     files: dict[str, bytes]
     repository: str = REPOSITORY
     endpoint: str = ""
     break_off: str = ""
-    """File whose transfer ends in the middle."""
+    """File whose transfer is interrupted."""
     fetched: list[str] = field(default_factory=list)
 
 
@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path.strip("/")
-        # A dataset has the same routes under another name.
+        # Datasets have the same routes under another prefix.
         path = path.replace("api/datasets/", "api/models/").removeprefix("datasets/")
         repository = self.hub.repository
         model = f"api/models/{repository}"
@@ -104,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, *args: object) -> None:
-        """Keep stderr clean."""
+        """Log nothing."""
 
 
 @contextmanager

@@ -1,12 +1,13 @@
-"""One-node graphs of the kernels' operators: how they are made, opened and run, here or at a lower level.
+"""Build, open and run graphs with a single kernel operator, in this process or at a lower level.
 
-A level is chosen once a process, so each other level has a process of its own.
+A process selects its level only once, so each other level runs in a separate process.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,12 @@ import onnxruntime as ort
 import tolerances
 
 Array = npt.NDArray[Any]
-LEVELS = ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx")
-"""Instruction sets, lowest first. A CPU need not have all below its best."""
+LEVELS = (
+    ("neon_dotprod", "neon_i8mm")
+    if platform.machine() == "aarch64"
+    else ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx")
+)
+"""Instruction sets of this architecture, lowest first. A CPU may lack some that are below its best."""
 _TYPES = {"f32": onnx.TensorProto.FLOAT, "u8": onnx.TensorProto.UINT8, "s8": onnx.TensorProto.INT8}
 _TYPES |= {"i32": onnx.TensorProto.INT32, "bf16": onnx.TensorProto.BFLOAT16}
 
@@ -39,12 +44,12 @@ def node_model(
     attributes: Mapping[str, Any],
     constants: Sequence[str] = (),
 ) -> bytes:
-    """A graph of one koe5 node named "node". bf16 tensors enter as uint16 arrays and leave as float32.
+    """Return a graph of one koe5 node named "node". bf16 inputs are uint16 arrays, bf16 outputs are float32.
 
     Args:
         op: Name of the operator.
-        inputs: Name to array, in the operator's order.
-        outputs: Name to type ("f32", "u8", "bf16"), in the operator's order.
+        inputs: Arrays by input name, in the operator's order.
+        outputs: Types ("f32", "u8", "bf16") by output name, in the operator's order.
         attributes: The node's attributes.
         constants: Inputs that are initializers and not fed.
     """
@@ -54,7 +59,7 @@ def node_model(
         if name in constants:
             initializers.append(onnx.numpy_helper.from_array(array, name))
         elif array.dtype == np.uint16:
-            # numpy has no bf16: the upper half of a float32 is made one by an exact cast.
+            # numpy has no bf16, so convert exactly from float32 values whose lower half is zero.
             fed.append(_value(f"{name}.f32", "f32", array.ndim))
             nodes.append(onnx.helper.make_node("Cast", [f"{name}.f32"], [name], to=_TYPES["bf16"]))
         else:
@@ -69,26 +74,26 @@ def node_model(
         else:
             results.append(_value(name, kind, None))
     graph = onnx.helper.make_graph(nodes, "test", fed, results, initializers)
-    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("koe5", 3)]
+    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("koe5", 4)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
     return bytes(model.SerializeToString())
 
 
 def rotated(x: Array) -> Array:
-    """Rows as the operators rotate them before rounding, by the definition in rotation.h, in float64."""
+    """Rotate rows like the operators do before rounding, by the definition in rotation.h, in float64."""
     m = np.array([[1, 1, 1, -1], [1, -1, 1, 1], [1, 1, -1, 1], [-1, 1, 1, 1]])
     blocks = x.astype(np.float64).reshape(len(x), x.shape[1] // 64, 4, 4, 4)
     return np.asarray(np.einsum("ia,jb,kc,tnabc->tnjki", m, m, m, blocks) / 8).reshape(x.shape)
 
 
 def assert_rounded(q: Array, scale: Array, values: Array, slack: Array | float) -> None:
-    """127 steps are the largest magnitude of a row, and each value is the nearest step's.
+    """Check that a row's largest magnitude is 127 steps, and that each value is rounded to the nearest step.
 
     Args:
         q: uint8[T, n].
         scale: float32[T].
         values: float64[T, n] that were rounded.
-        slack: How far the operator's own values may be from them.
+        slack: Maximum difference between the operator's values before rounding and `values`.
     """
     largest = np.maximum(np.abs(values).max(axis=1) / 127, 1e-12)
     of_row = np.broadcast_to(slack, values.shape).max(axis=1)
@@ -98,12 +103,12 @@ def assert_rounded(q: Array, scale: Array, values: Array, slack: Array | float) 
 
 
 def widened(bf16: Array) -> Array:
-    """uint16 bits of bf16 to the float32 of the same values."""
+    """Convert uint16 bits of bf16 to float32."""
     return (bf16.astype(np.uint32) << 16).view(np.float32)
 
 
 def fed(inputs: Mapping[str, Array], constants: Sequence[str] = ()) -> dict[str, Array]:
-    """What a session of `node_model` takes."""
+    """Return the inputs for a session of `node_model`."""
     arrays = {name: array for name, array in inputs.items() if name not in constants}
     return {
         (f"{name}.f32" if array.dtype == np.uint16 else name): widened(array)
@@ -120,7 +125,7 @@ def open_session(
     options.intra_op_num_threads = threads
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 4
-    # Without its arena each tensor is an allocation of its own, whose ends AddressSanitizer watches.
+    # Without the arena each tensor is a separate allocation, whose bounds AddressSanitizer checks.
     options.enable_cpu_mem_arena = os.environ.get("KOE5_ONNX_TESTS_ARENA") != "0"
     options.add_session_config_entry("koe5.threads", str(threads))
     if packed_weights is not None:
@@ -130,14 +135,14 @@ def open_session(
 
 
 def bf16(values: Array) -> Array:
-    """The bits of float32 values in bf16, rounded to nearest even, as uint16."""
+    """Round float32 values to bf16 (nearest even) and return the bits as uint16."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
 
 
 def python(code: str, folder: Path, **environment: str) -> str:
-    """What a fresh interpreter prints; ONNX Runtime's log apart."""
+    """Return the output of a new interpreter, without ONNX Runtime's log."""
     command = [sys.executable, "-c", code]
     path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
     env = os.environ | {"PYTHONPATH": path} | environment
@@ -159,14 +164,14 @@ class Kernels:
         constants: Sequence[str] = (),
         threads: int = 2,
     ) -> list[Array]:
-        """What the node gives; arguments as of `node_model`."""
+        """Run the node and return its outputs. Arguments as for `node_model`."""
         model = node_model(op, inputs, outputs, attributes, constants)
         session = open_session(self.library, model, threads)
         return [np.asarray(result) for result in session.run(None, fed(inputs, constants))]
 
 
 class KernelsAt(Kernels):
-    """The same in a process that KOE5_ONNX_KERNELS_LEVEL holds to a level."""
+    """Runs one-node graphs in a process that KOE5_ONNX_KERNELS_LEVEL limits to a level."""
 
     def __init__(self, library: Path, level: str) -> None:
         super().__init__(library)

@@ -1,4 +1,4 @@
-"""The command koe5-onnx as the documentation's blocks get it: `serve` stops once it is known to work."""
+"""The command koe5-onnx for the documentation's blocks: `serve` stops after a health check."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TIMEOUT_S = 60
 def listening(
     arguments: Sequence[str], environment: Mapping[str, str]
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Run `koe5-onnx serve` on a free port: its host:port and the process, which is stopped at the end."""
+    """Run `koe5-onnx serve` on a free port. Yield its host:port and the process; stop it at the end."""
     command = [sys.executable, "-m", "koe5_onnx.cli", "serve", *arguments, "--port", "0"]
     with subprocess.Popen(command, env=dict(environment), stderr=subprocess.PIPE, text=True) as process:
         log = iter(process.stderr or ())
@@ -38,7 +38,7 @@ def listening(
 
 
 def _port_in(log: Iterator[str], process: subprocess.Popen[str]) -> int:
-    """Return the port that the server's log names; pass the log on."""
+    """Return the port from the server's log, forwarding the log."""
     for line in log:
         sys.stderr.write(line)
         if '"listening"' in line or '"starting"' in line:
@@ -47,7 +47,7 @@ def _port_in(log: Iterator[str], process: subprocess.Popen[str]) -> int:
 
 
 def wait_until_healthy(process: subprocess.Popen[str], address: str) -> None:
-    """Wait for the first good answer of /health; end with the server's exit code where it ends before."""
+    """Wait until /health succeeds. Exit with the server's exit code if the server ends first."""
     end = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < end:
         if process.poll() is not None:
@@ -61,7 +61,7 @@ def wait_until_healthy(process: subprocess.Popen[str], address: str) -> None:
 
 
 def main() -> int:
-    """Run a verb as ever; of a server ask its health, and stop it."""
+    """Run a subcommand as usual. If it is `serve`, check its health and stop it."""
     if sys.argv[1:2] != ["serve"] or "--help" in sys.argv:
         from koe5_onnx.cli import main as run
 

@@ -1,7 +1,7 @@
-"""docs/licenses.md: what each extra brings, and under which license; `make licenses` writes it.
+"""Write docs/licenses.md, the packages and licenses of each extra; run it with `make licenses`.
 
-It asks the environment that it runs in: importlib.metadata for who needs whom, pip-licenses for the licenses.
-No leg: tests/dist/test_licenses.py holds the page against the environment of the tests.
+It inspects the current environment: importlib.metadata for the dependencies, pip-licenses for the licenses.
+tests/dist/test_licenses.py compares the page with the environment of the tests.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/licenses.md"
 ALWAYS = "always"
-"""Stands for the dependencies that every installation has."""
+"""Represents the dependencies of every installation."""
 _OURS = "koe5-onnx-kernels"
 
 _HEAD = """# Licenses of the dependencies
 
-koe5-onnx and koe5-onnx-kernels are under the MIT license, and so are the weights of KoE5. Below is what an
-installation brings beside them, by the extra that asks for it, in the versions of constraints.txt, on
-Linux x86-64. The license is the one that the package's own metadata states. `make licenses` writes this page.
+This page lists the packages that each extra of koe5-onnx installs, with their licenses. koe5-onnx,
+koe5-onnx-kernels and the weights of KoE5 are under the MIT license. The table has the versions of
+constraints.txt on Linux x86-64, and the license that the metadata of each package states. `make licenses`
+writes this page.
 
-The library in koe5-onnx-kernels contains parts of GCC's libstdc++ and libgcc, linked statically: GPL-3.0 with
-the [GCC Runtime Library Exception](https://www.gnu.org/licenses/gcc-exception-3.1.html), which asks nothing
-of those who use or pass on the compiled library.
+The library in koe5-onnx-kernels contains parts of GCC's libstdc++ and libgcc, linked statically. Their
+license is GPL-3.0 with the
+[GCC Runtime Library Exception](https://www.gnu.org/licenses/gcc-exception-3.1.html), which imposes no
+conditions on users and distributors of the compiled library.
 
 | package | version | license | for |
 | --- | --- | --- | --- |
@@ -44,19 +46,20 @@ def main() -> None:
     text = _HEAD + "".join(_rows(listed))
     if absent := sorted(wanted.keys() - listed.keys()):
         asked = (f"{extra} ({', '.join(map(str, wanted[extra]))})" for extra in absent)
-        text += f"\nNot installed where this page was made, so not listed: {'; '.join(asked)}.\n"
+        text += "\nThese extras were not installed when this page was written, so it does not list them: "
+        text += f"{'; '.join(asked)}.\n"
     PAGE.write_text(text, encoding="utf-8")
 
 
 def requirements() -> dict[str, list[Requirement]]:
-    """Extra to what pyproject.toml asks for it, beside what is always asked."""
+    """Return the requirements of each extra in pyproject.toml, without those of every installation."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = {ALWAYS: project["dependencies"], **project["optional-dependencies"]}
     return {extra: [Requirement(line) for line in lines] for extra, lines in asked.items()}
 
 
 def closure(asked: list[Requirement]) -> set[str] | None:
-    """Names of all packages that these bring; None where one is not installed here."""
+    """Return the names of all packages that `asked` installs, or None if one is not installed here."""
     found: dict[str, set[str]] = {}
     waiting = list(asked)
     while waiting:
@@ -65,7 +68,7 @@ def closure(asked: list[Requirement]) -> set[str] | None:
         if requirement.name == _OURS or extras <= found.get(name, set()):
             continue
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue  # for another system
+            continue  # for another platform
         found.setdefault(name, set()).update(extras)
         try:
             lines = distribution(name).requires or []
@@ -76,7 +79,7 @@ def closure(asked: list[Requirement]) -> set[str] | None:
 
 
 def _needed(line: str, extras: set[str]) -> Requirement | None:
-    """A requirement without its marker, where that is true for one of the extras."""
+    """Return a requirement without its marker if the marker holds for one of the extras."""
     requirement = Requirement(line)
     if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
         return None
@@ -85,7 +88,7 @@ def _needed(line: str, extras: set[str]) -> Requirement | None:
 
 
 def _rows(listed: dict[str, set[str]]) -> list[str]:
-    """A row a package, with the extras that bring it."""
+    """Return a row per package, with the extras that install it."""
     of = _licenses()
     rows = []
     for name in sorted(set().union(*listed.values())):
@@ -97,7 +100,7 @@ def _rows(listed: dict[str, set[str]]) -> list[str]:
 
 
 def _licenses() -> dict[str, tuple[str, str]]:
-    """Package to its version and license, as pip-licenses finds them in this environment."""
+    """Return version and license by package, as found by pip-licenses in this environment."""
     command = [sys.executable, "-m", "piplicenses", "--from=mixed", "--with-system", "--format=json"]
     found = json.loads(subprocess.check_output(command))
     return {

@@ -1,4 +1,4 @@
-"""What a process has mapped of files, by Linux's own account."""
+"""File mappings of a process, as reported by Linux."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _HEAD = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ (\d+) *(.*)")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes in memory: those that this process alone has mapped, and those that others have too."""
+    """Resident bytes: those that only this process has mapped, and those that it shares."""
 
     private_bytes: int
     shared_bytes: int
 
 
 def maps_of(pid: int | None, ending: str) -> set[int]:
-    """Inodes of the mapped files whose names have this ending."""
+    """Return the inodes of the mapped files whose names have this ending."""
     return {inode for inode, name, _ in _mappings(pid) if name.endswith(ending)}
 
 
 def memory_of(pid: int | None, ending: str) -> Memory:
-    """Memory of the mapped files whose names have this ending."""
+    """Return the memory of the mapped files whose names have this ending."""
     found = [sizes for _, name, sizes in _mappings(pid) if name.endswith(ending)]
 
     def total(kind: str) -> int:

@@ -1,4 +1,4 @@
-"""Each field of EngineOptions with another value than its default."""
+"""A value different from the default for each field of EngineOptions."""
 
 OTHER = {
     "revision": "main",

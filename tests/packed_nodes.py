@@ -1,7 +1,7 @@
-"""ONNX Runtime's CUDA operators of the packed graph in numpy, for onnx.reference to run the very graph.
+"""numpy implementations of ONNX Runtime's CUDA operators in the packed graph, for onnx.reference.
 
-Each computes in fp32 and gives fp16, as the GPU's kernels do. PackedMultiHeadAttention goes by the cumulative
-lengths alone, as flash attention does; `token_offset` is checked for what the kernels without flash read.
+Each computes in fp32 and returns fp16, like the GPU's kernels. PackedMultiHeadAttention uses only cumulative
+lengths, like flash attention. `token_offset`, which kernels without flash attention read, is checked.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PackedMultiHeadAttention(OpRun):
 
 
 def check_offsets(token_offset: np.ndarray, lengths: np.ndarray, tokens: int) -> None:
-    """By a loop over texts: token i of the packed ones is at the i-th of these places, padding follows."""
+    """Check with a loop over texts: first the slots of the packed tokens, then the slots of padding."""
     texts, longest = token_offset.shape
     assert (texts, longest) == (len(lengths), lengths.max())
     real = [text * longest + place for text in range(texts) for place in range(lengths[text])]
@@ -68,7 +68,7 @@ class BiasGelu(OpRun):
 
 
 class MatMul(OpRun):
-    """numpy's own sums fp16 products in fp16; a GPU sums them in fp32."""
+    """MatMul with sums in fp32, as on a GPU; numpy would sum fp16 products in fp16."""
 
     def _run(self, a, b):
         return (_rounded(a.astype(np.float32) @ b.astype(np.float32), a),)

@@ -1,6 +1,6 @@
-"""Sessions of one linear whose packed weights lie in a folder, in this process and in others.
+"""Sessions of one linear layer with packed weights in a folder, in this process and in others.
 
-Functions that other processes run are here, as they can import this file.
+Functions that other processes run are here, because they can import this file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ATTRIBUTES: Mapping[str, dict[str, Any]] = {
 
 
 def model_of(op: str, inputs: Mapping[str, Array]) -> bytes:
-    """A graph of one node named "node"."""
+    """Return a graph of one node named "node"."""
     return node_model(op, inputs, _OUTPUTS[op], _ATTRIBUTES[op], WEIGHTS[op])
 
 
@@ -52,24 +52,26 @@ def _row(rng: np.random.Generator, n: int) -> Array:
 
 
 def gelu_inputs(k: int = 48, n: int = 192, seed: int = 0) -> dict[str, Array]:
-    """Inputs of ProjectGelu."""
+    """Return inputs of ProjectGelu."""
     rng = np.random.default_rng(seed)
     a, a_scale = _activations(rng, k)
     weight, scale, bias = _weight(rng, k, n), _row(rng, n), _row(rng, n)
-    return {"a": a, "a_scale": a_scale, "weight": weight, "weight_scale": scale, "bias": bias}
+    named = {"a": a, "a_scale": a_scale, "weight": weight, "weight_scale": scale, "bias": bias}
+    return named | {"factors": rng.uniform(0.1, 10, 64).astype(np.float32)}
 
 
 def add_norm_inputs() -> dict[str, Array]:
-    """Inputs of ProjectAddNorm."""
+    """Return inputs of ProjectAddNorm."""
     rng = np.random.default_rng(0)
     named = gelu_inputs(80, 64)
     bias = named.pop("bias")
+    del named["factors"]
     named |= {"x": rng.normal(size=(7, 64)).astype(np.float32), "skip": _row(rng, 64), "bias": bias}
     return named | {"gain": _row(rng, 64), "shift": _row(rng, 64)}
 
 
 def qkv_inputs() -> dict[str, Array]:
-    """Inputs of ProjectQkv."""
+    """Return inputs of ProjectQkv."""
     rng = np.random.default_rng(0)
     q, scale = _activations(rng, 48)
     weights = {name: _weight(rng, 48, 48) for name in WEIGHTS["ProjectQkv"][:3]}
@@ -78,7 +80,7 @@ def qkv_inputs() -> dict[str, Array]:
 
 
 def wide_inputs() -> dict[str, Array]:
-    """4 MiB of weights: enough that starts overlap."""
+    """Return inputs with 4 MiB of weights, large enough that concurrent starts overlap."""
     return gelu_inputs(1024, 4096)
 
 
@@ -86,7 +88,7 @@ GELU = gelu_inputs()
 
 
 class Sharing:
-    """One-node sessions that keep their packed weights in a folder, or with None each its own."""
+    """One-node sessions with their packed weights in a folder; with None, each has its own copy."""
 
     def __init__(self, library: Path) -> None:
         self.library = library
@@ -106,14 +108,14 @@ class Sharing:
 
 
 def with_a_full_disk(library: Path, folder: Path) -> tuple[list[Array], str]:
-    """No file of this process may be larger: a write fails in the middle, as on a full disk."""
+    """Limit the size of files in this process, so that a write fails part of the way, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     sharing = Sharing(library)
     return sharing.run(folder), sharing.problem()
 
 
 class Started:
-    """A process that opens a session in a folder when it is told to, runs it, and stays."""
+    """A process that opens and runs a session in a folder on request, and keeps running."""
 
     def __init__(self, library: Path, folder: Path, barrier: Any) -> None:
         context = multiprocessing.get_context("spawn")

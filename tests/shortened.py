@@ -1,4 +1,4 @@
-"""An artifact of a model that was trained to be shortened, and what its shortened embeddings must be."""
+"""An artifact with Matryoshka dimensions, and its expected shortened embeddings."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from changed_manifest import set_contract
+from edited_json import set_contract
 
 DIMS = [8, 16]
-"""Below the 64 of the tiny artifact."""
+"""Dimensions smaller than the 64 of the tiny artifact."""
 
 
 def allow(artifact: Path, copy: Path, **contract: object) -> Path:
-    """Copy an artifact with DIMS, or whatever else is given, in its contract."""
+    """Copy an artifact with DIMS, or other changes, in its contract."""
     shutil.copytree(artifact, copy)
     set_contract(copy, **{"matryoshka_dims": DIMS, **contract})
     return copy
 
 
 def cut(embeddings: np.ndarray, dim: int) -> np.ndarray:
-    """Shortened embeddings, in float64."""
+    """Return shortened embeddings, in float64."""
     rows = embeddings[:, :dim].astype(np.float64)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -1,58 +1,58 @@
-"""Every tolerance of the tests, with its reason. Test files hold none of their own.
+"""All tolerances of the tests, with their reasons. Test files define none.
 
 The components of the tiny artifact's embeddings are about 0.14 in size, and two different golden texts have a
-cosine of at most 0.9935: each bound here is far inside what a wrong result would give.
+cosine of at most 0.9935, so each bound here is much tighter than the difference of a wrong result.
 """
 
 GOLDEN_COSINE_MIN = 0.9998
-"""int8 against PyTorch: 0.99993 at worst where the tiny artifact was made; the rest is for other CPUs."""
+"""int8 against PyTorch: at least 0.99993 where the tiny artifact was made; the margin is for other CPUs."""
 
 GOLDEN_MAX_ABS_DIFF = 0.009
-"""int8 against PyTorch, largest component: 0.005 where the tiny artifact was made."""
+"""int8 against PyTorch, largest component: 0.005 on the machine that made the tiny artifact."""
 
 ALONE_COSINE_MIN = 0.99999
-"""A text alone against the same text in a batch: what the certificate's gate promises."""
+"""A text alone against the same text in a batch: the gate of the certificate."""
 
 UNIT_LENGTH_ATOL = 1e-5
 """Length of an embedding: float32 rounding over a few hundred components."""
 
 SIMILARITY_ATOL = 1e-5
-"""A product of unit vectors in float32 against the same in float64."""
+"""Product of unit vectors in float32 against float64."""
 
 FP32_MAX_ABS_DIFF = 1e-5
-"""fp32 against PyTorch in any component: the gate's own bound; 3e-7 is what is found."""
+"""fp32 against PyTorch in any component: the gate; 3e-7 measured."""
 
 SMOOTHING_RELATIVE = 2e-5
-"""Smoothing folds in float32: relative to the largest product; a wrong fold is off by the whole product."""
+"""Smoothing merges divisors in float32. Relative to the largest product; a wrong divisor gives about 1."""
 
 TRAINED_INT8_COSINE_MEAN = 0.9998
-"""int8 against PyTorch, all-MiniLM-L6-v2, 300 unseen texts: 0.99983 found, 0.99954 without rotation."""
+"""int8 against PyTorch, all-MiniLM-L6-v2, 300 unseen texts: 0.99983 measured, 0.99954 without rotation."""
 
 TRAINED_INT8_COSINE_MIN = 0.9993
-"""The worst of them: 0.99957 found, 0.9989 without rotation."""
+"""The same for the worst text: 0.99957 measured, 0.9989 without rotation."""
 
 CERTIFICATE_ATOL = 1e-6
-"""A certificate's figures, computed again in other batches; int8 itself is 1e-4 from PyTorch."""
+"""Certificate figures recomputed in other batches; int8 itself differs by 1e-4 from PyTorch."""
 
 FIGURE_ATOL = 1e-12
-"""A figure of retrieval in float64 against its formula; of few queries, a wrong one is off by hundredths."""
+"""A retrieval metric in float64 against its formula; with few queries, a wrong one differs by hundredths."""
 
 PUBLISHED_PERCENT_ATOL = 0.011
-"""Published percentages have two decimals, some of them cut and some rounded."""
+"""Published percentages have two decimals, some truncated and some rounded."""
 
 IMPORTED_INT8_COSINE_MEAN = 0.96
-"""Stock dynamic int8 of all-MiniLM-L6-v2, a scale per channel: 0.98 found; other embeddings have about 0."""
+"""ONNX Runtime's dynamic int8 of all-MiniLM-L6-v2, per channel: 0.98 measured; others have about 0."""
 
 DIFFERENT_ABS_DIFF = 0.05
-"""What two different poolings are apart in some component: 0.3 found; a right result is within 1e-5."""
+"""Minimum difference of a component between two poolings: 0.3 measured; correct results are within 1e-5."""
 
 OUTLIER_INT8_COSINE_MEAN = 0.9985
-"""Ours where channels are 100 times larger than the rest: 0.99874 found over 300 texts, 0.99881 without
-rotation. Smoothing takes the outliers away; what is left is the rounding of all other values, which random
-weights amplify."""
+"""Our int8 if some channels are 100 times larger than the rest: 0.99874 measured over 300 texts, 0.99881
+without rotation. Smoothing removes the outliers; the rest is the rounding of all other values, amplified by
+random weights."""
 
 NAIVE_INT8_COSINE_MEAN = 0.9
-"""What ONNX Runtime's per-tensor dynamic int8 stays below there: 0.89 found, 0.999 without the outliers."""
+"""Upper bound for ONNX Runtime's per-tensor dynamic int8 with outliers: 0.89 measured, 0.999 without them."""
 
 FUSED_COSINE_MIN = 0.999
 """The packed graph against the padded int8 graph, each text: attention in bf16, sums in another order."""
@@ -61,29 +61,29 @@ FUSED_COSINE_MEAN = 0.9995
 """The same on average."""
 
 LINEAR_FP32_RELATIVE = 5e-7
-"""A fused linear in fp32 against float64, relative to its row's largest value: four roundings of 6e-8."""
+"""A fused linear layer in fp32 against float64, relative to the row's maximum: four roundings of 6e-8."""
 
 GELU_FP16_RELATIVE = 2.0**-11 + LINEAR_FP32_RELATIVE
-"""GELU values of the fused kernels wait in fp16 for their row's scale: half a unit of its 11 bits."""
+"""The fused kernels store GELU values in fp16 until the row's scale is known: half a unit of its 11 bits."""
 
 GELU_ATOL = 2.0**-17 + 1.4e-5
-"""The same where fp16 is subnormal, values being stored at 1/256, and the polynomials' error."""
+"""The same if fp16 is subnormal, with values stored at 1/256, plus the polynomials' error."""
 
 ROTATION_RELATIVE = 3e-6
 """A rotation of 64 values in fp32, relative to the largest of them: six roundings of 6e-8, of sums that are
 up to eight times as large."""
 
 NORMED_RELATIVE = 5e-6
-"""Layer norm after a fused linear, relative to the largest value: fp32 sums over the row; 1e-6 found."""
+"""Layer norm after a fused linear layer, relative to the maximum: fp32 sums over a row; 1e-6 measured."""
 
 ATTENTION_FP32_STEPS = 0.001
-"""Attention in fp32 against float64, in steps of its 8-bit result beside the half that rounding may take."""
+"""Attention in fp32 against float64, in steps of its 8-bit result, in addition to half a step of rounding."""
 
 ATTENTION_BF16_STEPS = 0.6
-"""With weights rounded to bf16: 2^-9 of the largest value each, that is a quarter of a step; 0.4 found."""
+"""With weights rounded to bf16: 2^-9 of the largest value each, a quarter of a step; 0.4 measured."""
 
 EXPONENTIAL_RELATIVE = 2e-6
-"""A softmax weight in fp32: 1.6e-7 for the exponential, and the rounding of a score of 29, 6e-8 of it."""
+"""A softmax weight in fp32: 1.6e-7 for the exponential, and 6e-8 for the rounding of a score of 29."""
 
 BF16_RELATIVE = 2.0**-8
 """A weight in bf16, rounded to nearest."""
@@ -92,50 +92,52 @@ ROUNDED_ONCE = 1.2e-7
 """One or two roundings to fp32, relative."""
 
 ROUNDED_TWICE = 2.4e-7
-"""Two to four of them."""
+"""Two to four roundings to fp32, relative."""
 
 NORM_ATOL = 4e-6
-"""Layer norm in fp32 against float64: outputs of up to 10, a few roundings of 6e-8; 1e-6 found."""
+"""Layer norm in fp32 against float64: outputs of up to 10, a few roundings of 6e-8; 1e-6 measured."""
 
 NORM_LARGE_MEAN_ATOL = 3e-4
-"""The same where the mean is 500 times the spread, which costs as many times more; 5e-5 found."""
+"""The same if the mean is 500 times the spread, which costs a factor of that size; 5e-5 measured."""
 
 POOL_ATOL = 3e-6
-"""A mean of up to 8,192 values about 1 in size, summed in fp32 one by one."""
+"""A mean of up to 8,192 values of size about 1, summed in fp32 one by one."""
 
 SERVED = 1e-6
-"""Largest difference of one component between an embedding from the server and the same text offline, in
-whatever batch either ran: the last bit of a float near 1 and a little more."""
+"""Largest difference of a component between the server and the Python API, for the same text in different
+batches: slightly more than the last bit of a float near 1."""
 
 PACKED_COSINE_MIN = 0.9999
-"""The packed fp16 graph against PyTorch in fp32, each text: what its gate promises; 0.9999995 found."""
+"""The packed fp16 graph against PyTorch in fp32, each text: its gate; 0.9999995 measured."""
 
 SIMULATED_COSINE_MIN = 0.999999
-"""Packed against padded, both in fp16 on the CPU: 0.9999998 found; a token in a wrong place gives 0.999."""
+"""Packed against padded, both in fp16 on the CPU: 0.9999998 measured; a misplaced token results in 0.999."""
 
 PRINTED_SCORE_ATOL = 1e-5
 """A cosine that a vector store computed in float32 and an example printed with six decimals."""
 
 APPROXIMATE_RECALL_MIN = 0.9
-"""Share of the true ten best of 720 pages that an approximate index finds."""
+"""Share of the true top ten of 720 pages that an approximate index finds."""
 
 BULK_MEMORY_RATIO = 1.35
-"""Peak memory of a bulk job over that of one with a twentieth of its input, 8 MB: 1.0 found for text files,
-1.22 for parquet, whose buffers fill only then (1.24 with 458 MB). Rows that stayed would make it 2."""
+"""Peak memory of a bulk job relative to a job with a twentieth of its input, 8 MB: 1.0 measured for text
+files, 1.22 for Parquet, whose buffers fill only with the larger input (1.24 with 458 MB). It would be 2 if
+rows accumulated."""
 
-ME5_COSINE_MIN = {"fp32": 0.999999, "fp16": 0.9999, "int8": 0.9985, "int8-block": 0.9997, "int4-block": 0.96}
-"""Trained multilingual-e5-small against sentence-transformers, the worst text. Found over 173 texts, most of
-them real sentences and pages: int8 0.99940 (fused 0.99946), int8-block 0.99991, int4-block 0.9772; fp16 over
-the 41 texts of the certificate: 1.000000."""
+ME5_COSINE_MIN = {"fp32": 0.999999, "fp16": 0.9999, "int8": 0.9997, "int8-block": 0.9997, "int4-block": 0.96}
+"""Trained multilingual-e5-small against sentence-transformers, worst text. Measured: int8 0.99988 in its
+certificate and 0.99991 over AutoRAG; int8-block 0.99991 and int4-block 0.9772 over 173 texts, mainly real
+sentences and pages, without rotation of activations."""
 
 ME5_COSINE_MEAN = {
     "fp32": 0.999999,
     "fp16": 0.99999,
-    "int8": 0.9997,
+    "int8": 0.9999,
     "int8-block": 0.9999,
     "int4-block": 0.992,
 }
-"""The same on average: int8 0.99987 on both graphs, int8-block 0.99997, int4-block 0.9949 found."""
+"""The same on average: int8 0.99996 in its certificate and 0.99995 over AutoRAG; int8-block 0.99997 and
+int4-block 0.9949 over the 173 texts."""
 
 KORSTS_SPEARMAN_MIN = 0.7
 """fp32 of the trained multilingual-e5-small on KorSTS-dev."""

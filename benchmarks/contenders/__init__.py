@@ -1,1 +1,1 @@
-"""The systems that are measured against each other: one file a library, one process a contender."""
+"""The systems that the benchmarks compare: one module per library, one process per contender."""

@@ -1,4 +1,4 @@
-"""Whether a contender gives the right embedding: compared with PyTorch before anything is timed."""
+"""Compare a contender's embeddings with PyTorch before timing it."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ from benchmarks.contenders.registry import Contender
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How a contender's embeddings compare with PyTorch's."""
+class SpotCheck:
+    """Agreement of a contender's embeddings with PyTorch's."""
 
     cosine_min: float
     own_is_nearest: bool
-    """Each text's embedding is nearest to PyTorch's of the same text: cosines alone say little where all
-    texts are alike, as they are to random weights."""
+    """True if each embedding is nearest to PyTorch's embedding of the same text. With random weights all
+    texts are similar, so cosines alone are not a sufficient check."""
 
     def fault(self, contender: Contender) -> str | None:
-        """What is wrong, or None."""
+        """Return a description of the disagreement, or None."""
         if not self.cosine_min >= contender.least_cosine:
-            return f"cosine {self.cosine_min:.4f} to PyTorch, expected {contender.least_cosine} or more"
-        return None if self.own_is_nearest else "an embedding is nearer to another text's than to its own"
+            return f"cosine to PyTorch is {self.cosine_min:.4f}, expected at least {contender.least_cosine}"
+        return (
+            None if self.own_is_nearest else "an embedding is nearest to PyTorch's embedding of another text"
+        )
 
 
 def reference_of(checkpoint: Path, texts: Sequence[str], folder: Path) -> Array:
-    """PyTorch's fp32 embeddings of texts with their prompts: float32[n, dim]; computed once.
+    """Return PyTorch's fp32 embeddings of texts with their prompts, float32[n, dim], cached in `folder`.
 
     Raises:
         CheckpointError: The checkpoint cannot be used.
@@ -44,12 +46,12 @@ def reference_of(checkpoint: Path, texts: Sequence[str], folder: Path) -> Array:
     return embed_cached(folder, identity, texts, lambda some: embed_reference(checkpoint, contract, some))
 
 
-def compare(found: Array, reference: Array) -> Agreement:
+def compare(found: Array, reference: Array) -> SpotCheck:
     """Compare embeddings of the same texts, float32[n, dim] each."""
     if found.shape != reference.shape:
-        return Agreement(float("nan"), own_is_nearest=False)
+        return SpotCheck(float("nan"), own_is_nearest=False)
     a, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (found, reference))
     similarity = a.astype(np.float64) @ b.T.astype(np.float64)
     own = np.diagonal(similarity)
     nearest = bool((similarity.argmax(axis=1) == np.arange(len(a))).all())
-    return Agreement(float(own.min()), nearest)
+    return SpotCheck(float(own.min()), nearest)

@@ -1,4 +1,4 @@
-"""CTranslate2 in int8: it packs padding away by itself; pooling and normalization are numpy's."""
+"""CTranslate2 in int8, which removes padding itself. Pooling and normalization use numpy."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import numpy as np
 from benchmarks.contenders.engine import Array, Batched, Engine, Ids, Opening, Request
 
 BATCHES: Sequence[int] = (256, 512, 1024, 2048)
-"""Padded tokens."""
+"""Tokens with padding per batch."""
 
 
 def load() -> Mapping[str, str]:
-    """Import the library."""
+    """Import the library and return its versions."""
     import ctranslate2
 
     return {"ctranslate2": ctranslate2.__version__}
 
 
 def open_engine(opening: Opening) -> Engine:
-    """Open a converted folder, computing in int8."""
+    """Open a converted model for int8 computation."""
     import ctranslate2
 
     encoder = ctranslate2.Encoder(
@@ -50,7 +50,7 @@ def prepare(request: Request) -> None:
 
 
 def _acceptable(checkpoint: Path, folder: Path) -> None:
-    """A copy that the converter takes: it wants a word for each row of the table and an old key."""
+    """Copy the checkpoint and add what the converter requires: a word per embedding row, and an old key."""
     for file in checkpoint.iterdir():
         if file.suffix == ".safetensors":
             (folder / file.name).symlink_to(file.resolve())
@@ -65,6 +65,6 @@ def _acceptable(checkpoint: Path, folder: Path) -> None:
     added = {word["id"] for word in tokenizer["added_tokens"] if word["id"] >= len(words)}
     missing = config["vocab_size"] - len(words) - len(added)
     words.extend([f"<unused{number}>", -100.0] for number in range(missing))
-    if added:  # their ids must stay the last ones
-        raise ValueError(f"{checkpoint}: tokens {sorted(added)} lie behind the vocabulary")
+    if added:  # added tokens must keep the last ids
+        raise ValueError(f"{checkpoint} has unsupported tokens {sorted(added)} after the vocabulary")
     file.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")

@@ -1,8 +1,9 @@
-"""What a worker asks of a library: how it is imported, opened and made to embed.
+"""The interface between a worker and a library: how it is imported, opened and called.
 
-A file of this folder is an engine's module: `load()` imports the library, `open_engine(opening)` opens one
-contender's files, `BATCHES` are the sizes worth trying. A module that needs files of its own also has
-`prepare(request)`. All run in the environment of their library, where little else is installed.
+Each supported library has an engine module in this package: `load()` imports the library,
+`open_engine(opening)` opens one contender's files, and `BATCHES` lists the batch sizes to try. A module that
+needs prepared files also has `prepare(request)`. All functions run in the library's environment, where few
+other packages are installed.
 """
 
 from __future__ import annotations
@@ -19,65 +20,65 @@ Array = npt.NDArray[np.float32]
 Ids = list[npt.NDArray[np.int32]]
 
 MAX_TOKENS = 512
-"""Where every contender cuts a text."""
+"""Token limit of every contender."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What a contender opens."""
+    """Arguments for opening a contender."""
 
     files: Path
-    """Its artifact, prepared folder or checkpoint."""
+    """An artifact, a folder of prepared files, or the checkpoint."""
     checkpoint: Path
-    """The folder with tokenizer and configuration."""
+    """Folder with tokenizer and configuration."""
     threads: int
     options: Mapping[str, Any]
-    """What tells contenders of one library apart."""
+    """Options that distinguish contenders of the same library."""
     batch: int
-    """Texts or padded tokens of one batch, as the library counts; 0 is the library's own choice."""
+    """Batch size in texts or tokens with padding, depending on the library; 0 uses the library's default."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is made once, before a contender can be opened."""
+    """Arguments for preparing files before a contender can be opened."""
 
     kind: str
     source: Path
-    """The checkpoint, or a folder that was prepared before."""
+    """The checkpoint, or a folder prepared earlier."""
     out: Path
     texts: Sequence[str]
-    """Calibration: real texts with their prompts."""
+    """Calibration texts with their prompts."""
 
 
 class Engine(Protocol):
-    """One opened contender."""
+    """An opened contender."""
 
     batch: int
-    """May be changed between two calls."""
+    """Batch size; may change between calls."""
 
     def embed(self, texts: Sequence[str]) -> Array:
-        """Texts with their prompts in front to float32[n, dim], in the caller's order."""
+        """Embed texts, prompts included: float32[n, dim] in the given order."""
 
 
 class EngineModule(Protocol):
-    """A file of this folder."""
+    """An engine module of this package."""
 
     BATCHES: Sequence[int]
 
     def load(self) -> Mapping[str, str]:
-        """Import the library; name to version."""
+        """Import the library and return versions by package name."""
 
     def open_engine(self, opening: Opening) -> Engine:
         """Open a contender."""
 
 
 class Batched:
-    """An engine for libraries that take ids: sorts by length, cuts into batches of a token budget.
+    """Engine for libraries that take token ids. Sorts texts by length and splits them into batches.
 
     Args:
         tokenizer_file: A tokenizer.json.
-        batch: Padded tokens of one batch (rows x longest).
-        run: Ids of one batch to float32[rows, dim].
+        batch: Slots per batch (rows x longest row).
+        run: Function from the ids of one batch to float32[rows, dim].
     """
 
     def __init__(self, tokenizer_file: Path, batch: int, run: Callable[[Ids], Array]) -> None:
@@ -99,7 +100,7 @@ class Batched:
 
 
 def sorted_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows, longest first, in batches of at most `budget` padded tokens, but of one row at least."""
+    """Return row indices, longest first, in batches of at most `budget` slots or a single row."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     batches: list[list[int]] = []
     for row in order:
@@ -111,7 +112,7 @@ def sorted_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def padded(ids: Ids, pad_id: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """input_ids and attention_mask, int64[rows, longest]."""
+    """Return input_ids and attention_mask, int64[rows, longest]."""
     shape = (len(ids), max(map(len, ids)))
     input_ids, mask = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
     for row, some in enumerate(ids):
@@ -121,7 +122,7 @@ def padded(ids: Ids, pad_id: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
 
 
 def pad_id_of(checkpoint: Path) -> int:
-    """The id of padding, from the checkpoint's config.json."""
+    """Return the padding id from the checkpoint's config.json."""
     import json
 
     return int(json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["pad_token_id"])

@@ -1,4 +1,4 @@
-"""fastembed with a custom entry: the traced fp32 graph, mean pooling, texts given sorted by length."""
+"""fastembed with a custom model: the traced fp32 graph, mean pooling, texts sorted by length."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from benchmarks.contenders.engine import MAX_TOKENS, Array, Engine, Opening
 from benchmarks.contenders.onnxruntime import GRAPH, HIDDEN
 
 BATCHES: Sequence[int] = (1, 4, 16, 64)
-"""Texts; its default of 256 needs gigabytes at 512 tokens."""
+"""Texts per batch. The default of 256 needs gigabytes at 512 tokens."""
 _NAME = "koe5-onnx/benchmark"
 
 
 def load() -> Mapping[str, str]:
-    """Import the library."""
+    """Import the library and return its versions."""
     import importlib.metadata
 
     import fastembed
@@ -24,7 +24,7 @@ def load() -> Mapping[str, str]:
 
 
 def open_engine(opening: Opening) -> Engine:
-    """Register the prepared folder and open it."""
+    """Register the prepared folder as a model and open it."""
     return _FastEmbed(opening)
 
 

@@ -1,4 +1,4 @@
-"""This project: an artifact opened as the README says, with no setting but the threads."""
+"""This project: an artifact opened as in the README, with default settings except for the threads."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from benchmarks.contenders.engine import Array, Engine, Opening
 
 BATCHES: Sequence[int] = ()
-"""None to try: the default is measured."""
+"""Empty: the default is measured."""
 
 
 def load() -> Mapping[str, str]:
-    """Import the library."""
+    """Import the library and return its versions."""
     import koe5_onnx
     from koe5_onnx.engine.providers import import_onnxruntime
 
@@ -29,7 +29,7 @@ class _Koe5:
 
         from koe5_onnx import Embedder, TruncationWarning
 
-        warnings.simplefilter("ignore", TruncationWarning)  # the corpora are cut on purpose
+        warnings.simplefilter("ignore", TruncationWarning)  # truncation is intended
         self.batch = 0
         self._embedder = Embedder.open(
             opening.files,
@@ -37,10 +37,17 @@ class _Koe5:
             **opening.options,
         )
         self.about = self._embedder.session.graph.reason
-        """Which graph runs; recorded with the results."""
+        """The graph that runs; recorded with the results."""
         if opening.options.get("device", "cpu") != "cpu":
             embedder = self._embedder
             self.about += f"; {embedder.parallel_batches} x {embedder.max_batch_tokens:,} tokens"
 
     def embed(self, texts: Sequence[str]) -> Array:
-        return self._embedder.encode(texts, prompt="")  # the prompts are in the texts
+        # The texts include the prompts.
+        if len(set(texts)) == len(texts):
+            return self._embedder.encode(texts, prompt="")
+        # `encode` would compute equal texts once, which no other contender does.
+        encoded, windows = self._embedder.tokenize_windows(texts, "")
+        for tokens, out in windows:
+            out[:] = self._embedder.embed_tokens(tokens)
+        return encoded.embeddings

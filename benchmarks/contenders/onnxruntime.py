@@ -1,6 +1,6 @@
-"""ONNX Runtime as Optimum and sentence-transformers use it: a traced fp32 graph, its dynamic int8, or fp16.
+"""ONNX Runtime as Optimum and sentence-transformers use it: a traced fp32 graph, dynamic int8, or fp16.
 
-The traced graph is also what OpenVINO and fastembed start from.
+OpenVINO and fastembed also start from the traced graph.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 from benchmarks.contenders.engine import Array, Batched, Engine, Ids, Opening, Request, pad_id_of, padded
 
 BATCHES: Sequence[int] = (256, 512, 1024, 2048)
-"""Padded tokens."""
+"""Tokens with padding per batch."""
 GRAPH = "model.onnx"
 HIDDEN, EMBEDDING = "last_hidden_state", "sentence_embedding"
-"""Outputs of the traced graph, named as Optimum names them."""
+"""Output names of the traced graph, the same as Optimum's."""
 _OPSET = 17
 
 
 def load() -> Mapping[str, str]:
-    """Import the library."""
+    """Import the library and return its versions."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -29,7 +29,7 @@ def load() -> Mapping[str, str]:
 
 
 def open_engine(opening: Opening) -> Engine:
-    """Open a traced or quantized graph at ONNX Runtime's own settings, but for the threads."""
+    """Open a traced or quantized graph with ONNX Runtime's default settings, except for the threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -40,7 +40,7 @@ def open_engine(opening: Opening) -> Engine:
         str(opening.files / GRAPH), options, providers=[provider], enable_fallback=0
     )
     if session.get_providers()[0] != provider[0]:
-        raise RuntimeError(f"ONNX Runtime opened {session.get_providers()}: expected {provider[0]}")
+        raise RuntimeError(f"ONNX Runtime selected {session.get_providers()}, expected {provider[0]}")
     pad_id = pad_id_of(opening.checkpoint)
 
     def run(ids: Ids) -> Array:
@@ -52,7 +52,7 @@ def open_engine(opening: Opening) -> Engine:
 
 
 def _provider(device: str) -> tuple[str, dict[str, str]]:
-    """CUDA's options as they are by default."""
+    """Return the provider of a device and its options; CUDA's options are the defaults."""
     if device == "cpu":
         return "CPUExecutionProvider", {}
     import onnxruntime
@@ -62,7 +62,7 @@ def _provider(device: str) -> tuple[str, dict[str, str]]:
 
 
 def prepare(request: Request) -> None:
-    """Trace a checkpoint ("onnx"), or make int8 ("ort-dynamic-int8") or fp16 ("ort-fp16") of the trace."""
+    """Trace a checkpoint ("onnx"), or convert the trace to int8 ("ort-dynamic-int8") or fp16 ("ort-fp16")."""
     if request.kind == "onnx":
         _trace(request.source, request.out)
     elif request.kind == "ort-fp16":
@@ -72,7 +72,7 @@ def prepare(request: Request) -> None:
 
 
 def _trace(checkpoint: Path, out: Path) -> None:
-    """Export with torch.onnx, pooling and normalization in the graph; weights in one file next to it."""
+    """Export with torch.onnx, including pooling and normalization; weights in one external file."""
     import onnx
     import torch
     import transformers
@@ -106,7 +106,7 @@ def _trace(checkpoint: Path, out: Path) -> None:
 
 
 def _pooled(encoder: Any) -> Any:
-    """The encoder with mean pooling and normalization behind it, as Optimum exports a sentence encoder."""
+    """Add mean pooling and normalization to the encoder, as in Optimum's export of a sentence encoder."""
     import torch
 
     class Pooled(torch.nn.Module):  # type: ignore[misc, unused-ignore]
@@ -124,9 +124,9 @@ def _pooled(encoder: Any) -> Any:
 
 
 def _quantize(graph: Path, out: Path) -> None:
-    """Dynamic int8 as `AutoQuantizationConfig.avx512_vnni(is_static=False)` has it: MatMul, per channel.
+    """Quantize MatMul per channel to dynamic int8, as `AutoQuantizationConfig.avx512_vnni(is_static=False)`.
 
-    Products of two activations stay fp32, as `quantize_dynamic` has it by default and as is faster.
+    Products of two activations stay fp32, which is the default of `quantize_dynamic` and faster.
     Source: https://github.com/huggingface/optimum-onnx/blob/main/optimum/onnxruntime/configuration.py
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -144,9 +144,9 @@ def _quantize(graph: Path, out: Path) -> None:
 
 
 def _narrow(source: Path, out: Path) -> None:
-    """Fused and in fp16 as Optimum's O4 has it: transformer fusions, approximated GELU, fp32 in and out.
+    """Fuse and convert to fp16 like Optimum's O4: transformer fusions, approximated GELU, fp32 in and out.
 
-    What O4 fuses besides at ONNX Runtime's own level 2 is fused when the session opens.
+    ONNX Runtime applies O4's remaining fusions (level 2) when the session opens.
     Source: https://github.com/huggingface/optimum-onnx/blob/main/optimum/onnxruntime/configuration.py
     """
     import json

@@ -1,4 +1,4 @@
-"""OpenVINO: the traced graph in bf16, or in static int8 by NNCF with what it leaves in bf16."""
+"""OpenVINO: the traced graph in bf16, or in static int8 by NNCF with the remaining operators in bf16."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from benchmarks.contenders.engine import (
 from benchmarks.contenders.onnxruntime import EMBEDDING, GRAPH
 
 BATCHES: Sequence[int] = (256, 512, 1024, 2048)
-"""Padded tokens."""
+"""Tokens with padding per batch."""
 _IR = "model.xml"
 
 
 def load() -> Mapping[str, str]:
-    """Import the library."""
+    """Import the library and return its versions."""
     import openvino
 
     return {"openvino": openvino.__version__}
 
 
 def open_engine(opening: Opening) -> Engine:
-    """Compile for latency, with bf16 where the graph is not int8."""
+    """Compile for latency, with bf16 for operators that are not int8."""
     import openvino
 
     hints = {
@@ -54,7 +54,7 @@ def open_engine(opening: Opening) -> Engine:
 
 
 def prepare(request: Request) -> None:
-    """Convert the traced graph ("openvino-fp32"), or quantize what was converted ("openvino-int8")."""
+    """Convert the traced graph ("openvino-fp32"), or quantize the converted graph ("openvino-int8")."""
     import openvino
 
     if request.kind == "openvino-fp32":
@@ -65,8 +65,8 @@ def prepare(request: Request) -> None:
 
 
 def _quantized(request: Request) -> object:
-    """Static int8, SmoothQuant included, as NNCF's preset for transformers has it."""
-    os.environ.setdefault("NNCF_CI", "1")  # switches its telemetry off
+    """Quantize to static int8, including SmoothQuant, with NNCF's preset for transformers."""
+    os.environ.setdefault("NNCF_CI", "1")  # disables telemetry
     import nncf
     import openvino
 

@@ -1,7 +1,7 @@
-"""The contenders' files, made once a checkpoint and kept under a name that means whole files.
+"""Prepare the contenders' files once per checkpoint. A file appears under its final name only when complete.
 
-They lie in FOLDER/KEY/KIND, KEY being the hash of the checkpoint's weights. Each is made in a process of its
-own, one after another: two at once would need the memory of two large encoders.
+Files are in FOLDER/KEY/KIND; KEY is the hash of the checkpoint's weights. Each kind is made in its own
+process. Only one of these processes runs at a time, because each needs the memory of a large encoder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from koe5_onnx.files import atomic_path
 
 _LINES_A_PASSAGE = 12
 _CALIBRATED = 16
-"""Texts of each kind, short and long."""
+"""Number of texts of each kind, short and long."""
 
 
 class PreparationError(Koe5Error, RuntimeError):
@@ -32,11 +32,11 @@ class PreparationError(Koe5Error, RuntimeError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one kind of files is made."""
+    """Recipe for one kind of prepared files."""
 
     family: str
     source: str | None = None
-    """The kind that it starts from; None is the checkpoint."""
+    """Kind of files that it starts from; None for the checkpoint."""
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -51,13 +51,13 @@ RECIPES: Mapping[str, Recipe] = {
 
 @dataclass(frozen=True)
 class Store:
-    """Where a checkpoint's files are made and found.
+    """Prepared files of one checkpoint.
 
     Args:
         checkpoint: Folder of the checkpoint.
-        folder: Of all checkpoints' files.
-        artifacts: Precision to an artifact's folder, where one is there already.
-        environment: Where the other contenders' libraries are.
+        folder: Folder for the files of all checkpoints.
+        artifacts: Folders of existing artifacts by precision.
+        environment: Environment with the libraries of the other contenders.
     """
 
     checkpoint: Path
@@ -67,19 +67,19 @@ class Store:
 
     @property
     def own(self) -> Path:
-        """This checkpoint's folder.
+        """Return this checkpoint's folder.
 
         Raises:
-            CheckpointError: There is none.
+            CheckpointError: The checkpoint is missing.
         """
         return self.folder / Checkpoint.open(str(self.checkpoint)).source().weights_sha256[:12]
 
     def files_of(self, contender: Contender) -> Path:
-        """The folder that a contender opens, made if it is missing.
+        """Return the folder that a contender opens, making it if it is missing.
 
         Raises:
             PreparationError: It could not be made.
-            InputError: A given artifact is not there.
+            InputError: The given artifact does not exist.
         """
         where, _, kind = contender.files.partition(" ")
         if where == "checkpoint":
@@ -90,7 +90,7 @@ class Store:
         if precision in self.artifacts:
             given = self.artifacts[precision]
             if not (given / "manifest.json").is_file():
-                raise InputError(f"{given} is no artifact: expected one of precision {precision}")
+                raise InputError(f"{given} is not an artifact. Expected one of precision {precision}")
             return given
         out = self.own / f"koe5-{precision}"
         if not out.is_dir():
@@ -112,7 +112,7 @@ class Store:
 
 
 def calibration_texts() -> list[str]:
-    """Real texts with their prompts: sentences as queries, and a dozen sentences as a passage."""
+    """Return texts with their prompts: sentences as queries, and groups of sentences as passages."""
     queries = [f"query: {line}" for line in CALIBRATION[:_CALIBRATED]]
     rest = CALIBRATION[_CALIBRATED:]
     starts = range(0, _CALIBRATED * _LINES_A_PASSAGE, _LINES_A_PASSAGE)

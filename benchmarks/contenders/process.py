@@ -1,4 +1,4 @@
-"""The parent's end of a worker: starts it, asks it, reads what the kernel says of it."""
+"""The parent's side of a worker: starts it, sends requests and reads its memory and CPU time."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ class Memory:
     rss_bytes: int
     peak_rss_bytes: int
     anonymous_bytes: int
-    """What only this process has; the rest is mapped from files and can be dropped by the kernel."""
+    """Memory that only this process uses. The rest is mapped from files, and the kernel can drop it."""
 
     @property
     def file_bytes(self) -> int:
-        """Mapped from files: weights, libraries."""
+        """Memory mapped from files, such as weights and libraries."""
         return self.rss_bytes - self.anonymous_bytes
 
 
-class Worker:
+class ContenderProcess:
     """One contender's process.
 
     Args:
-        contender: Who.
-        files: What it opens.
+        contender: The contender to run.
+        files: The files that it opens.
         checkpoint: Folder with tokenizer and configuration.
-        threads: Threads of its library.
+        threads: Number of threads of its library.
 
     Raises:
-        InputError: Its environment was not made.
+        InputError: Its environment is missing.
     """
 
     def __init__(self, contender: Contender, files: Path, checkpoint: Path, threads: int) -> None:
@@ -68,7 +68,7 @@ class Worker:
         }
         command = [str(contender.python), "-m", "benchmarks.contenders.worker", json.dumps(opening)]
         environment = environment_of(contender.environment) | {"OMP_NUM_THREADS": str(threads)}
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - close() closes it
         self.started_at = time.monotonic()
         self._process = subprocess.Popen(
             command,
@@ -80,19 +80,19 @@ class Worker:
             encoding="utf-8",
         )
         if self._process.stdin is None or self._process.stdout is None:
-            raise ContenderError(f"{contender.name} has no pipes")
+            raise ContenderError(f"the process of {contender.name} has no pipes")
         self._requests, self._replies = self._process.stdin, self._process.stdout
 
     @property
     def pid(self) -> int:
-        """The process' id."""
+        """The process ID."""
         return self._process.pid
 
     def ask(self, do: str, **rest: Any) -> dict[str, Any]:
         """Send a request and wait for its reply.
 
         Raises:
-            ContenderError: The reply is an error, or the process is gone.
+            ContenderError: The reply is an error, or the process has ended.
         """
         try:
             self._requests.write(json.dumps({"do": do, **rest}) + "\n")
@@ -101,24 +101,24 @@ class Worker:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise ContenderError(f"{self.contender.name} died at {do!r}: {self._last_words()}")
+            raise ContenderError(f"{self.contender.name} ended during {do!r}: {self._last_words()}")
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
-            raise ContenderError(f"{self.contender.name} failed at {do!r}: {reply['error']}")
+            raise ContenderError(f"{self.contender.name} failed during {do!r}: {reply['error']}")
         return reply
 
     def embed(self, texts: Sequence[str]) -> Array:
-        """Texts with their prompts to float32[n, dim]."""
+        """Embed texts, prompts included: float32[n, dim]."""
         reply = self.ask("embed", texts=list(texts), answer=True)
         flat = np.frombuffer(base64.b64decode(reply["embeddings"]), np.float32)
         return flat.reshape(len(texts), reply["dim"])
 
     def memory(self) -> Memory:
-        """What the kernel says now."""
+        """Return the current memory use."""
         return memory_of(self.pid)
 
     def cpu_seconds(self) -> float:
-        """Processor time of all its threads since it started."""
+        """Return the CPU time of all threads since the start."""
         return cpu_seconds_of(self.pid)
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ class Worker:
 
 
 def environment_of(name: str) -> dict[str, str]:
-    """The variables of a process in an environment: it finds this checkout, and reaches no network."""
+    """Return the variables for a process: this checkout on its path, no network access."""
     variables = dict(os.environ)
     paths = [str(ROOT), str(ROOT / "export")]
     if name == OWN and variables.get("PYTHONPATH"):
@@ -158,7 +158,7 @@ def environment_of(name: str) -> dict[str, str]:
 
 
 def memory_of(pid: int) -> Memory:
-    """Resident memory of a process.
+    """Return the resident memory of a process.
 
     Source: https://docs.kernel.org/filesystems/proc.html (status, smaps_rollup)
     """
@@ -168,13 +168,13 @@ def memory_of(pid: int) -> Memory:
 
 
 def cpu_seconds_of(pid: int) -> float:
-    """User and system time of a process, of the form that /proc/PID/stat counts."""
+    """Return the user and system time of a process, from /proc/PID/stat."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def kilobytes_of(file: Path) -> Mapping[str, int]:
-    """The lines "Name:  123 kB" of a file."""
+    """Return the values of the lines "Name:  123 kB" in a file."""
     found = {}
     for line in file.read_text().splitlines():
         name, _, rest = line.partition(":")

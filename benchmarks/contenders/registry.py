@@ -1,4 +1,4 @@
-"""Every contender by name: its library, its files, its environment, and how close it must come to PyTorch."""
+"""All contenders by name: library, files, environment, and required agreement with PyTorch."""
 
 from __future__ import annotations
 
@@ -12,56 +12,56 @@ from koe5_onnx import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN = "own"
-"""The environment of this process; the others are folders `.venv-NAME` that `make contenders` makes."""
+"""The environment of this process. The others are folders `.venv-NAME`, which `make contenders` creates."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One row of every table."""
+    """A system to measure; one row of every table."""
 
     name: str
     family: str
-    """The engine's file in this folder."""
+    """Name of the engine module in this package."""
     files: str
     """"artifact PRECISION", "prepared KIND", or "checkpoint"."""
     least_cosine: float
-    """To PyTorch in fp32; below it the contender is wrong and is not timed."""
+    """Minimum cosine to PyTorch in fp32; a contender below it is not timed."""
     environment: str = OWN
     options: Mapping[str, Any] = field(default_factory=dict)
     has_own_weights: bool = False
-    """Whether it knows no weights but those that it ships: it takes part only where it is named."""
+    """True if it supports only the weights that it ships; it is then measured only if named explicitly."""
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is this project."""
+        """True for contenders of this project."""
         return self.family == "koe5"
 
     @property
     def python(self) -> Path:
-        """Its environment's interpreter.
+        """The interpreter of its environment.
 
         Raises:
-            InputError: The environment was not made.
+            InputError: The environment is missing.
         """
         return python_of(self.environment)
 
 
 def python_of(environment: str) -> Path:
-    """The interpreter of an environment.
+    """Return the interpreter of an environment.
 
     Raises:
-        InputError: It was not made.
+        InputError: The environment is missing.
     """
     if environment == OWN:
         return Path(sys.executable)
     python = ROOT / f".venv-{environment}" / "bin" / "python"
     if not python.is_file():
-        raise InputError(f"{python} is missing: run make contenders, or leave its contenders out")
+        raise InputError(f"{python} is missing. Run make contenders, or leave out its contenders")
     return python
 
 
 _FP32, _BF16, _INT8, _INT4 = 0.9999, 0.99, 0.97, 0.85
-# One scale for a whole tensor: its own users measure 0.89 to 0.98 on trained weights.
+# Lower, because activations have one scale per tensor: users report 0.89 to 0.98 on trained weights.
 _INT8_PER_TENSOR = 0.85
 
 CONTENDERS: Mapping[str, Contender] = {
@@ -114,18 +114,18 @@ GPU_NAMES = (
     "sentence-transformers-compiled",
     "ort-padded",
 )
-"""Contenders on a GPU. Their precision is not in the name: fp16, or fp32 where a CPU stands in."""
+"""Contenders on a GPU. The precision is not in the name: fp16, or fp32 if a CPU is used instead."""
 _FP16 = 0.999
 _GPU_TEXTS = [32, 64, 128, 256, 512]
-"""Batches worth trying, in texts."""
+"""Batch sizes to try, in texts."""
 _GPU_TOKENS = [8192, 16384, 32768, 65536]
-"""The same in padded tokens."""
+"""Batch sizes to try, in tokens with padding."""
 
 
 def gpu_contenders(device: str) -> dict[str, Contender]:
-    """The contenders of `GPU_NAMES` on a device; "cpu" stands in for a GPU in tests, in fp32.
+    """Return the contenders of `GPU_NAMES` on a device. With "cpu", used in tests, they run in fp32.
 
-    All run in the environment of this process, which must have what they need.
+    All run in the environment of this process, which must have their packages.
     """
     on_gpu = device != "cpu"
     precision, dtype = ("fp16", "float16") if on_gpu else ("fp32", "float32")
@@ -153,7 +153,7 @@ def gpu_contenders(device: str) -> dict[str, Contender]:
 
 
 def chosen(names: Sequence[str] | None, among: Mapping[str, Contender] = CONTENDERS) -> list[Contender]:
-    """The contenders of these names, in this order; for None all that embed with the checkpoint's weights.
+    """Return the contenders of these names in order; for None, all that use the checkpoint's weights.
 
     Raises:
         InputError: A name is unknown or given twice.
@@ -161,7 +161,7 @@ def chosen(names: Sequence[str] | None, among: Mapping[str, Contender] = CONTEND
     if names is None:
         return [one for one in among.values() if not one.has_own_weights]
     if strangers := [name for name in names if name not in among]:
-        raise InputError(f"{strangers[0]!r} is no contender: expected one of {', '.join(among)}")
+        raise InputError(f"unknown contender {strangers[0]!r}. Use one of {', '.join(among)}")
     if len(set(names)) < len(names):
-        raise InputError(f"a contender is given twice: {', '.join(names)}")
+        raise InputError(f"contenders must be unique, found {', '.join(names)}")
     return [among[name] for name in names]

@@ -1,4 +1,4 @@
-"""sentence-transformers on PyTorch, on the CPU or a GPU: `encode`, which sorts by length itself."""
+"""sentence-transformers on PyTorch, on a CPU or a GPU: `encode`, which sorts by length itself."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from benchmarks.contenders.engine import MAX_TOKENS, Array, Engine, Opening
 
 BATCHES: Sequence[int] = (1, 4, 16, 32)
-"""Texts; 32 is its default."""
+"""Texts per batch; 32 is the default."""
 
 
 def load() -> Mapping[str, str]:
-    """Import the library."""
+    """Import the library and return its versions."""
     import sentence_transformers
     import torch
 
@@ -21,9 +21,9 @@ def load() -> Mapping[str, str]:
 
 
 def open_engine(opening: Opening) -> Engine:
-    """Open a checkpoint in the data type that `options["dtype"]` names.
+    """Open a checkpoint in the data type `options["dtype"]`.
 
-    Further options: "device", "attention" (transformers' attn_implementation), "compile" (torch.compile).
+    Other options: "device", "attention" (transformers' attn_implementation), "compile" (torch.compile).
     """
     return _SentenceTransformers(opening)
 

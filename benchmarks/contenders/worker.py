@@ -1,13 +1,13 @@
-"""The process of one contender: JSON lines in, JSON lines out.
+"""The process of one contender, which reads requests and writes replies as JSON lines.
 
-    {"do": "load"}                            -> {"versions": {...}, "at": seconds}
+    {"do": "load"}                            -> {"versions": {...}, "batches": [...], "at": seconds}
     {"do": "open"}                            -> {"about": "...", "at": seconds}
     {"do": "embed", "texts": [...], "batch": n, "answer": true}
                                               -> {"seconds": s, "at": seconds, "embeddings": base64, "dim": n}
     {"do": "repeat", "text": "...", "calls": n} -> {"seconds": [s, ...]}
 
-`at` is the machine's monotonic clock, which the parent reads too. What goes wrong is {"error": "..."}; the
-input's end ends the process. Libraries print what they like: it goes to stderr.
+`at` is the machine's monotonic clock, which the parent also reads. Errors are reported as {"error": "..."}.
+The process ends at the end of its input. Output that libraries print goes to stderr.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ Reply = dict[str, Any]
 
 
 class Commands:
-    """What the parent may ask, in the order load, open, then any."""
+    """The worker's commands. `load` comes first, then `open`, then the others in any order."""
 
     def __init__(self, module: EngineModule, opening: Opening) -> None:
         self._module, self._opening = module, opening
         self._engine: Engine | None = None
 
     def answer(self, request: dict[str, Any]) -> Reply:
-        """Do what a request says.
+        """Run a command.
 
         Raises:
-            ValueError: Nothing is known by that name, or nothing is open yet.
+            ValueError: The command is unknown, or nothing is open yet.
         """
         known: dict[str, Any] = {
             "load": self._load,
@@ -47,7 +47,7 @@ class Commands:
         }
         name = request.pop("do", None)
         if name not in known:
-            raise ValueError(f"do is {name!r}: expected one of {', '.join(known)}")
+            raise ValueError(f"unknown command {name!r}. Expected one of {', '.join(known)}")
         reply: Reply = known[name](**request)
         return reply
 
@@ -80,23 +80,23 @@ class Commands:
 
     def _opened(self) -> Engine:
         if self._engine is None:
-            raise ValueError("nothing is open: expected {'do': 'open'} first")
+            raise ValueError("nothing is open. Send {'do': 'open'} first")
         return self._engine
 
 
 def serve(commands: Commands, requests: TextIO, replies: TextIO) -> None:
-    """Answer line by line until the input ends."""
+    """Answer each line of requests until the input ends."""
     for line in requests:
         try:
             reply = commands.answer(json.loads(line))
-        except Exception as error:  # noqa: BLE001 - whatever a library raises, the parent must hear of it
+        except Exception as error:  # noqa: BLE001 - the parent must receive every error of a library
             reply = {"error": f"{type(error).__name__}: {error}"}
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
 
 
 def main() -> None:
-    """Take the opening from the command line, keep stdout for replies and serve."""
+    """Read an `Opening` as JSON from the command line and answer requests. stdout is reserved for replies."""
     given = json.loads(sys.argv[1])
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

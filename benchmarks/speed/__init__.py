@@ -1,1 +1,1 @@
-"""How fast, how late, how large, how soon: one file a question, and what they share."""
+"""Speed benchmarks: throughput, latency, memory and cold start, with one module per measurement."""

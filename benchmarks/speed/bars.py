@@ -1,65 +1,72 @@
-"""Horizontal bars, drawn by matplotlib, as an image inside the page."""
+"""Horizontal bar charts as SVG, drawn with matplotlib."""
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import TYPE_CHECKING
 
-_OURS, _OTHERS = ("#0072b2", "#56b4e9", "#a6d8f4"), ("#9aa5b1", "#c5ccd4", "#e2e6ea")
-"""Colors of a bar's parts."""
-_MARK = "#d55e00"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_OURS, _OTHERS = "#0072b2", "#9aa5b1"
+"""Colors of bars."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One row of a drawing."""
+    """One row of a chart."""
 
     label: str
-    parts: Sequence[float]
-    """Stacked from left to right."""
-    words: str
-    """The text after the bar."""
-    least: float | None = None
-    most: float | None = None
+    value: float
+    """Length of the bar, and the number after it."""
+    least: float
+    most: float
+    """Ends of the line that shows the spread."""
     is_ours: bool = False
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A line through all bars."""
+class Panel:
+    """Bars on one scale, with a title above them."""
 
-    value: float
-    label: str
+    title: str
+    bars: Sequence[Bar]
 
 
-def draw(title: str, bars: Sequence[Bar], mark: Mark | None = None) -> str:
-    """Draw bars as one `<img>` element that needs no other file."""
-    import matplotlib as mpl
+def chart(title: str, panels: Sequence[Panel]) -> bytes:
+    """Draw panels below each other as SVG, on white, so that the chart is also readable on dark pages."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 0.5 + 0.3 * len(bars)), layout="constrained")
-    axes = figure.subplots()
+    heights = [1 + len(panel.bars) for panel in panels]
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    rows = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
+    for axes, panel in zip(rows[:, 0], panels, strict=True):
+        axes.set_title(panel.title, fontsize=11, loc="left", fontweight="bold")
+        _draw_bars(axes, panel.bars)
+    return _svg(figure)
+
+
+def _draw_bars(axes: Axes, bars: Sequence[Bar]) -> None:
     for row, bar in enumerate(bars):
-        left = 0.0
-        for part, color in zip(bar.parts, _OURS if bar.is_ours else _OTHERS, strict=False):
-            axes.barh(row, part, height=0.6, left=left, color=color)
-            left += part
-        if bar.least is not None and bar.most is not None:
-            axes.hlines(row, bar.least, bar.most, color="black", linewidth=1)
-        end = max(left, bar.most or 0.0), row
-        axes.annotate(bar.words, end, xytext=(5, 0), textcoords="offset points", va="center")
-    if mark is not None:
-        axes.axvline(mark.value, color=_MARK, linestyle="--", linewidth=1)
-        axes.set_title(mark.label, fontsize="medium", color=_MARK, x=1, ha="right")
+        axes.barh(row, bar.value, height=0.6, color=_OURS if bar.is_ours else _OTHERS)
+        axes.hlines(row, bar.least, bar.most, color="black", linewidth=1)
+        end = max(bar.value, bar.most), row
+        axes.annotate(f"{bar.value:,.0f}", end, xytext=(5, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
     axes.set_xticks([])
     axes.margins(x=0.12)
     axes.invert_yaxis()
     axes.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _svg(figure: Figure) -> bytes:
+    """Return the figure as SVG with selectable text, with identical bytes for identical figures."""
+    import matplotlib as mpl
+
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "koe5"}), io.BytesIO() as file:
         figure.savefig(file, format="svg", metadata={"Date": None})
-        data = base64.b64encode(file.getvalue()).decode("ascii")
-    return f'<img alt="{escape(title)}" src="data:image/svg+xml;base64,{data}">'
+        return file.getvalue()

@@ -1,7 +1,7 @@
-"""Clients of a server, many at once: a closed loop, each waits for its answer before it asks again.
+"""Closed-loop clients of a server: each client waits for its answer before it sends the next request.
 
-They share the server's cores, so they are as cheap as clients can be that read every answer: requests are
-made beforehand, connections stay open, a C library takes the answers apart. What they cost is counted apart.
+They share the server's cores, so they are as cheap as possible while reading every answer: requests are built
+beforehand, connections stay open, and a C library parses the answers. Their CPU time is reported separately.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ T = TypeVar("T")
 
 @dataclass
 class Load:
-    """What the clients of one run saw."""
+    """Measurements of the clients of one run."""
 
     seconds: float = 0.0
     errors: int = 0
     client_seconds: float = 0.0
-    """Processor time of the clients."""
+    """CPU time of the clients."""
     server_seconds: float = 0.0
-    """Processor time of the server, all of its threads."""
+    """CPU time of the server, all threads."""
     milliseconds: list[float] = field(default_factory=list)
-    """Of each request that was answered."""
+    """Latency of each answered request."""
 
 
 class _Connection(asyncio.Protocol):
-    """An open connection, on which one request at a time is answered."""
+    """An open connection that handles one request at a time."""
 
     def __init__(self) -> None:
         self._body = bytearray()
@@ -66,7 +66,7 @@ class _Connection(asyncio.Protocol):
             self._answer.set_exception(ConnectionError(f"the server closed the connection: {exc}"))
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
-        """Status and body of the answer."""
+        """Send a request and return the status and body of the answer."""
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)  # type: ignore[attr-defined]
         return await self._answer
@@ -76,13 +76,13 @@ class _Connection(asyncio.Protocol):
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run clients."""
+    """Run clients in an event loop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
 
 
 async def load(server: Server, texts: Sequence[str], concurrency: int) -> Load:
-    """Ask for each text once, in requests of one text."""
+    """Request each text once, one text per request."""
     found = Load()
     waiting = iter([request_of(server, [text]) for text in texts])
     async with _connected(server, concurrency) as connections:
@@ -97,10 +97,10 @@ async def load(server: Server, texts: Sequence[str], concurrency: int) -> Load:
 async def beside_bulk(
     server: Server, queries: Sequence[str], bulk: Sequence[str], clients: int
 ) -> tuple[list[float], float]:
-    """Queries one after the other while `clients` send `bulk` again and again.
+    """Send queries one after the other while `clients` send `bulk` repeatedly.
 
     Returns:
-        Milliseconds of each query; texts of the bulk a second.
+        Milliseconds of each query, and bulk texts per second.
     """
     found, texts = Load(), 0
     request = request_of(server, bulk)
@@ -114,7 +114,7 @@ async def beside_bulk(
     async with _connected(server, clients + 1) as (first, *others):
         senders = [asyncio.create_task(send_bulk(one)) for one in others]
         start = time.perf_counter()
-        await asyncio.sleep(1.0)  # until the machine is full
+        await asyncio.sleep(1.0)  # until the machine is fully loaded
         await _client(first, server, iter([request_of(server, [query]) for query in queries]), found)
         rate = texts / (time.perf_counter() - start)
         for sender in senders:
@@ -124,7 +124,7 @@ async def beside_bulk(
 
 
 def request_of(server: Server, texts: Sequence[str]) -> bytes:
-    """A whole request; the texts have their prompts already."""
+    """Build a complete request. The texts include their prompts."""
     body = json.dumps({"input": list(texts), "model": server.model, "encoding_format": "base64"}).encode()
     head = (
         f"POST {server.path} HTTP/1.1\r\nhost: {server.host}:{server.port}\r\n"
@@ -157,7 +157,7 @@ async def _client(connection: _Connection, server: Server, waiting: Iterator[byt
 
 
 def _is_right(answer: tuple[int, bytes], server: Server, texts: int) -> bool:
-    """Whether an answer has an embedding for each text: finite numbers, as many as the model gives."""
+    """Return True if an answer has one embedding per text, with finite numbers and the model's dimension."""
     status, body = answer
     if status != 200:
         return False

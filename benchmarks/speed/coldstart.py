@@ -1,4 +1,4 @@
-"""Seconds from the start of a process to its first embedding, its files in the page cache."""
+"""Measure the seconds from the start of a process to its first embedding, with files in the page cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders.process import Worker
+from benchmarks.contenders.process import ContenderProcess
 from benchmarks.contenders.registry import Contender
 from benchmarks.speed import arguments
 from benchmarks.speed.arguments import Setting, setting_of
@@ -17,7 +17,7 @@ from benchmarks.speed.results import head, write_json
 from benchmarks.speed.statistics import rotated, spread
 
 STEPS = ("import", "open", "first", "total")
-"""Until the library is imported, the contender open, the first text embedded; and all three."""
+"""Time to import the library, to open the contender and to embed the first text, and their total."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; the exit code is 1 where a contender is wrong."""
+    """Measure and print. The exit code is 1 if a contender is wrong."""
     setting = setting_of(args)
     result = head("coldstart", setting.threads, setting.store.checkpoint)
-    with open_field(setting) as field:  # also the start that fills the page cache
+    with open_field(setting) as field:  # also fills the page cache
         files = {name: opened.files for name, opened in field.opened.items()}
         result["contenders"] = {name: opened.describe() for name, opened in field.opened.items()}
         result["wrong"] = field.wrong
@@ -56,8 +56,8 @@ def _measure(setting: Setting, files: dict[str, Path], rounds: int) -> dict[str,
 
 
 def _start(setting: Setting, contender: Contender, files: Path) -> dict[str, float]:
-    """One fresh process; the clock is the machine's, read there and here."""
-    with Worker(contender, files, setting.store.checkpoint, setting.threads) as worker:
+    """Measure one new process. Both processes read the same monotonic clock."""
+    with ContenderProcess(contender, files, setting.store.checkpoint, setting.threads) as worker:
         loaded = worker.ask("load")["at"]
         opened = worker.ask("open")["at"]
         first = worker.ask("embed", texts=setting.corpora[0].texts[:1])["at"]
@@ -67,7 +67,7 @@ def _start(setting: Setting, contender: Contender, files: Path) -> dict[str, flo
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for a terminal."""
+    """Format the result for a terminal."""
     lines = [f"{'seconds, median':28}" + "".join(f"{step:>8}" for step in STEPS)]
     for name, one in result["coldstart_seconds"].items():
         lines.append(f"{name:28}" + "".join(f"{one[step]['median']:8.2f}" for step in STEPS))

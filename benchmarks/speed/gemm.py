@@ -1,10 +1,11 @@
-"""The machine's int8 ceiling: the four linears of a layer as bare products, at the best number of rows.
+"""Measure int8 matrix multiplication alone: the four products of an encoder layer, at the best row count.
 
     stock   ONNX Runtime's MatMulInteger, 8-bit unsigned activations and signed weights
-    fused   the linears of koe5-onnx-kernels, everything up to the next product included
+    fused   the linear operators of koe5-onnx-kernels, including everything up to the next product
 
-Tokens a second of an encoder that did nothing else: rows / (layers x seconds of the four). They are one
-graph: each session has threads of its own, which spin after a run and take the cores from the next session.
+The result, called the ceiling, is the tokens per second of an encoder that does nothing else: rows / (layers
+x time of the four products). The four products are one graph, because each session has its own threads, which
+spin after a run and would take the cores from the next session.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from koe5_onnx.engine.providers import import_onnxruntime
 ROWS = (256, 512, 1024)
 _REPEATS = 9
 SETTLE_SECONDS = 0.3
-"""After this the threads of what ran before sleep."""
+"""Time after which the threads of an earlier session sleep."""
 Run = Callable[[], Any]
 _Arrays = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Of an encoder."""
+    """Shape of an encoder."""
 
     layers: int
     hidden: int
@@ -40,7 +41,7 @@ class Shape:
 
     @property
     def linears(self) -> tuple[tuple[str, int, int], ...]:
-        """(our operator, inputs, outputs) of each linear of a layer; Q, K and V are one."""
+        """(operator, inputs, outputs) of each linear layer in an encoder layer; Q, K and V are one."""
         return (
             ("ProjectQkv", self.hidden, 3 * self.hidden),
             ("ProjectAddNorm", self.hidden, self.hidden),
@@ -50,16 +51,16 @@ class Shape:
 
     @property
     def operations(self) -> int:
-        """Of all linears a token; a product and a sum are two."""
+        """Operations per token of all linear layers; a product and a sum count as two."""
         return 2 * self.layers * sum(k * n for _, k, n in self.linears)
 
 
 class Ceiling:
-    """The products, ready to be timed in any round.
+    """The products of one encoder layer, opened once and timed in each round.
 
     Args:
-        shape: Of the encoder.
-        threads: Of ONNX Runtime.
+        shape: Shape of the encoder.
+        threads: Number of ONNX Runtime threads.
     """
 
     def __init__(self, shape: Shape, threads: int) -> None:
@@ -70,11 +71,11 @@ class Ceiling:
             self._kinds["fused"] = _runs(shape, threads, library)
 
     def measure(self) -> Mapping[str, float]:
-        """Kind to tokens a second now."""
+        """Measure the current tokens per second, by kind."""
         return {kind: self._best(runs) for kind, runs in self._kinds.items()}
 
     def _best(self, runs: Mapping[int, Run]) -> float:
-        """The threads of the kind before, and then of this one, get the time to fall asleep."""
+        """Return the best rate over all row counts. Before and after, wait until idle threads sleep."""
         time.sleep(SETTLE_SECONDS)
         rate = max(rows / (self._layers * _seconds(run)) for rows, run in runs.items())
         time.sleep(SETTLE_SECONDS)
@@ -82,7 +83,7 @@ class Ceiling:
 
 
 def _seconds(run: Run) -> float:
-    """Median of some runs after one that does not count."""
+    """Return the median of several runs after a warm-up run."""
     run()
     taken = []
     for _ in range(_REPEATS):
@@ -93,7 +94,7 @@ def _seconds(run: Run) -> float:
 
 
 def _runs(shape: Shape, threads: int, library: Path | None) -> dict[int, Run]:
-    """Rows to a run of the four on tensors that stay where they are."""
+    """Return, by number of rows, a function that runs the four products on fixed tensors."""
     random = np.random.default_rng(0)
     make = _stock if library is None else _fused
     products = [make(random, linear) for linear in shape.linears]
@@ -127,14 +128,14 @@ def _session(model: bytes, threads: int, library: Path | None) -> Any:
 
 @dataclass(frozen=True)
 class Product:
-    """One node: an operator, what it takes and what it gives."""
+    """One node: an operator with its inputs and outputs."""
 
     op: tuple[str, str]
     """Domain and name."""
     inputs: _Arrays
-    """Of one row where it is fed."""
+    """Inputs by name. Those in `fed` have one row here, which is repeated."""
     fed: tuple[str, ...]
-    """What is not constant."""
+    """Names of the inputs that are passed at each run; the others are constants."""
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
 
@@ -169,11 +170,12 @@ def _fused(random: np.random.Generator, linear: tuple[str, int, int]) -> Product
         return Product(
             ("koe5", name), inputs, ("a", "a_scale"), ("y",), {"heads": k // (64 if k % 64 == 0 else 16)}
         )
+    inputs["factors"] = np.ones(64, np.float32)
     return Product(("koe5", name), inputs, ("a", "a_scale"), ("q", "s"), {})
 
 
 def _model(products: Sequence[Product]) -> bytes:
-    """A graph of independent nodes; each name ends with the number of its node."""
+    """Build a graph of independent nodes. Each name ends with the number of its node."""
     from onnx import TensorProto, helper, numpy_helper
 
     types = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
@@ -192,6 +194,6 @@ def _model(products: Sequence[Product]) -> bytes:
             else:
                 constants.append(numpy_helper.from_array(array, f"{name}_{number}"))
     graph = helper.make_graph(nodes, "ceiling", fed, results, constants)
-    opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 21), ("koe5", 3))]
+    opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 21), ("koe5", 4))]
     found: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
     return found

@@ -1,7 +1,8 @@
-"""On a GPU: fidelity, tokens a second and milliseconds of a query, next to PyTorch and padded ONNX Runtime.
+"""Measure fidelity, tokens per second and query latency on a GPU, compared with PyTorch and ONNX Runtime.
 
-One call does all, so that a borrowed machine is enough (see benchmarks/GPU.md): export, verification of both
-graphs on the device, tuning, interleaved rounds with the fp16 ceiling right before each, latency, JSON, page.
+A single run does everything, so that it can run on a borrowed machine (benchmarks/decisions/gpu.md). It
+exports, verifies both graphs on the device, tunes, measures in rounds, and writes JSON. Each round begins
+with the ceiling: the fp16 products of the encoder alone (gpu_ceiling.py).
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from benchmarks.speed import arguments, latency, throughput
 from benchmarks.speed.arguments import Setting, setting_of
 from benchmarks.speed.gpu_ceiling import GpuCeiling
 from benchmarks.speed.opened import Field, choose_batches, open_field
-from benchmarks.speed.report import page
-from benchmarks.speed.results import write_json, write_text
+from benchmarks.speed.results import write_json
 from benchmarks.speed.texts import Corpus
 from koe5_onnx import Artifact, EngineOptions, FidelityError, InputError
 from koe5_onnx.engine.cuda.provider import require_gpu
@@ -32,32 +32,39 @@ from koe5_onnx.options import GraphChoice
 
 BASELINE = "sentence-transformers-sdpa"
 _PASS_TOKENS = 400_000
-"""A pass is about half a second on a fast GPU."""
+"""Tokens per pass, about half a second on a fast GPU."""
 _SWEEP_TOKENS = 200_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     arguments.add_arguments(parser, rounds=7, contenders=GPU_NAMES)
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu to try it out")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu for a trial")
     parser.add_argument("--baseline", choices=GPU_NAMES, default=BASELINE, help="default: %(default)s")
-    parser.add_argument("--calls", type=int, default=300, metavar="N", help="of one query (%(default)s)")
-    parser.add_argument("--pass-tokens", type=int, default=_PASS_TOKENS, metavar="N", help="(%(default)s)")
     parser.add_argument(
-        "--trained", type=Path, action="append", default=[], metavar="C", help="verify this checkpoint too"
+        "--calls", type=int, default=300, metavar="N", help="query calls (default: %(default)s)"
     )
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write an HTML page with drawings there")
+    parser.add_argument(
+        "--pass-tokens",
+        type=int,
+        default=_PASS_TOKENS,
+        metavar="N",
+        help="minimum number of tokens per pass (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--trained", type=Path, action="append", default=[], metavar="C", help="also verify this checkpoint"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify, measure and print; the exit code is 1 where a contender or an artifact is wrong.
+    """Verify, measure and print. The exit code is 1 if a contender or an artifact is wrong.
 
     Raises:
-        ProviderError: There is no such GPU, or ONNX Runtime cannot use it.
+        ProviderError: The GPU does not exist, or ONNX Runtime cannot use it.
     """
     gpu = name_of_gpu(args.device)
     if args.calls < args.rounds:
-        raise InputError(f"--calls {args.calls}: expected {args.rounds} or more, one in each round")
+        raise InputError(f"--calls is {args.calls}, expected at least {args.rounds}, one per round")
     setting = setting_of(args, gpu_contenders(args.device))
     setting = replace(setting, corpora=[lengthened(one, args.pass_tokens) for one in setting.corpora])
     fidelity = verified(setting, args.trained, args.device)
@@ -65,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     ceiling = GpuCeiling(throughput.shape_of(setting), args.device)
     with open_field(setting) as field:
         if not field.opened:
-            raise InputError(f"no contender gives the right embedding: {field.wrong}")
+            raise InputError(f"no contender has the right embeddings: {field.wrong}")
         for opened in field.opened.values():
             folder = setting.store.own
             choose_batches(opened, setting.corpora, folder, setting.threads, gpu, _SWEEP_TOKENS)
@@ -77,33 +84,31 @@ def run(args: argparse.Namespace) -> int:
     print(table(result))
     if setting.json is not None:
         write_json(setting.json, result)
-    if args.page is not None:
-        write_text(args.page, page([result]))
     return 1 if field.wrong or any(one["fault"] for one in fidelity.values()) else 0
 
 
 def name_of_gpu(device: str) -> str:
-    """The GPU's name, its compute capability, and that of the CPU where it stands in.
+    """Return the GPU's name and compute capability, or a note if the device is the CPU.
 
     Raises:
         InputError: `device` has another form.
-        ProviderError: There is no such GPU.
+        ProviderError: The GPU does not exist.
     """
     number = EngineOptions(device=device).gpu
     if number is None:
-        return "no GPU: the CPU stands in, in fp32; its figures say nothing about a GPU"
+        return "no GPU: fp32 on the CPU, for tests only; the results do not apply to GPUs"
     gpu = require_gpu(number)
     return f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}"
 
 
 def lengthened(corpus: Corpus, tokens: int) -> Corpus:
-    """The corpus repeated until a pass has so many tokens: a GPU is done with some pages in milliseconds."""
+    """Repeat the corpus to at least this many tokens. A GPU needs only milliseconds for a few pages."""
     times = max(1, -(-tokens // corpus.tokens))
     return Corpus(corpus.name, corpus.texts * times, corpus.lengths * times)
 
 
 def verified(setting: Setting, trained: Sequence[Path], device: str) -> dict[str, dict[str, Any]]:
-    """Both graphs of our artifacts against PyTorch, on the device: "checkpoint, graph" to figures."""
+    """Compare both graphs of our artifacts with PyTorch on the device; results by "checkpoint, graph"."""
     found = {}
     for checkpoint in (setting.store.checkpoint, *trained):
         store = replace(setting.store, checkpoint=checkpoint, artifacts={})
@@ -129,7 +134,7 @@ def _fidelity(artifact: Artifact, checkpoint: Path, graph: GraphChoice) -> dict[
 
 
 def tune_ours(setting: Setting, device: str) -> None:
-    """Find parallel batches and tokens per batch for each of ours, for its process to look up."""
+    """Find parallel batches and tokens per batch for each of our contenders, and save them."""
     for contender in setting.contenders:
         if contender.is_ours and device != "cpu":
             options = EngineOptions(**contender.options)
@@ -139,7 +144,7 @@ def tune_ours(setting: Setting, device: str) -> None:
 
 
 def _latency(setting: Setting, field: Field, calls: int, rounds: int) -> Mapping[str, Any]:
-    """One query's milliseconds, where the corpora hold one of the usual length."""
+    """Return the latency of one query, if the corpora have one of typical length."""
     with suppress(InputError):
         query = latency.query_of(setting)
         corpus = setting.corpora[0]
@@ -151,10 +156,12 @@ def _latency(setting: Setting, field: Field, calls: int, rounds: int) -> Mapping
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for a terminal."""
+    """Format the result for a terminal."""
     lines = [result["gpu"], throughput.table(result), ""]
     for name, one in result["latency_ms"].items():
         lines.append(f"{name:32} query p50 {one['p50']:.2f} ms, p90 {one['p90']:.2f}, p99 {one['p99']:.2f}")
     for name, one in result["fidelity"].items():
-        lines.append(f"{name:32} {one['fault'] or format(one['cosine_min'], '.7f') + ' at least to PyTorch'}")
+        lines.append(
+            f"{name:32} {one['fault'] or 'lowest cosine to PyTorch ' + format(one['cosine_min'], '.7f')}"
+        )
     return "\n".join(lines)

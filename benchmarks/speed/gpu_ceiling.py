@@ -1,6 +1,7 @@
-"""A GPU's fp16 ceiling: the four linears of a layer as bare PyTorch products, at the best number of rows.
+"""Measure fp16 matrix multiplication alone on a GPU: the four products of an encoder layer in PyTorch.
 
-Tokens a second of an encoder that did nothing else: rows / (layers x seconds of the four).
+The result, called the ceiling, is the tokens per second of an encoder that does nothing else, at the best
+number of rows: rows / (layers x time of the four products).
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ _REPEATS, _WARM_UP = 9, 3
 
 
 class GpuCeiling:
-    """The products, ready to be timed in any round; on "cpu", which stands in for tests, in fp32.
+    """The products of one encoder layer, timed in each round. On "cpu", used in tests, they run in fp32.
 
     Args:
-        shape: Of the encoder.
+        shape: Shape of the encoder.
         device: "cuda", "cuda:N" or "cpu".
     """
 
@@ -34,7 +35,7 @@ class GpuCeiling:
         random = torch.Generator(device).manual_seed(0)
 
         def make(*size: int) -> Any:
-            # Random numbers, not zeros: those take less power, and clocks stay higher.
+            # Random numbers, because zeros use less power and so allow higher clocks.
             return torch.randn(*size, generator=random, device=device, dtype=torch.float32).to(dtype)
 
         widest = max(self._rows)
@@ -42,11 +43,11 @@ class GpuCeiling:
         self._weights = [make(k, n) for _, k, n in shape.linears]
 
     def measure(self) -> Mapping[str, float]:
-        """The best of all numbers of rows, in tokens a second now."""
+        """Measure the current tokens per second at the best number of rows."""
         return {"fp16": max(rows / (self._layers * self._seconds(rows)) for rows in self._rows)}
 
     def _seconds(self, rows: int) -> float:
-        """Median of one layer's products."""
+        """Return the median time of one layer's products."""
         taken = []
         for number in range(_WARM_UP + _REPEATS):
             self._wait()

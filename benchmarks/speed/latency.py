@@ -1,4 +1,4 @@
-"""Milliseconds of one query, call after call, and what an opened contender costs while it waits."""
+"""Measure the milliseconds of one query, call after call, and the CPU use of idle contenders."""
 
 from __future__ import annotations
 
@@ -16,23 +16,29 @@ from benchmarks.speed.texts import queries_of
 from koe5_onnx import InputError
 
 QUERY_TOKENS = (29, 55)
-"""Shortest and longest query that is taken."""
+"""Minimum and maximum number of tokens of the query."""
 _WARM_UP_CALLS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     arguments.add_arguments(parser, rounds=10, corpora=("short",))
-    parser.add_argument("--calls", type=int, default=500, metavar="N", help="in all (default: %(default)s)")
     parser.add_argument(
-        "--idle-seconds", type=float, default=5.0, metavar="S", help="default: %(default)s; 0 leaves it out"
+        "--calls", type=int, default=500, metavar="N", help="all calls (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--idle-seconds",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="time over which idle CPU use is measured (default: %(default)s); 0 skips this measurement",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; the exit code is 1 where a contender is wrong."""
+    """Measure and print. The exit code is 1 if a contender is wrong."""
     if args.calls < args.rounds:
-        raise InputError(f"--calls {args.calls}: expected {args.rounds} or more, one in each round")
+        raise InputError(f"--calls is {args.calls}, expected at least {args.rounds}, one per round")
     setting = setting_of(args)
     query = query_of(setting)
     with open_field(setting) as field:
@@ -46,30 +52,30 @@ def run(args: argparse.Namespace) -> int:
 
 
 def query_of(setting: Setting) -> str:
-    """The middle one, by length, of those that are neither short nor long."""
+    """Return the query of median length among those of typical length."""
     found = sorted(queries_of(setting.corpora[0], *QUERY_TOKENS), key=len)
     return found[len(found) // 2]
 
 
 def measure(field: Field, query: str, calls: int, rounds: int) -> dict[str, list[float]]:
-    """Each contender's calls, a block of them each round."""
+    """Time each contender's calls, an equal number per round."""
     found: dict[str, list[float]] = {name: [] for name in field.opened}
     for turn in range(rounds):
-        block = calls // rounds + (turn < calls % rounds)
+        share = calls // rounds + (turn < calls % rounds)
         for name in rotated(list(found), turn):
             worker = field.opened[name].worker
             worker.ask("repeat", text=query, calls=_WARM_UP_CALLS)
-            seconds = worker.ask("repeat", text=query, calls=block)["seconds"]
+            seconds = worker.ask("repeat", text=query, calls=share)["seconds"]
             found[name] += [1000 * one for one in seconds]
         print(f"round {turn + 1} of {rounds}", file=sys.stderr)
     return found
 
 
 def _idle(field: Field, seconds: float) -> dict[str, float]:
-    """Share of one core that each waiting process takes; none where `seconds` is 0."""
+    """Return the share of one core that each idle process uses; empty if `seconds` is 0."""
     if seconds <= 0:
         return {}
-    time.sleep(1.0)  # libraries let their threads spin for a moment after the last call
+    time.sleep(1.0)  # libraries' threads spin for a moment after the last call
     before = {name: opened.worker.cpu_seconds() for name, opened in field.opened.items()}
     time.sleep(seconds)
     return {
@@ -94,7 +100,7 @@ def _result(
 
 
 def figures(milliseconds: dict[str, list[float]], idle: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """Percentiles of each contender's calls."""
+    """Return percentiles of each contender's calls."""
     found = {}
     for name, calls in milliseconds.items():
         p50, p90, p99 = (percentile(calls, share) for share in (0.5, 0.9, 0.99))
@@ -110,7 +116,7 @@ def figures(milliseconds: dict[str, list[float]], idle: dict[str, float]) -> dic
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for a terminal."""
+    """Format the result for a terminal."""
     lines = [
         f"{result['machine']['cpu']}, {result['threads']} threads; "
         f"a query of {result['query_tokens']} tokens",

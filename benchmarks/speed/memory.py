@@ -1,4 +1,4 @@
-"""Resident memory of each contender, alone in its process, while it embeds; and whether ours stays flat."""
+"""Measure each contender's resident memory while it embeds, and its growth for this project's contenders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.contenders.process import Worker
+from benchmarks.contenders.process import ContenderProcess
 from benchmarks.speed import arguments
 from benchmarks.speed.arguments import Setting, setting_of
 from benchmarks.speed.opened import Opened, choose_batches, open_field
@@ -17,9 +17,9 @@ from benchmarks.speed.texts import MAX_TOKENS
 from koe5_onnx import InputError
 
 _SETTLED = 200
-"""Shapes after which memory should have stopped growing."""
+"""Number of shapes after which memory should no longer grow."""
 _BUDGET_TOKENS = 2048
-"""Most tokens of one call of random shape."""
+"""Maximum number of tokens per call of random shape."""
 _MEBIBYTE = 2**20
 
 
@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; the exit code is 1 where a contender is wrong."""
+    """Measure and print. The exit code is 1 if a contender is wrong."""
     if args.shapes and args.shapes <= _SETTLED:
-        raise InputError(f"--shapes {args.shapes}: expected 0, or more than {_SETTLED}")
+        raise InputError(f"--shapes is {args.shapes}, expected 0 or more than {_SETTLED}")
     setting = setting_of(args)
     result = head("memory", setting.threads, setting.store.checkpoint)
     result |= {"memory": {}, "contenders": {}, "wrong": {}}
@@ -55,10 +55,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(setting: Setting, opened: Opened, rounds: int, shapes: int) -> dict[str, Any]:
-    """Peak over the corpora at the batch sizes of throughput, whose sweep runs in a process before."""
+    """Measure a contender's memory in a new process, which embeds each corpus with its fastest batch size."""
     choose_batches(opened, setting.corpora, setting.store.own, setting.threads)
     opened.worker.close()
-    with Worker(opened.contender, opened.files, setting.store.checkpoint, setting.threads) as worker:
+    with ContenderProcess(
+        opened.contender, opened.files, setting.store.checkpoint, setting.threads
+    ) as worker:
         worker.ask("load")
         worker.ask("open")
         after_opening = worker.memory()
@@ -79,10 +81,10 @@ def _measure(setting: Setting, opened: Opened, rounds: int, shapes: int) -> dict
         return found
 
 
-def _growth(worker: Worker, setting: Setting, shapes: int) -> dict[str, Any]:
-    """Resident memory after `_SETTLED` and after all random shapes."""
+def _growth(worker: ContenderProcess, setting: Setting, shapes: int) -> dict[str, Any]:
+    """Return the memory after embedding `_SETTLED` random shapes and after all of them, and its growth."""
     source = max((text for corpus in setting.corpora for text in corpus.texts), key=len)
-    chance = random.Random(0)  # noqa: S311 - the same shapes each time, nothing secret
+    chance = random.Random(0)  # noqa: S311 - reproducible shapes, not a secret
     settled = 0
     for turn in range(1, shapes + 1):
         worker.ask("embed", texts=random_texts(chance, source))
@@ -99,9 +101,9 @@ def _growth(worker: Worker, setting: Setting, shapes: int) -> dict[str, Any]:
 
 
 def random_texts(chance: random.Random, source: str) -> list[str]:
-    """Some equally long texts, of at most `_BUDGET_TOKENS` characters together: one shape.
+    """Return texts of equal length with at most `_BUDGET_TOKENS` characters in total: one shape.
 
-    A character has at most about one token, so the budget holds for tokens too.
+    A character is at most about one token, so the limit also holds for tokens.
     """
     length = chance.randint(1, MAX_TOKENS)
     rows = chance.randint(1, max(1, _BUDGET_TOKENS // length))
@@ -110,7 +112,7 @@ def random_texts(chance: random.Random, source: str) -> list[str]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for a terminal."""
+    """Format the result for a terminal."""
     lines = [f"{'MiB':28}{'opened':>8}{'peak':>8}{'private':>9}{'files':>8}{'growth':>8}"]
     for name, one in result["memory"].items():
         columns = ("opened_rss_bytes", "peak_rss_bytes", "anonymous_bytes", "file_bytes")

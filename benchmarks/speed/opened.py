@@ -1,4 +1,4 @@
-"""Contenders ready to be measured: files made, process started, embedding checked, batch size chosen."""
+"""Contenders ready to be measured: files prepared, process started, embeddings checked, batch size chosen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders.agreement import compare, reference_of
-from benchmarks.contenders.process import ContenderError, Worker
+from benchmarks.contenders.process import ContenderError, ContenderProcess
 from benchmarks.contenders.registry import Contender
 from benchmarks.speed.arguments import Setting
 from benchmarks.speed.results import write_json
@@ -21,28 +21,28 @@ from koe5_onnx.engine.machine import cpu_name
 from koe5_onnx.files import read_json
 
 CHECKED_TEXTS = 4
-"""Of each corpus: embedded in one call, so that padding and order show."""
+"""Number of texts per corpus, embedded in one call to check padding and order too."""
 _LEAST_FREE_BYTES = 1 << 30
 _SWEEP_TOKENS = 2048
 
 
 @dataclass
 class Opened:
-    """One contender, alive."""
+    """A contender with a running process."""
 
     contender: Contender
-    worker: Worker
+    worker: ContenderProcess
     files: Path
     versions: dict[str, str]
     batches: list[int]
-    """Sizes worth trying."""
+    """Batch sizes to try."""
     about: str
     cosine_min: float
     batch: dict[str, int] = field(default_factory=dict)
-    """Corpus to the size of its batches; 0 is the library's own."""
+    """Batch size by corpus; 0 is the library's default."""
 
     def describe(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the contender as plain data."""
         return {
             "versions": self.versions,
             "about": self.about,
@@ -57,12 +57,12 @@ class Field:
 
     opened: dict[str, Opened]
     wrong: dict[str, str]
-    """Name to what is wrong: these are not timed."""
+    """Reasons by contender name; these contenders are not timed."""
 
 
 @contextmanager
 def open_field(setting: Setting) -> Iterator[Field]:
-    """Make, start and check the contenders one by one; all stay alive until the end."""
+    """Prepare, start and check the contenders one by one. All keep running until the end."""
     files = {one.name: setting.store.files_of(one) for one in setting.contenders}
     texts = list(dict.fromkeys(text for one in setting.corpora for text in one.texts[:CHECKED_TEXTS]))
     reference = reference_of(setting.store.checkpoint, texts, setting.store.own / "reference")
@@ -71,7 +71,7 @@ def open_field(setting: Setting) -> Iterator[Field]:
         for contender in setting.contenders:
             _require_memory(contender)
             worker = stack.enter_context(
-                Worker(contender, files[contender.name], setting.store.checkpoint, setting.threads)
+                ContenderProcess(contender, files[contender.name], setting.store.checkpoint, setting.threads)
             )
             try:
                 loaded, opened = worker.ask("load"), worker.ask("open")
@@ -105,15 +105,15 @@ def choose_batches(
     machine: str | None = None,
     tokens: int = _SWEEP_TOKENS,
 ) -> None:
-    """Take each corpus' best batch size: what an earlier sweep on such a machine found, else a sweep.
+    """Choose the fastest batch size for each corpus, by a new sweep or from a saved one for the same machine.
 
     Args:
         opened: The contender, whose `batch` is filled in.
-        corpora: For each of them.
-        folder: Where sweeps are remembered.
-        threads: Of the library.
-        machine: What the best size depends on; None is the CPU's name.
-        tokens: Of the sample that is swept over.
+        corpora: Corpora to choose batch sizes for.
+        folder: Folder in which sweeps are saved.
+        threads: Number of threads of the library.
+        machine: Machine name that the best size depends on; None uses the CPU's name.
+        tokens: Number of tokens of the sample for the sweep.
     """
     file = folder / "batches" / f"{opened.contender.name}.json"
     known = read_json(file, InputError, "delete it") if file.is_file() else {}
@@ -127,7 +127,7 @@ def choose_batches(
 
 
 def _swept(opened: Opened, corpus: Corpus, tokens: int) -> int:
-    """The fastest of the sizes worth trying on a sample of a corpus, the better of two passes of each."""
+    """Time two passes per batch size on a sample of a corpus. Return the batch size of the fastest pass."""
     if not opened.batches:
         return 0
     sample = sample_of(corpus, tokens)
@@ -143,7 +143,7 @@ def _swept(opened: Opened, corpus: Corpus, tokens: int) -> int:
 
 
 def sample_of(corpus: Corpus, tokens: int) -> list[str]:
-    """The first texts of a corpus that have so many tokens together."""
+    """Return the first texts of a corpus that together have this many tokens."""
     found: list[str] = []
     for text, length in zip(corpus.texts, corpus.lengths, strict=True):
         found.append(text)
@@ -154,15 +154,15 @@ def sample_of(corpus: Corpus, tokens: int) -> list[str]:
 
 
 def _require_memory(contender: Contender) -> None:
-    """Stop before the kernel does.
+    """Stop before the system runs out of memory.
 
     Raises:
-        InputError: Too little memory is left.
+        InputError: Too little memory is available.
     """
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
             if free < _LEAST_FREE_BYTES:
                 raise InputError(
-                    f"{free >> 20} MiB are left before {contender.name} opens: name fewer with --contender"
+                    f"only {free >> 20} MiB are available for {contender.name}. Select fewer with --contender"
                 )

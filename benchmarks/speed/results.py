@@ -1,4 +1,4 @@
-"""Results as JSON: the machine, what was measured, every round."""
+"""Write and read results as JSON: the machine, what was measured, and every round."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMAT = 1
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on, beside the software."""
+    """Describe the machine and the software that results depend on."""
     cores = usable_cores()
     return {
         "cpu": cpu_name(),
@@ -31,7 +31,7 @@ def machine() -> dict[str, Any]:
 
 
 def head(benchmark: str, threads: int, checkpoint: Path) -> dict[str, Any]:
-    """The lines that begin every result."""
+    """Return the fields that begin every result."""
     return {
         "format": FORMAT,
         "benchmark": benchmark,
@@ -44,13 +44,13 @@ def head(benchmark: str, threads: int, checkpoint: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, result: dict[str, Any]) -> None:
-    """Write a result, and make its folder if it is missing."""
+    """Write a result, creating its folder if it is missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(file, result)
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file, and make its folder if it is missing."""
+    """Write a text file, creating its folder if it is missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -60,18 +60,18 @@ def read_result(file: Path) -> dict[str, Any]:
     """Read a result.
 
     Raises:
-        InputError: It is not JSON, or of another format.
+        InputError: It is not JSON, or has another format.
         OSError: It cannot be read.
     """
     advice = "measure again with --json"
     found: dict[str, Any] = read_json(file, InputError, advice)
     if found.get("format") != FORMAT:
-        raise InputError(f"{file} is no result of format {FORMAT}: {advice}")
+        raise InputError(f"{file} is not a result of format {FORMAT}: {advice}")
     return found
 
 
 def _commit() -> str | None:
-    """The commit of this checkout; None outside one."""
+    """Return the commit of this checkout, or None outside one."""
     try:
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

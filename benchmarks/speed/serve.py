@@ -1,7 +1,8 @@
-"""Requests a second and milliseconds over HTTP, next to the offline runtime and to another server.
+"""Measure requests per second and latency over HTTP, against the Python API and the server infinity.
 
-Closed loop: each of N clients asks for the embedding of one text and waits for it. Servers and the offline
-runtime take turns in every round; the load generator shares their cores, its processor time is told apart.
+In a closed loop, each of N clients requests the embedding of one text and waits for it. Servers and the
+Python API take turns in every round. The load generator shares their cores, and its CPU time is reported
+separately.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +34,19 @@ from koe5_onnx.engine.machine import usable_cores
 _CACHE = Path("build/benchmarks")
 _QUERY_TOKENS = (29, 55)
 _LEAST_COSINE = 0.97
-"""To the offline embedding, for a peer that runs the checkpoint in fp32 while ours is int8."""
+"""Minimum cosine of a peer's embedding to that of the Python API. The peer computes in fp32, not in int8."""
 _PAGE_CHARACTERS = 3000
-"""More than 512 tokens of Korean: about 2 characters each."""
+"""Enough for more than 512 tokens of Korean, at about 2 characters each."""
 _BULK_CLIENTS = 32
-_BLOCK = 20
-"""Calls of a lone query before the next server's turn."""
+_QUERIES = 10_000
+"""Number of different queries in the log."""
+_CALLS_IN_TURN = 20
+"""Number of calls of a lone query before the next server's turn."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a command line asks for."""
+    """Validated settings from the command line."""
 
     artifact: Path
     checkpoint: Path
@@ -52,6 +56,7 @@ class Setting:
     laps: int
     lone_calls: int
     wait_ms: Sequence[float]
+    cache_entries: int | None
     peers: Sequence[str]
     json: Path | None
 
@@ -59,34 +64,41 @@ class Setting:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "--artifact", type=Path, metavar="FOLDER", help="what is served (default: the checkpoint in int8)"
+        "--artifact", type=Path, metavar="FOLDER", help="artifact to serve (default: the checkpoint in int8)"
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="what the peer serves")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="checkpoint for the peer")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder with korsts/ and autorag_ko/")
-    parser.add_argument("--texts", type=int, metavar="N", help="requests of a round, of each corpus")
+    parser.add_argument("--texts", type=int, metavar="N", help="number of texts per corpus")
     parser.add_argument("--corpus", action="append", choices=("short", "pages"), help="default: short")
     parser.add_argument("--concurrency", action="append", type=int, metavar="N", help="default: 1, 8, 64")
     parser.add_argument(
-        "--wait-ms", action="append", type=float, default=[], help="serve with that wait, too"
+        "--wait-ms",
+        action="append",
+        type=float,
+        default=[],
+        help="also measure our server with this --max-wait-ms",
     )
-    parser.add_argument("--peer", action="append", default=[], choices=PEERS, help="also measure it")
+    parser.add_argument(
+        "--cache-entries", type=int, metavar="N", help="also measure a query log without and with this cache"
+    )
+    parser.add_argument("--peer", action="append", default=[], choices=PEERS, help="also measure this peer")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--laps",
         type=int,
         default=4,
         metavar="N",
-        help="ask for each text N times a round: its first and last batch are not full, and weigh less then "
-        "(default: %(default)s)",
+        help="requests per text in each round; more reduce the weight of the first and last batches, which "
+        "are not full (default: %(default)s)",
     )
-    parser.add_argument("--lone-calls", type=int, default=100, metavar="N", help="of a round (default: 100)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser.add_argument("--lone-calls", type=int, default=100, metavar="N", help="per round (default: 100)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to FILE")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; the exit code is 1 where a server gives another embedding or an error."""
+    """Measure and print. The exit code is 1 if a server returns a different embedding or an error."""
     if min(args.rounds, args.laps, args.lone_calls, *(args.concurrency or ())) < 1:
-        raise InputError("--rounds, --laps, --lone-calls and --concurrency: expected 1 or more")
+        raise InputError("--rounds, --laps, --lone-calls and --concurrency must be at least 1")
     artifact = args.artifact or Store(args.checkpoint, _CACHE, {}).files_of(CONTENDERS["koe5-int8"])
     tokenizer = artifact / "tokenizer.json"
     setting = Setting(
@@ -98,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
         args.laps,
         args.lone_calls,
         args.wait_ms,
+        args.cache_entries,
         args.peer,
         args.json,
     )
@@ -109,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    """Start all servers, check them, and let them take turns."""
+    """Start and check all servers, and let them take turns."""
     result = head("serve", usable_cores().count, setting.checkpoint)
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)
@@ -123,6 +136,8 @@ def measure(setting: Setting) -> dict[str, Any]:
         rounds = [_round(running, offline, setting, turn) for turn in range(setting.rounds)]
         result["lone_ms"] = _lone(running, offline, setting)
         result["fairness"] = _fairness(running["ours"], setting)
+    if setting.cache_entries is not None:
+        result["query_log"] = _query_log(setting)
     result["load"] = {
         corpus.name: _merged([one[corpus.name] for one in rounds], corpus, setting.laps)
         for corpus in setting.corpora
@@ -132,37 +147,37 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def _wrong(servers: Mapping[str, Server], offline: Embedder, setting: Setting) -> dict[str, str]:
-    """Server to what is wrong with its embeddings."""
+    """Return what is wrong with the embeddings, by server."""
     texts = [text for corpus in setting.corpora for text in corpus.texts[:4]]
     expected = offline.encode(texts)
     found: dict[str, str] = {}
     for name, server in servers.items():
         got = server.embed(texts)
         cosines = np.sum(got * expected, axis=1) / np.linalg.norm(got, axis=1)
-        print(f"{name}: cosine {cosines.min():.6f} to the offline embedding", file=sys.stderr)
+        print(f"{name}: cosine {cosines.min():.6f} to the Python API", file=sys.stderr)
         least = 1 - 1e-5 if name.startswith("ours") else _LEAST_COSINE
         if cosines.min() < least:
-            found[name] = f"cosine {cosines.min():.6f}: expected {least}"
+            found[name] = f"cosine {cosines.min():.6f}, expected at least {least}"
     return found
 
 
 def _failed(loads: Mapping[str, Any]) -> dict[str, str]:
-    """Server to how many of its answers were errors: its speed would count them."""
+    """Return the number of failed requests by server, because its speed would include them."""
     found: dict[str, int] = {}
     for load_ in loads.values():
         for name, by_concurrency in load_["servers"].items():
             found[name] = found.get(name, 0) + sum(row["errors"] for row in by_concurrency.values())
-    return {name: f"{errors} requests were not answered" for name, errors in found.items() if errors}
+    return {name: f"{errors} requests failed" for name, errors in found.items() if errors}
 
 
 def _round(
     servers: Mapping[str, Server], offline: Embedder, setting: Setting, turn: int
 ) -> dict[str, dict[Any, Any]]:
-    """Corpus to the tokens a second offline, and to the load of each server at each concurrency."""
+    """Return by corpus the Python API's tokens per second and the load of each server by concurrency."""
     found: dict[str, dict[Any, Any]] = {}
     for corpus in setting.corpora:
         one: dict[Any, Any] = {}
-        # Before, between and after: a slow moment of the machine must not pass for a fast server.
+        # Measured before, between and after, so that temporary load on the machine does not favor a server.
         offline_seconds = [_seconds_offline(offline, corpus)]
         for name in rotated(list(servers), turn):
             for concurrency in setting.concurrency:
@@ -182,7 +197,7 @@ def _seconds_offline(offline: Embedder, corpus: Corpus) -> float:
 
 
 def _merged(rounds: Sequence[Mapping[Any, Any]], corpus: Corpus, laps: int) -> dict[str, Any]:
-    """Medians over rounds; milliseconds over all requests together."""
+    """Return medians over rounds, and latencies over the requests of all rounds."""
     requests, tokens = laps * len(corpus.texts), laps * corpus.tokens
     offline = float(np.median([one["offline"] for one in rounds]))
     keys = [key for key in rounds[0] if key != "offline"]
@@ -214,24 +229,24 @@ def _median_ms(seconds: Sequence[float]) -> float:
 
 
 def _lone(servers: Mapping[str, Server], offline: Embedder, setting: Setting) -> dict[str, Any]:
-    """One query over and over, offline and over HTTP, block by block."""
+    """Repeat one query with the Python API and over HTTP, in turn."""
     queries = sorted(queries_of(setting.corpora[0], *_QUERY_TOKENS), key=len)
     query = queries[len(queries) // 2]
     calls: dict[str, list[float]] = {"offline": [], **{name: [] for name in servers}}
-    # Small blocks in turn: a moment in which the machine is busy elsewhere must hit all alike.
-    for _ in range(setting.rounds * -(-setting.lone_calls // _BLOCK)):
-        for _ in range(min(_BLOCK, setting.lone_calls)):
+    # Few calls in turn, so that temporary load on the machine affects all equally.
+    for _ in range(setting.rounds * -(-setting.lone_calls // _CALLS_IN_TURN)):
+        for _ in range(min(_CALLS_IN_TURN, setting.lone_calls)):
             start = time.perf_counter()
             offline.encode([query])
             calls["offline"].append(1000 * (time.perf_counter() - start))
         for name, server in servers.items():
-            texts = [query] * (min(_BLOCK, setting.lone_calls) if name.startswith("ours") else 5)
+            texts = [query] * (min(_CALLS_IN_TURN, setting.lone_calls) if name.startswith("ours") else 5)
             calls[name] += run_clients(load(server, texts, 1)).milliseconds
     return {name: _percentiles(some) for name, some in calls.items()}
 
 
 def _fairness(server: Server, setting: Setting) -> dict[str, Any]:
-    """Queries one by one, alone and beside clients that send pages as fast as they are answered."""
+    """Time queries one by one, alone and while clients send pages as fast as they are answered."""
     queries = queries_of(setting.corpora[0], *_QUERY_TOKENS)
     page = " ".join(setting.corpora[-1].texts * 60)[:_PAGE_CHARACTERS]
     alone: list[float] = []
@@ -251,13 +266,46 @@ def _fairness(server: Server, setting: Setting) -> dict[str, Any]:
     }
 
 
+def _query_log(setting: Setting) -> dict[str, Any]:
+    """Measure queries that repeat as in a log of searches, without and with a cache, in turns."""
+    texts = setting.corpora[0].texts
+    found: dict[str, Any] = {}
+    with ExitStack() as stack:
+        servers = {
+            str(entries): stack.enter_context(ours(setting.artifact, cache_entries=entries))
+            for entries in (0, setting.cache_entries or 0)
+        }
+        loads: dict[str, list[Load]] = {entries: [] for entries in servers}
+        for turn in range(setting.rounds):
+            log = repeated(texts, setting.laps * len(texts), turn)
+            for entries in rotated(list(servers), turn):
+                servers[entries].embed(["가"])  # so that the number of components is known
+                loads[entries].append(run_clients(load(servers[entries], log, max(setting.concurrency))))
+        for entries, some in loads.items():
+            hits = servers[entries].metric("koe5_cached_inputs_total")
+            found[entries] = {
+                "requests_per_s": [len(log) / one.seconds for one in some],
+                "server_cpu_ms": [1000 * one.server_seconds / len(log) for one in some],
+                "hit_rate": hits / servers[entries].metric("koe5_inputs_total{"),
+            }
+    return found
+
+
+def repeated(texts: Sequence[str], count: int, seed: int) -> list[str]:
+    """Draw from 10,000 variants of the texts with frequencies of 1 / rank (Zipf's law)."""
+    variants = [f"{text} {number // len(texts)}" for number, text in zip(range(_QUERIES), cycle(texts))]
+    frequencies = 1 / np.arange(1, _QUERIES + 1)
+    drawn = np.random.default_rng(seed).choice(_QUERIES, count, p=frequencies / frequencies.sum())
+    return [variants[number] for number in drawn.tolist()]
+
+
 def _percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
     shares = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99}
     return {name: percentile(milliseconds, share) for name, share in shares.items()}
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result for a terminal."""
+    """Format the result for a terminal."""
     lines = []
     for corpus, one in result["load"].items():
         lines += [
@@ -279,6 +327,13 @@ def table(result: Mapping[str, Any]) -> str:
         f"queries beside bulk ({fairness['bulk_texts_per_s']:.2f} pages/s): "
         f"{_in_words(fairness['beside_bulk_ms'])}, p99 {fairness['p99_ratio']:.2f} times",
     ]
+    for entries, row in result.get("query_log", {}).items():
+        speeds = ", ".join(f"{speed:.1f}" for speed in row["requests_per_s"])
+        cpu = ", ".join(f"{one:.2f}" for one in row["server_cpu_ms"])
+        lines.append(
+            f"query log, {entries} cached: {speeds} requests/s, {cpu} ms of CPU each, "
+            f"hit rate {row['hit_rate']:.1%}"
+        )
     return "\n".join([*lines, *(f"{name} is wrong: {why}" for name, why in result["wrong"].items())])
 
 

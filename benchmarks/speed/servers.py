@@ -1,4 +1,4 @@
-"""Servers as processes on loopback: this project's, and another one that people use."""
+"""Servers as processes on the loopback interface: this project's server, and infinity."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _START_S = 300.0
 
 
 class Server:
-    """One server, alive inside a `with`.
+    """A server that runs inside a `with` block.
 
     Args:
-        command: What to run; "{port}" is replaced.
+        command: Command line; "{port}" is replaced.
         environment: Name of its Python environment.
-        model: What a request names.
-        path: Of OpenAI's route.
+        model: Model name for requests.
+        path: Path of the OpenAI route.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Server:
         self.model, self.path = model, path
         self.host, self.port, self.url = "127.0.0.1", 0, ""
         self.dim = 0
-        """Numbers of an embedding; known once `embed` was called."""
+        """Embedding dimension; known after the first call of `embed`."""
         self._command, self._environment = command, environment
 
     def __enter__(self) -> Self:
@@ -71,7 +71,7 @@ class Server:
         self._log.close()
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Texts with their prompts to float32[n, dim], in one request."""
+        """Embed texts, prompts included, in one request: float32[n, dim]."""
         body = {"input": list(texts), "model": self.model, "encoding_format": "base64"}
         request = urllib.request.Request(  # noqa: S310 - loopback
             f"{self.url}{self.path}", json.dumps(body).encode(), {"content-type": "application/json"}
@@ -82,8 +82,14 @@ class Server:
         self.dim = found.shape[1]
         return found
 
+    def metric(self, name: str) -> float:
+        """Return a metric of this project's server."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:  # noqa: S310 - loopback
+            lines: list[str] = answer.read().decode().splitlines()
+        return float(next(line for line in lines if line.startswith(name)).split()[-1])
+
     def cpu_seconds(self) -> float:
-        """Processor time so far, of all threads."""
+        """Return the CPU time of all threads so far."""
         return cpu_seconds_of(self._process.pid)
 
     def _wait_until_ready(self) -> None:
@@ -97,23 +103,23 @@ class Server:
         self._process.kill()
         self._log.seek(0)
         words = self._log.read().decode("utf-8", "replace")[-1500:]
-        raise ContenderError(f"{self._command[0]} did not come up:\n{words}")
+        raise ContenderError(f"{self._command[0]} did not start:\n{words}")
 
 
-def ours(artifact: Path, wait_ms: float = 0.0) -> Server:
-    """This project's server."""
+def ours(artifact: Path, wait_ms: float = 0.0, cache_entries: int = 0) -> Server:
+    """Return this project's server."""
     command = [sys.executable, "-m", "koe5_onnx.cli", "serve", str(artifact), "--port", "{port}"]
-    options = ["--max-wait-ms", str(wait_ms), "--log-level", "warning"]
+    options = ["--max-wait-ms", str(wait_ms), "--cache-entries", str(cache_entries), "--log-level", "warning"]
     return Server([*command, *options], OWN, "text-embeddings-inference")
 
 
 def peer(name: str, checkpoint: Path) -> Server:
-    """Another server, on the checkpoint in fp32 with PyTorch: the engine it takes for CPUs by itself.
+    """Return the server of another project (infinity), which runs the checkpoint in fp32 with PyTorch.
 
     Source: https://michaelfeil.eu/infinity/latest/cli_v2/
 
     Raises:
-        InputError: Its environment was not made.
+        InputError: Its environment is missing.
     """
     command = [str(python_of(name).with_name("infinity_emb")), "v2", "--model-id", str(checkpoint.resolve())]
     options = ["--engine", "torch", "--device", "cpu", "--dtype", "float32", "--url-prefix", "/v1"]

@@ -1,7 +1,7 @@
-"""A check for regressions in under three minutes: nodes of the graphs, and speed next to plain ONNX Runtime.
+"""Check for regressions in under three minutes: graph nodes, and speed relative to plain ONNX Runtime.
 
-Counts are exact and compared with smoke.json. Speeds are ratios of interleaved rounds and must lie above that
-file's generous bounds; nothing is asserted of seconds. `--record` writes the file anew.
+Node counts must equal those in smoke.json. Speeds are ratios of interleaved rounds and must be above the
+generous bounds in that file; absolute times are not checked. `--record` rewrites the file.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from koe5_onnx.files import read_json
 
 RECORD = Path(__file__).with_suffix(".json")
 LAYERS = {"tiny": 2, "small": 6}
-"""Seeded checkpoints and their layers."""
+"""Number of layers of the seeded checkpoints."""
 _GRAPHS = {"padded": GRAPH, "packed": PACKED_CPU_GRAPH}
 _PRECISIONS = ("fp32", "int8")
 _OURS, _PLAIN = ("koe5-int8", "koe5-int8-padded"), ("ort-fp32", "ort-dynamic-int8")
 _ROUNDS = 7
 _GENEROUS = 0.6
-"""A recorded bound is this share of what was measured."""
+"""A bound is this fraction of the measured ratio."""
 
 Nodes = dict[str, dict[str, float]]
-"""Graph ("int8 padded") to checkpoint to number of nodes; "per layer" among the checkpoints."""
+"""Number of nodes by graph ("int8 padded") and checkpoint, with an additional entry "per layer"."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--cache", type=Path, default=Path("build/benchmarks"), metavar="FOLDER")
-    parser.add_argument("--record", action="store_true", help="write what is found to smoke.json")
+    parser.add_argument("--record", action="store_true", help="write the results to smoke.json")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Count, measure and compare; the exit code is 1 where something is worse."""
+    """Count, measure and compare. The exit code is 1 if a result is worse than recorded."""
     stores = {size: _store(args.cache, size) for size in LAYERS}
     nodes, ratios = count(stores), measure(stores["small"])
     for graph, numbers in nodes.items():
@@ -74,7 +74,7 @@ def _store(cache: Path, size: str) -> Store:
 
 
 def count(stores: Mapping[str, Store]) -> Nodes:
-    """The nodes of each graph, those of branches included, and what one more layer adds."""
+    """Count the nodes of each graph, including branches, and the nodes per additional layer."""
     found: Nodes = {}
     for precision in _PRECISIONS:
         contender = CONTENDERS[f"koe5-{precision}"]
@@ -97,15 +97,15 @@ def _numbers(folders: Mapping[str, Path], file: str) -> dict[str, float]:
 
 
 def nodes_of(graph: Any) -> int:
-    """Nodes of a graph and of its branches."""
+    """Count the nodes of a graph and its branches."""
     branches = (each.g for node in graph.node for each in node.attribute if each.HasField("g"))
     return len(graph.node) + sum(map(nodes_of, branches))
 
 
 def measure(store: Store) -> dict[str, float]:
-    """Ratios of tokens a second, ours to plain ONNX Runtime's; none on a CPU without int8 instructions."""
+    """Return ratios of tokens per second to plain ONNX Runtime; empty on a CPU without int8 instructions."""
     if not set(cpu_features()) & set(INT8_INSTRUCTIONS):
-        print("no ratio is measured: this CPU has no int8 instructions")
+        print("skipped the ratios: this CPU has no int8 instructions")
         return {}
     contenders = [replace(CONTENDERS[name], environment=OWN) for name in (*_OURS, *_PLAIN)]
     (corpus,) = read_corpora(["mix"], None, store.checkpoint / "tokenizer.json", 24)
@@ -117,7 +117,7 @@ def measure(store: Store) -> dict[str, float]:
             for name in rotated(list(rates), turn):
                 time.sleep(SETTLE_SECONDS)
                 seconds = field.opened[name].worker.ask("embed", texts=corpus.texts)["seconds"]
-                if turn:  # the first round warms up
+                if turn:  # skip the warm-up round
                     rates[name].append(1 / seconds)
         graphs = {"koe5-int8-padded": "padded"}
         if "packed" in field.opened["koe5-int8"].about:
@@ -130,27 +130,27 @@ def measure(store: Store) -> dict[str, float]:
 
 
 def compare(record: Mapping[str, Any], nodes: Nodes, ratios: Mapping[str, float]) -> Iterator[str]:
-    """What differs from the record: other nodes, or a ratio below its bound; a line each."""
+    """Yield a line for each difference from the record: other node counts, or a ratio below its bound."""
     for graph in sorted({*record["nodes"], *nodes}):
         expected, found = record["nodes"].get(graph), nodes.get(graph)
         if expected != found:
-            yield f"nodes of {graph}: {found}, recorded {expected}; if that is meant: smoke --record"
+            yield f"nodes of {graph}: {found}, recorded {expected}. If intended, run smoke --record"
     for name, value in ratios.items():
         least = record["least_ratios"].get(name)
         if least is None:
-            yield f"{name}: no bound is recorded: smoke --record"
+            yield f"{name}: no bound is recorded. Run smoke --record"
         elif not value >= least:
-            yield f"{name}: {value:.2f}x, expected {least:.2f}x or more"
+            yield f"{name}: {value:.2f}x, expected at least {least:.2f}x"
 
 
 def read_record(file: Path) -> dict[str, Any]:
-    """What was recorded.
+    """Read the recorded results.
 
     Raises:
-        InputError: It is missing or of another form.
+        InputError: The file is missing or has another format.
     """
-    advice = "python -m benchmarks smoke --record"
+    advice = "run python -m benchmarks smoke --record"
     record: dict[str, Any] = read_json(file, InputError, advice)
     if not {"nodes", "least_ratios"} <= record.keys():
-        raise InputError(f"{file}: expected nodes and least_ratios: {advice}")
+        raise InputError(f"{file} has no nodes and least_ratios: {advice}")
     return record

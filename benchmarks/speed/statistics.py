@@ -1,4 +1,4 @@
-"""Rounds to figures: median, extremes, ratios a round."""
+"""Statistics of rounds: median, extremes, and ratios per round."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from koe5_onnx import InputError
 
 
 def spread(rounds: Sequence[float]) -> dict[str, Any]:
-    """Least, median, most and every round.
+    """Return the minimum, the median, the maximum and every round.
 
     Raises:
-        InputError: There is no round.
+        InputError: There are no rounds.
     """
     if not rounds:
-        raise InputError("no round was measured: expected 1 or more")
+        raise InputError("no rounds were measured, expected at least 1")
     return {
         "min": min(rounds),
         "median": statistics.median(rounds),
@@ -26,32 +26,32 @@ def spread(rounds: Sequence[float]) -> dict[str, Any]:
 
 
 def ratio(rounds: Sequence[float], baseline: Sequence[float]) -> float:
-    """The median of the ratios of each round, which a slow moment of the machine changes least.
+    """Return the median of the ratios per round, which is robust against temporary load on the machine.
 
     Raises:
-        InputError: The rounds are not as many.
+        InputError: The numbers of rounds differ, or there are none.
     """
     if len(rounds) != len(baseline) or not rounds:
-        raise InputError(f"{len(rounds)} rounds against {len(baseline)}: expected as many, 1 or more")
+        raise InputError(f"cannot compare {len(rounds)} rounds with {len(baseline)}. Expected equal numbers")
     return statistics.median(one / other for one, other in zip(rounds, baseline, strict=True))
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that `share` of all values do not exceed; `share` in (0, 1]."""
+    """Return the smallest value that at least `share` of all values do not exceed; `share` in (0, 1]."""
     if not values or not 0 < share <= 1:
-        raise InputError(f"the percentile {share} of {len(values)} values: expected a share in (0, 1]")
+        raise InputError(f"percentile {share} of {len(values)} values: expected values and a share in (0, 1]")
     ordered = sorted(values)
     return ordered[max(0, -(-round(share * len(ordered) * 1000) // 1000) - 1)]
 
 
 def rotated(names: Sequence[str], turn: int) -> list[str]:
-    """The order of a round: each contender is first once, so none is always after the same one."""
+    """Return the order of a round. Rotation varies which contender starts."""
     start = turn % len(names) if names else 0
     return [*names[start:], *names[:start]]
 
 
 def with_ratios(figures: Mapping[str, Mapping[str, Any]], baseline: str | None) -> dict[str, dict[str, Any]]:
-    """Figures by contender, each with its ratio to the baseline's where that was measured."""
+    """Return results by contender with the ratio to the baseline, if the baseline was measured."""
     against = figures.get(baseline) if baseline else None
     return {
         name: {**one, "ratio": ratio(one["rounds"], against["rounds"]) if against else None}

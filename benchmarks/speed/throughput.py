@@ -1,4 +1,4 @@
-"""Texts and tokens a second of each contender, in interleaved rounds, next to the machine's int8 ceiling."""
+"""Measure each contender's tokens per second in interleaved rounds, compared with matrix products alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.speed.texts import Corpus
 from koe5_onnx import InputError
 
 Rounds = dict[str, dict[str, list[float]]]
-"""Corpus to name to the figure of each round, in tokens a second."""
+"""Tokens per second of each round, by corpus and name."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,26 +31,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline",
         choices=CONTENDERS,
         default="openvino-int8",
-        help="ratios are to this one (default: %(default)s)",
+        help="baseline of the ratios (default: %(default)s)",
     )
     parser.add_argument(
         "--processor-time",
         action="store_true",
-        help="rates by processor time, for a machine that other work shares; takes --threads 1",
+        help="compute rates from CPU time, for a machine with other load; requires --threads 1",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; the exit code is 1 where a contender is wrong."""
+    """Measure and print. The exit code is 1 if a contender is wrong."""
     setting = setting_of(args)
     if args.processor_time and setting.threads != 1:
         raise InputError(
-            f"--processor-time with {setting.threads} threads: they spin while they wait. Pass --threads 1"
+            f"--processor-time with {setting.threads} threads would count spinning. Pass --threads 1"
         )
     ceiling = Ceiling(shape_of(setting), setting.threads)
     with open_field(setting) as field:
         if not field.opened:
-            raise InputError("no contender gives the right embedding: nothing to time")
+            raise InputError("no contender has the right embeddings, so there is nothing to time")
         for opened in field.opened.values():
             choose_batches(opened, setting.corpora, setting.store.own, setting.threads)
         embed = _embed_by_processor if args.processor_time else _embed
@@ -64,37 +64,37 @@ def run(args: argparse.Namespace) -> int:
 
 
 def shape_of(setting: Setting) -> Shape:
-    """The shape of the encoder that is measured."""
+    """Return the shape of the measured encoder."""
     config = Checkpoint.open(str(setting.store.checkpoint)).config
     return Shape(config.layers, config.hidden, config.intermediate)
 
 
 class Measurable(Protocol):
-    """A ceiling: what the machine's matrix units reach at best."""
+    """A reference rate: that of the encoder's matrix products alone."""
 
     def measure(self) -> Mapping[str, float]:
-        """Kind to tokens a second now."""
+        """Measure the current tokens per second, by kind."""
 
 
 def _embed(opened: Opened, corpus: Corpus, texts: Sequence[str]) -> float:
-    """Seconds of one pass, begun once the threads of whoever was before sleep."""
+    """Return the seconds of one pass, started after the threads of the previous contender sleep."""
     time.sleep(SETTLE_SECONDS)
     reply = opened.worker.ask("embed", texts=list(texts), batch=opened.batch[corpus.name])
     return float(reply["seconds"])
 
 
 def _embed_by_processor(opened: Opened, corpus: Corpus, texts: Sequence[str]) -> float:
-    """The same in processor time of all threads of the process.
+    """Return the CPU seconds of all threads of the process for one pass.
 
     Raises:
-        InputError: It is too short for the kernel's clock.
+        InputError: The time is too short for the kernel's clock.
     """
     before = opened.worker.cpu_seconds()
     _embed(opened, corpus, texts)
     seconds = opened.worker.cpu_seconds() - before
     if not seconds:
         raise InputError(
-            f"{opened.contender.name} needs less than a tick for {corpus.name}: take more --texts"
+            f"{opened.contender.name} takes less than one clock tick for {corpus.name}. Increase --texts"
         )
     return seconds
 
@@ -106,7 +106,7 @@ def measure(
     rounds: int,
     embed: Callable[[Opened, Corpus, Sequence[str]], float] = _embed,
 ) -> tuple[Rounds, Rounds]:
-    """Every contender once a round and corpus, the ceiling right before them. One warm-up before all."""
+    """Time every contender once per round and corpus, right after the ceiling. The first pass is warm-up."""
     names = list(field.opened)
     rates: Rounds = {corpus.name: {name: [] for name in names} for corpus in setting.corpora}
     ceilings: Rounds = {corpus.name: {} for corpus in setting.corpora}
@@ -136,15 +136,15 @@ def result_of(
     baseline: str,
     kind: tuple[str, str, str] = ("throughput", "stock", "int8"),
 ) -> dict[str, Any]:
-    """Everything as plain data.
+    """Return everything as plain data.
 
     Args:
-        setting: What was asked for.
-        field: Who was measured.
-        rates: Tokens a second of each round.
-        ceilings: The same of each kind of ceiling.
-        baseline: Ratios are to this contender, where it was measured.
-        kind: Name of the benchmark, the kind of ceiling that shares are of, and its type of number.
+        setting: Settings of the run.
+        field: The measured contenders.
+        rates: Tokens per second of each round.
+        ceilings: Tokens per second of each round by kind of ceiling.
+        baseline: Contender that ratios refer to, if it was measured.
+        kind: Name of the benchmark, kind of ceiling that the shares are relative to, and its number format.
     """
     benchmark, share_of, number = kind
     result = head(benchmark, setting.threads, setting.store.checkpoint)
@@ -174,7 +174,7 @@ def result_of(
 def _figures(
     corpus: Corpus, rates: dict[str, list[float]], ceiling: list[float], baseline: str | None
 ) -> dict[str, dict[str, Any]]:
-    """Of each contender; the share of the ceiling is taken a round, like the ratio."""
+    """Return each contender's results. The share of the ceiling is computed per round, like the ratio."""
     figures = with_ratios({name: spread(rounds) for name, rounds in rates.items()}, baseline)
     for one in figures.values():
         one["texts_per_second"] = one["median"] * len(corpus.texts) / corpus.tokens
@@ -183,7 +183,7 @@ def _figures(
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for a terminal."""
+    """Format the result for a terminal."""
     lines = [
         f"{result['machine']['cpu']}, {result['threads']} threads; {result['ceiling_of']} ceiling "
         + ", ".join(f"{kind} {one['median']:,.0f}" for kind, one in result["ceiling"].items())

@@ -1,6 +1,6 @@
-"""Passages in FAISS: an index in memory, saved as a file; the passages lie beside it in parquet.
+"""Search passages with FAISS: an index in memory, saved as a file next to the passages in parquet.
 
-pip install 'koe5-onnx[cpu]' faiss-cpu pyarrow
+pip install '.[cpu]' faiss-cpu pyarrow
 
 python docs/examples/faiss_search.py --artifact koe5-int8 --store pages --corpus corpus.parquet
 python docs/examples/faiss_search.py --artifact koe5-int8 --store pages --query "예비인가가 필요한가요?"
@@ -22,11 +22,12 @@ from koe5_onnx import Embedder
 
 TEXTS = pa.schema([("doc_id", pa.string()), ("contents", pa.string())])
 NEIGHBORS = 32
-"""Links of a vector in the approximate index; more find more and take more memory."""
+"""Links per vector in the approximate index. More links find more of the nearest vectors, but need more
+memory."""
 
 
 def fill(store: str, dim: int, batches: Iterable[Batch], approximate: bool) -> None:
-    """Write index and passages; a vector's number in the index is its passage's row."""
+    """Write index and passages. The number of a vector in the index is the row of its passage."""
     if approximate:
         index = faiss.IndexHNSWFlat(dim, NEIGHBORS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction, index.hnsw.efSearch = 200, 100
@@ -41,7 +42,7 @@ def fill(store: str, dim: int, batches: Iterable[Batch], approximate: bool) -> N
 
 
 def search(store: str, queries: npt.NDArray[np.float32], top: int) -> list[list[Hit]]:
-    """The best passages of each query."""
+    """Return the best passages of each query."""
     folder = filled_folder(store)
     index = faiss.read_index(str(folder / "index.faiss"))
     texts = pyarrow.dataset.dataset(folder / "passages.parquet")
@@ -56,9 +57,9 @@ def search(store: str, queries: npt.NDArray[np.float32], top: int) -> list[list[
 
 
 def main() -> None:
-    """Fill the store where a corpus is given, and answer the queries."""
+    """Fill the store if a corpus is given, and answer the queries."""
     parser = arguments(__doc__)
-    parser.add_argument("--approximate", action="store_true", help="with --corpus: HNSW, not all vectors")
+    parser.add_argument("--approximate", action="store_true", help="with --corpus: build an HNSW index")
     args = parser.parse_args()
     with Embedder.open(args.artifact) as embedder:
         if args.corpus:

@@ -1,6 +1,6 @@
-"""Passages in LanceDB: columns on disk (or in an object store), no server, nothing loaded to search.
+"""Search passages with LanceDB: a table on disk or in an object store, without a server.
 
-pip install 'koe5-onnx[cpu]' lancedb pyarrow
+pip install '.[cpu]' lancedb pyarrow
 
 python docs/examples/lancedb_search.py --artifact koe5-int8 --store pages --corpus corpus.parquet
 python docs/examples/lancedb_search.py --artifact koe5-int8 --store pages --query "예비인가가 필요한가요?"
@@ -22,7 +22,7 @@ TABLE = "passages"
 
 
 def fill(store: str, dim: int, batches: Iterable[Batch], approximate: bool) -> None:
-    """Write the passages with their vectors; without an index LanceDB looks at every vector."""
+    """Write the passages with their vectors. Without an index LanceDB compares every vector."""
     vector = pa.list_(pa.float32(), dim)
     schema = pa.schema([("doc_id", pa.string()), ("contents", pa.string()), ("embedding", vector)])
     with new_folder(store) as folder:
@@ -40,22 +40,24 @@ def _records(batches: Iterable[Batch], schema: pa.Schema) -> Iterator[pa.RecordB
 
 
 def search(store: str, queries: npt.NDArray[np.float32], top: int) -> list[list[Hit]]:
-    """The best passages of each query; LanceDB's distance "dot" is 1 - inner product."""
+    """Return the best passages of each query. LanceDB's distance "dot" is 1 - inner product."""
     table = lancedb.connect(filled_folder(store)).open_table(TABLE)
     found = []
     for query in queries:
         nearest = table.search(query, vector_column_name="embedding").distance_type("dot").limit(top)
-        # With an index: candidates, and how many times `top` of them are compared by their full vectors.
+        # With an index: 100 candidates, of which 4 x `top` are compared by their full vectors.
         rows = nearest.ef(100).refine_factor(4).select(["doc_id", "contents", "_distance"]).to_list()
         found.append([Hit(row["doc_id"], row["contents"], 1 - row["_distance"]) for row in rows])
     return found
 
 
 def main() -> None:
-    """Fill the store where a corpus is given, and answer the queries."""
+    """Fill the store if a corpus is given, and answer the queries."""
     parser = arguments(__doc__)
     parser.add_argument(
-        "--approximate", action="store_true", help="with --corpus: an index, for 100,000 passages and more"
+        "--approximate",
+        action="store_true",
+        help="with --corpus: build an index, for 100,000 passages or more",
     )
     args = parser.parse_args()
     with Embedder.open(args.artifact) as embedder:

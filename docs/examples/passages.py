@@ -1,4 +1,4 @@
-"""What the examples beside this file share: the command line, passages from parquet, hits on the screen.
+"""Shared code of the examples: the command line, passages from parquet, printed hits.
 
 corpus.parquet -> `passages` embeds -> the example's store -> `show` prints what a query finds
 """
@@ -41,38 +41,38 @@ class Hit(NamedTuple):
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """The command line of every example."""
+    """Return the command line that every example has."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=raw)
     parser.add_argument("--artifact", required=True, help="folder or Hub id of an exported artifact")
-    parser.add_argument("--store", required=True, help="where the vectors are, or will be with --corpus")
+    parser.add_argument("--store", required=True, help="where the vectors are, or where --corpus writes them")
     parser.add_argument(
         "--corpus",
         type=Path,
         help="fill a new store: a parquet file, or a folder of them, with the columns doc_id and contents",
     )
-    parser.add_argument("--query", action="append", default=[], help="a question; may be given again")
-    parser.add_argument("--top", type=int, default=5, help="hits of each query (default: %(default)s)")
+    parser.add_argument("--query", action="append", default=[], help="a question; can be repeated")
+    parser.add_argument("--top", type=int, default=5, help="hits per query (default: %(default)s)")
     return parser
 
 
 def passages(embedder: Embedder, corpus: Path) -> Iterator[Batch]:
     """Read passages and embed them, batch by batch.
 
-    A column `embedding`, as `koe5-onnx bulk` writes it, is taken as it is; it must come from this artifact.
+    A column `embedding`, as `koe5-onnx bulk` writes it, is used unchanged. It must come from this artifact.
 
     Raises:
-        InputError: There is no such corpus, a column is missing, or a passage is null.
+        InputError: The corpus does not exist, a column is missing, or a passage is null.
     """
     if not corpus.exists():
-        raise InputError(f"{corpus} does not exist: expected a parquet file or a folder of them")
+        raise InputError(f"{corpus} does not exist. Pass a parquet file or a folder of them.")
     found = pyarrow.dataset.dataset(corpus, format="parquet")
     if missing := {"doc_id", "contents"} - set(found.schema.names):
         raise InputError(f"{corpus} has no column {sorted(missing)[0]!r}, only {found.schema.names}")
     columns = [name for name in ("doc_id", "contents", "embedding") if name in found.schema.names]
     for batch in found.to_batches(columns=columns, batch_size=BATCH_ROWS):
         if batch["doc_id"].null_count or batch["contents"].null_count:
-            raise InputError(f"{corpus} has a null in doc_id or contents: leave such rows out")
+            raise InputError(f"{corpus} has a null in doc_id or contents. Remove these rows.")
         contents = batch["contents"].to_pylist()
         if "embedding" in columns:
             embeddings = np.array(batch["embedding"].to_pylist(), np.float32).reshape(-1, embedder.dim)
@@ -84,29 +84,29 @@ def passages(embedder: Embedder, corpus: Path) -> Iterator[Batch]:
 
 @contextmanager
 def new_folder(store: str) -> Iterator[Path]:
-    """A folder that gets its name once it is filled: a store is whole or not there.
+    """Yield a temporary folder and rename it to `store` at the end, so that no incomplete store exists.
 
     Raises:
-        InputError: The name is taken.
+        InputError: The folder exists.
     """
     folder = Path(store)
     if folder.exists():
-        raise InputError(f"{store} exists: remove it, name another, or query it without --corpus")
+        raise InputError(f"{store} exists. Remove it, choose another name, or query it without --corpus.")
     partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was stopped
+    shutil.rmtree(partial, ignore_errors=True)  # of an interrupted run
     partial.mkdir(parents=True)
     yield partial
     partial.rename(folder)
 
 
 def filled_folder(store: str) -> Path:
-    """A store that is there.
+    """Return the folder of an existing store.
 
     Raises:
-        InputError: It is not; some libraries would make an empty one.
+        InputError: It does not exist. Some libraries would create an empty one.
     """
     if not Path(store).is_dir():
-        raise InputError(f"there is no store {store}: fill it first, with --corpus")
+        raise InputError(f"The store {store} does not exist. Fill it first, with --corpus.")
     return Path(store)
 
 

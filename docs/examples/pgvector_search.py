@@ -1,6 +1,6 @@
-"""Passages in PostgreSQL with the extension pgvector, beside whatever else the database holds.
+"""Search passages in PostgreSQL with the extension pgvector, in an existing database.
 
-pip install 'koe5-onnx[cpu]' pgvector 'psycopg[binary]' pyarrow
+pip install '.[cpu]' pgvector 'psycopg[binary]' pyarrow
 
 python docs/examples/pgvector_search.py --artifact koe5-int8 --store postgresql:///db --corpus corpus.parquet
 python docs/examples/pgvector_search.py --artifact koe5-int8 --store postgresql:///db --query "인가 요건은?"
@@ -39,10 +39,10 @@ def fill(store: str, dim: int, batches: Iterable[Batch], approximate: bool) -> N
 
 
 def search(store: str, queries: npt.NDArray[np.float32], top: int) -> list[list[Hit]]:
-    """The best passages of each query; pgvector's `<#>` is the negative inner product."""
+    """Return the best passages of each query. The operator `<#>` is the negative inner product."""
     with psycopg.connect(store) as connection:
         register_vector(connection)
-        # The candidates of an approximate search, 40 where nothing is said; no use where there is no index.
+        # Candidates of an approximate search, 40 by default. It has no effect without an index.
         connection.execute(f"SET hnsw.ef_search = {min(1000, max(100, top))}")
         nearest = (
             "SELECT doc_id, contents, -(embedding <#> %(query)s) FROM passages "
@@ -53,9 +53,9 @@ def search(store: str, queries: npt.NDArray[np.float32], top: int) -> list[list[
 
 
 def main() -> None:
-    """Fill the store where a corpus is given, and answer the queries."""
+    """Fill the store if a corpus is given, and answer the queries."""
     parser = arguments(__doc__)
-    parser.add_argument("--approximate", action="store_true", help="with --corpus: HNSW, not all vectors")
+    parser.add_argument("--approximate", action="store_true", help="with --corpus: build an HNSW index")
     args = parser.parse_args()
     with Embedder.open(args.artifact) as embedder:
         if args.corpus:

@@ -1,6 +1,6 @@
-"""Passages in Qdrant's local mode: a folder, no server; the same calls go to a server by its URL.
+"""Search passages with Qdrant's local mode in a folder. The same calls work with the URL of a server.
 
-pip install 'koe5-onnx[cpu]' qdrant-client pyarrow
+pip install '.[cpu]' qdrant-client pyarrow
 
 python docs/examples/qdrant_search.py --artifact koe5-int8 --store pages --corpus corpus.parquet
 python docs/examples/qdrant_search.py --artifact koe5-int8 --store pages --query "예비인가가 필요한가요?"
@@ -24,7 +24,7 @@ COLLECTION = "passages"
 
 
 def fill(store: str, dim: int, batches: Iterable[Batch]) -> None:
-    """Write the passages with their vectors; ids must be numbers or UUIDs, so doc_id goes to the payload."""
+    """Write the passages with their vectors. Ids must be numbers or UUIDs, so doc_id is in the payload."""
     numbers = count()
     with new_folder(store) as folder, closing(QdrantClient(path=str(folder))) as client:
         client.create_collection(COLLECTION, VectorParams(size=dim, distance=Distance.DOT))
@@ -36,7 +36,7 @@ def fill(store: str, dim: int, batches: Iterable[Batch]) -> None:
 
 
 def search(store: str, queries: npt.NDArray[np.float32], top: int) -> list[list[Hit]]:
-    """The best passages of each query."""
+    """Return the best passages of each query."""
     requests = [QueryRequest(query=query.tolist(), limit=top, with_payload=True) for query in queries]
     with closing(QdrantClient(path=str(filled_folder(store)))) as client:
         found = client.query_batch_points(COLLECTION, requests)
@@ -47,7 +47,7 @@ def search(store: str, queries: npt.NDArray[np.float32], top: int) -> list[list[
 
 
 def main() -> None:
-    """Fill the store where a corpus is given, and answer the queries."""
+    """Fill the store if a corpus is given, and answer the queries."""
     args = arguments(__doc__).parse_args()
     with Embedder.open(args.artifact) as embedder:
         if args.corpus:

@@ -1,9 +1,9 @@
-"""Embed a table with Spark: parquet in, parquet out, one Embedder a task.
+"""Embed a table with Spark, from parquet to parquet, with one Embedder per task.
 
 spark-submit docs/examples/spark.py IN OUT ARTIFACT [TEXT_COLUMN]
 
-Needs koe5-onnx[cpu], pyarrow and pandas on every node, and the artifact under the same path. `mapInArrow`
-hands over whole Arrow batches: the texts of a batch are embedded in one call and fill its batches of tokens.
+Requires koe5-onnx[cpu], pyarrow and pandas on every node, and the artifact under the same path. `mapInArrow`
+passes whole Arrow batches, so one call embeds all texts of a batch and groups them by length.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pyspark.sql.types import ArrayType, FloatType, StructField, StructType
 
 from koe5_onnx import Embedder
 
-ROWS_A_BATCH = 2048
+ROWS_PER_BATCH = 2048
 THREADS = 1
-"""Of a task. Spark runs one on each core of an executor (spark.task.cpus)."""
+"""Threads per task. Spark runs one task on each core of an executor (spark.task.cpus)."""
 
 
 def embedding(
     artifact: str, text_column: str, prompt_name: str
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """A function for `mapInArrow`: batches with the column "embedding" at their end; no row may be null."""
+    """Return a function for `mapInArrow` that appends the column "embedding". No text may be null."""
 
     def embed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        # Once a task: half a second, so partitions should be of thousands of rows.
+        # Opening takes half a second per task, so partitions should have thousands of rows.
         with Embedder.open(artifact, threads=THREADS) as embedder:
             for batch in batches:
                 vectors = embedder.encode(batch.column(text_column).to_pylist(), prompt_name)
@@ -43,7 +43,7 @@ def embedding(
 def with_embeddings(
     table: DataFrame, artifact: str, text_column: str, prompt_name: str = "passage"
 ) -> DataFrame:
-    """The rows that have a text, and their embeddings."""
+    """Return the rows that have a text, with their embeddings."""
     schema = StructType([*table.schema.fields, StructField("embedding", ArrayType(FloatType()))])
     texts = table.where(table[text_column].isNotNull())
     return texts.mapInArrow(embedding(artifact, text_column, prompt_name), schema)
@@ -53,7 +53,7 @@ def main(source: str, output: str, artifact: str, text_column: str = "text") -> 
     """Embed a parquet folder."""
     spark = (
         SparkSession.builder.appName("koe5-onnx")
-        .config("spark.sql.execution.arrow.maxRecordsPerBatch", ROWS_A_BATCH)
+        .config("spark.sql.execution.arrow.maxRecordsPerBatch", ROWS_PER_BATCH)
         .getOrCreate()
     )
     with_embeddings(spark.read.parquet(source), artifact, text_column).write.parquet(output)

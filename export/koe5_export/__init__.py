@@ -2,7 +2,7 @@
 
     from koe5_export import export_checkpoint, verify_artifact
 
-The names below are imported on first use, since the command line loads this package to list its verbs.
+Names are imported on first use, because the command line imports this package to list its commands.
 """
 
 from __future__ import annotations

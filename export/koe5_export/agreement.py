@@ -1,7 +1,4 @@
-"""How near two sets of embeddings of the same texts are: cosines, and what a search makes of the difference.
-
-Plain numpy in float64; knows neither artifacts nor PyTorch.
-"""
+"""Compare two sets of embeddings of the same texts: cosines and retrieval metrics, in float64."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ from koe5_onnx import Agreement, Retrieval
 from koe5_onnx.artifact import ERROR_BINS
 
 _BUCKETS = (16, 32, 64, 128, 256, 512, 8192)
-"""Upper ends of the length buckets in the certificate, in tokens."""
+"""Upper bounds of the certificate's length buckets, in tokens."""
 _NEIGHBORS = 10
 _EQUAL = 1e-6
-"""Difference of two cosines that is rounding in float32."""
+"""Difference of two cosines up to which they count as equal, because of float32 rounding."""
 
 
 def agreement(found: Array, reference: Array) -> Agreement:
-    """Compare embeddings float32[n, dim] with the reference's."""
+    """Compare embeddings with those of the reference; both are float32[n, dim]."""
     rows = cosines(found, reference)
     return Agreement(
         texts=len(rows),
@@ -33,13 +30,13 @@ def agreement(found: Array, reference: Array) -> Agreement:
 
 
 def by_length(found: Array, reference: Array, lengths: npt.NDArray[np.int32]) -> dict[str, Agreement]:
-    """The same for each bucket of lengths (int32[n], in tokens) that has texts, shortest first."""
+    """Compare embeddings per bucket of `lengths` (int32[n], in tokens), shortest first."""
     buckets = length_buckets(lengths)
     return {bucket: agreement(found[rows], reference[rows]) for bucket, rows in buckets.items()}
 
 
 def length_buckets(lengths: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Bucket in tokens, as "33-64", to the texts in it, bool[n]; only buckets that have some."""
+    """Return a mask of texts, bool[n], for each non-empty bucket of lengths, such as "33-64"."""
     buckets: dict[str, npt.NDArray[np.bool_]] = {}
     low = 1
     for high in _BUCKETS:
@@ -51,10 +48,10 @@ def length_buckets(lengths: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[np.b
 
 
 def retrieval(found: Array, reference: Array) -> Retrieval:
-    """Search for each text among all others, by both embeddings.
+    """Search for each text among all others with both sets of embeddings, and compare the results.
 
-    A neighbor found counts as kept if the reference finds it at least as similar as its own last one: texts
-    with the same tokens are equally good results in any order.
+    A neighbor counts as preserved if its similarity in the reference is at least that of the reference's last
+    neighbor, because texts with equal similarities are equally good results.
     """
     ours, theirs = (_similarities_to_others(rows) for rows in (found, reference))
     neighbors = min(_NEIGHBORS, len(found) - 1)
@@ -76,7 +73,7 @@ def retrieval(found: Array, reference: Array) -> Retrieval:
 
 
 def cosines(a: Array, b: Array) -> npt.NDArray[np.float64]:
-    """float64[n]: cosine of each row of a with the same row of b."""
+    """Return the cosine of each row of a to the same row of b: float64[n]."""
     return np.asarray((_unit(a) * _unit(b)).sum(axis=1))
 
 
@@ -87,7 +84,7 @@ def _error_counts(errors: npt.NDArray[np.float64]) -> dict[str, int]:
 
 
 def _similarities_to_others(rows: Array) -> npt.NDArray[np.float64]:
-    """float64[n, n - 1]: cosines of each text to the others, in their order."""
+    """Return the cosines of each text to all others: float64[n, n - 1]."""
     similarities = _unit(rows) @ _unit(rows).T
     others = ~np.eye(len(rows), dtype=bool)
     return np.asarray(similarities[others].reshape(len(rows), len(rows) - 1))

@@ -1,7 +1,7 @@
-"""What calibration texts do inside the encoder, in numpy: one layer at a time, as its weights pass by.
+"""Measure the inputs of linear layers on calibration texts, in NumPy, one layer at a time.
 
-Needs no PyTorch and no second pass over the checkpoint: while export.py reads layer after layer, the texts'
-hidden states move through the same layers here and show what each linear is given.
+Calibration requires neither PyTorch nor a second pass over the checkpoint: when export.py reads a layer, it
+also applies the layer to the hidden states of the texts.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from koe5_export.checkpoint import Checkpoint
-from koe5_export.smooth import Inputs, LayerInputs
+from koe5_export.smooth import LayerInputs, LinearInputs
 from koe5_export.weights import Array, Layer, Linear, Norm
 
 _GELU_VALUES = 1 << 16
-"""A block whose dozen intermediate arrays stay in the cache."""
+"""Number of values computed at a time. Their dozen intermediate arrays fit in the cache."""
 
 
 class Calibration:
-    """Hidden states of some texts on their way through the encoder, rows end to end without padding.
+    """Hidden states of calibration texts after some layers, stored without padding.
 
     Args:
         checkpoint: The encoder.
-        ids: int32[length] a text, special tokens included.
+        ids: Token ids per text, int32[length], including special tokens.
     """
 
     def __init__(self, checkpoint: Checkpoint, ids: Sequence[npt.NDArray[np.int32]]) -> None:
@@ -33,7 +33,7 @@ class Calibration:
         self._summed = _embed(checkpoint, ids)
 
     def advance(self, input_norm: Norm, layer: Layer) -> LayerInputs:
-        """Move the texts through one layer and measure its linears' inputs."""
+        """Apply one layer to the hidden states and return the inputs of its linear layers."""
         x = self._norm(self._summed, input_norm)
         context = self._attend(x, layer)
         middle = x + _apply(context, layer.output)
@@ -41,10 +41,10 @@ class Calibration:
         inner = gelu(_apply(y, layer.up))
         self._summed = y + _apply(inner, layer.down)
         return LayerInputs(
-            attention=Inputs.of(x),
-            context=Inputs.of(context),
-            ffn=Inputs.of(y),
-            gelu=Inputs.of(inner),
+            attention=LinearInputs.of(x),
+            context=LinearInputs.of(context),
+            ffn=LinearInputs.of(y),
+            gelu=LinearInputs.of(inner),
         )
 
     def _norm(self, x: Array, norm: Norm) -> Array:
@@ -67,15 +67,15 @@ class Calibration:
 
 
 def gelu(x: Array) -> Array:
-    """x * (1 + erf(x / sqrt 2)) / 2, with |error of erf| < 1.5e-7.
+    """Compute x * (1 + erf(x / sqrt 2)) / 2, with an error of erf below 1.5e-7.
 
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
     """
     out = np.empty(x.size, dtype=np.float32)
     flat = np.ascontiguousarray(x).reshape(-1)
     for start in range(0, len(out), _GELU_VALUES):
-        block = slice(start, start + _GELU_VALUES)
-        out[block] = _gelu(flat[block])
+        part = slice(start, start + _GELU_VALUES)
+        out[part] = _gelu(flat[part])
     return out.reshape(x.shape)
 
 
@@ -89,12 +89,12 @@ def _gelu(x: Array) -> Array:
 
 def _apply(x: Array, linear: Linear) -> Array:
     out = x @ linear.weight
-    out += linear.bias  # in place: new pages cost as much as the sum
+    out += linear.bias  # in place, because allocating new pages takes as long as the sum
     return out
 
 
 def _attention(query: Array, key: Array, value: Array, heads: int) -> Array:
-    """Softmax attention of one text, all float32[length, hidden]."""
+    """Compute softmax attention of one text; all arrays are float32[length, hidden]."""
     length, hidden = query.shape
     q, k, v = (part.reshape(length, heads, -1).transpose(1, 0, 2) for part in (query, key, value))
     scores = q @ k.transpose(0, 2, 1) / np.float32(np.sqrt(hidden // heads))
@@ -104,7 +104,7 @@ def _attention(query: Array, key: Array, value: Array, heads: int) -> Array:
 
 
 def _embed(checkpoint: Checkpoint, ids: Sequence[npt.NDArray[np.int32]]) -> Array:
-    """Word, position and token-type embeddings summed: float32[tokens, hidden]."""
+    """Return the sum of word, position and token-type embeddings: float32[tokens, hidden]."""
     table = checkpoint.positions(max(len(row) for row in ids))
     positions = [_positions(row, checkpoint) for row in ids]
     words = _rows_of(checkpoint.word_embeddings(), np.concatenate(ids))
@@ -112,22 +112,22 @@ def _embed(checkpoint: Checkpoint, ids: Sequence[npt.NDArray[np.int32]]) -> Arra
 
 
 def _positions(row: npt.NDArray[np.int32], checkpoint: Checkpoint) -> npt.NDArray[np.intp]:
-    """Rows of `Checkpoint.positions` for one text."""
+    """Return the row indices of `Checkpoint.positions` for one text."""
     if not checkpoint.config.counts_from_pad:
         return np.arange(len(row))
     is_token = row != checkpoint.config.pad_id
     return np.asarray(np.cumsum(is_token) * is_token)
 
 
-def _rows_of(blocks: Iterable[Array], ids: npt.NDArray[np.int32]) -> Array:
-    """Gather rows from a table that passes by in blocks."""
+def _rows_of(table_parts: Iterable[Array], ids: npt.NDArray[np.int32]) -> Array:
+    """Gather rows from a table that is read in parts."""
     parts: list[Array] = []
     where = np.full(len(ids), -1)
     start = found = 0
-    for block in blocks:
-        unique = np.unique(ids[(ids >= start) & (ids < start + len(block))])
-        parts.append(block[unique - start])
+    for part in table_parts:
+        unique = np.unique(ids[(ids >= start) & (ids < start + len(part))])
+        parts.append(part[unique - start])
         inside = np.isin(ids, unique)
         where[inside] = found + np.searchsorted(unique, ids[inside])
-        start, found = start + len(block), found + len(unique)
+        start, found = start + len(part), found + len(unique)
     return np.asarray(np.concatenate(parts)[where])

@@ -1,4 +1,4 @@
-"""What config.json says: the shape of the encoder, and whether it is one that this project can export."""
+"""Read a checkpoint's config.json: the shape of the encoder, and whether the graph builder supports it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _OTHER_NAMES = {
     "num_attention_heads": "n_heads",
     "intermediate_size": "hidden_dim",
 }
-"""What DistilBERT calls them.
+"""Maps the usual name of a setting to DistilBERT's name.
 Source: https://huggingface.co/docs/transformers/model_doc/distilbert#transformers.DistilBertConfig"""
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What config.json says about the encoder."""
+    """Shape of an encoder, from config.json."""
 
     model_type: str
     layers: int
@@ -35,23 +35,23 @@ class EncoderConfig:
     token_types: int
     pad_id: int
     epsilon: float
-    """Added to the variance by every LayerNorm."""
+    """Epsilon of every LayerNorm."""
     buildable: bool = True
-    """Whether the graph builder knows the encoder; of others `token_types` and `epsilon` are 0, not read."""
+    """True if the graph builder supports the encoder; otherwise `token_types` and `epsilon` are 0."""
 
     @property
     def counts_from_pad(self) -> bool:
-        """Whether positions start at pad_id + 1 and skip pad tokens, as in RoBERTa."""
+        """True if position ids start at pad_id + 1 and skip pad tokens, as in RoBERTa."""
         return self.model_type in COUNTING_TYPES
 
     @property
     def max_tokens(self) -> int:
-        """Longest input that the position table has rows for: 512 of 514 in XLM-R."""
+        """Longest input that the position table supports: XLM-R has 514 rows for 512 tokens."""
         return self.positions - self.pad_id - 1 if self.counts_from_pad else self.positions
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor that the encoder needs, with its PyTorch shape; empty where it is not `buildable`."""
+        """PyTorch shapes of all tensors that the encoder needs, by name; empty if not `buildable`."""
         if not self.buildable:
             return {}
         width, inner = self.hidden, self.intermediate
@@ -80,7 +80,7 @@ class EncoderConfig:
         return shapes
 
     def architecture(self, parameters: int) -> Architecture:
-        """The same for the manifest; `parameters` is the number of weights."""
+        """Return the manifest's description of the encoder; `parameters` is its number of weights."""
         return Architecture(
             model_type=self.model_type,
             layers=self.layers,
@@ -102,28 +102,29 @@ def read_config(folder: Path, *, any_encoder: bool = False) -> EncoderConfig:
 
     Args:
         folder: The checkpoint.
-        any_encoder: Read encoders that the graph builder does not know too.
+        any_encoder: Also accept encoders that the graph builder does not support.
 
     Raises:
-        CheckpointError: It is missing, incomplete, or of an encoder that cannot be exported.
+        CheckpointError: The file is missing or incomplete, or the encoder is not supported.
     """
     file = folder / "config.json"
     if not file.is_file():
-        raise CheckpointError(f"{folder} has no config.json: expected a transformers checkpoint")
+        raise CheckpointError(f"{folder} has no config.json. Expected a transformers checkpoint")
     data = read_json(file)
     unknown = _unknown_trait(data)
     if unknown is not None and not any_encoder:
         raise CheckpointError(
-            f"{file}: {unknown}: the graph of this encoder cannot be built; trace it: --exporter optimum"
+            f"{file}: {unknown}. The graph builder does not support this encoder. "
+            "Trace it with --exporter optimum"
         )
     try:
         return _encoder_config(data, buildable=unknown is None)
     except KeyError as error:
         raise CheckpointError(
-            f"{file} lacks {error}: expected a complete {data.get('model_type')} config"
+            f"{file} lacks {error}. Expected a complete {data.get('model_type')} config"
         ) from error
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{file} has a value of a wrong type: {error}") from error
+        raise CheckpointError(f"{file} has a value of the wrong type: {error}") from error
 
 
 def _encoder_config(data: dict[str, Any], *, buildable: bool) -> EncoderConfig:
@@ -147,7 +148,7 @@ def _encoder_config(data: dict[str, Any], *, buildable: bool) -> EncoderConfig:
 
 
 def _unknown_trait(data: dict[str, Any]) -> str | None:
-    """What makes the encoder one whose built graph would be wrong; None where nothing does."""
+    """Describe the first setting for which the graph builder would write a wrong graph, or return None."""
     expected: dict[str, tuple[Any, ...]] = {
         "model_type": (*_ROBERTA_TYPES, "bert"),
         "hidden_act": ("gelu",),
@@ -158,5 +159,5 @@ def _unknown_trait(data: dict[str, Any]) -> str | None:
         found = data.get(key)
         if found not in allowed:
             names = ", ".join(repr(value) for value in allowed if value is not None)
-            return f"{key} is {found!r}, expected {names}"
+            return f"{key} is {found!r}; expected {names}"
     return None

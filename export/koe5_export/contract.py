@@ -1,9 +1,9 @@
-"""How a checkpoint turns texts into embeddings: pooling, normalization, prompts, token limit, similarity.
+"""Determine the contract of a checkpoint: pooling, normalization, prompts, token limit and similarity.
 
-Read from the checkpoint's settings files exactly as sentence-transformers reads them (settings.py); else
-from a table of Hub ids whose repositories do not have them. Never guessed: servers that guess fall back to
-CLS pooling for KoE5, and their embeddings are wrong. reference.py compares the result with what
-sentence-transformers itself makes of the files.
+The contract is read from the checkpoint's settings files as sentence-transformers reads them (settings.py),
+or from a table of Hub ids whose repositories lack these files. It is never guessed: servers that guess fall
+back to CLS pooling for KoE5 and return wrong embeddings. reference.py compares the contract with the model
+that sentence-transformers loads.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from koe5_onnx import CheckpointError, CheckpointWarning, Contract, InputError
 _POOLINGS = ("mean", "cls")
 _SIMILARITIES = ("cosine", "dot")
 _SPECIALS = 2
-"""Tokens around every text, `<s>` and `</s>`: a limit must leave room for more."""
+"""Number of special tokens per text, `<s>` and `</s>`; a token limit must be larger."""
 _POOLING_FLAGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 _BASE_MODEL = re.compile(r"\A---\s.*?^base_model:(.*(?:\n[ -].*)*)", re.DOTALL | re.MULTILINE)
-"""The field of a model card's metadata, a name or a list of names."""
+"""Field `base_model` of a model card's metadata, which has one name or a list of names."""
 _E5_NAME = re.compile(r"(?<![a-z0-9])(ko)?e5(?![a-z0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class KnownContract:
-    """What the model card says where the repository's files do not."""
+    """The part of a contract that is documented only in the model card."""
 
     pooling: str
     prompts: Mapping[str, str]
@@ -61,42 +61,42 @@ KNOWN: Mapping[str, KnownContract] = {
     # example without prompts), https://github.com/nlpai-lab/KURE (eval/evaluate.py: prompts for KoE5 only)
     "nlpai-lab/KURE-v1": KnownContract("cls", {}),
     # Source: https://huggingface.co/Snowflake/snowflake-arctic-embed-l-v2.0 (card: first token, "query: " for
-    # queries only, MRL), https://arxiv.org/abs/2412.04506 (trained to be cut to 256)
+    # queries only, MRL), https://arxiv.org/abs/2412.04506 (trained for truncation to 256)
     "Snowflake/snowflake-arctic-embed-l-v2.0": KnownContract("cls", {"query": "query: "}, (256,)),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContractOptions:
-    """What the caller of an export knows about a checkpoint and its files do not say."""
+    """Properties of a model that its checkpoint does not record."""
 
     like: str | None = None
-    """Hub id of `KNOWN` whose contract a local copy shares; None takes the checkpoint's own id."""
+    """Hub id in `KNOWN` with the same contract, for a local copy; None uses the checkpoint's own id."""
     prompts: Mapping[str, str] = field(default_factory=dict)
-    """Prompts by name ("query", "passage"), for a checkpoint whose own files name none."""
+    """Prompts by name ("query", "passage"), for a checkpoint without stored prompts."""
     matryoshka_dims: Sequence[int] | None = None
-    """Widths that the model was trained to be cut to; None takes what the checkpoint says."""
+    """Matryoshka dimensions that the model was trained for; None reads them from the checkpoint."""
     unicode_form: str | None = "NFC"
-    """Unicode form that texts are brought to before they are tokenized; None leaves them as they are."""
+    """Unicode normalization form applied to texts before tokenization; None disables it."""
 
 
 def read_contract(checkpoint: Checkpoint, options: ContractOptions | None = None) -> Contract:
-    """Find out how texts become embeddings.
+    """Determine the contract of a checkpoint.
 
     Args:
         checkpoint: The opened checkpoint.
         options: See ContractOptions.
 
     Raises:
-        CheckpointError: The files ask for what this project does not support, or say nothing and the id is
+        CheckpointError: A setting is not supported, or the checkpoint has no settings files and its id is
             unknown.
-        InputError: An option is out of range, or `prompts` contradicts the checkpoint's own files.
+        InputError: An option is out of range, or `prompts` contradicts the checkpoint's files.
     """
     options = options or ContractOptions()
     known = _known(checkpoint, options.like)
     folder = checkpoint.folder
     modules = read_modules(folder)
-    # Without modules.json, sentence-transformers ignores its other files too.
+    # Without modules.json, sentence-transformers also ignores its other settings files.
     file, stored = folder / MODEL_SETTINGS, {}
     if modules is None:
         warn_if_ignored(folder)
@@ -125,49 +125,48 @@ def read_contract(checkpoint: Checkpoint, options: ContractOptions | None = None
 
 def _known(checkpoint: Checkpoint, like: str | None) -> KnownContract | None:
     if like is not None and like not in KNOWN:
-        raise CheckpointError(f"no contract is known for {like}: expected one of {', '.join(KNOWN)}")
+        raise CheckpointError(f"no contract is known for {like}; expected one of {', '.join(KNOWN)}")
     return KNOWN.get(like or checkpoint.repository)
 
 
 def _pooling(
     folder: Path, modules: Modules | None, repository: str, known: KnownContract | None
 ) -> tuple[str, bool]:
-    """Pooling, and whether embeddings are normalized."""
+    """Return the pooling, and whether embeddings are normalized."""
     if modules is not None:
         file = folder / modules.pooling / "config.json"
         if not file.is_file():
-            raise CheckpointError(f"{file} is missing: modules.json names it")
+            raise CheckpointError(f"{file} is missing, but modules.json refers to it")
         settings = read_settings(file, "Pooling")
         pooling = pooling_mode(settings)
         if pooling not in _POOLINGS:
-            raise CheckpointError(f"{file} asks for pooling {pooling}: expected {' or '.join(_POOLINGS)}")
+            raise CheckpointError(f"{file}: pooling is {pooling}; expected {' or '.join(_POOLINGS)}")
         return pooling, modules.normalize
     if known is not None:
         return known.pooling, True
     raise CheckpointError(
-        f"{folder} does not say how to pool: it has no modules.json, and "
-        f"{repository} is not a known id. "
-        f"If it is a copy of one, name it with --like: {', '.join(KNOWN)}"
+        f"{folder} does not record its pooling. It has no modules.json, and {repository} is not a known id. "
+        f"If it is a copy of a known model, pass --like with one of {', '.join(KNOWN)}"
     )
 
 
 def pooling_mode(settings: Mapping[str, Any]) -> str:
-    """Pooling that the keys of a pooling module ask for, in their older or newer form.
+    """Return the pooling mode in the settings of a pooling module, in the old or the new format.
 
-    Several poolings, which sentence-transformers concatenates, are joined by "+".
+    If there are several modes, whose results sentence-transformers concatenates, join their names by "+".
     """
     modes = settings.get("pooling_mode")
     if modes is None:
-        # Older files have a flag for each kind; sentence-transformers takes the mean if none is set.
+        # The old format has one flag per mode; sentence-transformers uses the mean if none is set.
         flags = [flag for flag, value in settings.items() if flag.startswith("pooling_mode_") and value]
         modes = [_POOLING_FLAGS.get(flag, flag.removeprefix("pooling_mode_")) for flag in flags] or ["mean"]
     return modes if isinstance(modes, str) else "+".join(map(str, modes))
 
 
 def _max_tokens(folder: Path, modules: Modules | None, positions: int) -> int:
-    """The limit of sentence-transformers, never above the encoder's positions.
+    """Return the token limit of sentence-transformers, at most the number of the encoder's positions.
 
-    max_seq_length replaces the tokenizer's model_max_length, as in sentence-transformers.
+    As in sentence-transformers, max_seq_length overrides the tokenizer's model_max_length.
     """
     file, settings = read_transformer_settings(folder, modules)
     limit, key = settings.get("max_seq_length"), "max_seq_length"
@@ -177,16 +176,16 @@ def _max_tokens(folder: Path, modules: Modules | None, positions: int) -> int:
     if limit is None:
         return positions
     if isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= _SPECIALS:
-        raise CheckpointError(f"{file}: {key} is {limit!r}, expected a number of tokens")
+        raise CheckpointError(f"{file}: {key} is {limit!r}; expected a number of tokens above {_SPECIALS}")
     return int(min(limit, positions))
 
 
 def _require_right_padding(checkpoint: Checkpoint) -> None:
-    """Refuse padding in front of texts whose positions count from the left: embeddings would depend on it."""
+    """Reject left padding unless position ids skip pad tokens; embeddings would depend on the batch."""
     file = checkpoint.encoder_folder / "tokenizer_config.json"
     if read_settings(file).get("padding_side") == "left" and not checkpoint.config.counts_from_pad:
         raise CheckpointError(
-            f"{file}: padding_side is 'left', which would shift the positions of tokens in every batch. "
+            f"{file}: padding_side is 'left', so the positions of tokens would depend on the batch. "
             "Expected 'right'"
         )
 
@@ -194,19 +193,19 @@ def _require_right_padding(checkpoint: Checkpoint) -> None:
 def _prompts(
     file: Path, settings: Mapping[str, Any], known: KnownContract | None, given: Mapping[str, str]
 ) -> dict[str, str]:
-    """Prompts by name: given ones, the checkpoint's own, the model card's; "query" and "passage" always.
+    """Merge the prompts of the model card, of the checkpoint and of `given`; later ones take precedence.
 
-    sentence-transformers calls passages "document" too. It stores empty prompts under these names where
-    nobody named any, so an empty one of its own gives way.
+    "query" and "passage" are always present. sentence-transformers also uses "document" for passages.
+    `given` may replace empty prompts, which sentence-transformers stores if none were set, but no others.
     """
     stored = settings.get("prompts") or {}
     if not isinstance(stored, dict) or not all(isinstance(prompt, str) for prompt in stored.values()):
-        raise CheckpointError(f"{file}: prompts is {stored!r}, expected texts by their names")
+        raise CheckpointError(f"{file}: prompts is {stored!r}; expected an object that maps names to texts")
     for name, prompt in given.items():
         if stored.get(name) and stored[name] != prompt:
             raise InputError(
-                f"prompt {name!r} is given as {prompt!r}, but {file} says {stored[name]!r}: "
-                "leave it out, or change the file"
+                f"prompt {name!r} is {prompt!r}, but {file} has {stored[name]!r}. "
+                "Omit the option, or change the file"
             )
     own = {name: prompt for name, prompt in stored.items() if prompt or name not in given}
     prompts = {**(known.prompts if known else {}), **own, **given}
@@ -221,7 +220,7 @@ def _default_prompt_name(file: Path, settings: Mapping[str, Any], prompts: Mappi
     name = settings.get("default_prompt_name")
     if name is not None and name not in prompts:
         raise CheckpointError(
-            f"{file}: default_prompt_name is {name!r}, expected one of its prompts: {sorted(prompts)}"
+            f"{file}: default_prompt_name is {name!r}; expected one of {', '.join(sorted(prompts))}"
         )
     return name
 
@@ -230,13 +229,13 @@ def _similarity(file: Path, settings: Mapping[str, Any]) -> str:
     name = settings.get("similarity_fn_name") or "cosine"
     if name not in _SIMILARITIES:
         raise CheckpointError(
-            f"{file}: similarity_fn_name is {name!r}, expected {' or '.join(_SIMILARITIES)}"
+            f"{file}: similarity_fn_name is {name!r}; expected {' or '.join(_SIMILARITIES)}"
         )
     return str(name)
 
 
 def _warn_if_e5(checkpoint: Checkpoint) -> None:
-    """Warn if weights without prompts look like E5, which was trained with prompts on every text."""
+    """Warn if a checkpoint without prompts looks like E5, which was trained with prompts on all texts."""
     name = next((name for name in _names(checkpoint) if _E5_NAME.search(name)), None)
     if name is None:
         return
@@ -246,15 +245,15 @@ def _warn_if_e5(checkpoint: Checkpoint) -> None:
         else "--prompt query='query: ' --prompt passage='passage: '"
     )
     warnings.warn(
-        f"{checkpoint.folder} names no prompts, but looks like E5 ({name}), which embeds much better with "
-        f"those that it was trained with. If it is, pass {prompts}",
+        f"{checkpoint.folder} has no prompts, but the name {name} looks like an E5 model. E5 embeddings are "
+        f"much worse without the prompts used in training. If it is an E5 model, pass {prompts}",
         CheckpointWarning,
         stacklevel=3,
     )
 
 
 def _names(checkpoint: Checkpoint) -> list[str]:
-    """Names that a checkpoint goes by: its own, that in config.json, and those of its base models."""
+    """Return a checkpoint's names: its own, the one in config.json, and those of its base models."""
     names = [
         checkpoint.repository,
         str(read_json(checkpoint.encoder_folder / "config.json").get("_name_or_path", "")),

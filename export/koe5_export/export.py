@@ -1,4 +1,4 @@
-"""The export line: checkpoint -> contract -> graph -> verify -> publish."""
+"""The export pipeline: checkpoint -> contract -> graph -> verify -> publish."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from koe5_export.calibrate import Calibration
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.config import read_config
 from koe5_export.contract import read_contract
-from koe5_export.fused import why_not_fused, write_fused
 from koe5_export.graph import write_encoder
 from koe5_export.optimum import require_optimum, write_with_optimum
-from koe5_export.packed import why_not_packed, write_packed
+from koe5_export.packed_cpu import why_not_packed_cpu, write_packed_cpu
+from koe5_export.packed_cuda import why_not_packed_cuda, write_packed_cuda
 from koe5_export.precision import PRECISIONS, Precision
 from koe5_export.progress import Progress, silent
-from koe5_export.publish import Plan, PublishOptions, publish
+from koe5_export.publish import ArtifactSpec, PublishOptions, publish
 from koe5_export.smooth import SmoothLayer, plain, smooth
 from koe5_export.texts import CALIBRATION, with_prompts
 from koe5_export.weights import Layer, Norm
@@ -30,13 +30,14 @@ from koe5_onnx.engine.graphs import installed_kernels
 
 @dataclass(frozen=True)
 class ExportOptions(PublishOptions):
-    """What an export may be told."""
+    """Options of an export."""
 
     precision: str = "fp32"
+    """Name in `PRECISIONS`: fp32, fp16, int8, int8-block or int4-block."""
     exporter: str = "builder"
-    """What writes the graph: this project's "builder", or "optimum", which traces PyTorch (fp32 only)."""
+    """"builder" writes the graph from the weights; "optimum" traces PyTorch (fp32 only)."""
     calibration: Sequence[str] = CALIBRATION
-    """Texts that quantization is fitted to; half get the query prompt, half the passage prompt."""
+    """Texts for calibrating quantization; half of them get the query prompt, half the passage prompt."""
 
 
 def export_checkpoint(
@@ -48,23 +49,24 @@ def export_checkpoint(
         checkpoint: The opened checkpoint.
         out: Folder of the artifact.
         options: See ExportOptions.
-        progress: Told how far the steps are.
+        progress: Called as the stages advance.
 
     Returns:
         The published artifact; its manifest holds the certificate.
 
     Raises:
-        InputError: `out` exists, an option is out of range, or the disk has no room.
+        InputError: `out` exists, an option is out of range, or the disk is full.
         CheckpointError: The checkpoint cannot be exported.
-        FidelityError: The artifact misses its gate; nothing is left behind.
-        MissingDependencyError: torch, transformers or (where it is asked for) optimum is not installed.
+        FidelityError: The artifact fails its gate; nothing is published.
+        MissingDependencyError: torch, transformers or sentence-transformers is not installed, or optimum is
+            the exporter and not installed.
     """
     options = options or ExportOptions()
     _require_exporter(checkpoint, options)
     if options.precision not in PRECISIONS:
-        raise InputError(f"precision is {options.precision!r}: expected one of {', '.join(PRECISIONS)}")
+        raise InputError(f"precision is {options.precision!r}; expected one of {', '.join(PRECISIONS)}")
     precision = PRECISIONS[options.precision]
-    plan = Plan(
+    spec = ArtifactSpec(
         checkpoint=checkpoint,
         contract=read_contract(checkpoint, options),
         precision=precision,
@@ -73,77 +75,80 @@ def export_checkpoint(
 
     def write(graph: Path, weights: Path, report: Progress) -> Mapping[str, Any]:
         if options.exporter == "optimum":
-            return write_with_optimum(plan, graph, weights, report)
-        exceptions = write_graph(plan, options.calibration, graph, weights, report)
+            return write_with_optimum(spec, graph, weights, report)
+        exceptions = write_graph(spec, options.calibration, graph, weights, report)
         recipe = _recipe(precision, options.calibration, exceptions)
-        return recipe | _write_second(plan, graph, exceptions)
+        return recipe | {"packed_graph": _write_packed(spec, graph, exceptions)}
 
-    return publish(plan, write, out, progress)
+    return publish(spec, write, out, progress)
 
 
 def _require_exporter(checkpoint: Checkpoint, options: ExportOptions) -> None:
-    """Check that the exporter is known, installed, and fits precision and encoder."""
+    """Check that the exporter is known, installed, and supports the precision and the encoder."""
     if options.exporter == "optimum":
         require_optimum()
         if options.precision != "fp32":
-            raise InputError(f"precision is {options.precision!r}: the exporter optimum writes fp32 only")
+            raise InputError(f"precision is {options.precision!r}, but the exporter optimum writes fp32 only")
     elif options.exporter == "builder":
-        read_config(checkpoint.encoder_folder)  # refuses what was opened with `any_encoder`
+        read_config(checkpoint.encoder_folder)  # rejects encoders that only `any_encoder` allows
     else:
-        raise InputError(f"exporter is {options.exporter!r}: expected builder or optimum")
+        raise InputError(f"exporter is {options.exporter!r}; expected builder or optimum")
 
 
 def write_graph(
-    plan: Plan, calibration: Sequence[str], graph: Path, weights: Path, report: Progress = silent
+    spec: ArtifactSpec, calibration: Sequence[str], graph: Path, weights: Path, report: Progress = silent
 ) -> list[str]:
-    """Write graph and weights, layer by layer: only one layer is in memory at a time.
+    """Write the graph and its weights, with one layer in memory at a time.
 
     Args:
-        plan: Says what and in which precision.
-        calibration: Texts without prompts; used where the precision asks for smoothing.
+        spec: Checkpoint, contract and precision.
+        calibration: Texts without prompts; used only if the precision smooths activations.
         graph: File of the graph.
         weights: File of its weights, in the same folder.
-        report: Told how many layers are done.
+        report: Called with the number of layers done.
 
     Returns:
-        Names of the linears that were rounded more finely than the precision usually does.
+        Names of the linear layers that are written in smaller blocks than is usual for the precision.
     """
     exceptions: list[str] = []
-    stage = "layers" if plan.precision.strengths is None else "calibrate"
-    total = plan.checkpoint.config.layers
-    report(stage, 0, total)  # the embedding tables come before the first layer
+    stage = "layers" if spec.precision.strengths is None else "calibrate"
+    total = spec.checkpoint.config.layers
+    report(stage, 0, total)  # the embedding tables are written before the first layer
     with GraphWriter(graph, weights) as writer:
-        ready = _layers(plan, calibration, graph.with_name(TOKENIZER), exceptions)
+        ready = _layers(spec, calibration, graph.with_name(TOKENIZER), exceptions)
         layers = _counted(ready, lambda done: report(stage, done, total))
-        write_encoder(writer, plan.checkpoint, plan.contract, layers, plan.precision)
+        write_encoder(writer, spec.checkpoint, spec.contract, layers, spec.precision)
     return exceptions
 
 
-def _write_second(plan: Plan, graph: Path, exceptions: Sequence[str]) -> dict[str, str]:
-    """Write the graph that pads nothing, where there is one; what the manifest says of it."""
-    if "cuda" not in plan.precision.target.devices or "cpu" in plan.precision.target.devices:
-        return {"fused_graph": _write_fused(plan, graph, exceptions)}
-    config = plan.checkpoint.config
-    if reason := why_not_packed(plan.precision.name, config.hidden // config.heads):
-        return {"packed_graph": f"no: {reason}"}
-    write_packed(graph, graph.with_name(PACKED_CUDA_GRAPH), plan.contract)
-    return {"packed_graph": "yes"}
+def _write_packed(spec: ArtifactSpec, graph: Path, exceptions: Sequence[str]) -> str:
+    """Write the packed graph if the encoder has one; return "yes", or "no: " and the reason."""
+    if "cuda" not in spec.precision.target.devices or "cpu" in spec.precision.target.devices:
+        return _write_packed_cpu(spec, graph, exceptions)
+    config = spec.checkpoint.config
+    if reason := why_not_packed_cuda(spec.precision.name, config.hidden // config.heads):
+        return f"no: {reason}"
+    write_packed_cuda(graph, graph.with_name(PACKED_CUDA_GRAPH), spec.contract)
+    return "yes"
 
 
-def _write_fused(plan: Plan, graph: Path, exceptions: Sequence[str]) -> str:
-    """Write the graph for fused kernels where it exists and can be measured; "yes", or why there is none."""
-    config = plan.checkpoint.config
-    if reason := why_not_fused(plan.precision.name, exceptions, config):
+def _write_packed_cpu(spec: ArtifactSpec, graph: Path, exceptions: Sequence[str]) -> str:
+    """Write the packed graph for CPUs; return "yes", or "no: " and the reason.
+
+    The graph is not written if the fused kernels are not installed, because it could not be measured.
+    """
+    config = spec.checkpoint.config
+    if reason := why_not_packed_cpu(spec.precision.name, exceptions, config):
         return f"no: {reason}"
     kernels = installed_kernels()
     if isinstance(kernels, str):
-        return f"no: it could not be measured, {kernels}"
-    write_fused(graph, graph.with_name(PACKED_CPU_GRAPH), config, plan.contract)
+        return f"no: it cannot be measured because {kernels}"
+    write_packed_cpu(graph, graph.with_name(PACKED_CPU_GRAPH), config, spec.contract)
     return "yes"
 
 
 def _recipe(precision: Precision, texts: Sequence[str], exceptions: Sequence[str]) -> dict[str, Any]:
-    """How the precision was reached, for the manifest."""
+    """Return the settings of the quantization, for the manifest."""
     recipe = dict(precision.recipe())
     if precision.strengths is not None:
         recipe |= {
@@ -156,23 +161,23 @@ def _recipe(precision: Precision, texts: Sequence[str], exceptions: Sequence[str
 
 
 def _layers(
-    plan: Plan, calibration: Sequence[str], tokenizer_file: Path, exceptions: list[str]
+    spec: ArtifactSpec, calibration: Sequence[str], tokenizer_file: Path, exceptions: list[str]
 ) -> Iterator[SmoothLayer]:
-    """The layers in order, each read once and as it is asked for, ready to be written.
+    """Yield the layers in order, smoothed and rounded; each is read once, when it is requested.
 
-    Names of linears that were rounded in an exceptional way are added to `exceptions`.
+    The names of linear layers in smaller blocks than usual are added to `exceptions`.
     """
-    checkpoint, strengths = plan.checkpoint, plan.precision.strengths
+    checkpoint, strengths = spec.checkpoint, spec.precision.strengths
     if strengths is None:
         yield from (plain(norm, layer) for norm, layer in _read(checkpoint))
         return
-    tokenizer = Tokenizer(tokenizer_file, plan.contract.max_tokens, plan.contract.unicode_form)
-    texts = Calibration(checkpoint, tokenizer.encode(with_prompts(calibration, plan.contract)).ids)
+    tokenizer = Tokenizer(tokenizer_file, spec.contract.max_tokens, spec.contract.unicode_form)
+    texts = Calibration(checkpoint, tokenizer.encode(with_prompts(calibration, spec.contract)).ids)
     heads = checkpoint.config.heads
     for number, (norm, layer) in enumerate(_read(checkpoint)):
         inputs = texts.advance(norm, layer)
-        ready = smooth(norm, layer, inputs, strengths, heads, plan.precision.round_weight)
-        exceptions += [f"layer.{number}.{name}" for name in _exceptions(ready, plan.precision)]
+        ready = smooth(norm, layer, inputs, strengths, heads, spec.precision.round_weight)
+        exceptions += [f"layer.{number}.{name}" for name in _exceptions(ready, spec.precision)]
         yield ready
 
 
@@ -184,7 +189,7 @@ def _exceptions(layer: SmoothLayer, precision: Precision) -> Iterator[str]:
 
 
 def _read(checkpoint: Checkpoint) -> Iterator[tuple[Norm, Layer]]:
-    """Each layer with the norm in front of it."""
+    """Yield each layer together with the norm before it."""
     norm = checkpoint.embedding_norm()
     for number in range(checkpoint.config.layers):
         layer = checkpoint.layer(number)

@@ -1,7 +1,4 @@
-"""The gate: bounds on a certificate, and what "proved" means.
-
-An artifact that misses its gate is never published. A gate can be tightened, not loosened.
-"""
+"""Bounds on a certificate. An artifact that fails its gate is not published."""
 
 from __future__ import annotations
 
@@ -13,17 +10,19 @@ from koe5_onnx import Certificate, FidelityError, InputError
 
 @dataclass(frozen=True)
 class Gate:
-    """Bounds that a certificate must keep."""
+    """Bounds on a certificate; they can be tightened but not loosened."""
 
     cosine_min: float
+    """Lower bound of the cosine of each embedding to its reference."""
     cosine_mean: float
+    """Lower bound of the mean cosine to the reference."""
     max_abs_diff: float = float("inf")
-    """Largest difference of one component at unit length; inf where only cosines are bounded."""
+    """Upper bound of the difference of any component of unit-length embeddings; inf for no bound."""
     batch_cosine_min: float = 0.99999
-    """A text alone against the same text in a batch."""
+    """Lower bound of the cosine of a text embedded alone to the same text embedded in a batch."""
 
     def tightened(self, wanted: Mapping[str, float]) -> Gate:
-        """This gate with some bounds replaced by stricter ones.
+        """Return this gate with some bounds replaced by stricter ones.
 
         Raises:
             InputError: A name is unknown, or a bound is looser than this gate's.
@@ -31,20 +30,20 @@ class Gate:
         bounds = dict(vars(self))
         for name, value in wanted.items():
             if name not in bounds:
-                raise InputError(f"no bound is called {name!r}: expected one of {', '.join(bounds)}")
+                raise InputError(f"{name!r} is not a bound; expected one of {', '.join(bounds)}")
             stricter = value <= bounds[name] if name == "max_abs_diff" else value >= bounds[name]
-            if not stricter:  # nan is not
+            if not stricter:  # also rejects nan
                 raise InputError(
-                    f"{name}={value:g} is looser than the gate's {bounds[name]:g}: it can only be tightened"
+                    f"{name}={value:g} is looser than {bounds[name]:g}. Gates can only be tightened"
                 )
             bounds[name] = value
         return Gate(**bounds)
 
     def check(self, certificate: Certificate) -> None:
-        """Compare a certificate with the bounds.
+        """Check a certificate against the bounds.
 
         Raises:
-            FidelityError: One is missed; the message has all figures.
+            FidelityError: A value is outside its bound; the message has all values.
         """
         found = certificate.overall
         misses = [
@@ -70,14 +69,14 @@ class Gate:
         if misses:
             raise FidelityError(
                 f"too far from PyTorch over {found.texts} texts: {'; '.join(misses)}. "
-                f"All figures: {describe(certificate)}"
+                f"All values: {describe(certificate)}"
             )
 
 
 def describe(certificate: Certificate) -> str:
-    """The figures of a certificate on one line."""
+    """Return the values of a certificate on one line."""
     found = certificate.overall
     return (
         f"cosine to PyTorch min {found.cosine_min:.6f}, mean {found.cosine_mean:.6f}; largest difference "
-        f"{found.max_abs_diff:.2e}; alone against in a batch {certificate.batch_cosine_min:.7f}"
+        f"{found.max_abs_diff:.2e}; alone vs. in a batch {certificate.batch_cosine_min:.7f}"
     )

@@ -1,9 +1,9 @@
-"""The encoder as ONNX nodes: embeddings, one layer function called for each layer, pooling.
+"""Write the padded graph of an encoder as ONNX nodes: embeddings, layers and pooling.
 
-Written from the weights, final as written: no tracing, no fusion afterwards. Weights come layer by layer
-and leave for the disk at once. How a linear is written belongs to precision/.
+The graph is built from the weights and uses ONNX Runtime's fused operators; nothing is traced or optimized.
+Weights are written to disk layer by layer. precision/ defines how linear layers are written.
 
-    input_ids, attention_mask int64[n, width]  ->  embedding float32[n, hidden]
+    input_ids, attention_mask int64[n, width]  ->  sentence_embedding float32[n, hidden]
 """
 
 from __future__ import annotations
@@ -23,33 +23,34 @@ from koe5_export.weights import Array, Linear, Norm
 from koe5_export.writer import MICROSOFT, GraphWriter, subgraph
 from koe5_onnx import Contract
 from koe5_onnx.engine.batching import ROUNDED_TOKENS
+from koe5_onnx.engine.graphs import OUTPUT
 
 _MASKED = -3.4e38
-"""Score of a padded key; its weight after the softmax is exactly 0."""
+"""Attention score of padding keys; their softmax weight is exactly 0."""
 
 
 @dataclass(frozen=True)
 class Attention:
-    """What attention needs in addition to its projections."""
+    """Inputs of attention other than its projections."""
 
     heads: int
     key_mask: str
-    """int32[n, width]: 1 on tokens."""
+    """Name of int32[n, width]: 1 for tokens, 0 for padding."""
     is_unmasked: str
-    """bool: attention may run without a mask, on its faster path."""
+    """Name of a bool: True if attention can take its faster path without a mask."""
     lengths: str | None
-    """int32[n]: tokens of each text, for kernels that want no mask; else None."""
+    """Name of int32[n], tokens per text, for kernels that take lengths instead of a mask; None otherwise."""
 
 
 @dataclass(frozen=True)
 class Sum:
-    """What a norm normalizes: one hidden state, or two and a bias that the norm's own node adds up."""
+    """Input of a norm: one tensor, or two tensors and a bias, whose sum the norm's node computes."""
 
     x: str
     y: str | None = None
-    """The residual branch; None where `x` is the whole sum."""
+    """Output of the residual branch; None if `x` is the complete sum."""
     bias: Array | None = None
-    """float32[hidden] of the branch's linear; None where `x` has it."""
+    """float32[hidden], bias of the branch's linear layer; None if `x` includes it."""
 
 
 def write_encoder(
@@ -59,14 +60,14 @@ def write_encoder(
     layers: Iterable[SmoothLayer],
     precision: Precision,
 ) -> None:
-    """Write the whole graph.
+    """Write the complete graph.
 
     Args:
-        g: Where it goes.
-        checkpoint: Gives the embedding tables.
+        g: Writer of the graph.
+        checkpoint: Source of the embedding tables.
         contract: Pooling and normalization.
-        layers: The encoder's layers in order, ready to be written.
-        precision: How tables and linears are written.
+        layers: The encoder's layers in order, smoothed and rounded.
+        precision: Precision of tables and linear layers.
     """
     config = checkpoint.config
     attention = _attention(g, config.heads, precision)
@@ -83,7 +84,7 @@ def write_encoder(
 
 
 def _embeddings(g: GraphWriter, checkpoint: Checkpoint, contract: Contract, precision: Precision) -> str:
-    """Word, position and token-type embeddings summed: float32[n, width, hidden]."""
+    """Add the sum of word, position and token-type embeddings: float32[n, width, hidden]."""
     config = checkpoint.config
     shape = (config.vocabulary, config.hidden)
     words = precision.table(g, "words", shape, checkpoint.word_embeddings(), "input_ids")
@@ -93,7 +94,7 @@ def _embeddings(g: GraphWriter, checkpoint: Checkpoint, contract: Contract, prec
 
 
 def _counted_positions(g: GraphWriter, pad_id: int) -> str:
-    """RoBERTa counts tokens that are no pad tokens; a pad token, also one typed in a text, is at row 0."""
+    """Add RoBERTa's position ids: a running count of tokens, and 0 for pad tokens, also inside a text."""
     pad = g.constant("pad_id", np.int64(pad_id))
     axis = g.constant("width_axis", np.int64(1))
     is_pad = g.node("Equal", ["input_ids", pad], "is_pad")
@@ -109,14 +110,14 @@ def _plain_positions(g: GraphWriter) -> str:
 
 
 def _attention(g: GraphWriter, heads: int, precision: Precision) -> Attention:
-    """The key mask, whether attention can do without it, and lengths where they replace both."""
+    """Add the key mask and the condition for omitting it, or the lengths of texts, which replace both."""
     mask = g.node("Cast", ["attention_mask"], "key_mask", to=TensorProto.INT32)
     if precision.masks_by_length:
         axis = g.constant("width_axes", np.array([1], dtype=np.int64))
         return Attention(heads, mask, "", g.node("ReduceSum", [mask, axis], "lengths", keepdims=0))
     smallest = g.node("ReduceMin", ["attention_mask"], "smallest_mask", keepdims=0)
     full = g.node("Cast", [smallest], "is_full", to=TensorProto.BOOL)
-    # Short texts may be padded in one batch and not in another: they take the same path in both.
+    # A short text may be padded in one batch and not in another; it must take the same path in both.
     short = g.constant("short_tokens", np.array([ROUNDED_TOKENS], dtype=np.int64))
     width = g.node("Shape", ["input_ids"], "batch_width", start=1, end=2)
     unmasked = g.node("And", [full, g.node("Greater", [width, short], "is_long")], "is_unmasked")
@@ -132,8 +133,9 @@ def _layer(
     attention: Attention,
     precision: Precision,
 ) -> Sum:
-    """One encoder layer, from the sum before its input's norm to the sum before its output's norm."""
-    # Only the embeddings come in their own scale; the variance of a scaled sum is smaller by its square.
+    """Add one encoder layer, from the sum before its input norm to the sum before its output norm."""
+    # All sums except the embeddings are scaled. Their variance is multiplied by the square of the scale, so
+    # epsilon must be, too.
     epsilon = config.epsilon * precision.residual_scale**2
     x = _norm(g, summed, layer.input_norm, f"{at}.input", epsilon if summed.y else config.epsilon, precision)
     triple = [(f"{at}.{name}", getattr(layer, name)) for name in ("query", "key", "value")]
@@ -155,25 +157,28 @@ def _layer(
 def _project(
     g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]], precision: Precision
 ) -> list[str]:
-    """x @ weight for each (name, linear), which have the same inputs, rotated first if they read them so."""
-    _, first = linears[0]
+    """Add x @ weight for each (name, linear); rotate the shared input first if the layers require it."""
+    name, first = linears[0]
     if first.rotation is not None:
-        x = _rotate(g, x, first.rotation, len(first.weight))
+        x = _rotate(g, x, name, first, first.rotation)
     return precision.project(g, x, linears)
 
 
-def _rotate(g: GraphWriter, x: str, rotation: Array, width: int) -> str:
-    """float32[n, width, in] with each block of its last axis, `width` long, multiplied by the rotation."""
-    block = len(rotation)
+def _rotate(g: GraphWriter, x: str, name: str, linear: Linear, rotation: Array) -> str:
+    """Rotate each block of the last axis of x float32[n, width, in]; the matrix includes `divisors`."""
+    block, width = len(rotation), len(linear.weight)
     in_blocks = g.constant(f"blocks_of_{block}", np.array([0, 0, -1, block], dtype=np.int64))
     whole = g.constant(f"rows_of_{width}", np.array([0, 0, width], dtype=np.int64))
-    matrix = g.constant(f"rotation_{block}", rotation)
+    if linear.divisors is None:
+        matrix = g.constant(f"rotation_{block}", rotation)
+    else:
+        matrix = g.constant(f"{name}.rotation", rotation / linear.divisors[:, None])
     blocks = g.node("Reshape", [x, in_blocks], f"{x}.blocks")
     return g.node("Reshape", [g.node("MatMul", [blocks, matrix], f"{x}.turned"), whole], f"{x}.rotated")
 
 
 def _attend(g: GraphWriter, inputs: list[str], name: str, attention: Attention) -> str:
-    """Attention over each text's own tokens, from query, key, value and bias: float[n, width, hidden]."""
+    """Add attention over the tokens of each text, given query, key, value, bias: float[n, width, hidden]."""
     settings: dict[str, Any] = {"domain": MICROSOFT, "num_heads": attention.heads}
     if attention.lengths is not None:
         return g.node("MultiHeadAttention", [*inputs, attention.lengths], name, **settings)
@@ -186,7 +191,7 @@ def _attend(g: GraphWriter, inputs: list[str], name: str, attention: Attention) 
 def _residual(
     g: GraphWriter, x: str, y: str, linear: Linear, skip: Array | None, name: str, precision: Precision
 ) -> Sum:
-    """x + y + bias; where x was smoothed, x * skip is x + bias already (see smooth.py)."""
+    """Add x + y + bias; if x was smoothed, x * skip already includes the bias (see smooth.py)."""
     if precision.adds_in_norm:
         return Sum(x, y, linear.bias)
     if skip is None:
@@ -209,7 +214,7 @@ def _norm(g: GraphWriter, summed: Sum, norm: Norm, name: str, epsilon: float, pr
 
 
 def pool(g: GraphWriter, hidden: str, pooling: str) -> str:
-    """One vector a text, in fp32, from float32[n, width, hidden] and the input attention_mask."""
+    """Add pooling in fp32, from float32[n, width, hidden] and attention_mask to float32[n, hidden]."""
     axis = g.constant("width_axes", np.array([1], dtype=np.int64))
     if pooling == "cls":
         return g.node("Gather", [hidden, g.constant("first_token", np.int64(0))], "pooled", axis=1)
@@ -220,14 +225,14 @@ def pool(g: GraphWriter, hidden: str, pooling: str) -> str:
 
 
 def finish(g: GraphWriter, pooled: str, contract: Contract) -> None:
-    """Normalize float32[n, hidden] by the contract, and save the graph with every artifact's interface."""
+    """Normalize float32[n, hidden] as the contract requires, and save the graph."""
     if contract.normalize:
-        g.node("LpNormalization", [pooled], "embedding", axis=-1, p=2)
+        g.node("LpNormalization", [pooled], OUTPUT, axis=-1, p=2)
     else:
-        g.node("Identity", [pooled], "embedding")
+        g.node("Identity", [pooled], OUTPUT)
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "width"])
         for name in ("input_ids", "attention_mask")
     ]
-    output = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["texts", contract.dim])
+    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["texts", contract.dim])
     g.save(inputs, [output])

@@ -1,7 +1,7 @@
-"""Folders that Optimum or somebody else exported, taken over as artifacts, or refused if too far off.
+"""Import ONNX graphs exported by Optimum or other tools as artifacts, if they pass the gate.
 
-The folder gives the graph, and nothing else that counts: tokenizer, contract and reference are those of the
-PyTorch checkpoint, which is the folder itself if it holds weights.
+Only the graph is taken from the imported folder. Tokenizer, contract and reference are those of the PyTorch
+checkpoint, which may be in the same folder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
 from koe5_export.precision import PRECISIONS
 from koe5_export.progress import Progress, silent
-from koe5_export.publish import Plan, PublishOptions, publish
+from koe5_export.publish import ArtifactSpec, PublishOptions, publish
 from koe5_export.tensors import SAFETENSORS, TORCH, has_weights
 from koe5_export.traced import read_graph, subgraphs, write_traced
 from koe5_onnx import Artifact, InputError
@@ -40,36 +40,36 @@ _INT8_OPERATORS = {
 
 @dataclass(frozen=True)
 class ImportOptions(PublishOptions):
-    """What an import may be told."""
+    """Options of an import."""
 
     checkpoint: str | Path | None = None
-    """Folder or Hub id of the PyTorch checkpoint; None takes the imported folder's own weights."""
+    """Folder or Hub id of the PyTorch checkpoint; None uses the weights in the imported folder."""
     file: str | None = None
-    """The graph inside the folder; None takes onnx/model.onnx or model.onnx."""
+    """Graph in the folder; None uses onnx/model.onnx or model.onnx."""
     precision: str | None = None
-    """What the graph claims to be, which decides the gate; None looks at its operators and weights."""
+    """Precision whose gate applies; None detects it from the graph's operators and weights."""
 
 
 def import_folder(
     folder: Path, out: Path, options: ImportOptions | None = None, progress: Progress = silent
 ) -> Artifact:
-    """Give an exported graph an artifact's interface, measure it against PyTorch, and publish it as `out`.
+    """Convert an exported graph to a padded graph, measure it against PyTorch, and publish it as `out`.
 
     Args:
-        folder: Holds the graph, and (unless `options.checkpoint` names it) its checkpoint.
+        folder: Folder of the graph and, unless `options.checkpoint` is set, of its checkpoint.
         out: Folder of the artifact.
         options: See ImportOptions.
-        progress: Told how far the steps are.
+        progress: Called as the stages advance.
 
     Returns:
         The published artifact; its manifest holds the certificate.
 
     Raises:
-        InputError: There is no graph, no checkpoint to measure against, or the graph has an interface or a
-            precision that cannot be dealt with; `out` exists, or an option is out of range.
-        CheckpointError: The checkpoint cannot be measured against.
-        FidelityError: The graph misses the gate of its precision; nothing is left behind.
-        MissingDependencyError: torch or transformers is not installed.
+        InputError: The graph or the checkpoint is missing, the graph's interface or precision is not
+            supported, `out` exists, or an option is out of range.
+        CheckpointError: The checkpoint is not supported.
+        FidelityError: The graph fails the gate of its precision; nothing is published.
+        MissingDependencyError: torch, transformers or sentence-transformers is not installed.
     """
     options = options or ImportOptions()
     name = _graph_name(folder, options.file)
@@ -77,7 +77,7 @@ def import_folder(
     checkpoint = _checkpoint(folder, options.checkpoint)
     detected = detect_precision(file)
     precision = PRECISIONS[_require_known(file, options.precision or detected)]
-    plan = Plan(
+    spec = ArtifactSpec(
         checkpoint=checkpoint,
         contract=read_contract(checkpoint, options),
         precision=precision,
@@ -86,24 +86,24 @@ def import_folder(
 
     def write(graph: Path, weights: Path, report: Progress) -> Mapping[str, Any]:
         report("import", 0, 1)
-        about = write_traced(file, plan.contract, graph, weights)
+        about = write_traced(file, spec.contract, graph, weights)
         report("import", 1, 1)
         imported = {"file": name, "file_sha256": describe_file(file).sha256, "detected_precision": detected}
         return {"exporter": "import", **imported, **about}
 
-    return publish(plan, write, out, progress)
+    return publish(spec, write, out, progress)
 
 
 def detect_precision(file: Path) -> str:
-    """The precision of a graph, by this project's names, from its operators and weights.
+    """Detect the precision of a graph from its operators and weights: a name in `PRECISIONS`, or "bf16".
 
     Raises:
-        InputError: The file is no ONNX graph.
+        InputError: The file is not an ONNX graph.
     """
     graph = read_graph(file).graph
     nodes = list(_nodes(graph))
     if any(node.op_type == "MatMulIntegerToFloat" for node in nodes):
-        return "int8"  # this project's, which may have a few linears in blocks
+        return "int8"  # exported by this project; a few linear layers may be quantized in blocks
     for node in nodes:
         if node.op_type == "MatMulNBits":
             bits = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 4)
@@ -124,23 +124,21 @@ def _nodes(graph: Any) -> Iterator[Any]:
 
 def _graph_name(folder: Path, name: str | None) -> str:
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: expected one with {' or '.join(_PLACES)}")
+        raise InputError(f"{folder} is not a folder. Expected a folder with {' or '.join(_PLACES)}")
     names = _PLACES if name is None else (name,)
     found = next((name for name in names if (folder / name).is_file()), None)
     if found is None:
         there = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.onnx"))
-        raise InputError(
-            f"{folder} has no {' or '.join(names)}: name the graph with --file "
-            f"({', '.join(there) if there else 'the folder has no .onnx file'})"
-        )
+        advice = f"Pass --file with one of {', '.join(there)}" if there else "It has no .onnx file"
+        raise InputError(f"{folder} has no {' or '.join(names)}. {advice}")
     return found
 
 
 def _checkpoint(folder: Path, name: str | Path | None) -> Checkpoint:
     if name is None and not has_weights(folder):
         raise InputError(
-            f"{folder} has no {SAFETENSORS} or {TORCH}: nothing can be proved without the PyTorch checkpoint "
-            "that the graph was exported from; name its folder or Hub id with --checkpoint"
+            f"{folder} has no {SAFETENSORS} or {TORCH}, but the graph must be measured against its PyTorch "
+            "checkpoint. Pass the checkpoint's folder or Hub id with --checkpoint"
         )
     return Checkpoint.open(folder if name is None else name, any_encoder=True)
 
@@ -148,7 +146,7 @@ def _checkpoint(folder: Path, name: str | Path | None) -> Checkpoint:
 def _require_known(file: Path, precision: str) -> str:
     if precision not in PRECISIONS:
         raise InputError(
-            f"{file} is {precision}: expected {', '.join(PRECISIONS)}, which have a gate; "
-            "name one of them with --precision if that is what it should be held to"
+            f"{file} is {precision}, which has no gate. To apply the gate of another precision, pass "
+            f"--precision with one of {', '.join(PRECISIONS)}"
         )
     return precision

@@ -1,4 +1,4 @@
-"""Which widths a checkpoint was trained to be cut to (Matryoshka), as published models record it."""
+"""Find the Matryoshka dimensions that a checkpoint was trained for, in its config.json or model card."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from koe5_onnx import CheckpointError, InputError
 # Sources: https://huggingface.co/jinaai/jina-embeddings-v3/blob/main/config.json (both keys),
 # https://docs.vllm.ai/en/latest/models/pooling_models.html (matryoshka_dimensions)
 _IN_CONFIG = ("matryoshka_dimensions", "truncate_dim")
-"""Keys of config.json, each a width or a list of them."""
+"""Keys of config.json, each with one dimension or a list of them."""
 _IN_CARD = re.compile(r'"matryoshka_dims":\s*(\[[\d\s,]*\])')
-"""Parameters of MatryoshkaLoss as sentence-transformers writes them into the model card of a training run.
+"""Parameters of MatryoshkaLoss that sentence-transformers writes to the model card after training.
 Source: MatryoshkaLoss.get_config_dict of sentence-transformers 6.2"""
 
 
 def matryoshka_dims(
     checkpoint: Checkpoint, known: Sequence[int] = (), given: Sequence[int] | None = None
 ) -> tuple[int, ...]:
-    """Return the widths that the model was trained to be cut to, without the full one, in rising order.
+    """Return the Matryoshka dimensions of the model in ascending order, without the full dimension.
 
     Args:
         checkpoint: The opened checkpoint.
-        known: Used if the checkpoint's own files name none.
-        given: Used instead of all else if not None.
+        known: Dimensions to use if the checkpoint's files have none.
+        given: If not None, dimensions that override all others.
 
     Raises:
-        InputError: A width of `given` is not from 1 to the full one.
-        CheckpointError: One in a file of the checkpoint is not.
+        InputError: A dimension of `given` is below 1 or above the full dimension.
+        CheckpointError: A dimension in a file of the checkpoint is out of this range.
     """
     dim = checkpoint.config.hidden
     if given is not None:
         for width in given:
             if not 1 <= width <= dim:
-                raise InputError(f"matryoshka_dims has {width}: expected widths from 1 to {dim}")
+                raise InputError(f"matryoshka_dims has {width}; expected dimensions from 1 to {dim}")
         found = set(given)
     else:
         found = set(_stored(checkpoint, dim)) or set(known)
@@ -57,10 +57,11 @@ def _stored(checkpoint: Checkpoint, dim: int) -> Iterator[int]:
 
 
 def _checked(value: Any, dim: int, where: str) -> list[int]:
-    """The widths of one entry, which may be a single one or none."""
+    """Return the dimensions of one entry: a list, a single number or None."""
     widths = [] if value is None else value if isinstance(value, list) else [value]
     if not all(type(width) is int and 1 <= width <= dim for width in widths):
         raise CheckpointError(
-            f"{where} is {value!r}: expected widths from 1 to {dim}. Pass the right ones: --matryoshka-dims"
+            f"{where} is {value!r}; expected dimensions from 1 to {dim}. "
+            "Pass the right ones with --matryoshka-dims"
         )
     return widths

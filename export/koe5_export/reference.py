@@ -1,8 +1,8 @@
-"""The reference: `SentenceTransformer(checkpoint).encode(texts)` in fp32 on the CPU.
+"""Compute reference embeddings: `SentenceTransformer(checkpoint).encode(texts)` in fp32 on the CPU.
 
-Texts go in and embeddings come out: tokenizer, prompts, lowercasing, token limit, pooling and normalization
-are sentence-transformers' own reading of the checkpoint. It shares no code with the graph or the contract,
-and where it differs from the contract, the difference is named and nothing is exported.
+Tokenizer, prompts, lowercasing, token limit, pooling and normalization are those of sentence-transformers,
+independent of the graph and the contract. If sentence-transformers and the contract differ, an error names
+the differences and nothing is exported.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from koe5_onnx import CheckpointError, CheckpointWarning, Contract, MissingDepen
 
 _PACKAGES = ("torch", "transformers", "sentence_transformers")
 _BATCH_TOKENS = 1024
-"""With padding: short texts together fill the cores, long ones need memory for their attention."""
+"""Largest number of slots per batch: large enough for short texts to use all cores, and small enough for the
+memory that long texts need."""
 _LEAST_FILL = 0.85
-"""Length of a batch's shortest text relative to its longest."""
+"""Smallest ratio of the shortest to the longest text in a batch."""
 NO_PROMPT = ""
-"""In place of a prompt name: nothing in front of the text, not even the default prompt."""
+"""Prompt name that disables all prompts, including the default prompt."""
 
 
 def require_reference() -> None:
     """Check that torch, transformers and sentence-transformers are installed.
 
     Raises:
-        MissingDependencyError: One is not; the message names the extra.
+        MissingDependencyError: One of them is not installed; the message names the extra.
     """
     for package in _PACKAGES:
         try:
@@ -49,7 +50,7 @@ def require_reference() -> None:
 
 
 def reference_versions() -> dict[str, str]:
-    """Versions of the libraries that the reference runs on."""
+    """Return the versions of the libraries that compute the reference."""
     versions = {package: __import__(package).__version__ for package in _PACKAGES}
     return {package.replace("_", "-"): str(version) for package, version in versions.items()}
 
@@ -57,13 +58,13 @@ def reference_versions() -> dict[str, str]:
 def embed_reference(
     checkpoint: Path, contract: Contract, texts: Sequence[str], prompt_names: Sequence[str | None] = ()
 ) -> npt.NDArray[np.float32]:
-    """Embed texts with a `Reference` that is freed afterwards: float32[len(texts), dim].
+    """Embed texts with a temporary `Reference`: float32[len(texts), dim].
 
     Args:
         checkpoint: Folder of the checkpoint.
         contract: See `Reference`.
         texts: Texts without prompts.
-        prompt_names: See `Reference.embed`; empty puts no prompt in front of any text.
+        prompt_names: See `Reference.embed`; empty for no prompts.
     """
     reference = Reference(checkpoint, contract)
     embeddings = reference.embed(texts, prompt_names or [NO_PROMPT] * len(texts))
@@ -72,16 +73,16 @@ def embed_reference(
 
 
 class Reference:
-    """A checkpoint, loaded by sentence-transformers.
+    """A checkpoint loaded by sentence-transformers.
 
     Args:
         checkpoint: Folder of the checkpoint.
-        contract: What this project makes of the checkpoint. If the checkpoint has no settings files of
-            sentence-transformers, its prompts are used.
+        contract: Contract of the checkpoint. Its prompts are used if sentence-transformers finds none in the
+            checkpoint.
 
     Raises:
-        CheckpointError: sentence-transformers cannot load the checkpoint, or uses it in another way than the
-            contract says; the message names each difference.
+        CheckpointError: sentence-transformers cannot load the checkpoint, or its settings differ from the
+            contract; the message names each difference.
     """
 
     def __init__(self, checkpoint: Path, contract: Contract) -> None:
@@ -101,15 +102,15 @@ class Reference:
 
         Args:
             texts: Texts without prompts.
-            prompt_names: The prompt of each text: a name of the contract, None for what the checkpoint does
-                if no prompt is named, `NO_PROMPT` for none.
-            on_rows: Called with the rows of some texts after they were embedded.
+            prompt_names: Prompt name per text: a name in the contract, None for the checkpoint's default,
+                `NO_PROMPT` for no prompt.
+            on_rows: Called with the indices of texts after they were embedded.
 
         Returns:
             float32[len(texts), dim].
 
         Raises:
-            CheckpointError: The encoder has fewer positions than its settings say.
+            CheckpointError: The token limit in the settings is larger than the encoder supports.
         """
         out = np.empty((len(texts), self._contract.dim), dtype=np.float32)
         if not texts:  # transformers' tokenizers reject an empty list
@@ -122,18 +123,18 @@ class Reference:
         return out
 
     def close(self) -> None:
-        """Free the encoder, which refers to itself; the Reference cannot be used afterwards."""
+        """Free the encoder; the `Reference` cannot be used afterwards."""
         self._model = None
-        gc.collect()
+        gc.collect()  # the encoder has reference cycles
 
     def require_same_ids(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
-        """Compare the token ids of texts with those of the tokenizer that transformers loads.
+        """Check that transformers' tokenizer returns the same token ids for texts.
 
-        Odd texts, and every special or added token within a text, are compared too.
+        The probe texts, and texts with each special or added token, are also compared.
 
         Raises:
-            CheckpointError: A text has other ids: tokenizer_config.json and its like change what
-                tokenizer.json does.
+            CheckpointError: The ids of a text differ, because tokenizer_config.json or a similar file
+                overrides tokenizer.json.
         """
         added = [f"가 {token} b{token}나 {token}{token}" for token in self._model.tokenizer.get_added_vocab()]
         prompted = [self._composed(text) for text in (*texts, *PROBES, *added)]
@@ -146,22 +147,22 @@ class Reference:
                 place = next((i for i, (a, b) in enumerate(zip(ours, expected, strict=False)) if a != b), 0)
                 raise CheckpointError(
                     f"{self._checkpoint}: transformers tokenizes the text {text[:40]!r} differently from "
-                    f"tokenizer.json: at token {place} it has {expected[place : place + 5]}, tokenizer.json "
-                    f"{ours[place : place + 5].tolist()}. Compare tokenizer_config.json, or save the "
+                    f"tokenizer.json. From token {place} on it returns {expected[place : place + 5]} instead "
+                    f"of {ours[place : place + 5].tolist()}. Correct tokenizer_config.json, or save the "
                     "tokenizer again: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
                 )
 
     def prompt(self, name: str | None) -> str:
-        """Text that is put in front for a prompt name."""
+        """Return the prompt for a prompt name."""
         name = self._contract.default_prompt_name if name is None else name
         return "" if name in (None, NO_PROMPT) else self._contract.prompts[name]
 
     def _composed(self, text: str) -> str:
-        """Bring a text to the contract's Unicode form, which sentence-transformers does not do."""
+        """Normalize a text to the contract's Unicode form, which sentence-transformers does not do."""
         return unicodedata.normalize("NFC", text) if self._contract.unicode_form else text
 
     def _encode(self, texts: list[str], name: str | None) -> npt.NDArray[np.float32]:
-        # A name of its own goes in by name: what stands behind it is then sentence-transformers' reading.
+        # If possible, pass the name rather than the text, so that sentence-transformers looks up the prompt.
         own = name is None or (name in self._model.prompts and self._model.prompts[name] == self.prompt(name))
         prompt = {"prompt_name": name} if own else {"prompt": self.prompt(name)}
         try:
@@ -175,46 +176,46 @@ class Reference:
         except IndexError as error:
             raise CheckpointError(
                 f"{self._checkpoint}: the encoder cannot embed {self._model.max_seq_length} tokens "
-                f"({error}): give the true limit as max_seq_length in sentence_bert_config.json"
+                f"({error}). Set max_seq_length in sentence_bert_config.json to the actual limit"
             ) from error
         return np.asarray(rows, np.float32)
 
     def _limit_to_positions(self) -> None:
-        """Lower a limit above the position table, beyond which sentence-transformers would fail."""
+        """Lower a token limit above the number of positions, with which sentence-transformers would fail."""
         encoder = encoder_folder(self._checkpoint, read_modules(self._checkpoint))
         positions = read_config(encoder, any_encoder=True).max_tokens
         if (self._model.max_seq_length or positions) >= positions:
             self._model.max_seq_length = positions
 
     def _require_same_contract(self) -> None:
-        """Compare what sentence-transformers made of the checkpoint with the contract."""
+        """Compare the settings of the model that sentence-transformers loaded with the contract."""
         differences = [
-            f"{name} is {theirs!r} there and {ours!r} in the contract"
+            f"{name} is {theirs!r} instead of {ours!r}"
             for name, theirs, ours in self._comparison()
             if theirs != ours
         ]
         if differences:
             raise CheckpointError(
                 f"{self._checkpoint}: sentence-transformers {reference_versions()['sentence-transformers']} "
-                f"uses this checkpoint in another way: {'; '.join(differences)}. Correct the checkpoint's "
-                "settings files, or name the model whose contract it shares with --like"
+                f"differs from the contract: {'; '.join(differences)}. Correct the checkpoint's settings "
+                "files, or pass --like with the model that has the same contract"
             )
         if self._contract.normalize and "Normalize" not in self._kinds:
             warnings.warn(
-                f"sentence-transformers does not normalize the embeddings of {self._checkpoint}; the "
-                "artifact does. Their cosines are the same",
+                f"sentence-transformers does not normalize the embeddings of {self._checkpoint}, but the "
+                "artifact does. Cosine similarities are the same",
                 CheckpointWarning,
                 stacklevel=4,
             )
 
     def _comparison(self) -> Iterator[tuple[str, Any, Any]]:
-        """Name, sentence-transformers' value and the contract's of all that decides about an embedding."""
+        """Yield each relevant setting: its name, its value in sentence-transformers and in the contract."""
         model, contract = self._model, self._contract
-        yield "the list of modules", self._kinds[:2], ["Transformer", "Pooling"]
+        yield "modules", self._kinds[:2], ["Transformer", "Pooling"]
         yield "pooling", pooling_mode(model[1].get_config_dict()), contract.pooling
-        yield "pooling over the prompt", bool(getattr(model[1], "include_prompt", True)), True
-        yield "the token limit (max_seq_length)", model.max_seq_length, contract.max_tokens
-        yield "the default prompt", model.default_prompt_name, contract.default_prompt_name
+        yield "include_prompt", bool(getattr(model[1], "include_prompt", True)), True
+        yield "max_seq_length", model.max_seq_length, contract.max_tokens
+        yield "default_prompt_name", model.default_prompt_name, contract.default_prompt_name
         yield "use of a chat template", "message" in getattr(model[0], "modality_config", {}), False
         if not contract.normalize:
             yield "normalization", "Normalize" in self._kinds, False
@@ -229,7 +230,7 @@ class Reference:
 
 
 def _batches(lengths: Sequence[int], prompt_names: Sequence[str | None]) -> Iterator[list[int]]:
-    """Yield rows of one prompt and of similar length, longest first."""
+    """Yield batches of row indices with the same prompt and similar lengths, longest first."""
     for name in dict.fromkeys(prompt_names):
         rows = [row for row, other in enumerate(prompt_names) if other == name]
         batch: list[int] = []
@@ -265,7 +266,7 @@ def _load(checkpoint: Path) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from drawing bars and from listing the weights that are not used."""
+    """Disable transformers' progress bars and its report of unused weights."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,11 +1,11 @@
-"""Rounding weights to integers so that the products, not the weights, come out nearest.
+"""Round weights to integers such that the error of products, not of weights, is small.
 
-Rounding each weight by itself ignores what it is multiplied with. Here rows are rounded one after the other,
-and each takes over the error of the rows before it as far as their inputs move together. How far that is
-stands in the covariance of calibration inputs, factored as H = U D U' with U unit upper triangular:
-row k is rounded after adding U[j, k] times the error of every earlier row j. The covariance and not the Gram
-matrix: what rounding does to the inputs' mean is a constant, and constants go into the bias (smooth.py).
-Source of the method (GPTQ, in the form called LDLQ): https://arxiv.org/abs/2210.17323,
+Rows are rounded one after the other, and each row compensates errors of earlier rows to the extent that their
+inputs are correlated. The covariance of calibration inputs is factored as H = U D U' with a unit upper
+triangular U, and row k is rounded after adding U[j, k] times the error of each earlier row j. The covariance
+is used instead of the Gram matrix because the error caused by the inputs' mean is constant and is corrected
+in the bias (smooth.py).
+Source of the method (GPTQ in its LDLQ form): https://arxiv.org/abs/2210.17323,
 https://arxiv.org/abs/2307.13304.
 """
 
@@ -20,30 +20,34 @@ import numpy.typing as npt
 from koe5_export.weights import Array, Rounded
 
 DAMPING = 0.1
-"""Share of the mean variance added to every channel: fewer tokens than channels leave the rest unknown."""
+"""Share of the mean variance that is added to each channel's variance. Without it, the covariance is singular
+if there are fewer tokens than channels."""
 _ROWS = 128
-"""Rows whose corrections from earlier ones are computed in one product."""
+"""Number of rows whose corrections are computed in one product."""
 _COLUMNS = 256
-"""Columns of a Cholesky factor that are computed in one product."""
+"""Number of columns of a Cholesky factor that are computed in one product."""
 _SMALLEST_SCALE = np.float32(1e-12)
 _SHRINKS = tuple(np.float32(1 - 0.04 * step) for step in range(9))
-"""Shares of the full range tried for each block at 4 bits: a smaller step is worth some clipping."""
+"""Fractions of the full range that are tried for each 4-bit block. A smaller range clips large values, but
+rounds the others more finely."""
 
 
 @dataclass(frozen=True)
 class Compensation:
-    """What rounding must know of a linear's inputs."""
+    """Factored covariance of a linear layer's inputs."""
 
     order: npt.NDArray[np.intp]
-    """Rows with the most varying input first: their errors are the ones worth compensating."""
+    """Order in which rows are rounded: inputs with the largest variance first, because their errors matter
+    most."""
     feedback: Array
-    """float32[in, in]: the factor U, of the rows in that order."""
+    """Factor U for the rows in this order, float32[in, in]."""
 
     @classmethod
     def of(cls, covariance: Array) -> Self:
         """Factor a covariance float32[in, in]."""
         order = np.argsort(-np.diag(covariance), kind="stable")
-        # A Cholesky factor is lower triangular; that of the matrix turned by 180 degrees, turned, is upper.
+        # Reversing the rows and columns before and after the Cholesky factorization gives an upper triangular
+        # factor instead of a lower one.
         turned = covariance[np.ix_(order[::-1], order[::-1])]
         damping = max(DAMPING * float(turned.diagonal().mean(dtype=np.float64)), 1e-30)
         np.fill_diagonal(turned, turned.diagonal() + np.float32(damping))
@@ -52,7 +56,7 @@ class Compensation:
 
 
 def _cholesky(matrix: Array) -> Array:
-    """Factor a matrix in float32, or in float64 if rounding has made it indefinite."""
+    """Factor a matrix in float32, or in float64 if rounding errors make it indefinite."""
     try:
         return _factored(matrix)
     except np.linalg.LinAlgError:
@@ -60,7 +64,7 @@ def _cholesky(matrix: Array) -> Array:
 
 
 def _factored(matrix: Array) -> Array:
-    """Factor a matrix in blocks of columns: at 4,096 channels a third of the time of one LAPACK call."""
+    """Factor a matrix in blocks of columns, which takes a third of LAPACK's time for 4,096 channels."""
     lower = np.zeros_like(matrix)
     for start in range(0, len(matrix), _COLUMNS):
         end = min(start + _COLUMNS, len(matrix))
@@ -72,24 +76,24 @@ def _factored(matrix: Array) -> Array:
 
 
 def round_columns(weight: Array, compensation: Compensation | None = None) -> Rounded:
-    """Round a matrix to 8 bits, each column over its own range.
+    """Round a matrix to 8 bits with one scale per column.
 
     Args:
         weight: float32[in, out].
-        compensation: What its inputs are like; None rounds to nearest.
+        compensation: Factored covariance of its inputs; None rounds to nearest.
     """
     scale = _scale_of(np.abs(weight).max(axis=0, keepdims=True), 127)
     return _round(weight, scale, 127, compensation)
 
 
 def round_blocks(weight: Array, bits: int, block: int, compensation: Compensation | None = None) -> Rounded:
-    """Round a matrix, each block of rows in each column over its own range.
+    """Round a matrix with one scale for each block of rows in each column.
 
     Args:
         weight: float32[in, out].
         bits: 8 or 4.
-        block: Rows of a block; divides `in`.
-        compensation: As for `round_columns`.
+        block: Number of rows per block; must divide `in`.
+        compensation: See `round_columns`.
     """
     largest = np.abs(weight).reshape(len(weight) // block, block, -1).max(axis=1)
     highest = 2 ** (bits - 1) - 1
@@ -104,7 +108,7 @@ def _scale_of(largest: Array, highest: int) -> Array:
 
 
 def _best_shrunk(weight: Array, scale: Array, highest: int) -> Array:
-    """Each block's scale times the share that leaves the smallest squared error."""
+    """Return each block's scale multiplied by the fraction in `_SHRINKS` with the smallest squared error."""
     blocks = weight.reshape(len(scale), -1, weight.shape[1])
     best, least = scale, np.full(scale.shape, np.inf, np.float32)
     for shrink in _SHRINKS:
@@ -128,7 +132,7 @@ def _round(weight: Array, scale: Array, highest: int, compensation: Compensation
 def _round_in_order(
     rows: Array, scale: Array, block_of_row: npt.NDArray[np.intp], highest: int, feedback: Array
 ) -> npt.NDArray[np.int8]:
-    """Round rows from the first to the last, each corrected by the errors before it."""
+    """Round rows in order, each corrected by the errors of earlier rows."""
     integers = np.empty(rows.shape, dtype=np.int8)
     errors = np.zeros_like(rows)
     for start in range(0, len(rows), _ROWS):
@@ -144,6 +148,6 @@ def _round_in_order(
 
 def _nearest(values: Array, highest: int) -> npt.NDArray[np.int8]:
     out = np.rint(values)
-    np.maximum(out, -highest, out=out)  # np.clip takes longer to start than for a row
+    np.maximum(out, -highest, out=out)  # for one row, the call overhead of np.clip dominates
     np.minimum(out, highest, out=out)
     return out.astype(np.int8)

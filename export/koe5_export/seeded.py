@@ -1,8 +1,8 @@
-"""Checkpoints with seeded random weights, complete in every other respect.
+"""Write complete checkpoints with seeded random weights.
 
-Speed, size and memory do not depend on the values of weights (but for int8, should it write linears in finer
-blocks: the manifest's recipe names them), so these stand in for real ones where the Hub is out of reach: in
-the demo, in tests and in benchmarks. Their embeddings mean nothing.
+They replace real checkpoints in the demo, in tests and in benchmarks if the Hub is not available. Embeddings
+are meaningless, but speed, size and memory are the same, because they do not depend on the values of weights.
+The exception is int8 if some linear layers are in smaller blocks; the manifest's recipe lists them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from koe5_export.config import EncoderConfig
-from koe5_export.texts import CALIBRATION, DEMO_PASSAGES, DEMO_QUERIES, VERIFICATION
+from koe5_export.texts import CALIBRATION, SAMPLE_PASSAGES, SAMPLE_QUERIES, VERIFICATION
 from koe5_onnx import InputError
 from koe5_onnx.files import atomic_path
 
@@ -40,19 +40,19 @@ class Size:
     intermediate: int
     vocabulary: int
     model_type: str = "xlm-roberta"
-    """Or "bert": positions from 0, two token types, pad id 0."""
+    """"xlm-roberta" or "bert"; "bert" has positions from 0, two token types and pad id 0."""
     positions: int = 514
-    """Rows of the position table: two more than tokens in XLM-R, as many in BERT."""
+    """Rows of the position table: the token limit plus two in XLM-R, the token limit in BERT."""
     pooling: str = "mean"
-    """Or "cls"."""
+    """"mean" or "cls"."""
     prompted: bool = True
-    """Whether texts get E5's prompts."""
+    """True if the checkpoint has E5's prompts."""
 
 
 SIZES = {
     "tiny": Size(layers=2, hidden=64, heads=4, intermediate=128, vocabulary=2048),
     "small": Size(layers=6, hidden=384, heads=12, intermediate=1536, vocabulary=8192),
-    # KoE5's exact shape. Source: https://huggingface.co/nlpai-lab/KoE5/blob/main/config.json
+    # The shape of KoE5. Source: https://huggingface.co/nlpai-lab/KoE5/blob/main/config.json
     "large": Size(layers=24, hidden=1024, heads=16, intermediate=4096, vocabulary=250002),
 }
 
@@ -60,21 +60,22 @@ SIZES = {
 def write_seeded_checkpoint(
     folder: Path, size: str | Size, seed: int = 0, tokenizer: Path | None = None
 ) -> None:
-    """Write a sentence-embedding checkpoint of XLM-R or BERT shape with seeded weights.
+    """Write a sentence-transformers checkpoint of an XLM-R or BERT encoder with seeded weights.
 
     Args:
-        folder: Where it goes; must not exist.
+        folder: Folder to write; must not exist.
         size: "tiny", "small" or "large" (2.2 GB), or a shape.
         seed: Seed of the weights; the same seed gives the same bytes.
-        tokenizer: A tokenizer.json to copy; None makes a small Unigram one from this project's own lines.
+        tokenizer: A tokenizer.json to copy; None builds a small Unigram tokenizer from this project's texts.
 
     Raises:
-        InputError: The folder exists, the size is unknown, or the tokenizer has more entries than the table.
+        InputError: The folder exists, the size is unknown, or the tokenizer has more entries than the word
+            embeddings have rows.
     """
     if folder.exists():
-        raise InputError(f"{folder} exists: give a new folder, or remove it first")
+        raise InputError(f"{folder} exists. Pass a new folder, or remove it first")
     if isinstance(size, str) and size not in SIZES:
-        raise InputError(f"size is {size!r}: expected one of {', '.join(SIZES)}")
+        raise InputError(f"size is {size!r}; expected one of {', '.join(SIZES)}")
     shape = SIZES[size] if isinstance(size, str) else size
     with atomic_path(folder) as partial:
         partial.mkdir(parents=True)
@@ -84,7 +85,7 @@ def write_seeded_checkpoint(
 
 
 def encoder_config(size: Size) -> EncoderConfig:
-    """The configuration of a seeded encoder, with the constants of its model type."""
+    """Return the configuration of a seeded encoder."""
     is_bert = size.model_type == "bert"
     return EncoderConfig(
         model_type=size.model_type,
@@ -102,28 +103,28 @@ def encoder_config(size: Size) -> EncoderConfig:
 
 def _write_tokenizer(file: Path, vocabulary: int, source: Path | None) -> None:
     if source is not None and not source.is_file():
-        raise InputError(f"{source} is no file: expected a tokenizer.json")
+        raise InputError(f"{source} is not a file. Pass a tokenizer.json")
     rust = tokenizers.Tokenizer.from_file(str(source)) if source else small_tokenizer(vocabulary)
     if rust.get_vocab_size() > vocabulary:
         raise InputError(
-            f"{source} has {rust.get_vocab_size()} entries: the table of this size has {vocabulary}"
+            f"{source} has {rust.get_vocab_size()} entries; expected at most {vocabulary} for this size"
         )
     rust.save(str(file), pretty=False)
 
 
 def small_tokenizer(vocabulary: int) -> tokenizers.Tokenizer:
-    """A Unigram tokenizer of XLM-R's build, its pieces the commonest of this project's own lines.
+    """Build a Unigram tokenizer like XLM-R's from the most frequent pieces of this project's texts.
 
-    The library's trainer gives another vocabulary each time; this one is the same everywhere.
+    It is deterministic, unlike the trainer of the tokenizers library.
     """
     rust = tokenizers.Tokenizer(models.Unigram())
-    # As XLM-R's, it does not compose decomposed Hangul.
+    # Like XLM-R's, this normalizer does not compose decomposed Hangul.
     rust.normalizer = normalizers.Replace(tokenizers.Regex(" {2,}"), " ")
     rust.pre_tokenizer = pre_tokenizers.Metaspace()
     rust.decoder = decoders.Metaspace()
     prompts = [f"{prompt}: {line}" for prompt in ("query", "passage") for line in CALIBRATION]
     words: Counter[str] = Counter()
-    for line in (*prompts, *VERIFICATION, *DEMO_QUERIES, *DEMO_PASSAGES):
+    for line in (*prompts, *VERIFICATION, *SAMPLE_QUERIES, *SAMPLE_PASSAGES):
         normalized = rust.normalizer.normalize_str(line)
         words.update(word for word, _ in rust.pre_tokenizer.pre_tokenize_str(normalized))
     rust.model = models.Unigram(_scored_pieces(words, vocabulary), unk_id=_SPECIALS.index("<unk>"))
@@ -135,7 +136,7 @@ def small_tokenizer(vocabulary: int) -> tokenizers.Tokenizer:
 
 
 def _scored_pieces(words: Counter[str], vocabulary: int) -> list[tuple[str, float]]:
-    """The special tokens, every character, and what is left for the pieces that cover most characters."""
+    """Return the special tokens, all single characters, and the pieces that cover the most characters."""
     counts: Counter[str] = Counter()
     for word, count in words.items():
         for start in range(len(word)):
@@ -145,7 +146,7 @@ def _scored_pieces(words: Counter[str], vocabulary: int) -> list[tuple[str, floa
     ranked = sorted(counts, key=lambda piece: (len(piece) > 1, -counts[piece] * len(piece), piece))
     kept = ranked[: vocabulary - len(_SPECIALS)]
     if missing := sum(len(piece) == 1 for piece in ranked[len(kept) :]):
-        raise InputError(f"a vocabulary of {vocabulary} is too small: {missing} characters would be unknown")
+        raise InputError(f"vocabulary is {vocabulary}, so {missing} characters would be unknown. Increase it")
     return [
         *((special, 0.0) for special in _SPECIALS),
         *((piece, math.log(counts[piece] / total)) for piece in kept),
@@ -153,7 +154,7 @@ def _scored_pieces(words: Counter[str], vocabulary: int) -> list[tuple[str, floa
 
 
 def write_configs(folder: Path, size: Size) -> None:
-    """Write all files of a sentence-transformers checkpoint but weights and tokenizer.json."""
+    """Write all files of a sentence-transformers checkpoint except weights and tokenizer.json."""
     shape = encoder_config(size)
     config = {
         "architectures": ["BertModel" if size.model_type == "bert" else "XLMRobertaModel"],
@@ -211,9 +212,9 @@ def _write_json(file: Path, data: Any) -> None:
 
 
 def _write_weights(file: Path, config: EncoderConfig, seed: int) -> None:
-    """Write the safetensors file tensor by tensor; the library's writer would hold all 2.2 GB at once.
+    """Write the safetensors file tensor by tensor; the library's writer would need 2.2 GB of memory.
 
-    Source of the layout: https://huggingface.co/docs/safetensors/index#format
+    Source of the format: https://huggingface.co/docs/safetensors/index#format
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -234,13 +235,16 @@ def _write_weights(file: Path, config: EncoderConfig, seed: int) -> None:
 def _seeded(
     rng: np.random.Generator, name: str, shape: tuple[int, ...], layers: int
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Values of one tensor in parts: gains near 1, biases near 0, matrices that keep a signal's size.
+    """Yield the values of one tensor in parts: gains near 1, biases near 0, matrices that preserve variance.
 
-    Two things keep retrieval with them meaningful. What all texts share is small, as training makes it:
-    positions are small beside words, and the FFN does not pass on the mean of its GELU outputs, which is
-    above 0; else any two embeddings would have a cosine near 1. And residual branches are scaled by depth,
-    as GPT-2 starts; else each layer would multiply whatever error reaches it, which trained ones do not.
-    Source of the second: Radford et al., Language Models are Unsupervised Multitask Learners (2019), 2.3
+    Two choices make retrieval behave as in trained models:
+
+    - The components that all texts share are small: position embeddings are small compared with word
+      embeddings, and the second linear layer of the feed-forward network removes the positive mean of GELU
+      outputs. Otherwise, any two embeddings would have a cosine near 1.
+    - Residual branches are scaled by depth, as in the initialization of GPT-2. Otherwise, each layer would
+      amplify errors of its inputs, unlike trained layers.
+      Source: Radford et al., Language Models are Unsupervised Multitask Learners (2019), 2.3
     """
     if name.endswith("LayerNorm.weight"):
         yield 1 + 0.1 * rng.standard_normal(shape, dtype=np.float32)

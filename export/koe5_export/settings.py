@@ -1,8 +1,13 @@
-"""The settings files of a checkpoint, as sentence-transformers' own loader reads them.
+"""Read a checkpoint's settings files as the loader of sentence-transformers reads them.
 
-Every key of these files is one of four: read (it goes into the contract), neutral (allowed at the values
-that change no embedding, refused at others), harmless, or unknown (named in a warning). So nothing that
-changes an embedding is ignored in silence. Which files and keys there are is listed in docs/export.md.
+Each key of these files is one of the following. No setting that changes embeddings is ignored silently.
+
+- read: it becomes part of the contract;
+- neutral: values that do not change embeddings are accepted, all others are rejected;
+- harmless: it does not change embeddings;
+- unknown: it is named in a warning.
+
+The files and keys are listed in docs/export.md.
 
 Source: `SentenceTransformer`, `Transformer`, `Pooling` and `Normalize` of sentence-transformers 5.4 to 6.2
 """
@@ -32,20 +37,20 @@ TRANSFORMER_SETTINGS = (
     "sentence_xlm-roberta_config.json",
     "sentence_xlnet_config.json",
 )
-"""Names of one file; the first non-empty one counts, as in sentence-transformers."""
+"""Names that one file may have; the first non-empty one is read, as in sentence-transformers."""
 _EXPECTED_MODULES = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
 
 
 @dataclass(frozen=True)
 class _Keys:
-    """What is known about the keys of one file."""
+    """Known keys of one file."""
 
     read: frozenset[str] = frozenset()
     harmless: frozenset[str] = frozenset()
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Key to the values that change no embedding; null and an empty value never do."""
+    """Values per key that do not change embeddings; null and empty values never do."""
     complete: bool = True
-    """Whether other keys are named in a warning."""
+    """True if all other keys are unknown and named in a warning."""
 
 
 def _keys(read: str = "", harmless: str = "", *, complete: bool = True, **neutral: tuple[Any, ...]) -> _Keys:
@@ -53,7 +58,7 @@ def _keys(read: str = "", harmless: str = "", *, complete: bool = True, **neutra
 
 
 _LOADING = "attn_implementation cache_dir device_map dtype low_cpu_mem_usage torch_dtype use_safetensors"
-"""How weights are loaded and computed with; the reference sets its own dtype, float32."""
+"""Loading arguments that do not change embeddings; the reference always loads float32."""
 _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 _KEYS: Mapping[str, _Keys] = {
     MODULES: _keys(read="type path", harmless="idx name", kwargs=()),
@@ -86,9 +91,9 @@ _KEYS: Mapping[str, _Keys] = {
         include_prompt=(True,),
     ),
     "Normalize": _keys(module_input_name=("sentence_embedding",), module_output_name=("sentence_embedding",)),
-    # Of tokenizer_config.json other keys are ignored here: reference.py compares the token ids of all texts.
+    # Other keys are ignored here, because reference.py compares the token ids of all texts.
     "tokenizer_config.json": _keys(complete=False, truncation_side=("right",), auto_map=()),
-    # Of config.json too: the stock classes of transformers read no other keys that change an embedding.
+    # Other keys are ignored here, because transformers' classes read no others that change embeddings.
     "config.json": _keys(
         complete=False, auto_map=(), pruned_heads=(), quantization_config=(), add_cross_attention=(False,)
     ),
@@ -97,14 +102,14 @@ _MODULE_PACKAGE = "sentence_transformers."
 
 
 def read_settings(file: Path, kind: str | None = None) -> dict[str, Any]:
-    """Read a settings file whose keys are known; a missing file has none.
+    """Read and check a settings file; return an empty dict if it is missing.
 
     Args:
         file: The file.
-        kind: Name in the table of keys; None takes the file's own.
+        kind: Key in `_KEYS`; None uses the file's name.
 
     Raises:
-        CheckpointError: It is not JSON, or a key asks for what is not supported.
+        CheckpointError: The file is not JSON, or a setting is not supported.
     """
     if not file.is_file():
         return {}
@@ -117,8 +122,8 @@ def _check_keys(file: Path, data: Mapping[str, Any], keys: _Keys) -> None:
     unknown = sorted(data.keys() - keys.read - keys.harmless - keys.neutral.keys())
     if unknown and keys.complete:
         warnings.warn(
-            f"{file} has settings that this version does not know: {', '.join(unknown)}. They are ignored; "
-            "the embeddings are compared with sentence-transformers' all the same",
+            f"{file} has settings that this version does not know: {', '.join(unknown)}. They are ignored. "
+            "The embeddings are still compared with those of sentence-transformers",
             CheckpointWarning,
             stacklevel=4,
         )
@@ -131,24 +136,24 @@ def _check_keys(file: Path, data: Mapping[str, Any], keys: _Keys) -> None:
 
 @dataclass(frozen=True)
 class Modules:
-    """What modules.json lists."""
+    """Content of modules.json."""
 
     transformer: str
     """Folder of the encoder, relative to the checkpoint; "" for the checkpoint itself."""
     pooling: str
     """Folder of the pooling module."""
     normalize: bool
-    """Whether a Normalize module follows."""
+    """True if a Normalize module follows."""
 
 
 def read_modules(folder: Path) -> Modules | None:
-    """Read modules.json; None if there is none.
+    """Read modules.json; return None if it is missing.
 
-    Without it sentence-transformers reads no other settings of its own: it takes mean pooling, no prompts
-    and the tokenizer's limit. See `warn_if_ignored`.
+    Without modules.json, sentence-transformers ignores its other settings files and uses mean pooling, no
+    prompts and the tokenizer's token limit. See `warn_if_ignored`.
 
     Raises:
-        CheckpointError: The modules are others than a transformer, pooling and perhaps normalization.
+        CheckpointError: The modules are not Transformer, Pooling and, optionally, Normalize.
     """
     file = folder / MODULES
     if not file.is_file():
@@ -157,26 +162,26 @@ def read_modules(folder: Path) -> Modules | None:
     kinds = [_module_kind(module) for module in modules]
     if kinds not in _EXPECTED_MODULES:
         raise CheckpointError(
-            f"{file} has the modules {', '.join(kinds)}: expected Transformer, Pooling and perhaps Normalize "
-            "of sentence-transformers"
+            f"{file} lists the modules {', '.join(kinds)}. Expected Transformer, Pooling and, optionally, "
+            "Normalize of sentence-transformers"
         )
     for module in modules:
         _check_keys(file, module, _KEYS[MODULES])
     paths = [str(module.get("path") or "") for module in modules]
     if any(Path(path).is_absolute() or ".." in Path(path).parts for path in paths):
-        raise CheckpointError(f"{file} has a path outside of the checkpoint: expected names of its folders")
+        raise CheckpointError(f"{file} has a path outside the checkpoint. Expected names of its subfolders")
     if len(modules) == 3:
         read_settings(folder / paths[2] / "config.json", "Normalize")
     return Modules(paths[0], paths[1], normalize=len(modules) == 3)
 
 
 def encoder_folder(folder: Path, modules: Modules | None) -> Path:
-    """Return the folder of config.json, tokenizer and weights: in old checkpoints 0_Transformer."""
+    """Return the folder of config.json, tokenizer and weights; old checkpoints call it 0_Transformer."""
     return folder / (modules.transformer if modules else "")
 
 
 def _module_kind(module: Any) -> str:
-    """Class name of a module of sentence-transformers; of others the whole dotted name."""
+    """Return the class name of a sentence-transformers module, or the full dotted name of any other."""
     if not isinstance(module, dict):
         return repr(module)
     type_ = str(module.get("type"))
@@ -184,10 +189,10 @@ def _module_kind(module: Any) -> str:
 
 
 def read_transformer_settings(folder: Path, modules: Modules | None) -> tuple[Path, dict[str, Any]]:
-    """Read the first non-empty of `TRANSFORMER_SETTINGS`, and return its path and its keys.
+    """Read the first non-empty file of `TRANSFORMER_SETTINGS` and return its path and settings.
 
     Raises:
-        CheckpointError: A key asks for what is not supported.
+        CheckpointError: A setting is not supported.
     """
     encoder = encoder_folder(folder, modules)
     if modules is not None:
@@ -203,13 +208,13 @@ def _check_loading_arguments(file: Path, data: Mapping[str, Any]) -> None:
         found = data.get(name) or {}
         if not isinstance(found, dict) or (unsupported := sorted(found.keys() - set(_LOADING.split()))):
             shown = ", ".join(unsupported) if isinstance(found, dict) else repr(found)
-            raise CheckpointError(f"{file}: {name} has {shown}, which is not supported: remove it")
+            raise CheckpointError(f"{file}: {name} has {shown}, which is not supported. Remove it")
 
 
 def write_tokenizer(folder: Path, out: Path) -> None:
-    """Write the checkpoint's tokenizer.json to `out`, lowercasing first if its settings ask for it.
+    """Write the checkpoint's tokenizer.json to `out`, with a lowercase normalizer if do_lower_case is set.
 
-    sentence-transformers 6 puts the same normalizer in front.
+    sentence-transformers 6 prepends the same normalizer.
     """
     modules = read_modules(folder)
     file, settings = read_transformer_settings(folder, modules)
@@ -225,32 +230,32 @@ def write_tokenizer(folder: Path, out: Path) -> None:
 
 
 def warn_if_ignored(folder: Path) -> None:
-    """Warn of settings files that sentence-transformers ignores because there is no modules.json."""
+    """Warn about settings files that sentence-transformers ignores because modules.json is missing."""
     names = (MODEL_SETTINGS, *TRANSFORMER_SETTINGS, "1_Pooling/config.json")
     if ignored := [name for name in names if (folder / name).is_file()]:
         warnings.warn(
-            f"{folder} has no {MODULES}, without which sentence-transformers ignores {', '.join(ignored)}; "
-            "so does this export",
+            f"{folder} has no {MODULES}. Without it, sentence-transformers ignores {', '.join(ignored)}, "
+            "and this export does too",
             CheckpointWarning,
             stacklevel=3,
         )
 
 
 def require_plain_encoder(folder: Path) -> None:
-    """Check that the encoder is what its config.json says, without an adapter and without code of its own.
+    """Check that the encoder has no adapter and no custom code, and that its tokenizer returns a mask.
 
     Raises:
-        CheckpointError: It is not.
+        CheckpointError: The encoder is not supported.
     """
     read_settings(folder / "config.json")
     file = folder / "tokenizer_config.json"
     names = read_settings(file).get("model_input_names")
     if names is not None and "attention_mask" not in names:
         raise CheckpointError(
-            f"{file}: model_input_names is {names!r}: without attention_mask, padding would change embeddings"
+            f"{file}: model_input_names is {names!r}. Without attention_mask, padding would change embeddings"
         )
     if (file := folder / "adapter_config.json").is_file():
         raise CheckpointError(
-            f"{file}: the weights are an adapter of another checkpoint. Merge them first: "
-            "PeftModel.merge_and_unload(), then save_pretrained"
+            f"{file}: the weights are an adapter for another checkpoint. Merge them first, with "
+            "PeftModel.merge_and_unload() and save_pretrained"
         )

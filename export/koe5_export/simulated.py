@@ -1,10 +1,10 @@
-"""The packed CUDA graph on a CPU: its attention and its pooling in operators that have CPU kernels.
+"""Run the packed CUDA graph on a CPU, with attention and pooling replaced by operators with CPU kernels.
 
-For measuring the graph where no GPU is. All else is the graph itself, file and weights; ONNX Runtime computes
-fp16 nodes in fp32 between the same roundings. What stays unmeasured is the GPU's own kernels.
+The graph can thus be measured without a GPU. All other nodes and the weights are unchanged; ONNX Runtime
+computes fp16 nodes in fp32 and rounds their outputs to fp16. Only the GPU kernels are not tested.
 
-The sum over a text's tokens is ScatterND, which adds with atomics on a GPU; on a CPU ONNX Runtime's threads
-add to the same row at once and lose some. Here it is a product with a matrix of zeros and ones.
+Pooling uses ScatterND to sum tokens, with atomic additions on a GPU. On a CPU, threads of ONNX Runtime add to
+the same row without synchronization, so ScatterND is replaced by a product with a matrix of zeros and ones.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from koe5_onnx.engine.graphs import packed_cuda_graph
 from koe5_onnx.engine.session import Session
 
 FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
-"""Where a graph that is given as bytes finds its weights.
+"""Session option for the folder of external data if the graph is passed as bytes.
 Source: onnxruntime_session_options_config_keys.h of https://github.com/microsoft/onnxruntime"""
 
 
 class SimulatedSession(Session):
-    """Runs an artifact's packed CUDA graph on the CPU, in batches of the same layout.
+    """Session that runs an artifact's packed CUDA graph on the CPU, with the same inputs.
 
     Args:
-        artifact: One that holds a packed CUDA graph; its target must allow the CPU.
+        artifact: Artifact with a packed CUDA graph; its target must include the CPU.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -46,10 +46,10 @@ class SimulatedSession(Session):
 
 
 def spelled_out(model: Any) -> Any:
-    """The same graph with each PackedMultiHeadAttention, and ScatterND, in other operators.
+    """Return the graph with each PackedMultiHeadAttention and ScatterND replaced by other operators.
 
-    By `token_offset` tokens go to their places among padding, MultiHeadAttention runs on padded texts and
-    their lengths, and tokens come back. So wrong offsets give wrong embeddings here too.
+    `token_offset` determines the slots to which tokens are scattered. MultiHeadAttention runs on padded texts
+    and their lengths, and tokens are gathered again. So wrong offsets cause wrong embeddings here too.
     """
     graph = model.graph
     nodes = [*_shared(), *(one for node in graph.node for one in _unpacked(node))]
@@ -69,7 +69,7 @@ _CONSTANTS = {
 
 
 def _shared() -> list[Any]:
-    """What all layers need: places of the real tokens int64[tokens, 1], and lengths int32[texts]."""
+    """Return the nodes that all layers use: slots of tokens, int64[tokens, 1], and lengths, int32[texts]."""
     make = helper.make_node
     return [
         make("Shape", ["input_ids"], ["sim.tokens"]),
@@ -93,7 +93,7 @@ def _unpacked(node: Any) -> list[Any]:
 
 
 def _summed(node: Any) -> list[Any]:
-    """Rows `updates` added to the zeros `data` at `indices` [tokens, 1]: float32[texts, hidden]."""
+    """Replace ScatterND: add the rows `updates` to zeros at `indices` [tokens, 1]: float32[texts, hidden]."""
     make, at = helper.make_node, node.name
     _, indices, updates = node.input
     on_off = numpy_helper.from_array(np.array([0, 1], np.float32), f"{at}.on_off")

@@ -1,19 +1,22 @@
-"""Channel smoothing: moving the range of outlier channels from activations into weights, at no cost.
+"""Channel smoothing: move the range of outlier channels from activations to weights.
 
-A channel far larger than the others would take the whole 8-bit range of its token. Dividing the channel by
-s and multiplying the weight rows that read it by s leaves every product as it was. What makes it free here:
+One channel far larger than the others would determine the scale of its token. Dividing the channel by s and
+multiplying the corresponding weight rows by s does not change any product. At inference this costs nothing:
 
-* In front of query, key, value and of the feed-forward block stands a LayerNorm, whose gain and shift take
-  the division. The residual branch needs the undivided x back, which is one multiplication; to pay for it,
-  the norm's shift also takes the bias that the residual sum would add: with a = (x + bias) / s,
-  x + bias = a * s, and the linears reading a subtract what the bias added: b - bias @ W.
-* The attention output is a weighted mean of values, so its channels are divided in the value projection.
+* Query, key, value and the feed-forward network follow a LayerNorm, and the division is merged into its gain
+  and shift. The residual branch requires x itself, which takes one multiplication. This replaces the addition
+  of the residual sum's bias, which is merged into the norm's shift: with a = (x + bias) / s, the residual
+  branch uses a * s = x + bias, and linear layers with the input a use the bias b - bias @ W.
+* The attention output is a weighted mean of values, so the division is merged into the value projection.
+* GELU outputs are multiplied by a rotation matrix, and the division is merged into its rows. All blocks share
+  this matrix, so channels at the same position of all blocks share a divisor. Inner channels are reordered
+  so that channels at the same position would have similar divisors.
 
-The idea of balancing activations against weights: https://arxiv.org/abs/2211.10438
+Source of smoothing: https://arxiv.org/abs/2211.10438
 
-What smoothing leaves is then rotated (rotate.py). For the attention output that is free as well, since a
-block is a head or part of one: V's columns and the output's rows take it. Other inputs are rotated where they
-are rounded.
+Smoothed inputs are also rotated (rotate.py). For the attention output, this costs nothing either: a block is
+a head or part of one, so the rotation is merged into the value projection's columns and the output layer's
+rows. Other inputs are rotated before they are quantized.
 """
 
 from __future__ import annotations
@@ -33,95 +36,96 @@ from koe5_export.weights import Array, Layer, Linear, Norm, Rounded
 _SMALLEST = np.float32(1e-5)
 _SAMPLE_TOKENS = 256
 _PEAK_SQUARINGS = 3
-"""The eighth power: high enough to see a channel's largest values, low enough not to follow the very largest
-of one token."""
+"""Number of squarings. The eighth power gives large values a high weight, not only the largest one."""
 
 
 @dataclass(frozen=True)
 class Strengths:
-    """Share of a channel's range that moves into the weights: 0 none, 1 all of it."""
+    """Shares of a channel's range that move to the weights, from 0 (nothing) to 1 (all of it)."""
 
     attention: float
-    """Of the inputs of query, key and value."""
+    """Share for the inputs of query, key and value."""
     context: float
-    """Of the attention output."""
+    """Share for the attention output."""
     ffn: float
-    """Of the inputs of the feed-forward block."""
+    """Share for the inputs of the feed-forward network."""
+    gelu: float
+    """Share for the inputs of the second linear layer of the feed-forward network."""
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What calibration texts put into one linear."""
+class LinearInputs:
+    """Inputs of one linear layer on calibration texts."""
 
     values: Array
     """float32[tokens, in]."""
     peak: Array
-    """float32[in]: the size of each channel's large values, by the mean of their eighth power. Shifting and
-    rotating the values leave it as it was measured."""
+    """Magnitude of each channel's large values, float32[in]: the eighth root of the mean eighth power.
+    `shifted` and `rotated` do not update it."""
 
     @classmethod
     def of(cls, x: Array) -> Self:
         """Measure inputs float32[tokens, in]."""
         largest = np.maximum(np.maximum(x.max(axis=0), -x.min(axis=0)), _SMALLEST)
         power = x / largest
-        for _ in range(_PEAK_SQUARINGS):  # a general power takes ten times as long
+        for _ in range(_PEAK_SQUARINGS):  # np.power takes ten times as long
             np.square(power, out=power)
         return cls(x, largest * power.mean(axis=0) ** (0.5**_PEAK_SQUARINGS))
 
     @cached_property
     def mean(self) -> Array:
-        """float32[in]."""
+        """Mean over tokens, float32[in]."""
         return np.asarray(self.values.mean(axis=0))
 
     @property
     def covariance(self) -> Array:
-        """float32[in, in], summed over tokens."""
+        """Covariance summed over tokens, float32[in, in]."""
         centered = self.values - self.mean
         return np.asarray(centered.T @ centered)
 
     @cached_property
     def sample(self) -> Array:
-        """float32[tokens, in]: some of the values."""
+        """Evenly spaced subset of the values, float32[tokens, in]."""
         return self.values[:: -(-len(self.values) // _SAMPLE_TOKENS)].copy()
 
-    def shifted(self, shift: Array) -> Inputs:
+    def shifted(self, shift: Array) -> LinearInputs:
         """Return inputs + shift."""
-        return Inputs(self.values + shift, self.peak)
+        return LinearInputs(self.values + shift, self.peak)
 
-    def divided(self, divisors: Array) -> Inputs:
-        """Return inputs / divisors, channel by channel."""
-        return Inputs(self.values / divisors, self.peak / divisors)
+    def divided(self, divisors: Array) -> LinearInputs:
+        """Return inputs / divisors, with one divisor per channel."""
+        return LinearInputs(self.values / divisors, self.peak / divisors)
 
-    def ordered(self, order: npt.NDArray[np.intp]) -> Inputs:
+    def ordered(self, order: npt.NDArray[np.intp]) -> LinearInputs:
         """Return inputs[:, order]."""
-        return Inputs(self.values.take(order, axis=1), self.peak[order])
+        return LinearInputs(self.values.take(order, axis=1), self.peak[order])
 
-    def rotated(self, matrix: Array | None) -> Inputs:
+    def rotated(self, matrix: Array | None) -> LinearInputs:
         """Return the inputs with each block of channels multiplied by a matrix."""
-        return Inputs(rotated(self.values, matrix), self.peak)
+        return LinearInputs(rotated(self.values, matrix), self.peak)
 
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """What calibration texts put into the linears of one layer."""
+    """Inputs of the linear layers of one encoder layer on calibration texts."""
 
-    attention: Inputs
-    """Of query, key and value."""
-    context: Inputs
-    """Of the attention output's linear."""
-    ffn: Inputs
-    """Of the feed-forward block's first linear."""
-    gelu: Inputs
-    """Of the feed-forward block's second linear."""
+    attention: LinearInputs
+    """Inputs of query, key and value."""
+    context: LinearInputs
+    """Inputs of the attention's output layer."""
+    ffn: LinearInputs
+    """Inputs of the first linear layer of the feed-forward network."""
+    gelu: LinearInputs
+    """Inputs of the second linear layer of the feed-forward network."""
 
 
-Round = Callable[[Array, Inputs, Compensation], Rounded]
-"""Rounds a weight float32[in, out], given what its inputs are like."""
+Round = Callable[[Array, LinearInputs, Compensation], Rounded]
+"""Function that rounds a weight float32[in, out] for given inputs."""
 
 
 @dataclass(frozen=True)
 class SmoothLayer:
-    """A layer ready to be written: the norm in front of it is its own, and residuals may be smoothed."""
+    """An encoder layer after smoothing and rounding, together with the norm before it."""
 
     input_norm: Norm
     query: Linear
@@ -129,16 +133,18 @@ class SmoothLayer:
     value: Linear
     output: Linear
     attention_skip: Array | None
-    """float32[hidden] that turns the smoothed input back into x + output.bias; None where not smoothed."""
+    """float32[hidden] by which the smoothed input is multiplied to get x + output.bias; None without
+    smoothing."""
     attention_norm: Norm
     up: Linear
     down: Linear
     ffn_skip: Array | None
+    """float32[hidden], the same for the feed-forward network and down.bias."""
     output_norm: Norm
 
 
 def plain(input_norm: Norm, layer: Layer) -> SmoothLayer:
-    """A layer as it is, for precisions that need no smoothing."""
+    """Return a layer unchanged, for precisions without smoothing."""
     return SmoothLayer(
         input_norm=input_norm,
         query=layer.query,
@@ -162,23 +168,27 @@ def smooth(
     heads: int,
     round_weight: Round | None = None,
 ) -> SmoothLayer:
-    """Smooth and rotate the inputs of a layer's linears and round its weights; it computes what it did.
+    """Smooth and rotate the inputs of a layer's linear layers, and round its weights.
+
+    Without rounding, the outputs of the layer do not change.
 
     Args:
-        input_norm: The norm in front of the layer.
-        layer: Its weights.
-        inputs: Measured on calibration texts.
-        strengths: How much of the channels' range moves.
-        heads: Heads of its attention.
-        round_weight: How weights become integers; None leaves them as they are.
+        input_norm: The norm before the layer.
+        layer: Weights of the layer.
+        inputs: Inputs of its linear layers on calibration texts.
+        strengths: Strengths of smoothing.
+        heads: Number of attention heads.
+        round_weight: Function that rounds a weight; None for no rounding.
     """
     context = _divisors(inputs.context.peak, layer.output.weight, strengths.context)
     head = rotation(len(context) // heads)
     output = replace(layer.output, weight=rotated_rows(layer.output.weight * context[:, None], head))
     (output,) = _rounded([output], inputs.context.divided(context).rotated(head), round_weight)
-    inner = _dealt(inputs.gelu.peak)
-    down = replace(layer.down, weight=layer.down.weight[inner])
-    (down,) = _read_rotated([down], inputs.gelu.ordered(inner), round_weight)
+    inner, inner_divisors = _dealt(_inner_divisors(inputs.gelu.peak, layer.down.weight, strengths.gelu))
+    down = replace(layer.down, weight=layer.down.weight[inner] * inner_divisors[:, None])
+    (down,) = _read_rotated([down], inputs.gelu.ordered(inner).divided(inner_divisors), round_weight)
+    if down.rotation is not None:
+        down = replace(down, divisors=inner_divisors[: len(down.rotation)])
 
     value = replace(
         layer.value,
@@ -212,35 +222,53 @@ def smooth(
 
 
 def _divisors(peak: Array, weight: Array, strength: float) -> Array:
-    """float32[in]: by how much each input channel is divided."""
-    rows = np.abs(weight).max(axis=1)
+    """Return the divisors of input channels, float32[in]."""
+    return _balance(peak, np.abs(weight).max(axis=1), strength)
+
+
+def _balance(peak: Array, rows: Array, strength: float) -> Array:
     divisors = np.maximum(peak, _SMALLEST) ** strength / np.maximum(rows, _SMALLEST) ** (1 - strength)
     return np.asarray(np.maximum(divisors, _SMALLEST), dtype=np.float32)
 
 
-def _dealt(peak: Array) -> npt.NDArray[np.intp]:
-    """An order of the feed-forward block's inner channels in which each block has equally many large ones.
+def _inner_divisors(peak: Array, weight: Array, strength: float) -> Array:
+    """Return the divisors of GELU outputs, float32[in].
 
-    A rotation spreads values over their own block only, and this order costs nothing.
+    Weight rows are measured by their root mean square, because the rotation spreads their largest values.
     """
-    matrix = rotation(len(peak))
-    blocks = len(peak) if matrix is None else len(peak) // len(matrix)
-    return np.argsort(-peak, kind="stable").reshape(-1, blocks).T.reshape(-1)
+    return _balance(peak, np.sqrt(np.square(weight).mean(axis=1)), strength)
+
+
+def _dealt(divisors: Array) -> tuple[npt.NDArray[np.intp], Array]:
+    """Return an order of the feed-forward network's inner channels, and divisors that all blocks share.
+
+    Channels, sorted by divisor, are distributed over the blocks in turn, so that each block has large and
+    small ones to rotate, and channels at the same position have similar divisors. These are replaced by their
+    geometric mean, so that the rotation matrix, which all blocks share, can include the division.
+    """
+    matrix = rotation(len(divisors))
+    if matrix is None:
+        return np.arange(len(divisors)), np.ones_like(divisors)
+    blocks = len(divisors) // len(matrix)
+    order = np.argsort(-divisors, kind="stable").reshape(-1, blocks)
+    shared = np.log(divisors[order]).mean(axis=1)
+    shared = np.exp(shared - shared.mean(), dtype=np.float32)
+    return order.T.reshape(-1), np.tile(shared, blocks)
 
 
 def _divided(norm: Norm, divisors: Array, bias: Array) -> Norm:
-    """The norm whose output is (x + bias) / divisors."""
+    """Return a norm with the output (x + bias) / divisors, if x is the output of `norm`."""
     return Norm(norm.gain / divisors, (norm.shift + bias) / divisors)
 
 
 def _read_smoothed(linear: Linear, divisors: Array, bias: Array) -> Linear:
-    """The linear that gives from (x + bias) / divisors what it gave from x."""
+    """Return a linear layer whose output for (x + bias) / divisors equals that of `linear` for x."""
     correction = bias.astype(np.float64) @ linear.weight.astype(np.float64)
     return Linear(linear.weight * divisors[:, None], (linear.bias - correction).astype(np.float32))
 
 
-def _read_rotated(linears: list[Linear], inputs: Inputs, round_weight: Round | None) -> list[Linear]:
-    """Linears that rotate their inputs, rounded."""
+def _read_rotated(linears: list[Linear], inputs: LinearInputs, round_weight: Round | None) -> list[Linear]:
+    """Return rounded linear layers that rotate their inputs."""
     matrix = rotation(len(inputs.mean))
     turned = [
         replace(linear, weight=rotated_rows(linear.weight, matrix), rotation=matrix) for linear in linears
@@ -248,8 +276,8 @@ def _read_rotated(linears: list[Linear], inputs: Inputs, round_weight: Round | N
     return _rounded(turned, inputs.rotated(matrix), round_weight)
 
 
-def _rounded(linears: list[Linear], inputs: Inputs, round_weight: Round | None) -> list[Linear]:
-    """Linears with the same inputs, rounded; what that does to the mean of their outputs is taken back."""
+def _rounded(linears: list[Linear], inputs: LinearInputs, round_weight: Round | None) -> list[Linear]:
+    """Round linear layers with the same inputs; the bias corrects the change of their mean outputs."""
     if round_weight is None:
         return linears
     compensation = Compensation.of(inputs.covariance)

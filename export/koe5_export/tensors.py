@@ -1,7 +1,7 @@
-"""The weight files of a checkpoint: names, shapes, types and rows of the tensors in them.
+"""Read the weight files of a checkpoint: names, shapes, dtypes and rows of tensors.
 
-Reads safetensors and PyTorch's pickled `.bin` behind one interface. torch is imported only to read a `.bin`,
-and only tensors are unpickled: a file that asks for anything else is refused before any of its code runs.
+Safetensors and PyTorch's pickled `.bin` have the same interface. torch is imported only to read a `.bin`, and
+only tensors are unpickled: a file with other objects is rejected before any of its code runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import ml_dtypes  # noqa: F401  (gives numpy the name bfloat16, which safetensors looks up)
+import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensors requires)
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
@@ -25,13 +25,13 @@ Array = npt.NDArray[np.float32]
 SAFETENSORS = "model.safetensors"
 TORCH = "pytorch_model.bin"
 INDEX = ".index.json"
-"""What the name of an index adds to the name of the file that its shards replace."""
+"""Suffix of the index of a sharded weight file."""
 FLOATS = {"torch.float64": "F64", "torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
-"""Types that are weights as they stand; others are quantized and mean nothing without their scales."""
+"""Supported dtypes. Others are quantized weights, which require scales."""
 
 _ZIP = b"PK\x03\x04"
 _MAPPED_BYTES = 64 << 20
-"""Bytes that are read through one mapping of a `.bin` before the file is mapped anew."""
+"""Bytes read from one memory map of a `.bin` before the file is mapped again."""
 _DAMAGE = (
     ArithmeticError,
     AssertionError,
@@ -45,29 +45,29 @@ _DAMAGE = (
     pickle.UnpicklingError,
     struct.error,
 )
-"""What `torch.load` raises for damaged files, found by damaging some."""
+"""Exceptions that `torch.load` raised for deliberately damaged files."""
 
 
 class Tensor(NamedTuple):
-    """What a file says about one of its tensors."""
+    """Shape and dtype of a tensor in a weight file."""
 
     shape: tuple[int, ...]
     dtype: str
-    """A value of FLOATS, or the file's own word for another type."""
+    """A value of `FLOATS`, or the name in the file for a dtype that is not supported."""
 
 
 class WeightFile(Protocol):
-    """One file of tensors."""
+    """Interface of a weight file."""
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the file."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Describe every tensor by its name in the file.
+        """Return shapes and dtypes of all tensors by name.
 
         Raises:
-            CheckpointError: The file is damaged, or holds more than tensors.
+            CheckpointError: The file is damaged, or contains objects other than tensors.
             MissingDependencyError: It is a `.bin`, and torch is not installed.
         """
 
@@ -82,23 +82,24 @@ class WeightFile(Protocol):
 class SafetensorsFile:
     """A safetensors file.
 
-    Each read opens the file anew: what was read through a mapping counts as memory for as long as it exists.
+    Each read opens the file again, because pages read through a memory map count as memory until it is
+    closed.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def tensors(self) -> dict[str, Tensor]:
-        """Describe every tensor; see `WeightFile`."""
+        """Return shapes and dtypes of all tensors by name; see `WeightFile`."""
         found = {}
         try:
             with safe_open(self.path, framework="numpy") as file:
-                for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+                for name in file.keys():  # noqa: SIM118  (safe_open is not a mapping)
                     tensor = file.get_slice(name)
                     found[name] = Tensor(tuple(tensor.get_shape()), tensor.get_dtype())
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{self.path} is damaged or cut short ({error}): download it again"
+                f"{self.path} is damaged or truncated ({error}). Download it again"
             ) from error
         return found
 
@@ -109,16 +110,16 @@ class SafetensorsFile:
                 return np.asarray(file.get_slice(name)[rows]).astype(np.float32)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{self.path}: {name} cannot be read ({error}): download it again"
+                f"{self.path}: {name} cannot be read ({error}). Download it again"
             ) from error
 
 
 class TorchFile:
-    """A file that `torch.save` wrote.
+    """A file written by `torch.save`.
 
-    The zip format is mapped, and mapped anew after `_MAPPED_BYTES`: one mapping for all reads would end up as
-    large as the file, and one for each read costs the time to unpickle all names. The format before PyTorch
-    1.6 cannot be mapped: such a file stays in memory whole.
+    Files in the zip format are memory-mapped, and mapped again after `_MAPPED_BYTES`: with one map for all
+    reads, memory use grows to the size of the file, and one map per read unpickles all names each time. Files
+    written before PyTorch 1.6 cannot be mapped and are loaded completely.
     """
 
     def __init__(self, path: Path) -> None:
@@ -127,7 +128,7 @@ class TorchFile:
         self._read_bytes = 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """Describe every tensor; see `WeightFile`."""
+        """Return shapes and dtypes of all tensors by name; see `WeightFile`."""
         return {name: Tensor(tuple(tensor.shape), _dtype(tensor)) for name, tensor in self._load().items()}
 
     def read(self, name: str, rows: slice) -> Array:
@@ -156,18 +157,18 @@ class TorchFile:
         try:
             loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=mmap)
         except _DAMAGE as error:
-            # torch puts advice to load the file with less care in front of its reason.
+            # The message of torch begins with advice to load the file unsafely; the reason is in the context.
             reason = str(error.__context__ or error).partition("\n")[0]
             raise CheckpointError(
-                f"{self.path} is damaged, or holds more than tensors, which is never loaded ({reason}). "
-                "Download it again, or use safetensors weights."
+                f"{self.path} is damaged, or contains objects other than tensors, which are not loaded "
+                f"({reason}). Download it again, or use safetensors weights"
             ) from error
         tensors = {}
         if isinstance(loaded, dict):
             tensors = {name: value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
         if not tensors:
             raise CheckpointError(
-                f"{self.path} holds a {type(loaded).__name__} without tensors: expected tensors by name"
+                f"{self.path} contains a {type(loaded).__name__} without tensors; expected tensors by name"
             )
         return tensors
 
@@ -179,15 +180,15 @@ def _dtype(tensor: Any) -> str:
 
 
 def has_weights(folder: Path) -> bool:
-    """Return whether a folder holds weights, or an index of them, in a format that can be read."""
+    """Return True if a folder has weights, or an index of them, in a supported format."""
     return any((folder / (name + end)).is_file() for name in (SAFETENSORS, TORCH) for end in ("", INDEX))
 
 
 def weight_files(folder: Path) -> list[WeightFile]:
-    """Return the weight files of a checkpoint in name order, the same ones that transformers would load.
+    """Return the weight files that transformers would load from a checkpoint, sorted by name.
 
     Raises:
-        CheckpointError: There are none, an index is damaged, or a shard is missing.
+        CheckpointError: There are no weights, an index is damaged, or a shard is missing.
     """
     for name, kind in ((SAFETENSORS, SafetensorsFile), (TORCH, TorchFile)):
         if (folder / name).is_file():
@@ -195,20 +196,22 @@ def weight_files(folder: Path) -> list[WeightFile]:
         if (folder / (name + INDEX)).is_file():
             shards = shard_names(folder / (name + INDEX))
             if missing := [shard for shard in shards if not (folder / shard).is_file()]:
-                raise CheckpointError(f"{folder} lacks {', '.join(missing)}: {name}{INDEX} names them")
+                raise CheckpointError(f"{folder} lacks {', '.join(missing)}, listed in {name}{INDEX}")
             return [kind(folder / shard) for shard in shards]
     raise CheckpointError(
-        f"{folder} has no weights: expected {SAFETENSORS} or {TORCH}, whole or in shards with an index"
+        f"{folder} has no weights. Expected {SAFETENSORS} or {TORCH}, in one file or in shards with an index"
     )
 
 
 def shard_names(index: Path) -> list[str]:
-    """Return the file names that an index refers to, sorted.
+    """Return the file names in an index, sorted.
 
     Raises:
         CheckpointError: The index is damaged.
     """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{index} has no weight_map: expected tensor names and their files")
+        raise CheckpointError(
+            f"{index} has no valid weight_map: expected a JSON object that maps tensor names to file names"
+        )
     return sorted(set(map(str, weight_map.values())))

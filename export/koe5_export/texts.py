@@ -1,7 +1,7 @@
-"""Texts written for this project: for calibration, for verification, and for the demo.
+"""Texts for calibration and verification, and samples for tests, written for this project.
 
-The three sets share no line, so that no artifact is measured on texts that it was fitted to. In the two files
-an empty line separates texts; in verification.txt two empty lines separate subjects.
+The sets are disjoint, so that artifacts are not measured on texts that they were calibrated with. In both
+text files, an empty line separates texts; in verification.txt, two empty lines separate subjects.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def _read(name: str) -> str:
 
 
 CALIBRATION = (*_read("calibration.txt").split("\n\n"), "")
-"""Korean and English texts of many kinds; the empty one keeps an empty text in range."""
+"""Korean and English texts of many kinds, and an empty text, whose activations must be in range too."""
 
 SUBJECTS = tuple(tuple(subject.split("\n\n")) for subject in _read("verification.txt").split("\n\n\n"))
-"""Questions and passages by subject: those of one subject are each other's plausible search results."""
+"""Questions and passages by subject; texts on the same subject are plausible search results of each other."""
 
 EDGES = (
     "   띄어쓰기가     여러    번 \t 그리고\n줄바꿈도   있다   ",
@@ -35,12 +35,12 @@ EDGES = (
 
 VERIFICATION = (*(text for subject in SUBJECTS for text in subject), *EDGES)
 
-DEMO_QUERIES = (
+SAMPLE_QUERIES = (
     "한국의 수도는 어디인가요?",
     "감기에 걸렸을 때 어떻게 해야 하나요?",
     "How does a vaccine work?",
 )
-DEMO_PASSAGES = (
+SAMPLE_PASSAGES = (
     "서울은 대한민국의 수도이며 가장 큰 도시이다.",
     "감기에 걸리면 충분히 쉬고 물을 자주 마시는 것이 좋다.",
     "A vaccine teaches the immune system to recognize a virus before an infection.",
@@ -49,9 +49,9 @@ DEMO_PASSAGES = (
 
 
 _USUAL = 512
-"""The usual limit in tokens. Positions above it are proved by two texts: more would take minutes."""
+"""Usual token limit. Only two texts test positions above it, because more of them would take minutes."""
 _LENGTHS = (64, 80, 100, 128, 160, 200, 256, 320)
-"""Lengths in tokens between the longest text of one paragraph and the usual limit."""
+"""Lengths in tokens between those of single paragraphs and the usual limit."""
 _DECOMPOSED_EVERY = 3
 _CASED_EVERY = 12
 
@@ -62,7 +62,7 @@ PROBES = (
     "한글",
     unicodedata.normalize("NFD", "한글 각"),
     "ㅎㅏㄴ ㄱㅡㄹ ㅋㅋㅋ",
-    "\u1112\u1161 \u11ab",  # jamo that make no syllable
+    "\u1112\u1161 \u11ab",  # jamo that do not form one syllable
     "\uffa1\uffc2 ｈａｌｆ　ｗｉｄｔｈ",
     "㈜한국 ㎏ ㎢ ½ ① Ⅳ",
     "韓國 \uf900\uf9a8 漢字",  # compatibility ideographs
@@ -96,28 +96,29 @@ PROBES = (
     "\ud7ff\ue000\ufffd",
     "안녕하세요.안녕하세요!안녕하세요?",
 )
-"""Texts on which versions of a tokenizer may differ; their ids are kept in the manifest."""
+"""Texts on which tokenizer versions may differ; their ids are stored in the manifest."""
 
 
 class VerificationText(NamedTuple):
-    """A text to measure on."""
+    """A text on which artifacts are measured, and its prompt name."""
 
     text: str
-    """Without a prompt."""
+    """Text without a prompt."""
     prompt_name: str | None
-    """Name of its prompt in the contract; "" for no prompt at all, None if the caller names none."""
+    """Prompt name in the contract; "" for no prompt, None for the default."""
 
 
 def verification_texts(
     tokenizer: Tokenizer, contract: Contract, given: Sequence[str] = ()
 ) -> list[VerificationText]:
-    """Return the texts that an artifact is measured on, the same ones in every call.
+    """Return the texts on which an artifact is measured; the result is deterministic.
 
     Args:
-        tokenizer: Counts tokens. Its limit gives texts of exactly limit - 1 and limit tokens and one that is
-            cut from twice the limit; above 512 one between 512 and the limit, and one that is cut.
-        contract: Its prompt names, and none, are given to the texts in turn. Texts of an exact length get "".
-        given: More texts, of the user's own domain.
+        tokenizer: Counts tokens. With a limit of up to 512, there are texts of exactly limit - 1 and limit
+            tokens and one of twice the limit, which is truncated. With a larger limit, there are texts of
+            512 tokens, of 1,024 tokens or the limit, and of twice the limit.
+        contract: Texts get its prompt names, and None, in turn. Texts of an exact length get "".
+        given: More texts, for example from the user's domain.
     """
     names = (None, *contract.prompts)
     texts = (*VERIFICATION, *_variants(), *given)
@@ -128,14 +129,14 @@ def verification_texts(
 
 
 def _variants() -> list[str]:
-    """Return some of the texts in decomposed Hangul, in upper case and in lower case."""
+    """Return some of the texts in decomposed Hangul, in uppercase and in lowercase."""
     decomposed = [unicodedata.normalize("NFD", subject[0]) for subject in SUBJECTS[::_DECOMPOSED_EVERY]]
     english = [text for text in VERIFICATION if text.isascii() and text[:1].isupper()][::_CASED_EVERY]
     return [*decomposed, *(text.upper() for text in english), *(text.lower() for text in english)]
 
 
 def _lengths(limit: int) -> list[int]:
-    """Return lengths in tokens, about evenly on a logarithmic scale, up to twice the limit."""
+    """Return lengths in tokens up to twice the limit, about evenly spaced on a logarithmic scale."""
     between = [length for length in _LENGTHS if length < limit - 1]
     if limit <= _USUAL:
         return [*between, limit - 1, limit, 2 * limit]
@@ -143,18 +144,18 @@ def _lengths(limit: int) -> list[int]:
 
 
 def with_prompts(texts: Sequence[str], contract: Contract) -> list[str]:
-    """The texts in turn as queries and as passages, their prompts in front."""
+    """Prepend the query prompt and the passage prompt to the texts in turn."""
     prompts = (contract.prompts["query"], contract.prompts["passage"])
     return [prompts[turn % 2] + text for turn, text in enumerate(texts)]
 
 
 def text_of_length(tokenizer: Tokenizer, tokens: int, turn: int = 0) -> str:
-    """Return running text with exactly `tokens` tokens if a cut allows it, else the nearest below.
+    """Return running text with `tokens` tokens, or slightly fewer if no cut gives exactly that number.
 
     Args:
         tokenizer: Counts tokens.
-        tokens: Wanted count, special tokens included.
-        turn: Number of the subject that the text begins with.
+        tokens: Number of tokens, including special tokens.
+        turn: Index of the subject with which the text begins, modulo the number of subjects.
     """
     start = turn % len(SUBJECTS)
     text = " ".join(text for subject in (*SUBJECTS[start:], *SUBJECTS[:start]) for text in subject)

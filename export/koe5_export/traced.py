@@ -1,12 +1,15 @@
-"""A graph that somebody else wrote, given the interface of an artifact.
+"""Convert an encoder graph exported by other tools to a padded graph.
 
-Owns the surgery that optimum.py and folder.py share; knows neither Optimum nor folders::
+The input is a graph of this form::
 
-    input_ids, attention_mask (, token_type_ids) -> last_hidden_state, or whatever else      is turned into
-    input_ids, attention_mask int64[n, width]    -> embedding float32[n, dim]
+    input_ids, attention_mask (, token_type_ids)  ->  last_hidden_state or another known output
 
-The nodes stay as they are: nothing is fused, quantized or converted to another opset. What the embedding does
-not need is left out. Tensors pass to the disk one by one.
+and the output has the interface of all padded graphs::
+
+    input_ids, attention_mask int64[n, width]  ->  sentence_embedding float32[n, dim]
+
+Nodes are copied unchanged: nothing is fused, quantized or converted to another opset. Nodes and tensors that
+the embedding does not depend on are removed. Tensors are copied one by one.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from koe5_export.writer import GraphWriter
 from koe5_onnx import Contract, InputError
 
 _OPSET_MIN = 13
-"""Squeeze, Unsqueeze and ReduceSum take their axes as an input since then, as the pooling gives them.
+"""First opset in which Squeeze, Unsqueeze and ReduceSum take axes as an input, as the pooling nodes do.
 Source: https://github.com/onnx/onnx/blob/main/docs/Changelog.md#version-13-of-the-default-onnx-operator-set"""
 _REQUIRED = ("input_ids", "attention_mask")
 _KNOWN = (*_REQUIRED, "token_type_ids")
@@ -33,36 +36,36 @@ _INTEGERS = (TensorProto.INT64, TensorProto.INT32)
 _TOKEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
 _TEXT_OUTPUT = "sentence_embedding"
 _PREFIX = "traced/"
-"""In front of every name of the graph, so that none meets a name of the nodes around it."""
+"""Prefix of all names of the original graph, so that they do not clash with those of added nodes."""
 
 
 def read_graph(file: Path) -> Any:
-    """Read a ModelProto without its external data, local functions written out.
+    """Read a ModelProto without its external data, and inline its local functions.
 
     Raises:
-        InputError: The file is no ONNX graph.
+        InputError: The file is not an ONNX graph.
     """
     try:
         model = onnx.load(file, load_external_data=False)
-    except Exception as error:  # protobuf's errors belong to a package that onnx does not name
-        raise InputError(f"{file} cannot be read as ONNX ({error}): export it again") from error
+    except Exception as error:  # onnx does not document which exceptions protobuf raises
+        raise InputError(f"{file} cannot be read as ONNX ({error}). Export it again") from error
     return inliner.inline_local_functions(model) if model.functions else model
 
 
 def write_traced(file: Path, contract: Contract, graph: Path, weights: Path) -> dict[str, Any]:
-    """Write the graph of `file` as an artifact's, pooled and normalized by the contract.
+    """Convert the graph in `file` to a padded graph, with pooling and normalization as in the contract.
 
     Args:
-        file: The graph; its external data lies beside it.
-        contract: Pooling, normalization and width.
-        graph: File to write.
+        file: The original graph; its external data is in the same folder.
+        contract: Pooling, normalization and dimension.
+        graph: File of the converted graph.
         weights: File of its large tensors, in the same folder.
 
     Returns:
-        What the graph says about itself, for the recipe.
+        Producer, opset and output of the original graph, for the manifest's recipe.
 
     Raises:
-        InputError: Inputs, outputs or opset are others than can be dealt with, or a tensor's data is missing.
+        InputError: Inputs, outputs or opset are not supported, or the data of a tensor is missing.
     """
     model = read_graph(file)
     opsets = _opsets(file, model)
@@ -83,7 +86,7 @@ def write_traced(file: Path, contract: Contract, graph: Path, weights: Path) -> 
 
 
 def subgraphs(node: Any) -> Iterator[Any]:
-    """The graphs inside a node: branches and loop bodies."""
+    """Yield the graphs inside a node: branches and loop bodies."""
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
             yield attribute.g
@@ -91,59 +94,59 @@ def subgraphs(node: Any) -> Iterator[Any]:
 
 
 def _opsets(file: Path, model: Any) -> dict[str, int]:
-    """Domain to version, the standard domain as ""."""
+    """Return opset versions by domain; the default domain is ""."""
     opsets = {
         "" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import
     }
     if opsets.get("", 0) < _OPSET_MIN:
         raise InputError(
-            f"{file} has opset {opsets.get('', 0)}, expected {_OPSET_MIN} or later: export it again, with "
-            "Optimum: --opset 18"
+            f"{file} has opset {opsets.get('', 0)}; expected {_OPSET_MIN} or later. Export it again "
+            "(with Optimum: --opset 18)"
         )
     return opsets
 
 
 def _inputs(file: Path, graph: Any) -> dict[str, int]:
-    """Name to element type of each input."""
+    """Return the element types of the inputs by name."""
     constants = {tensor.name for tensor in graph.initializer}
     inputs = {entry.name: entry.type.tensor_type for entry in graph.input if entry.name not in constants}
     if set(inputs) - set(_KNOWN) or set(_REQUIRED) - set(inputs):
         raise InputError(
-            f"{file} takes {', '.join(inputs)}: expected input_ids and attention_mask, perhaps "
-            "token_type_ids; export it again as an encoder (with Optimum: --task feature-extraction)"
+            f"{file} has the inputs {', '.join(inputs)}. Expected input_ids, attention_mask and, optionally, "
+            "token_type_ids. Export it again as an encoder (with Optimum: --task feature-extraction)"
         )
     for name, kind in inputs.items():
         if kind.elem_type not in _INTEGERS:
             found = helper.tensor_dtype_to_string(kind.elem_type)
-            raise InputError(f"{file} takes {name} as {found}: expected int64 or int32")
+            raise InputError(f"{file} has the input {name} of type {found}; expected int64 or int32")
         if fixed := [dim.dim_value for dim in kind.shape.dim if dim.HasField("dim_value")]:
             raise InputError(
-                f"{file} takes {name} of a fixed size ({fixed}): export it again with dynamic axes"
+                f"{file} has the input {name} with a fixed size ({fixed}). Export it again with dynamic axes"
             )
     return {name: kind.elem_type for name, kind in inputs.items()}
 
 
 def _output(file: Path, graph: Any, contract: Contract) -> Any:
-    """The output to pool, or the one that is pooled already where there is no other."""
+    """Return the output of token embeddings or, if there is none, that of pooled embeddings."""
     outputs = {entry.name: entry for entry in graph.output}
     names = _TOKEN_OUTPUTS if not contract.normalize else (*_TOKEN_OUTPUTS, _TEXT_OUTPUT)
     found = next((outputs[name] for name in names if name in outputs), None)
     if found is None:
         raise InputError(
-            f"{file} gives {', '.join(outputs)}: expected one of {', '.join(names)}; export it again "
-            "(with Optimum: --task feature-extraction)"
+            f"{file} has the outputs {', '.join(outputs)}; expected one of {', '.join(names)}. "
+            "Export it again (with Optimum: --task feature-extraction)"
         )
     shape = found.type.tensor_type.shape.dim
     if shape and shape[-1].HasField("dim_value") and shape[-1].dim_value != contract.dim:
         raise InputError(
-            f"{file} gives vectors of {shape[-1].dim_value}, the checkpoint's have {contract.dim}: "
-            "they do not belong together"
+            f"{file} has outputs of dimension {shape[-1].dim_value}, but the checkpoint has {contract.dim}. "
+            "Pass the checkpoint that the graph was exported from"
         )
     return found
 
 
 def _needed(graph: Any, output: str) -> tuple[list[Any], set[str]]:
-    """The nodes that `output` depends on, in order, and every name that they read."""
+    """Return the nodes that `output` depends on, in order, and all names that they read."""
     nodes: list[Any] = []
     names = {output}
     for node in reversed(graph.node):
@@ -154,7 +157,7 @@ def _needed(graph: Any, output: str) -> tuple[list[Any], set[str]]:
 
 
 def _reads(node: Any) -> Iterator[str]:
-    """Names that a node reads, also inside its subgraphs and from outside them."""
+    """Yield the names that a node and the nodes in its subgraphs read."""
     yield from node.input
     for graph in subgraphs(node):
         yield from (entry.name for entry in graph.output)
@@ -163,7 +166,7 @@ def _reads(node: Any) -> Iterator[str]:
 
 
 def _rename(part: Any) -> None:
-    """Put the prefix in front of all names of a node, a tensor or a value, and in its subgraphs."""
+    """Add the prefix to all names of a node, a tensor or a value, and to those in its subgraphs."""
     part.name = _PREFIX + part.name if part.name else ""
     if not hasattr(part, "op_type"):
         return
@@ -181,7 +184,7 @@ def _add_tensors(g: GraphWriter, tensors: Iterable[Any], file: Path) -> None:
 
 
 def _add_nodes(g: GraphWriter, nodes: Iterable[Any], file: Path) -> None:
-    """Add the nodes; constants become tensors, so that large ones leave the graph file."""
+    """Add nodes; Constant nodes become initializers, so that large ones go to the external-data file."""
     for node in nodes:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             tensor = _loaded(node.attribute[0].t, file)
@@ -193,7 +196,7 @@ def _add_nodes(g: GraphWriter, nodes: Iterable[Any], file: Path) -> None:
 
 
 def _load_inside(node: Any, file: Path) -> None:
-    """Bring external data of a node's subgraphs into the graph file."""
+    """Load external data of a node's subgraphs into the graph file."""
     for graph in subgraphs(node):
         for tensor in graph.initializer:
             tensor.CopyFrom(_loaded(tensor, file))
@@ -205,25 +208,25 @@ def _load_inside(node: Any, file: Path) -> None:
 
 
 def _loaded(tensor: Any, file: Path) -> Any:
-    """A copy of the tensor that holds its values."""
+    """Return a copy of the tensor that contains its values."""
     copy = TensorProto()
     copy.CopyFrom(tensor)
     if uses_external_data(copy):
         try:
             load_external_data_for_tensor(copy, str(file.parent))
-            copy.data_location = TensorProto.DEFAULT  # older onnx leaves that to the caller
+            copy.data_location = TensorProto.DEFAULT  # older versions of onnx do not set it
             del copy.external_data[:]
         except (onnx.checker.ValidationError, ValueError, OSError) as error:
             name = tensor.name.removeprefix(_PREFIX)
             raise InputError(
-                f"{file}: the data of {name} cannot be read ({error}): export the folder again, or copy it "
-                "with its links resolved (cp -rL)"
+                f"{file}: the data of {name} cannot be read ({error}). Export the folder again, or copy it "
+                "with symbolic links resolved (cp -rL)"
             ) from error
     return copy
 
 
 def _feed(g: GraphWriter, inputs: dict[str, int]) -> None:
-    """Connect the graph's own inputs; token types are 0, as PyTorch's where none are given."""
+    """Connect the inputs of the original graph; token types are 0, the default in PyTorch."""
     for name, kind in inputs.items():
         if name in _REQUIRED:
             value = name

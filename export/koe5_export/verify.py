@@ -1,7 +1,4 @@
-"""Artifact against reference: runs both over the same texts and measures the distance.
-
-What distance is allowed belongs to gate.py.
-"""
+"""Compare an artifact with the reference on the same texts; gate.py defines the allowed differences."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +34,7 @@ from koe5_onnx import (
     Tokens,
 )
 from koe5_onnx.artifact import PACKED_CUDA_GRAPH
+from koe5_onnx.artifact.hashes import sha256_of
 from koe5_onnx.engine.cuda.provider import Driver, find_driver
 from koe5_onnx.engine.machine import cpu_name
 from koe5_onnx.engine.providers import CUDA, import_onnxruntime
@@ -44,20 +43,26 @@ from koe5_onnx.options import GraphChoice
 
 _BATCH_TOKENS = 2048
 _ALONE = 28
-"""Lengths looked for. The shortest ones share a text."""
+"""Number of lengths for which a text is embedded alone; the shortest ones may select the same text."""
 _UNIT_LENGTH_ERROR = 1e-5
-"""Rounding of a float32 sum over some thousand components."""
+"""Rounding error of a float32 sum over some thousand components."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Texts and what sentence-transformers makes of them."""
+    """Texts and their reference embeddings."""
 
     texts: Sequence[VerificationText]
     lengths: npt.NDArray[np.int32]
-    """int32[n]: tokens of each text with its prompt, after truncation."""
+    """Tokens per text with its prompt, after truncation, int32[n]."""
     embeddings: Array
     """float32[n, dim]."""
+
+
+_Key = tuple[Contract, tuple[str, ...], str]
+_EXPECTED: WeakKeyDictionary[Checkpoint, tuple[_Key, Expected]] = WeakKeyDictionary()
+"""Last result per open checkpoint, so that exports in several precisions run the reference once. The key has
+the SHA-256 of the tokenizer, because the token ids of another tokenizer must be compared too."""
 
 
 def expect(
@@ -67,19 +72,23 @@ def expect(
     given: Sequence[str] = (),
     report: Progress = silent,
 ) -> Expected:
-    """Run the reference once over the built-in and the given texts, with each prompt in turn.
+    """Compute the reference embeddings of the built-in and the given texts, with each prompt in turn.
 
     Args:
-        checkpoint: What the artifact is made from.
-        contract: The artifact's.
-        tokenizer_file: The artifact's tokenizer.json; its token ids are compared with transformers'.
-        given: More texts, of the user's own domain.
-        report: Told how many tokens are done.
+        checkpoint: Checkpoint of the artifact.
+        contract: Contract of the artifact.
+        tokenizer_file: The artifact's tokenizer.json; its token ids are compared with those of transformers.
+        given: More texts, for example from the user's domain.
+        report: Called with the number of tokens done.
 
     Raises:
-        CheckpointError: sentence-transformers uses the checkpoint in another way than the contract says.
+        CheckpointError: The settings of sentence-transformers differ from the contract.
         MissingDependencyError: A package of the reference is not installed.
     """
+    key = contract, tuple(given), sha256_of(tokenizer_file, remember=False)
+    known = _EXPECTED.get(checkpoint)
+    if known is not None and known[0] == key:
+        return known[1]
     require_reference()
     tokenizer = Tokenizer(tokenizer_file, contract.max_tokens, contract.unicode_form)
     texts = verification_texts(tokenizer, contract, given)
@@ -91,7 +100,9 @@ def expect(
     count = _Count("reference", int(lengths.sum()), report)
     embeddings = reference.embed(plain, names, lambda rows: count.add(int(lengths[rows].sum())))
     reference.close()
-    return Expected(texts, lengths, embeddings)
+    expected = Expected(texts, lengths, embeddings)
+    _EXPECTED[checkpoint] = key, expected
+    return expected
 
 
 def certify(
@@ -101,10 +112,10 @@ def certify(
     graph: GraphChoice = "padded",
     report: Progress = silent,
 ) -> Certificate:
-    """Measure one graph of an artifact: all texts in shuffled mixed batches, and some of all lengths alone.
+    """Measure one graph of an artifact on all texts in shuffled batches, and on some texts embedded alone.
 
     Raises:
-        FidelityError: The gate is missed.
+        FidelityError: The certificate fails the gate.
     """
     rows = _rows_alone(expected.lengths, _batch_tokens(artifact.manifest.contract.max_tokens))
     stage = "measure" if graph == "padded" else "measure_packed"
@@ -139,7 +150,7 @@ def certify(
 
 
 class _Count:
-    """Adds up the tokens of a stage."""
+    """Progress of a stage, counted in tokens."""
 
     def __init__(self, stage: str, total: int, report: Progress) -> None:
         self._stage, self._total, self._report = stage, total, report
@@ -152,7 +163,7 @@ class _Count:
 
 
 def _embed(embedder: Embedder, expected: Expected, rows: npt.NDArray[np.intp], count: _Count) -> Array:
-    """Embed some of the texts in batches that mix prompts: float32[len(rows), dim]."""
+    """Embed the texts with the indices `rows`, in batches with mixed prompts: float32[len(rows), dim]."""
     ids: list[npt.NDArray[np.int32]] = []
     for row in rows:
         text, name = expected.texts[row]
@@ -162,29 +173,31 @@ def _embed(embedder: Embedder, expected: Expected, rows: npt.NDArray[np.intp], c
 
 
 def _rows_alone(lengths: npt.NDArray[np.int32], batch_tokens: int) -> npt.NDArray[np.intp]:
-    """Choose texts to embed alone too: some two dozen lengths, evenly on a logarithmic scale.
+    """Choose texts that are also embedded alone, with lengths evenly spaced on a logarithmic scale.
 
-    A text that takes more than half of a batch has no company of its length there and is left out.
+    Texts longer than half a batch are not chosen, because no other such text fits in their batch.
     """
-    wanted = np.geomspace(lengths.min(), min(lengths.max(), batch_tokens // 2), _ALONE)
-    distances = np.abs(np.log(lengths) - np.log(wanted)[:, None])
-    return np.unique(distances.argmin(axis=1))
+    candidates = np.flatnonzero(lengths <= batch_tokens // 2)
+    found = lengths[candidates]
+    wanted = np.geomspace(found.min(), found.max(), _ALONE)
+    distances = np.abs(np.log(found) - np.log(wanted)[:, None])
+    nearest: npt.NDArray[np.intp] = np.unique(distances.argmin(axis=1))
+    return candidates[nearest]
 
 
 def _batch_tokens(limit: int) -> int:
-    """Slots per batch: four of the longest texts, but one at a time if they have thousands of tokens.
+    """Return the number of slots per batch: four of the longest texts, or one if it has thousands of tokens.
 
-    Without fused attention, the memory for its scores grows with the square of the length.
+    Without fused attention, memory for attention scores grows with the square of the length.
     """
     return min(4 * limit, max(limit, _BATCH_TOKENS))
 
 
 def _open(artifact: Artifact, graph: GraphChoice) -> Embedder:
-    """An embedder with large mixed batches, on the first device that the artifact is for.
+    """Open an embedder with large batches, on the CPU if the artifact supports it.
 
-    What is made for CUDA is measured on the CPU where there is no CUDA: ONNX Runtime then computes in fp32
-    between the same roundings, and packed attention is spelled out (simulated.py). The runtime itself would
-    refuse that.
+    If CUDA is not available, artifacts for CUDA are measured on the CPU, which `Embedder.open` rejects. ONNX
+    Runtime then computes in fp32 and rounds to fp16, and simulated.py replaces packed attention.
     """
     device, target = "cpu", artifact.manifest.target
     if "cpu" not in target.devices:
@@ -202,11 +215,11 @@ def _open(artifact: Artifact, graph: GraphChoice) -> Embedder:
 
 
 def _require_unit_length(rows: Array) -> None:
-    """Lengths need a check of their own: cosines do not see them."""
+    """Check that embeddings have unit length, which cosines do not show."""
     lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
     if not np.abs(lengths - 1).max() <= _UNIT_LENGTH_ERROR:
         raise FidelityError(
-            f"embeddings have lengths from {lengths.min():.6f} to {lengths.max():.6f}: the contract says 1"
+            f"embeddings have lengths from {lengths.min():.6f} to {lengths.max():.6f}; expected 1"
         )
 
 
@@ -218,18 +231,26 @@ def verify_artifact(
     graph: GraphChoice = "auto",
     report: Progress = silent,
 ) -> Certificate:
-    """Repeat the measurement of a published artifact: by default of the graph that runs here.
+    """Measure a published artifact again.
+
+    Args:
+        artifact: The artifact.
+        checkpoint: The checkpoint from which it was exported.
+        given: Texts to measure on in addition to the built-in ones.
+        tighten: Bounds stricter than those of the precision's gate, by name.
+        graph: Graph to measure; "auto" selects the one that runs on this machine.
+        report: Called as the stages advance.
 
     Raises:
-        FidelityError: It misses its precision's gate, or the tightened one.
-        InputError: The checkpoint is not the one that the artifact was made from.
+        FidelityError: The artifact fails the gate.
+        InputError: The artifact was not exported from this checkpoint.
     """
     made_from = artifact.manifest.source.weights_sha256
     total = checkpoint.weight_bytes
     if checkpoint.source(lambda done: report("hash", done, total)).weights_sha256 != made_from:
         raise InputError(
-            f"{checkpoint.folder} has other weights than the artifact was made from "
-            f"({artifact.manifest.source.repository}, SHA-256 {made_from[:12]}...): give that checkpoint"
+            f"{checkpoint.folder} is not the checkpoint that the artifact was exported from. Pass "
+            f"{artifact.manifest.source.repository} with weights of SHA-256 {made_from[:12]}..."
         )
     gate = PRECISIONS[artifact.manifest.precision].gate.tightened(tighten or {})
     expected = expect(checkpoint, artifact.manifest.contract, artifact.tokenizer, given, report)

@@ -1,4 +1,4 @@
-"""Weights of an encoder layer as plain arrays: what checkpoint.py reads and later steps transform."""
+"""Weights of an encoder layer as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Rounded:
-    """A weight matrix in integers: each stands for itself times the scale of its block of rows and column."""
+    """A quantized weight matrix: integers, with one scale for each block of rows in each column."""
 
     integers: npt.NDArray[np.int8]
     """int8[in, out]."""
     scale: Array
-    """float32[blocks, out]; blocks of rows are equally long, and 1 where a column has one scale."""
+    """float32[blocks, out]; all blocks have the same number of rows. One block means one scale per column."""
 
     @property
     def weight(self) -> Array:
-        """float32[in, out]: what the integers stand for."""
+        """Dequantized weight, float32[in, out]."""
         blocks = self.integers.reshape(len(self.scale), -1, self.integers.shape[1])
         return np.asarray((blocks * self.scale[:, None]).reshape(self.integers.shape), dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class Linear:
-    """y = x @ weight + bias."""
+    """A linear layer: y = x @ weight + bias."""
 
     weight: Array
     """float32[in, out]."""
     bias: Array
     """float32[out]."""
     rounded: Rounded | None = None
-    """The weight in integers; None where it stays as it is."""
+    """Quantized weight; None if the weight is not quantized."""
     rotation: Array | None = None
-    """float32[block, block] that each block of x is multiplied by first (rotate.py); None if none is."""
+    """float32[block, block] by which each block of x is multiplied (rotate.py); None for no rotation."""
+    divisors: Array | None = None
+    """float32[block] by which each block of x is divided before it is rotated (smooth.py), or None."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Layer:
-    """One encoder layer, post-norm: each norm comes after its residual sum."""
+    """One post-norm encoder layer: each norm follows its residual sum."""
 
     query: Linear
     key: Linear

@@ -1,7 +1,6 @@
-"""Writing an ONNX graph node by node, its large tensors streamed to one external-data file.
+"""Write an ONNX graph node by node, with large tensors streamed to one external-data file.
 
-Knows ONNX's file format, nothing of encoders. Tensors go to disk as they come, so a graph of any size is
-written in the memory of its largest piece.
+Tensors are written as they are added, so memory is bounded by the largest tensor or part of one.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ from onnx import TensorProto, helper, numpy_helper
 from koe5_onnx import __version__
 
 OPSET = 21
-"""Blocked QuantizeLinear came with opset 21. Source: https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html"""
+"""First opset with blocked QuantizeLinear. Source: https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html"""
 MICROSOFT = "com.microsoft"
 _OPSETS = {"": OPSET, MICROSOFT: 1}
 _IR_VERSION = 10
 _PAGE_BYTES = 4096
-"""Offsets are multiples of the page size, so that each tensor can be memory-mapped."""
+"""Page size; tensor offsets are multiples of it so that each tensor can be memory-mapped."""
 _INLINE_BYTES = 65536
-"""Vectors stay in the graph file, matrices go beside it."""
+"""Largest tensor stored in the graph file; larger ones are stored in the external-data file."""
 
 
 class GraphWriter(AbstractContextManager["GraphWriter"]):
-    """Collects nodes and constants of one graph.
+    """Writer of one graph and its external data.
 
     Args:
-        graph: Where the graph goes; its folder must exist.
-        weights: Where large tensors go, in the same folder.
-        opsets: Operator domains and their versions; others where nodes are added as somebody made them.
+        graph: File of the graph; its folder must exist.
+        weights: File of large tensors, in the same folder.
+        opsets: Operator domains and their versions. Pass those of the original graph to copy its nodes.
     """
 
     def __init__(self, graph: Path, weights: Path, opsets: Mapping[str, int] = _OPSETS) -> None:
@@ -57,20 +56,20 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
         self._stream.close()
 
     def node(self, op: str, inputs: Sequence[str], name: str, *, domain: str = "", **attributes: Any) -> str:
-        """Add a node with one output and return the output's name, which is `name`."""
+        """Add a node with one output and return `name`, which is also the output's name."""
         if name in self._names:
-            raise ValueError(f"the graph has a node {name} already")
+            raise ValueError(f"the graph already has a node {name}")
         self._names.add(name)
         self._nodes.append(helper.make_node(op, inputs, [name], name=name, domain=domain, **attributes))
         return name
 
     def add(self, node: Any) -> None:
-        """Add a NodeProto as it is."""
+        """Add a NodeProto unchanged."""
         self._names.update(node.output)
         self._nodes.append(node)
 
     def add_tensor(self, tensor: Any) -> None:
-        """Add a TensorProto whose values are in it, as they are."""
+        """Add a TensorProto whose data is stored inline (not external). Its values are not converted."""
         if not tensor.HasField("raw_data"):
             tensor = numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name)
         if len(tensor.raw_data) <= _INLINE_BYTES:
@@ -84,11 +83,11 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
         self._constants[tensor.name] = external
 
     def has(self, name: str) -> bool:
-        """Whether a node of this name was added."""
+        """Return True if a node with this name was added."""
         return name in self._names
 
     def constant(self, name: str, value: npt.NDArray[Any] | np.generic) -> str:
-        """Add a constant; a repeated name keeps the first."""
+        """Add a constant, unless one with this name exists, and return its name."""
         array = np.asarray(value)
         if name not in self._constants:
             if array.nbytes <= _INLINE_BYTES:
@@ -100,7 +99,7 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
     def stream(
         self, name: str, dtype: npt.DTypeLike, shape: Sequence[int], parts: Iterable[npt.NDArray[Any]]
     ) -> str:
-        """Add a large constant whose rows come in parts, written to disk as they come.
+        """Add a large constant in parts of its rows, each of which is written to disk immediately.
 
         Raises:
             ValueError: The parts do not add up to `shape`.
@@ -111,17 +110,17 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
         length = self._stream.tell() - offset
         expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if length != expected:
-            raise ValueError(f"{name} was given {length} bytes: expected {expected}")
+            raise ValueError(f"{name} has {length} bytes; expected {expected}")
         data_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         self._constants[name] = self._external(name, data_type, shape, offset, length)
         return name
 
     def branch(self, name: str, condition: str, then: Any, otherwise: Any) -> str:
-        """Add an `If`: `then` and `otherwise` are nodes with one output each, made by `subgraph`."""
+        """Add an `If` node; `then` and `otherwise` are subgraphs made by `subgraph`."""
         return self.node("If", [condition], name, then_branch=then, else_branch=otherwise)
 
     def save(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """Write the graph file; the weights are on disk already."""
+        """Write the graph file."""
         graph = helper.make_graph(
             self._nodes, "koe5", inputs, outputs, initializer=list(self._constants.values())
         )
@@ -136,7 +135,7 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
         onnx.save(model, self._graph)
 
     def _start_tensor(self) -> int:
-        """Go to the next page of the weights and return its offset."""
+        """Pad the weights file to the next page and return the offset."""
         self._stream.write(b"\0" * (-self._stream.tell() % _PAGE_BYTES))
         return self._stream.tell()
 
@@ -149,7 +148,7 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
 
 
 def subgraph(op: str, inputs: Sequence[str], name: str, *, domain: str = "", **attributes: Any) -> Any:
-    """A branch of an `If` that is one node; its inputs are names of the graph around it."""
+    """Return a branch of an `If` with one node; its inputs are names in the enclosing graph."""
     node = helper.make_node(op, inputs, [name], name=name, domain=domain, **attributes)
     output = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
     return helper.make_graph([node], name, [], [output])

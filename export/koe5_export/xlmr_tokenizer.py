@@ -1,8 +1,8 @@
-"""XLM-RoBERTa's tokenizer from its vocabulary: the rest is rebuilt and checked by its hash.
+"""Build XLM-RoBERTa's tokenizer from its vocabulary.
 
-Its normalizer holds SentencePiece's rule set nmt_nfkc as of Unicode 11, compiled into a table. SentencePiece
-still ships that rule set, with the additions of later Unicode versions: those are left out again, and what
-SentencePiece compiles from the rest is the original table, byte for byte.
+Its normalizer contains SentencePiece's rule set nmt_nfkc for Unicode 11, compiled to a table. SentencePiece
+still ships this rule set, extended for later Unicode versions. The table is rebuilt by removing these
+additions and compiling the remaining rules; its SHA-256 is compared with that of the original table.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LATER_BLOCKS = (
     range(0x16100, 0x16140),  # Gurung Khema, Unicode 16
     range(0x16D40, 0x16D80),  # Kirat Rai, Unicode 16
 )
-"""Scripts with composed letters that XLM-R's table does not know.
+"""Scripts with composed letters that XLM-R's table does not contain.
 Source: https://www.unicode.org/Public/16.0.0/ucd/Blocks.txt"""
 _SENTENCEPIECE_ERRORS_ONLY = 2
 
@@ -37,12 +37,12 @@ def xlmr_tokenizer(
 
     Args:
         pieces: Text and score of each token, by id.
-        special_ids: Ids of `<s>`, `<pad>`, `</s>` and `<unk>`; the id of `<mask>` is found by its text.
-        characters: What the normalizer writes for a single character.
+        special_ids: Ids of `<s>`, `<pad>`, `</s>` and `<unk>`; `<mask>` is looked up in `pieces`.
+        characters: Output of the normalizer per single character.
 
     Raises:
         MissingDependencyError: sentencepiece is not installed.
-        InputError: The rebuilt table is not XLM-R's.
+        InputError: The rebuilt table differs from XLM-R's.
     """
     rust = tokenizers.Tokenizer(models.Unigram(list(pieces), unk_id=special_ids["<unk>"]))
     spaces = normalizers.Replace(tokenizers.Regex(" {2,}"), " ")
@@ -61,7 +61,7 @@ def xlmr_tokenizer(
 
 
 def _charsmap(characters: Mapping[str, str]) -> bytes:
-    """The compiled table of the normalizer."""
+    """Return the compiled table of the normalizer."""
     try:
         import sentencepiece
     except ImportError as error:
@@ -79,8 +79,8 @@ def _charsmap(characters: Mapping[str, str]) -> bytes:
     charsmap = bytes(compiled.serialized_normalizer_spec()[-_CHARSMAP_BYTES:])
     if hashlib.sha256(charsmap).hexdigest() != _CHARSMAP_SHA256:
         raise InputError(
-            f"sentencepiece {sentencepiece.__version__} does not give XLM-R's normalizer: "
-            "install the version of constraints.txt"
+            f"sentencepiece {sentencepiece.__version__} does not reproduce XLM-R's normalizer. "
+            "Install the version in constraints.txt"
         )
     return charsmap
 

@@ -1,13 +1,13 @@
-// Speed of the fused linears, alone: no ONNX Runtime.
+// Measures the speed of the fused linear layers without ONNX Runtime.
 //
 //   cmake -S kernels -B build/kernels -G Ninja && cmake --build build/kernels --target linear_bench
-//   build/kernels/linear_bench [--threads N] [--level amx|avx512_vnni|avx_vnni|avx2] [--rows 16,32,...] [--shape TEXT] [--seconds S]
-//                              [--hot]
+//   build/kernels/linear_bench [--threads N] [--level amx|avx512_vnni|avx_vnni|avx2] [--rows 16,32,...] [--shape TEXT]
+//                              [--seconds S] [--hot]
 //
-// One line for each linear of the model and number of rows: median and best milliseconds, giga-operations a second
-// (a product and a sum are two), share of the ceiling, weights read in GB/s. The ceiling is what the same threads reach
-// in the same run with the instruction on registers alone. Weights are cold unless --hot is given: as in a model, each
-// call uses others, 192 MiB of them in turn.
+// Prints one line per linear layer and number of rows: median and best milliseconds, giga-operations per
+// second (a product and a sum count as two), percentage of the ceiling, and weights read in GB/s. The ceiling is what
+// the same threads reach in the same run with the instruction on registers only. Without --hot, weights are cold as in
+// a model: calls cycle through 192 MiB of weights.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -30,7 +30,7 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Threads that wait busily between tasks, as ONNX Runtime's do.
+// Threads that spin between tasks, like ONNX Runtime's.
 class ThreadPool final : public koe5::Pool {
  public:
   explicit ThreadPool(int threads) : threads_(threads) {
@@ -75,7 +75,7 @@ class ThreadPool final : public koe5::Pool {
   void* context_ = nullptr;
 };
 
-// 1,000 times the instruction on twelve (VNNI) or four (AMX) independent sums.
+// Runs the instruction 1,000 times on twelve (VNNI) or four (AMX) independent sums.
 __attribute__((target("avx512f,avx512vnni"))) void vnni_alone() {
   for (int i = 0; i < 1000; ++i) {
     asm volatile(
@@ -87,7 +87,7 @@ __attribute__((target("avx512f,avx512vnni"))) void vnni_alone() {
   }
 }
 
-// The same on 256 bits.
+// The same on 256-bit registers.
 __attribute__((target("avx2,avxvnni"))) void avx_vnni_alone() {
   for (int i = 0; i < 1000; ++i) {
     asm volatile(
@@ -101,7 +101,7 @@ __attribute__((target("avx2,avxvnni"))) void avx_vnni_alone() {
   }
 }
 
-// 1,000 times six pairs of VPMADDWD and VPADDD, of 32 products.
+// Runs six pairs of VPMADDWD and VPADDD 1,000 times; each pair computes 16 products.
 __attribute__((target("avx2"))) void avx2_alone() {
   for (int i = 0; i < 1000; ++i) {
     asm volatile(
@@ -143,7 +143,7 @@ Alone alone_at(Level level) {
   return level == Level::avx_vnni ? Alone{avx_vnni_alone, 12000.0 * 32 * 2} : Alone{avx2_alone, 6000.0 * 16 * 2};
 }
 
-// Operations a second of all threads, best of ten.
+// Returns the operations per second of all threads, best of ten.
 double ceiling(Level level, ThreadPool& pool) {
   const Alone alone = alone_at(level);
   double best = 1e9;
@@ -178,7 +178,7 @@ constexpr Shape kShapes[] = {
     {"ProjectAddNorm 1536 -> 384   ", Shape::add_norm, 1536, 384},
 };
 
-// Inputs and outputs of any shape, and as many weights as are wanted.
+// Inputs, outputs and weights of one shape.
 class Work {
  public:
   Work(const Shape& shape, int64_t rows, bool hot)
@@ -198,7 +198,7 @@ class Work {
     const float* const c = column_.data();
     const koe5::QuantizedOutput out{q_.data(), out_scale_.data()};
     if (shape_.kind == Shape::qkv) koe5::project(level, pool, a, weight, c, shape_.k < 1024 ? 32 : 64, bf16_.data());
-    if (shape_.kind == Shape::gelu) koe5::project_gelu(level, pool, a, weight, c, out);
+    if (shape_.kind == Shape::gelu) koe5::project_gelu(level, pool, a, weight, c, c, out);
     if (shape_.kind == Shape::add_norm) {
       koe5::project_add_norm(level, pool, a, weight, {x_.data(), c, c, c, c, 1e-5f}, y_.data(), out);
     }

@@ -1,13 +1,13 @@
-// Makes a process believe that its CPU is a lesser one: CPUID without AMX and AVX512 (KOE5_MASK_CPUID=avx_vnni), without
-// AVX-VNNI too (avx2), or without AVX2 too (sse).
+// Makes a process see a CPU with fewer features: CPUID without AMX and AVX512 (KOE5_MASK_CPUID=avx_vnni), also without
+// AVX-VNNI (avx2), or also without AVX2 (sse).
 //
 //   cc -O2 -shared -fPIC -o mask_cpuid.so kernels/bench/mask_cpuid.c
 //   KOE5_MASK_CPUID=avx2 LD_PRELOAD=./mask_cpuid.so python ...
 //
-// For measuring ONNX Runtime and the kernels as they are on such CPUs, and for tests; the instructions themselves stay.
-// Linux lets CPUID fault where the CPU can (cpuid_fault in /proc/cpuinfo); the fault's handler answers in its stead.
-// Threads and forked processes inherit the setting. What the dynamic loader and libc found before is not changed.
-// The switch is per thread and CPUID is rare, so that nothing is slower.
+// For measurements of ONNX Runtime and the kernels as on such CPUs, and for tests. The instructions themselves still
+// work. Linux can make CPUID fault on CPUs that support it (cpuid_fault in /proc/cpuinfo); the signal handler then
+// supplies the result. Threads and forked processes inherit the setting. Features that the dynamic loader and libc
+// detected earlier are not masked. The setting is per thread and CPUID is rare, so nothing else becomes slower.
 #define _GNU_SOURCE
 #include <cpuid.h>
 #include <signal.h>
@@ -24,7 +24,7 @@ enum { kSetCpuid = 0x1012, kFaults = 0, kWorks = 1 };
 static struct sigaction before;
 static int without_vnni, without_avx2;
 
-// Leaf 7: Intel SDM, volume 2. All of AVX512 and AMX; AVX-VNNI and AVX2 only where that is wanted.
+// Leaf 7: Intel SDM, volume 2. Masks all of AVX512 and AMX; AVX-VNNI and AVX2 only if requested.
 static void mask(uint32_t leaf, uint32_t subleaf, uint32_t r[4]) {
   if (leaf == 7 && subleaf == 0) {
     r[1] &= ~(1u << 16 | 1u << 17 | 1u << 21 | 1u << 26 | 1u << 27 | 1u << 28 | 1u << 30 | 1u << 31);
@@ -41,9 +41,9 @@ static void mask(uint32_t leaf, uint32_t subleaf, uint32_t r[4]) {
 static void answer(int signal, siginfo_t* info, void* context) {
   greg_t* const g = ((ucontext_t*)context)->uc_mcontext.gregs;
   const uint8_t* const at = (const uint8_t*)g[REG_RIP];
-  // A general protection fault has no address; another fault may have left RIP where no code is.
+  // A general protection fault has no address. After any other fault, RIP may not point to readable code.
   if (info->si_code != SI_KERNEL || at[0] != 0x0f || at[1] != 0xa2) {
-    sigaction(signal, &before, NULL);  // the instruction faults again, into whoever was there first
+    sigaction(signal, &before, NULL);  // restore the previous handler, which then receives the repeated fault
     return;
   }
   const uint32_t leaf = (uint32_t)g[REG_RAX], subleaf = (uint32_t)g[REG_RCX];
@@ -67,7 +67,7 @@ __attribute__((constructor)) static void begin(void) {
   action.sa_flags = SA_SIGINFO | SA_NODEFER;
   sigaction(SIGSEGV, &action, &before);
   if (syscall(SYS_arch_prctl, kSetCpuid, kFaults) != 0) {
-    static const char words[] = "mask_cpuid: this CPU or kernel cannot let CPUID fault\n";
+    static const char words[] = "mask_cpuid: this CPU or kernel does not support CPUID faulting\n";
     if (write(2, words, sizeof words - 1) < 0) _exit(1);
     _exit(1);
   }

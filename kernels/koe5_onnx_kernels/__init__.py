@@ -1,7 +1,7 @@
-"""Where the fused operators' shared library is, and whether this machine can use it.
+"""Location and availability of the shared library with the fused operators.
 
-The library holds custom operators of ONNX Runtime (domain "koe5"): give `library()` to
-`SessionOptions.register_custom_ops_library` where `unavailable()` is None. Nothing here imports ONNX Runtime.
+The library contains custom operators for ONNX Runtime (domain "koe5"). If `unavailable()` is None, pass
+`library()` to `SessionOptions.register_custom_ops_library`. This module does not import ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ from pathlib import Path
 
 __all__ = ["OPSET_VERSION", "level", "library", "packed_layout", "sharing_problem", "unavailable"]
 
-OPSET_VERSION = 3
-"""Version of the operator set "koe5" that this package's graphs are written for."""
+OPSET_VERSION = 4
+"""Version of the operator set "koe5" that this package implements."""
 
 _FILE = "libkoe5_kernels.so"
 
 
 def library() -> Path:
-    """The shared library for `SessionOptions.register_custom_ops_library`.
+    """Return the path of the shared library for `SessionOptions.register_custom_ops_library`.
 
     Raises:
-        FileNotFoundError: The installation lacks it.
+        FileNotFoundError: The library is missing from the installation.
     """
     path = Path(__file__).with_name(_FILE)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: reinstall koe5-onnx-kernels")
+        raise FileNotFoundError(f"{path} is missing. Reinstall koe5-onnx-kernels")
     return path
 
 
 def unavailable() -> str | None:
-    """Why the operators cannot be used on this machine, in one line; None where they can."""
+    """Return one line with the reason if this machine cannot use the operators, or None if it can."""
     try:
         loaded = _load()
     except OSError as error:
         return f"the library does not load: {error}"
     version = int(loaded.koe5_kernels_version())
     if version != OPSET_VERSION:
-        return f"the library has operator set {version} and this package {OPSET_VERSION}: reinstall it"
+        return f"the library has operator set {version}, but {OPSET_VERSION} is required. Reinstall it"
     return _text(loaded.koe5_kernels_unavailable()) or None
 
 
 def level() -> str:
-    """The instruction set in use: "amx", "avx512_bf16", "avx512_vnni", "avx_vnni", "avx2" or "none".
+    """Return the instruction set in use, a level of the README such as "amx" or "neon_i8mm", or "none".
 
     Raises:
         OSError: The library is missing or does not load.
@@ -52,10 +52,10 @@ def level() -> str:
 
 
 def packed_layout() -> int:
-    """Version of the order in which weights are packed; files of another version are written again.
+    """Return the version of the packed weight layout. Files of another version are replaced.
 
-    A session keeps packed weights in the folder that its config entry `koe5.packed_weights` names, where
-    other processes with the same entry map them. The folder must be for this graph alone.
+    A session stores packed weights in the folder that its config entry `koe5.packed_weights` names. Other
+    processes with the same entry map them. Use a separate folder for each graph.
 
     Raises:
         OSError: The library is missing or does not load.
@@ -64,9 +64,9 @@ def packed_layout() -> int:
 
 
 def sharing_problem() -> str | None:
-    """Why a session that this thread made holds packed weights of its own in spite of `koe5.packed_weights`.
+    """Return why a session created by this thread does not share its weights despite `koe5.packed_weights`.
 
-    The first reason since the last call; None where there is none.
+    Each call returns the first reason since the last call, or None if there is none.
 
     Raises:
         OSError: The library is missing or does not load.

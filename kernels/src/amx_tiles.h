@@ -1,4 +1,4 @@
-// The shape of AMX's eight tiles, which all products here share. Included by units compiled for AMX only.
+// The AMX tile configuration that all products share. Include it only from units compiled for AMX.
 #pragma once
 
 #include <immintrin.h>
@@ -15,11 +15,11 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// GCC's tile loads do not tell the compiler that they read memory: what was written must be there.
+// GCC's tile loads do not tell the compiler that they read memory. This barrier forces pending writes to memory first.
 inline void finish_writes() { __asm__ volatile("" ::: "memory"); }
 
 inline void configure_tiles() {
-  // Static: GCC's intrinsic claims to read 8 bytes of it, and would drop the rest of a local one.
+  // Static: GCC's intrinsic declares that it reads only 8 bytes, so the rest of a local object would be optimized away.
   static const TileConfig config;
   _tile_loadconfig(&config);
 }

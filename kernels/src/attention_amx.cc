@@ -1,5 +1,5 @@
 // Attention by AMX-BF16: a tile instruction multiplies 16 queries (or rows of weights) x 32 values by 32 x 16 columns.
-// The exponentials, not the products, are what takes the time here.
+// At this level, most of the time is spent on the exponentials, not on the products.
 #include "amx_tiles.h"
 #include "attention_blocks.h"
 
@@ -7,14 +7,14 @@ namespace koe5 {
 namespace {
 
 constexpr int64_t kTileRows = 16;
-constexpr int64_t kTileSteps = 16;  // dwords of a row: 32 bf16 values
+constexpr int64_t kTileSteps = 16;  // dwords per row: 32 bf16 values
 constexpr int64_t kPackedBytes = kPanel * 4;
 
 void zero_queries(uint32_t* to, int64_t from, int64_t n) {
   for (int64_t i = from; i < n; i += 16) _mm512_storeu_si512(to + i, _mm512_setzero_si512());
 }
 
-// Queries as 16 or 32 rows of `steps` dwords, with zeros where depth or rows end.
+// Copies queries to 16 or 32 rows of `steps` dwords, with zeros beyond the depth and beyond the last row.
 void copy_queries(const AttentionTask& task, int64_t query, int64_t rows, int64_t steps, uint32_t* to) {
   if (rows % kTileRows != 0 || steps != task.depth / 2) zero_queries(to, 0, round_up(rows, kTileRows) * steps);
   for (int64_t row = 0; row < rows; ++row) {
@@ -26,16 +26,17 @@ void copy_queries(const AttentionTask& task, int64_t query, int64_t rows, int64_
   }
 }
 
-// What a product of tiles takes and gives: out[16 or 32][columns] = left x packed, steps of dwords.
+// Operands and output of a product of tiles: out[16 or 32][columns] = left x packed.
 struct TileProduct {
   const uint32_t* left;
-  int64_t left_stride;  // dwords between its rows
+  int64_t left_stride;  // dwords between rows
   int64_t steps;
   float* out;
   int64_t out_stride;
 };
 
-// 16 or 32 rows x 16 or 32 columns. Tiles: 0 to 3 sums, 4 and 5 rows, 6 and 7 columns; each is used twice once loaded.
+// 16 or 32 rows x 16 or 32 columns. Tiles 0 to 3 hold sums, 4 and 5 rows, 6 and 7 columns. Each loaded tile is used
+// twice.
 template <bool kTwoRows, bool kTwoColumns>
 void multiply_block(const TileProduct& x, const uint32_t* packed, float* out) {
   const int64_t left_bytes = 4 * x.left_stride, out_bytes = 4 * x.out_stride;

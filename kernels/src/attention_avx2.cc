@@ -1,9 +1,9 @@
-// Attention in fp32 from bf16 storage, for CPUs with AVX2 and without AVX512.
+// Attention that reads bf16 inputs and computes in fp32, for CPUs with AVX2 but without AVX512.
 #include "attention_registers.h"
 
 namespace koe5 {
 
-// Here, as every level's CPU has AVX2.
+// Defined in this unit because every supported CPU has AVX2.
 size_t attention_scratch_bytes(int64_t depth) { return sizeof(uint32_t) * AttentionScratch::dwords(depth); }
 
 void attend_avx2(const AttentionTask& task) { attend_by_registers<Fp32Product>(task); }

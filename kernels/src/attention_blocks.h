@@ -1,10 +1,10 @@
-// What the instruction sets' attention share: blocks of keys, how they are packed, and scratch memory.
-// Local to the file that includes it: see sixteen.h.
+// Code that the attention of all instruction sets shares: blocks of keys, their packing, and scratch memory.
+// Local to the file that includes it; see sixteen.h.
 //
-// A product takes steps: a dword of an operand is two bf16 values (Bf16Product) or one fp32 value (Fp32Product).
-//   packed keys    dword[keys / 64][steps of depth][64]        key panels: 64 scores grow together
+// Products advance in steps of one dword per operand: two bf16 values (Bf16Product) or one fp32 value (Fp32Product).
+//   packed keys    dword[keys / 64][steps of depth][64]        panels of 64 keys, whose scores are summed together
 //   packed values  dword[depth / 64][steps of keys][64]
-// AMX reads 16 x 16 dwords of the same layouts as a tile.
+// These layouts also suit AMX, which loads 16 x 16 dwords of them as one tile.
 #pragma once
 
 #include <cstdint>
@@ -12,26 +12,27 @@
 #include "attention.h"
 #include "sixteen.h"
 #include "softmax.h"
+#include "units.h"
 
 namespace koe5 {
 namespace {
 
-// Keys of one block: longer texts take several, with running maxima. 512 of KoE5's width are 128 KiB packed: in L2.
+// Keys per block; longer texts take several blocks and keep running maxima. With a depth of 64, 512 keys take 64 KiB
+// packed as bf16, or 128 KiB as fp32, which fits in L2.
 constexpr int64_t kKeys = 512;
 constexpr int64_t kPanel = 64;
-constexpr int64_t kRows = 32;  // most queries that a product takes at once
-// Between rows of scores, in dwords: no multiple of 1 KiB, so that rows do not meet in the same cache sets.
+constexpr int64_t kRows = 32;  // maximum number of queries per product
+// Distance between rows of scores, in dwords. Not a multiple of 1 KiB, so that rows do not share cache sets.
 constexpr int64_t kScoreStride = kKeys + 16;
 
-inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Where a task's scratch memory lies, in dwords.
+// Layout of a task's scratch memory, in dwords.
 struct AttentionScratch {
   uint32_t* keys;
   uint32_t* values;
   uint32_t* queries;  // [kRows][depth]
-  float* scores;      // [kRows][kScoreStride]; later weights
+  float* scores;      // [kRows][kScoreStride]; overwritten by the weights
   float* block;       // [kRows][depth rounded up to 64]: the context of one block of keys
   RunningSoftmax* running;
 
@@ -50,7 +51,7 @@ struct AttentionScratch {
   }
 };
 
-// Two bf16 values a step: AVX512-BF16 and AMX.
+// Two bf16 values per step, for AVX512-BF16 and AMX.
 struct Bf16Product {
   static constexpr int64_t kStep = 2;
 
@@ -59,15 +60,15 @@ struct Bf16Product {
   static inline void store_keys(uint32_t* to, int64_t step, int64_t, Ints pair) {
     store(to + step * kPanel, pair);
   }
-  static inline Ints value_pair(__m256i even, __m256i odd) {
+  static inline Ints value_pair(Halves even, Halves odd) {
     return either(widen(even), as_upper(odd));
   }
-  static inline void store_values(uint32_t* to, int64_t pair, __m256i even, __m256i odd) {
+  static inline void store_values(uint32_t* to, int64_t pair, Halves even, Halves odd) {
     store(to + pair * kPanel, value_pair(even, odd));
   }
 #ifdef __AVX512BF16__
-  // Rounded to nearest even, and summed as rounded (each times one): they add up to one in the product with the values.
-  // The weights of keys i.. trail the scores that they overwrite.
+  // Rounds the weights to nearest even and sums the rounded values (as products with one), so that the weights applied to
+  // the values add up to one. Weights are half as wide as scores, so they never overwrite a score not yet read.
   static inline void store_weights(float* scores, int64_t i, Floats a, Floats b, Floats* sum, Floats*) {
     const __m512bh weights = _mm512_cvtne2ps_pbh(b, a);
     const Ints ones = spread_int(0x3f803f80);
@@ -77,7 +78,7 @@ struct Bf16Product {
 #endif
 };
 
-// One fp32 value a step, from the same storage: CPUs without bf16 products.
+// One fp32 value per step, converted from bf16, for CPUs without bf16 dot-product instructions.
 struct Fp32Product {
   static constexpr int64_t kStep = 1;
 
@@ -94,7 +95,7 @@ struct Fp32Product {
     store(to + 2 * step * kPanel, shift_left<16>(pair));
     store(to + (2 * step + 1) * kPanel, both(pair, spread_int(~0xffff)));
   }
-  static inline void store_values(uint32_t* to, int64_t pair, __m256i even, __m256i odd) {
+  static inline void store_values(uint32_t* to, int64_t pair, Halves even, Halves odd) {
     store(to + 2 * pair * kPanel, as_upper(even));
     store(to + (2 * pair + 1) * kPanel, as_upper(odd));
   }
@@ -106,7 +107,7 @@ struct Fp32Product {
   }
 };
 
-// rows[i][j] becomes rows[j][i], 16 x 16 dwords.
+// Transposes 16 x 16 dwords in place.
 inline void transpose(Ints rows[16]) {
   Ints t[16];
 #pragma GCC unroll 8
@@ -137,7 +138,7 @@ inline void transpose(Ints rows[16]) {
   }
 }
 
-// 16 keys from `key` on, the dwords `pair`.. of their heads; zeros where there is no key or no depth.
+// Loads dwords `pair`.. of 16 keys starting at `key`, with zeros beyond the last key and beyond the depth.
 inline void load_keys(const uint16_t* key, int64_t depth, int64_t keys, int64_t pairs, Ints rows[16]) {
 #pragma GCC unroll 16
   for (int64_t i = 0; i < 16; ++i) {
@@ -145,7 +146,7 @@ inline void load_keys(const uint16_t* key, int64_t depth, int64_t keys, int64_t 
   }
 }
 
-// Packs `keys` keys, as zeros up to a multiple of 16, and each head with zeros up to `padded_depth`.
+// Packs `keys` keys, padded with zeros to a multiple of 16 keys and to `padded_depth`.
 template <class Product>
 void pack_keys(const uint16_t* key, int64_t keys, int64_t depth, int64_t padded_depth, uint32_t* to) {
   const int64_t steps = padded_depth / Product::kStep, pairs = padded_depth / 2;
@@ -162,7 +163,7 @@ void pack_keys(const uint16_t* key, int64_t keys, int64_t depth, int64_t padded_
   }
 }
 
-// Packs `keys` values, as zeros up to a multiple of 32.
+// Packs `keys` values, padded with zeros to a multiple of 32.
 template <class Product>
 void pack_values(const uint16_t* value, int64_t keys, int64_t depth, uint32_t* to) {
   const int64_t padded = round_up(keys, 32), steps = padded / Product::kStep;
@@ -176,20 +177,20 @@ void pack_values(const uint16_t* value, int64_t keys, int64_t depth, uint32_t* t
   }
 }
 
-// log2(e) / sqrt(depth): softmax in base 2.
+// log2(e) / sqrt(depth), because softmax is computed in base 2.
 inline float score_factor(int64_t depth) {
-  return 1.44269504088896341f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(static_cast<float>(depth))));
+  return 1.44269504088896341f / root_of(static_cast<float>(depth));
 }
 
-// Where a task stands: one block of its text's keys.
+// One block of a text's keys.
 struct KeyBlock {
   int64_t keys;
-  int64_t padded;  // keys rounded up to 32, for which there are scores
+  int64_t padded;  // keys rounded up to 32; the number of scores per row
   bool first;
   bool last;
 };
 
-// Calls `attend_rows(block, queries from, rows)` for every block of keys and every `rows` queries of the task.
+// Calls `attend_rows(block, first query, rows)` for every block of keys and every `rows` queries of the task.
 template <class Product, class AttendRows>
 void for_each_block(const AttentionTask& task, int64_t padded_depth, int64_t rows, const AttentionScratch& scratch,
                            AttendRows attend_rows) {
@@ -208,12 +209,12 @@ void for_each_block(const AttentionTask& task, int64_t padded_depth, int64_t row
   }
 }
 
-// Scores of `rows` queries to weights; returns the factors for what earlier blocks gave.
+// Turns the scores of `rows` queries into weights. `rescale` receives the factors for the context of earlier blocks.
 template <class Product>
 inline void weigh_rows(const KeyBlock& block, float factor, int64_t rows, float* scores, RunningSoftmax* running,
                               float rescale[kRows]) {
   float maxima[kRows];
-  // All maxima first: the exponentials of a row then wait for no reduction.
+  // Find all maxima first, so that the exponentials of a row do not wait for a reduction.
   for (int64_t row = 0; row < rows; ++row) {
     forget_scores(scores + row * kScoreStride, block.keys, block.padded);
     maxima[row] = largest_score(scores + row * kScoreStride, block.padded);

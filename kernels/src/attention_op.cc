@@ -1,5 +1,5 @@
 // RaggedAttention(qkv bf16[3 heads, T, H / heads], offsets i32[n+1]) -> q u8[T, H], scale f32[T]
-// Softmax attention of each token over its own text, all heads, and the result in 8 bits a token.
+// Softmax attention of each token over its own text in all heads, with the result in 8 bits and one scale per token.
 #include <algorithm>
 #include <atomic>
 #include <memory>
@@ -21,14 +21,18 @@ constexpr int64_t kMaxDepth = 256;
 using Attend = void (*)(const AttentionTask&);
 
 Attend attend_at(Level level) {
+#if defined(__aarch64__)
+  return level == Level::neon_i8mm ? attend_bfmmla : attend_neon;
+#else
   if (level == Level::amx) return attend_amx;
   if (level == Level::avx512_bf16) return attend_bf16;
   return level == Level::avx512_vnni ? attend_vnni : attend_avx2;
+#endif
 }
 
 thread_local ThreadScratch thread_scratch;
 
-// One call's tensors.
+// Tensors and parameters of one call.
 struct Call {
   const uint16_t* qkv;
   const int32_t* offsets;
@@ -64,7 +68,7 @@ struct Call {
     }
   }
 
-  // False where there was no memory to work in.
+  // Returns false if scratch memory cannot be allocated.
   bool run(const AttentionUnit& unit) const {
     void* scratch = thread_scratch.at_least(attention_scratch_bytes(depth));
     if (scratch == nullptr) return false;
@@ -78,7 +82,7 @@ struct Call {
   }
 };
 
-// Rows that no task quantized, in tasks of their own.
+// Quantizes the rows of split texts in separate tasks.
 void quantize_split(const Call& call, const AttentionPlan& plan, Pool* pool) {
   struct Rows {
     int64_t first, count;
@@ -116,15 +120,16 @@ class RaggedAttention final : public Kernel {
     pool.parallel_for(static_cast<int64_t>(plan.units.size()), [&](int64_t i) {
       if (!call.run(plan.units[i])) complete = false;
     });
-    if (!complete) throw Error("no memory for a thread's blocks of keys");
+    if (!complete) throw Error("cannot allocate a thread's scratch memory for blocks of keys");
     quantize_split(call, plan, &pool);
   }
 
  private:
   static void check_heads(int64_t parts, int64_t depth) {
     if (parts >= 3 && parts % 3 == 0 && depth >= 16 && depth % 16 == 0 && depth <= kMaxDepth) return;
-    throw Error("qkv must have 3 x heads parts of a depth that is a multiple of 16 up to " + std::to_string(kMaxDepth) +
-                ", and has " + std::to_string(parts) + " of " + std::to_string(depth));
+    throw Error("qkv must have 3 x heads parts and a depth that is a multiple of 16 up to " +
+                std::to_string(kMaxDepth) + ", but has " + std::to_string(parts) + " parts and a depth of " +
+                std::to_string(depth));
   }
 
   const Attend attend_;

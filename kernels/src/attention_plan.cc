@@ -3,23 +3,26 @@
 #include <algorithm>
 
 #include "attention.h"
+#include "units.h"
 
 namespace koe5 {
 namespace {
 
-// Tasks for each thread, so that the last to finish keeps the others waiting for a quarter of its share at most.
+// Tasks per thread. At the end, idle threads wait at most for one task: a quarter of a thread's share.
 constexpr int64_t kTasksPerThread = 4;
-// Queries of a task are a multiple of what both six rows and two tiles of 16 divide.
+// The number of queries per task is a multiple of this: 96 is divisible by 6 rows of registers and by 2 tiles of 16.
 constexpr int64_t kQueryStep = 96;
 
-// Time of a text's attention, in units of one score: scores, and what each token costs whatever their number.
-int64_t cost(int64_t tokens) { return tokens * (tokens + 64); }
+// Time of a token excluding its scores, in units of one score.
+constexpr int64_t kTokenCost = 64;
 
-// Queries of each task when a text is to be at least `tasks` tasks over all heads.
+// Time of attention for `queries` of a text's tokens, in units of one score.
+int64_t cost(int64_t queries, int64_t tokens) { return queries * (tokens + kTokenCost); }
+
+// Returns the number of queries per task that splits a text into at least `tasks` tasks over all heads.
 int64_t queries_per_task(int64_t tokens, int64_t heads, int64_t tasks) {
-  const int64_t ranges = (tasks + heads - 1) / heads;
-  const int64_t queries = (tokens + ranges - 1) / ranges;
-  return std::min((queries + kQueryStep - 1) / kQueryStep * kQueryStep, kQueriesPerTask);
+  const int64_t queries = ceil_div(tokens, ceil_div(tasks, heads));
+  return std::min(round_up(queries, kQueryStep), kQueriesPerTask);
 }
 
 void split_text(int64_t text, int64_t tokens, int64_t heads, int64_t tasks, AttentionPlan* plan) {
@@ -37,12 +40,12 @@ void split_text(int64_t text, int64_t tokens, int64_t heads, int64_t tasks, Atte
 AttentionPlan plan_attention(const int32_t* offsets, int64_t texts, int64_t heads, int threads) {
   const auto tokens_of = [&](int64_t text) { return static_cast<int64_t>(offsets[text + 1]) - offsets[text]; };
   int64_t total = 0;
-  for (int64_t text = 0; text < texts; ++text) total += cost(tokens_of(text));
+  for (int64_t text = 0; text < texts; ++text) total += cost(tokens_of(text), tokens_of(text));
   const int64_t tasks = threads > 1 ? kTasksPerThread * threads : 1;
   AttentionPlan plan;
   for (int64_t text = 0; text < texts; ++text) {
     const int64_t tokens = tokens_of(text);
-    const int64_t share = tasks * cost(tokens) / std::max<int64_t>(total, 1);
+    const int64_t share = tasks * cost(tokens, tokens) / std::max<int64_t>(total, 1);
     if (share > 1 || tokens > kQueriesPerTask) {
       split_text(text, tokens, heads, std::max<int64_t>(share, 1), &plan);
     } else {
@@ -50,7 +53,7 @@ AttentionPlan plan_attention(const int32_t* offsets, int64_t texts, int64_t head
     }
   }
   const auto work = [&](const AttentionUnit& unit) {
-    return (unit.last - unit.first) * (tokens_of(unit.text) + 64) * (unit.head < 0 ? heads : 1);
+    return cost(unit.last - unit.first, tokens_of(unit.text)) * (unit.head < 0 ? heads : 1);
   };
   std::sort(plan.units.begin(), plan.units.end(),
             [&](const AttentionUnit& a, const AttentionUnit& b) { return work(a) > work(b); });

@@ -1,4 +1,5 @@
-// Attention in fp32 from bf16 storage, for CPUs with AVX512 and without bf16 products.
+// Attention that reads bf16 inputs and computes in fp32, for CPUs with AVX512 but without bf16 dot-product
+// instructions.
 #include "attention_registers.h"
 
 namespace koe5 {

@@ -1,5 +1,5 @@
-// Exact (erf) GELU of 16 fp32 values at a time: a table of polynomials, 9 instructions of AVX512. Local to the file that
-// includes it: see sixteen.h.
+// Exact (erf) GELU of 16 fp32 values at a time by a table of polynomials, in 9 AVX512 instructions. Local to the file
+// that includes it; see sixteen.h.
 #pragma once
 
 #include "linear_kernels.h"
@@ -10,14 +10,14 @@ namespace {
 
 #include "gelu_table.inc"
 
-using GeluTable = Tables<4>;
+using GeluTable = Tables<4, kGeluTable>;
 
-// kGeluShrink * GELU(x), see tools/gelu_table.py: within kGeluShrink * 1.4e-5 of the true value. NaN and infinities
-// give NaN.
+// kGeluShrink * GELU(x), with an absolute error of at most kGeluShrink * 1.4e-5. NaN and infinities give NaN. See
+// tools/gelu_table.py.
 inline Floats gelu(Floats x, const GeluTable& table) {
-  // The smaller magnitude with the sign of x.
+  // Clamps x to [-kGeluEnd, kGeluEnd].
   const Floats inside = smaller_magnitude(x, spread(kGeluEnd));
-  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the lowest bits, of which the table reads five.
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the lowest bits. The table uses the lowest five.
   const Floats shifted = multiply_add(inside, spread(kGeluSteps), spread(12582912.0f));
   const Ints segment = bits_of(shifted);
   Floats p = table.of<3>(segment);

@@ -1,5 +1,5 @@
-// How a linear is split into tasks. Results never depend on the split: sums are exact, and what needs a whole row
-// (largest value, layer norm) is computed on whole rows.
+// Splits linear layers into tasks. Results never depend on the split: sums are exact, and operations on a whole row
+// (largest value, layer norm) run on complete rows.
 #include "linear.h"
 
 #include <algorithm>
@@ -14,18 +14,20 @@ namespace koe5 {
 namespace {
 
 constexpr int64_t kColumnUnit = 64;
-// Rows of a task that only applies a row function.
+// Rows per task for tasks that only apply a row function.
 constexpr int64_t kRowsPerTask = 8;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 const LinearKernels& kernels_of(Level level) {
+#if defined(__aarch64__)
+  return level == Level::neon_i8mm ? kI8mmKernels : kDotprodKernels;
+#else
   if (level == Level::amx) return kAmxKernels;
   if (level >= Level::avx512_vnni) return kVnniKernels;
   return level == Level::avx_vnni ? kAvxVnniKernels : kAvx2Kernels;
+#endif
 }
 
-// One for each purpose.
+// Separate memory for kernels and rows, because both are in use at the same time.
 thread_local ThreadScratch kernel_scratch, row_scratch;
 
 char* required(ThreadScratch& scratch, int64_t bytes) {
@@ -34,7 +36,7 @@ char* required(ThreadScratch& scratch, int64_t bytes) {
   return memory;
 }
 
-// Rows in blocks of whole register tiles, as even as these allow.
+// Splits rows into blocks of whole register tiles, as evenly as possible.
 struct Blocks {
   int64_t rows, tile, count;
 
@@ -44,7 +46,7 @@ struct Blocks {
   int64_t size(int64_t block) const { return begin(block + 1) - begin(block); }
 };
 
-// Blocks of rows, groups of columns; one task for each pair.
+// Blocks of rows and groups of columns, with one task per pair.
 struct Grid {
   Blocks blocks;
   int64_t groups, group_columns;
@@ -53,7 +55,8 @@ struct Grid {
 Grid grid_of(const LinearKernels& kernels, int threads, int64_t rows, const WeightView& w) {
   const int64_t units = ceil_div(w.n, kColumnUnit);
   int64_t blocks = ceil_div(rows, kernels.most_rows(w.k)), groups = 1;
-  // Columns first: a task then reads fewer weights. Rows once a task would have few columns for the copy of its rows.
+  // Split columns first, so that each task reads fewer weights. Split rows when a task would have too few columns to
+  // pay for copying its rows.
   while (blocks * groups < threads) {
     if (units / (groups + 1) >= 8 || rows / (blocks + 1) < kernels.fewest_rows) {
       if (++groups >= units) break;
@@ -80,7 +83,7 @@ Store from_row(Store store, int64_t row) {
 template <class Store>
 using Multiply = void (*)(const Product&, const Store&, void*);
 
-// Runs tasks that may run out of memory: exceptions must not cross the pool's border.
+// Runs tasks that may fail to allocate memory. Exceptions must not leave a task.
 template <class F>
 void run_tasks(Pool& pool, int64_t n, const F& task) {
   std::atomic<bool> exhausted{false};
@@ -111,7 +114,7 @@ QuantizedOutput from_row(const QuantizedOutput& out, int64_t row, int64_t n) {
   return {out.q + row * n, out.scale + row};
 }
 
-// Panels in a thread's memory, for values that wait for the rest of their row.
+// Panels in a thread's memory, for values kept until their row is complete.
 template <class Store>
 Store panels_of(const float* bias, int64_t rows, int64_t n) {
   using Value = std::remove_pointer_t<decltype(Store::out)>;
@@ -124,14 +127,14 @@ Store panels_of(const float* bias, int64_t rows, int64_t n) {
   return store;
 }
 
-// Blocks of which each task computes all columns; none where that would leave threads without work.
+// Returns blocks for which each task computes all columns, or no blocks if that would leave threads idle.
 Blocks whole_rows(const LinearKernels& kernels, int threads, int64_t rows, int64_t most_rows) {
   if (rows < threads * kernels.fewest_rows) return {rows, kernels.tile_rows, 0};
   return {rows, kernels.tile_rows, ceil_div(rows, threads * most_rows) * threads};
 }
 
-// Multiplies to panels of values plus bias, and calls finish(values from `row` on, row, rows) for rows that are whole.
-// `width`: bytes of a task's widest rows, which must stay in the L2.
+// Writes values plus bias to panels and calls finish(values from `row` on, row, rows) for complete rows. `width` is the
+// number of values in a task's widest row. It limits the number of rows per task, so that they fit in L2.
 template <class Store, class Finish>
 void multiply_rows(const LinearKernels& kernels, Multiply<Store> multiply, Pool& pool, const Activations& a,
                    const WeightView& w, const float* bias, int64_t width, const Finish& finish) {
@@ -178,13 +181,13 @@ void project_add_norm(Level level, Pool& pool, const Activations& a, const Packe
 }
 
 void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWeight& weight, const float* bias,
-                  const QuantizedOutput& out) {
+                  const float* factors, const QuantizedOutput& out) {
   const WeightView& w = weight.view();
   if (a.rows == 0) return;
   const LinearKernels& kernels = kernels_of(level);
   const auto quantize_gelu = row_kernels(level).quantize_gelu;
   const auto finish = [&](const StoreGelu& values, int64_t row, int64_t rows) {
-    quantize_gelu(values, rows, w.n, from_row(out, row, w.n));
+    quantize_gelu(values, rows, w.n, factors, from_row(out, row, w.n));
   };
   multiply_rows(kernels, kernels.gelu, pool, a, w, bias, w.n, finish);
 }

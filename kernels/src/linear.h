@@ -1,8 +1,8 @@
-// Linear layers of 8-bit integers with everything that follows them fused in. Knows nothing of ONNX Runtime.
+// Linear layers of 8-bit integers, fused with the operations that follow them. Does not depend on ONNX Runtime.
 //
-// Activations are u8 with a scale per row: value = scale[row] * (u8 - kZeroPoint). Weights are s8 with a scale per
-// column, packed once. Sums are exact in int32, so results depend neither on the split into tasks nor on the threads.
-// Where a row holds NaN or infinity its own outputs do, and no other row's.
+// Activations are u8 with one scale per row: value = scale[row] * (u8 - kZeroPoint). Weights are s8 with one scale per
+// column and are packed once. Sums are exact in int32, so results depend neither on the split into tasks nor on the
+// number of threads. NaN or infinity in a row affects only the outputs of that row.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +16,7 @@
 
 namespace koe5 {
 
-// Weights s8[k, n] in the order in which the kernels read them (see WeightView), with their scales and sums.
+// Weights s8[k, n] in the order in which the kernels read them (see WeightView), with their scales and column sums.
 class PackedWeight {
  public:
   struct Part {
@@ -25,11 +25,11 @@ class PackedWeight {
     int64_t n;
   };
 
-  // Packs parts side by side (Q, K and V become one weight). Every (k, n) must be supported(). With the name of a file,
-  // maps what that holds, and writes it where it is not there (packed_file.h).
+  // Packs parts next to each other (Q, K and V become one weight). Every (k, n) must be supported(). If `file` is not
+  // empty, maps the packed weights from it and creates the file if it is missing (packed_file.h).
   PackedWeight(const Part* parts, int64_t count, int64_t k, const std::string& file = "");
 
-  // Beyond 65,536 products of u8 and s8 a sum could leave int32.
+  // With more than 65,536 inputs, a sum of u8 x s8 products could overflow int32.
   static bool supported(int64_t k, int64_t n) { return k > 0 && n > 0 && k % 4 == 0 && k <= 65536 && n % 16 == 0; }
 
   const WeightView& view() const { return view_; }
@@ -39,8 +39,8 @@ class PackedWeight {
   WeightView view_{};
 };
 
-// Gives the whole pages inside [data, data + bytes) back to the system if they are mapped from a file and as in the file
-// (Linux): they are read again from there if they are needed again.
+// Releases the whole pages inside [data, data + bytes) if they are mapped from a file and unmodified (Linux). The
+// system reads them from the file again on the next access.
 void release_mapped_pages(const void* data, size_t bytes);
 
 // Rows of 8-bit activations: u8[rows, k] with f32[rows].
@@ -54,13 +54,14 @@ struct Activations {
 void project(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const float* bias, int64_t width,
              uint16_t* out);
 
-// y f32[rows, n] = norm(x * skip + a @ w + bias) * gain + shift, and y in 8 bits, rotated (rotation.h); n is a multiple of
-// 64.
+// y f32[rows, n] = norm(x * skip + a @ w + bias) * gain + shift, and y rotated (rotation.h) and quantized to 8 bits; n
+// is a multiple of 64.
 void project_add_norm(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const AddNorm& with,
                       float* y, const QuantizedOutput& out);
 
-// out = GELU(a @ w + bias) in 8 bits, rotated; n is a multiple of 64.
+// out = GELU(a @ w + bias), with each block of 64 multiplied by `factors` f32[64], rotated, and quantized to 8 bits; n
+// is a multiple of 64.
 void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const float* bias,
-                  const QuantizedOutput& out);
+                  const float* factors, const QuantizedOutput& out);
 
 }  // namespace koe5

@@ -1,11 +1,13 @@
 // Products of 8-bit integers by AMX (TDPBUSD). Compiled for AMX-INT8 and AVX512.
 //
-// Tiles: 0 to 3 sums of 32 rows x 32 columns, 4 and 5 activations, 6 and 7 weights. Activations are first copied into
-// tiles of 1 KiB (16 rows x 64 k, zeros beyond rows and k): no configuration for tails, and no rows that are a multiple
-// of 4 KiB apart and would compete for the same sets of the L1 cache. 1,024 k of a panel of 32 columns stay in the L1
-// while the activations of all rows pass them from the L2, by loads that do not displace them; meanwhile the next panel is
-// fetched into the L2. While one block is multiplied, the one before it is turned into results: up to 64 instructions of
-// AVX512 a step cost nothing there, what is more costs a cycle each.
+// Tiles 0 to 3 hold sums of 32 rows x 32 columns, 4 and 5 activations, 6 and 7 weights. Activations are first copied
+// into tiles of 1 KiB (16 rows x 64 k, zeros beyond rows and k). This avoids separate configurations for tails. It also
+// avoids reading rows that are a multiple of 4 KiB apart, which would compete for the same sets of the L1 cache.
+//
+// A slice of 1,024 inputs (k) by 32 columns stays in L1 while the activations of all rows are read from L2 with loads
+// that do not displace it. Meanwhile the next panel is prefetched into L2. While one block is multiplied, the sums of
+// the previous one are converted to results: up to 64 AVX512 instructions per step are free; each additional one costs
+// a cycle.
 #include "amx_tiles.h"
 #include "linear_epilogue.h"
 #include "linear_kernels.h"
@@ -15,11 +17,13 @@ namespace {
 
 constexpr int64_t kRows = 32, kColumns = kPanelColumns;
 constexpr int64_t kTileInts = 256;
-// Steps of k after which the next rows take their turn, for the panel's sake. With few rows the sums that leave the
-// tiles and return cost more than that saves.
+// With fewer rows per task, reading the weights takes longer than multiplying.
+constexpr int64_t kFewestTileRows = 64;
+// Steps of k before switching to the next rows, so that the panel stays in L1. With few rows, storing and reloading the
+// sums costs more than that saves.
 constexpr int64_t kSliceSteps = 16, kSlicedPairs = 4;
 
-// Copies rows [first, first + 16) of u8[rows, k] to tiles, 1 KiB a step of k.
+// Copies rows [first, first + 16) of u8[rows, k] to tiles, 1 KiB per step of k.
 void copy_rows(const Product& p, int64_t first, uint8_t* to) {
   const int64_t k = p.w.k, steps = p.w.padded_k / kStepDepth;
   for (int64_t r = 0; r < 16; ++r) {
@@ -35,20 +39,20 @@ void copy_rows(const Product& p, int64_t first, uint8_t* to) {
 
 // A block of 16 or 32 rows x 32 columns.
 struct Block {
-  const uint8_t *top, *bottom;  // activations of the two sixteens
+  const uint8_t *top, *bottom;  // activations of the first and last 16 rows
   const int8_t* weight;
-  const int32_t* initial;  // sums of each column to begin with; null: begin with `sums`
+  const int32_t* initial;  // initial sum of each column; null: start with `sums`
   int64_t steps;
-  int32_t* sums;         // [2][32][16]: the left and the right columns
-  const char* upcoming;  // what to fetch into the L2 meanwhile
-  int64_t lines;         // 64-byte lines of it a step
+  int32_t* sums;         // [2][32][16]: left columns, then right columns
+  const char* upcoming;  // data to prefetch into L2
+  int64_t lines;         // 64-byte lines of `upcoming` per step
 };
 
 template <bool kTwo, class Store>
 void multiply_block(const Block& block, Finisher<Store>& before) {
   const Block x = block;
-  const int64_t rows_a_step = (kRows + x.steps - 1) / x.steps;
-  if (x.initial != nullptr) {  // a stride of 0: the same line for each row
+  const int64_t rows_a_step = ceil_div(kRows, x.steps);
+  if (x.initial != nullptr) {  // a stride of 0 loads the same line for each row
     _tile_loadd(0, x.initial, 0);
     _tile_loadd(1, x.initial + 16, 0);
     if (kTwo) _tile_loadd(2, x.initial, 0);
@@ -78,8 +82,6 @@ void multiply_block(const Block& block, Finisher<Store>& before) {
   if (kTwo) _tile_stored(2, x.sums + kTileInts, 64);
   if (kTwo) _tile_stored(3, x.sums + 3 * kTileInts, 64);
 }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class Store>
 class Multiplication {
@@ -111,8 +113,8 @@ class Multiplication {
     const int64_t steps = steps_ - step < slice_ ? steps_ - step : slice_;
     const uint8_t* const top = tiles_ + (pair * 2 * steps_ + step) * kBlockBytes;
     const int8_t* const weight = panel_at(p_.w, column) + step * 2 * kBlockBytes;
-    const int64_t lines = ceil_div(2 * kBlockBytes / 64, pairs_);
-    const int8_t* const upcoming = panel_at(p_.w, column + kColumns) + (pair * steps_ + step) * lines * 64;
+    const int64_t lines = ceil_div(2 * kBlockBytes / kCacheLine, pairs_);
+    const int8_t* const upcoming = panel_at(p_.w, column + kColumns) + (pair * steps_ + step) * lines * kCacheLine;
     int32_t* const sums = sums_ + (slice_ < steps_ ? pair : 0) * 4 * kTileInts;
     const Block block{top,   top + steps_ * kBlockBytes, weight, step == 0 ? initial_.data : nullptr,
                       steps, sums, reinterpret_cast<const char*>(upcoming), lines};
@@ -142,19 +144,20 @@ void multiply(const Product& p, const Store& store, void* scratch) {
 }
 
 int64_t scratch_bytes(int64_t rows, int64_t k) {
-  const int64_t padded = ceil_div(k, kStepDepth) * kStepDepth;
+  const int64_t padded = round_up(k, kStepDepth);
   return ceil_div(rows, kRows) * (kRows * padded + 4 * kTileInts * 4);
 }
 
+// Number of rows of k bytes that fit in half of a 2 MiB L2, but at least the fewest worthwhile rows.
 int64_t most_rows(int64_t k) {
   const int64_t fit = (int64_t{1} << 20) / k / kRows * kRows;
-  return fit < 64 ? 64 : fit > 512 ? 512 : fit;
+  return fit < kFewestTileRows ? kFewestTileRows : fit > 512 ? 512 : fit;
 }
 
 }  // namespace
 
 extern const LinearKernels kAmxKernels = {
-    16, most_rows, 64, scratch_bytes, multiply<StoreBf16>, multiply<StoreSums>, multiply<StoreGelu>,
+    16, most_rows, kFewestTileRows, scratch_bytes, multiply<StoreBf16>, multiply<StoreSums>, multiply<StoreGelu>,
 };
 
 }  // namespace koe5

@@ -1,13 +1,13 @@
 // Products of 8-bit integers by AVX2 alone. Compiled for AVX2.
 //
-// VPMADDUBSW, which multiplies bytes, saturates: 255 x 127 twice does not fit into 16 bits. Here bytes become 16 bits,
-// whose products VPMADDWD adds up exactly: of four k the first and third, then the second and fourth.
+// VPMADDUBSW, which multiplies bytes, saturates: two products of 255 x 127 do not fit into 16 bits. Here bytes are
+// widened to 16 bits, whose products VPMADDWD adds exactly: of four k the first and third, then the second and fourth.
 #include "linear_avx2.h"
 
 namespace koe5 {
 namespace {
 
-// 10 sums, four registers of weights, one of activations and one of their products.
+// Uses 10 registers for sums, four for weights, one for activations and one for their products.
 struct Dot {
   static constexpr int64_t kTileRows = 5, kBytes = 2;
 
@@ -16,11 +16,11 @@ struct Dot {
 
     KOE5_INLINE explicit Weights(const Ints& w)
         : even(wide(_mm256_slli_epi16(w.low, 8)), wide(_mm256_slli_epi16(w.high, 8))), odd(wide(w.low), wide(w.high)) {}
-    // The upper byte of each 16 bits, as 16 bits.
+    // Sign-extends the upper byte of each 16 bits.
     static KOE5_INLINE __m256i wide(__m256i w) { return _mm256_srai_epi16(w, 8); }
   };
 
-  // In 16 bits: of four k the first and third, then the second and fourth.
+  // Widens activations to 16 bits: of four k the first and third, then the second and fourth.
   static const uint8_t* activations(const Product& p, void* memory) {
     uint32_t* const out = static_cast<uint32_t*>(memory);
     for (int64_t i = 0; i < p.rows * p.w.k / 4; ++i) {
@@ -42,6 +42,8 @@ struct Dot {
     add_products(sum, each(a + 4), w.odd);
   }
 
+  static Tile tile(int64_t rows) { return kTiles<Dot>[rows - 1]; }
+  static int64_t row_bytes(int64_t k) { return k * kBytes; }
   static int64_t most_rows(int64_t) { return 60; }
   static int64_t scratch_bytes(int64_t rows, int64_t k) { return kTileRows * kColumns * 4 + rows * k * kBytes; }
 };

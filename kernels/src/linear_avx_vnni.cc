@@ -1,10 +1,10 @@
-// Products of 8-bit integers by VPDPBUSD on 256 bits. Compiled for AVX2 and AVX-VNNI.
+// Products of 8-bit integers by VPDPBUSD on 256-bit registers. Compiled for AVX2 and AVX-VNNI.
 #include "linear_avx2.h"
 
 namespace koe5 {
 namespace {
 
-// 12 sums, two registers of weights and one of activations.
+// Uses 12 registers for sums, two for weights and one for activations.
 struct Dot {
   static constexpr int64_t kTileRows = 6, kBytes = 1;
 
@@ -18,7 +18,9 @@ struct Dot {
     sum.high = _mm256_dpbusd_avx_epi32(sum.high, four, w.high);
   }
 
-  static int64_t most_rows(int64_t) { return 72; }
+  static Tile tile(int64_t rows) { return kTiles<Dot>[rows - 1]; }
+  static int64_t row_bytes(int64_t k) { return k * kBytes; }
+  static int64_t most_rows(int64_t) { return kVectorRows; }
   static int64_t scratch_bytes(int64_t, int64_t) { return kTileRows * kColumns * 4; }
 };
 

@@ -1,5 +1,5 @@
-// What happens to int32 sums before they leave the registers' neighborhood. Included by the units of each instruction
-// set, so that all levels do the same operations in the same order and give the same bits.
+// Turns int32 sums into results while they are still in cache. Included by the units of each instruction set, so that
+// all levels do the same operations in the same order and produce identical bits.
 #pragma once
 
 #include "gelu.h"
@@ -9,18 +9,18 @@
 namespace koe5 {
 namespace {
 
-// A block of int32 sums: `rows` x `columns` (a multiple of 16, at most 64), beginning at (row, column) of the product.
+// A block of int32 sums: `rows` x `columns` (a multiple of 16, at most 64), starting at (row, column) of the product.
 struct Sums {
   const int32_t* data;
-  int64_t stride;   // from a row to the next
-  int64_t sixteen;  // from 16 columns to the next
+  int64_t stride;   // distance between rows
+  int64_t sixteen;  // distance between groups of 16 columns
   int64_t row, rows, column, columns;
 };
 
-// Sixteen values in bf16, to nearest even; NaN stays NaN.
-inline __m256i to_bf16(Floats x) {
+// Rounds sixteen values to bf16, to nearest even; NaN stays NaN.
+inline Halves to_bf16(Floats x) {
 #ifdef __AVX512BF16__
-  return (__m256i)_mm512_cvtneps_pbh(x);
+  return (Halves)_mm512_cvtneps_pbh(x);
 #else
   const Ints bits = bits_of(x);
   const Ints odd = both(shift_right<16>(bits), spread_int(1));
@@ -29,7 +29,7 @@ inline __m256i to_bf16(Floats x) {
 #endif
 }
 
-// How sixteen values are stored.
+// Store policies for sixteen values.
 struct PutBf16 {
   inline void operator()(uint16_t* to, Floats value) const {
     store_halves(to, to_bf16(value));
@@ -41,7 +41,7 @@ struct PutSums {
 };
 
 struct PutGelu {
-  const GeluTable table{kGeluTable};
+  const GeluTable table;
 
   inline void operator()(uint16_t* to, Floats value) const {
     store_halves(to, to_fp16(gelu(value, table)));
@@ -52,8 +52,8 @@ inline PutBf16 put_of(const StoreBf16&) { return {}; }
 inline PutSums put_of(const StoreSums&) { return {}; }
 inline PutGelu put_of(const StoreGelu&) { return {}; }
 
-// What sums of 64 columns begin with: minus the zero point times the sums of the weights, so that what is added is the
-// product of (activation - zero point) and weight.
+// Initial sums of 64 columns: minus the zero point times the column sums of the weights. A final sum is then the sum of
+// (activation - zero point) x weight.
 struct InitialSums {
   alignas(64) int32_t data[64];
 
@@ -65,7 +65,7 @@ struct InitialSums {
   }
 };
 
-// Turns a block of sums into results, some rows at a time if wanted: while the next sums are being computed.
+// Turns a block of sums into results, optionally a few rows at a time while the next sums are being computed:
 // value = scale[row] * sum * weight scale + bias.
 template <class Store>
 class Finisher {
@@ -96,7 +96,7 @@ class Finisher {
   inline void complete() { advance(sums_.rows); }
 
  private:
-  // kSixteens: how many times 16 columns; 0 where that is not known beforehand.
+  // kSixteens: number of groups of 16 columns; 0 if it is known only at run time.
   template <int kSixteens>
   inline void finish(int64_t first, int64_t last) {
     const auto put = put_of(store_);
@@ -121,7 +121,7 @@ class Finisher {
   const float* const scales_;
   Sums sums_ = {};
   int64_t done_ = 0;
-  decltype(Store::out) out_[4] = {};  // of each sixteen, at the first row
+  decltype(Store::out) out_[4] = {};  // output of each group of 16 columns, at the first row
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Memory of packed weights, and that of the graph's weights given back.
+// Allocates memory for packed weights and releases the pages of the graph's original weights.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -17,7 +17,7 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 
-// Zeroed pages; where they fill huge pages, from the start of one: fewer misses of address translation.
+// Maps zeroed pages. If they fill huge pages, they start at one, which reduces TLB misses.
 char* map_pages(size_t bytes) {
   const size_t slack = bytes >= kHugePage ? kHugePage : 0;
   void* const mapped = mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -33,14 +33,12 @@ char* map_pages(size_t bytes) {
   return reinterpret_cast<char*>(aligned);
 }
 
-int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 size_t whole_pages(size_t bytes) {
-  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  return (bytes + page - 1) / page * page;
+  return static_cast<size_t>(round_up(static_cast<int64_t>(bytes), sysconf(_SC_PAGESIZE)));
 }
 
-// One task of packing: up to 64 columns of a part, that begin at `column` of the whole.
+// One packing task: up to 64 columns of a part, starting at `column` of the whole weight.
 struct Strip {
   const PackedWeight::Part* part;
   int64_t from, columns, column;
@@ -59,7 +57,8 @@ std::vector<Strip> strips_of(const PackedWeight::Part* parts, int64_t count) {
   return strips;
 }
 
-// Tells one linear's weights from another's, by all scales and two rows: reading all would take longer than packing.
+// Identifies the weights of a linear layer by all scales and two rows. Reading all weights would take longer than
+// packing them.
 uint64_t source_of(const PackedWeight::Part* parts, int64_t count, int64_t k) {
   uint64_t hash = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -71,7 +70,7 @@ uint64_t source_of(const PackedWeight::Part* parts, int64_t count, int64_t k) {
   return hash;
 }
 
-// Where things lie in a packed weight's memory.
+// Offsets in the memory of a packed weight.
 struct Places {
   int64_t padded_k, padded_n;
 
@@ -122,7 +121,7 @@ struct CloseFile {
 };
 using File = std::unique_ptr<std::FILE, CloseFile>;
 
-// Whether [first, last) lies in one mapping of a file, by the process's own table of mappings.
+// Returns true if [first, last) lies in a single file mapping, according to /proc/self/maps.
 bool is_file_mapping(uintptr_t first, uintptr_t last) {
   const File maps(std::fopen("/proc/self/maps", "re"));
   char line[8192];
@@ -134,8 +133,9 @@ bool is_file_mapping(uintptr_t first, uintptr_t last) {
   return false;
 }
 
-// Whether none of these pages was written to (ONNX Runtime maps files privately and writable): what was written would
-// be lost. https://docs.kernel.org/admin-guide/mm/pagemap.html: bit 61 page of a file, 62 swapped, 63 present.
+// Returns true if none of these pages was written to. ONNX Runtime maps files privately and writable, and releasing a
+// modified page would lose its contents. Bits (https://docs.kernel.org/admin-guide/mm/pagemap.html): 61 page of a file,
+// 62 swapped, 63 present.
 bool is_as_in_file(uintptr_t first, uintptr_t last, uintptr_t page) {
   const File pagemap(std::fopen("/proc/self/pagemap", "rbe"));
   if (pagemap == nullptr || std::fseek(pagemap.get(), static_cast<long>(first / page * 8), SEEK_SET) != 0) return false;

@@ -1,14 +1,16 @@
-// The linears as operators (T tokens, H in or out, all row-major):
+// The linear operators (T tokens, H inputs or outputs, all tensors row-major):
 //
 // ProjectQkv(q u8[T, H], scale f32[T], weight_q s8[H, N], weight_k, weight_v, scale_q f32[N], scale_k, scale_v,
-//            bias f32[3N]; heads) -> qkv bf16[3 heads, T, N / heads]: each head of Q, K and V together
+//            bias f32[3N]; heads) -> qkv bf16[3 heads, T, N / heads]: Q, K and V, each head contiguous
 // ProjectAddNorm(a u8[T, K], a_scale f32[T], weight s8[K, H], weight_scale f32[H], x f32[T, H], skip f32[H],
 //                bias f32[H], gain f32[H], shift f32[H]; epsilon) -> y f32[T, H], q u8[T, H], scale f32[T]
-// ProjectGelu(a u8[T, H], a_scale f32[T], weight s8[H, F], weight_scale f32[F], bias f32[F]) -> q u8[T, F], scale f32[T]
+// ProjectGelu(a u8[T, H], a_scale f32[T], weight s8[H, F], weight_scale f32[F], bias f32[F], factors f32[64])
+//             -> q u8[T, F], scale f32[T]
 //
-// Activations in 8 bits have the zero point 128; what the last two give is rotated (rotation.h), while y is not. Weights
-// and their scales are constants of the graph, packed when the session is made, or mapped as an earlier session packed
-// them; the pages of the file that they came from are then given back.
+// 8-bit activations have the zero point 128. The 8-bit outputs of ProjectAddNorm and ProjectGelu are rotated
+// (rotation.h); y is not. Before rotating, ProjectGelu multiplies each block of 64 values by the same factors. Weights
+// and their scales are constants of the graph. They are packed when the session is created, or mapped if an earlier
+// session stored them packed. The file pages of the original weights are then released.
 #include "linear.h"
 #include "op.h"
 #include "ops.h"
@@ -18,18 +20,18 @@ namespace {
 
 struct NamedWeight {
   const char* name;
-  size_t weight, scale;  // inputs
+  size_t weight, scale;  // input indices
 };
 
 void check_weight(const Tensor& weight, const char* name) {
   check_shape(weight, name, {-1, -1});
   if (PackedWeight::supported(weight.shape[0], weight.shape[1])) return;
-  throw Error(std::string(name) + " must have rows (inputs) in multiples of 4, at most 65,536, and columns (outputs) "
-              "in multiples of 16, and has the shape [" + std::to_string(weight.shape[0]) + ", " +
-              std::to_string(weight.shape[1]) + "]: use the padded graph");
+  throw Error(std::string(name) + " must have a multiple of 4 rows (inputs), at most 65,536, and a multiple of 16 "
+              "columns (outputs), but has the shape [" + std::to_string(weight.shape[0]) + ", " +
+              std::to_string(weight.shape[1]) + "]. Use the padded graph");
 }
 
-// Weights side by side; all have as many rows as the first.
+// Packs weights next to each other. All must have as many rows as the first.
 PackedWeight pack(const KernelInfo& info, std::initializer_list<NamedWeight> names) {
   std::vector<PackedWeight::Part> parts;
   int64_t k = -1;
@@ -48,7 +50,7 @@ PackedWeight pack(const KernelInfo& info, std::initializer_list<NamedWeight> nam
   return packed;
 }
 
-// Weights whose result is rotated.
+// Packs weights whose outputs are rotated.
 PackedWeight pack_rotated(const KernelInfo& info) {
   PackedWeight packed = pack(info, {{"weight", 2, 3}});
   check_rotated(packed.view().n, "weight must have a number of columns (outputs)");
@@ -78,7 +80,7 @@ class ProjectQkv final : public Kernel {
       : weight_(pack(info, {{"weight_q", 2, 5}, {"weight_k", 3, 6}, {"weight_v", 4, 7}})),
         heads_(3 * info.attribute_int("heads")), depth_(heads_ > 0 ? weight_.view().n / heads_ : 0) {
     if (depth_ > 0 && depth_ % 16 == 0 && heads_ * depth_ == weight_.view().n) return;
-    throw Error("heads must divide the weights' columns into multiples of 16, and are " + std::to_string(heads_ / 3) +
+    throw Error("heads must divide the weights' columns into multiples of 16, but is " + std::to_string(heads_ / 3) +
                 " for " + std::to_string(weight_.view().n / 3) + " columns");
   }
 
@@ -127,7 +129,8 @@ class ProjectGelu final : public Kernel {
     const Activations a = activations(context, weight_);
     const int64_t n = weight_.view().n;
     const float* const bias = row_input(context, 4, "bias", n);
-    project_gelu(cpu_level(), context.pool(), a, weight_, bias, quantized_output(context, 0, a.rows, n));
+    const float* const factors = row_input(context, 5, "factors", kRotated);
+    project_gelu(cpu_level(), context.pool(), a, weight_, bias, factors, quantized_output(context, 0, a.rows, n));
   }
 
  private:
@@ -157,7 +160,7 @@ const OpDefinition kProjectAddNorm = {
 
 const OpDefinition kProjectGelu = {
     "ProjectGelu",
-    {Type::u8, Type::f32, Type::s8, Type::f32, Type::f32},
+    {Type::u8, Type::f32, Type::s8, Type::f32, Type::f32, Type::f32},
     {Type::u8, Type::f32},
     create<ProjectGelu>,
 };

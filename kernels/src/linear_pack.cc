@@ -1,4 +1,4 @@
-// Packing of weights. Compiled for AVX2, which every level's CPU has.
+// Packs weights. Compiled for AVX2, which every supported CPU has.
 #include <immintrin.h>
 
 #include "linear_kernels.h"
@@ -6,26 +6,26 @@
 namespace koe5 {
 namespace {
 
-// 32 columns of one row, or 16 and zeros.
+// Loads 32 columns of one row, or 16 columns followed by zeros.
 inline __m256i load_columns(const int8_t* row, bool both) {
   if (both) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
   return _mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row)));
 }
 
-// Stores 8 columns of four k and adds the four up.
+// Stores four k of 8 columns and adds their sums to `total`.
 inline void store_line(__m256i line, int8_t* to, __m256i& total) {
   _mm256_store_si256(reinterpret_cast<__m256i*>(to), line);
   const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), line);
   total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
-// Four k of 32 columns to two blocks, or of 16 to the left one.
+// Packs four k of 32 columns into two blocks, or of 16 columns into the left block.
 inline void pack_four(const int8_t* row, int64_t stride, bool both, int8_t* left, int8_t* right, __m256i total[4]) {
   const __m256i r0 = load_columns(row, both), r1 = load_columns(row + stride, both);
   const __m256i r2 = load_columns(row + 2 * stride, both), r3 = load_columns(row + 3 * stride, both);
   const __m256i low01 = _mm256_unpacklo_epi8(r0, r1), high01 = _mm256_unpackhi_epi8(r0, r1);
   const __m256i low23 = _mm256_unpacklo_epi8(r2, r3), high23 = _mm256_unpackhi_epi8(r2, r3);
-  // Four columns of the left block in the lower 128 bits, of the right one in the upper.
+  // The lower 128 bits hold four columns of the left block, the upper 128 bits four of the right block.
   const __m256i a = _mm256_unpacklo_epi16(low01, low23), b = _mm256_unpackhi_epi16(low01, low23);
   const __m256i c = _mm256_unpacklo_epi16(high01, high23), d = _mm256_unpackhi_epi16(high01, high23);
   store_line(_mm256_permute2x128_si256(a, b, 0x20), left, total[0]);

@@ -1,8 +1,8 @@
 // Products of 8-bit integers by VPDPBUSD. Compiled for AVX512-VNNI.
 //
-// A register tile is 6 rows x 64 columns: 24 sums, 4 operands of weights and one of activations. A block of rows stays
-// in L1 and L2 while one pair of panels after another passes. While one pair is multiplied the next one is fetched into
-// L2, a part with each register tile: else the first tile of each pair would wait for memory.
+// A register tile is 6 rows x 64 columns: 24 sums, 4 weight operands and one operand of activations. A block of rows
+// stays in L1 and L2 while pairs of panels are read one after another. While one pair is multiplied, each register tile
+// prefetches a part of the next pair into L2; without this, the first tile of each pair would wait for memory.
 #include "linear_epilogue.h"
 #include "linear_kernels.h"
 
@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kTileRows = 6, kTileColumns = 64;
 
-// Rows of activations and four tiles of weights, from the first k on; `lines` of what follows are fetched a step.
+// Inputs of a tile: rows of activations and four tiles of weights. Each step prefetches `lines` of upcoming data.
 struct Operands {
   const uint8_t* a;
   int64_t a_stride;
@@ -22,7 +22,7 @@ struct Operands {
 };
 
 #define KOE5_EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
-// Named sums, not an array: GCC 12 would keep an array in memory inside the loop.
+// Named variables instead of an array, because GCC 12 would keep an array in memory inside the loop.
 #define KOE5_DECLARE(r)                                                                                       \
   __m512i s##r##0 = i0, s##r##1 = i1, s##r##2 = i2, s##r##3 = i3;          \
   const uint8_t* const a##r = x.a + (r < kRows ? r : 0) * x.a_stride;
@@ -44,7 +44,7 @@ struct Operands {
     if constexpr (kFull) _mm512_store_si512(sums + r * kTileColumns + 48, s##r##3);                           \
   }
 
-// Sums of kRows rows and 64 (kFull) or 32 columns over all k.
+// Computes the sums of kRows rows and 64 (kFull) or 32 columns over all k.
 template <int kRows, bool kFull>
 void tile(const Operands& x, int64_t depth, int32_t* sums) {
   const __m512i i0 = _mm512_load_si512(x.initial), i1 = _mm512_load_si512(x.initial + 16);
@@ -83,19 +83,19 @@ void multiply(const Product& p, const Store& store, void* scratch) {
   Finisher<Store> finisher(p, store);
   InitialSums initial{};
   const int64_t k = p.w.k, panel_bytes = kPanelColumns * p.w.padded_k, steps = p.w.padded_k / kStepDepth;
-  const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows, lines = (kTileColumns + tiles - 1) / tiles;
+  const int64_t tiles = ceil_div(p.rows, kTileRows), lines = ceil_div(kTileColumns, tiles);
   for (int64_t column = p.first; column < p.last; column += kTileColumns) {
     const int64_t columns = p.last - column < kTileColumns ? p.last - column : kTileColumns;
     const bool full = columns > kPanelColumns;
     initial.set(p, column, columns);
     const int8_t* const left = panel_at(p.w, column);
     const int8_t* const right = full ? left + panel_bytes : left;
-    // After the last pair the next block of rows begins at the first one again.
+    // After the last pair, the next block of rows starts with the first pair.
     const int64_t next = column + kTileColumns < p.last ? column + kTileColumns : p.first;
     const char* const upcoming = reinterpret_cast<const char*>(panel_at(p.w, next));
     for (int64_t row = 0; row < p.rows; row += kTileRows) {
       const int64_t rows = p.rows - row < kTileRows ? p.rows - row : kTileRows;
-      const char* const part = upcoming + row / kTileRows * lines * steps * 64;
+      const char* const part = upcoming + row / kTileRows * lines * steps * kCacheLine;
       kTiles[full][rows - 1]({p.a + row * k, k, left, left + kBlockBytes, right, right + kBlockBytes, initial.data, part, lines}, k,
                              sums);
       finisher.begin({sums, kTileColumns, 16, row, rows, column, columns});
@@ -104,13 +104,13 @@ void multiply(const Product& p, const Store& store, void* scratch) {
   }
 }
 
-int64_t most_rows(int64_t) { return 72; }
+int64_t most_rows(int64_t) { return kVectorRows; }
 int64_t scratch_bytes(int64_t, int64_t) { return kTileRows * kTileColumns * 4; }
 
 }  // namespace
 
 extern const LinearKernels kVnniKernels = {
-    kTileRows, most_rows, 24, scratch_bytes, multiply<StoreBf16>, multiply<StoreSums>, multiply<StoreGelu>,
+    kTileRows, most_rows, kFewestVectorRows, scratch_bytes, multiply<StoreBf16>, multiply<StoreSums>, multiply<StoreGelu>,
 };
 
 }  // namespace koe5

@@ -1,15 +1,16 @@
 // NormQuantize(x f32[T, H], gain f32[H], shift f32[H]; epsilon) -> y f32[T, H], q u8[T, H], scale f32[T]
-// Layer norm, and its result in 8 bits, rotated: the first node of a token-packed graph.
+// Layer norm, and its result rotated and quantized to 8 bits. The first node of a packed graph.
 #include <algorithm>
 
 #include "op.h"
 #include "ops.h"
 #include "row_kernels.h"
+#include "units.h"
 
 namespace koe5 {
 namespace {
 
-// Rows a task: few enough that short batches spread, enough that a task outweighs its dispatch.
+// Rows per task: few enough to spread short batches over the threads, enough to outweigh the dispatch of a task.
 constexpr int64_t kRowsPerTask = 8;
 
 class NormQuantize final : public Kernel {
@@ -25,7 +26,7 @@ class NormQuantize final : public Kernel {
     check_shape(shift, "shift", {width});
     const Tensor y = context.output(0, {tokens, width});
     const Tensor q = context.output(1, {tokens, width}), scale = context.output(2, {tokens});
-    const int64_t tasks = (tokens + kRowsPerTask - 1) / kRowsPerTask;
+    const int64_t tasks = ceil_div(tokens, kRowsPerTask);
     const Scratch rotated = context.scratch(sizeof(float) * tasks * width);
     context.pool().parallel_for(tasks, [&](int64_t task) {
       const int64_t first = task * kRowsPerTask, at = first * width;

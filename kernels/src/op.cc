@@ -3,12 +3,13 @@
 #include <memory>
 #include <utility>
 
+#include "linear_kernels.h"
 #include "packed_file.h"
 
 namespace koe5 {
 namespace {
 
-// A status that ONNX Runtime returned becomes an error with its text.
+// Throws the message of a status that ONNX Runtime returned as an error.
 void check(const OrtApi* api, OrtStatus* status) {
   if (status == nullptr) return;
   const std::string text = abi::call<abi::GetErrorMessage>(api, static_cast<const OrtStatus*>(status));
@@ -52,12 +53,13 @@ void check_shape(const Tensor& tensor, const char* name, std::initializer_list<i
   }
   if (same) return;
   throw Error(std::string(name) + " must have the shape " + shape_text(expected.begin(), expected.size()) +
-              " and has " + shape_text(tensor.shape.data(), tensor.shape.size()));
+              " but has " + shape_text(tensor.shape.data(), tensor.shape.size()));
 }
 
 void check_rotated(int64_t width, const char* what) {
-  if (width > 0 && width % 64 == 0) return;
-  throw Error(std::string(what) + " that is a multiple of 64 and has " + std::to_string(width));
+  if (width > 0 && width % kRotated == 0) return;
+  throw Error(std::string(what) + " that is a multiple of " + std::to_string(kRotated) + ", but has " +
+              std::to_string(width));
 }
 
 int64_t check_offsets(const Tensor& offsets, int64_t tokens) {
@@ -68,7 +70,7 @@ int64_t check_offsets(const Tensor& offsets, int64_t tokens) {
   for (int64_t i = 0; rising && i < n; ++i) rising = at[i] < at[i + 1];
   if (rising) return n;
   throw Error("offsets must rise from 0 to the number of tokens, " + std::to_string(tokens) +
-              ", with at least one token a text");
+              ", with at least one token per text");
 }
 
 float KernelInfo::attribute_float(const char* name) const {
@@ -120,7 +122,7 @@ void SessionPool::run(int64_t n, void (*task)(void*, int64_t), void* context) {
   const auto one = [](void* c, size_t index) {
     static_cast<Call*>(c)->task(static_cast<Call*>(c)->context, static_cast<int64_t>(index));
   };
-  // As many batches as tasks: threads claim them one by one, so that unequal tasks even out.
+  // One batch per task: threads claim tasks one by one, which balances tasks of unequal length.
   const size_t total = static_cast<size_t>(n);
   check(api_, abi::call<abi::KernelContextParallelFor>(api_, context_, static_cast<void (*)(void*, size_t)>(one), total,
                                                        total, static_cast<void*>(&call)));

@@ -1,5 +1,5 @@
-// What an operator sees of ONNX Runtime: attributes and constant inputs when it is made, tensors and threads when it
-// runs. Errors are thrown as Error; register.cc turns them into ONNX Runtime's status at the border.
+// The interface between operators and ONNX Runtime: attributes and constant inputs when a kernel is created, tensors
+// and threads when it runs. Operators throw Error; register.cc turns it into an ONNX Runtime status.
 #pragma once
 
 #include <cstddef>
@@ -32,13 +32,13 @@ struct Tensor {
   }
 };
 
-// Throws unless the tensor's shape is `expected`, where -1 stands for any length. `name` is what the message calls it.
+// Throws unless the tensor has the shape `expected`, where -1 matches any length. Messages call the tensor `name`.
 void check_shape(const Tensor& tensor, const char* name, std::initializer_list<int64_t> expected);
 
-// Throws unless `width` can be rotated: a multiple of 64. `what` begins the message.
+// Throws unless `width` is a multiple of 64, as rotation requires. The message starts with `what`.
 void check_rotated(int64_t width, const char* what);
 
-// Throws unless offsets i32[n+1] rise from 0 to `tokens`, each text having at least one token. Returns n.
+// Throws unless offsets i32[n+1] rise from 0 to `tokens`, with at least one token per text. Returns n.
 int64_t check_offsets(const Tensor& offsets, int64_t tokens);
 
 class KernelInfo {
@@ -49,10 +49,10 @@ class KernelInfo {
   float attribute_float(const char* name) const;
   int64_t attribute_int(const char* name) const;
   std::string node_name() const;
-  // The data of input `index`, which must be a constant of the graph. Valid while the session is made and no longer.
+  // Returns the data of input `index`, which must be a constant of the graph. Valid only while the session is created.
   Tensor constant_input(size_t index, const char* name) const;
   int threads() const { return threads_; }
-  // Where this node's packed weights are kept for all processes; empty where the session shares none.
+  // Returns the file of this node's packed weights, or an empty string if the session does not share weights.
   std::string packed_file() const;
   const OrtApi* api() const { return api_; }
 
@@ -63,7 +63,7 @@ class KernelInfo {
   const std::string& packed_folder_;
 };
 
-// Memory from ONNX Runtime's arena, 64-byte aligned, given back at the end of the scope with the allocator.
+// Memory from ONNX Runtime's arena, 64-byte aligned and returned at the end of the scope.
 class Scratch {
  public:
   using Allocator = std::unique_ptr<OrtAllocator, abi::ReleaseAllocator::Pointer>;
@@ -84,7 +84,7 @@ class Scratch {
   void* memory_ = nullptr;
 };
 
-// ONNX Runtime's own threads.
+// The session's own thread pool.
 class SessionPool final : public Pool {
  public:
   SessionPool(const OrtApi* api, const OrtKernelContext* context, int threads)

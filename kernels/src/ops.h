@@ -1,4 +1,4 @@
-// The operators of domain koe5, each defined in a file of its own; register.cc lists them.
+// The operators of domain koe5, each defined in its own file. register.cc registers them.
 #pragma once
 
 #include "op.h"

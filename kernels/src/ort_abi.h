@@ -1,7 +1,7 @@
-// The part of ONNX Runtime's C ABI that the operators use: a table of functions that only ever grows at its end, and
-// the struct that describes a custom operator. Declared here because no package installs ONNX Runtime's header.
+// The part of ONNX Runtime's C ABI that the operators use: a table of functions that only grows at its end, and the
+// struct that describes a custom operator. Declared here because no package installs ONNX Runtime's header.
 // Source: onnxruntime_c_api.h (order of OrtApi and OrtCustomOp) and the static_asserts on slots in
-// onnxruntime_c_api.cc of microsoft/onnxruntime. Each slot names the API version that brought it.
+// onnxruntime_c_api.cc of microsoft/onnxruntime. Slots are grouped by the API version that introduced them.
 #pragma once
 
 #include <cstddef>
@@ -22,12 +22,12 @@ struct OrtApi;
 struct OrtCustomOp;
 
 struct OrtApiBase {
-  const OrtApi* (*GetApi)(uint32_t version);  // null where this ONNX Runtime is older than `version`
+  const OrtApi* (*GetApi)(uint32_t version);  // null if this ONNX Runtime is older than `version`
   const char* (*GetVersionString)();
 };
 
-// Fields up to GetVariadicOutputHomogeneity are of version 14, CreateKernelV2 and KernelComputeV2 of 16, the next three
-// of 17. ONNX Runtime reads those of 18 only from operators of that version: they are here as a guard.
+// Fields up to GetVariadicOutputHomogeneity date from version 14, CreateKernelV2 and KernelComputeV2 from 16, the next
+// three from 17. ONNX Runtime reads fields of version 18 only from operators of that version; they are here as a guard.
 struct OrtCustomOp {
   uint32_t version;
   void* (*CreateKernel)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*);
@@ -61,7 +61,7 @@ struct OrtCustomOp {
 
 namespace koe5::abi {
 
-// The version that brought the latest slot below: KernelContext_ParallelFor, ONNX Runtime 1.17.
+// The version of the newest slot below: KernelContext_ParallelFor, ONNX Runtime 1.17.
 constexpr uint32_t kApiVersion = 17;
 
 constexpr int kInvalidArgument = 2;  // OrtErrorCode
@@ -70,7 +70,7 @@ constexpr int kArenaAllocator = 1;    // OrtAllocatorType
 constexpr int kDefaultMemory = 0;     // OrtMemType
 constexpr int kRequired = 0;          // OrtCustomOpInputOutputCharacteristic
 
-// A function of the table: its position and its type.
+// A function in the table: its index and its type.
 template <size_t Index, class Function>
 struct Slot {
   using Pointer = Function*;
@@ -107,13 +107,13 @@ using GetSessionConfigEntry = Slot<238, OrtStatus*(const OrtSessionOptions*, con
 using KernelInfoGetNodeName = Slot<244, OrtStatus*(const OrtKernelInfo*, char*, size_t*)>;
 using KernelInfoGetConstantInput =
     Slot<249, OrtStatus*(const OrtKernelInfo*, size_t, int* is_constant, const OrtValue**)>;
-// Makes an OrtAllocator around the session's, which is the caller's to release.
+// Creates an OrtAllocator around the session's allocator. The caller releases it.
 using KernelContextGetAllocator = Slot<253, OrtStatus*(const OrtKernelContext*, const OrtMemoryInfo*, OrtAllocator**)>;
 // version 17
 using KernelContextParallelFor =
     Slot<274, OrtStatus*(const OrtKernelContext*, void (*)(void*, size_t), size_t total, size_t batches, void*)>;
 
-// The function of a slot; `api` must be of at least the slot's version.
+// Returns the function of a slot. `api` must have at least the slot's version.
 template <class S>
 typename S::Pointer function(const OrtApi* api) {
   static_assert(sizeof(typename S::Pointer) == sizeof(void*));

@@ -14,16 +14,16 @@ namespace koe5 {
 namespace {
 
 constexpr char kMagic[8] = {'K', 'O', 'E', '5', 'P', 'A', 'C', 'K'};
-constexpr size_t kLongestName = 240;  // of the 255 bytes that file systems allow, with room for a temporary name's end
+constexpr size_t kLongestName = 240;  // file systems allow 255 bytes; the rest is for a temporary file's suffix
 
-// The end of a file. At the end, so that the packed bytes lie on the borders of huge pages.
+// The end of a file. It follows the packed bytes so that these start at a huge page boundary.
 struct Footer {
   char magic[8];
   uint32_t layout, unused;
   int64_t k, n;
   uint64_t bytes, source, content;
 };
-static_assert(sizeof(Footer) == 56, "written as it lies in memory: no padding");
+static_assert(sizeof(Footer) == 56, "the footer is written as it is in memory and must have no padding");
 
 Footer footer_of(const PackedIdentity& identity, uint64_t content) {
   Footer footer{{}, identity.layout, 0, identity.k, identity.n, identity.bytes, identity.source, content};
@@ -50,7 +50,7 @@ void note_problem(const char* what, const std::string& file) {
 }
 
 uint64_t mixed(uint64_t lane, uint64_t word) {
-  lane = (lane ^ word) * 0x9e3779b97f4a7c15;  // odd: no two words give the same
+  lane = (lane ^ word) * 0x9e3779b97f4a7c15;  // odd, so that different words give different results
   return lane ^ lane >> 32;
 }
 
@@ -66,7 +66,7 @@ bool write_all(int fd, const void* data, size_t bytes) {
   return true;
 }
 
-// A new file beside `file` with everything in it; its name, or empty where it cannot be written.
+// Writes a complete new file next to `file`. Returns its name, or an empty string on failure.
 std::string write_temporary(const std::string& file, const PackedIdentity& identity, const char* packed) {
   std::string temporary = file + ".XXXXXX";
   const Descriptor made(mkostemp(temporary.data(), O_CLOEXEC));
@@ -79,7 +79,7 @@ std::string write_temporary(const std::string& file, const PackedIdentity& ident
   return "";
 }
 
-// Gives a whole file its name. Where a good one has it already that one stays, as others have mapped it.
+// Renames a complete file to its final name. Keeps an existing valid file, because other processes have mapped it.
 Pages publish(const std::string& temporary, const std::string& file, const PackedIdentity& identity) {
   if (link(temporary.c_str(), file.c_str()) == 0) {
     unlink(temporary.c_str());
@@ -141,10 +141,10 @@ Pages open_packed(const std::string& file, const PackedIdentity& identity) {
   if (mapped == MAP_FAILED) return nullptr;
   Pages pages(static_cast<char*>(mapped), Unmap{identity.bytes});
 #ifdef MADV_HUGEPAGE
-  // Before the first touch: where the file system can, the file is then read into huge pages.
+  // Must precede the first access: file systems that support it then read the file into huge pages.
   madvise(mapped, identity.bytes, MADV_HUGEPAGE);
 #endif
-  // Nothing is forced to the disk when the file is written: after a crash of the machine it may hold anything.
+  // Writing a file does not force it to disk, so it may contain anything after a crash of the machine.
   return hash_bytes(mapped, identity.bytes) == found.content ? std::move(pages) : nullptr;
 }
 
@@ -152,7 +152,7 @@ Pages save_packed(const std::string& file, const PackedIdentity& identity, const
   const std::string temporary = write_temporary(file, identity, packed);
   Pages pages;
   if (!temporary.empty()) pages = publish(temporary, file, identity);
-  if (pages == nullptr) note_problem("cannot keep packed weights in", file);
+  if (pages == nullptr) note_problem("cannot store packed weights in", file);
   return pages;
 }
 

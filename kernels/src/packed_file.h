@@ -1,9 +1,10 @@
-// Packed weights in files, which all processes of a user map and so hold once. Knows nothing of ONNX Runtime.
+// Packed weights in files, which all processes of a user map, so that the memory is shared. Does not depend on ONNX
+// Runtime.
 //
-// A file holds the packed bytes, from its beginning, and then a footer that says what they are. It gets its name when it
-// is whole and is never written again, so that any number of processes may start at once: the first one's file stays,
-// and each maps what it finds. Whatever is not as the footer should say is replaced. Nothing here throws for a file:
-// without one, each process has its own copy.
+// A file holds the packed bytes and then a footer that identifies them. A file is complete before it gets its final
+// name and is never modified, so any number of processes may start at once: the first file stays, and the other
+// processes map it. A file that does not match its footer is replaced. Problems with files do not throw: without a
+// file, each process keeps its own copy.
 #pragma once
 
 #include <cstddef>
@@ -19,27 +20,27 @@ struct Unmap {
 };
 using Pages = std::unique_ptr<char, Unmap>;
 
-// What a file must hold to be the one that is wanted.
+// Identity of the expected packed weights.
 struct PackedIdentity {
   uint32_t layout;
   int64_t k, n;
   uint64_t bytes;
-  uint64_t source;  // hash of some of the weights that it is made from
+  uint64_t source;  // hash of a sample of the original weights
 };
 
-// Of 64 bits, as fast as memory is read. Finds damage, not forgery.
+// 64-bit hash at memory speed. Detects damage, not forgery.
 uint64_t hash_bytes(const void* data, size_t bytes, uint64_t seed = 0);
 
-// The file of a node's weights; empty where the node's name cannot name one.
+// Returns the file name for a node's weights, or an empty string if the node's name cannot be used as a file name.
 std::string packed_file_name(const std::string& folder, const std::string& node);
 
-// The packed bytes, read only; null where the file is absent, damaged or another.
+// Maps the packed bytes read-only. Returns null if the file is missing, damaged, or of other weights.
 Pages open_packed(const std::string& file, const PackedIdentity& identity);
 
-// Writes the file unless another process was faster, and maps it; null with a noted problem where it cannot.
+// Writes the file unless another process already did, and maps it. On failure, records the problem and returns null.
 Pages save_packed(const std::string& file, const PackedIdentity& identity, const char* packed);
 
-// Why weights of this thread's sessions are not shared, the first reason since the last call; empty where they are.
+// Returns the first reason since the last call why this thread's sessions do not share weights, or an empty string.
 const char* take_sharing_problem();
 
 }  // namespace koe5

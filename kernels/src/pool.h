@@ -1,4 +1,4 @@
-// Work for several threads, without knowing whose they are: kernels see only this.
+// Interface to a thread pool, so that kernels do not depend on its owner.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +10,10 @@ class Pool {
  public:
   virtual ~Pool() = default;
 
-  // How many threads may run tasks at once, as far as is known. Steers how work is split, never a result.
+  // Number of threads that may run tasks at once, as far as known. Affects how work is split, never the results.
   virtual int threads() const = 0;
 
-  // Calls task(context, i) once for each i of 0..n-1, on any thread and in any order; returns when all are done.
+  // Calls task(context, i) once for each i in 0..n-1, on any thread and in any order. Returns when all are done.
   // Tasks must not throw.
   virtual void run(int64_t n, void (*task)(void* context, int64_t index), void* context) = 0;
 

@@ -1,4 +1,4 @@
-// The library's door: ONNX Runtime calls RegisterCustomOps, Python asks the koe5_kernels functions.
+// Entry points of the library: RegisterCustomOps for ONNX Runtime, the koe5_kernels functions for Python.
 #include <sched.h>
 
 #include <cstdlib>
@@ -23,7 +23,7 @@ namespace {
 constexpr const char* kDomain = "koe5";
 constexpr const char* kThreadsKey = "koe5.threads";
 constexpr const char* kPackedFolderKey = "koe5.packed_weights";
-constexpr int kOpSetVersion = 3;
+constexpr int kOpSetVersion = 4;
 
 const OpDefinition* const kOps[] = {&kNormQuantize, &kProjectQkv, &kProjectAddNorm, &kProjectGelu,
                                     &kRaggedAttention, &kPoolMean};
@@ -32,7 +32,7 @@ OrtStatus* failure(const OrtApi* api, const std::string& text) {
   return abi::call<abi::CreateStatus>(api, abi::kInvalidArgument, text.c_str());
 }
 
-// A kernel with what its calls need.
+// A kernel with the context that its calls need.
 struct Instance {
   const OrtApi* api;
   std::string name;  // operator and node, for errors
@@ -40,10 +40,10 @@ struct Instance {
   std::unique_ptr<Kernel> kernel;
 };
 
-// What a session's options tell its operators: how many threads, and the folder of packed weights or none.
+// Session options for the operators: number of threads, and the folder of packed weights, or an empty string.
 using Settings = std::pair<int, std::string>;
 
-// A custom operator as ONNX Runtime wants it, with our definition behind it.
+// Adapts an OpDefinition to ONNX Runtime's custom operator struct.
 struct Op : OrtCustomOp {
   Op(const OpDefinition& definition, const Settings& settings);
   const OpDefinition& definition;
@@ -52,7 +52,7 @@ struct Op : OrtCustomOp {
 
 const Op& self(const OrtCustomOp* op) { return *static_cast<const Op*>(op); }
 
-// Runs `f`; an exception becomes a status that says where it happened.
+// Runs `f` and converts an exception to a status that names the operator and node.
 template <class F>
 OrtStatus* guarded(const OrtApi* api, const std::string& where, F&& f) {
   try {
@@ -90,7 +90,7 @@ OrtStatus* compute(void* kernel, OrtKernelContext* ort_context) {
 Op::Op(const OpDefinition& d, const Settings& s) : OrtCustomOp{}, definition(d), settings(s) {
   version = abi::kApiVersion;
   GetName = [](const OrtCustomOp* op) { return self(op).definition.name; };
-  GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // the CPU's
+  GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // CPU
   GetInputType = [](const OrtCustomOp* op, size_t i) { return static_cast<int>(self(op).definition.inputs[i]); };
   GetInputTypeCount = [](const OrtCustomOp* op) { return self(op).definition.inputs.size(); };
   GetOutputType = [](const OrtCustomOp* op, size_t i) { return static_cast<int>(self(op).definition.outputs[i]); };
@@ -111,7 +111,7 @@ int allowed_cpus() {
   return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
-// What the session's options say under a key; empty where nothing.
+// Returns the value of a session config entry, or an empty string if it is not set.
 std::string config_entry(const OrtApi* api, const OrtSessionOptions* options, const char* key) {
   int found = 0;
   size_t size = 0;
@@ -128,7 +128,7 @@ std::string config_entry(const OrtApi* api, const OrtSessionOptions* options, co
   return status == nullptr ? text.c_str() : "";  // without the terminating zero
 }
 
-// Without a thread count, one a CPU.
+// Uses one thread per CPU if the session options do not set a number.
 Settings settings_of(const OrtApi* api, const OrtSessionOptions* options) {
   const int threads = std::atoi(config_entry(api, options, kThreadsKey).c_str());
   return {threads > 0 ? threads : allowed_cpus(), config_entry(api, options, kPackedFolderKey)};
@@ -139,7 +139,7 @@ struct Domain {
   std::list<Op> ops;
 };
 
-// One domain for each settings, kept while the process lives: sessions refer to it.
+// Returns the domain for these settings. It is never freed, because sessions refer to it.
 OrtStatus* domain_for(const OrtApi* api, const Settings& settings, OrtCustomOpDomain** out) {
   static std::mutex mutex;
   static auto& domains = *new std::map<Settings, Domain>;
@@ -158,13 +158,13 @@ OrtStatus* domain_for(const OrtApi* api, const Settings& settings, OrtCustomOpDo
   return status;
 }
 
-// Every ONNX Runtime has version 1: enough to say what is wrong.
+// Reports the error through version 1 of the API, which every ONNX Runtime has.
 OrtStatus* too_old(const OrtApiBase* base) {
   const OrtApi* first = base->GetApi(1);
   if (first == nullptr) return nullptr;
-  return failure(first, "koe5-onnx-kernels needs version " + std::to_string(abi::kApiVersion) +
-                            " of ONNX Runtime's C API (onnxruntime 1.23 or later) and found onnxruntime " +
-                            base->GetVersionString() + ": update onnxruntime");
+  return failure(first, "koe5-onnx-kernels requires version " + std::to_string(abi::kApiVersion) +
+                            " of ONNX Runtime's C API, but onnxruntime " + base->GetVersionString() +
+                            " is older. Install onnxruntime 1.23 or later");
 }
 
 }  // namespace
@@ -184,17 +184,18 @@ KOE5_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtAp
   return thrown != nullptr ? thrown : status;
 }
 
-// The instruction set in use, by its name in cpu.h.
+// Returns the name of the instruction set in use (see cpu.h).
 KOE5_EXPORT const char* koe5_kernels_level() { return koe5::level_name(koe5::cpu_level()); }
 
-// Why the level is "none", in one line; empty where it is not.
+// Returns one line with the reason if the level is "none"; otherwise an empty string.
 KOE5_EXPORT const char* koe5_kernels_unavailable() { return koe5::why_unavailable(); }
 
-// Version of the operator set: graphs name it in their opset imports.
+// Returns the version of the operator set, which graphs declare in their opset imports.
 KOE5_EXPORT int koe5_kernels_version() { return koe5::kOpSetVersion; }
 
-// Version of the files of packed weights: one of another version is written again.
+// Returns the version of the packed weight layout. Files of another version are replaced.
 KOE5_EXPORT int koe5_kernels_packed_layout() { return static_cast<int>(koe5::kPackedLayout); }
 
-// Why a session that this thread made does not share its packed weights; each reason is said once, empty without one.
+// Returns why a session created by this thread does not share its packed weights, and clears the reason. Returns an
+// empty string if there is none.
 KOE5_EXPORT const char* koe5_kernels_sharing_problem() { return koe5::take_sharing_problem(); }

@@ -1,19 +1,19 @@
-// Rotation of 64 values before they are rounded to 8 bits: a large value is spread over all of them, so that the scale
-// of the row, and with it every step, becomes smaller. Local to the file that includes it: see sixteen.h.
+// Rotation of 64 values before they are rounded to 8 bits. It spreads a large value over all 64, which reduces the
+// row's scale and therefore the rounding error. Local to the file that includes it; see sixteen.h.
 //
-// The rotation is M (x) M (x) M / 8, with the matrix M below: a Walsh-Hadamard transform, 6 additions per value, in the
-// form whose rows all have the same sum, so that a mean of the values is spread too. Result 16j + 4k + i is the sum over
-// a, b, c of M[i][a] M[j][b] M[k][c] / 8 times value 16a + 4b + c: the order in which the registers end. The exporter
-// rotates the weights in the same order (rotate.py).
+// The rotation is M (x) M (x) M / 8, with the matrix M below: a Walsh-Hadamard transform with 6 additions per value, in
+// the form whose rows all have the same sum, so that it also spreads the mean. Result 16j + 4k + i is the sum over
+// a, b, c of M[i][a] M[j][b] M[k][c] / 8 times value 16a + 4b + c. This is the order in which the registers end up; the
+// exporter rotates the weights in the same order (rotate.py).
 #pragma once
 
+#include "linear_kernels.h"
 #include "sixteen.h"
 
 namespace koe5 {
 namespace {
 
-constexpr int64_t kRotated = 64;
-// What `rotate` gives is this many times too large: whoever scales the values takes it into account.
+// `rotate` returns results multiplied by this factor. Divide it out when scaling the values.
 constexpr float kRotationGain = 8;
 
 //     1  1  1 -1
@@ -28,7 +28,7 @@ KOE5_INLINE void combine(Floats& a, Floats& b, Floats& c, Floats& d) {
   d = subtract(cd, a_b);
 }
 
-// Transposes each 4 x 4 values that the four registers have in the same 128 bits.
+// The same 128 bits of the four registers hold 4 x 4 values: transposes each of these matrices.
 KOE5_INLINE void exchange_values(Floats& a, Floats& b, Floats& c, Floats& d) {
   const Ints ab_low = interleave_low32(bits_of(a), bits_of(b)), ab_high = interleave_high32(bits_of(a), bits_of(b));
   const Ints cd_low = interleave_low32(bits_of(c), bits_of(d)), cd_high = interleave_high32(bits_of(c), bits_of(d));
@@ -38,7 +38,7 @@ KOE5_INLINE void exchange_values(Floats& a, Floats& b, Floats& c, Floats& d) {
   d = floats_of_bits(interleave_high64(ab_high, cd_high));
 }
 
-// Transposes the 4 x 4 quarters of 128 bits.
+// Transposes the 4 x 4 matrix of 128-bit quarters.
 KOE5_INLINE void exchange_quarters(Floats& a, Floats& b, Floats& c, Floats& d) {
   const Ints ab_even = even_quarters(bits_of(a), bits_of(b)), ab_odd = odd_quarters(bits_of(a), bits_of(b));
   const Ints cd_even = even_quarters(bits_of(c), bits_of(d)), cd_odd = odd_quarters(bits_of(c), bits_of(d));
@@ -48,7 +48,7 @@ KOE5_INLINE void exchange_quarters(Floats& a, Floats& b, Floats& c, Floats& d) {
   d = floats_of_bits(odd_quarters(ab_odd, cd_odd));
 }
 
-// Rotates 64 values, and multiplies them by kRotationGain.
+// Rotates 64 values and multiplies them by kRotationGain.
 KOE5_INLINE void rotate(Floats& a, Floats& b, Floats& c, Floats& d) {
   combine(a, b, c, d);
   exchange_values(a, b, c, d);

@@ -1,4 +1,4 @@
-// Functions of rows, compiled for AVX2, FMA and F16C.
+// Row functions, compiled for AVX2, FMA and F16C.
 #include "row_kernels_impl.h"
 
 namespace koe5 {

@@ -1,4 +1,4 @@
-// Functions of rows, compiled for AVX512 F, BW, DQ and VL.
+// Row functions, compiled for AVX512 F, BW, DQ and VL.
 #include "row_kernels_impl.h"
 
 namespace koe5 {

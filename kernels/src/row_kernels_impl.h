@@ -1,4 +1,4 @@
-// What row_kernels.h declares, for the instruction set of the file that includes this.
+// Implements row_kernels.h for the instruction set of the including file.
 #pragma once
 
 #include "row_kernels.h"
@@ -34,35 +34,48 @@ void mean_of_rows(const float* x, int64_t rows, int64_t stride, int64_t columns,
   }
 }
 
-constexpr int64_t kGroup = 8;  // rows that are read together: 512 bytes of each panel
+constexpr int64_t kGroup = 8;  // rows that are read together, 512 bytes per panel
 
 inline Ints halves_of(Floats low, Floats high) { return halves_of(to_fp16(low), to_fp16(high)); }
 
-// Rotates the GELU values of a row that two panels have; returns the larger of `most` and each magnitude.
-inline Ints rotate_values(uint16_t* left, uint16_t* right, Ints most) {
-  Floats a = from_fp16(load_halves(left)), b = from_fp16(load_halves(left + 16));
-  Floats c = from_fp16(load_halves(right)), d = from_fp16(load_halves(right + 16));
+// Factors for 64 values.
+struct Factors {
+  Floats a, b, c, d;
+
+  inline explicit Factors(const float* f) : a(load(f)), b(load(f + 16)), c(load(f + 32)), d(load(f + 48)) {}
+};
+
+inline Floats multiply_halves(const uint16_t* values, Floats by) {
+  return multiply(from_fp16(load_halves(values)), by);
+}
+
+// Multiplies a block of 64 GELU values, stored in two panels, by `by` and rotates it. Returns the maximum of `most` and
+// all magnitudes.
+inline Ints rotate_values(uint16_t* left, uint16_t* right, const Factors& by, Ints most) {
+  Floats a = multiply_halves(left, by.a), b = multiply_halves(left + 16, by.b);
+  Floats c = multiply_halves(right, by.c), d = multiply_halves(right + 16, by.d);
   rotate(a, b, c, d);
   const Ints ab = halves_of(a, b), cd = halves_of(c, d), all_but_sign = spread_half(0x7fff);
   store(left, ab), store(right, cd);
   return larger_halves(larger_halves(most, both(ab, all_but_sign)), both(cd, all_but_sign));
 }
 
-// Rotates the first `rows` rows (at most kGroup) and finds the largest magnitude of each; NaN where there is one: as
-// integers, magnitudes sort as their values do and NaN above infinity.
-void rotate_group(const StoreGelu& values, int64_t rows, int64_t n, float* largest) {
+// Rotates the first `rows` rows (at most kGroup) and finds the largest magnitude of each, or NaN if a row contains it.
+// As integers, magnitudes sort like their values, and NaN sorts above infinity.
+void rotate_group(const StoreGelu& values, int64_t rows, int64_t n, const float* factors, float* largest) {
+  const Factors by(factors);
   Ints most[kGroup] = {};
   const int64_t panel = values.rows * kPanelColumns;
   for (int64_t column = 0; column < n; column += kRotated) {
     uint16_t* const left = values.out + column * values.rows;
     for (int64_t row = 0; row < rows; ++row) {
       uint16_t* const at = left + row * kPanelColumns;
-      most[row] = rotate_values(at, at + panel, most[row]);
+      most[row] = rotate_values(at, at + panel, by, most[row]);
     }
   }
   for (int64_t row = 0; row < rows; ++row) {
-    const int32_t bits = largest_of(widen(_mm256_max_epu16(low_half(most[row]), high_half(most[row]))));
-    largest[row] = first_of(from_fp16(_mm256_set1_epi16(static_cast<int16_t>(bits))));
+    const int32_t bits = largest_of(larger_of(widen(low_half(most[row])), widen(high_half(most[row]))));
+    largest[row] = first_of(from_fp16(low_half(spread_half(bits))));
   }
 }
 
@@ -70,10 +83,11 @@ inline Ints gelu_steps(const uint16_t* values, Floats inverse) {
   return steps_of(from_fp16(load_halves(values)), from_fp16(load_halves(values + 16)), inverse, spread_half(kZeroPoint));
 }
 
-void quantize_group(const StoreGelu& values, int64_t rows, int64_t n, const QuantizedOutput& out) {
-  constexpr float kGain = kRotationGain * kGeluShrink;  // of the values as they are stored
+void quantize_group(const StoreGelu& values, int64_t rows, int64_t n, const float* factors,
+                    const QuantizedOutput& out) {
+  constexpr float kGain = kRotationGain * kGeluShrink;  // factor in the stored values
   float inverse[kGroup];
-  rotate_group(values, rows, n, out.scale);
+  rotate_group(values, rows, n, factors, out.scale);
   for (int64_t row = 0; row < rows; ++row) {
     out.scale[row] = scale_of(out.scale[row] / kGain);
     inverse[row] = 1.0f / kGain / out.scale[row];
@@ -107,11 +121,13 @@ void add_norm_quantize_rows(const StoreSums& sums, int64_t rows, int64_t n, cons
   }
 }
 
-void quantize_gelu_rows(const StoreGelu& values, int64_t rows, int64_t n, const QuantizedOutput& out) {
+void quantize_gelu_rows(const StoreGelu& values, int64_t rows, int64_t n, const float* factors,
+                        const QuantizedOutput& out) {
   for (int64_t row = 0; row < rows; row += kGroup) {
     StoreGelu group = values;
     group.out += row * kPanelColumns;
-    quantize_group(group, rows - row < kGroup ? rows - row : kGroup, n, {out.q + row * n, out.scale + row});
+    const int64_t here = rows - row < kGroup ? rows - row : kGroup;
+    quantize_group(group, here, n, factors, {out.q + row * n, out.scale + row});
   }
 }
 

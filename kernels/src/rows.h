@@ -1,6 +1,5 @@
-// Functions of one row of fp32 values: layer norm, rotation, quantization to 8 bits. Local to the file that includes it: see
-// sixteen.h.
-// The order of each sum depends on the row's length alone. n is a multiple of 16.
+// Functions on one row of fp32 values: layer norm, rotation, quantization to 8 bits. Local to the file that includes
+// it; see sixteen.h. The order of each sum depends only on the row's length. n is a multiple of 16.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +11,7 @@
 namespace koe5 {
 namespace {
 
-// Sum of a row's values; each lane of four accumulators takes every 64th value.
+// Sum of a row's values. Each lane of four accumulators takes every 64th value.
 inline float row_sum(const float* x, int64_t n) {
   Floats a = zeros(), b = a, c = a, d = a;
   int64_t i = 0;
@@ -46,8 +45,8 @@ inline float row_squares(const float* x, int64_t n, float mean) {
   return sum_of(add(add(a, b), add(c, d)));
 }
 
-// What a layer norm needs of a row: y = (x - mean) * inverse * gain + shift. Two passes (variance of the distances), so
-// that a large mean costs no digits.
+// The statistics of a layer norm: y = (x - mean) * inverse * gain + shift. Computed in two passes (variance of the
+// distances from the mean), so that a large mean costs no precision.
 struct RowNorm {
   Floats mean, inverse;
   const float *gain, *shift;
@@ -57,7 +56,7 @@ struct RowNorm {
     const float middle = row_sum(x, n) / static_cast<float>(n);
     const float variance = row_squares(x, n, middle) / static_cast<float>(n);
     mean = spread(middle);
-    inverse = spread(1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(variance + epsilon))));
+    inverse = spread(1.0f / root_of(variance + epsilon));
   }
 
   KOE5_INLINE Floats of(const float* x, int64_t i) const {
@@ -66,8 +65,8 @@ struct RowNorm {
   }
 };
 
-// The larger of each magnitude and those of x, in 16 lanes. As integers, magnitudes sort as their values do and NaN
-// above infinity.
+// Returns the maxima of `largest` and the magnitudes of x, in 16 lanes. As integers, magnitudes sort like their values,
+// and NaN sorts above infinity.
 inline Ints larger_magnitudes(Ints largest, const float* x, int64_t n) {
   const Ints all_but_sign = spread_int(0x7fffffff);
   Ints other = largest;
@@ -80,22 +79,22 @@ inline Ints larger_magnitudes(Ints largest, const float* x, int64_t n) {
   return larger_of(largest, other);
 }
 
-// Of all lanes; NaN where there is one.
+// Returns the maximum over all lanes, or NaN if there is one.
 inline float largest_magnitude(Ints lanes) {
-  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(largest_of(lanes))));
+  return first_of(floats_of_bits(spread_int(largest_of(lanes))));
 }
 
-// Rounded 16-bit steps of 32 values, as to_bytes takes them.
+// Rounds 32 values to 16-bit integers, in the order that to_bytes expects.
 inline Ints steps_of(Floats left, Floats right, Floats inverse, Ints zero) {
   return add_halves(pack_halves(rounded(multiply(left, inverse)), rounded(multiply(right, inverse))), zero);
 }
 
-// The same from x on, where n values exist.
+// The same for 32 values from x on; only the first n exist, and the others count as 0.
 inline Ints row_steps(const float* x, int64_t n, Floats inverse) {
   return steps_of(n > 0 ? load(x) : zeros(), n > 16 ? load(x + 16) : zeros(), inverse, spread_half(kZeroPoint));
 }
 
-// The scale of values up to `largest`: NaN or infinite where that is, and then the 8 bits mean nothing.
+// Returns the scale for values up to `largest`. If it is NaN or infinite, the 8-bit values are undefined.
 inline float scale_of(float largest) {
   const float scale = largest * (1.0f / 127);
   return scale < 1e-12f ? 1e-12f : scale;  // for rows of zeros
@@ -114,17 +113,17 @@ KOE5_INLINE Ints larger_magnitude(Ints largest, Floats x) {
   return larger_of(largest, both(spread_int(0x7fffffff), bits_of(x)));
 }
 
-// Where the rotated values of a row wait for its scale: in panels of 32.
+// A row's rotated values, kept until their scale is known, in panels of 32.
 struct RotatedRow {
   float* first;
-  int64_t panel;  // from a panel to the next
+  int64_t panel;  // distance between panels
 
-  // Of value i, a multiple of 32.
+  // Pointer to value i, a multiple of 32.
   KOE5_INLINE float* at(int64_t i) const { return first + i / kPanelColumns * panel; }
 };
 
-// Stores norm(x) to y and its rotation to `rotated`; returns the largest magnitude of that, kRotationGain times too
-// large. n is a multiple of 64. x and y may be the same.
+// Stores norm(x) to y and its rotation to `rotated`. Returns the largest magnitude of the rotation, multiplied by
+// kRotationGain. n is a multiple of 64. x and y may be the same.
 inline float norm_and_rotate(const float* x, int64_t n, const RowNorm& norm, float* y, const RotatedRow& rotated) {
   Ints largest = int_zeros();
   for (int64_t i = 0; i < n; i += kRotated) {
@@ -139,8 +138,8 @@ inline float norm_and_rotate(const float* x, int64_t n, const RowNorm& norm, flo
   return largest_magnitude(largest);
 }
 
-// y = norm(x); q = round(rotated y / scale) + 128 with a scale for which 127 steps are the largest magnitude, which is
-// returned.
+// y = norm(x); q = round(rotated y / scale) + 128, with the scale at which the largest magnitude is 127. Returns the
+// scale.
 inline float norm_quantize_row(const float* x, int64_t n, const RowNorm& norm, float* y, const RotatedRow& rotated,
                                uint8_t* q) {
   const float scale = scale_of(norm_and_rotate(x, n, norm, y, rotated) / kRotationGain);

@@ -1,16 +1,16 @@
-// Sixteen floats or 32-bit integers: one register of AVX512, two of AVX2. What is written in these terms is compiled
-// for both, does the same operations in the same order and gives the same bits.
-// Everything here and in what includes it is local to the including file: a copy compiled with AVX512 must never stand
-// in, at link time, for one that another CPU calls.
+// Sixteen floats or 32-bit integers: one AVX512 register, two AVX2 registers or four NEON registers. Code written with
+// these operations compiles for all of them, does the same operations in the same order and produces identical bits.
+// Everything in this header, and in the headers that include it, is local to the source file, so that the linker never
+// uses a copy compiled for AVX512 in code that runs on another CPU.
 #pragma once
-
-#include <immintrin.h>
 
 #include <cstdint>
 
 #define KOE5_INLINE inline __attribute__((always_inline))
 
-#ifdef __AVX512F__
+#if defined(__aarch64__)
+#include "sixteen_neon.h"
+#elif defined(__AVX512F__)
 #include "sixteen_avx512.h"
 #else
 #include "sixteen_avx2.h"
@@ -19,13 +19,8 @@
 namespace koe5 {
 namespace {
 
-KOE5_INLINE __m256i load_halves(const uint16_t* from) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-}
-KOE5_INLINE void store_halves(uint16_t* to, __m256i x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x); }
-
-// Sixteen 16-bit values as the upper halves of 32 bits: bf16 becomes fp32.
-KOE5_INLINE Ints as_upper(__m256i halves) { return shift_left<16>(widen(halves)); }
+// Shifts sixteen 16-bit values to the upper halves of 32 bits, which converts bf16 to fp32.
+KOE5_INLINE Ints as_upper(Halves halves) { return shift_left<16>(widen(halves)); }
 
 }  // namespace
 }  // namespace koe5

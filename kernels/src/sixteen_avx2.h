@@ -1,10 +1,12 @@
-// Sixteen values in two registers: see sixteen.h. AVX2, FMA and F16C only.
+// Sixteen values in two registers; see sixteen.h. Requires only AVX2, FMA and F16C.
 #pragma once
+
+#include "sixteen_x86.h"
 
 namespace koe5 {
 namespace {
 
-// Copied member by member: GCC 12 copies plain structures of this size through memory, inside loops too.
+// Copied member by member, because GCC 12 copies plain structs of this size through memory, even inside loops.
 #define KOE5_PAIR(Type, Register)                                                             \
   struct Type {                                                                               \
     Register low, high;                                                                       \
@@ -20,7 +22,7 @@ KOE5_PAIR(Floats, __m256)
 KOE5_PAIR(Ints, __m256i)
 #undef KOE5_PAIR
 
-// Vectors of sixteen that one row of a register tile has: 16 registers hold sums of 6 x 1.
+// Maximum number of vectors of sixteen per row of a register tile: 16 registers hold 6 x 1 sums.
 constexpr int kMostVectors = 1;
 
 KOE5_INLINE Floats zeros() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
@@ -47,7 +49,7 @@ KOE5_TWICE(Floats, add, _mm256_add_ps)
 KOE5_TWICE(Floats, subtract, _mm256_sub_ps)
 KOE5_TWICE(Floats, multiply, _mm256_mul_ps)
 KOE5_TWICE(Floats, divide, _mm256_div_ps)
-// b where one of the two is NaN.
+// Returns b if one of the two is NaN.
 KOE5_TWICE(Floats, larger_of, _mm256_max_ps)
 KOE5_TWICE(Ints, add, _mm256_add_epi32)
 KOE5_TWICE(Ints, subtract, _mm256_sub_epi32)
@@ -55,15 +57,15 @@ KOE5_TWICE(Ints, multiply, _mm256_mullo_epi32)
 KOE5_TWICE(Ints, larger_of, _mm256_max_epi32)
 KOE5_TWICE(Ints, both, _mm256_and_si256)
 KOE5_TWICE(Ints, either, _mm256_or_si256)
-// Within each 128 bits.
+// These operate within each 128 bits.
 KOE5_TWICE(Ints, interleave_low32, _mm256_unpacklo_epi32)
 KOE5_TWICE(Ints, interleave_high32, _mm256_unpackhi_epi32)
 KOE5_TWICE(Ints, interleave_low64, _mm256_unpacklo_epi64)
 KOE5_TWICE(Ints, interleave_high64, _mm256_unpackhi_epi64)
-// Of 16 bits each.
+// These operate on 16-bit lanes.
 KOE5_TWICE(Ints, add_halves, _mm256_add_epi16)
 KOE5_TWICE(Ints, larger_halves, _mm256_max_epu16)
-// 32 values in 16 bits, by saturation: within each 128 bits four of a, then four of b.
+// Converts 32 values to 16 bits with saturation. Each 128 bits of the result hold four of a, then four of b.
 KOE5_TWICE(Ints, pack_halves, _mm256_packs_epi32)
 #undef KOE5_TWICE
 
@@ -74,7 +76,7 @@ KOE5_INLINE __m256 smaller_magnitude(__m256 x, __m256 end) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return _mm256_or_ps(_mm256_and_ps(sign, x), _mm256_min_ps(_mm256_andnot_ps(sign, x), end));
 }
-// The smaller magnitude with the sign of x; that of `end`, which is positive, where x is NaN.
+// Returns the smaller magnitude with the sign of x. If x is NaN, returns `end`, which is positive.
 KOE5_INLINE Floats smaller_magnitude(Floats x, Floats end) {
   return {smaller_magnitude(x.low, end.low), smaller_magnitude(x.high, end.high)};
 }
@@ -87,7 +89,7 @@ KOE5_INLINE Ints shift_right(Ints x) {
   return {_mm256_srli_epi32(x.low, kBits), _mm256_srli_epi32(x.high, kBits)};
 }
 
-// Halves, then quarters and so on onto each other, as AVX512's reductions do.
+// Adds halves, then quarters and so on, in the same order as AVX512's reductions.
 KOE5_INLINE float sum_of(Floats x) {
   const __m256 eight = _mm256_add_ps(x.high, x.low);
   const __m128 four = _mm_add_ps(_mm256_extractf128_ps(eight, 1), _mm256_castps256_ps128(eight));
@@ -112,7 +114,7 @@ KOE5_INLINE Ints bits_of(Floats x) { return {_mm256_castps_si256(x.low), _mm256_
 KOE5_INLINE Floats floats_of_bits(Ints x) { return {_mm256_castsi256_ps(x.low), _mm256_castsi256_ps(x.high)}; }
 KOE5_INLINE Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
 KOE5_INLINE Ints rounded(Floats x) { return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)}; }
-// Sixteen 16-bit values of which packing has interleaved the quarters, in order.
+// Restores the order of sixteen 16-bit values after packing interleaved their quarters.
 KOE5_INLINE __m256i in_order(__m256i packed) { return _mm256_permute4x64_epi64(packed, 0xd8); }
 KOE5_INLINE Ints widen(__m256i halves) {
   return {_mm256_cvtepu16_epi32(_mm256_castsi256_si128(halves)),
@@ -132,36 +134,36 @@ KOE5_INLINE __m256i to_fp16(Floats x) {
 KOE5_INLINE __m256i where_nan(__m256 x, __m256i there, __m256i otherwise) {
   return _mm256_blendv_epi8(otherwise, there, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
 }
-// `there` where x is NaN.
+// Returns `there` in lanes where x is NaN.
 KOE5_INLINE Ints where_nan(Floats x, Ints there, Ints otherwise) {
   return {where_nan(x.low, there.low, otherwise.low), where_nan(x.high, there.high, otherwise.high)};
 }
 
 KOE5_INLINE Floats floor_of(Floats x) { return {_mm256_floor_ps(x.low), _mm256_floor_ps(x.high)}; }
-// What the two below can take: -127, of which scale_by_floor makes 0, for less.
+// Raises x to at least -127, for which scale_by_floor returns 0.
 KOE5_INLINE Floats exponent_in_range(Floats x) { return larger_of(spread(-127.0f), x); }
-// x - floor(x), and p * 2^floor(x) for x up to 127; NaN for NaN.
+// x - floor(x), and p * 2^floor(x) for x up to 127. NaN for NaN.
 KOE5_INLINE Floats fraction_of(Floats x) { return subtract(x, floor_of(x)); }
 KOE5_INLINE Floats scale_by_floor(Floats p, Floats x) {
   const Ints exponent = add(rounded(floor_of(x)), spread_int(127));
   return multiply(p, floats_of_bits(shift_left<23>(exponent)));
 }
 
-KOE5_INLINE __m256i lanes_from(int64_t n) {  // ones in the lanes n and above of eight
+KOE5_INLINE __m256i lanes_from(int64_t n) {  // ones in lanes n and above of eight
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return _mm256_cmpgt_epi32(lane, _mm256_set1_epi32(static_cast<int32_t>(n) - 1));
 }
 KOE5_INLINE __m256i lanes_below(int64_t n) { return _mm256_xor_si256(lanes_from(n), _mm256_set1_epi32(-1)); }
-// Sixteen values of 16 bits, or zeros.
+// Loads sixteen 16-bit values, or returns zeros.
 KOE5_INLINE __m256i load_halves_if(bool present, const uint16_t* from) {
   return present ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)) : _mm256_setzero_si256();
 }
-// The first n of sixteen, n of 0 and above; zeros beyond, where nothing is read.
+// Loads the first n >= 0 of sixteen values, with zeros beyond. Memory beyond them is not read.
 KOE5_INLINE Ints load_first(const void* from, int64_t n) {
   const int* const at = static_cast<const int*>(from);
   return {_mm256_maskload_epi32(at, lanes_below(n)), _mm256_maskload_epi32(at + 8, lanes_below(n - 8))};
 }
-// x over all but the first n of sixteen.
+// Stores x, except for the first n of its sixteen values.
 KOE5_INLINE void store_beyond(float* to, int64_t n, Floats x) {
   _mm256_maskstore_ps(to, lanes_from(n), x.low);
   _mm256_maskstore_ps(to + 8, lanes_from(n - 8), x.high);
@@ -175,7 +177,7 @@ KOE5_INLINE __m256i low_half(Ints x) { return x.low; }
 KOE5_INLINE __m256i high_half(Ints x) { return x.high; }
 KOE5_INLINE Ints halves_of(__m256i low, __m256i high) { return {low, high}; }
 
-// What two pack_halves gave as 64 bytes in order, from 0 to 255 by saturation.
+// Converts the results of two pack_halves calls to 64 bytes in order, saturated to 0..255.
 KOE5_INLINE Ints to_bytes(Ints a, Ints b) {
   const __m256i pairs = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   const __m256i low = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a.low, b.low), pairs);
@@ -183,7 +185,7 @@ KOE5_INLINE Ints to_bytes(Ints a, Ints b) {
   const __m256i even = _mm256_unpacklo_epi64(low, high), odd = _mm256_unpackhi_epi64(low, high);
   return {_mm256_permute2x128_si256(even, odd, 0x20), _mm256_permute2x128_si256(even, odd, 0x31)};
 }
-// The first n bytes, a multiple of 16; all if n is 64 or more.
+// Stores the first n bytes, where n is a multiple of 16, or all if n is at least 64.
 KOE5_INLINE void store_bytes(uint8_t* to, Ints bytes, int64_t n) {
   __m128i* const at = reinterpret_cast<__m128i*>(to);
   _mm_storeu_si128(at, _mm256_castsi256_si128(bytes.low));
@@ -192,7 +194,7 @@ KOE5_INLINE void store_bytes(uint8_t* to, Ints bytes, int64_t n) {
   if (n > 48) _mm_storeu_si128(at + 3, _mm256_extracti128_si256(bytes.high, 1));
 }
 
-// The first and third, or the second and fourth, 128 bits of a, then of b.
+// Select the first and third (even) or second and fourth (odd) 128 bits of a, then of b.
 KOE5_INLINE Ints even_quarters(Ints a, Ints b) {
   return {_mm256_permute2x128_si256(a.low, a.high, 0x20), _mm256_permute2x128_si256(b.low, b.high, 0x20)};
 }
@@ -200,17 +202,14 @@ KOE5_INLINE Ints odd_quarters(Ints a, Ints b) {
   return {_mm256_permute2x128_si256(a.low, a.high, 0x31), _mm256_permute2x128_si256(b.low, b.high, 0x31)};
 }
 
-// Tables of 32 values, looked up sixteen at a time: in each eight of them by the lowest three bits of a place, then the
-// eight by the next two. Gathers are no faster on new CPUs and several times slower on others.
-template <int kTables>
+// Tables of 32 values, sixteen lookups at a time: the lowest three bits of an index select within each group of eight,
+// the next two bits select the group. Gathers are no faster on new CPUs and several times slower on others.
+template <int kTables, const float (&kValues)[kTables][32]>
 struct Tables {
-  const float (*values)[32];
-
-  KOE5_INLINE explicit Tables(const float (*from)[32]) : values(from) {}
-  // The lowest five bits of `at` count.
+  // Uses the lowest five bits of `at`.
   template <int kTable>
   KOE5_INLINE Floats of(Ints at) const {
-    return {eight_of(values[kTable], at.low), eight_of(values[kTable], at.high)};
+    return {eight_of(kValues[kTable], at.low), eight_of(kValues[kTable], at.high)};
   }
   static KOE5_INLINE __m256 eight_of(const float* table, __m256i at) {
     const __m256 bit3 = _mm256_castsi256_ps(_mm256_slli_epi32(at, 28));

@@ -1,5 +1,7 @@
-// Sixteen values in one register: see sixteen.h. AVX512 F, BW, DQ and VL only.
+// Sixteen values in one register; see sixteen.h. Requires only AVX512 F, BW, DQ and VL.
 #pragma once
+
+#include "sixteen_x86.h"
 
 namespace koe5 {
 namespace {
@@ -7,7 +9,7 @@ namespace {
 using Floats = __m512;
 using Ints = __m512i;
 
-// Vectors of sixteen that one row of a register tile has: 32 registers hold sums of 6 x 4.
+// Maximum number of vectors of sixteen per row of a register tile: 32 registers hold 6 x 4 sums.
 constexpr int kMostVectors = 4;
 
 KOE5_INLINE Floats zeros() { return _mm512_setzero_ps(); }
@@ -25,9 +27,9 @@ KOE5_INLINE Floats subtract(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
 KOE5_INLINE Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 KOE5_INLINE Floats divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 KOE5_INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-// b where one of the two is NaN.
+// Returns b if one of the two is NaN.
 KOE5_INLINE Floats larger_of(Floats a, Floats b) { return _mm512_max_ps(a, b); }
-// The smaller magnitude with the sign of x; that of `end`, which is positive, where x is NaN.
+// Returns the smaller magnitude with the sign of x. If x is NaN, returns `end`, which is positive.
 KOE5_INLINE Floats smaller_magnitude(Floats x, Floats end) { return _mm512_range_ps(x, end, 2); }
 
 KOE5_INLINE Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
@@ -58,12 +60,12 @@ KOE5_INLINE Ints widen(__m256i halves) { return _mm512_cvtepu16_epi32(halves); }
 KOE5_INLINE __m256i upper_halves(Ints x) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(x, 16)); }
 KOE5_INLINE Floats from_fp16(__m256i x) { return _mm512_cvtph_ps(x); }
 KOE5_INLINE __m256i to_fp16(Floats x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
-// `there` where x is NaN.
+// Returns `there` in lanes where x is NaN.
 KOE5_INLINE Ints where_nan(Floats x, Ints there, Ints otherwise) {
   return _mm512_mask_mov_epi32(otherwise, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), there);
 }
 
-// What the two below can take.
+// No limit: the two functions below accept any x.
 KOE5_INLINE Floats exponent_in_range(Floats x) { return x; }
 // x - floor(x), and p * 2^floor(x).
 KOE5_INLINE Floats fraction_of(Floats x) {
@@ -71,20 +73,20 @@ KOE5_INLINE Floats fraction_of(Floats x) {
 }
 KOE5_INLINE Floats scale_by_floor(Floats p, Floats x) { return _mm512_scalef_ps(p, x); }
 
-// Sixteen values of 16 bits, or zeros.
+// Loads sixteen 16-bit values, or returns zeros.
 KOE5_INLINE __m256i load_halves_if(bool present, const uint16_t* from) {
   return _mm256_maskz_loadu_epi16(present ? 0xffff : 0, from);
 }
-// The first n of sixteen, n of 0 and above; zeros beyond.
+// Loads the first n >= 0 of sixteen values, with zeros beyond.
 KOE5_INLINE Ints load_first(const void* from, int64_t n) {
   return _mm512_maskz_loadu_epi32(n >= 16 ? 0xffff : static_cast<__mmask16>((1u << n) - 1), from);
 }
-// x over all but the first n of sixteen.
+// Stores x, except for the first n of its sixteen values.
 KOE5_INLINE void store_beyond(float* to, int64_t n, Floats x) {
   _mm512_mask_storeu_ps(to, n <= 0 ? 0xffff : static_cast<__mmask16>(0xffffu << n), x);
 }
 
-// Of 16 bits each.
+// These operate on 16-bit lanes.
 KOE5_INLINE Ints spread_half(int32_t x) { return _mm512_set1_epi16(static_cast<int16_t>(x)); }
 KOE5_INLINE Ints add_halves(Ints a, Ints b) { return _mm512_add_epi16(a, b); }
 KOE5_INLINE Ints larger_halves(Ints a, Ints b) { return _mm512_max_epu16(a, b); }
@@ -94,36 +96,36 @@ KOE5_INLINE Ints halves_of(__m256i low, __m256i high) {
   return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
-// 32 values in 16 bits, by saturation: within each 128 bits four of a, then four of b.
+// Converts 32 values to 16 bits with saturation. Each 128 bits of the result hold four of a, then four of b.
 KOE5_INLINE Ints pack_halves(Ints a, Ints b) { return _mm512_packs_epi32(a, b); }
-// What two pack_halves gave as 64 bytes in order, from 0 to 255 by saturation.
+// Converts the results of two pack_halves calls to 64 bytes in order, saturated to 0..255.
 KOE5_INLINE Ints to_bytes(Ints a, Ints b) {
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(a, b));
 }
-// The first n bytes, a multiple of 16; all if n is 64 or more.
+// Stores the first n bytes, where n is a multiple of 16, or all if n is at least 64.
 KOE5_INLINE void store_bytes(uint8_t* to, Ints bytes, int64_t n) {
   _mm512_mask_storeu_epi8(to, n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1, bytes);
 }
 
-// Within each 128 bits.
+// These operate within each 128 bits.
 KOE5_INLINE Ints interleave_low32(Ints a, Ints b) { return _mm512_unpacklo_epi32(a, b); }
 KOE5_INLINE Ints interleave_high32(Ints a, Ints b) { return _mm512_unpackhi_epi32(a, b); }
 KOE5_INLINE Ints interleave_low64(Ints a, Ints b) { return _mm512_unpacklo_epi64(a, b); }
 KOE5_INLINE Ints interleave_high64(Ints a, Ints b) { return _mm512_unpackhi_epi64(a, b); }
-// The first and third, or the second and fourth, 128 bits of a, then of b.
+// Select the first and third (even) or second and fourth (odd) 128 bits of a, then of b.
 KOE5_INLINE Ints even_quarters(Ints a, Ints b) { return _mm512_shuffle_i32x4(a, b, 0x88); }
 KOE5_INLINE Ints odd_quarters(Ints a, Ints b) { return _mm512_shuffle_i32x4(a, b, 0xdd); }
 
-// Tables of 32 values, looked up sixteen at a time; kept in registers through a loop.
-template <int kTables>
+// Tables of 32 values, sixteen lookups at a time. They stay in registers during a loop.
+template <int kTables, const float (&kValues)[kTables][32]>
 struct Tables {
   __m512 low[kTables], high[kTables];
 
-  KOE5_INLINE explicit Tables(const float (*values)[32]) {
-    for (int i = 0; i < kTables; ++i) low[i] = _mm512_load_ps(values[i]), high[i] = _mm512_load_ps(values[i] + 16);
+  KOE5_INLINE Tables() {
+    for (int i = 0; i < kTables; ++i) low[i] = _mm512_load_ps(kValues[i]), high[i] = _mm512_load_ps(kValues[i] + 16);
   }
-  // The lowest five bits of `at` count.
+  // Uses the lowest five bits of `at`.
   template <int kTable>
   KOE5_INLINE Floats of(Ints at) const {
     return _mm512_permutex2var_ps(low[kTable], at, high[kTable]);

@@ -1,4 +1,4 @@
-// Softmax over a row of scores in blocks of keys. Local to the file that includes it: see sixteen.h.
+// Softmax over a row of scores in blocks of keys. Local to the file that includes it; see sixteen.h.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 namespace koe5 {
 namespace {
 
-// 2^x for x <= 0, relative error below 1.6e-7; 0 for -infinity, NaN for NaN. A polynomial on the fraction of x (minimax
-// of degree 5 for the relative error on [0, 1), found by the Remez exchange), scaled by 2^floor(x).
+// 2^x for x <= 0 with a relative error below 1.6e-7; 0 for -infinity, NaN for NaN. A polynomial in the fraction of x
+// (minimax of degree 5 for the relative error on [0, 1), found by the Remez exchange), scaled by 2^floor(x).
 inline Floats exp2_nonpositive(Floats x) {
   x = exponent_in_range(x);
   const Floats fraction = fraction_of(x);
@@ -22,7 +22,8 @@ inline Floats exp2_nonpositive(Floats x) {
   return scale_by_floor(p, x);
 }
 
-// The same within 7.5e-5: for weights that are rounded to bf16, whose own step is 52 times that. Degree 3.
+// The same by a polynomial of degree 3, with a relative error below 7.5e-5, for weights that are then rounded to bf16,
+// whose rounding error is 52 times as large.
 inline Floats exp2_for_bf16(Floats x) {
   x = exponent_in_range(x);
   const Floats fraction = fraction_of(x);
@@ -33,7 +34,8 @@ inline Floats exp2_for_bf16(Floats x) {
   return scale_by_floor(p, x);
 }
 
-// Largest of n scores, n a multiple of 32. Of NaN it says nothing: a NaN score makes the sum below NaN.
+// Returns the largest of n scores; n must be a multiple of 32. NaN scores are skipped here, but they make the softmax
+// sum NaN later in this file.
 inline float largest_score(const float* scores, int64_t n) {
   Floats a = load(scores), b = load(scores + 16);
   for (int64_t i = 32; i < n; i += 32) {
@@ -49,9 +51,9 @@ struct RunningSoftmax {
   float sum;
 };
 
-// Turns n scores (a multiple of 32; -infinity where there is no key; `maximum` the largest) into weights
-// 2^(factor * (score - maximum)), in place, as Product::store_weights packs and sums them. Returns what the sums of the
-// blocks before must be multiplied by.
+// Turns n scores (a multiple of 32; -infinity beyond the last key; `maximum` is the largest) into weights
+// 2^(factor * (score - maximum)), in place. Product::store_weights packs and sums them. Returns the factor for the sums
+// of earlier blocks.
 template <class Product>
 inline float weigh_row(float* scores, int64_t n, float maximum, float factor, bool first_block,
                        RunningSoftmax* running) {
@@ -73,14 +75,14 @@ inline float weigh_row(float* scores, int64_t n, float maximum, float factor, bo
   return rescale;
 }
 
-// No key has a weight beyond `keys`.
+// Sets the scores beyond the last key to -infinity.
 inline void forget_scores(float* scores, int64_t keys, int64_t padded) {
   for (int64_t i = keys & ~int64_t{15}; i < padded; i += 16) {
     store_beyond(scores + i, keys - i, spread(-__builtin_inff()));
   }
 }
 
-// context = context * rescale + block, or only block if it is the first; then divided by the sum if it is the last.
+// context = context * rescale + block, or only block if it is the first. Divided by the sum if it is the last.
 inline void merge_context(const float* block, int64_t width, bool first_block, bool last_block, float rescale,
                                  float sum, float* context) {
   const Floats by = spread(rescale), inverse = spread(1.0f / sum);

@@ -1,8 +1,10 @@
-// Memory that a thread works in: it grows as tasks need it, and the next task uses it again.
+// Scratch memory of a thread. It grows as tasks need it and is reused by later tasks.
 #pragma once
 
 #include <cstdint>
 #include <cstdlib>
+
+#include "units.h"
 
 namespace koe5 {
 
@@ -10,19 +12,18 @@ class ThreadScratch {
  public:
   ~ThreadScratch() { std::free(memory_); }
 
-  // Begins at a line of the cache; null where there is no memory.
+  // Returns memory aligned to a cache line, or null if none can be allocated.
   char* at_least(int64_t bytes) {
     if (bytes > bytes_) {
       std::free(memory_);
-      const int64_t lines = (bytes + kLine - 1) / kLine;
-      memory_ = static_cast<char*>(std::aligned_alloc(kLine, static_cast<size_t>(lines * kLine)));
-      bytes_ = memory_ == nullptr ? 0 : lines * kLine;
+      const int64_t whole = round_up(bytes, kCacheLine);
+      memory_ = static_cast<char*>(std::aligned_alloc(kCacheLine, static_cast<size_t>(whole)));
+      bytes_ = memory_ == nullptr ? 0 : whole;
     }
     return memory_;
   }
 
  private:
-  static constexpr int64_t kLine = 64;
   char* memory_ = nullptr;
   int64_t bytes_ = 0;
 };

@@ -1,4 +1,4 @@
-"""What an artifact is: its manifest, its files, and how it is opened from disk or from the Hub."""
+"""Artifacts: manifest, files, and opening from disk or from the Hub."""
 
 from koe5_onnx.artifact.artifact import Artifact, describe_file
 from koe5_onnx.artifact.manifest import (

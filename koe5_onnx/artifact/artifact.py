@@ -1,13 +1,13 @@
-"""An artifact: the exported folder, opened from disk or from the Hub, and its files checked.
+"""Open an artifact from disk or from the Hub and check its files.
 
 An artifact is a folder::
 
-    manifest.json      what this is, how to use it, how close to PyTorch it was measured to be
-    model.onnx         the padded graph: input_ids, attention_mask int64[n, width] -> float32[n, dim]
-    model.onnx.data    its weights, memory-mapped by ONNX Runtime
-    model.fused.onnx   optional: packed graph for CPUs over the same weights, of fused kernels
-    model.packed.onnx  optional: packed graph for CUDA over the same weights
-    tokenizer.json     the Rust tokenizer
+    manifest.json           source, contract, file hashes and certificate
+    model.onnx              padded graph: input_ids, attention_mask int64[n, padded_length] -> float32[n, dim]
+    model.onnx.data         weights, memory-mapped by ONNX Runtime
+    model.packed_cpu.onnx   optional packed graph for CPUs; requires fused kernels, shares the weights
+    model.packed_cuda.onnx  optional packed graph for CUDA; shares the weights
+    tokenizer.json          tokenizer of the Rust library tokenizers
 """
 
 from __future__ import annotations
@@ -32,76 +32,76 @@ from koe5_onnx.errors import ArtifactError, HubError
 
 @dataclass(frozen=True)
 class Artifact:
-    """An opened artifact: a folder whose manifest was read and whose files were checked."""
+    """An artifact folder with a parsed manifest and checked files."""
 
     path: Path
     manifest: Manifest
 
     @classmethod
     def open(cls, path_or_hub_id: str | Path, *, revision: str | None = None, check: bool = True) -> Artifact:
-        """Open an artifact folder, or fetch one from the Hub.
+        """Open an artifact folder, or download one from the Hub.
 
         Args:
-            path_or_hub_id: Folder, or Hub id "owner/name" where no such folder exists.
+            path_or_hub_id: Folder, or Hub id "owner/name" if no such folder exists.
             revision: Branch, tag or commit on the Hub.
-            check: Compare every file with its SHA-256 (about a second a gigabyte, remembered while the file
-                stays the same); sizes are always compared.
+            check: Verify the SHA-256 of every file, which takes about one second per gigabyte and is cached
+                until the file changes. Sizes are always verified.
 
         Raises:
-            ArtifactError: Something is missing, damaged or of another format; the message names the file.
+            ArtifactError: A file is missing, damaged or in an unsupported format. The message names it.
         """
         path = _locate(path_or_hub_id, revision)
         file = path / MANIFEST
         if not file.is_file():
-            raise ArtifactError(f"{path} has no {MANIFEST}: expected a folder made by koe5-onnx export")
+            raise ArtifactError(f"{path} has no {MANIFEST}. Pass a folder created by koe5-onnx export")
         try:
             manifest = Manifest.from_json(file.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
-            raise ArtifactError(f"{file} is not UTF-8 text ({error}): {AGAIN}") from error
+            raise ArtifactError(f"{file} is not UTF-8 text ({error}). {AGAIN}") from error
         artifact = cls(path, manifest)
         artifact.check_files(hashes=check)
         return artifact
 
     @property
     def graph(self) -> Path:
-        """The ONNX graph."""
+        """Path of the padded graph."""
         return self.path / GRAPH
 
     @property
     def tokenizer(self) -> Path:
-        """The tokenizer.json."""
+        """Path of tokenizer.json."""
         return self.path / TOKENIZER
 
     def check_files(self, *, hashes: bool, remember: bool = True) -> None:
         """Compare the files with the manifest.
 
         Args:
-            hashes: Compare their SHA-256 too.
-            remember: Take the SHA-256 of a file that is the same since an earlier check from that check.
+            hashes: Also compare SHA-256 hashes.
+            remember: Use cached hashes for files that have not changed since an earlier check.
 
         Raises:
             ArtifactError: A file is missing, or its size or (with `hashes`) its SHA-256 differs.
         """
         for name in (GRAPH, WEIGHTS, TOKENIZER):
             if name not in self.manifest.files:
-                raise ArtifactError(f"{self.path / MANIFEST} lists no {name}: export the artifact again")
+                raise ArtifactError(f"{self.path / MANIFEST} does not list {name}. Export the artifact again")
         for name, expected in self.manifest.files.items():
             _check_file(self.path / name, expected, hashes, remember)
 
 
 def describe_file(path: Path) -> File:
-    """Size and SHA-256 of a file, which is read through."""
+    """Return the size and SHA-256 of a file without using the hash cache."""
     return File(bytes=path.stat().st_size, sha256=sha256_of(path, remember=False))
 
 
 def _check_file(path: Path, expected: File, hashes: bool, remember: bool) -> None:
     if not path.is_file():
-        raise ArtifactError(f"{path} is missing: {AGAIN}")
+        raise ArtifactError(f"{path} is missing. {AGAIN}")
     size = path.stat().st_size
     if size != expected.bytes:
-        raise ArtifactError(f"{path} has {size} bytes, its manifest says {expected.bytes}: {AGAIN}")
+        raise ArtifactError(f"{path} has {size} bytes: expected {expected.bytes}. {AGAIN}")
     if hashes and sha256_of(path, remember=remember) != expected.sha256:
-        raise ArtifactError(f"{path} does not have the SHA-256 of its manifest: {AGAIN}")
+        raise ArtifactError(f"the SHA-256 of {path} differs from the manifest. {AGAIN}")
 
 
 def _locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
@@ -109,11 +109,11 @@ def _locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise ArtifactError(f"{path} is a file: expected an artifact's folder")
+        raise ArtifactError(f"{path} is a file: expected an artifact folder")
     name = str(path_or_hub_id)
     if isinstance(path_or_hub_id, Path) or not is_hub_id(name):
-        raise ArtifactError(f"{name} does not exist: expected an artifact's folder or a Hub id (owner/name)")
+        raise ArtifactError(f"{name} does not exist: expected an artifact folder or a Hub id (owner/name)")
     try:
         return fetch(name, revision, (MANIFEST, GRAPH, *PACKED_GRAPHS, WEIGHTS, TOKENIZER))
     except HubError as error:
-        raise ArtifactError(f"there is no folder {name} here, and as a Hub id it fails: {error}") from error
+        raise ArtifactError(f"{name} is not a local folder, and koe5-onnx {error}") from error

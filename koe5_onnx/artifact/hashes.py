@@ -1,7 +1,7 @@
-"""SHA-256 of files, remembered: an artifact of half a gigabyte is read through once, not at each start.
+"""Cached SHA-256 hashes of files, so that a 500 MB artifact is not read at every start.
 
-What is remembered stands for a file only while its size, inode and both its times are the same. The notes lie
-under the user's cache folder, one small file each; where they cannot be written, files are read again.
+A cached hash is valid while the size, device, inode, mtime and ctime of the file are unchanged. Each hash is
+a small JSON file in the user's cache folder. If the folder is not writable, files are hashed every time.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from pathlib import Path
 from koe5_onnx.files import cache_folder, cache_json
 
 _WORTH_REMEMBERING = 1 << 20
-"""Smaller files are read faster than their notes."""
+"""Size in bytes below which hashing is faster than a cache lookup."""
 _SETTLED_NS = 2_000_000_000
-"""A file changed more recently could change again within the resolution of its times."""
+"""Minimum age of a file in nanoseconds. A more recent file could change again without a new timestamp."""
 
 
 def sha256_of(path: Path, *, remember: bool = True) -> str:
-    """SHA-256 of a file as hexadecimal digits.
+    """Return the SHA-256 of a file as hexadecimal digits.
 
     Args:
         path: The file.
-        remember: Take what an earlier call found if the file is the same since, and note what is found.
+        remember: Use the cached hash if the file is unchanged, and cache a new one.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     before = _state(path)
-    note = _note_of(path) if remember and before["size"] >= _WORTH_REMEMBERING else None
-    if note is not None and (known := _read(note, before)) is not None:
+    cache_file = _cache_file(path) if remember and before["size"] >= _WORTH_REMEMBERING else None
+    if cache_file is not None and (known := _read(cache_file, before)) is not None:
         return known
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     settled = time.time_ns() - max(before["mtime_ns"], before["ctime_ns"]) > _SETTLED_NS
-    if note is not None and settled and _state(path) == before:
-        cache_json(note, {**before, "sha256": digest})
+    if cache_file is not None and settled and _state(path) == before:
+        cache_json(cache_file, {**before, "sha256": digest})
     return digest
 
 
@@ -53,17 +53,17 @@ def _state(path: Path) -> dict[str, int]:
     }
 
 
-def _note_of(path: Path) -> Path | None:
+def _cache_file(path: Path) -> Path | None:
     try:
         name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
         return cache_folder() / "sha256" / f"{name[:32]}.json"
-    except (OSError, RuntimeError):  # no home folder, or a loop of links
+    except (OSError, RuntimeError):  # no home folder, or a symlink loop
         return None
 
 
-def _read(note: Path, state: dict[str, int]) -> str | None:
+def _read(cache_file: Path, state: dict[str, int]) -> str | None:
     try:
-        found = json.loads(note.read_text(encoding="utf-8"))
+        found = json.loads(cache_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(found, dict) or {**state, "sha256": found.get("sha256")} != found:

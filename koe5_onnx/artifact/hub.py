@@ -1,6 +1,6 @@
-"""Fetching a folder from the Hugging Face Hub: the one place that talks to it.
+"""Downloads from the Hugging Face Hub.
 
-Everything about caching, tokens, mirrors and `HF_HUB_OFFLINE` is huggingface_hub's own behavior.
+huggingface_hub handles caching, tokens, mirrors and `HF_HUB_OFFLINE`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form owner/name of a Hub repository."""
+    """Return True if `name` has the form owner/name of a Hub repository."""
     return _HUB_ID.fullmatch(name) is not None
 
 
@@ -29,16 +29,16 @@ def fetch(
     """Download the files of `repository` that match `patterns`, or find them in the local cache.
 
     Args:
-        repository: Hub id, as "nlpai-lab/KoE5".
-        revision: Branch, tag or commit; None is the default branch.
-        patterns: File name patterns as `huggingface_hub.snapshot_download` takes them.
-        kind: What the Hub files the repository under.
+        repository: Hub id, such as "nlpai-lab/KoE5".
+        revision: Branch, tag or commit; None selects the default branch.
+        patterns: File name patterns for `allow_patterns` of `huggingface_hub.snapshot_download`.
+        kind: Repository type.
 
     Returns:
-        The snapshot's folder; its name is the commit that `revision` resolved to.
+        The snapshot folder. Its name is the commit of `revision`.
 
     Raises:
-        HubError: The repository, revision or network is not there.
+        HubError: The repository or revision does not exist, or the network is unavailable.
     """
     from huggingface_hub import snapshot_download
 
@@ -46,11 +46,11 @@ def fetch(
         folder = snapshot_download(
             repository, revision=revision, allow_patterns=list(patterns), repo_type=kind
         )
-    except Exception as error:  # of an HTTP library that changes with the client's version
+    except Exception as error:  # the exception classes depend on the version of huggingface_hub
         reason = str(error).partition("\n")[0].rstrip(".")
         at = f" at revision {revision}" if revision else ""
         raise HubError(
-            f"cannot fetch {repository}{at} from the Hub: {reason}. "
-            "Check the name, the network and HF_HUB_OFFLINE, or give a local folder."
+            f"cannot download {repository}{at} from the Hub: {reason}. "
+            "Check the name, the network and HF_HUB_OFFLINE, or pass a local folder"
         ) from error
     return Path(folder)

@@ -1,8 +1,9 @@
-"""The manifest of an artifact: the contract between export and runtime, as dataclasses and as JSON."""
+"""The manifest of an artifact as dataclasses and as JSON. Export writes it, the runtime reads it."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,18 +15,24 @@ from koe5_onnx.errors import ArtifactError
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
-PACKED_CPU_GRAPH = "model.fused.onnx"
-PACKED_CUDA_GRAPH = "model.packed.onnx"
+PACKED_CPU_GRAPH = "model.packed_cpu.onnx"
+PACKED_CUDA_GRAPH = "model.packed_cuda.onnx"
 PACKED_GRAPHS = (PACKED_CPU_GRAPH, PACKED_CUDA_GRAPH)
-"""An artifact has one of them at most: the first is int8, the second fp16."""
+"""File names of packed graphs. An artifact has at most one of them: the first if int8, the second if fp16."""
 WEIGHTS = "model.onnx.data"
 TOKENIZER = "tokenizer.json"
 
 ERROR_BINS = tuple(float(f"{digit}e{power}") for power in range(-8, 1) for digit in (1, 3))
-"""Upper ends of the bins of 1 - cosine, two a decade; the first takes what is smaller, the last the rest."""
+"""Upper ends of the bins of 1 - cosine, two per decade. Values above the last end count in the last bin."""
 
-PRECISIONS = ("fp32", "fp16", "int8", "int8-block", "int4-block")
-"""Names that a manifest's precision may have; koe5_export knows how each is written."""
+PRECISIONS: Mapping[str, Sequence[str]] = {
+    "fp32": ("cpu", "cuda"),
+    "fp16": ("cuda",),
+    "int8": ("cpu",),
+    "int8-block": ("cpu",),
+    "int4-block": ("cpu",),
+}
+"""Devices of each precision, by `Manifest.precision`. koe5_export.precision defines how they are written."""
 
 COUNTING_TYPES = (
     "xlm-roberta",
@@ -39,18 +46,19 @@ COUNTING_TYPES = (
     "xlm-roberta-xl",
     "xmod",
 )
-"""Types whose positions count from the pad token. Source: who calls create_position_ids_from_input_ids in
+"""Model types whose position ids start at pad_id + 1.
+Source: callers of create_position_ids_from_input_ids in
 https://github.com/huggingface/transformers/tree/v4.57.6/src/transformers/models"""
 
-AGAIN = "export or download the artifact again"
+AGAIN = "Export or download the artifact again"
 
 
 @dataclass(frozen=True)
 class Source:
-    """The checkpoint that an artifact was made from."""
+    """The checkpoint from which an artifact was exported."""
 
     repository: str
-    """Hub id, or the folder's name where the checkpoint was local."""
+    """Hub id, or folder name if the checkpoint was local."""
     revision: str | None
     """Commit of the Hub repository; None for a local folder."""
     weights_sha256: str
@@ -62,187 +70,228 @@ class Architecture:
     """Shape of the encoder."""
 
     model_type: str
+    """`model_type` of the checkpoint's config.json, such as "xlm-roberta"."""
     layers: int
+    """Number of encoder layers."""
     hidden: int
+    """Hidden size."""
     heads: int
+    """Attention heads per layer."""
     intermediate: int
+    """Size of the feed-forward layer."""
     vocabulary: int
+    """Rows of the token embedding table."""
     parameters: int
+    """Number of weights of the encoder."""
 
     @property
     def counts_from_pad(self) -> bool:
-        """Whether positions start at pad_id + 1 and skip pad tokens, as in RoBERTa."""
+        """True if position ids start at pad_id + 1 and skip pad tokens, as in RoBERTa."""
         return self.model_type in COUNTING_TYPES
 
 
 @dataclass(frozen=True)
 class Contract:
-    """How texts become one embedding: what a caller must know and a server must not guess."""
+    """Everything that determines the embedding of a text: pooling, normalization, prompts, token limit."""
 
     pooling: str
     """"mean" over the attention mask, or "cls"."""
     normalize: bool
-    """Whether embeddings have unit length."""
+    """True if embeddings have unit length."""
     max_tokens: int
     """Longest input in tokens, `<s>` and `</s>` included."""
     dim: int
-    """Width of an embedding."""
+    """Embedding dimension."""
     pad_id: int
+    """Token ID that pads short texts of a batch."""
     prompts: Mapping[str, str]
-    """Prompt name ("query", "passage") to the text put in front."""
+    """Prompts by name, such as "query" and "passage"."""
     default_prompt_name: str | None = None
-    """The prompt of texts for which none is named; None puts nothing in front of them."""
+    """Name of the prompt for calls that pass none; None adds no prompt."""
     similarity: str = "cosine"
-    """How embeddings are compared: "cosine" or "dot". The two are the same at unit length."""
+    """Similarity function, "cosine" or "dot". They are equal for unit-length embeddings."""
     unicode_form: str | None = "NFC"
-    """Unicode form that every text with its prompt is brought to before it is tokenized; None leaves texts as
-    they are."""
+    """Unicode normalization of each text with its prompt before tokenization; None disables it."""
     matryoshka_dims: Sequence[int] = ()
-    """Widths below `dim` that the model was trained to be cut to, in rising or falling order."""
+    """Dimensions below `dim` that the model was trained for, in ascending or descending order."""
 
     def __post_init__(self) -> None:
-        """Check form and widths.
+        """Validate `unicode_form` and `matryoshka_dims`.
 
         Raises:
-            ArtifactError: The form is unknown, widths are not in order, or one is not below `dim`.
+            ArtifactError: The form is unknown, or the dimensions are not sorted or not below `dim`.
         """
         if self.unicode_form not in ("NFC", None):
-            raise ArtifactError(f"unicode_form is {self.unicode_form!r}: expected 'NFC' or null; {AGAIN}")
+            raise ArtifactError(f"unicode_form is {self.unicode_form!r}: expected 'NFC' or null. {AGAIN}")
         dims = list(self.matryoshka_dims)
         if sorted(set(dims)) not in (dims, dims[::-1]) or not all(0 < dim < self.dim for dim in dims):
             raise ArtifactError(
-                f"matryoshka_dims is {dims}: expected widths from 1 to {self.dim - 1} in rising or falling "
-                f"order; {AGAIN}"
+                f"matryoshka_dims is {dims}: expected dimensions from 1 to {self.dim - 1} in ascending or "
+                f"descending order. {AGAIN}"
             )
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """All widths that an embedding may have, in rising order; the last is `dim`."""
+        """All supported embedding dimensions in ascending order; the last one is `dim`."""
         return (*sorted(self.matryoshka_dims), self.dim)
 
 
 @dataclass(frozen=True)
 class Target:
-    """What an artifact is good for: elsewhere the runtime refuses it or warns."""
+    """Devices and CPUs that an artifact is intended for."""
 
     devices: Sequence[str]
-    """"cpu", "cuda": a session on any other is refused."""
+    """Supported devices, "cpu" or "cuda". Opening the artifact on another device raises an error."""
     instructions: Sequence[str]
-    """CPU flags by the kernel's names, any one of which makes it fast and exact; empty for any CPU."""
+    """CPU flags, as named by Linux. The artifact is fast and exact if the CPU has one of them; empty if
+    every CPU is suitable. The runtime warns if none is present."""
     without: str
-    """What to expect on a CPU that has none of them; empty where none is needed."""
+    """Effect of running on a CPU that has none of `instructions`; empty if none is needed."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Cosine between artifact and reference over some texts."""
+    """Agreement of artifact and reference for a set of texts."""
 
     texts: int
+    """Number of texts."""
     cosine_min: float
+    """Smallest cosine between an embedding and the reference."""
     cosine_p1: float
-    """First percentile."""
+    """First percentile of the cosine."""
     cosine_mean: float
+    """Mean cosine."""
     max_abs_diff: float
-    """Largest difference of one component, both embeddings at unit length."""
+    """Largest difference of a component, with both embeddings scaled to unit length."""
     error_counts: Mapping[str, int]
-    """Number of texts by 1 - cosine: upper end of a bin of ERROR_BINS, as "0.0003", to how many are in it."""
+    """Histogram of 1 - cosine: number of texts by upper end of the bin in ERROR_BINS, such as "0.0003"."""
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """The effect of the difference from the reference on a search among the texts of a certificate."""
+    """Agreement of search results with the reference, among the texts of a certificate."""
 
     texts: int
-    """Number of texts. Each is a query for which all others are searched."""
+    """Number of texts. Each one is a query against all others."""
     neighbors: int
-    """Number of nearest neighbors that count as found: 10, or fewer among few texts."""
+    """Number of nearest neighbors compared: 10, or fewer if there are few texts."""
     overlap: float
-    """Share of the nearest neighbors found that are the reference's too, mean over the texts."""
+    """Fraction of nearest neighbors shared with the reference, averaged over the texts."""
     rank_correlation: float
-    """Spearman's correlation of a text's similarities to all the others, mean over the texts."""
+    """Spearman correlation of the similarities of a text to all others, averaged over the texts."""
     similarity_error: float
-    """Largest change of the cosine between two texts."""
+    """Largest change of the cosine of a pair of texts."""
     similarity_p5: float | None = None
-    """5th percentile of the reference's cosines between two texts; None if it was not measured."""
+    """5th percentile of the pairwise cosines of the reference; None if not measured."""
     similarity_p50: float | None = None
-    """Their median."""
+    """Median of the pairwise cosines of the reference; None if not measured."""
     similarity_p95: float | None = None
-    """Their 95th percentile."""
+    """95th percentile of the pairwise cosines of the reference; None if not measured."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was measured against the PyTorch reference before the artifact got its name."""
+    """Measured agreement of an artifact with the PyTorch reference."""
 
     overall: Agreement
+    """Agreement over all texts."""
     by_length: Mapping[str, Agreement]
-    """Bucket of lengths in tokens, as "33-128", to its agreement."""
+    """Agreement by range of text lengths in tokens, such as "33-128"."""
     batch_cosine_min: float
-    """Smallest cosine of a text alone to the same text in a mixed batch, over `batch_texts`."""
+    """Smallest cosine between a text embedded alone and in a mixed batch, over `batch_texts` texts."""
     retrieval: Retrieval
+    """Agreement of search results."""
     gate: Mapping[str, float]
-    """The bounds that it passed."""
+    """Bounds that the measurements had to satisfy."""
     texts_sha256: str
+    """SHA-256 of the texts and their prompt names, as JSON."""
     measured_with: Mapping[str, str]
     """CPU, execution provider and library versions."""
     batch_texts: int | None = None
-    """Number of texts that were also embedded alone; None if all were."""
+    """Number of texts that were also embedded alone; None means all."""
 
 
 @dataclass(frozen=True)
 class File:
-    """Size and hash of one file of the artifact."""
+    """Size and SHA-256 of a file of the artifact."""
 
     bytes: int
+    """Size in bytes."""
     sha256: str
+    """SHA-256 as 64 hexadecimal digits."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that manifest.json says."""
+    """Content of manifest.json."""
 
     format_version: int
+    """Version of the manifest format, `FORMAT_VERSION`."""
     source: Source
+    """The exported checkpoint."""
     architecture: Architecture
+    """Shape of the encoder."""
     precision: str
+    """Precision of the weights, one of `PRECISIONS`."""
     recipe: Mapping[str, Any]
-    """How the precision was reached: parameters of the quantization, free-form."""
+    """Parameters of the conversion or quantization, free-form."""
     target: Target
+    """Devices and CPUs that can run it."""
     contract: Contract
+    """Pooling, prompts and limits."""
     files: Mapping[str, File]
+    """All files of the artifact by name, except the manifest."""
     certificate: Certificate | None
-    """None only while an export has not been measured yet."""
-    fused_certificate: Certificate | None = None
-    """Of the packed graph; None if there is none."""
+    """Certificate of the padded graph; None before an export has been measured."""
+    packed_certificate: Certificate | None = None
+    """Certificate of the packed graph; None if there is no packed graph."""
     tokenizer_probes: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Odd texts and their token ids at export: another version of tokenizers must give the same."""
+    """Unusual texts and their token ids at export. Opening fails if the installed tokenizers differs."""
     fused_operators: int = 1
-    """Version of the fused CPU operators that the graph for them is written for."""
+    """Version of the custom CPU operators that the packed graph requires."""
+
+    def __post_init__(self) -> None:
+        """Validate `precision`.
+
+        Raises:
+            ArtifactError: The precision is unknown.
+        """
+        if self.precision not in PRECISIONS:
+            raise ArtifactError(
+                f"precision is {self.precision!r}: expected one of {', '.join(PRECISIONS)}. {AGAIN}, or "
+                "update koe5-onnx"
+            )
 
     @property
     def total_bytes(self) -> int:
-        """Size of all files together."""
+        """Total size of all files."""
         return sum(file.bytes for file in self.files.values())
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the manifest, which contains those of all files."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
     def to_json(self) -> str:
-        """The manifest as indented JSON text."""
+        """Return the manifest as indented JSON."""
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Parse and check a manifest.
+        """Parse and validate a manifest.
 
         Raises:
-            ArtifactError: Not JSON, another format version, or a field missing, unknown or of a wrong type.
+            ArtifactError: The text is not JSON, the format version is not supported, or a field is missing,
+                unknown or of the wrong type.
         """
         try:
             data = json.loads(text)
-        except (ValueError, RecursionError) as error:  # digits and nesting have limits of their own
-            raise ArtifactError(f"{MANIFEST} is not JSON ({error}): {AGAIN}") from error
+        except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
+            raise ArtifactError(f"{MANIFEST} is not JSON ({error}). {AGAIN}") from error
         version = data.get("format_version") if isinstance(data, dict) else None
         if version != FORMAT_VERSION:
             raise ArtifactError(
-                f"{MANIFEST} has format version {version!r}, this koe5-onnx reads {FORMAT_VERSION}: "
-                "export again, or install the version that made it"
+                f"{MANIFEST} has format version {version!r}: this koe5-onnx reads version {FORMAT_VERSION}. "
+                "Export the artifact again, or install the koe5-onnx version that created it"
             )
         return build(cls, data, MANIFEST)

@@ -1,7 +1,7 @@
-"""Embeddings cut to fewer dimensions: which ones a model was trained for, and how they are cut.
+"""Smaller embeddings: fewer components (Matryoshka embeddings), or components in int8 or in one bit.
 
-Every interface (calls, command line, server, integrations) goes through these two functions, so all of them
-allow the same dimensions and return the same bits.
+All interfaces (Python API, command line, server, integrations) use these functions, so they accept the same
+dimensions and return identical values.
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ from koe5_onnx.errors import InputError
 
 
 def require_dim(dim: int | None, contract: Contract, name: str = "dim") -> None:
-    """Check that embeddings may be cut to `dim` components; None keeps all.
+    """Check that the model supports embeddings of `dim` components.
 
     Args:
-        dim: Number of components.
-        contract: The artifact's.
-        name: What the caller calls `dim`, for the message.
+        dim: Number of components; None keeps all.
+        contract: The artifact's contract.
+        name: Name of the caller's argument, for the error message.
 
     Raises:
-        InputError: It is neither the full width nor one that the model was trained for.
+        InputError: `dim` is neither the full dimension nor one that the model was trained for.
     """
     if dim is None or dim in contract.dims:
         return
     if contract.matryoshka_dims:
         raise InputError(f"{name} is {dim}: expected one of {', '.join(map(str, contract.dims))}")
     raise InputError(
-        f"{name} is {dim}: expected {contract.dim}, as this model was not trained to be shortened"
+        f"{name} is {dim}: expected {contract.dim}, because this model was not trained for smaller dimensions"
     )
 
 
 def shorten(
     embeddings: npt.NDArray[np.float32], dim: int | None, contract: Contract
 ) -> npt.NDArray[np.float32]:
-    """Keep the first `dim` components; scale them to unit length if the contract normalizes.
+    """Keep the first `dim` components and normalize them again if the contract normalizes.
 
-    This is `truncate_dim=dim, normalize_embeddings=True` of sentence-transformers, or without the latter for
-    a contract that does not normalize.
+    Equivalent to `truncate_dim=dim` of sentence-transformers, with `normalize_embeddings=True` if the
+    contract normalizes.
 
     Args:
         embeddings: float32[n, contract.dim].
-        dim: As `require_dim` accepts it.
-        contract: The artifact's.
+        dim: Number of components, valid according to `require_dim`; None keeps all.
+        contract: The artifact's contract.
 
     Returns:
-        float32[n, dim]; the same array for None and the full width.
+        float32[n, dim]. The array itself if `dim` is None or the full dimension.
     """
     if dim is None or dim == contract.dim:
         return embeddings
@@ -56,6 +56,19 @@ def shorten(
 
 
 def unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Scale each row to unit length; a row of zeros stays one."""
-    # The bound is that of torch.nn.functional.normalize.
+    """Scale each row to unit length; zero rows stay zero."""
+    # Same epsilon as torch.nn.functional.normalize.
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
+
+
+def to_int8(embeddings: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Return round(127 * x / max |x|) of each row, int8[n, dim], and its scale, float32[n]."""
+    scale = np.abs(embeddings).max(axis=1, initial=0) / np.float32(127)
+    # Avoid a division by zero for a row of zeros, which a trained model does not produce.
+    values = np.rint(embeddings / np.where(scale, scale, 1)[:, None]).astype(np.int8)
+    return values, scale.astype(np.float32)
+
+
+def to_bits(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Return one bit per component, 1 if above 0, the first one in the highest bit: uint8[n, dim / 8]."""
+    return np.packbits(embeddings > 0, axis=1)

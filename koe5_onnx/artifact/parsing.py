@@ -1,4 +1,4 @@
-"""Dataclasses from parsed JSON, every field checked: what artifact.py reads manifests with."""
+"""Create dataclasses from parsed JSON and validate every field. Used for manifests."""
 
 from __future__ import annotations
 
@@ -14,23 +14,28 @@ _T = TypeVar("_T")
 
 
 def build(kind: type[_T], data: Any, where: str) -> _T:
-    """Make the dataclass `kind` from parsed JSON, refusing what does not fit.
+    """Create the dataclass `kind` from parsed JSON.
 
-    Every field must be there, whatever its default in Python. Unknown fields are refused too: a manifest with
-    more to say is of a later format.
+    Every field is required, even if it has a default in Python. Unknown fields are rejected, since they come
+    from a newer format.
+
+    Raises:
+        ArtifactError: A field is missing, unknown or of the wrong type.
     """
     if not isinstance(data, dict):
         raise ArtifactError(f"{where}: expected an object, found {type(data).__name__}")
     hints = typing.get_type_hints(kind)
     if missing := sorted(hints.keys() - data.keys()):
-        raise ArtifactError(f"{where} lacks {', '.join(missing)}: export or download the artifact again")
+        raise ArtifactError(
+            f"{where} lacks required fields: {', '.join(missing)}. Export or download the artifact again"
+        )
     if unknown := sorted(data.keys() - hints.keys()):
-        raise ArtifactError(f"{where} has unknown fields {', '.join(unknown)}: update koe5-onnx")
+        raise ArtifactError(f"{where} has unknown fields: {', '.join(unknown)}. Update koe5-onnx")
     return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in data.items()})
 
 
 def _value(hint: Any, data: Any, where: str) -> Any:
-    """Check one JSON value against a type hint."""
+    """Validate a JSON value against a type hint."""
     if hint is Any:
         return data
     if args := typing.get_args(hint):
@@ -45,7 +50,7 @@ def _value(hint: Any, data: Any, where: str) -> Any:
 
 
 def _generic_value(origin: Any, args: tuple[Any, ...], data: Any, where: str) -> Any:
-    """The same for `X | None`, Mapping[str, X] and Sequence[X]."""
+    """Validate a JSON value against `X | None`, `Mapping[str, X]` or `Sequence[X]`."""
     if origin is types.UnionType:
         return None if data is None else _value(args[0], data, where)
     kind, wanted = (dict, "an object") if origin is Mapping else (list, "a list")

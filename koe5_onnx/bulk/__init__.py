@@ -1,23 +1,25 @@
-"""Files of texts to parquet files with embeddings: on one machine or a cluster, resumable, memory bounded.
+"""Embed files of texts, on one machine or a Ray cluster, resumable and in bounded memory.
 
-What happens to a row, one file a step::
+Modules, in the order in which a row passes through them::
 
-    input_files   the input: which files, of which kind, unchanged since
-    lines,        text files to records, each with its position
+    input_files   finds the input files and detects later changes
+    lines,        read text files as records, each with its position
     records
-    parquet_rows  parquet files to rows
-    columns       the schema of the output: of parquet files as it is, of JSON from all their objects
-    rows          good rows as a table and their texts; bad rows with the reason
-    plan          input rows to shards: row 0 to N-1 is shard 0, whatever files they come from
-    reader        a shard's rows, a window at a time
-    vectors       embeddings to columns: float32, float16, int8, binary
-    worker        reads, embeds and writes one shard
-    shards        the output folder: names, receipts, what is finished
-    job           what was asked: another job in the same folder is refused
-    local,        who works: this process, or the actors of a Ray cluster
+    table_files   reads parquet and Arrow files as rows
+    columns       determines the schema of the output
+    rows          separates good rows, as a table, from bad rows, each with a reason
+    plan          divides the rows of all files into shards of equal size
+    reader        reads a shard in chunks of rows
+    vectors       converts embeddings to columns: float32, float16, int8, binary
+    formats       writes the files of a shard: parquet, JSON lines, npy, Lance
+    worker        reads, embeds and writes a shard
+    shards        manages the output folder: file names, receipts of finished shards
+    job           describes the job, so that a different job in the same folder is rejected
+    local,        run the shards in this process or on a Ray cluster
     ray_engine
 
-`embed` puts them together. Needs the extra `bulk`, and `ray` for that engine; nothing else imports this.
+`embed` is the entry point. This package requires the extra `bulk`, and the extra `ray` for the Ray engine. No
+other package imports it.
 """
 
 from __future__ import annotations
@@ -31,11 +33,23 @@ except ImportError as error:
     raise MissingDependencyError(str(error.name), "bulk", "embedding files in bulk") from error
 
 from koe5_onnx.bulk.embed import embed_files
+from koe5_onnx.bulk.formats import OUTPUT_FORMATS
 from koe5_onnx.bulk.job import BulkOptions, Summary
 from koe5_onnx.bulk.ray_engine import RayOptions
+from koe5_onnx.bulk.records import Dialect
 from koe5_onnx.bulk.vectors import OUTPUT_DTYPES, unpack
 from koe5_onnx.bulk.worker import Progress
 
-__all__ = ["OUTPUT_DTYPES", "BulkOptions", "Progress", "RayOptions", "Summary", "embed_files", "unpack"]
+__all__ = [
+    "OUTPUT_DTYPES",
+    "OUTPUT_FORMATS",
+    "BulkOptions",
+    "Dialect",
+    "Progress",
+    "RayOptions",
+    "Summary",
+    "embed_files",
+    "unpack",
+]
 
 del filelock, pa

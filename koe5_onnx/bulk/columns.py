@@ -1,72 +1,75 @@
-"""The columns that go through: their types, and records to a table of those types.
+"""Input columns: find their types, and convert records to a table of those types.
 
-Parquet files have a schema. CSV has none: all its columns are text, as guessing would turn 007 into 7. The
-schema of JSON is found in all objects of all files before the first is embedded, so that a column may appear
-as late as it likes: whole numbers and others together are float64, objects are structs with all fields, and
-values without a common type are written as text, each that is not text itself as its JSON.
+Parquet files have a schema. CSV columns are all text, because guessing types would turn 007 into 7. The
+schema of JSON lines comes from all objects of all files, before any text is embedded. Integers mixed with
+floats become float64, and objects become structs with all fields. A column whose values have no common type
+becomes text, in which values other than strings are written as JSON.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from koe5_onnx import InputError
 from koe5_onnx.bulk.records import Record
-from koe5_onnx.bulk.rows import BadRow, Place, Rows, reason_against
+from koe5_onnx.bulk.rows import BadRow, Place, Rows, Text
 
 _MAX_FIELDS = 1000
-"""Of all objects, or of an object in a column: more are not columns but data, and a schema would not end."""
+"""Maximum number of columns, and of fields per struct. Objects with more names probably use data as names,
+for example IDs, so the schema would grow with every object."""
 _AS_JSON = {b"koe5_onnx": b"json"}
-"""Marks a text column of values that had no common type."""
+"""Metadata of a text column whose values had no common type."""
 
 
 class JsonColumns:
-    """Finds the schema of JSON objects, some at a time.
+    """Find the schema of JSON objects incrementally.
 
     Args:
-        text_column: The column of the texts, which is text whatever a bad row holds.
+        text: The text of the rows.
     """
 
-    def __init__(self, text_column: str) -> None:
-        self._text_column = text_column
+    def __init__(self, text: Text) -> None:
+        self._text = text
         self._types: dict[str, pa.DataType | None] = {}
         self._names: set[str] = set()
 
-    def add(self, records: Sequence[Record]) -> None:
-        """Look at some objects; those of bad rows have no say.
+    def add(self, records: Sequence[Record], objects: Sequence[Mapping[str, Any]]) -> None:
+        """Add records to the schema.
+
+        Args:
+            records: All records. Their names count towards the maximum number of names.
+            objects: The fields of the good records, which determine the types.
 
         Raises:
-            InputError: They have too many different names.
+            InputError: The records have too many different names.
         """
         self._names.update(name for record in records for name in record.fields)
-        objects = [record.fields for record in records if _against(record, self._text_column) is None]
         for name in dict.fromkeys(name for fields in objects for name in fields):
             values = [fields.get(name) for fields in objects]
             self._types[name] = self._common(self._types.get(name, pa.null()), _type_of(values))
         if len(self._names) > _MAX_FIELDS:
             raise InputError(
-                f"the JSON objects have more than {_MAX_FIELDS} different names: nest what is data, "
-                "as in {..., 'data': {...}}"
+                f"the JSON objects have more than {_MAX_FIELDS} different names. Move names that are data "
+                "into a nested object, such as {..., 'data': {...}}"
             )
 
     def schema(self) -> pa.Schema:
-        """The columns, in the order of their first appearance.
+        """Return the schema, with columns in the order of their first appearance.
 
         Raises:
-            InputError: There are objects, and none has the column of the texts.
+            InputError: None of the objects has a column of the text.
         """
         if self._names:
-            require_column(self._names, self._text_column, "the input")
-        types = self._types or {self._text_column: pa.string()}
+            self._text.require_columns(self._names, "the input")
+        types = self._types or dict.fromkeys(self._text.names, pa.string())
         return pa.schema([self._field(name, found) for name, found in types.items()])
 
     def _field(self, name: str, found: pa.DataType | None) -> pa.Field:
-        if name == self._text_column or (found is not None and pa.types.is_null(found)):
+        if found is not None and pa.types.is_null(found):
             return pa.field(name, pa.string())
         if found is None:
             return pa.field(name, pa.string(), metadata=_AS_JSON)
@@ -85,7 +88,7 @@ class JsonColumns:
 
 
 def _type_of(values: Sequence[Any]) -> pa.DataType | None:
-    """The type of some JSON values; None where they have no common one."""
+    """Return the common type of some JSON values; None if there is none."""
     try:
         return pa.array(values).type
     except (pa.ArrowException, OverflowError):
@@ -93,69 +96,58 @@ def _type_of(values: Sequence[Any]) -> pa.DataType | None:
 
 
 def _is_storable(found: pa.DataType) -> bool:
-    """Whether parquet has it: not an object without fields, nor one with a field for each key of a table."""
+    """Return True if parquet can store the type: structs need at least one field, and not too many."""
     if pa.types.is_struct(found):
         return 0 < found.num_fields <= _MAX_FIELDS and all(_is_storable(field.type) for field in found)
     return not pa.types.is_list(found) or _is_storable(found.value_type)
 
 
 def csv_schema(headers: Iterable[Sequence[str]]) -> pa.Schema:
-    """The columns of all headers: text."""
+    """Return a schema with the columns of all headers as text."""
     names = dict.fromkeys(name for header in headers for name in header)
     return pa.schema([pa.field(name, pa.string()) for name in names])
 
 
-def require_column(names: Iterable[str], text_column: str, subject: str | Path) -> None:
-    """Check that the column of the texts is among the `names` of `subject`.
-
-    Raises:
-        InputError: It is not.
-    """
-    if text_column not in names:
-        raise InputError(
-            f"{subject} has no column {text_column!r}, only {sorted(names)}: name it with --text-column"
-        )
-
-
-def rows_of(
-    records: Sequence[Record], file: str, first_row: int, schema: pa.Schema, text_column: str
-) -> Rows:
-    """Records as rows of the schema's types; those that do not fit are bad.
+def rows_of(records: Sequence[Record], file: str, first_row: int, schema: pa.Schema, text: Text) -> Rows:
+    """Convert records to rows with the types of the schema. Records that do not fit are bad rows.
 
     Args:
-        records: In order.
-        file: Their file's name.
-        first_row: The first one's row in it.
-        schema: Of the plan.
-        text_column: The column of the texts.
+        records: Consecutive records of a file.
+        file: Name of the file.
+        first_row: Row number of the first record in the file.
+        schema: Schema of the plan.
+        text: The text of the rows.
     """
-    reasons = [_against(record, text_column) for record in records]
+    found = [text_of(record, text) for record in records]
     try:
-        table = _table(_good(records, reasons), schema)
+        table = _table(_good(records, found), schema)
     except (pa.ArrowException, OverflowError):
-        reasons = [reason or _misfit(record, schema) for record, reason in zip(records, reasons, strict=True)]
-        table = _table(_good(records, reasons), schema)
+        found = [
+            (text, reason or _misfit(record, schema))
+            for record, (text, reason) in zip(records, found, strict=True)
+        ]
+        table = _table(_good(records, found), schema)
     places: list[Place] = [(file, first_row + place, record.line) for place, record in enumerate(records)]
-    found = list(zip(places, reasons, strict=True))
     return Rows(
         count=len(records),
         table=table,
-        texts=[fields[text_column] for fields in _good(records, reasons)],
-        places=[place for place, reason in found if reason is None],
-        bad=[BadRow(*place, reason) for place, reason in found if reason is not None],
+        texts=[text for text, reason in found if reason is None],
+        places=[place for place, (_, reason) in zip(places, found, strict=True) if reason is None],
+        bad=[
+            BadRow(*place, reason)
+            for place, (_, reason) in zip(places, found, strict=True)
+            if reason is not None
+        ],
     )
 
 
-def _good(records: Sequence[Record], reasons: Sequence[str | None]) -> list[dict[str, Any]]:
-    return [record.fields for record, reason in zip(records, reasons, strict=True) if reason is None]
+def text_of(record: Record, text: Text) -> tuple[str, str | None]:
+    """Return the text of a record and None, or an empty text and the reason why the row is bad."""
+    return text.of_fields(record.fields) if record.reason is None else ("", record.reason)
 
 
-def _against(record: Record, text_column: str) -> str | None:
-    if record.reason is not None:
-        return record.reason
-    if text_column not in record.fields:
-        return f"no column {text_column!r}"
-    return reason_against(record.fields[text_column])
+def _good(records: Sequence[Record], found: Sequence[tuple[str, str | None]]) -> list[Mapping[str, Any]]:
+    return [record.fields for record, (_, reason) in zip(records, found, strict=True) if reason is None]
 
 
 def _misfit(record: Record, schema: pa.Schema) -> str | None:
@@ -167,11 +159,11 @@ def _misfit(record: Record, schema: pa.Schema) -> str | None:
     return None
 
 
-def _table(objects: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+def _table(objects: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.table([_column(objects, field) for field in schema], schema=schema)
 
 
-def _column(objects: Sequence[dict[str, Any]], field: pa.Field) -> pa.Array:
+def _column(objects: Sequence[Mapping[str, Any]], field: pa.Field) -> pa.Array:
     values = [fields.get(field.name) for fields in objects]
     if field.metadata == _AS_JSON:
         values = [

@@ -1,6 +1,6 @@
-"""Embed files: find the input, plan the job, make its shards, complete the output.
+"""Entry point of bulk embedding.
 
-find the input -> lock the folder -> the same job or a new plan -> the missing shards -> errors, _SUCCESS
+find the input -> lock the folder -> resume the job or make a plan -> missing shards -> errors file, _SUCCESS
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Literal
 
 from koe5_onnx import Artifact, EngineOptions, InputError
 from koe5_onnx.artifact.matryoshka import require_dim
-from koe5_onnx.bulk.input_files import InputFiles, find
+from koe5_onnx.bulk.formats import FORMATS
+from koe5_onnx.bulk.input_files import InputFiles, find, require_local
 from koe5_onnx.bulk.job import BulkJob, BulkOptions, Summary, hashes_of, is_begun
 from koe5_onnx.bulk.local import run_here
 from koe5_onnx.bulk.plan import OnRead, Plan, make_plan, require_free_names
@@ -26,6 +27,9 @@ from koe5_onnx.text.prompts import prompt_text
 
 OnProgress = Callable[[Progress], None]
 
+MAX_BAD_SHARE = 0.5
+"""Default maximum share of bad rows. If more are bad, the input is probably read with the wrong options."""
+
 
 def embed_files(
     source: str | Path,
@@ -35,39 +39,46 @@ def embed_files(
     *,
     engine: EngineOptions | None = None,
     strict: bool = False,
+    max_bad_share: float = MAX_BAD_SHARE,
+    dedupe: bool = False,
     restart: bool = False,
     ray: RayOptions | None = None,
     on_progress: OnProgress = lambda _progress: None,
     on_read: OnRead = lambda _bytes: None,
 ) -> Summary:
-    """Embed the texts of files into a folder of parquet files; started again, it goes on where it was.
+    """Embed the texts of files into a folder of files. Call it again to resume an interrupted job.
 
     Args:
-        source: A file or a folder: .parquet, .jsonl, .csv, the last two also with .gz.
-        output: A folder for this job alone, which is made if need be.
-        artifact: Folder made by `koe5-onnx export`, or the Hub id of one.
-        options: What is made of the texts.
-        engine: How the artifact is opened. With `overflow="error"` a text above the token limit is a bad row.
-            None takes the defaults, with as many parallel batches as `koe5-onnx tune` found best.
-        strict: Stop at the first bad row instead of noting it in _errors.jsonl.
-        restart: Drop what the output holds of an earlier job, and begin anew.
-        ray: Work on a Ray cluster; None works in this process.
-        on_progress: Called while shards are made.
-        on_read: Called while the input is planned, with the bytes of each file.
+        source: A file or a folder of parquet, Arrow, JSON lines or CSV files.
+        output: Folder for this job only. It is created if it does not exist.
+        artifact: Folder made by `koe5-onnx export`, or the Hub ID of an artifact.
+        options: Prompt, columns and format of the output.
+        engine: Options of the engine. With `overflow="error"` a text above the token limit is a bad row. None
+            uses the defaults, with as many parallel batches as `koe5-onnx tune` found best.
+        strict: Stop at the first bad row instead of writing it to _errors.jsonl.
+        max_bad_share: Stop if a larger share of all rows is bad, from 0 to 1. Finished shards are kept.
+        dedupe: Embed equal texts once, within a window of recent texts. Each worker has its own window.
+        restart: Delete the output of an earlier job and start again.
+        ray: Run on a Ray cluster; None runs in this process.
+        on_progress: Called while shards are embedded.
+        on_read: Called with the bytes of each input file that the planning has read.
 
     Returns:
-        What the output holds, and what this run did.
+        Counts of the output and of this run.
 
     Raises:
-        InputError: The input or an argument cannot be used, the output holds another job or another process
-            works on it, or a row is bad and the job is strict.
+        InputError: The input or an argument is invalid, the output folder belongs to a different job or is in
+            use by another process, a row is bad and `strict` is True, or too many rows are bad.
         ArtifactError: The artifact is missing or damaged.
-        ProviderError: The device cannot be used.
+        ProviderError: The device cannot run the artifact.
         MissingDependencyError: `ray` is given and Ray is not installed.
         OSError: A file cannot be read or written.
     """
+    if not 0 <= max_bad_share <= 1:
+        raise InputError(f"max_bad_share is {max_bad_share:g}: expected a number from 0 to 1")
+    require_local(Path(output))
     found = find(Path(source))
-    folder = OutputFolder(Path(output).resolve())
+    folder = OutputFolder(Path(output).resolve(), options.output_format)
     _require_apart(Path(source).resolve(), folder.path)
     folder.require_usable()
     engine = engine or EngineOptions(parallel_batches=None)
@@ -76,16 +87,17 @@ def embed_files(
         if restart:
             folder.clear()
         folder.remove_partial()
-        plan = _plan(folder, job, found, on_read)
-        # What "auto" chose here holds for all workers: one without the kernels fails instead of mixing.
+        plan = _plan(folder, job, found, max_bad_share, on_read)
+        # All workers use the graph that "auto" selected here. A worker without the kernels fails, because the
+        # embeddings of the two graphs must not be mixed.
         engine = dataclasses.replace(engine, graph=job.graph)
-        task = Task(job, str(artifact), engine, found, plan, folder.path, strict)
-        return _Run(task, folder, ray, on_progress).finish()
+        task = Task(job, str(artifact), engine, found, plan, folder.path, strict, dedupe)
+        return _Run(task, folder, ray, max_bad_share, on_progress).finish()
 
 
 def _require_apart(source: Path, output: Path) -> None:
     if source.is_dir() and output.is_relative_to(source):
-        raise InputError(f"the output {output} is in the input {source}: it would be read as one")
+        raise InputError(f"the output {output} is in the input {source}. Pass a folder outside the input")
 
 
 def _job(path: str | Path, engine: EngineOptions, options: BulkOptions, source: InputFiles) -> BulkJob:
@@ -93,17 +105,19 @@ def _job(path: str | Path, engine: EngineOptions, options: BulkOptions, source: 
     contract = artifact.manifest.contract
     prompt_text(contract, options.prompt_name, options.prompt)
     require_dim(options.dim, contract)
-    # The full width is the same job whether it is named or not.
+    # dim=None and the full size are the same job.
     options = dataclasses.replace(options, dim=options.dim or contract.dim)
     graph: Literal["packed", "padded"] = "packed" if choose(artifact, engine).is_packed else "padded"
     return BulkJob(options, engine.overflow, hashes_of(artifact), contract, graph, source.files)
 
 
-def _plan(folder: OutputFolder, job: BulkJob, source: InputFiles, on_read: OnRead) -> Plan:
-    """The plan of a job that goes on, or of one that begins; the job file comes last and begins it."""
+def _plan(
+    folder: OutputFolder, job: BulkJob, source: InputFiles, max_bad_share: float, on_read: OnRead
+) -> Plan:
+    """Return the plan of a resumed job, or plan a new job. A job has started when its job file exists."""
     if is_begun(folder, job):
         return Plan.from_data(folder.read_json(PLAN))
-    plan = make_plan(source, job.options.text_column, job.options.shard_rows, on_read)
+    plan = make_plan(source, job.options, max_bad_share, on_read)
     require_free_names(plan.schema, column_names(job.options.embedding_column, job.options.output_dtype))
     folder.write_json(PLAN, plan.as_data())
     folder.write_json(JOB, job.as_data())
@@ -111,22 +125,30 @@ def _plan(folder: OutputFolder, job: BulkJob, source: InputFiles, on_read: OnRea
 
 
 class _Run:
-    """One run of a job: what was there, what is added, the end."""
+    """One run of a job: embed the missing shards and complete the output."""
 
     def __init__(
-        self, task: Task, folder: OutputFolder, ray: RayOptions | None, on_progress: OnProgress
+        self,
+        task: Task,
+        folder: OutputFolder,
+        ray: RayOptions | None,
+        max_bad_share: float,
+        on_progress: OnProgress,
     ) -> None:
+        self._max_bad_share = max_bad_share
         self._task, self._folder, self._ray, self._on_progress = task, folder, ray, on_progress
         self._receipts = folder.receipts(len(task.plan.starts))
         self._before = dict(self._receipts)
         self._rows = sum(task.plan.shard(shard).rows for shard in self._receipts)
         self._tokens = sum(receipt.tokens for receipt in self._receipts.values())
+        self._bad = sum(len(receipt.bad) for receipt in self._receipts.values())
 
     def finish(self) -> Summary:
-        """Make the shards that are missing and complete the folder."""
+        """Embed the missing shards, complete the output folder and return the counts."""
         self._require_strict()
         start = time.perf_counter()
         self._report(0, 0)
+        self._require_good_share()
         if missing := [shard for shard in range(len(self._task.plan.starts)) if shard not in self._before]:
             (self._folder.path / SUCCESS).unlink(missing_ok=True)
             for receipt in self._make(missing):
@@ -144,17 +166,33 @@ class _Run:
         bad = next((row for receipt in self._before.values() for row in receipt.bad), None)
         if self._task.strict and bad is not None:
             raise InputError(
-                f"an earlier run of this job found a bad row: {bad}; repair it, or drop --strict"
+                f"an earlier run of this job found a bad row: {bad}. Fix the row, or run without --strict"
             )
+
+    def _require_good_share(self) -> None:
+        """Stop as soon as there are more bad rows than the maximum share of all rows."""
+        total = self._task.plan.rows
+        if self._bad <= self._max_bad_share * total:
+            return
+        (self._folder.path / SUCCESS).unlink(missing_ok=True)
+        self._folder.write_errors(self._receipts[shard] for shard in sorted(self._receipts))
+        first = next(row for shard in sorted(self._receipts) for row in self._receipts[shard].bad)
+        raise InputError(
+            f"{self._bad:,} of {total:,} rows are bad, which is more than the maximum share of "
+            f"{self._max_bad_share:g}. {first}. Check _errors.jsonl, and fix the input, or continue with a "
+            "higher --max-bad-share"
+        )
 
     def _count(self, receipt: Receipt) -> None:
         self._receipts[receipt.shard] = receipt
         self._rows += self._task.plan.shard(receipt.shard).rows
         self._tokens += receipt.tokens
+        self._bad += len(receipt.bad)
+        self._require_good_share()
         self._report(0, 0)
 
     def _report(self, rows: int, tokens: int) -> None:
-        """Say how far it is, with what is done of the shard in work."""
+        """Report the progress, including the finished part of the current shard."""
         self._on_progress(Progress(self._rows + rows, self._task.plan.rows, self._tokens + tokens))
 
     def _complete(self, seconds: float) -> Summary:
@@ -166,6 +204,7 @@ class _Run:
             tokens=self._tokens,
             truncated=sum(receipt.truncated for receipt in receipts),
             composed=sum(receipt.composed for receipt in receipts),
+            repeated=sum(receipt.repeated for receipt in receipts),
             shards=len(receipts),
             shards_before=len(self._before),
             tokens_before=sum(receipt.tokens for receipt in self._before.values()),
@@ -173,6 +212,9 @@ class _Run:
         )
         names = ("rows", "bad_rows", "tokens", "truncated", "composed")
         counts = {name: getattr(summary, name) for name in names}
-        shards = {self._folder.part(receipt.shard).name: receipt.rows for receipt in receipts}
+        shards = {self._folder.parts(receipt.shard)[0].name: receipt.rows for receipt in receipts}
+        if not (self._folder.path / SUCCESS).is_file():
+            output_format = FORMATS[self._task.job.options.output_format]
+            output_format.publish(self._folder.path, [receipt.rows for receipt in receipts])
         self._folder.write_json(SUCCESS, {**counts, "shards": shards})
         return summary

@@ -1,7 +1,7 @@
-"""What was asked, and how it ended: a folder holds one job, and going on with another is refused.
+"""Description and summary of a job. An output folder belongs to one job, and other jobs are rejected.
 
-Whatever can change a row of the output is in the job. What cannot is not: threads, parallel batches,
-the device, Ray; a job begun on one machine may go on elsewhere.
+The description has everything that can change a row of the output. It excludes threads, parallel batches, the
+device and Ray, so that a job can be resumed on another machine.
 """
 
 from __future__ import annotations
@@ -13,73 +13,97 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from koe5_onnx import Artifact, Contract, InputError
+from koe5_onnx.bulk.formats import require_format
 from koe5_onnx.bulk.input_files import InputFile
+from koe5_onnx.bulk.records import Dialect
+from koe5_onnx.bulk.rows import Text
 from koe5_onnx.bulk.shards import JOB, PLAN, OutputFolder
 from koe5_onnx.bulk.vectors import require_dtype
 from koe5_onnx.options import Overflow
+from koe5_onnx.text.encoding import canonical
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 5
 
 
 DEFAULT_SHARD_ROWS = 1024
-"""4 MiB of float32 at KoE5's width; some minutes of pages on two cores, which a kill may cost."""
+"""Default number of rows per shard: 4 MiB of float32 embeddings of KoE5. Two cores embed that many pages in a
+few minutes, and an interruption loses at most the work on one shard."""
 
 
 @dataclass(frozen=True)
 class BulkOptions:
-    """What is made of the texts.
+    r"""Prompt, columns and formats of the input and the output.
 
     Args:
-        prompt_name: Name of a prompt in the artifact's contract ("query", "passage"); None takes the
+        prompt_name: Name of a prompt in the artifact's contract ("query", "passage"); None uses the
             contract's default.
-        prompt: In place of a name, the text itself; "" puts nothing in front.
-        text_column: Where the text is.
-        embedding_column: Name of the new column.
-        output_dtype: One of OUTPUT_DTYPES; vectors.py says what each holds.
-        dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
-        shard_rows: Rows of the input for each file of the output, at least 1: what a kill may cost.
+        prompt: Text to add before each text, instead of a prompt name; "" adds nothing.
+        text_column: Name of the text column in the input, or "a.b" for the field b of the struct a.
+        text_template: Text with column names in braces, such as "{title}\n{body}", instead of a text column.
+            A null column counts as an empty text, unless all columns of the template are null.
+        encoding: Encoding of text files: an ASCII-compatible Python codec, "utf-16", or "auto" to detect the
+            encoding of each file.
+        csv: Delimiter, quote and escape character of CSV files.
+        embedding_column: Name of the embedding column in the output.
+        output_format: One of OUTPUT_FORMATS, which formats.py describes.
+        output_dtype: One of OUTPUT_DTYPES, which vectors.py describes.
+        dim: Size of the embeddings, one of the contract's `dims`; None for the full size.
+        shard_rows: Input rows per output file, at least 1. An interruption loses at most one file's work.
 
     Raises:
-        InputError: One of them is out of range.
+        InputError: An option is out of range.
+        MissingDependencyError: The output format requires a package that is not installed.
     """
 
     prompt_name: str | None
     prompt: str | None = None
     text_column: str = "text"
+    text_template: str | None = None
+    encoding: str = "utf-8"
+    csv: Dialect = dataclasses.field(default_factory=Dialect)
     embedding_column: str = "embedding"
+    output_format: str = "parquet"
     output_dtype: str = "float32"
     dim: int | None = None
     shard_rows: int = DEFAULT_SHARD_ROWS
 
     def __post_init__(self) -> None:
+        require_format(self.output_format)
         require_dtype(self.output_dtype)
+        object.__setattr__(self, "encoding", canonical(self.encoding))
+        _ = self.text
         if self.shard_rows < 1:
-            raise InputError(f"the rows of a shard are {self.shard_rows}: expected 1 or more")
+            raise InputError(f"shard_rows is {self.shard_rows}: expected 1 or more")
+
+    @property
+    def text(self) -> Text:
+        """The text of a row."""
+        return Text(self.text_column, self.text_template)
 
 
 @dataclass(frozen=True)
 class BulkJob:
-    """All that decides what the output holds."""
+    """Everything that determines the rows of the output."""
 
     options: BulkOptions
     overflow: Overflow
-    """Whether a text above the token limit is truncated, or a bad row ("error")."""
+    """Truncate texts above the token limit ("truncate"), or make them bad rows ("error")."""
     artifact: dict[str, str]
-    """Its files' SHA-256."""
+    """SHA-256 of each file of the artifact."""
     contract: Contract
-    """Its contract, which no hash covers."""
+    """Contract of the artifact, which the hashes do not cover."""
     graph: Literal["packed", "padded"]
-    """They differ in the last bits of an embedding."""
+    """Graph in use. The embeddings of the two graphs differ in their last bits."""
     files: tuple[InputFile, ...]
 
     def as_data(self) -> dict[str, Any]:
-        """As plain data for a JSON file."""
+        """Return the job as plain data for a JSON file."""
         return {
             "format_version": FORMAT_VERSION,
             **dataclasses.asdict(self.options),
             "overflow": self.overflow,
             "artifact": self.artifact,
-            # With lists in place of tuples, as when it is read again.
+            # JSON turns tuples into lists. Do the same here, so that the job equals one read from a file.
             "contract": json.loads(json.dumps(dataclasses.asdict(self.contract))),
             "graph": self.graph,
             "files": [dataclasses.asdict(file) for file in self.files],
@@ -88,57 +112,63 @@ class BulkJob:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a job ended, and what this run did of it."""
+    """Counts of a finished job and of the run that finished it."""
 
     rows: int
-    """Rows of the output."""
+    """Number of rows in the output."""
     bad_rows: int
+    """Number of rows in _errors.jsonl."""
     tokens: int
-    """That ran, after truncation."""
+    """Number of embedded tokens, after truncation."""
     truncated: int
-    """Rows whose text was cut at the token limit."""
+    """Number of rows whose text was truncated."""
     composed: int
-    """Rows whose text was decomposed Unicode, and was composed."""
+    """Number of rows whose text was in decomposed Unicode and was normalized to NFC."""
+    repeated: int
+    """Number of rows that were not embedded again because of `dedupe`."""
     shards: int
+    """Number of shards."""
     shards_before: int
-    """Of these, finished by earlier runs."""
+    """Number of shards that earlier runs finished."""
     tokens_before: int
+    """Number of tokens that earlier runs embedded."""
     seconds: float
-    """Of this run, from the first text on."""
+    """Duration of this run in seconds, without finding and planning the input."""
 
     @property
     def tokens_per_second(self) -> float:
-        """Of this run; 0 where it had nothing to do."""
+        """Tokens per second of this run; 0 if no shard was missing."""
         return (self.tokens - self.tokens_before) / self.seconds if self.seconds else 0.0
 
 
 def hashes_of(artifact: Artifact) -> dict[str, str]:
-    """File to SHA-256."""
+    """Return the SHA-256 of each file of an artifact."""
     return {name: file.sha256 for name, file in artifact.manifest.files.items()}
 
 
 def is_begun(folder: OutputFolder, job: BulkJob) -> bool:
-    """Whether the folder holds this job.
+    """Return True if the folder contains this job, False if it contains none.
 
     Raises:
-        InputError: It holds another, or a damaged one.
+        InputError: The folder belongs to a different job, or its job file is damaged.
     """
     if not (folder.path / JOB).is_file():
         return False
     before, now = folder.read_json(JOB), job.as_data()
     if before != now:
         raise InputError(
-            f"the output {folder.path} holds another job: {_difference(before, now)}. "
-            "Repeat the command that began it, give another output, or drop what is there with --restart"
+            f"the output folder {folder.path} belongs to a different job: {_difference(before, now)}. "
+            "Resume it with its original arguments, choose another output folder, or pass --restart to "
+            "delete the existing job and start again"
         )
     if not (folder.path / PLAN).is_file():
-        raise InputError(f"{folder.path / PLAN} is missing: start the job again with --restart")
+        raise InputError(f"{folder.path / PLAN} is missing. Start the job again with --restart")
     return True
 
 
 def _difference(before: Any, now: dict[str, Any]) -> str:
     if not isinstance(before, dict) or before.get("format_version") != FORMAT_VERSION:
-        return "its description is of another version of koe5-onnx"
+        return "it was started by another version of koe5-onnx"
     names = [name for name in now if before.get(name) != now[name]]
     return "; ".join(_words(name, before.get(name), now[name]) for name in names)
 
@@ -147,8 +177,8 @@ def _words(name: str, before: Any, now: Any) -> str:
     if name == "files" and isinstance(before, list):
         return _changed_files(before, now)
     if name == "artifact":
-        return "the artifact is another"
-    return f"{name} was {before!r} and is {now!r}"
+        return "the artifact is different"
+    return f"{name} was {before!r} and is now {now!r}"
 
 
 def _changed_files(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> str:
@@ -160,6 +190,6 @@ def _changed_files(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any
         if changed[0] in old and changed[0] in new
         else "is new"
         if changed[0] in new
-        else "is gone"
+        else "is missing"
     )
     return f"the input file {changed[0]} {kind}{more}"

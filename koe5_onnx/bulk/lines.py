@@ -1,44 +1,61 @@
-"""Lines of a text file, plain or gzip, with the position of each; a line of any length in bounded memory."""
+"""Lines of a plain or compressed file, with their positions. Memory is bounded for lines of any length."""
 
 from __future__ import annotations
 
-import codecs
-import gzip
-import zlib
+import io
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO, Self, cast
 
+import pyarrow as pa
+
 from koe5_onnx import InputError
+from koe5_onnx.text import encoding as encodings
 
 MAX_RECORD_BYTES = 16 << 20
-"""A longer row is bad. No text is: 512 tokens are a few kilobytes, and what follows them is cut."""
+"""Maximum size of a row; longer rows are bad. The text itself needs only a few kilobytes, because it is cut
+after 512 tokens."""
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
 class LineTooLongError(ValueError):
-    """A line has more than MAX_RECORD_BYTES; it has been passed over."""
+    """A line is longer than MAX_RECORD_BYTES and was skipped."""
 
 
 class Lines:
-    """Iterates over lines with their ends, as bytes; only LF ends a line. Its position is the next one's.
+    """Iterator over the lines of a file, as bytes with line ends. Only LF ends a line.
 
     Args:
-        path: The file; its content is unpacked where the name ends with .gz.
+        path: The file. It is decompressed if its name ends with .gz or .zst.
+        encoding: Codec of the file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, encoding: str) -> None:
+        self.path, self.encoding = path, encoding
+        self._compression = COMPRESSIONS.get(path.suffix.lower())
+        self._open()
+
+    def _open(self) -> None:
         self.offset = 0
-        """Bytes before it, unpacked."""
+        """Offset of the next line in the decompressed file, in bytes."""
         self.line = 0
-        """Lines before it."""
-        packed = path.suffix.lower() == ".gz"
-        opened = gzip.open(path, "rb") if packed else path.open("rb")  # noqa: SIM115 - close() closes it
-        self._stream = cast("BinaryIO", opened)
+        """Number of lines before the next line."""
+        if self._compression is None:
+            self._stream: BinaryIO = self.path.open("rb")
+            return
+        compressed = pa.CompressedInputStream(pa.OSFile(str(self.path)), self._compression)
+        self._stream = cast("BinaryIO", io.BufferedReader(compressed, encodings.SAMPLE_BYTES))
 
     def seek(self, offset: int, line: int) -> None:
-        """Go to a position that this class gave; in a gzip file by unpacking what lies before it."""
-        if offset != self.offset:
-            self._guarded_seek(offset)
+        """Move to a recorded `offset` and `line`. In a compressed file this reads everything before it."""
+        try:
+            if self._compression is None:
+                self._stream.seek(offset)
+            else:
+                self._skip_to(offset)
+        except OSError as error:
+            self._require_plain(error)
+            raise
         self.offset, self.line = offset, line
 
     def __iter__(self) -> Self:
@@ -52,8 +69,16 @@ class Lines:
         self.line += 1
         if len(content) > MAX_RECORD_BYTES:
             self._skip_rest(content)
-            raise LineTooLongError(f"a line of more than {MAX_RECORD_BYTES >> 20} MiB")
-        return content.removeprefix(codecs.BOM_UTF8) if first else content
+            raise LineTooLongError(f"the line is longer than {MAX_RECORD_BYTES >> 20} MiB")
+        return encodings.without_mark(content, self.encoding) if first else content
+
+    def sample(self) -> bytes:
+        """Return a part of the file from which its encoding can be detected."""
+        try:
+            return encodings.sample_of(self._stream)
+        except OSError as error:
+            self._require_plain(error)
+            raise
 
     def close(self) -> None:
         """Close the file."""
@@ -61,21 +86,44 @@ class Lines:
 
     def _read(self) -> bytes:
         try:
-            content = self._stream.readline(MAX_RECORD_BYTES + 1)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise self._damaged(error) from error
+            content = encodings.read_line(self._stream, self.encoding, MAX_RECORD_BYTES + 2)
+        except OSError as error:
+            self._require_plain(error)
+            raise
         self.offset += len(content)
         return content
 
     def _skip_rest(self, content: bytes) -> None:
-        while content and not content.endswith(b"\n"):
+        while content and not encodings.ends(content, self.encoding):
             content = self._read()
 
-    def _guarded_seek(self, offset: int) -> None:
-        try:
-            self._stream.seek(offset)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise self._damaged(error) from error
+    def _skip_to(self, offset: int) -> None:
+        if offset < self.offset:
+            self.close()
+            self._open()
+        while self.offset < offset:
+            skipped = self._stream.read(min(encodings.SAMPLE_BYTES, offset - self.offset))
+            if not skipped:
+                return
+            self.offset += len(skipped)
 
-    def _damaged(self, error: Exception) -> InputError:
-        return InputError(f"{self.path} is a damaged gzip file ({error}): make or fetch it again")
+    def _require_plain(self, error: OSError) -> None:
+        if self._compression is not None:
+            raise InputError(
+                f"{self.path} is a damaged {self._compression} file ({error}). Create or download it again"
+            ) from error
+
+
+def codec_of(path: Path, encoding: str) -> str:
+    """Return the codec of a text file: `encoding`, or the detected codec if it is "auto" or "utf-16".
+
+    Raises:
+        InputError: The encoding is UTF-8, and the file probably has another one.
+    """
+    with closing(Lines(path, "utf-8")) as lines:
+        sample = lines.sample()
+    likely = encodings.likely(sample)
+    codec = encodings.codec_of(encoding, likely)
+    if codec == "utf-8" and likely not in (None, codec):
+        raise InputError(f"{path} is not UTF-8. Pass --encoding {likely}, which it probably has, or auto")
+    return codec

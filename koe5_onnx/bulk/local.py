@@ -1,4 +1,4 @@
-"""The engine that is always there: this process, shard after shard."""
+"""The local engine: embed shards in this process, one after the other."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from koe5_onnx.bulk.worker import OnDone, Task, Worker
 
 
 def run_here(task: Task, shards: Sequence[int], on_done: OnDone) -> Iterator[Receipt]:
-    """Make shards in this process; yields each one's receipt when it is finished.
+    """Embed shards in this process and yield the receipt of each.
 
     Args:
-        task: What to do.
-        shards: Which, in order.
-        on_done: Told rows and tokens of the shard in work.
+        task: The job and its input and output.
+        shards: Indices of the shards, in ascending order.
+        on_done: Called with the finished rows and tokens of the current shard.
     """
     with closing(Worker(task)) as worker:
         for shard in shards:

@@ -1,8 +1,8 @@
-"""The plan: which rows of the input become which shard, known before the first text is embedded.
+"""Plan of a job: the division of the input into shards, made before any text is embedded.
 
-A shard is `shard_rows` consecutive rows of the input, bad ones counted, across the ends of files; only the
-last may be smaller. Text files are read through once for it, which also finds the schema and costs next to
-nothing beside embedding; of parquet files only the footers are read.
+A shard is `shard_rows` consecutive rows of the input, including bad rows. It may span files, and only the
+last shard may be smaller. Planning reads text files once, which also finds their schema and takes little time
+compared with embedding. It reads only the footers of parquet files.
 """
 
 from __future__ import annotations
@@ -10,33 +10,40 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
 from koe5_onnx import InputError
-from koe5_onnx.bulk.columns import JsonColumns, csv_schema, require_column
-from koe5_onnx.bulk.input_files import InputFiles
-from koe5_onnx.bulk.parquet_rows import open_parquet, parquet_schema
+from koe5_onnx.bulk.columns import JsonColumns, csv_schema, text_of
+from koe5_onnx.bulk.input_files import InputFiles, partitions
+from koe5_onnx.bulk.job import BulkOptions
+from koe5_onnx.bulk.lines import Lines, codec_of
 from koe5_onnx.bulk.records import CsvFile, JsonLines, Record, RecordFile, in_parts
+from koe5_onnx.bulk.rows import BadRow
+from koe5_onnx.bulk.table_files import open_table, table_schema
 
 OnRead = Callable[[int], None]
-"""Told the bytes of each file that has been read through."""
+"""Called with the size in bytes of each file that has been read."""
+
+_FIRST_ROWS = 1000
+"""Number of rows of text files after which too many bad rows stop the planning."""
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in the input, before a row."""
+    """Position of a row in the input."""
 
     file: int
-    """Which of the input's files."""
+    """Index of the input file."""
     row: int
-    """Rows of the file before it."""
+    """Number of rows before it in the file."""
     offset: int = 0
-    """Bytes of a text file before it, unpacked."""
+    """Offset in the decompressed text file, in bytes."""
     line: int = 0
-    """Lines of a text file before it."""
+    """Number of lines before it in the text file."""
 
 
 @dataclass(frozen=True)
@@ -50,103 +57,153 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the input holds and how it is divided."""
+    """Schema of the input and its division into shards."""
 
     schema: pa.Schema
-    """Of the columns that go through."""
+    """Schema of the input columns."""
     file_rows: tuple[int, ...]
-    """Rows of each file."""
+    """Number of rows of each file."""
     starts: tuple[Cursor, ...]
-    """Where each shard begins."""
+    """Position of the first row of each shard."""
     shard_rows: int
+    codecs: tuple[str, ...] = ()
+    """Codec of each text file."""
 
-    @property
+    @cached_property
     def rows(self) -> int:
-        """Rows of the input, bad ones too."""
+        """Number of rows of the input, including bad rows."""
         return sum(self.file_rows)
 
     def shard(self, index: int) -> Shard:
-        """One shard."""
+        """Return a shard."""
         rows = min(self.shard_rows, self.rows - index * self.shard_rows)
         return Shard(index, self.starts[index], rows)
 
     def as_data(self) -> dict[str, Any]:
-        """As plain data for a JSON file."""
+        """Return the plan as plain data for a JSON file."""
         return {
             "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
             "columns": {field.name: str(field.type) for field in self.schema},
             "file_rows": self.file_rows,
             "shard_rows": self.shard_rows,
+            "codecs": self.codecs,
             "starts": [[start.file, start.row, start.offset, start.line] for start in self.starts],
         }
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> Plan:
-        """From `as_data`."""
+        """Return the plan from the result of `as_data`."""
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(data["schema"])))
         starts = tuple(Cursor(*start) for start in data["starts"])
-        return cls(schema, tuple(data["file_rows"]), starts, data["shard_rows"])
+        return cls(schema, tuple(data["file_rows"]), starts, data["shard_rows"], tuple(data["codecs"]))
 
 
 def make_plan(
-    source: InputFiles, text_column: str, shard_rows: int, on_read: OnRead = lambda _bytes: None
+    source: InputFiles,
+    options: BulkOptions,
+    max_bad_share: float = 1.0,
+    on_read: OnRead = lambda _bytes: None,
 ) -> Plan:
-    """Plan a job.
+    """Divide the input into shards.
 
     Raises:
-        InputError: A file cannot be read, or the column of the texts is not there.
+        InputError: A file cannot be read, the text column is missing, or more rows of text files are bad than
+            `max_bad_share` allows.
     """
-    if source.kind == "parquet":
-        return _of_parquet(source, text_column, shard_rows, on_read)
-    return _TextPlan(source, text_column, shard_rows).make(on_read)
+    if source.kind in ("parquet", "arrow"):
+        plan = _of_tables(source, options, on_read)
+    else:
+        plan = _TextPlan(source, options, max_bad_share).make(on_read)
+    names = dict.fromkeys(name for file in source.files for name in partitions(file.name))
+    added = [pa.field(name, pa.string()) for name in names if name not in plan.schema.names]
+    return replace(plan, schema=pa.schema([*plan.schema, *added]))
 
 
-def _of_parquet(source: InputFiles, text_column: str, shard_rows: int, on_read: OnRead) -> Plan:
-    opened = [(path, open_parquet(path)) for path in map(source.path, range(len(source.files)))]
-    schema = parquet_schema(opened, text_column)
-    file_rows = tuple(file.metadata.num_rows for _, file in opened)
-    for described, (_, file) in zip(source.files, opened, strict=True):
-        file.close()
+def _of_tables(source: InputFiles, options: BulkOptions, on_read: OnRead) -> Plan:
+    schemas, file_rows = [], []
+    for index, described in enumerate(source.files):
+        path = source.path(index)
+        with closing(open_table(path, source.kind)) as file:
+            schemas.append((path, file.schema))
+            file_rows.append(sum(file.sizes))
         on_read(described.bytes)
+    schema = table_schema(schemas, options.text)
+    shard_rows = options.shard_rows
     starts = []
     before = 0
     for index, rows in enumerate(file_rows):
         first = -before % shard_rows
         starts += [Cursor(index, row) for row in range(first, rows, shard_rows)]
         before += rows
-    return Plan(schema, file_rows, tuple(starts), shard_rows)
+    return Plan(schema, tuple(file_rows), tuple(starts), shard_rows)
 
 
 class _TextPlan:
-    """Reads text files through and notes where shards begin."""
+    """Read text files and record where each shard starts."""
 
-    def __init__(self, source: InputFiles, text_column: str, shard_rows: int) -> None:
-        self._source, self._text_column, self._shard_rows = source, text_column, shard_rows
-        self._columns = JsonColumns(text_column)
+    def __init__(self, source: InputFiles, options: BulkOptions, max_bad_share: float) -> None:
+        self._source, self._options, self._max_bad_share = source, options, max_bad_share
+        self._text, self._shard_rows = options.text, options.shard_rows
+        self._columns = JsonColumns(self._text)
         self._headers: list[list[str]] = []
         self._starts: list[Cursor] = []
-        self._rows = 0
+        self._codecs: list[str] = []
+        self._rows = self._bad = 0
+        self._first_bad: BadRow | None = None
 
     def make(self, on_read: OnRead) -> Plan:
         file_rows = []
         for index, described in enumerate(self._source.files):
             file_rows.append(self._scan(index))
             on_read(described.bytes)
-        return Plan(self._schema(), tuple(file_rows), tuple(self._starts), self._shard_rows)
+        schema = self._schema()
+        self._require_good("")
+        return Plan(schema, tuple(file_rows), tuple(self._starts), self._shard_rows, tuple(self._codecs))
 
     def _scan(self, index: int) -> int:
-        file = open_records(self._source, index)
+        self._codecs.append(codec_of(self._source.path(index), self._options.encoding))
+        file = open_records(self._source, index, self._codecs[-1], self._options)
         rows = 0
         with closing(file):
             if isinstance(file, CsvFile):
-                require_column(file.header, self._text_column, file.lines.path)
+                self._text.require_columns(
+                    file.header, file.lines.path, " or the delimiter with --csv-delimiter"
+                )
                 self._headers.append(file.header)
             for records in in_parts(file.records()):
                 self._note_starts(index, rows, records)
+                good = self._good(self._source.files[index].name, rows, records)
                 rows += len(records)
                 if self._source.kind == "jsonl":
-                    self._columns.add(records)
+                    self._columns.add(records, good)
         return rows
+
+    def _good(self, file: str, row: int, records: list[Record]) -> list[dict[str, Any]]:
+        """Count the bad rows and return the fields of the others."""
+        good = []
+        for place, record in enumerate(records):
+            reason = text_of(record, self._text)[1]
+            if reason is None:
+                good.append(record.fields)
+            else:
+                self._bad += 1
+                self._first_bad = self._first_bad or BadRow(file, row + place, record.line, reason)
+        if self._rows - len(records) < _FIRST_ROWS <= self._rows:
+            self._require_good("first ")
+        return good
+
+    def _require_good(self, which: str) -> None:
+        if self._bad > self._max_bad_share * self._rows:
+            check = (
+                "--text-column, --encoding, --csv-delimiter, --csv-quote and --csv-escape"
+                if self._source.kind == "csv"
+                else "--text-column, --encoding, and that a line is a JSON object (jq -c .[] splits an array)"
+            )
+            raise InputError(
+                f"{self._bad:,} of the {which}{self._rows:,} rows are bad, which is more than the maximum "
+                f"share of {self._max_bad_share:g}. {self._first_bad}. Check {check}, or pass a higher "
+                "--max-bad-share"
+            )
 
     def _note_starts(self, file: int, row: int, records: list[Record]) -> None:
         for place in range(-self._rows % self._shard_rows, len(records), self._shard_rows):
@@ -160,23 +217,23 @@ class _TextPlan:
         return self._columns.schema()
 
 
-def open_records(source: InputFiles, index: int) -> RecordFile:
-    """Open a text file of the input at its beginning.
+def open_records(source: InputFiles, index: int, codec: str, options: BulkOptions) -> RecordFile:
+    """Open a text file of the input.
 
     Raises:
-        InputError: It has changed, or is CSV without a header.
+        InputError: The file has changed, or it is CSV without a valid header.
     """
-    path = source.path(index)
-    return JsonLines(path) if source.kind == "jsonl" else CsvFile(path)
+    lines = Lines(source.path(index), codec)
+    return JsonLines(lines) if source.kind == "jsonl" else CsvFile(lines, options.csv)
 
 
 def require_free_names(schema: pa.Schema, names: list[str]) -> None:
-    """Check that the output's own columns are not in the input.
+    """Check that the input has no column with the name of an embedding column.
 
     Raises:
-        InputError: One is.
+        InputError: The input has such a column.
     """
     if taken := [name for name in names if name in schema.names]:
         raise InputError(
-            f"the input has a column {taken[0]!r} already: name the embeddings' with --embedding-column"
+            f"the input already has a column {taken[0]!r}. Pass another name with --embedding-column"
         )

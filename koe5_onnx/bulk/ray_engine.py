@@ -1,8 +1,8 @@
-"""The engine for clusters: actors of Ray Data, each with one Embedder, take shards until none is left.
+"""The Ray engine: actors of Ray Data, each with one Embedder, embed the shards.
 
-Only numbers of shards and receipts go through Ray: actors read the input and write the shards themselves, so
-input, output and artifact lie on storage that all nodes see under the same paths. Ray starts an actor again
-where a node is lost, and gives its shard to another.
+Only shard numbers and receipts pass through Ray. The actors read the input and write the shards themselves,
+so input, output and artifact must be on storage that all nodes can access under the same paths. If a node
+fails, Ray starts a new actor and reruns the shard.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from koe5_onnx.bulk.worker import Task, Worker
 
 @dataclass(frozen=True)
 class RayOptions:
-    """What a job takes of a cluster.
+    """Resources that a job uses on a Ray cluster.
 
     Args:
-        actors: How many work at the same time; the job goes on with those that the cluster has room for.
-        cpus_per_actor: Cores that each reserves, and the threads of its batches.
-        gpus_per_actor: GPUs that each reserves; above 0 the device must be "cuda".
-        address: Of a running cluster, or "auto"; None takes RAY_ADDRESS, else starts one on this machine. A
-            cluster that `ray.init` has connected to is used as it is.
+        actors: Maximum number of actors. The job runs with fewer if the cluster has no resources for all.
+        cpus_per_actor: Cores that each actor reserves; also the default of `threads`.
+        gpus_per_actor: GPUs that each actor reserves. Above 0 the device must be "cuda".
+        address: Address of a running cluster, or "auto". None uses RAY_ADDRESS; if that is not set, it starts
+            Ray on this machine. A connection that `ray.init` has already made takes precedence.
     """
 
     actors: int = 1
@@ -42,12 +42,12 @@ class RayOptions:
 
 
 def run_on_ray(task: Task, shards: Sequence[int], options: RayOptions) -> Iterator[Receipt]:
-    """Make shards on a Ray cluster; yields each one's receipt when it is finished, in any order.
+    """Embed shards on a Ray cluster and yield the receipt of each, in any order.
 
     Raises:
         MissingDependencyError: Ray is not installed.
         InputError: An option is out of range.
-        Koe5Error: What a worker raised.
+        Koe5Error: A worker raised this error.
     """
     ray = _import_ray()
     _check(options, task)
@@ -57,30 +57,30 @@ def run_on_ray(task: Task, shards: Sequence[int], options: RayOptions) -> Iterat
 
 
 def _import_ray() -> Any:
-    # Before the import, which reads it.
+    # Importing Ray reads this variable.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
         import ray.data
     except ImportError as error:
-        raise MissingDependencyError(str(error.name), "ray", "the engine ray") from error
+        raise MissingDependencyError(str(error.name), "ray", "the Ray engine") from error
     return ray
 
 
 @contextmanager
 def _connected(ray: Any, options: RayOptions) -> Iterator[None]:
-    """Join the cluster that is named, or start one here; leave alone what the caller has connected to."""
+    """Connect to a cluster or start Ray on this machine, unless the caller is already connected."""
     if ray.is_initialized():
         yield
         return
-    # Not Ray's own default, which joins whatever cluster it finds running on this machine.
+    # Ray's default would connect to any cluster that runs on this machine.
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     here = {"include_dashboard": False} if address == "local" else {}
     before = signal.getsignal(signal.SIGTERM)
     ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **here)
     try:
         if threading.current_thread() is threading.main_thread():
-            # Ray's answer to SIGTERM is an exit with the signal's number.
+            # Ray replaces the SIGTERM handler by one that exits with the number of the signal.
             signal.signal(signal.SIGTERM, before)
         yield
     finally:
@@ -91,18 +91,22 @@ def _check(options: RayOptions, task: Task) -> None:
     if options.actors < 1:
         raise InputError(f"the number of Ray actors is {options.actors}: expected 1 or more")
     if options.cpus_per_actor < 0 or options.gpus_per_actor < 0:
-        raise InputError("a Ray actor cannot have fewer than 0 CPUs or GPUs")
+        raise InputError(
+            f"a Ray actor has {options.cpus_per_actor:g} CPUs and {options.gpus_per_actor:g} GPUs: "
+            "expected 0 or more"
+        )
     if (options.gpus_per_actor > 0) != (task.engine.gpu is not None):
         raise InputError(
             f"the device is {task.engine.device!r} and a Ray actor has {options.gpus_per_actor:g} GPUs: "
-            "expected cuda with GPUs, or cpu without"
+            "expected 'cuda' with GPUs, or 'cpu' without"
         )
 
 
 def _engine_of_actor(task: Task, options: RayOptions) -> EngineOptions:
-    """Threads for what the actor reserves: it sees all cores of its node and shares them with others.
+    """Return the engine options of an actor.
 
-    Several actors share the packed weights as well: some will be on one machine.
+    Threads default to the cores that the actor reserves, because it sees all cores of its node. Several
+    actors share the packed weights, because some may run on the same machine.
     """
     threads = task.engine.threads or max(1, int(options.cpus_per_actor))
     shares = task.engine.share_weights or options.actors > 1
@@ -122,14 +126,14 @@ def _run(ray: Any, task: Task, shards: Sequence[int], options: RayOptions) -> It
         compute=ray.data.ActorPoolStrategy(size=min(options.actors, len(shards))),
     )
     for row in done.iter_rows():
-        found = pickle.loads(row["result"])  # noqa: S301 - our own actor made it
+        found = pickle.loads(row["result"])  # noqa: S301 - data from our own actor
         if isinstance(found, Exception):
             raise found
         yield found
 
 
 class _Actor:
-    """A worker that Ray calls; what went wrong on purpose comes back as a result, not as a lost actor."""
+    """A worker that Ray calls. It returns expected errors as results instead of failing the actor."""
 
     def __init__(self, task: Task) -> None:
         self._task = task

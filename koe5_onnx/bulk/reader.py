@@ -1,45 +1,51 @@
-"""Shards of the input to windows of rows: what is embedded in one call.
+"""Read a shard in chunks of rows. Each chunk is embedded in one call.
 
-A window's rows depend on its shard alone, not on what was read before, nor on who reads: so that a shard that
-is embedded again, anywhere, has the same batches.
+The chunks depend only on the shard, and not on the rows read before or on the worker, so that a rerun of the
+shard has the same batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
+
+import pyarrow as pa
 
 from koe5_onnx import InputError
 from koe5_onnx.bulk.columns import rows_of
-from koe5_onnx.bulk.input_files import InputFiles
-from koe5_onnx.bulk.parquet_rows import ParquetRows
+from koe5_onnx.bulk.input_files import InputFiles, partitions
+from koe5_onnx.bulk.job import BulkOptions
 from koe5_onnx.bulk.plan import Cursor, Plan, Shard, open_records
 from koe5_onnx.bulk.records import RecordFile, in_parts
 from koe5_onnx.bulk.rows import Rows, join
+from koe5_onnx.bulk.table_files import TableRows, open_table
 
-_WINDOW_ROWS = 4096
-"""As many as the pipeline tokenizes at once: full batches of nearly every length."""
-_WINDOW_CHARACTERS = 1 << 18
-"""Some hundred pages: the tokenizer needs about 200 bytes a token while it works."""
-_WINDOW_BYTES = 16 << 20
-"""Of all columns."""
+_CHUNK_ROWS = 4096
+"""Maximum rows of a chunk, as many as the pipeline tokenizes at once: enough for full batches of nearly
+every length."""
+_CHUNK_CHARACTERS = 1 << 18
+"""Maximum characters of a chunk, a few hundred pages. The tokenizer needs about 200 bytes per token."""
+_CHUNK_BYTES = 16 << 20
+"""Maximum size of a chunk in bytes, all columns together."""
 
 
 class Reader:
-    """Reads shards; fastest in their order.
+    """Reads shards, fastest in ascending order.
 
     Args:
         source: The input.
-        plan: Its plan.
-        text_column: The column of the texts.
+        plan: The plan of the job.
+        options: Options of the job.
     """
 
-    def __init__(self, source: InputFiles, plan: Plan, text_column: str) -> None:
-        self._source, self._plan, self._text_column = source, plan, text_column
-        self._open: tuple[int, RecordFile | ParquetRows] | None = None
+    def __init__(self, source: InputFiles, plan: Plan, options: BulkOptions) -> None:
+        self._source, self._plan, self._options = source, plan, options
+        self._text = options.text
+        self._open: tuple[int, RecordFile | TableRows] | None = None
 
-    def windows(self, shard: Shard) -> Iterator[Rows]:
-        """The rows of a shard in order, some thousands at a time.
+    def chunks(self, shard: Shard) -> Iterator[Rows]:
+        """Yield the rows of a shard in order, at most a few thousand per chunk.
 
         Raises:
             InputError: The input is damaged, or has changed since it was planned.
@@ -47,7 +53,7 @@ class Reader:
         return _gather(self._parts(shard))
 
     def close(self) -> None:
-        """Close the file that is open."""
+        """Close the open file."""
         if self._open is not None:
             file = self._open[1]
             file.close()
@@ -60,55 +66,75 @@ class Reader:
             found = 0
             for part in self._read(cursor, here):
                 found += part.count
-                yield part
+                yield self._partitioned(part, self._source.files[cursor.file].name)
             if found != here:
                 path = self._source.folder / self._source.files[cursor.file].name
-                raise InputError(f"{path} has fewer rows than when the job began: start it with --restart")
+                raise InputError(
+                    f"{path} has fewer rows than when the job started. Start the job again with --restart"
+                )
             cursor, left = Cursor(cursor.file + 1, 0), left - here
 
     def _read(self, cursor: Cursor, count: int) -> Iterator[Rows]:
         if not count:
             return
         file = self._file(cursor.file)
-        if isinstance(file, ParquetRows):
+        if isinstance(file, TableRows):
             yield from file.read(cursor.row, count)
             return
         file.lines.seek(cursor.offset, cursor.line)
         row = cursor.row
         for records in in_parts(islice(file.records(), count)):
             name = self._source.files[cursor.file].name
-            yield rows_of(records, name, row, self._plan.schema, self._text_column)
+            yield rows_of(records, name, row, self._plan.schema, self._text)
             row += len(records)
 
-    def _file(self, index: int) -> RecordFile | ParquetRows:
-        """The file, the one that is open where it is that."""
+    def _file(self, index: int) -> RecordFile | TableRows:
+        """Return the file with this index. At most one file is open at a time."""
         if self._open is None or self._open[0] != index:
             self.close()
             self._open = (index, self._opened(index))
         return self._open[1]
 
-    def _opened(self, index: int) -> RecordFile | ParquetRows:
-        if self._source.kind != "parquet":
-            return open_records(self._source, index)
-        name = self._source.files[index].name
-        return ParquetRows(self._source.path(index), name, self._plan.schema, self._text_column)
+    def _opened(self, index: int) -> RecordFile | TableRows:
+        if self._plan.codecs:
+            return open_records(self._source, index, self._plan.codecs[index], self._options)
+        file = open_table(self._source.path(index), self._source.kind)
+        return TableRows(file, self._source.files[index].name, self._plan.schema, self._text)
+
+    def _partitioned(self, rows: Rows, file: str) -> Rows:
+        """Fill nulls in the rows with the values in the folder names of the file."""
+        table = rows.table
+        for name, value in partitions(file).items():
+            index = table.schema.get_field_index(name)
+            column = table.column(index)
+            if not column.null_count:
+                continue
+            try:
+                filled = column.fill_null(pa.scalar(value, pa.string()).cast(column.type))
+            except pa.ArrowException as error:
+                raise InputError(
+                    f"the folder {name}={value} of {file} does not fit into the column {name!r} of other "
+                    f"files, {column.type}. Rename the column or the folder"
+                ) from error
+            table = table.set_column(index, table.schema.field(index), filled)
+        return replace(rows, table=table)
 
 
 def _gather(parts: Iterable[Rows]) -> Iterator[Rows]:
-    """Parts into windows."""
-    window: list[Rows] = []
+    """Group parts into chunks."""
+    chunk: list[Rows] = []
     for part in parts:
-        if window and not _fit([*window, part]):
-            yield join(window)
-            window = []
-        window.append(part)
-    if window:
-        yield join(window)
+        if chunk and not _fit([*chunk, part]):
+            yield join(chunk)
+            chunk = []
+        chunk.append(part)
+    if chunk:
+        yield join(chunk)
 
 
 def _fit(parts: Sequence[Rows]) -> bool:
     return (
-        sum(part.count for part in parts) <= _WINDOW_ROWS
-        and sum(part.characters for part in parts) <= _WINDOW_CHARACTERS
-        and sum(part.table.nbytes for part in parts) <= _WINDOW_BYTES
+        sum(part.count for part in parts) <= _CHUNK_ROWS
+        and sum(part.characters for part in parts) <= _CHUNK_CHARACTERS
+        and sum(part.table.nbytes for part in parts) <= _CHUNK_BYTES
     )

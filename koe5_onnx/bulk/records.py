@@ -1,14 +1,18 @@
-"""Text files to records: JSON lines and CSV, row by row, so that a bad row costs nothing but itself.
+"""Read JSON lines and CSV row by row, so that a bad row does not affect other rows.
 
-JSON lines: an object a line; lines of white space are no rows. CSV: comma, double quotes, a header; empty
-lines are no rows; a quoted field may hold line ends. Where quoting is broken the row's first line is bad and
-reading goes on after it, so that a quote that never closes does not take the rest of the file along.
+pyarrow's readers are not used: its JSON reader stops at a bad row, and none reports offsets for resuming.
+
+JSON lines have one object per line, and blank lines are ignored. CSV has a header; empty lines are ignored,
+and a quoted field may contain line ends. If the quoting of a CSV row is invalid, its first line
+is a bad row and reading continues on the next line, so that an unclosed quote does not consume the rest of
+the file.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +20,7 @@ from typing import Any, Protocol
 
 from koe5_onnx import InputError
 from koe5_onnx.bulk.lines import MAX_RECORD_BYTES, Lines, LineTooLongError
-from koe5_onnx.bulk.rows import decode
+from koe5_onnx.text.encoding import decode
 
 _PART_RECORDS = 128
 _PART_BYTES = 4 << 20
@@ -27,16 +31,16 @@ class Record:
     """One row of a text file."""
 
     line: int
-    """Line that it begins at, from 1."""
+    """Number of its first line, from 1."""
     offset: int
-    """Bytes before it, unpacked."""
+    """Offset in the decompressed file, in bytes."""
     fields: dict[str, Any]
     reason: str | None = None
-    """Why it is bad whatever its text; None where its fields could be read."""
+    """Reason why the row cannot be parsed; None if it can."""
 
 
 def in_parts(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Records some at a time; how many depends on the first one's place, but on nothing before it."""
+    """Group records into parts. The size of a part does not depend on the records before it."""
     part: list[Record] = []
     for record in records:
         if part and (len(part) == _PART_RECORDS or record.offset - part[0].offset > _PART_BYTES):
@@ -53,7 +57,7 @@ class RecordFile(Protocol):
     lines: Lines
 
     def records(self) -> Iterator[Record]:
-        """The rows from the position of `lines` on."""
+        """Yield the rows from the position of `lines` on."""
 
     def close(self) -> None:
         """Close the file."""
@@ -62,15 +66,15 @@ class RecordFile(Protocol):
 class JsonLines:
     """A file of JSON lines."""
 
-    def __init__(self, path: Path) -> None:
-        self.lines = Lines(path)
+    def __init__(self, lines: Lines) -> None:
+        self.lines = lines
 
     def close(self) -> None:
         """Close the file."""
         self.lines.close()
 
     def records(self) -> Iterator[Record]:
-        """The rows from the position of `lines` on."""
+        """Yield the rows from the position of `lines` on."""
         lines = self.lines
         while True:
             offset, number = lines.offset, lines.line + 1
@@ -82,20 +86,20 @@ class JsonLines:
                 yield Record(number, offset, {}, str(error))
                 continue
             if content.strip():
-                yield Record(number, offset, *_object_of(content))
+                yield Record(number, offset, *_object_of(content, lines.encoding))
 
 
-def _object_of(content: bytes) -> tuple[dict[str, Any], str | None]:
-    text, reason = decode(content)
+def _object_of(content: bytes, encoding: str) -> tuple[dict[str, Any], str | None]:
+    text, reason = decode(content, encoding)
     if reason is not None:
         return {}, reason
     try:
         found = json.loads(text)
-    except (ValueError, RecursionError) as error:  # digits and nesting have limits of their own
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
         return {}, f"not JSON ({error})"
     if not isinstance(found, dict):
-        return {}, f"{type(found).__name__}: expected a JSON object"
-    # Elsewhere than in the text, half a character would stop the writer of the shard.
+        return {}, f"expected a JSON object, found {type(found).__name__}"
+    # The parquet writer would fail on a lone surrogate in any column.
     if "\\u" in text and (reason := _against_strings(found)) is not None:
         return {}, reason
     return found, None
@@ -105,22 +109,53 @@ def _against_strings(found: dict[str, Any]) -> str | None:
     try:
         json.dumps(found, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        return f"half a character (U+{ord(error.object[error.start]):04X}): not Unicode"
+        return f"not valid Unicode (lone surrogate U+{ord(error.object[error.start]):04X})"
     return None
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Special characters of a CSV file.
+
+    Args:
+        delimiter: Character between fields; None uses a tab for .tsv files and a comma for others.
+        quote: Character around fields; "" if there is none. Within a field it is doubled.
+        escape: Character before a quote or an escape in a quoted field, as Spark writes it, instead of a
+            doubled quote.
+
+    Raises:
+        InputError: A value is not one character, or two are the same.
+    """
+
+    delimiter: str | None = None
+    quote: str = '"'
+    escape: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.delimiter, self.quote or None, self.escape) if value is not None]
+        if any(len(value) != 1 or value in "\r\n" for value in given) or len(set(given)) < len(given):
+            raise InputError(
+                f"the CSV delimiter, quote and escape are {self.delimiter!r}, {self.quote!r} and "
+                f"{self.escape!r}: expected different single characters"
+            )
 
 
 class CsvFile:
     """A CSV file with a header.
 
+    Args:
+        lines: Lines of the file.
+        dialect: Special characters of the file.
+
     Raises:
-        InputError: It has no header, or one with a name twice.
+        InputError: The header is missing or invalid, or has the same name twice.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.lines = Lines(path)
-        self._feed = _Feed(self.lines)
+    def __init__(self, lines: Lines, dialect: Dialect) -> None:
+        self.lines = lines
+        self._feed = _Feed(self.lines, dialect)
         try:
-            self.header = self._read_header(path)
+            self.header = self._read_header(lines.path)
         except InputError:
             self.close()
             raise
@@ -131,7 +166,7 @@ class CsvFile:
         self.lines.close()
 
     def records(self) -> Iterator[Record]:
-        """The rows from the position of `lines` on, the header's end at the earliest."""
+        """Yield the rows from the position of `lines` on, without the header."""
         if self.lines.offset < self.start[0]:
             self.lines.seek(*self.start)
         while (record := self._next()) is not None:
@@ -139,7 +174,7 @@ class CsvFile:
                 yield record
 
     def _next(self) -> Record | None:
-        """The next row; one without fields and reason is an empty line."""
+        """Return the next row, or None at the end. The row of an empty line has no fields and no reason."""
         offset, number = self.lines.offset, self.lines.line + 1
         try:
             values = next(self._feed.parser())
@@ -149,41 +184,55 @@ class CsvFile:
             return Record(number, offset, {}, str(error))
         except csv.Error as error:
             self.lines.seek(*self._feed.after_first)
-            return Record(number, offset, {}, f"not CSV ({error})")
+            return Record(number, offset, {}, f"not CSV ({error}{self._feed.hint})")
         if len(values) != len(self.header):
             wrong = f"{len(values)} fields: expected {len(self.header)}, as in the header" if values else None
             return Record(number, offset, {}, wrong)
-        if (reason := _against_bytes(values)) is not None:
-            return Record(number, offset, {}, reason)
+        if self._feed.reason is not None:
+            return Record(number, offset, {}, self._feed.reason)
         return Record(number, offset, dict(zip(self.header, values, strict=True)))
 
     def _read_header(self, path: Path) -> list[str]:
         try:
             names = next(self._feed.parser(), [])
         except (csv.Error, LineTooLongError) as error:
-            raise InputError(f"{path}: the header is not CSV ({error})") from error
-        if not names or _against_bytes(names) is not None:
-            raise InputError(f"{path}: expected a first line with the names of the columns, in UTF-8")
+            raise InputError(f"the header of {path} is not CSV ({error})") from error
+        if not names or self._feed.reason is not None:
+            encoding = self.lines.encoding.upper()
+            raise InputError(
+                f"{path} has no header: expected the column names in the first line, in {encoding}"
+            )
         if len(set(names)) < len(names):
-            raise InputError(f"{path}: the header has a name twice: {', '.join(names)}")
+            raise InputError(f"the header of {path} has a name twice: {', '.join(names)}. Rename one of them")
         return names
 
 
 class _Feed:
-    """Lines for one row of CSV, as text; bytes that are not UTF-8 become lone surrogates."""
+    """Lines for the CSV parser, as text."""
 
-    def __init__(self, lines: Lines) -> None:
-        self._lines = lines
+    def __init__(self, lines: Lines, dialect: Dialect) -> None:
+        self._lines, self._dialect = lines, dialect
+        self._delimiter = dialect.delimiter or ("\t" if ".tsv" in lines.path.name.lower() else ",")
+        quote, escape = re.escape(dialect.quote), re.escape(dialect.escape or "")
+        self._marks = re.compile(f"{quote}|{escape}.", re.DOTALL) if quote and escape else None
         self._begun = 0
+        self._is_quoted = False
         self.after_first = (0, 0)
         """Position after the row's first line."""
-        # The module's own limit, 128 KiB, is for the whole process: it is only ever raised.
+        self.reason: str | None = None
+        """Reason why the row's bytes are invalid; None if they are valid."""
+        self.hint = ""
+        """Advice for the row's quoting."""
+        # The default limit of 128 KiB applies to the whole process, so never lower a limit set elsewhere.
         csv.field_size_limit(max(MAX_RECORD_BYTES, csv.field_size_limit()))
 
     def parser(self) -> Iterator[list[str]]:
-        """A parser that is good for one row."""
-        self._begun = self._lines.offset
-        return csv.reader(self, strict=True)
+        """Return a parser for one row."""
+        self._begun, self._is_quoted, self.reason, self.hint = self._lines.offset, False, None, ""
+        quote = self._dialect.quote
+        if not quote:
+            return csv.reader(self, delimiter=self._delimiter, quoting=csv.QUOTE_NONE, strict=True)
+        return csv.reader(self, delimiter=self._delimiter, quotechar=quote, strict=True)
 
     def __iter__(self) -> _Feed:
         return self
@@ -194,9 +243,26 @@ class _Feed:
         if first:
             self.after_first = (self._lines.offset, self._lines.line)
         if self._lines.offset - self._begun > MAX_RECORD_BYTES:
-            raise csv.Error(f"a row of more than {MAX_RECORD_BYTES >> 20} MiB: a quote that never closes?")
-        return content.decode("utf-8", "surrogateescape")
+            raise csv.Error(
+                f"the row is longer than {MAX_RECORD_BYTES >> 20} MiB; check for an unclosed quote"
+            )
+        text, reason = decode(content, self._lines.encoding)
+        if reason is not None:
+            # The row is bad, but its end must be found.
+            text, self.reason = content.decode(self._lines.encoding, "replace"), reason
+        if self._marks is not None:
+            return self._marks.sub(self._doubled, text)
+        if self._dialect.escape is None and f"\\{self._dialect.quote}" in text:
+            self.hint = "; if the file has \\ before quotes, as Spark writes it, pass --csv-escape '\\'"
+        return text
 
-
-def _against_bytes(values: list[str]) -> str | None:
-    return decode(",".join(values).encode("utf-8", "surrogateescape"))[1]
+    def _doubled(self, mark: re.Match[str]) -> str:
+        """Return an escaped quote as a doubled one. The CSV parser would drop all escape characters."""
+        found, quote, escape = mark[0], self._dialect.quote, self._dialect.escape
+        if found == quote:
+            before = mark.string[mark.start() - 1 : mark.start()]
+            if self._is_quoted or before in ("", quote, self._delimiter):
+                self._is_quoted = not self._is_quoted
+        elif self._is_quoted and found[1:] in (quote, escape):
+            return quote * 2 if found[1:] == quote else found[1:]
+        return found

@@ -1,15 +1,21 @@
-"""Rows on their way from a file to a shard: the good ones as a table, the bad ones with the reason.
+"""Rows of the input: the good ones as a table, the bad ones with a reason.
 
-A row is bad where it has no text that can be embedded. An empty text is a text.
+A row is bad if it has no text that can be embedded. An empty text can be embedded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import string
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from koe5_onnx import InputError
+from koe5_onnx.bulk.lines import MAX_RECORD_BYTES
+from koe5_onnx.text.encoding import decode
 
 Place = tuple[str, int, int | None]
 """The first three fields of a BadRow."""
@@ -20,15 +26,15 @@ class BadRow:
     """A row of the input that has no embedding."""
 
     file: str
-    """Name of the file below the input's folder."""
+    """Path of the file relative to the input folder."""
     row: int
-    """Rows of that file before it; empty lines and a CSV file's header are no rows."""
+    """Row number in the file, from 0. Empty lines and the header of a CSV file are not counted."""
     line: int | None
-    """Line of a text file that it begins at, from 1; None in parquet files."""
+    """Number of its first line in a text file, from 1; None for parquet."""
     reason: str
 
     def __str__(self) -> str:
-        """Where and why, on one line."""
+        """Return the position and the reason on one line."""
         where = f"row {self.row}" if self.line is None else f"line {self.line}"
         return f"{self.file}, {where}: {self.reason}"
 
@@ -38,23 +44,23 @@ class Rows:
     """Consecutive rows of the input."""
 
     count: int
-    """Rows of the input, good and bad."""
+    """Number of rows, good and bad."""
     table: pa.Table
-    """The good ones, with the columns of the plan."""
+    """Good rows, with the columns of the plan."""
     texts: list[str]
-    """Their texts."""
+    """Texts of the good rows."""
     places: list[Place]
-    """Where they are from."""
+    """Positions of the good rows in the input."""
     bad: list[BadRow]
 
     @property
     def characters(self) -> int:
-        """Characters of all texts."""
+        """Total number of characters of the texts."""
         return sum(map(len, self.texts))
 
 
 def join(parts: Sequence[Rows]) -> Rows:
-    """Parts that follow each other as one; at least one part."""
+    """Join consecutive parts, at least one."""
     return Rows(
         count=sum(part.count for part in parts),
         table=pa.concat_tables([part.table for part in parts]),
@@ -65,24 +71,96 @@ def join(parts: Sequence[Rows]) -> Rows:
 
 
 def reason_against(value: Any) -> str | None:
-    """Why `value` cannot be embedded; None where it can."""
+    """Return the reason why `value` cannot be embedded; None if it can."""
     if value is None:
-        return "null: expected text"
+        return "expected text, found null"
     if not isinstance(value, str):
-        return f"{_JSON_NAMES.get(type(value), type(value).__name__)}: expected text"
+        return f"expected text, found {_JSON_NAMES.get(type(value), type(value).__name__)}"
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        return f"half a character (U+{ord(value[error.start]):04X}) at character {error.start}: not Unicode"
+        return (
+            f"not valid Unicode (lone surrogate U+{ord(value[error.start]):04X} at character {error.start})"
+        )
     return None
 
 
-def decode(content: bytes) -> tuple[str, str | None]:
-    """Bytes as text, and why they are none; bytes that are not UTF-8 come back as an empty text."""
-    try:
-        return content.decode("utf-8"), None
-    except UnicodeDecodeError as error:
-        return "", f"not UTF-8: byte {error.start} is 0x{content[error.start]:02x}"
+class Text:
+    r"""The text of a row: a column, a field of a struct ("a.b"), or several in a template.
+
+    Args:
+        column: Name of the column or field.
+        template: Text with names in braces, such as "{title}\n{body}", which replaces `column`. A null column
+            counts as an empty text, unless all columns of the template are null.
+
+    Raises:
+        InputError: The template is invalid or has no name.
+    """
+
+    def __init__(self, column: str, template: str | None = None) -> None:
+        self._template = template
+        try:
+            parts = [("", column, "", None)] if template is None else list(string.Formatter().parse(template))
+        except ValueError as error:
+            raise InputError(f"the text template {template!r} is invalid ({error})") from error
+        self._parts = [(literal, name) for literal, name, _, _ in parts]
+        self.names = [name for _, name in self._parts if name is not None]
+        if not self.names or not all(self.names) or any(spec or conversion for *_, spec, conversion in parts):
+            raise InputError(f"the text template is {template!r}: expected column names in braces")
+
+    def of_fields(self, fields: Mapping[str, Any]) -> tuple[str, str | None]:
+        """Return the text of a record and None, or an empty text and the reason why it has none."""
+        if self._template is None and (missing := self.missing(fields)):
+            return "", f"no column {missing!r}"
+        return self.of_values([_value(fields, name) for name in self.names])
+
+    def of_values(self, values: Sequence[Any]) -> tuple[str, str | None]:
+        """Return the text of the values of `names` and None, or an empty text and the reason."""
+        if self._template is None:
+            return _text_of(values[0])
+        texts: list[str] = []
+        for name, value in zip(self.names, values, strict=True):
+            text, reason = _text_of(value)
+            if reason is not None and (value is not None or not any(one is not None for one in values)):
+                return "", f"column {name!r}: {reason}"
+            texts.append(text)
+        left = iter(texts)
+        return "".join(
+            literal if name is None else literal + next(left) for literal, name in self._parts
+        ), None
+
+    def missing(self, names: Container[str]) -> str | None:
+        """Return a name that is not among the column names; None if all are."""
+        found = (name for name in self.names if name not in names and name.partition(".")[0] not in names)
+        return next(found, None)
+
+    def require_columns(self, names: Collection[str], subject: str | Path, hint: str = "") -> None:
+        """Check that the columns of the text are among the column names of `subject`; `hint` is more advice.
+
+        Raises:
+            InputError: A column is missing.
+        """
+        if (missing := self.missing(names)) is not None:
+            raise InputError(
+                f"{subject} has no column {missing!r}, only {sorted(names)}. "
+                f"Name one with --text-column{hint}"
+            )
+
+
+def _value(fields: Mapping[str, Any], name: str) -> Any:
+    head, _, rest = name.partition(".")
+    if name in fields or not isinstance(inner := fields.get(head), Mapping):
+        return fields.get(name)
+    return _value(inner, rest)
+
+
+def _text_of(value: Any) -> tuple[str, str | None]:
+    if isinstance(value, bytes):
+        if len(value) > MAX_RECORD_BYTES:
+            return "", f"the text is longer than {MAX_RECORD_BYTES >> 20} MiB"
+        return decode(value)
+    reason = reason_against(value)
+    return (value, None) if reason is None else ("", reason)
 
 
 _JSON_NAMES: dict[type, str] = {

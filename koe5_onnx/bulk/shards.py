@@ -1,23 +1,24 @@
-"""The output folder: names, receipts of finished shards, what is whole.
+"""The output folder of a job: file names and receipts of finished shards.
 
-A folder of a job::
+Files of the folder::
 
-    part-00000000.parquet ...   the shards; the order of their names is the order of the input's rows
-    _job.json, _plan.json       what was asked, and how the input is divided
-    _progress/00000000.json ... a receipt a finished shard: rows, tokens, bad rows
-    _errors.jsonl               all bad rows, in the order of the input, once the job is done
-    _SUCCESS                    last of all, as JSON: counts, and the rows of each shard
-    _lock                       held by the process that works here
+    part-00000000.parquet ...   the shards, named in the order of the input rows; formats.py has other formats
+    _job.json, _plan.json       the description of the job and its plan
+    _progress/00000000.json ... one receipt per finished shard: rows, tokens, bad rows
+    _errors.jsonl               all bad rows, in the order of the input; written when the job ends
+    _SUCCESS                    JSON with counts and the rows of each shard; written last
+    _lock                       locked by the process that writes to the folder
 
-Arrow and Spark pass over names that begin with "_", so the folder can be read as one table. A file gets its
-name when it is complete and on disk. A shard counts as finished where its receipt is there and its file has
-the receipt's size: one of the two alone is made again.
+Arrow and Spark ignore names that start with "_", so they read the folder as one table. Each file is written
+under a temporary name and renamed when it is complete and on disk. A shard is finished if its receipt exists
+and its files have the size in the receipt; otherwise it is embedded again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from typing import Any
 import filelock
 
 from koe5_onnx import InputError
+from koe5_onnx.bulk.formats import COLUMNS, FORMATS, LANCE
 from koe5_onnx.bulk.rows import BadRow
 from koe5_onnx.files import PARTIAL, atomic_path, read_json, write_json
 
@@ -42,46 +44,50 @@ JOB, PLAN, PROGRESS, ERRORS, SUCCESS, LOCK = (
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of a shard."""
+    """Counts of a finished shard."""
 
     shard: int
+    """Index of the shard."""
     rows: int
-    """Rows with an embedding."""
+    """Number of rows with an embedding."""
     bad: tuple[BadRow, ...]
     tokens: int
-    """That ran, after truncation."""
+    """Number of embedded tokens, after truncation."""
     truncated: int
-    """Rows whose text was cut at the token limit."""
+    """Number of rows whose text was truncated."""
     composed: int
-    """Rows whose text was decomposed Unicode, and was composed."""
+    """Number of rows whose text was in decomposed Unicode and was normalized to NFC."""
+    repeated: int
+    """Number of rows with the text of a recent row, which were not embedded again."""
     bytes: int
-    """Size of its file."""
+    """Size of the shard's files."""
 
 
 class OutputFolder:
-    """Names and files of one job's output."""
+    """Output folder of one job with files of one format."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, output_format: str) -> None:
+        self.path, self._names = path, FORMATS[output_format].names
 
-    def part(self, shard: int) -> Path:
-        """A shard's file."""
-        return self.path / f"part-{shard:08d}.parquet"
+    def parts(self, shard: int) -> list[Path]:
+        """Return the paths of a shard's files."""
+        return [self.path / name.format(shard) for name in self._names]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder, which is made if need be; the lock goes with the process, however that ends.
+        """Create the folder if necessary and lock it. The lock also ends if the process is killed.
 
         Raises:
-            InputError: Another process holds it.
+            InputError: Another process has locked the folder.
         """
-        (self.path / PROGRESS).mkdir(parents=True, exist_ok=True)
+        for folder in (self.path / PROGRESS, *(part.parent for part in self.parts(0))):
+            folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.path / LOCK)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout as error:
             raise InputError(
-                f"another process works on {self.path}: wait for it, or give another output"
+                f"another process writes to {self.path}. Wait for it, or pass another output"
             ) from error
         try:
             yield
@@ -89,14 +95,14 @@ class OutputFolder:
             lock.release()
 
     def require_usable(self) -> None:
-        """Refuse a folder with other things in it.
+        """Check that the path does not exist, or is an empty folder or the folder of a job.
 
         Raises:
-            InputError: It is a file, or holds files and no job.
+            InputError: The path is a file, or a folder with files but no job.
         """
         if self.path.is_file():
-            raise InputError(f"the output {self.path} is a file: expected a folder")
-        known = (JOB, PLAN, PROGRESS, LOCK)
+            raise InputError(f"the output {self.path} is a file. Pass a folder")
+        known = (JOB, PLAN, PROGRESS, LOCK, COLUMNS, LANCE)
         others = (
             [path.name for path in self.path.glob("*") if path.name not in known]
             if self.path.is_dir()
@@ -104,28 +110,31 @@ class OutputFolder:
         )
         if others and not (self.path / JOB).is_file() and not all(name.endswith(PARTIAL) for name in others):
             raise InputError(
-                f"the output {self.path} holds {sorted(others)[0]!r} and no job of this command: "
-                "give an empty or a new folder"
+                f"the output {self.path} has the file {sorted(others)[0]!r} but no job. "
+                "Pass an empty or a new folder"
             )
 
     def clear(self) -> None:
-        """Remove all that a job wrote; the job file last, as without it nothing here counts."""
-        for path in [*self.path.glob("part-*.parquet"), *(self.path / PROGRESS).glob("*.json")]:
+        """Delete the files of a job: the job file last, because it marks the folder as that of a job."""
+        parts = [name.replace("{:08d}", "*") for each in FORMATS.values() for name in each.names]
+        for path in (path for name in (*parts, f"{PROGRESS}/*.json") for path in self.path.glob(name)):
             path.unlink()
+        shutil.rmtree(self.path / LANCE, ignore_errors=True)
         self.remove_partial()
         for name in (SUCCESS, ERRORS, PLAN, JOB):
             (self.path / name).unlink(missing_ok=True)
 
     def remove_partial(self) -> None:
-        """Remove what a killed process left unfinished."""
-        for path in [*self.path.glob(f".*{PARTIAL}"), *(self.path / PROGRESS).glob(f".*{PARTIAL}")]:
+        """Delete the temporary files of a killed process."""
+        # Lance itself writes to files whose names start with ".tmp".
+        for path in [*self.path.rglob(f".*{PARTIAL}"), *self.path.glob(f"{LANCE}/data/.tmp*")]:
             path.unlink(missing_ok=True)
 
     def read_json(self, name: str) -> Any:
-        """A JSON file of the folder.
+        """Read a JSON file of the folder.
 
         Raises:
-            InputError: It is damaged.
+            InputError: The file is damaged.
         """
         return read_json(self.path / name, InputError, "start the job again with --restart")
 
@@ -134,11 +143,11 @@ class OutputFolder:
         write_json(self.path / name, data)
 
     def sign(self, receipt: Receipt) -> None:
-        """Note that a shard is finished, after its file has its name."""
+        """Write the receipt of a shard whose file is complete."""
         self.write_json(f"{PROGRESS}/{receipt.shard:08d}.json", dataclasses.asdict(receipt))
 
     def receipts(self, shards: int) -> dict[int, Receipt]:
-        """The finished ones of the first `shards`, by shard."""
+        """Return the receipts of the finished shards among the first `shards`, by index."""
         found = {}
         for shard in range(shards):
             receipt = self._receipt(shard)
@@ -147,7 +156,7 @@ class OutputFolder:
         return found
 
     def write_errors(self, receipts: Iterable[Receipt]) -> None:
-        """Write the bad rows of all shards into one file, an object a line."""
+        """Write the bad rows of all shards to one file, one JSON object per line."""
         with atomic_path(self.path / ERRORS) as temporary, temporary.open("w", encoding="utf-8") as stream:
             for receipt in receipts:
                 for row in receipt.bad:
@@ -155,10 +164,15 @@ class OutputFolder:
 
     def _receipt(self, shard: int) -> Receipt | None:
         name = f"{PROGRESS}/{shard:08d}.json"
-        part = self.part(shard)
-        if not (self.path / name).is_file() or not part.is_file():
+        parts = self.parts(shard)
+        if not (self.path / name).is_file() or not all(part.is_file() for part in parts):
             return None
         data = self.read_json(name)
         bad = tuple(BadRow(**row) for row in data.pop("bad"))
         receipt = Receipt(bad=bad, **data)
-        return receipt if part.stat().st_size == receipt.bytes else None
+        return receipt if size_of(parts) == receipt.bytes else None
+
+
+def size_of(parts: Iterable[Path]) -> int:
+    """Return the total size of files in bytes."""
+    return sum(part.stat().st_size for part in parts)

@@ -1,14 +1,14 @@
-"""Embeddings to columns of the output: what each output dtype holds, and how it is read back.
+"""Convert embeddings to output columns.
 
 float32   the embeddings, bit for bit
-float16   rounded to half precision
-int8      round(127 * x / max |x|) of each row; x is about value * scale, with the column NAME_scale, float32
-binary    one bit a component, 1 where it is above 0, eight to a byte, the first component in the highest bit
-          (numpy.packbits; "ubinary" of sentence-transformers)
+float16   the embeddings, rounded to half precision
+int8      round(127 * x / max |x|) for each row, with the float32 column NAME_scale; x is about value * scale
+binary    one bit per component, 1 if it is above 0; the first component is the highest bit of the first byte
+          (numpy.packbits; "ubinary" in sentence-transformers)
 
-The scale of int8 is a row's own, so nothing is cut off whatever the model and nothing is calibrated. Cosine
-does not see it: a vector store that compares bytes by cosine needs the first column alone.
-benchmarks/NOTES.md has what each costs in retrieval.
+int8 has one scale per row, so values are never clipped and no calibration is needed. Cosine similarity does
+not depend on the scale, so a vector store that compares int8 vectors by cosine needs only the first column.
+benchmarks/decisions/bulk.md has the retrieval quality of each dtype.
 """
 
 from __future__ import annotations
@@ -20,50 +20,51 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from koe5_onnx import InputError
+from koe5_onnx.artifact.matryoshka import to_bits, to_int8
 
 Array = npt.NDArray[np.float32]
 Columns = dict[str, npt.NDArray[np.generic]]
-"""Name to what it has of each row: one value, or a row of values."""
+"""Maps the name of a column to its values: one value or one vector per row."""
 
 CONVENTIONS: Mapping[str, str] = {
     "float32": "the embedding",
     "float16": "the embedding, rounded to half precision",
-    "int8": "value * scale is about the embedding, with the scale of the row; compare by cosine",
-    "binary": "a bit a component, 1 above 0, first component in the highest bit of the first byte; "
+    "int8": "value * scale of the row is about the embedding; compare by cosine",
+    "binary": "one bit per component, 1 if above 0, first component in the highest bit of the first byte; "
     "compare by Hamming distance",
 }
 OUTPUT_DTYPES = tuple(CONVENTIONS)
-"""What `--output-dtype` may be."""
+"""Choices of `--output-dtype`."""
 
 
 def require_dtype(dtype: str) -> None:
-    """Refuse an unknown output dtype.
+    """Check an output dtype.
 
     Raises:
-        InputError: It is none of OUTPUT_DTYPES.
+        InputError: The dtype is not one of OUTPUT_DTYPES.
     """
     if dtype not in OUTPUT_DTYPES:
-        raise InputError(f"the output dtype is {dtype!r}: expected one of {', '.join(OUTPUT_DTYPES)}")
+        raise InputError(f"output_dtype is {dtype!r}: expected one of {', '.join(OUTPUT_DTYPES)}")
 
 
 def column_names(name: str, dtype: str) -> list[str]:
-    """The columns that an output dtype has, the vectors first."""
+    """Return the column names of an output dtype, with the vectors first."""
     return [name, f"{name}_scale"] if dtype == "int8" else [name]
 
 
 def arrow_fields(name: str, dtype: str, dim: int) -> list[pa.Field]:
-    """The same as fields of a schema."""
+    """Return the columns of an output dtype as fields of a schema."""
     sample = _COLUMNS[dtype](np.zeros((1, dim), np.float32), name)
     return [pa.field(column, _array(values).type) for column, values in sample.items()]
 
 
 def to_arrow(embeddings: Array, name: str, dtype: str) -> list[pa.Array]:
-    """The columns of float32[n, dim], in the order of `column_names`."""
+    """Convert embeddings float32[n, dim] to columns, in the order of `column_names`."""
     return [_array(values) for values in _COLUMNS[dtype](embeddings, name).values()]
 
 
 def unpack(bits: npt.NDArray[np.uint8], dim: int) -> npt.NDArray[np.float32]:
-    """Binary vectors uint8[n, bytes] as float32[n, dim] of +1 and -1, to be compared with float queries."""
+    """Convert binary vectors uint8[n, bytes] to float32[n, dim] of +1 and -1, for use with float queries."""
     return np.asarray(np.unpackbits(bits, axis=1, count=dim), np.float32) * 2 - 1
 
 
@@ -81,14 +82,12 @@ def _float16(embeddings: Array, name: str) -> Columns:
 
 
 def _int8(embeddings: Array, name: str) -> Columns:
-    scale = np.abs(embeddings).max(axis=1, initial=0) / np.float32(127)
-    # A row of zeros, which no trained model gives, stays one.
-    values = np.rint(embeddings / np.where(scale, scale, 1)[:, None]).astype(np.int8)
-    return {name: values, f"{name}_scale": scale.astype(np.float32)}
+    values, scale = to_int8(embeddings)
+    return {name: values, f"{name}_scale": scale}
 
 
 def _binary(embeddings: Array, name: str) -> Columns:
-    return {name: np.packbits(embeddings > 0, axis=1)}
+    return {name: to_bits(embeddings)}
 
 
 _COLUMNS: Mapping[str, Callable[[Array, str], Columns]] = {

@@ -1,48 +1,56 @@
-"""One worker: reads a shard, embeds it, writes it, signs it; in this process or in an actor of a cluster."""
+"""A worker reads, embeds and writes shards, in this process or in a Ray actor."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from koe5_onnx import Embedder, EngineOptions, InputError, TruncationWarning, __version__
+from koe5_onnx.bulk.formats import FORMATS, ShardWriter
 from koe5_onnx.bulk.input_files import InputFiles
 from koe5_onnx.bulk.job import BulkJob
 from koe5_onnx.bulk.plan import Plan, Shard
 from koe5_onnx.bulk.reader import Reader
 from koe5_onnx.bulk.rows import BadRow, Rows
-from koe5_onnx.bulk.shards import OutputFolder, Receipt
+from koe5_onnx.bulk.shards import OutputFolder, Receipt, size_of
 from koe5_onnx.bulk.vectors import CONVENTIONS, arrow_fields, to_arrow
+from koe5_onnx.embedder import Encoded
+from koe5_onnx.engine.cache import Cache
 from koe5_onnx.files import atomic_path
 
 METADATA = b"koe5_onnx"
-"""Key of a shard's description in the schema's metadata: JSON."""
+"""Key in the metadata of a shard's schema; the value is a description as JSON."""
+
+WINDOW_BYTES = 128 << 20
+"""Memory for the embeddings of recent texts, of 28,000 texts with 1,024 dimensions."""
 
 OnDone = Callable[[int, int], None]
-"""Rows and tokens of a shard that are done."""
+"""Called with the finished rows and tokens of the current shard."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is, earlier runs counted."""
+    """Progress of a job, including earlier runs."""
 
     rows: int
-    """Of the input, bad ones too; those of an unfinished shard are an estimate."""
+    """Number of finished input rows, including bad rows; an estimate within an unfinished shard."""
     total_rows: int
     tokens: int
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every worker of a job knows; plain data, so that it can be sent to another machine."""
+    """Everything that a worker needs, as plain data that can be sent to another machine."""
 
     job: BulkJob
     artifact: str
@@ -51,81 +59,92 @@ class Task:
     plan: Plan
     output: Path
     strict: bool
+    dedupe: bool
+    """True to embed equal texts once, within a window of recent texts."""
 
 
 class Worker:
-    """Holds one Embedder and works on shards, fastest in their order.
+    """Embeds shards with one Embedder, fastest in ascending order.
 
     Raises:
-        Koe5Error: The artifact or the device cannot be used.
+        Koe5Error: The artifact cannot be opened or the device cannot run it.
     """
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        # A text above the limit must not end the job: `_add` makes it a bad row.
-        self._embedder = Embedder.open(task.artifact, options=replace(task.engine, overflow="truncate"))
-        self._reader = Reader(task.source, task.plan, task.job.options.text_column)
-        self._output = OutputFolder(task.output)
+        # With overflow="error" the Embedder would raise. `_add` makes such a text a bad row instead.
+        self._embedder = Embedder.open(
+            task.artifact,
+            options=replace(
+                task.engine, overflow="truncate" if task.job.overflow == "error" else task.job.overflow
+            ),
+        )
+        self._reader = Reader(task.source, task.plan, task.job.options)
+        self._output = OutputFolder(task.output, task.job.options.output_format)
         self._schema = self._output_schema()
+        self._recent = RecentTexts(task.job.options.dim or self._embedder.dim) if task.dedupe else None
 
     def run(self, index: int, on_done: OnDone = lambda _rows, _tokens: None) -> Receipt:
-        """Make one shard.
+        """Embed a shard, write its files and its receipt, and return the receipt.
 
         Raises:
-            InputError: The input cannot be read, or a row is bad and the job is strict.
+            InputError: The input cannot be read, or a row is bad and the task is strict.
             OSError: The shard cannot be written.
         """
-        part = self._output.part(index)
-        with atomic_path(part) as temporary:
+        parts = self._output.parts(index)
+        with ExitStack() as files:
+            temporary = [files.enter_context(atomic_path(part)) for part in parts]
             receipt = self._write(self._task.plan.shard(index), temporary, on_done)
-        receipt = replace(receipt, bytes=part.stat().st_size)
+        receipt = replace(receipt, bytes=size_of(parts))
         self._output.sign(receipt)
         return receipt
 
     def close(self) -> None:
-        """Free the graph and close the input."""
+        """Close the Embedder and the input."""
         self._reader.close()
         self._embedder.close()
 
-    def _write(self, shard: Shard, path: Path, on_done: OnDone) -> Receipt:
-        receipt = Receipt(shard.index, rows=0, bad=(), tokens=0, truncated=0, composed=0, bytes=0)
+    def _write(self, shard: Shard, paths: list[Path], on_done: OnDone) -> Receipt:
+        receipt = Receipt(shard.index, rows=0, bad=(), tokens=0, truncated=0, composed=0, repeated=0, bytes=0)
         seen = 0
-        others = self._task.plan.schema.names
-        with pq.ParquetWriter(path, self._schema, compression="zstd", use_dictionary=others) as writer:
-            for window in self._reader.windows(shard):
-                receipt = self._add(window, writer, receipt, seen, on_done)
-                seen += window.count
+        options = self._task.job.options
+        opened = FORMATS[options.output_format].open(paths, self._schema, options.embedding_column)
+        with closing(opened) as writer:
+            for chunk in self._reader.chunks(shard):
+                receipt = self._add(chunk, writer, receipt, seen, on_done)
+                seen += chunk.count
                 on_done(seen, receipt.tokens)
         return receipt
 
-    def _add(
-        self, window: Rows, writer: pq.ParquetWriter, receipt: Receipt, seen: int, on_done: OnDone
-    ) -> Receipt:
-        """Embed a window into the shard's file; the receipt with it counted."""
-        self._require_good(window.bad)
+    def _add(self, chunk: Rows, writer: ShardWriter, receipt: Receipt, seen: int, on_done: OnDone) -> Receipt:
+        """Embed a chunk, write it to the shard's files and return the updated receipt."""
+        self._require_good(chunk.bad)
 
         def on_progress(done: int, total: int) -> None:
-            on_done(seen + window.count * done // max(1, total), receipt.tokens + done)
+            on_done(seen + chunk.count * done // max(1, total), receipt.tokens + done)
 
         options = self._task.job.options
+        encode = partial(
+            self._embedder.encode_with_info,
+            prompt_name=options.prompt_name,
+            prompt=options.prompt,
+            dim=options.dim,
+            on_progress=on_progress,
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # the receipt counts them
-            encoded = self._embedder.encode_with_info(
-                window.texts,
-                options.prompt_name,
-                prompt=options.prompt,
-                dim=options.dim,
-                on_progress=on_progress,
+            encoded, repeated = (
+                (encode(chunk.texts), 0) if self._recent is None else self._recent.encode(chunk.texts, encode)
             )
-        table, embeddings, bad = window.table, encoded.embeddings, window.bad
+        table, embeddings, bad = chunk.table, encoded.embeddings, chunk.bad
         if self._task.job.overflow == "error" and encoded.truncated.any():
-            too_long = self._too_long(window, encoded.tokens, encoded.truncated)
+            too_long = self._too_long(chunk, encoded.tokens, encoded.truncated)
             self._require_good(too_long)
-            bad = sorted([*bad, *too_long], key=lambda row: (self._place(row.file), row.row))
+            bad = sorted([*bad, *too_long], key=lambda row: (row.file, row.row))  # as the files
             table, embeddings = table.filter(pa.array(~encoded.truncated)), embeddings[~encoded.truncated]
         columns = to_arrow(embeddings, options.embedding_column, options.output_dtype)
         if len(table):
-            writer.write_table(pa.table([*table.columns, *columns], schema=self._schema))
+            writer.write(pa.table([*table.columns, *columns], schema=self._schema))
         limit = self._embedder.contract.max_tokens
         return replace(
             receipt,
@@ -134,23 +153,21 @@ class Worker:
             tokens=receipt.tokens + int(np.minimum(encoded.tokens, limit).sum(dtype=np.int64)),
             truncated=receipt.truncated + int(encoded.truncated.sum()),
             composed=receipt.composed + int(encoded.composed.sum()),
+            repeated=receipt.repeated + repeated,
         )
 
     def _too_long(
-        self, window: Rows, tokens: npt.NDArray[np.int32], truncated: npt.NDArray[np.bool_]
+        self, chunk: Rows, tokens: npt.NDArray[np.int32], truncated: npt.NDArray[np.bool_]
     ) -> list[BadRow]:
         limit = self._embedder.contract.max_tokens
         return [
-            BadRow(*window.places[row], f"{tokens[row]} tokens: expected at most {limit}")
+            BadRow(*chunk.places[row], f"the text has {tokens[row]} tokens, expected at most {limit}")
             for row in np.flatnonzero(truncated)
         ]
 
-    def _place(self, file: str) -> int:
-        return [described.name for described in self._task.source.files].index(file)
-
     def _require_good(self, bad: list[BadRow]) -> None:
         if bad and self._task.strict:
-            raise InputError(f"{bad[0]}; repair it, or drop --strict to go on without such rows")
+            raise InputError(f"{bad[0]}. Fix the row, or run without --strict to skip bad rows")
 
     def _output_schema(self) -> pa.Schema:
         options, manifest = self._task.job.options, self._embedder.artifact.manifest
@@ -161,6 +178,7 @@ class Worker:
             "precision": manifest.precision,
             "graph": self._task.job.graph,
             "text_column": options.text_column,
+            "text_template": options.text_template,
             "prompt_name": options.prompt_name,
             "prompt": options.prompt,
             "embedding_column": options.embedding_column,
@@ -171,3 +189,41 @@ class Worker:
         vectors = arrow_fields(options.embedding_column, options.output_dtype, dim)
         schema = pa.schema([*self._task.plan.schema, *vectors])
         return schema.with_metadata({METADATA: json.dumps(description, ensure_ascii=False).encode()})
+
+
+class RecentTexts:
+    """The results of recent texts, so that equal texts are embedded once.
+
+    `Embedder.encode` does this for the texts of a call, which are those of a chunk. This also finds texts of
+    earlier chunks and shards. In int8, the output has the same bits, because an embedding does not depend
+    on the other texts of its batch.
+
+    Args:
+        dim: Size of the embeddings.
+        max_bytes: Approximate maximum size of the results. Those used least recently are removed first.
+    """
+
+    def __init__(self, dim: int, max_bytes: int = WINDOW_BYTES) -> None:
+        self._dim = dim
+        self._results: Cache[Encoded] = Cache(max_bytes // (4 * dim + 700))  # objects take 700 bytes
+
+    def encode(self, texts: Sequence[str], encode: Callable[[Sequence[str]], Encoded]) -> tuple[Encoded, int]:
+        """Return the results of texts with one prompt, and the number of texts that were not embedded.
+
+        Args:
+            texts: Valid texts.
+            encode: Embeds texts.
+        """
+        keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
+        text_of = dict(zip(keys, texts, strict=True))
+        known = self._results.get(text_of)
+        new = [key for key in text_of if key not in known]
+        found = Encoded.joined([*known.values(), encode([text_of[key] for key in new])], self._dim)
+        places = {key: place for place, key in enumerate([*known, *new])}
+        self._results.put({key: _taken(found, [places[key]]) for key in new})
+        return _taken(found, [places[key] for key in keys]), len(texts) - len(new)
+
+
+def _taken(encoded: Encoded, rows: list[int]) -> Encoded:
+    """Return a copy of rows of a result."""
+    return Encoded(**{field.name: getattr(encoded, field.name)[rows] for field in fields(encoded)})

@@ -1,15 +1,15 @@
-"""The command koe5-onnx: one file a verb; what all verbs share is here.
+"""The command koe5-onnx, with one module per subcommand.
 
-A verb is a module with `add_parser(verbs)`, which declares its arguments, and `run(args) -> int`, which does
-the work and gives the exit code. Warnings of this package become one line on stderr.
+A module has two functions: `add_parser(verbs)` declares its arguments, and `run(args) -> int` runs it and
+returns the exit code. Warnings of this package are printed as one line on stderr.
 
 Exit codes::
 
-    0    done
-    1    it did not work: the last line on stderr says why; or doctor found something wrong
-    2    wrong usage
+    0    success
+    1    error, explained by the last line on stderr; or doctor found a problem
+    2    invalid usage
     130  interrupted (Ctrl-C)
-    141  whoever read the output stopped reading
+    141  the reader of the output closed the pipe
     143  terminated (SIGTERM)
 """
 
@@ -30,18 +30,18 @@ from koe5_onnx.cli import bulk, doctor, embed, info, serve, tune
 
 
 class Verb(Protocol):
-    """A module of this folder that is a verb."""
+    """A module that implements a subcommand."""
 
     def add_parser(self, verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-        """Declare the verb and its arguments."""
+        """Declare the subcommand and its arguments."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do the work and return the exit code."""
+        """Run the subcommand and return the exit code."""
 
 
 def verbs() -> tuple[Verb, ...]:
-    """Return all verbs, those of the export first."""
-    # By name: the runtime does not depend on the export, which comes in the same distribution.
+    """Return the modules of all subcommands, those of the export package first."""
+    # Imported by name, because the runtime must not depend on the export package of the same distribution.
     exporting: tuple[Verb, ...] = importlib.import_module("koe5_export.cli").VERBS
     return (*exporting, info, embed, bulk, serve, tune, doctor)
 
@@ -50,10 +50,10 @@ _EXIT_CODES = (__doc__ or "").partition("Exit codes::\n\n")[2]
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; `argv` None takes the one of this process.
+    """Parse `argv`, or the command line of this process if it is None.
 
     Raises:
-        SystemExit: With code 2 for wrong usage, 0 after --help or --version.
+        SystemExit: With code 2 for invalid usage, 0 after --help or --version.
     """
     parser = argparse.ArgumentParser(
         prog="koe5-onnx",
@@ -69,13 +69,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb that `parse` found and return its exit code."""
+    """Run the parsed subcommand and return its exit code."""
     code: int = args.run(args)
     return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, and turn what goes wrong into one line on stderr and an exit code."""
+    """Parse and run a command. Print expected errors as one line on stderr and return the exit code."""
     args = parse(argv)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_reporting_errors(args: argparse.Namespace) -> int:
     try:
         code = run(args)
-        # A reader that went away must show up here, not at the interpreter's exit.
+        # Flush here, so that a closed pipe raises inside this try and not when the interpreter exits.
         print(end="", flush=True)
     except BrokenPipeError:
         _discard_stdout()
@@ -111,18 +111,18 @@ def _message(error: Exception) -> str:
 
 
 def _discard_stdout() -> None:
-    """Let the interpreter flush stdout at exit without a second BrokenPipeError."""
+    """Redirect stdout to os.devnull, so that the flush at exit does not raise a second BrokenPipeError."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
-    """End by an exception, so that unfinished files are removed on the way out."""
+    """Raise SystemExit, so that unfinished files are deleted."""
     raise SystemExit(128 + number)
 
 
 def _show_warning(show_other: Callable[..., None]) -> Callable[..., None]:
-    """A replacement of warnings.showwarning that shows this package's warnings as one line."""
+    """Return a replacement for warnings.showwarning that prints this package's warnings as one line."""
 
     def show(
         message: Warning | str,

@@ -1,4 +1,4 @@
-"""`python -m koe5_onnx.cli`: the command where its script is not on the path."""
+"""Run the command as `python -m koe5_onnx.cli`, if its script is not on PATH."""
 
 import sys
 

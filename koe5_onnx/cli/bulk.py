@@ -1,6 +1,6 @@
-"""koe5-onnx bulk: files of texts to a folder of parquet files with embeddings; started again, it goes on.
+"""koe5-onnx bulk: embed files of texts into a folder of parquet or other files, and resume interrupted jobs.
 
-koe5_onnx.bulk does the work; this is its arguments, a bar and the last line.
+This module has the arguments, the progress bar and the summary line. koe5_onnx.bulk does the work.
 """
 
 from __future__ import annotations
@@ -14,78 +14,153 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from koe5_onnx.cli.engine_arguments import (
+    add_encoding,
     add_engine_arguments,
     add_text_arguments,
     engine_options,
     prompt_of,
 )
+from koe5_onnx.cli.report import counted
 
 if TYPE_CHECKING:
     from koe5_onnx.bulk import Progress, RayOptions, Summary
 
 _LINE_SECONDS = 60
-"""Between two lines of progress where no terminal is."""
+"""Interval of progress lines if stderr is not a terminal."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the verb and its arguments."""
+    """Declare the subcommand and its arguments."""
     parser = verbs.add_parser(
         "bulk",
         help="embed files of any size into parquet, resumable, on one machine or a Ray cluster",
-        description="Embed a column of parquet, JSON-lines or CSV files into a folder of parquet files that "
-        "keeps all other columns. Killed and started again with the same command, it goes on where it was. "
-        "Bad rows are in OUT/_errors.jsonl; OUT/_SUCCESS is there once all is done.",
+        description="Embed the text column of parquet, Arrow, JSON lines or CSV files and write parquet "
+        "files with all other columns. Run the same command again to resume an interrupted job. "
+        "OUT/_errors.jsonl has the bad rows. OUT/_SUCCESS exists when the job is complete.",
     )
     parser.set_defaults(run=run, usage_error=parser.error)
     parser.add_argument(
-        "input", metavar="IN", type=Path, help="a file or folder: .parquet, .jsonl[.gz], .csv[.gz]"
+        "input",
+        metavar="IN",
+        type=Path,
+        help="a file or folder: .parquet, .arrow, .feather, .ipc, or .jsonl, .ndjson, .json, .csv, .tsv, "
+        "also with .gz or .zst",
     )
-    parser.add_argument("output", metavar="OUT", type=Path, help="a folder for this job alone")
+    parser.add_argument("output", metavar="OUT", type=Path, help="an output folder for this job only")
     add_text_arguments(parser)
     _add_rows(parser.add_argument_group("rows"))
     _add_engine(parser.add_argument_group("engine"))
 
 
 def _add_rows(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--text-column", default="text", metavar="NAME", help='default: "text"')
-    group.add_argument("--embedding-column", default="embedding", metavar="NAME", help='default: "embedding"')
+    text = group.add_mutually_exclusive_group()
+    text.add_argument(
+        "--text-column",
+        default="text",
+        metavar="NAME",
+        help='name of the text column, or a.b for the field b of the struct a (default: "text")',
+    )
+    text.add_argument(
+        "--text-template",
+        type=_unescaped,
+        metavar="TEXT",
+        help=r"text with column names in braces, such as '{title}\n{body}', instead of a text column",
+    )
+    add_encoding(group)
+    group.add_argument(
+        "--csv-delimiter",
+        type=_unescaped,
+        metavar="C",
+        help=r"character between CSV fields, such as ';' or '\t' (default: tab in .tsv files, else comma)",
+    )
+    group.add_argument(
+        "--csv-quote",
+        default='"',
+        metavar="C",
+        help="character around CSV fields, '' if there is none (default: \")",
+    )
+    group.add_argument(
+        "--csv-escape",
+        metavar="C",
+        help=r"character before quotes in CSV fields, '\' in files of Spark (default: quotes are doubled)",
+    )
+    group.add_argument(
+        "--embedding-column",
+        default="embedding",
+        metavar="NAME",
+        help='name of the embedding column (default: "embedding")',
+    )
+    group.add_argument(
+        "--output-format",
+        default="parquet",
+        choices=("parquet", "jsonl", "npy", "lance"),
+        help="format of the output: parquet, JSON lines, vectors as .npy next to parquet, or a Lance dataset "
+        "(default: parquet)",
+    )
     group.add_argument(
         "--output-dtype",
         default="float32",
         choices=("float32", "float16", "int8", "binary"),
-        help="of the embeddings; the README says what each costs in retrieval",
+        help="dtype of the embeddings; docs/scale.md compares their retrieval quality (default: float32)",
     )
     group.add_argument(
-        "--shard-rows", type=int, metavar="N", help="rows of one file of OUT, and what a kill may cost"
+        "--shard-rows",
+        type=int,
+        metavar="N",
+        help="input rows per output file (default: 1024); an interruption loses at most the work on one file",
     )
     group.add_argument("--strict", action="store_true", help="stop at the first bad row")
-    group.add_argument("--restart", action="store_true", help="drop what OUT holds of an earlier job")
+    group.add_argument(
+        "--max-bad-share",
+        type=float,
+        metavar="SHARE",
+        help="stop if a larger share of the rows is bad; 1 allows all (default: 0.5)",
+    )
+    group.add_argument(
+        "--dedupe",
+        action="store_true",
+        help="embed equal texts once, within the latest 128 MiB of embeddings",
+    )
+    group.add_argument("--restart", action="store_true", help="delete an earlier job in OUT and start again")
+
+
+def _unescaped(value: str) -> str:
+    """Return an argument with the escapes for tab and line feed replaced."""
+    return value.replace("\\t", "\t").replace("\\n", "\n")
 
 
 def _add_engine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--engine", default="local", choices=("local", "ray"), help="this process, or Ray")
+    group.add_argument(
+        "--engine", default="local", choices=("local", "ray"), help="run in this process or on Ray"
+    )
     add_engine_arguments(group, parallel_batches=None)
     group.add_argument(
-        "--ray-address", metavar="A", help="of a running cluster, or auto (default: start one here)"
+        "--ray-address",
+        metavar="A",
+        help="address of a running cluster, or auto (default: RAY_ADDRESS, or start Ray on this machine)",
     )
-    group.add_argument("--ray-actors", type=int, metavar="N", help="actors at most (default: 1)")
-    group.add_argument("--ray-cpus-per-actor", type=float, metavar="N", help="cores of each (default: 1)")
-    group.add_argument("--ray-gpus-per-actor", type=float, metavar="N", help="GPUs of each (default: 0)")
+    group.add_argument("--ray-actors", type=int, metavar="N", help="maximum number of actors (default: 1)")
+    group.add_argument("--ray-cpus-per-actor", type=float, metavar="N", help="cores per actor (default: 1)")
+    group.add_argument("--ray-gpus-per-actor", type=float, metavar="N", help="GPUs per actor (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Embed the input and return the exit code.
 
     Raises:
-        Koe5Error: The input, the output, the artifact or the device cannot be used.
+        Koe5Error: The input, the output or the artifact is invalid, or the device cannot run the artifact.
         OSError: A file cannot be read or written.
     """
-    from koe5_onnx.bulk import BulkOptions, embed_files
+    from koe5_onnx.bulk import BulkOptions, Dialect, embed_files
 
     options = BulkOptions(
         **prompt_of(args),
         text_column=args.text_column,
+        text_template=args.text_template,
+        encoding=args.encoding,
+        csv=Dialect(args.csv_delimiter, args.csv_quote, args.csv_escape),
         embedding_column=args.embedding_column,
+        output_format=args.output_format,
         output_dtype=args.output_dtype,
         dim=args.dim,
         **({} if args.shard_rows is None else {"shard_rows": args.shard_rows}),
@@ -99,6 +174,8 @@ def run(args: argparse.Namespace) -> int:
             options,
             engine=engine_options(args),
             strict=args.strict,
+            **({} if args.max_bad_share is None else {"max_bad_share": args.max_bad_share}),
+            dedupe=args.dedupe,
             restart=args.restart,
             ray=ray,
             on_progress=on_progress,
@@ -108,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ray_options(args: argparse.Namespace) -> RayOptions | None:
-    """The options of the engine ray; ends with a usage error where they are given without it."""
+    """Return the options of --engine ray. Exit with a usage error if they are given for another engine."""
     from koe5_onnx.bulk import RayOptions
 
     names = ("address", "actors", "cpus_per_actor", "gpus_per_actor")
@@ -116,27 +193,27 @@ def _ray_options(args: argparse.Namespace) -> RayOptions | None:
     if args.engine == "ray":
         return RayOptions(**given)
     if given:
-        args.usage_error(f"--ray-{next(iter(given)).replace('_', '-')} is for --engine ray")
+        args.usage_error(f"--ray-{next(iter(given)).replace('_', '-')} requires --engine ray")
     return None
 
 
 @contextmanager
 def _hint_where_stopped() -> Iterator[None]:
-    """Say after Ctrl-C or SIGTERM that nothing is lost."""
+    """After Ctrl-C or SIGTERM, print how to resume the job."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        print("koe5-onnx: stopped; the same command goes on with the next shard", file=sys.stderr)
+        print("koe5-onnx: stopped. Run the same command to resume the job", file=sys.stderr)
         raise
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[Progress], None]]:
-    """A bar in tokens on a terminal; elsewhere a line a minute."""
+    """Show a progress bar on a terminal, or print one line per minute otherwise."""
     if not sys.stderr.isatty():
         yield _Lines()
         return
-    # A dependency of huggingface_hub; slow to import, so only where it is seen.
+    # Imported here because it is slow to import and needed only on a terminal.
     from huggingface_hub.utils import tqdm
 
     bar: Any = None
@@ -156,7 +233,7 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
 
 
 class _Lines:
-    """Writes how far it is, a line a minute."""
+    """Print the progress, one line per minute."""
 
     def __init__(self) -> None:
         self._first: Progress | None = None
@@ -175,18 +252,20 @@ class _Lines:
 
 
 def _total_tokens(progress: Progress) -> int | None:
-    """An estimate by rows, as the rest is not tokenized yet."""
+    """Estimate the total number of tokens from the finished rows; None before the first row."""
     if not progress.rows:
         return None
     return max(progress.tokens, round(progress.tokens * progress.total_rows / progress.rows))
 
 
 def _words(summary: Summary, output: Path) -> str:
-    before = f", {summary.shards_before:,} of them before" if summary.shards_before else ""
-    bad = f"{summary.bad_rows:,} bad rows in _errors.jsonl" if summary.bad_rows else "no bad rows"
+    before = f", {summary.shards_before:,} of them by earlier runs" if summary.shards_before else ""
+    bad = f"{counted(summary.bad_rows, 'bad row')} in _errors.jsonl" if summary.bad_rows else "no bad rows"
+    repeated = f"{summary.repeated:,} repeated, " if summary.repeated else ""
+    tokens = summary.tokens - summary.tokens_before
+    speed = f"{tokens:,} tokens in {summary.seconds:.1f} s ({summary.tokens_per_second:,.0f} tokens/s)"
     return (
-        f"{summary.rows:,} rows in {summary.shards:,} shards{before}, {bad}, "
-        f"{summary.truncated:,} truncated, {summary.composed:,} composed, "
-        f"{summary.tokens - summary.tokens_before:,} tokens in {summary.seconds:.1f} s "
-        f"({summary.tokens_per_second:,.0f} tokens/s): {output}"
+        f"{counted(summary.rows, 'row')} in {counted(summary.shards, 'shard')}{before}, {bad}, "
+        f"{summary.truncated:,} truncated, {summary.composed:,} normalized to NFC, {repeated}"
+        f"{speed if tokens else 'nothing was left to embed'}: {output}"
     )

@@ -1,7 +1,7 @@
-"""The certificate as one page of HTML: the sections of manifest_report.py, and histograms.
+"""Render the certificate as an HTML page with the sections of manifest_report.py and with histograms.
 
-Complete in itself: no script, nothing fetched, the style sheet and the drawings inside. What a manifest says
-reaches the page through `escaped` only; the page's own policy forbids scripts besides.
+The page is self-contained, without scripts or external resources. Every string of the manifest is passed
+through `escaped`, and the page's Content-Security-Policy also forbids scripts.
 """
 
 from __future__ import annotations
@@ -10,27 +10,25 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 
 from koe5_onnx import Manifest, __version__
-from koe5_onnx.cli.certificate_report import texts_in_words
 from koe5_onnx.cli.histogram import axis_of, draw
 from koe5_onnx.cli.manifest_report import headline, name_of, sections
-from koe5_onnx.cli.report import Fact, Histograms, Section, Table, escaped
+from koe5_onnx.cli.report import Fact, Histograms, Section, Table, counted, escaped
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _EXPLANATION = (
-    "Each bar is the number of texts at that distance from PyTorch, 1 - cosine: left is nearer. "
-    "All have the same axis; a bar's height is relative to the largest of its own row."
+    "Each bar shows the number of texts with that distance to PyTorch (1 - cosine). Smaller distances are on "
+    "the left. All histograms have the same axis. Heights are relative to the largest bar of each histogram."
 )
 _GATE = (
-    " The dashed line is the gate: a text in the shaded part would have "
-    "kept the artifact from being published."
+    " The dashed line is the bound of the gate. An artifact with a text in the shaded area is not published."
 )
 
 
 def render(manifest: Manifest) -> str:
-    """The page.
+    """Return the HTML of the page.
 
     Raises:
-        ArtifactError: A histogram of the certificate does not add up.
+        ArtifactError: A histogram of the certificate has invalid counts.
     """
     title = escaped(name_of(manifest))
     lines = [
@@ -44,8 +42,8 @@ def render(manifest: Manifest) -> str:
         "<main>",
         *(line for section in sections(manifest) for line in _section(section)),
         "</main>",
-        f"<footer>Written by koe5-onnx {__version__} from manifest.json. The figures are those measured "
-        "when the artifact was made; <code>koe5-onnx verify</code> measures them again.</footer>",
+        f"<footer>Written by koe5-onnx {__version__} from manifest.json. The figures were measured when the "
+        "artifact was made. To measure them again, run <code>koe5-onnx verify</code>.</footer>",
         "</body>",
         "</html>",
     ]
@@ -93,7 +91,7 @@ def _table(table: Table) -> Iterator[str]:
 
 
 def _scrolling(label: str) -> str:
-    """Opens what scrolls where it is too wide for the screen; focusable, so that the keyboard reaches it."""
+    """Return the start tag of a scrollable region. It can be focused, so that the keyboard can scroll it."""
     return f'<div class="wide" role="region" tabindex="0" aria-label="{escaped(label)}">'
 
 
@@ -102,10 +100,10 @@ def _histograms(histograms: Histograms) -> Iterator[str]:
     yield f"<p>{_EXPLANATION}{_GATE if histograms.bound is not None else ''}</p>"
     yield _scrolling(histograms.caption)
     for panel in histograms.panels:
-        texts = texts_in_words(sum(panel.counts))
+        texts = counted(sum(panel.counts), "text")
         yield f'<div class="panel">\n<h3>{escaped(panel.title)} <span>{texts}</span></h3>'
         yield from draw(panel, axis, histograms.bound)
         yield "</div>"
-    yield "</div>\n<details>\n<summary>The same as a table</summary>"
+    yield "</div>\n<details>\n<summary>Show as a table</summary>"
     yield from _table(histograms.as_table())
     yield "</details>"

@@ -1,6 +1,6 @@
-"""What a certificate says, in words: agreement with PyTorch, its effects, the gate.
+"""Describe a certificate in words: agreement with PyTorch, effects on batches and search, the gate.
 
-Judges nothing but the gate, whose bounds it holds against the figures; measures nothing.
+This module measures nothing. It only compares the measured figures with the bounds of the gate.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from koe5_onnx import Agreement, ArtifactError, Certificate, Retrieval, Target
 from koe5_onnx.artifact import ERROR_BINS
-from koe5_onnx.cli.report import Fact, Histogram, Histograms, Section, Table
+from koe5_onnx.cli.report import Fact, Histogram, Histograms, Section, Table, counted
 
 _NAMES = {"cpu": "CPU", "onnxruntime": "ONNX Runtime", "torch": "PyTorch"}
-"""Keys of `measured_with` that have another name among people."""
+"""Display names of keys of `measured_with`."""
 _BOUNDS: Mapping[str, tuple[str, Callable[[Certificate], float]]] = {
     "cosine_min": ("smallest cosine", lambda found: found.overall.cosine_min),
     "cosine_mean": ("mean cosine", lambda found: found.overall.cosine_mean),
     "max_abs_diff": ("largest difference of a component", lambda found: found.overall.max_abs_diff),
-    "batch_cosine_min": ("cosine alone to in a batch", lambda found: found.batch_cosine_min),
+    "batch_cosine_min": ("smallest cosine, alone vs. in a batch", lambda found: found.batch_cosine_min),
 }
-_MISSED, _UNKNOWN = "MISSED", "not known here"
+_FAILED, _UNKNOWN = "FAILED", "unknown bound"
 
 
 def certificate_sections(found: Certificate, target: Target) -> Iterator[Section]:
-    """All that the certificate says.
+    """Yield the sections of a certificate.
 
     Raises:
-        ArtifactError: A histogram does not add up.
+        ArtifactError: A histogram has invalid counts.
     """
     agreements = {"all lengths": found.overall}
     agreements.update((f"{bucket} tokens", agreement) for bucket, agreement in found.by_length.items())
@@ -39,45 +39,40 @@ def certificate_sections(found: Certificate, target: Target) -> Iterator[Section
     yield Section("In batches and in a search", facts=_effects(found, found.retrieval))
     yield Section("Gate", tables=[_gate_table(found)])
     measured = [Fact(_NAMES.get(name, name), value) for name, value in found.measured_with.items()]
-    texts = f"{texts_in_words(found.overall.texts)}, SHA-256 {short_hash(found.texts_sha256)}"
+    texts = f"{counted(found.overall.texts, 'text')}, SHA-256 {short_hash(found.texts_sha256)}"
     yield Section("Measured with", facts=[*measured, Fact("texts", texts)])
 
 
 def verdict(found: Certificate) -> str:
-    """Whether every bound of the gate is kept, in a word or two."""
+    """Return the result of the gate in one or two words."""
     results = [row[-1] for row in _gate_table(found).rows]
-    for result in (_MISSED, _UNKNOWN):
+    for result in (_FAILED, _UNKNOWN):
         if result in results:
             return result
-    return "kept" if results else "none"
+    return "passed" if results else "none"
 
 
 def agreement_in_words(found: Agreement) -> str:
-    """The cosines of some texts on one line."""
+    """Return the cosines of some texts on one line."""
     return (
         f"min {cosine(found.cosine_min)}, 1st percentile {cosine(found.cosine_p1)}, "
-        f"mean {cosine(found.cosine_mean)} over {texts_in_words(found.texts)}"
+        f"mean {cosine(found.cosine_mean)} over {counted(found.texts, 'text')}"
     )
 
 
 def batch_in_words(certificate: Certificate) -> str:
-    """Return how far an embedding depends on the other texts of its batch."""
+    """Return how much an embedding depends on the other texts in its batch."""
     count = certificate.overall.texts if certificate.batch_texts is None else certificate.batch_texts
-    return f"cosine at least {cosine(certificate.batch_cosine_min)} over {texts_in_words(count)}"
+    return f"cosine at least {cosine(certificate.batch_cosine_min)} over {counted(count, 'text')}"
 
 
 def cosine(value: float) -> str:
-    """Six decimals; what these hide near 1 is said as 1 - cosine."""
+    """Format a cosine with six decimals. Tables also show 1 - cosine for values near 1."""
     return f"{value:.6f}"
 
 
-def texts_in_words(count: int) -> str:
-    """A number of texts."""
-    return f"{count:,} text{'s' if count != 1 else ''}"
-
-
 def short_hash(sha256: str) -> str:
-    """As much of a hash as tells it from another."""
+    """Return the first 12 characters of a hash."""
     return sha256 if len(sha256) <= 12 else f"{sha256[:12]}..."
 
 
@@ -86,9 +81,9 @@ def _measured_elsewhere(found: Certificate, target: Target) -> Sequence[str]:
         return ()
     devices = " and ".join(target.devices) or "no device"
     return (
-        f"Measured on a CPU (CPUExecutionProvider), though the artifact is made for {devices}: the figures "
-        "hold for what the CPU computes, not for the kernels that will run. koe5-onnx verify on such a "
-        "device measures those.",
+        f"Measured on a CPU (CPUExecutionProvider), but the artifact is made for {devices}. The figures "
+        "apply to the CPU and not to the kernels of the target device. To measure those, run koe5-onnx "
+        "verify on such a device.",
     )
 
 
@@ -99,13 +94,13 @@ def _cosines(agreements: dict[str, Agreement]) -> Table:
             name,
             f"{found.texts:,}",
             *(cosine(value) for value in (found.cosine_min, found.cosine_p1, found.cosine_mean)),
-            f"{abs(1 - found.cosine_min):.1e}",  # rounding may put a cosine above 1
+            f"{abs(1 - found.cosine_min):.1e}",  # a cosine may be above 1 because of rounding
             f"{found.max_abs_diff:.1e}",
         )
         for name, found in agreements.items()
     ]
     return Table(
-        "Cosine to PyTorch by length of the text, and largest difference of one component", columns, rows
+        "Cosine to PyTorch and largest difference of one component, by length of the text", columns, rows
     )
 
 
@@ -118,19 +113,19 @@ def _histograms(agreements: dict[str, Agreement], cosine_min: float | None) -> H
 
 
 def _counts(name: str, found: Agreement) -> list[int]:
-    known = {f"{end:g}": turn for turn, end in enumerate(ERROR_BINS)}
+    known = {f"{end:g}": index for index, end in enumerate(ERROR_BINS)}
     counts = [0] * len(ERROR_BINS)
     for key, count in found.error_counts.items():
         if key not in known or count < 0:
             raise ArtifactError(
                 f"the certificate's error_counts ({name}) have {count} texts in the bin {key!r}: expected "
-                f"bins {', '.join(known)} and no negative number; export the artifact again"
+                f"counts of 0 or more in the bins {', '.join(known)}. Export the artifact again"
             )
         counts[known[key]] = count
     if sum(counts) != found.texts:
         raise ArtifactError(
-            f"the certificate's error_counts ({name}) are {sum(counts)} texts together, it says "
-            f"{found.texts}: export the artifact again"
+            f"the certificate's error_counts ({name}) have {sum(counts)} texts in total: expected "
+            f"{found.texts}. Export the artifact again"
         )
     return counts
 
@@ -140,10 +135,10 @@ def _effects(found: Certificate, search: Retrieval) -> list[Fact]:
         Fact("alone or in a batch", batch_in_words(found)),
         Fact(
             "nearest neighbors kept",
-            f"{search.overlap:.2%} of the nearest {search.neighbors}, "
-            f"each of {texts_in_words(search.texts)} searched for among the others",
+            f"{search.overlap:.2%} of the {search.neighbors} nearest, "
+            f"with each of {counted(search.texts, 'text')} as a query for the others",
         ),
-        Fact("rank correlation", f"{search.rank_correlation:.6f} (Spearman, of a text's similarities)"),
+        Fact("rank correlation", f"{search.rank_correlation:.6f} (Spearman, of each text's similarities)"),
         Fact("largest similarity change", f"{search.similarity_error:.2g} between two texts"),
     ]
     spread = (search.similarity_p5, search.similarity_p50, search.similarity_p95)
@@ -152,16 +147,16 @@ def _effects(found: Certificate, search: Retrieval) -> list[Fact]:
         facts.append(
             Fact(
                 "spread of similarities",
-                f"PyTorch's are {low} to {high} for 90% of the pairs of texts, median {middle}",
+                f"{low} to {high} for 90% of the pairs of texts, median {middle} (PyTorch)",
             )
         )
     return facts
 
 
 def _gate_table(found: Certificate) -> Table:
-    columns = ("bound", "required", "found", "result")
+    columns = ("bound", "required", "measured", "result")
     rows = [_gate_row(found, name, bound) for name, bound in found.gate.items()]
-    return Table("Bounds that it had to keep, and what was found", columns, rows)
+    return Table("Bounds of the gate and measured values", columns, rows)
 
 
 def _gate_row(found: Certificate, name: str, bound: float) -> tuple[str, str, str, str]:
@@ -170,6 +165,6 @@ def _gate_row(found: Certificate, name: str, bound: float) -> tuple[str, str, st
     words, value_of = _BOUNDS[name]
     value = value_of(found)
     most = name == "max_abs_diff"
-    kept = value <= bound if most else value >= bound
+    passed = value <= bound if most else value >= bound
     required = f"at {'most' if most else 'least'} {bound:.7g}"
-    return f"{words} ({name})", required, f"{value:.7g}", "kept" if kept else _MISSED
+    return f"{words} ({name})", required, f"{value:.7g}", "passed" if passed else _FAILED

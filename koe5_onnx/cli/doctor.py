@@ -1,7 +1,6 @@
-"""koe5-onnx doctor: what is installed, what this machine offers, and whether an artifact works here.
+"""koe5-onnx doctor: check the installation, the machine, and whether an artifact works on it.
 
-Looks and reports; changes nothing. Each thing looked at is one `Finding`; a finding with a problem makes the
-exit code 1.
+The command changes nothing. Each check is a `Finding`, and the exit code is 1 if any finding has a problem.
 """
 
 from __future__ import annotations
@@ -33,60 +32,75 @@ from koe5_onnx import (
     UnsuitedCpuWarning,
     __version__,
 )
+from koe5_onnx.artifact import PACKED_CPU_GRAPH
 from koe5_onnx.cli import manifest_report
 from koe5_onnx.cli.certificate_report import agreement_in_words, batch_in_words
 from koe5_onnx.cli.engine_arguments import add_engine_arguments, engine_options
-from koe5_onnx.cli.report import printable
+from koe5_onnx.cli.report import counted, printable
 from koe5_onnx.engine.cuda.provider import attention_kernel, find_driver, preload, why_on_the_cpu
 from koe5_onnx.engine.graphs import Graph, choose, installed_kernels, kernels_level
-from koe5_onnx.engine.machine import INT8_INSTRUCTIONS, cpu_features, cpu_name, usable_cores
+from koe5_onnx.engine.machine import (
+    INT8_INSTRUCTIONS,
+    THREADS_VARIABLE,
+    cpu_features,
+    cpu_name,
+    usable_cores,
+)
 from koe5_onnx.engine.providers import import_onnxruntime, unsuited
-from koe5_onnx.engine.shared_weights import kept_bytes, packed_folders
+from koe5_onnx.engine.shared_weights import kept_bytes, weight_folders
 
 IDENTITY = base64.b64decode(
     "CAgSADo+ChAKAXgSAXkiCElkZW50aXR5EghpZGVudGl0eVoPCgF4EgoKCAgBEgQKAggBYg8KAXkSCgoICAESBAoCCAFCBAoAEBE="
 )
-"""The smallest graph: y = Identity(x), float32[1], opset 17. Made with onnx.helper."""
+"""A minimal ONNX graph, y = Identity(x), float32[1], opset 17, made with onnx.helper."""
 
 _USED_PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider")
-_UNNAMED = "this system does not name its CPU's instructions"
+_UNNAMED = "this system does not list the CPU's instructions"
 _TEXT = "서울은 대한민국의 수도이다."
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """Result of one check."""
 
     name: str
     value: str
     problem: str | None = None
-    """What is wrong and what to do; None where nothing is."""
+    """The problem and what to do about it; None if there is no problem."""
+
+
+_BAD_LEVEL = "KOE5_ONNX_KERNELS_LEVEL is '"
+"""Beginning of the kernels' message about an unknown level."""
+_MANY_CORES = 16
+"""Number of cores from which doctor mentions KOE5_ONNX_THREADS."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the verb and its arguments."""
+    """Declare the subcommand and its arguments."""
     parser = verbs.add_parser(
         "doctor",
         help="check the installation, the machine and an artifact",
-        description="Check the installation, the machine and (with --artifact) that an artifact works here.",
+        description="Check the installation, the machine and (with --artifact) whether an artifact works.",
     )
     parser.set_defaults(run=run)
     parser.add_argument(
-        "--artifact", metavar="DIR", help="check this artifact: hashes, certificate, one embedding"
+        "--artifact",
+        metavar="DIR",
+        help="check this artifact: hashes, certificate, the embedding of one text",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     add_engine_arguments(parser.add_argument_group("engine, for the artifact"))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings; 1 where one has a problem."""
+    """Print the findings and return 1 if any has a problem, else 0."""
     findings = examine(args.artifact, engine_options(args))
     print(_as_json(findings) if args.json else _as_table(findings))
     return int(any(finding.problem for finding in findings))
 
 
 def examine(artifact: str | None, options: EngineOptions) -> list[Finding]:
-    """Look at everything; at an artifact only if one is given."""
+    """Run all checks; those of an artifact only if one is given."""
     findings = [*_versions(), *_machine(), _gpus(), *_providers()]
     if artifact is not None:
         findings.extend(_artifact(artifact, options))
@@ -106,10 +120,11 @@ def _onnxruntime_wheel() -> Finding:
     value = ", ".join(f"{wheel} {importlib.metadata.version(wheel)}" for wheel in wheels) or "none"
     problem = None
     if not wheels:
-        problem = "pip install 'koe5-onnx[cpu]' or 'koe5-onnx[gpu]', never both"
+        problem = "not installed. Run pip install '.[cpu]' or '.[gpu]' (not both) in a clone of koe5-onnx"
     elif len(wheels) > 1:
         problem = (
-            f"they overwrite each other's files: pip uninstall {' '.join(wheels)}, then install one again"
+            f"these packages overwrite each other's files. Run pip uninstall {' '.join(wheels)}, then "
+            "install only one of them"
         )
     return Finding("ONNX Runtime", value, problem)
 
@@ -121,24 +136,28 @@ def _machine() -> Iterator[Finding]:
     yield Finding("instructions", " ".join(features) or "unknown")
     yield Finding("int8 here", _int8_here(features))
     kernels = installed_kernels()
-    yield Finding("fused kernels", kernels if isinstance(kernels, str) else f"ready, on {kernels_level()}")
+    value = kernels if isinstance(kernels, str) else f"ready, on {kernels_level()}"
+    yield Finding("fused kernels", value, "correct the variable" if value.startswith(_BAD_LEVEL) else None)
     yield Finding("shared weights", _shared_weights())
-    yield Finding("threads", f"{cores.count} ({cores.reason})")
+    hint = ""
+    if cores.count >= _MANY_CORES and cores.reason.endswith("no cgroup quota"):
+        hint = f"; in a container with a CPU request but no limit, set {THREADS_VARIABLE} to the request"
+    yield Finding("threads", f"{cores.count} ({cores.reason}){hint}")
 
 
 def _int8_here(features: Sequence[str]) -> str:
     if not features:
         return f"unknown: {_UNNAMED}"
     if "amx_int8" in features:
-        return "fastest: matrix instructions (AMX), sums exact"
+        return "fastest: matrix instructions (AMX), exact sums"
     if found := [name for name in INT8_INSTRUCTIONS if name in features]:
-        return f"fast: dot product instructions ({found[0]}), sums exact"
-    return "slow: no dot product instructions, and on x86 sums of products may saturate: export int8-block"
+        return f"fast: dot product instructions ({found[0]}), exact sums"
+    return "slow: no dot product instructions; sums may saturate on x86. Export with --precision int8-block"
 
 
 def _shared_weights() -> str:
     try:
-        return f"{kept_bytes() / 1e6:,.0f} MB in {packed_folders()}"
+        return f"{kept_bytes() / 1e6:,.0f} MB in {weight_folders()}"
     except RuntimeError as error:
         return f"none: {error}"
 
@@ -161,21 +180,21 @@ def _providers() -> Iterator[Finding]:
     except Koe5Error as error:
         yield Finding("providers", "none", f"{error} (cause: {error.__cause__})")
         return
-    telemetry = "off" if os.environ.get("ORT_DISABLE_TELEMETRY") == "1" else "as ONNX Runtime's build has it"
+    telemetry = (
+        "off" if os.environ.get("ORT_DISABLE_TELEMETRY") == "1" else "default of the ONNX Runtime build"
+    )
     yield Finding("telemetry", telemetry)
     for provider in ort.get_available_providers():
         yield _provider(ort, provider)
 
 
 def _provider(ort: Any, provider: str) -> Finding:
-    """Whether the provider really loads: being listed only says that the wheel was built with it."""
+    """Check that a provider loads. ONNX Runtime also lists providers whose libraries are missing."""
     try:
         _load(ort, provider)
     except ProviderError as error:
         if provider in _USED_PROVIDERS:
-            return Finding(
-                provider, "does not load", f"{error}; the lines of ONNX Runtime on stderr say more"
-            )
+            return Finding(provider, "does not load", f"{error}. See ONNX Runtime's messages on stderr")
         return Finding(provider, "does not load (not used by koe5-onnx)")
     return Finding(provider, "loads")
 
@@ -188,7 +207,7 @@ def _load(ort: Any, provider: str) -> None:
         preload(ort)
     try:
         session = ort.InferenceSession(IDENTITY, providers=[provider], enable_fallback=0)
-    except Exception as error:  # its errors have no root of their own
+    except Exception as error:  # ONNX Runtime's errors have no common base class
         raise ProviderError(str(error)) from error
     if session.get_providers()[0] != provider:
         why = why_on_the_cpu(ort) if on_gpu else "a library is missing"
@@ -201,21 +220,24 @@ def _artifact(path: str, options: EngineOptions) -> Iterator[Finding]:
         opened.check_files(hashes=True, remember=False)
         manifest = opened.manifest
         if options.gpu is None and "cpu" not in manifest.target.devices:
-            options = replace(options, device="cuda")  # made for nothing else
+            options = replace(options, device="cuda")  # the artifact is made for CUDA only
         graph = choose(opened, options)
         embedding = _embed(path, options)
     except (Koe5Error, OSError) as error:
         yield Finding("artifact", path, str(error))
         return
-    yield Finding("artifact", f"{path}: every file has its SHA-256")
+    yield Finding("artifact", f"{path}: all file hashes match")
     yield Finding("graph", graph.reason)
     yield from _attention(graph)
+    if manifest.precision == "int8" and PACKED_CPU_GRAPH not in manifest.files:
+        faster = "export the artifact again with the fused kernels installed, which adds a packed graph"
+        yield Finding("to speed it up", faster)
     yield from _manifest(manifest, graph)
     yield _one_text(embedding, manifest.contract)
 
 
 def _attention(graph: Graph) -> Iterator[Finding]:
-    """The kernel of attention on a GPU."""
+    """Return which attention kernel a GPU uses."""
     driver = find_driver()
     if graph.layout != "packed_cuda" or isinstance(driver, str):
         return
@@ -223,9 +245,9 @@ def _attention(graph: Graph) -> Iterator[Finding]:
 
 
 def _embed(path: str, options: EngineOptions) -> npt.NDArray[np.float32]:
-    """Return one text's embedding."""
+    """Return the embedding of one text."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnsuitedCpuWarning)  # a finding of its own says so
+        warnings.simplefilter("ignore", UnsuitedCpuWarning)  # reported by `_this_cpu`
         with Embedder.open(path, options=options) as embedder:
             return embedder.encode([_TEXT])
 
@@ -236,7 +258,7 @@ def _manifest(manifest: Manifest, graph: Graph) -> Iterator[Finding]:
     yield _this_cpu(manifest.target, graph)
     yield Finding("contract", ", ".join(fact.value for fact in manifest_report.contract(manifest.contract)))
     if manifest.certificate is None:
-        yield Finding("certificate", "none", manifest_report.UNPROVED)
+        yield Finding("certificate", "none", manifest_report.UNVERIFIED)
     else:
         yield from _certificate(manifest.certificate)
 
@@ -249,19 +271,19 @@ def _certificate(certificate: Certificate) -> Iterator[Finding]:
 
 
 def _this_cpu(target: Target, graph: Graph) -> Finding:
-    """Whether the artifact is made for this CPU; the session's warning has the same words."""
+    """Check that this CPU has the instructions that the artifact needs."""
     name, features = "this CPU", cpu_features()
     if "cpu" not in target.devices:
         return Finding(name, f"not used: made for {' and '.join(target.devices)}")
     if reason := unsuited(target, features):
         if graph.library is not None:
-            return Finding(name, f"suits it: sums are exact in {graph.reason}")
-        return Finding(name, "does not suit it", reason)
+            return Finding(name, f"suitable: sums are exact in {graph.reason}")
+        return Finding(name, "not suitable", reason)
     if not target.instructions:
-        return Finding(name, "suits it, as any CPU does")
+        return Finding(name, "suitable: the artifact runs well on any CPU")
     if not features:
         return Finding(name, f"unknown: {_UNNAMED}")
-    return Finding(name, f"suits it: has {', '.join(one for one in target.instructions if one in features)}")
+    return Finding(name, f"suitable: has {', '.join(one for one in target.instructions if one in features)}")
 
 
 def _one_text(embedding: npt.NDArray[np.float32], contract: Contract) -> Finding:
@@ -270,7 +292,9 @@ def _one_text(embedding: npt.NDArray[np.float32], contract: Contract) -> Finding
     right_length = abs(length - 1) < 1e-3 if contract.normalize else np.isfinite(length)
     value = f"{embedding.dtype}{list(embedding.shape)} of length {length:.4f}"
     problem = (
-        None if right_shape and right_length else "the contract says otherwise: export the artifact again"
+        None
+        if right_shape and right_length
+        else "shape or length does not match the contract. Export the artifact again"
     )
     return Finding("one text", value, problem)
 
@@ -283,7 +307,7 @@ def _as_table(findings: Sequence[Finding]) -> str:
         if finding.problem:
             lines.append(f"{'':{width}}  PROBLEM: {finding.problem}")
     problems = sum(finding.problem is not None for finding in findings)
-    lines.append(f"\n{problems} problem{'s' if problems > 1 else ''} found" if problems else "\nall is well")
+    lines.append(f"\n{counted(problems, 'problem') if problems else 'no problems'} found")
     return "\n".join(lines)
 
 

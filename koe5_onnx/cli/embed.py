@@ -1,7 +1,7 @@
-"""koe5-onnx embed: a file of texts to a file of embeddings.
+"""koe5-onnx embed: embed a file of texts.
 
-Reads all texts first (input_file.py), embeds them in one call, writes at the end (output_file.py): bad input
-is found before any work, and an interrupted run leaves no output.
+The command reads all texts (input_file.py), embeds them in one call and then writes the output
+(output_file.py). Invalid input is found before any text is embedded, and an interrupted run leaves no output.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from koe5_onnx import Embedder, Encoded
 from koe5_onnx.cli.engine_arguments import (
+    add_encoding,
     add_engine_arguments,
     add_text_arguments,
     engine_options,
@@ -24,19 +25,20 @@ from koe5_onnx.cli.engine_arguments import (
 )
 from koe5_onnx.cli.input_file import read_texts, suffix_of_input
 from koe5_onnx.cli.output_file import require_output, suffix_of_output, write
+from koe5_onnx.cli.report import counted
 from koe5_onnx.files import atomic_path
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the verb and its arguments."""
+    """Declare the subcommand and its arguments."""
     parser = verbs.add_parser(
         "embed",
         help="embed the texts of a file",
-        description="Embed the texts of a file (UTF-8) and write one embedding a text, in the same order.",
+        description="Embed the texts of a file and write one embedding per text, in the same order.",
     )
     parser.set_defaults(run=run, usage_error=parser.error)
     parser.add_argument(
-        "input", metavar="INPUT", help=".txt or - (stdin): one text a line; .jsonl: an object a line"
+        "input", metavar="INPUT", help=".txt or - (stdin): one text per line; .jsonl: one object per line"
     )
     add_text_arguments(parser)
     parser.add_argument(
@@ -44,11 +46,12 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         required=True,
         type=Path,
         metavar="OUT",
-        help=".npy: float32[n, dim]; .jsonl: an object a line",
+        help=".npy: float32[n, dim]; .jsonl: one object per line",
     )
     parser.add_argument(
-        "--field", metavar="NAME", help='the text\'s field in a .jsonl input (default: "text")'
+        "--text-column", metavar="NAME", help='field with the text in a .jsonl input (default: "text")'
     )
+    add_encoding(parser)
     add_engine_arguments(parser.add_argument_group("engine"), parallel_batches=None)
 
 
@@ -56,13 +59,13 @@ def run(args: argparse.Namespace) -> int:
     """Embed the input and return the exit code.
 
     Raises:
-        Koe5Error: The input, the artifact or the device cannot be used.
+        Koe5Error: The input or the artifact is invalid, or the device cannot run the artifact.
         OSError: A file cannot be read or written.
     """
     _check_usage(args)
     options = engine_options(args)
     require_output(args.output, args.input)
-    texts = read_texts(args.input, args.field or "text")
+    texts = read_texts(args.input, args.text_column or "text", args.encoding)
     with atomic_path(args.output) as temporary, temporary.open("xb") as stream:
         with Embedder.open(args.artifact, options=options) as embedder, _progress() as on_progress:
             start = time.perf_counter()
@@ -77,23 +80,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_usage(args: argparse.Namespace) -> None:
-    """End with argparse's usage error where suffixes and options do not fit."""
+    """Exit with a usage error if a file suffix is unknown or an option does not apply."""
     usage_error: Callable[[str], None] = args.usage_error
     if suffix_of_input(args.input) is None:
         usage_error(f"INPUT is {args.input!r}: expected -, a .txt file or a .jsonl file")
-    if args.field is not None and suffix_of_input(args.input) != ".jsonl":
-        usage_error("--field is for .jsonl inputs")
+    if args.text_column is not None and suffix_of_input(args.input) != ".jsonl":
+        usage_error("--text-column requires a .jsonl input")
     if suffix_of_output(args.output) is None:
         usage_error(f"--output is '{args.output}': expected a .npy or a .jsonl file")
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar in tokens on a terminal; nothing elsewhere."""
+    """Show a progress bar if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
-    # A dependency of huggingface_hub; slow to import, so only where it is seen.
+    # Imported here because it is slow to import and needed only on a terminal.
     from huggingface_hub.utils import tqdm
 
     with tqdm(unit=" tokens", unit_scale=True, file=sys.stderr) as bar:
@@ -109,7 +112,7 @@ def _summary(encoded: Encoded, limit: int, seconds: float, output: Path) -> str:
     tokens = int(np.minimum(encoded.tokens, limit).sum(dtype=np.int64))
     rate = f"{tokens / seconds:,.0f}" if seconds else "-"
     return (
-        f"{len(encoded.tokens):,} texts, {tokens:,} tokens in {seconds:.1f} s ({rate} tokens/s), "
-        f"{int(encoded.truncated.sum()):,} truncated at {limit}, {int(encoded.composed.sum()):,} composed: "
-        f"{output}"
+        f"{counted(len(encoded.tokens), 'text')}, {tokens:,} tokens in {seconds:.1f} s ({rate} tokens/s), "
+        f"{int(encoded.truncated.sum()):,} truncated at {limit}, "
+        f"{int(encoded.composed.sum()):,} normalized to NFC: {output}"
     )

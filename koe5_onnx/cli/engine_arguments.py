@@ -1,4 +1,4 @@
-"""Arguments that several verbs share: the options that open an artifact, the prompt and the width."""
+"""Arguments that several commands share: engine options, the prompt, the size of embeddings, the encoding."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def add_engine_arguments(parser: argparse._ActionsContainer, **defaults: Any) ->
     """Declare an argument for each field of `EngineOptions`, with its documentation as help.
 
     Args:
-        parser: Parser or group that gets them.
-        **defaults: Defaults of this verb, if they differ from those of `EngineOptions`.
+        parser: Parser or group to add the arguments to.
+        **defaults: Defaults of this command that differ from those of `EngineOptions`.
     """
     hints, docs = get_type_hints(EngineOptions), field_docs()
     for field in dataclasses.fields(EngineOptions):
@@ -39,35 +39,48 @@ def _form(hint: Any) -> dict[str, Any]:
         return {"action": BooleanOptionalAction}
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
-    return {"type": int, "metavar": "N"} if int in get_args(hint) else {}
+    kinds = get_args(hint) or (hint,)
+    number = next((kind for kind in (int, float) if kind in kinds), None)
+    return {} if number is None else {"type": number, "metavar": "N"}
 
 
 def engine_options(args: argparse.Namespace, **changes: Any) -> EngineOptions:
-    """Return the options that were given, with some replaced.
+    """Return the engine options of the command line, with `changes` applied.
 
     Raises:
-        InputError: One is out of range, or two contradict each other.
+        InputError: An option is out of range, or two options contradict each other.
     """
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(EngineOptions)}
     return EngineOptions(**given | changes)
 
 
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare which artifact embeds, what the texts are, and how wide embeddings become."""
+    """Declare the arguments for the artifact, the prompt and the size of embeddings."""
     parser.add_argument("--artifact", required=True, metavar="DIR_OR_HUB_ID", help="an exported artifact")
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument(
         "--prompt-name",
         choices=("query", "passage", "none"),
-        help="what the texts are: the model expects its prompt in front, and a wrong one costs quality",
+        help="kind of the texts, which selects the prompt that the model was trained with",
     )
-    prompt.add_argument("--prompt", metavar="TEXT", help="the text itself to put in front, as 'query: '")
+    prompt.add_argument("--prompt", metavar="TEXT", help="text to add before each text, such as 'query: '")
     parser.add_argument(
         "--dim",
         type=int,
         metavar="N",
-        help="components to keep of each embedding: one that the model was trained to be cut to, as "
-        "koe5-onnx info lists them (default: all)",
+        help="size of the embeddings: one that the model was trained for, as listed by koe5-onnx info "
+        "(default: the full size)",
+    )
+
+
+def add_encoding(parser: argparse._ActionsContainer) -> None:
+    """Declare the argument for the encoding of text files."""
+    parser.add_argument(
+        "--encoding",
+        default="utf-8",
+        metavar="NAME",
+        help="encoding of text files: utf-8, cp949 (Excel in Korea), utf-16 (Windows), another "
+        "ASCII-compatible Python codec, or auto to detect it (default: utf-8)",
     )
 
 

@@ -1,7 +1,7 @@
-"""koe5-onnx info: what an artifact is and how close to PyTorch it was measured to be, for people.
+"""koe5-onnx info: show an artifact's manifest and its certificate.
 
-It reads the manifest only (see manifest_report.py) and runs nothing: doctor checks hashes and embeds, verify
-measures again. certificate_page.py makes the page of --html.
+The command reads only the manifest (manifest_report.py) and does not run the artifact. Use doctor to check
+hashes and embed a text, and verify to measure again. certificate_page.py writes the page of --html.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from koe5_onnx.files import atomic_path
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the verb and its arguments."""
+    """Declare the subcommand and its arguments."""
     parser = verbs.add_parser(
         "info",
         help="show an artifact's manifest and certificate",
-        description="Show what an artifact is and how close to PyTorch it was measured to be. "
-        "The sizes of its files are checked; doctor checks their hashes too.",
+        description="Show an artifact's manifest and its measured agreement with PyTorch. "
+        "This checks the sizes of the files; doctor also checks their hashes.",
     )
     parser.set_defaults(run=run, usage_error=parser.error)
-    parser.add_argument("artifact", metavar="ARTIFACT", help="an artifact's folder or Hub id")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.add_argument("artifact", metavar="ARTIFACT", help="an artifact's folder or Hub ID")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub ID")
     parser.add_argument(
         "--html",
         type=Path,
         metavar="FILE",
-        help="write it as one page too, with histograms; needs no network",
+        help="also write a self-contained HTML page with histograms",
     )
-    parser.add_argument("--json", action="store_true", help="print the manifest's JSON instead of text")
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON instead of text")
 
 
 def run(args: argparse.Namespace) -> int:
     """Show the artifact and return the exit code.
 
     Raises:
-        Koe5Error: The artifact cannot be read, or the page has no place.
+        Koe5Error: The artifact cannot be read, or the path of the page is invalid.
         OSError: The page cannot be written.
     """
     if args.html is not None:
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    """Find out before the work whether the page can be written; a wrong suffix is a usage error."""
+    """Check that the page can be written. An unknown suffix is a usage error."""
     usage_error: Callable[[str], None] = args.usage_error
     if args.html.suffix.lower() not in (".html", ".htm"):
         usage_error(f"--html is '{args.html}': expected a .html file")
@@ -67,7 +67,7 @@ def _check_output(args: argparse.Namespace) -> None:
 
 
 def _as_json(manifest: Manifest) -> str:
-    # A lone surrogate cannot be printed, and this turns it into the escape that JSON has for it.
+    # A lone surrogate cannot be printed. backslashreplace writes it as a JSON escape.
     return manifest.to_json().encode("utf-8", "backslashreplace").decode()
 
 
@@ -83,9 +83,9 @@ def _section_lines(section: Section) -> Iterator[str]:
         yield f"  NOTE: {printable(note)}"
     yield from _fact_lines(section.facts)
     tables = [*section.tables, *([section.histograms.as_table()] if section.histograms else [])]
-    for turn, table in enumerate(tables):
-        if len(tables) > 1:  # a single one is captioned by the section's title
-            yield from ("", f"  {table.caption}")[not turn :]
+    for index, table in enumerate(tables):
+        if len(tables) > 1:  # the title of the section describes a single table
+            yield from ("", f"  {table.caption}")[not index :]
         yield from _table_lines(table)
 
 

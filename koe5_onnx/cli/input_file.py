@@ -1,76 +1,98 @@
-"""Input files of the command line to texts: stdin, .txt and .jsonl, all UTF-8.
+"""Read the texts of an input file of the command line: stdin, .txt or .jsonl.
 
-Only LF and CRLF end a line: a text may hold U+2028, form feeds and whatever else str.splitlines splits at.
+Only LF and CRLF end a line. A text may contain the other characters that str.splitlines splits at, such as
+U+2028 and form feeds.
 """
 
 from __future__ import annotations
 
-import codecs
+import io
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import cast
 
 from koe5_onnx import InputError
+from koe5_onnx.text import encoding as encodings
 
 STDIN = "-"
 
 
 def suffix_of_input(name: str) -> str | None:
-    """The kind of an input, ".txt" (stdin too) or ".jsonl"; None for any other."""
+    """Return the kind of an input: ".txt" (also for stdin) or ".jsonl"; None for any other."""
     suffix = ".txt" if name == STDIN else Path(name).suffix.lower()
     return suffix if suffix in (".txt", ".jsonl") else None
 
 
-def read_texts(name: str, field: str) -> list[str]:
+def read_texts(name: str, field: str, encoding: str = "utf-8") -> list[str]:
     """Read all texts of an input.
 
     Args:
         name: A .txt or .jsonl file, or "-" for stdin.
-        field: Where the text is in an object of a .jsonl file.
+        field: Name of the field with the text in a .jsonl file.
+        encoding: Encoding of the file: an ASCII-compatible Python codec, "utf-16", or "auto" to detect it.
 
     Raises:
-        InputError: A line is not UTF-8, not a JSON object, or has no such text; names file and line.
+        InputError: A line has another encoding, is not a JSON object or has no such text. The message has the
+            file and the line.
         OSError: The file cannot be read.
     """
     shown = "stdin" if name == STDIN else name
-    with nullcontext(sys.stdin.buffer) if name == STDIN else Path(name).open("rb") as stream:
-        lines = ((f"{shown}, line {number}", line) for number, line in enumerate(_lines(stream), 1))
-        if suffix_of_input(name) == ".jsonl":
-            return [_text_of_object(_decode(line, where), field, where) for where, line in lines]
-        return [_decode(line, where) for where, line in lines]
+    encoding = encodings.canonical(encoding)
+    with nullcontext(sys.stdin.buffer) if name == STDIN else Path(name).open("rb") as opened:
+        stream = io.BufferedReader(cast("io.RawIOBase", opened), encodings.SAMPLE_BYTES)
+        try:
+            lines = _lines(stream, encoding, shown)
+            if suffix_of_input(name) == ".jsonl":
+                return [_text_of_object(line, field, where) for where, line in lines]
+            return [line for _, line in lines]
+        finally:
+            stream.detach()  # closing it would close stdin
 
 
-def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """The lines without their ends; a byte order mark before the first is dropped."""
-    for number, line in enumerate(stream):
-        text = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
-        yield text[:-1].removesuffix(b"\r") if text.endswith(b"\n") else text
+def _lines(stream: io.BufferedReader[io.RawIOBase], encoding: str, shown: str) -> Iterator[tuple[str, str]]:
+    """Yield the position and the text of each line, without its line end and without a byte order mark."""
+    likely = encodings.likely(stream.peek(encodings.SAMPLE_BYTES))
+    codec = encodings.codec_of(encoding, likely)
+    number = 0
+    while line := encodings.read_line(stream, codec, -1):
+        number += 1
+        content = encodings.without_mark(line, codec) if number == 1 else line
+        where = f"{shown}, line {number}"
+        if (place := _not_text(content, codec, likely)) is not None:
+            wrong = f"byte {place + 1} (0x{content[place]:02x}) is not {codec.upper()}"
+            if likely in (None, codec):
+                raise InputError(f"{where}: {wrong}. Convert the file, or pass --encoding")
+            raise InputError(f"{where}: {wrong}. Pass --encoding {likely}, which the file probably has")
+        text = content.decode(codec)
+        yield where, text[:-1].removesuffix("\r") if text.endswith("\n") else text
 
 
-def _decode(line: bytes, where: str) -> str:
+def _not_text(line: bytes, codec: str, likely: str | None) -> int | None:
+    """Return the index of a byte that shows that a line has another encoding; None if there is none."""
     try:
-        return line.decode("utf-8")
+        line.decode(codec)
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8: convert it first"
-        ) from error
+        return error.start
+    # The ASCII characters of UTF-16 are valid UTF-8, with NUL between them.
+    looks_wide = likely is not None and likely.startswith("utf-16") and codec == "utf-8"
+    return line.index(0) if looks_wide and 0 in line else None
 
 
 def _text_of_object(line: str, field: str, where: str) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON ({error}): expected one object a line") from error
+        raise InputError(f"{where}: not JSON ({error}). Expected one object per line") from error
     if not isinstance(record, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
     if field not in record:
-        raise InputError(f"{where}: no field {field!r}, only {sorted(record)}: name it with --field")
+        raise InputError(f"{where}: no field {field!r}, only {sorted(record)}. Name one with --text-column")
     text = record[field]
     if not isinstance(text, str):
-        raise InputError(f"{where}: field {field!r} is {type(text).__name__}: expected a string")
+        raise InputError(f"{where}: field {field!r} is {type(text).__name__}, expected a string")
     _require_unicode(text, where)
     return text
 
@@ -80,5 +102,5 @@ def _require_unicode(text: str, where: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{where}: the escape \\u{ord(text[error.start]):04x} is half a character"
+            f"{where}: the escape \\u{ord(text[error.start]):04x} is a lone surrogate. Fix the text"
         ) from error

@@ -1,6 +1,6 @@
-"""What a manifest says, in words: the one description that info prints, its page shows and doctor shares.
+"""Describe a manifest in words, for info, its HTML page and doctor.
 
-Its certificate's part is certificate_report.py; what sections are made of is report.py.
+certificate_report.py describes the certificate, and report.py has the classes of a report.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from koe5_onnx import Architecture, Contract, Manifest, Source, Target
 from koe5_onnx.cli.certificate_report import certificate_sections, cosine, short_hash, verdict
 from koe5_onnx.cli.report import Fact, Section, Table
 
-UNPROVED = "it was never compared with PyTorch: export it again"
+UNVERIFIED = "the artifact was never compared with PyTorch. Export it again"
 
 
 def name_of(manifest: Manifest) -> str:
-    """What to call the artifact."""
+    """Return the display name of the artifact."""
     return f"{manifest.source.repository}, {manifest.precision}"
 
 
 def headline(manifest: Manifest) -> list[Fact]:
-    """The few figures to see first."""
+    """Return the most important figures."""
     certificate, size = manifest.certificate, Fact("size", _size_in_words(manifest.total_bytes))
     if certificate is None:
         return [size, Fact("certificate", "none")]
@@ -36,15 +36,15 @@ def headline(manifest: Manifest) -> list[Fact]:
 
 
 def sections(manifest: Manifest) -> Iterator[Section]:
-    """All that the manifest says, in the order of reading.
+    """Yield all sections of the manifest.
 
     Raises:
-        ArtifactError: A histogram of the certificate does not add up.
+        ArtifactError: A histogram of the certificate has invalid counts.
     """
     yield Section(
-        "What it is",
+        "Model",
         facts=[
-            Fact("made from", source(manifest.source)),
+            Fact("checkpoint", source(manifest.source)),
             Fact("weights", f"SHA-256 {short_hash(manifest.source.weights_sha256)}"),
             *_architecture(manifest.architecture),
         ],
@@ -54,18 +54,18 @@ def sections(manifest: Manifest) -> Iterator[Section]:
     yield Section("Contract", facts=contract(manifest.contract))
     yield Section("Files", tables=[_files(manifest)])
     if manifest.certificate is None:
-        yield Section("Certificate", notes=[f"There is none: {UNPROVED}."])
+        yield Section("Certificate", notes=[f"No certificate: {UNVERIFIED}."])
     else:
         yield from certificate_sections(manifest.certificate, manifest.target)
 
 
 def source(found: Source) -> str:
-    """Repository and revision."""
-    return f"{found.repository} at {found.revision or 'no revision'}"
+    """Return the repository and the revision of the checkpoint."""
+    return f"{found.repository} at {found.revision or 'an unknown revision'}"
 
 
 def contract(found: Contract) -> list[Fact]:
-    """How texts become embeddings; the values make one line too."""
+    """Describe how texts become embeddings. The values can also be joined to one line."""
     prompts = ", ".join(f"{_quoted(text)} for {name}" for name, text in found.prompts.items())
     return [
         Fact("pooling", f"{found.pooling} pooling"),
@@ -74,7 +74,7 @@ def contract(found: Contract) -> list[Fact]:
         Fact("embedding", f"{found.dim:,} dimensions"),
         *_shortened(found),
         Fact("input", f"at most {found.max_tokens:,} tokens"),
-        Fact("Unicode", "composed (NFC)" if found.unicode_form else "left as it is"),
+        Fact("Unicode", "normalized to NFC" if found.unicode_form else "no Unicode normalization"),
         Fact("prompts", prompts or "no prompts"),
         *(
             [Fact("default prompt", f"{found.default_prompt_name} by default")]
@@ -86,11 +86,11 @@ def contract(found: Contract) -> list[Fact]:
 
 def _shortened(found: Contract) -> Iterator[Fact]:
     if shorter := [f"{dim:,}" for dim in found.dims[:-1]]:
-        yield Fact("shortened", f"to {' or '.join(shorter)} dimensions if asked for")
+        yield Fact("shortened", f"to {' or '.join(shorter)} dimensions on request")
 
 
 def _size_in_words(size_bytes: int) -> str:
-    """Bytes in the unit that leaves one to three digits before the point."""
+    """Format a size with a unit that leaves one to three digits before the decimal point."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size_bytes >= factor:
             return f"{size_bytes / factor:.1f} {unit}"
@@ -127,7 +127,7 @@ def _files(manifest: Manifest) -> Table:
     ]
     total = ("all", _size_in_words(manifest.total_bytes), f"{manifest.total_bytes:,}", "")
     return Table(
-        "The files; their sizes were checked, their hashes were not",
+        "Files (sizes checked, hashes not checked)",
         ("file", "size", "bytes", "SHA-256"),
         [*rows, total],
     )

@@ -1,4 +1,4 @@
-"""Output files of the command line: .npy and .jsonl."""
+"""Write the output files of the command line: .npy and .jsonl."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from koe5_onnx import Encoded, InputError
 
 
 def suffix_of_output(path: Path) -> str | None:
-    """The kind of an output, ".npy" or ".jsonl"; None for any other."""
+    """Return the kind of an output: ".npy" or ".jsonl"; None for any other."""
     suffix = path.suffix.lower()
     return suffix if suffix in (".npy", ".jsonl") else None
 
 
 def require_output(path: Path, input_name: str) -> None:
-    """Find out before the work whether `path` can be the output.
+    """Check that `path` can be the output.
 
     Raises:
-        InputError: Its folder is missing, it is a folder, or it is the input.
+        InputError: The path is a folder or the input, or its parent folder does not exist.
     """
     if not path.parent.is_dir():
-        raise InputError(f"the folder {path.parent} of the output does not exist: create it first")
+        raise InputError(f"the folder {path.parent} of the output does not exist. Create it first")
     if path.is_dir():
-        raise InputError(f"the output {path} is a folder: expected a file name")
+        raise InputError(f"the output {path} is a folder. Pass a file name")
     if path.exists() and Path(input_name).exists() and path.samefile(input_name):
-        raise InputError(f"the output {path} is the input: it would be lost; give another name")
+        raise InputError(f"the output {path} is the input, which would be overwritten. Pass another name")
 
 
 def write(stream: BinaryIO, encoded: Encoded, suffix: str | None) -> None:
-    """Write embeddings as an array of NumPy (".npy") or as one JSON object a line (".jsonl")."""
+    """Write embeddings as a NumPy array (".npy") or as one JSON object per line (".jsonl")."""
     if suffix == ".npy":
         np.save(stream, encoded.embeddings, allow_pickle=False)
         return
     for index, embedding in enumerate(encoded.embeddings):
         record = {
             "index": index,
-            # Nine digits give back the same float32; float() alone would print seventeen.
+            # Nine significant digits restore the same float32; float() alone would print seventeen.
             "embedding": [float(f"{value:.9g}") for value in embedding.tolist()],
             "tokens": int(encoded.tokens[index]),
             "truncated": bool(encoded.truncated[index]),

@@ -1,7 +1,7 @@
-"""The parts of a report about an artifact; manifest_report.py fills them, callers lay them out.
+"""Classes of a report about an artifact. manifest_report.py creates them and its callers format them.
 
-Every string here may come from a foreign manifest: whoever prints one puts it through `printable`, or
-through `escaped` on a page.
+All strings may come from an untrusted manifest. Print them only through `printable`, or through `escaped` in
+HTML.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from koe5_onnx.artifact import ERROR_BINS
 
 @dataclass(frozen=True)
 class Fact:
-    """A name and what is known under it."""
+    """A name and its value."""
 
     name: str
     value: str
@@ -23,7 +23,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first of each row names it."""
+    """A table of text cells. The first cell of each row is its header."""
 
     caption: str
     columns: Sequence[str]
@@ -36,56 +36,61 @@ class Histogram:
 
     title: str
     summary: str
-    """One sentence for who does not see it."""
+    """Text alternative for screen readers."""
     counts: Sequence[int]
-    """One for each of ERROR_BINS."""
+    """Number of texts in each bin of ERROR_BINS."""
 
 
 @dataclass(frozen=True)
 class Histograms:
-    """Several over one axis, so that they can be compared."""
+    """Several histograms with the same axis, so that they can be compared."""
 
     caption: str
     panels: Sequence[Histogram]
     bound: float | None
-    """Where the gate ends for every text; None where it has no such bound."""
+    """Largest 1 - cosine that the gate allows; None if the gate has no such bound."""
 
     def used_bins(self) -> range:
-        """From the first to the last bin in which any panel has texts."""
-        used = [turn for panel in self.panels for turn, count in enumerate(panel.counts) if count]
+        """Return the bins from the first to the last with texts in any panel."""
+        used = [index for panel in self.panels for index, count in enumerate(panel.counts) if count]
         return range(min(used), max(used) + 1) if used else range(0)
 
     def as_table(self) -> Table:
-        """The same as numbers."""
+        """Return the counts as a table."""
         used = self.used_bins()
         return Table(
             caption=self.caption,
             columns=("length", *map(_bin_in_words, used)),
-            rows=[(panel.title, *(f"{panel.counts[turn]:,}" for turn in used)) for panel in self.panels],
+            rows=[(panel.title, *(f"{panel.counts[index]:,}" for index in used)) for panel in self.panels],
         )
 
 
 @dataclass(frozen=True)
 class Section:
-    """A title and what stands under it, in the order of the fields."""
+    """A section of a report. Its parts are shown in the order of the fields."""
 
     title: str
     notes: Sequence[str] = ()
-    """Sentences that a reader must not miss."""
+    """Important notes, shown first."""
     facts: Sequence[Fact] = ()
     tables: Sequence[Table] = ()
     histograms: Histograms | None = None
 
 
-def _bin_in_words(turn: int) -> str:
-    end = f"{ERROR_BINS[turn]:g}"
-    return f"{ERROR_BINS[turn - 1]:g} to {end}" if turn else f"below {end}"
+def _bin_in_words(index: int) -> str:
+    end = f"{ERROR_BINS[index]:g}"
+    return f"{ERROR_BINS[index - 1]:g} to {end}" if index else f"below {end}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Format a number of things, such as "1 text" or "1,024 texts"."""
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
 
 
 def printable(text: str) -> str:
-    """`text` with control characters, bidirectional marks and lone surrogates as escapes.
+    """Return `text` with control characters, bidirectional marks and lone surrogates as escapes.
 
-    Printed as they are, the first two could forge what a terminal shows, and the last end in an error.
+    The first two could change what a terminal shows, and lone surrogates cannot be printed.
     """
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
@@ -94,5 +99,5 @@ def printable(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """`printable` text for HTML and SVG: markup in it is shown, never obeyed."""
+    """Return `printable` text escaped for HTML."""
     return html.escape(printable(text))

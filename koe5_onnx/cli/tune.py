@@ -1,4 +1,4 @@
-"""koe5-onnx tune: measure batch size and parallel batches on this machine, for `embed` and Embedder."""
+"""koe5-onnx tune: measure the fastest batch size and number of parallel batches on this machine."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from koe5_onnx.engine.tuning import describe, tune
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the verb and its arguments."""
+    """Declare the subcommand and its arguments."""
     parser = verbs.add_parser(
         "tune",
-        help="measure what is fastest on this machine, and remember it",
+        help="measure and store the fastest batch settings for this machine",
         description="Measure batch sizes and parallel batches on this machine (KoE5 in int8: about a minute) "
-        "and remember the best, per artifact, CPU or GPU, cores and ONNX Runtime version. "
-        "--parallel-batches, --threads and --max-batch-tokens are kept fixed if they are given.",
+        "and store the best settings per artifact, CPU or GPU, cores and ONNX Runtime version. "
+        "--parallel-batches, --threads and --max-batch-tokens stay fixed if they are given.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("artifact", metavar="DIR_OR_HUB_ID", help="an exported artifact")
     parser.add_argument(
-        "--rounds", type=int, default=3, metavar="N", help="measurements of each (default: 3)"
+        "--rounds", type=int, default=3, metavar="N", help="measurements per setting (default: 3)"
     )
     add_engine_arguments(parser.add_argument_group("engine"), parallel_batches=None)
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print and return the exit code.
 
     Raises:
-        Koe5Error: The artifact or the device cannot be used.
+        Koe5Error: The artifact cannot be opened or the device cannot run it.
     """
     options = engine_options(args)
     artifact = Artifact.open(args.artifact, revision=options.revision)

@@ -1,1 +1,1 @@
-"""From token ids to embeddings: batches, sessions of ONNX Runtime, and the queue of concurrent calls."""
+"""Inference: batches, ONNX Runtime sessions and the queue of concurrent calls."""

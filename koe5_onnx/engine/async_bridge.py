@@ -1,7 +1,7 @@
-"""Between event loops and a Runner: threads to tokenize in, calls that can be given up, and their results.
+"""Connect asyncio event loops with a Runner: tokenization threads, cancellable calls and their results.
 
-AsyncEmbedder and the server share it. Any number of loops may use one of each at the same time. asyncio is
-imported inside functions, since that takes 20 ms, which a caller without an event loop need not spend.
+Used by AsyncEmbedder and the server. Several event loops can share the objects of this module. asyncio is
+imported inside functions, because the import takes 20 ms and synchronous callers do not need it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ if TYPE_CHECKING:
     import asyncio
 
 BRIEF_CHARACTERS = 512
-"""Texts up to that are tokenized in the event loop: 0.2 ms at most, where a thread's turn costs 0.1 ms."""
+"""Maximum size of calls that are tokenized in the event loop. Tokenizing them takes at most 0.2 ms; a thread
+switch takes 0.1 ms."""
 _SHORT_CHARACTERS = 16_384
-"""Texts up to that have a thread of their own to be tokenized in: long ones do not hold them up."""
+"""Maximum size of calls that use the thread for short texts, so that they do not wait for long ones."""
 
 T = TypeVar("T")
 Tell = Callable[[BaseException | None], None]
-"""Ends what is awaited, with an error or well; called once, from any thread."""
+"""Completes a future, with an error or None; called once, from any thread."""
 
 
 class GivenUpError(Exception):
-    """Ends a call that was given up; nobody waits for it."""
+    """The call was cancelled."""
 
 
 class Call:
-    """The rows of one caller: submitted to a runner as one job after another, and given up at any time."""
+    """The rows of one call, submitted to a runner as one or more consecutive jobs. Can be cancelled."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -48,15 +49,14 @@ class Call:
         self._error: BaseException | None = None
 
     def submit(self, tokens: Tokens, out: npt.NDArray[np.float32], done: Tell) -> Job:
-        """Queue rows; `done` is called at their end.
+        """Queue rows. `done` is called when they have finished.
 
         Raises:
-            GivenUpError: The call was given up.
-            QueueFullError: See `Runner.submit`.
+            GivenUpError: The call was cancelled.
             ProviderError: See `Runner.submit`.
         """
         job = Job(tokens.ids, out, done, time.monotonic())
-        # Held until the runner has the job: otherwise it could be given up before it is there.
+        # Held until the runner has the job, so that `give_up` cannot miss it.
         with self._lock:
             if self._is_given_up:
                 raise GivenUpError
@@ -65,7 +65,7 @@ class Call:
         return job
 
     def run_blocking(self, tokens: Tokens, out: npt.NDArray[np.float32]) -> None:
-        """Run rows and wait for them in this thread."""
+        """Run rows and block until they have finished."""
         self._ended.clear()
         self.submit(tokens, out, self._end)
         self._ended.wait()
@@ -73,7 +73,7 @@ class Call:
             raise self._error
 
     def give_up(self) -> None:
-        """Cancel what has not ended; without effect afterwards."""
+        """Cancel the call. No effect if it has finished."""
         with self._lock:
             self._is_given_up = True
             if self._job is not None and not self._job.ended:
@@ -86,7 +86,7 @@ class Call:
 
 
 class Tokenizing:
-    """Threads to tokenize in, where that takes longer than an event loop may stand still."""
+    """Tokenization threads, for texts that would block the event loop for too long."""
 
     def __init__(self) -> None:
         self._short, self._long = (
@@ -94,12 +94,12 @@ class Tokenizing:
         )
 
     async def run(self, work: Callable[[], T], characters: int, *, at_once: bool = False) -> T:
-        """The result of some work.
+        """Run `work` in a thread and return its result.
 
         Args:
-            work: What to run.
-            characters: That it is about.
-            at_once: Run it here.
+            work: Function to run.
+            characters: Size of its texts, which selects the thread.
+            at_once: Run it in the event loop instead.
         """
         if at_once:
             return work()
@@ -109,19 +109,19 @@ class Tokenizing:
         return await asyncio.get_running_loop().run_in_executor(thread, work)
 
     def close(self) -> None:
-        """Finish what was begun."""
+        """Finish all tokenization and stop the threads."""
         self._short.shutdown()
         self._long.shutdown()
 
 
 class Answers:
-    """Ends of jobs, told to the loops that wait for them: one wake-up of a loop for all that a batch ends."""
+    """Completes futures from other threads, with one wake-up of an event loop for all jobs of a batch."""
 
     def __init__(self) -> None:
         self._thread = threading.local()
 
     def expect(self) -> tuple[asyncio.Future[None], Tell]:
-        """What to await in the running loop, and what ends it."""
+        """Return a future of the running loop and the function that completes it."""
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -132,7 +132,7 @@ class Answers:
 
 
 class _ToldLoop:
-    """One event loop and the ends of jobs that it has not heard of yet."""
+    """An event loop with the completed jobs that it has not been notified of yet."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -153,15 +153,15 @@ class _ToldLoop:
     def _wake(self) -> None:
         try:
             self.loop.call_soon_threadsafe(self._tell)
-        except RuntimeError:  # the loop is closed: nobody waits there any more
+        except RuntimeError:  # the loop is closed
             self._ended.clear()
 
     def _tell(self) -> None:
-        # First: whoever saw it set has appended before, and is told below.
+        # Reset first: a thread that saw True has already appended its future.
         self._is_waking = False
         while self._ended:
             future, error = self._ended.popleft()
-            if future.done():  # given up
+            if future.done():  # cancelled
                 continue
             if error is None:
                 future.set_result(None)

@@ -1,15 +1,14 @@
-"""Plan batches from text lengths, and lay rows out as arrays, padded or packed. Pure NumPy.
+"""Group texts into batches by length and build their padded or packed input arrays. NumPy only.
 
-Packed batches hold the tokens of all texts end to end, without padding.
+A packed batch concatenates the tokens of all texts without padding. In a padded batch, the padded length of
+a text depends only on its own length. Otherwise an int8 embedding would depend on the other texts of the
+batch: another padded length changes the last bits of a softmax, which changes the rounding of some values,
+and these differences grow from layer to layer.
 
-In padded batches the padded length of a text depends on its own length only. In int8 this is what makes an
-embedding the same alone and in any batch: another padded length changes the last bits of a softmax, these
-decide some roundings, and each rounding changes more of them in the next layer.
+Example: lengths [30, 90, 31, 90] with a budget of 200 tokens result in two batches, longest first::
 
-Worked example: lengths [30, 90, 31, 90] and a budget of 200 tokens give two batches, longest first::
-
-    Batch(rows=[1, 3], padded_length=90)    long texts share a batch only if they are equally long: no padding
-    Batch(rows=[0, 2], padded_length=32)    short texts are padded to a multiple of 4
+    Batch(rows=[1, 3], padded_length=90)    texts above 64 tokens are only batched with texts of equal length
+    Batch(rows=[0, 2], padded_length=32)    shorter texts are padded to a multiple of 4
 """
 
 from __future__ import annotations
@@ -25,49 +24,50 @@ Int32: TypeAlias = npt.NDArray[np.int32]
 Int64: TypeAlias = npt.NDArray[np.int64]
 
 ROUNDED_TOKENS = 64
-"""Texts up to this length are padded to a multiple of 4, so that more of them share a batch."""
+"""Maximum length of texts that are padded to a multiple of 4, so that more of them fit into one batch."""
 _ROUNDED_TO = 4
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that run together."""
+    """Rows of one batch."""
 
     rows: npt.NDArray[np.intp]
-    """intp[n]: positions in the caller's list."""
+    """intp[n]: indices into the caller's list."""
     padded_length: int
-    """Length of a row in tokens, padding included; 0 if rows are packed."""
+    """Tokens per row, padding included; 0 if rows are packed."""
 
 
-class Packed(NamedTuple):
-    """A batch as CUDA's packed graph takes it: its inputs by name and in their order."""
+class PackedCudaInputs(NamedTuple):
+    """Inputs of the packed CUDA graph, in the order of the graph's inputs."""
 
     input_ids: Int64
-    """int64[tokens], the texts end to end."""
+    """int64[tokens]: concatenated texts."""
     position_ids: Int64
-    """int64[tokens]: see `pack_for_cuda`."""
+    """int64[tokens]: see `pack_cpu`."""
     text_of_token: Int64
-    """int64[tokens]: the row that each token belongs to."""
+    """int64[tokens]: row of each token."""
     token_offset: Int32
     """int32[n, longest]: see `token_offsets`."""
     cumulative_lengths: Int32
-    """int32[n + 1]: where each text begins, and the end of the last."""
+    """int32[n + 1]: start of each text, and the end of the last one."""
 
 
 def padded_lengths(lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Padded length of each text, int32[n]: a function of its own length."""
+    """Return the padded length of each text, int32[n], which depends only on its own length."""
     padded = -(-lengths // _ROUNDED_TO) * _ROUNDED_TO
     return np.where(lengths <= ROUNDED_TOKENS, padded, lengths)
 
 
-def plan(lengths: npt.NDArray[np.int32], max_batch_tokens: int) -> list[Batch]:
-    """Group rows of equal padded length so that no batch has more than `max_batch_tokens` slots.
+def padded_batches(lengths: npt.NDArray[np.int32], max_batch_tokens: int) -> list[Batch]:
+    """Group rows of equal padded length into batches of at most `max_batch_tokens` slots.
 
-    The longest come first, so that the largest allocation does. A row longer than the budget runs alone.
+    Long rows come first, so that the first batch makes the largest allocation. A row longer than the budget
+    runs alone.
 
     Args:
         lengths: int32[n], tokens of each row.
-        max_batch_tokens: Bound on rows x padded length of a batch, at least 1.
+        max_batch_tokens: Maximum of rows x padded length per batch, at least 1.
     """
     padded = padded_lengths(lengths)
     order = np.argsort(-padded, kind="stable")
@@ -80,14 +80,14 @@ def plan(lengths: npt.NDArray[np.int32], max_batch_tokens: int) -> list[Batch]:
     return batches
 
 
-def plan_packed(lengths: npt.NDArray[np.int32], max_batch_tokens: int) -> list[Batch]:
-    """Group rows so that no batch has more than `max_batch_tokens` tokens, longest first.
+def packed_batches(lengths: npt.NDArray[np.int32], max_batch_tokens: int) -> list[Batch]:
+    """Group rows into batches of at most `max_batch_tokens` tokens, longest rows first.
 
     A row longer than the budget runs alone.
 
     Args:
         lengths: int32[n], tokens of each row.
-        max_batch_tokens: Bound on the tokens of a batch, at least 1.
+        max_batch_tokens: Maximum tokens per batch, at least 1.
     """
     order = np.argsort(-lengths, kind="stable")
     ends = np.cumsum(lengths[order], dtype=np.int64)
@@ -101,53 +101,54 @@ def plan_packed(lengths: npt.NDArray[np.int32], max_batch_tokens: int) -> list[B
     return batches
 
 
-def pack(
-    ids: Sequence[npt.NDArray[np.int32]], batch: Batch
+def pack_cpu(
+    ids: Sequence[npt.NDArray[np.int32]], batch: Batch, pad_id: int, *, counts_from_pad: bool
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """Lay the rows of a batch end to end.
+    """Concatenate the rows of a batch.
+
+    Args:
+        ids: int32[tokens] per row.
+        batch: Rows of the batch.
+        pad_id: Id of the pad token.
+        counts_from_pad: Number the tokens of a row as RoBERTa does: from 1, and 0 for a pad token that occurs
+            in the text itself. If False, number all tokens of a row from 0.
 
     Returns:
-        input_ids int64[tokens]; position_ids int64[tokens], each token's position in its own row from 0;
-        offsets int32[n + 1], where each row begins, and the end of the last.
+        input_ids int64[tokens]; position_ids int64[tokens]; offsets int32[n + 1], the start of each row and
+        the end of the last one.
     """
     rows = [ids[row] for row in batch.rows]
     offsets = np.zeros(len(rows) + 1, dtype=np.int32)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
-    position_ids = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], np.diff(offsets))
-    return np.concatenate(rows).astype(np.int64), position_ids, offsets
+    input_ids = np.concatenate(rows).astype(np.int64)
+    if counts_from_pad:
+        return input_ids, _counted(input_ids != pad_id, offsets), offsets
+    return input_ids, np.arange(len(input_ids)) - np.repeat(offsets[:-1], np.diff(offsets)), offsets
 
 
-def pack_for_cuda(
+def pack_cuda(
     ids: Sequence[npt.NDArray[np.int32]], batch: Batch, pad_id: int, *, counts_from_pad: bool
-) -> Packed:
-    """`pack` with what CUDA's packed attention and the pooling behind it need.
-
-    Args:
-        ids: Of all rows.
-        batch: Which of them.
-        pad_id: Id of padding.
-        counts_from_pad: Whether positions count the tokens that are not pad tokens, from 1, with 0 for a pad
-            token that was typed in a text; otherwise they count all tokens from 0.
-    """
-    input_ids, from_zero, offsets = pack(ids, batch)
+) -> PackedCudaInputs:
+    """Concatenate the rows like `pack_cpu` and add the inputs for packed attention and pooling on CUDA."""
+    input_ids, position_ids, offsets = pack_cpu(ids, batch, pad_id, counts_from_pad=counts_from_pad)
     lengths = np.diff(offsets)
-    positions = _counted(input_ids != pad_id, offsets, lengths) if counts_from_pad else from_zero
     text_of_token = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
-    return Packed(input_ids, positions, text_of_token, token_offsets(lengths), offsets)
+    return PackedCudaInputs(input_ids, position_ids, text_of_token, token_offsets(lengths), offsets)
 
 
 def token_offsets(lengths: npt.NDArray[np.int32], padded_length: int | None = None) -> npt.NDArray[np.int32]:
-    """Return where packed tokens would be if their texts were padded on the right, then the slots of padding.
+    """Return the `token_offset` input of ONNX Runtime's PackedMultiHeadAttention.
 
-    This is an input of ONNX Runtime's PackedMultiHeadAttention. Lengths [1, 2] give [[0, 2], [3, 1]]: the
-    tokens are in slots 0, 2 and 3 of two rows of two slots, the padding is in slot 1.
+    It lists the slots that the packed tokens would have with padding on the right, followed by the slots of
+    the padding. Lengths [1, 2] result in [[0, 2], [3, 1]]: in two rows of two slots, the tokens are in slots
+    0, 2 and 3, and slot 1 is padding.
 
     Args:
-        lengths: int32[n], at least 1 each.
-        padded_length: Slots of a text; None takes the longest length.
+        lengths: int32[n], each at least 1.
+        padded_length: Slots per text; None uses the longest length.
 
     Returns:
-        int32[n, padded_length], each number from 0 to n x padded_length - 1 once.
+        int32[n, padded_length]: a permutation of 0 to n x padded_length - 1.
     """
     shape = (len(lengths), padded_length or int(lengths.max()))
     slots = np.arange(shape[0] * shape[1], dtype=np.int32).reshape(shape)
@@ -155,22 +156,20 @@ def token_offsets(lengths: npt.NDArray[np.int32], padded_length: int | None = No
     return np.concatenate([slots[real], slots[~real]]).reshape(shape)
 
 
-def _counted(
-    counts: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]
-) -> npt.NDArray[np.int64]:
-    """Number of tokens that count up to each, in its own text; 0 for those that do not count."""
+def _counted(counts: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Number the True values of each row from 1; False values get 0."""
     total = np.cumsum(counts, dtype=np.int64)
     before = np.concatenate([[0], total])[offsets[:-1]]
-    return np.asarray((total - np.repeat(before, lengths)) * counts)
+    return np.asarray((total - np.repeat(before, np.diff(offsets))) * counts)
 
 
 def pad(
     ids: Sequence[npt.NDArray[np.int32]], batch: Batch, pad_id: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Lay the rows of a batch side by side, padded on the right.
+    """Stack the rows of a batch with padding on the right.
 
     Returns:
-        input_ids and attention_mask, both int64[n, padded_length]; the mask is 1 on tokens and 0 on padding.
+        input_ids and attention_mask, both int64[n, padded_length]. The mask is 1 for tokens, 0 for padding.
     """
     shape = (len(batch.rows), batch.padded_length)
     input_ids = np.full(shape, pad_id, dtype=np.int64)

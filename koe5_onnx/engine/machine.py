@@ -1,7 +1,4 @@
-"""What this machine offers: cores that may be used, and instructions that matter for speed.
-
-Reads the kernel's files only; decides nothing about sessions (session.py does).
-"""
+"""Usable CPU cores and relevant CPU instructions, read from /proc and /sys."""
 
 from __future__ import annotations
 
@@ -11,30 +8,42 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from koe5_onnx.errors import InputError
+
 INT8_INSTRUCTIONS = ("amx_int8", "avx512_vnni", "avx_vnni", "asimddp", "i8mm")
-"""Kernel flags of the dot products that int8 artifacts are fast and exact with (x86 and ARM)."""
+"""CPU flags (x86 and ARM) of the instructions with which int8 artifacts are fast and exact."""
+
+THREADS_VARIABLE = "KOE5_ONNX_THREADS"
 
 _SHOWN = (*INT8_INSTRUCTIONS, "amx_bf16", "avx512_bf16", "avx512f", "avx2", "sve", "bf16")
 
 
 @dataclass(frozen=True)
 class Cores:
-    """How many threads this process should use, and why."""
+    """Number of threads that this process should use, with the reason."""
 
     count: int
     reason: str
 
 
 def usable_cores(root: Path = Path("/")) -> Cores:
-    """Physical cores within the CPU affinity and the cgroup's CPU quota, at least 1.
+    """Count the physical cores within the CPU affinity and the cgroup's CPU quota, at least 1.
 
-    The host's core count is no guide in a container: ONNX Runtime's own default ignores quotas.
-    A fractional quota is rounded down, so that the kernel never throttles the process.
+    ONNX Runtime's default ignores quotas, which is wrong in containers. A fractional quota is rounded down,
+    so that the kernel does not throttle the process. The environment variable KOE5_ONNX_THREADS replaces the
+    result, for containers with a CPU request but no limit.
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
 
     Args:
-        root: Where /proc and /sys are looked up.
+        root: Folder that contains /proc and /sys.
+
+    Raises:
+        InputError: KOE5_ONNX_THREADS is not a whole number above 0.
     """
+    if given := os.environ.get(THREADS_VARIABLE, "").strip():
+        if not given.isdecimal() or int(given) < 1:
+            raise InputError(f"{THREADS_VARIABLE} is {given!r}: expected a whole number above 0")
+        return Cores(int(given), f"{THREADS_VARIABLE} is set")
     allowed = _allowed_cpus()
     physical = len({_core_of(cpu, root) for cpu in allowed})
     reason = f"{len(allowed)} CPUs allowed, {physical} physical cores"
@@ -45,7 +54,7 @@ def usable_cores(root: Path = Path("/")) -> Cores:
 
 
 def cpu_features(root: Path = Path("/")) -> tuple[str, ...]:
-    """Those instruction set extensions of this CPU that matter here, by the kernel's names."""
+    """Return the relevant CPU flags of this CPU, as named by Linux; empty if unknown."""
     info = root / "proc/cpuinfo"
     if not info.is_file():
         return ()
@@ -58,7 +67,7 @@ def cpu_features(root: Path = Path("/")) -> tuple[str, ...]:
 
 
 def cpu_name(root: Path = Path("/")) -> str:
-    """The CPU's name as the kernel gives it, else the architecture."""
+    """Return the CPU's model name, or the architecture if it is unknown."""
     info = root / "proc/cpuinfo"
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -75,19 +84,19 @@ def _allowed_cpus() -> list[int]:
 
 
 def _core_of(cpu: int, root: Path) -> str:
-    """A name of the physical core that `cpu` belongs to: the list of its hyper-threads."""
+    """Return an identifier of the physical core of `cpu`: the list of its hyper-threads."""
     siblings = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
     return siblings.read_text().strip() if siblings.is_file() else str(cpu)
 
 
 def _cgroup_quota(root: Path) -> float | None:
-    """The tightest CPU quota of this process' cgroups, in CPUs; None where nothing limits it."""
+    """Return the lowest CPU quota of the process's cgroups, in CPUs; None if there is no quota."""
     quotas = [quota for folder in _cgroup_folders(root) if (quota := _quota_of(folder)) is not None]
     return min(quotas, default=None)
 
 
 def _cgroup_folders(root: Path) -> Iterator[Path]:
-    """The process' cgroup folders and their parents, for cgroup v2 and the cpu controller of v1."""
+    """Yield the process's cgroup folders and their parents, for cgroup v2 and the cpu controller of v1."""
     membership = root / "proc/self/cgroup"
     if not membership.is_file():
         return

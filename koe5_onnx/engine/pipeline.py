@@ -1,9 +1,7 @@
-"""Token ids to embeddings: windows of texts tokenized ahead, batches run in parallel.
+"""Tokenize texts in windows and run the batches of each window in parallel.
 
-One window of texts is tokenized while the window before it runs. Each window is planned by itself; threads
-take the next batch from one plan and write into their rows of one output.
-
-texts -> windows of ids (one ahead) -> plan -> threads: lay out, run, out[rows]
+A window is tokenized while the previous one runs. Each window has its own batches. Several threads take
+batches and write the embeddings to their rows of a shared output array.
 """
 
 from __future__ import annotations
@@ -16,28 +14,29 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx.engine.batching import Batch, pack, pack_for_cuda, pad, plan, plan_packed
+from koe5_onnx.engine.batching import Batch, pack_cpu, pack_cuda, packed_batches, pad, padded_batches
 from koe5_onnx.engine.session import Session
 from koe5_onnx.errors import OutOfMemoryError, SmallerBatchWarning
 from koe5_onnx.text.tokenizer import Tokenizer, Tokens
 
 WINDOW_TEXTS = 4096
-"""Enough for full batches of nearly every padded length, few enough to keep the ids of a long run small."""
+"""Texts per window: enough to fill batches of nearly every padded length, while bounding memory for ids."""
 
 
 def tokenize_ahead(tokenizer: Tokenizer, texts: Sequence[str], window: int) -> Iterator[Tokens]:
-    """Yield the tokens of `texts` by windows; each window is tokenized while the caller uses the one before.
+    """Yield the tokens of `texts` in windows, tokenizing the next window in a background thread.
 
     Args:
-        tokenizer: Safe to use from another thread.
-        texts: Already checked, with their prompts.
+        tokenizer: Tokenizer.
+        texts: Valid texts with their prompts.
         window: Texts per window, at least 1.
     """
     starts = range(0, len(texts), window)
     if len(starts) < 2:
         yield from (tokenizer.encode(texts) for _ in starts)
         return
-    with ThreadPoolExecutor(1, "koe5-tokenize") as ahead:
+    ahead = ThreadPoolExecutor(1, "koe5-tokenize")
+    try:
         following = ahead.submit(tokenizer.encode, texts[:window])
         for start in starts:
             tokens = following.result()
@@ -45,6 +44,9 @@ def tokenize_ahead(tokenizer: Tokenizer, texts: Sequence[str], window: int) -> I
             if len(rest):
                 following = ahead.submit(tokenizer.encode, rest)
             yield tokens
+    finally:
+        # If the garbage collector closes this generator in the background thread, waiting would be for itself.
+        ahead.shutdown(wait=False, cancel_futures=True)
 
 
 def run_batches(
@@ -60,19 +62,19 @@ def run_batches(
     """Embed one window.
 
     Args:
-        session: Runs each batch on `session.threads` threads.
-        tokens: The window's ids.
+        session: Session, which runs each batch on `session.threads` threads.
+        tokens: Tokens of the window.
         out: float32[n, dim], written in place.
-        max_batch_tokens: Slots of a batch.
-        parallel_batches: Threads that run batches at the same time, including the caller's.
-        on_batch: Called after each batch with its tokens; never from two threads at once.
-        halve: Continue with half the batch if one does not fit into the device's memory.
+        max_batch_tokens: Slots per batch.
+        parallel_batches: Batches that run at the same time, including one in the caller's thread.
+        on_batch: Called after each batch with its number of tokens, never from two threads at once.
+        halve: Once a batch does not fit into device memory, split it and all later batches in half.
 
     Raises:
-        OutOfMemoryError: A batch does not fit, and with `halve` its halves do not either.
+        OutOfMemoryError: A batch does not fit into device memory, or with `halve`, half of a batch.
     """
     lengths = tokens.lengths
-    batches = (plan_packed if session.graph.is_packed else plan)(lengths, max_batch_tokens)
+    batches = (packed_batches if session.graph.is_packed else padded_batches)(lengths, max_batch_tokens)
     work = _Work(batches)
 
     def run() -> None:
@@ -81,10 +83,10 @@ def run_batches(
                 out[batch.rows] = run_batch(session, tokens.ids, batch, halve=halve)
                 with work.lock:
                     on_batch(int(lengths[batch.rows].sum()))
-        except BaseException as error:  # noqa: BLE001 - it is raised again, in the caller's thread
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             work.error = error
 
-    # Threads for one call, not a pool: they need no closing and cannot be lost in a fork.
+    # New threads for each call. Unlike a pool, they need no cleanup and are not lost in a fork.
     others = [threading.Thread(target=run) for _ in range(1, min(parallel_batches, len(batches)))]
     for thread in others:
         thread.start()
@@ -93,7 +95,7 @@ def run_batches(
         for thread in others:
             thread.join()
     except BaseException as error:
-        work.error = error  # an interrupt: the others stop after their batch
+        work.error = error  # after an interrupt, the other threads stop after their current batch
         raise
     if work.error is not None:
         raise work.error
@@ -102,15 +104,15 @@ def run_batches(
 def run_batch(
     session: Session, ids: Sequence[npt.NDArray[np.int32]], batch: Batch, *, halve: bool = True
 ) -> npt.NDArray[np.float32]:
-    """Embed the rows of one batch; in two halves once a batch did not fit into the device's memory.
+    """Embed the rows of one batch, or its two halves after any batch did not fit into device memory.
 
-    If a half does not fit either, something else takes the memory, and dividing further would only be slow.
+    Batches are not divided further: if half of a batch does not fit, something else occupies the memory.
 
     Returns:
         float32[n, dim] in the order of `batch.rows`.
 
     Raises:
-        OutOfMemoryError: A half, or one text, does not fit.
+        OutOfMemoryError: Half of the batch, or a single text, does not fit.
     """
     if not session.halves:
         try:
@@ -119,8 +121,10 @@ def run_batch(
             if len(batch.rows) < 2 or not halve:
                 raise
             session.halves = True
-            warnings.warn(f"batches run in halves from now on: {error}", SmallerBatchWarning, stacklevel=2)
-    # Every second row: rows are sorted by length, so both halves have about as many tokens.
+            warnings.warn(
+                f"all further batches are split in half, because {error}", SmallerBatchWarning, stacklevel=2
+            )
+    # Rows are sorted by length, so taking every second row balances the tokens of both halves.
     halves = [part for part in (slice(0, None, 2), slice(1, None, 2)) if len(batch.rows[part])]
     found = [
         session.run(*_inputs(session, ids, Batch(batch.rows[part], batch.padded_length))) for part in halves
@@ -134,16 +138,15 @@ def run_batch(
 def _inputs(
     session: Session, ids: Sequence[npt.NDArray[np.int32]], batch: Batch
 ) -> Sequence[npt.NDArray[np.int64] | npt.NDArray[np.int32]]:
-    """Lay out a batch as the session's graph takes it."""
-    if session.graph.layout == "packed":
-        return pack(ids, batch)
-    if session.graph.layout == "packed_cuda":
-        return pack_for_cuda(ids, batch, session.pad_id, counts_from_pad=session.counts_from_pad)
-    return pad(ids, batch, session.pad_id)
+    """Create the input arrays of a batch for the session's graph."""
+    if not session.graph.is_packed:
+        return pad(ids, batch, session.pad_id)
+    layout = pack_cpu if session.graph.layout == "packed_cpu" else pack_cuda
+    return layout(ids, batch, session.pad_id, counts_from_pad=session.counts_from_pad)
 
 
 class _Work:
-    """Batches that several threads take in order, each once; the first error stops them all."""
+    """Batches distributed to several threads; the first error stops all of them."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self.error: BaseException | None = None
@@ -151,6 +154,6 @@ class _Work:
         self._waiting = iter(batches)
 
     def take(self) -> Batch | None:
-        """Return the next batch; None if there is none or one has failed."""
+        """Return the next batch; None if none is left or a batch has failed."""
         with self.lock:
             return next(self._waiting, None) if self.error is None else None

@@ -1,6 +1,6 @@
-"""The installed ONNX Runtime, and whether one of its providers runs an artifact.
+"""Import ONNX Runtime and check that an execution provider can run an artifact.
 
-The only file that imports onnxruntime; others are given the module.
+Only this module imports onnxruntime. It passes the module on as an argument.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from koe5_onnx.artifact import Artifact, Target
+from koe5_onnx.artifact import PRECISIONS, Artifact, Target
 from koe5_onnx.engine.machine import cpu_features
 from koe5_onnx.errors import MissingDependencyError, ProviderError, UnsuitedCpuWarning
 
@@ -18,24 +18,19 @@ Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider"]
 CPU: Provider = "CPUExecutionProvider"
 CUDA: Provider = "CUDAExecutionProvider"
 
-_PRECISIONS_FOR = {
-    "cpu": "--precision fp32, int8, int8-block or int4-block",
-    "cuda": "--precision fp32 or fp16",
-}
-
 
 def import_onnxruntime() -> Any:
-    """The module onnxruntime, of whichever wheel is installed.
+    """Import onnxruntime from the installed wheel, with telemetry disabled.
 
-    Its wheels report usage to their maker unless ORT_DISABLE_TELEMETRY is set before the import, and the
-    reporting thread makes a forked child hang when it exits. So it is set here, unless the caller did.
+    The wheels send usage data to Microsoft unless ORT_DISABLE_TELEMETRY is set before the import, and the
+    telemetry thread makes a forked child hang when it exits. A value set by the user is kept.
     Source: https://github.com/microsoft/onnxruntime/blob/main/docs/Privacy.md
 
     Raises:
-        MissingDependencyError: There is none, or one wheel was uninstalled over the other.
+        MissingDependencyError: onnxruntime is not installed, or uninstalling a second wheel removed files.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    purpose = "running an artifact (on the CPU; for CUDA it is 'koe5-onnx[gpu]', never both)"
+    purpose = "running an artifact on the CPU (on CUDA, install the extra gpu instead)"
     try:
         import onnxruntime
     except ImportError as error:
@@ -46,40 +41,41 @@ def import_onnxruntime() -> Any:
 
 
 def require_provider(ort: Any, artifact: Artifact, provider: Provider) -> None:
-    """Make sure that the installed wheel has the provider and that the artifact is made for it.
+    """Check that the installed wheel has the provider and that the artifact supports it.
 
     Raises:
-        ProviderError: One is not so.
+        ProviderError: The provider is missing, or the artifact does not support it.
     """
     if provider not in ort.get_available_providers():
         raise ProviderError(
             f"the installed ONNX Runtime {ort.__version__} has no {provider}, only "
-            f"{', '.join(ort.get_available_providers())}. For CUDA: pip uninstall onnxruntime, then "
-            "pip install 'koe5-onnx[gpu]'"
+            f"{', '.join(ort.get_available_providers())}. To use CUDA, run pip uninstall onnxruntime, then "
+            "pip install '.[gpu]' in a clone of koe5-onnx"
         )
     manifest = artifact.manifest
     device = "cpu" if provider == CPU else "cuda"
     if device not in manifest.target.devices:
+        suitable = [name for name, devices in PRECISIONS.items() if device in devices]
         raise ProviderError(
-            f"{artifact.path} is {manifest.precision}, made for "
-            f"{' and '.join(manifest.target.devices)}: it does not run on {device}; "
-            f"export with {_PRECISIONS_FOR[device]}"
+            f"{artifact.path} has precision {manifest.precision}, which runs on "
+            f"{' and '.join(manifest.target.devices)} but not on {device}. "
+            f"Export it with a --precision for {device}: {', '.join(suitable)}"
         )
 
 
 def warn_if_unsuited(artifact: Artifact) -> None:
-    """Warn where this CPU does not suit the artifact."""
+    """Warn if this CPU lacks the instructions that the artifact needs."""
     if reason := unsuited(artifact.manifest.target, cpu_features()):
         warnings.warn(
-            f"{artifact.path} is {artifact.manifest.precision}, {reason}", UnsuitedCpuWarning, stacklevel=2
+            f"{artifact.path} ({artifact.manifest.precision}) is {reason}", UnsuitedCpuWarning, stacklevel=2
         )
 
 
 def unsuited(target: Target, features: Sequence[str]) -> str | None:
-    """Why a CPU with these `features` does not suit an artifact; None where it does or names none."""
+    """Return why a CPU with `features` is unsuitable; None if it is suitable or its features are unknown."""
     if not target.instructions or not features or set(features) & set(target.instructions):
         return None
     return (
-        f"made for CPUs with one of {', '.join(target.instructions)}; "
-        f"this one has none of them: {target.without}"
+        f"intended for CPUs with one of {', '.join(target.instructions)}, and this CPU has none of them: "
+        f"{target.without}"
     )

@@ -1,12 +1,12 @@
-"""The rows of all waiting calls, and which of them run next. No threads and no clock of its own.
+"""A fair queue for the rows of concurrent calls. It is not thread-safe and uses no clock.
 
-Each call (of an AsyncEmbedder, or a request to the server) is a flow of start-time fair queueing: a row's tag
-is the virtual time at which it would begin if every call had an equal share of the machine. A query that
-arrives behind a call with a thousand pages therefore has the lowest tag. Among themselves the rows of a call
-run longest first.
+Scheduling is start-time fair queueing with one flow per call (of an AsyncEmbedder) or request (to the
+server). The tag of a row is the virtual time at which it would start if all calls shared the machine
+equally, and the row with the lowest tag runs first. A query therefore runs before the remaining rows of a
+large call that arrived earlier. Rows of the same call run longest first.
 
-Rows of one batch are equally long after padding, or any where nothing is padded; short and long texts do not
-share one, so that a query never takes as long as a page.
+With the padded graph, all rows of a batch have the same padded length. Short and long texts never share a
+batch, so that a query does not take as long as a long passage.
 """
 
 from __future__ import annotations
@@ -20,53 +20,54 @@ import numpy as np
 import numpy.typing as npt
 
 SHORT_TOKENS = 128
-"""Queries and sentences: what may run beside long texts."""
+"""Maximum length of a short text in tokens, such as a query or a sentence."""
 EXPRESS_TOKENS = 256
-"""Most tokens of a batch that runs beside long texts."""
+"""Maximum tokens of a short batch that runs in addition to long ones."""
 _MOST_GIVEN_UP = 4096
-"""Rows nobody waits for that may stay until their turn comes; more only where as many are waited for."""
+"""Maximum number of cancelled rows in the heaps, or the number of active rows if that is larger."""
 
 
 @dataclass(eq=False)
 class Job:
-    """The rows of one call."""
+    """The rows of one call or request."""
 
     ids: Sequence[npt.NDArray[np.int32]]
     out: npt.NDArray[np.float32]
     """float32[n, dim], filled row by row."""
     done: Callable[[BaseException | None], None]
-    """Called once, from any thread, when all rows are there or one has failed."""
+    """Called once, from any thread, when all rows have run or one has failed."""
     arrived_s: float
     left: int = 0
-    """Rows without an answer."""
+    """Number of rows without a result."""
     waiting_tokens: int = 0
     started_s: float | None = None
-    """When its first row ran."""
+    """Time at which the first row started; None while all rows are queued."""
     waiting_rows: int = 0
     ended: bool = False
-    """Answered, failed or given up: its rows are skipped."""
+    """True if the job is complete, failed or cancelled. Its remaining rows are skipped."""
 
     @property
     def has_begun(self) -> bool:
-        """Whether a row of it has been taken."""
+        """True if a row of the job has left the queue."""
         return self.waiting_rows < len(self.ids)
 
 
 @dataclass(eq=False)
-class Row:
-    """One text of a job."""
+class QueuedRow:
+    """A text of a job."""
 
     job: Job
     number: int
     tokens: int
-    padded_length: int
+    slots: int
+    """Tokens with padding; the packed graph adds none."""
 
 
 @dataclass
 class QueuedBatch:
-    """Rows of waiting jobs that run together."""
+    """Queued rows that run as one batch."""
 
-    rows: list[Row]
+    rows: list[QueuedRow]
     is_short: bool
 
     @property
@@ -77,52 +78,52 @@ class QueuedBatch:
     @property
     def slots(self) -> int:
         """Tokens with padding."""
-        return sum(row.padded_length for row in self.rows)
+        return sum(row.slots for row in self.rows)
 
 
 @dataclass(order=True)
 class _Tagged:
     start: float
     order: int
-    row: Row = field(compare=False)
+    row: QueuedRow = field(compare=False)
 
 
-class Queue:
-    """Waiting rows.
+class BatchQueue:
+    """Queued rows of all jobs.
 
     Args:
-        max_batch_tokens: Slots of a batch; a longer row runs alone.
-        padded_lengths: See `Session.padded_lengths`.
-        is_packed: True if rows of any lengths may share a batch.
+        max_batch_tokens: Slots per batch; a longer row runs alone.
+        slots_per_row: See `Session.slots_per_row`.
+        is_packed: True if rows of different lengths may share a batch.
     """
 
     def __init__(
         self,
         max_batch_tokens: int,
-        padded_lengths: Callable[[npt.NDArray[np.int32]], npt.NDArray[np.int32]],
+        slots_per_row: Callable[[npt.NDArray[np.int32]], npt.NDArray[np.int32]],
         *,
         is_packed: bool,
     ) -> None:
         self.tokens = 0
-        """Of all that wait."""
+        """Total of queued tokens."""
         self._max_batch_tokens = max_batch_tokens
-        self._padded_lengths, self._is_packed = padded_lengths, is_packed
+        self._slots_per_row, self._is_packed = slots_per_row, is_packed
         self._groups: dict[tuple[bool, int], list[_Tagged]] = {}
         self._now = 0.0
         self._rows = self._given_up = 0
-        """Of all heaps, and those among them that nobody waits for."""
+        """Number of rows in all heaps, and how many of them are cancelled."""
         self._order = itertools.count()
 
     def add(self, job: Job) -> None:
-        """Let all rows of a job wait."""
+        """Queue all rows of a job."""
         lengths = np.fromiter((len(ids) for ids in job.ids), np.int32, len(job.ids))
         start = self._now
-        tokens_of, padded_of = lengths.tolist(), self._padded_lengths(lengths).tolist()
-        # Longest first: rows of like length fill batches best.
+        tokens_of, slots_of = lengths.tolist(), self._slots_per_row(lengths).tolist()
+        # Longest first, so that rows of similar length end up in the same batch.
         for number in np.argsort(-lengths, kind="stable").tolist():
-            tokens, padded = tokens_of[number], padded_of[number]
-            group = (tokens <= SHORT_TOKENS, 0 if self._is_packed else padded)
-            tagged = _Tagged(start, next(self._order), Row(job, number, tokens, padded))
+            tokens, slots = tokens_of[number], slots_of[number]
+            group = (tokens <= SHORT_TOKENS, 0 if self._is_packed else slots)
+            tagged = _Tagged(start, next(self._order), QueuedRow(job, number, tokens, slots))
             heapq.heappush(self._groups.setdefault(group, []), tagged)
             start += tokens
         job.left = job.waiting_rows = len(job.ids)
@@ -131,7 +132,7 @@ class Queue:
         self.tokens += job.waiting_tokens
 
     def give_up(self, job: Job) -> None:
-        """Forget the waiting rows of a job; those that run already run on for nobody."""
+        """Cancel the queued rows of a job. Rows that are already running finish, and are discarded."""
         if job.ended:
             return
         job.ended = True
@@ -141,20 +142,20 @@ class Queue:
         if self._given_up > max(_MOST_GIVEN_UP, self._rows - self._given_up):
             self._sweep()
 
-    def peek(self, *, short_only: bool = False) -> tuple[Row, bool] | None:
-        """The row that begins the next batch, and whether the batch would be full; None where none waits."""
+    def peek(self, *, short_only: bool = False) -> tuple[QueuedRow, bool] | None:
+        """Return the first row of the next batch, and True if the batch is full; None if there is no row."""
         group = self._next_group(short_only=short_only)
         if group is None:
             return None
         waiting = self._groups[group]
-        # An upper bound: rows that were given up are still counted.
-        return waiting[0].row, sum(one.row.padded_length for one in waiting) >= self._max_batch_tokens
+        # An upper bound, because cancelled rows are included.
+        return waiting[0].row, sum(one.row.slots for one in waiting) >= self._max_batch_tokens
 
     def take(self, *, short_only: bool = False) -> QueuedBatch | None:
-        """The next batch, no longer waiting; None where none waits.
+        """Remove and return the next batch; None if there is none.
 
         Args:
-            short_only: Few rows, short ones of jobs that have not begun: the batch is to run beside others.
+            short_only: Take at most `EXPRESS_TOKENS` tokens, from short rows of jobs that have not started.
         """
         group = self._next_group(short_only=short_only)
         if group is None:
@@ -163,11 +164,11 @@ class Queue:
         self._now = max(self._now, self._groups[group][0].start)
         return QueuedBatch(self._fill(group, budget, fresh_only=short_only), group[0])
 
-    def _fill(self, group: tuple[bool, int], budget: int, *, fresh_only: bool) -> list[Row]:
+    def _fill(self, group: tuple[bool, int], budget: int, *, fresh_only: bool) -> list[QueuedRow]:
         waiting, slots = self._groups[group], 0
-        rows: list[Row] = []
+        rows: list[QueuedRow] = []
         begun: set[Job] = set()
-        while waiting and (not rows or slots + waiting[0].row.padded_length <= budget):
+        while waiting and (not rows or slots + waiting[0].row.slots <= budget):
             job = waiting[0].row.job
             if job.ended:
                 self._pop(waiting)
@@ -177,7 +178,7 @@ class Queue:
             begun.add(job)
             row = self._pop(waiting)
             rows.append(row)
-            slots += row.padded_length
+            slots += row.slots
             row.job.waiting_rows -= 1
             row.job.waiting_tokens -= row.tokens
             self.tokens -= row.tokens
@@ -197,7 +198,7 @@ class Queue:
         return best
 
     def _drop_ended(self, group: tuple[bool, int]) -> bool:
-        """Whether a row is left at the head of a group."""
+        """Remove ended rows from the head of a group; return True if rows are left."""
         waiting = self._groups[group]
         while waiting and waiting[0].row.job.ended:
             self._pop(waiting)
@@ -205,14 +206,14 @@ class Queue:
             del self._groups[group]
         return bool(waiting)
 
-    def _pop(self, waiting: list[_Tagged]) -> Row:
+    def _pop(self, waiting: list[_Tagged]) -> QueuedRow:
         row = heapq.heappop(waiting).row
         self._rows -= 1
         self._given_up -= row.job.ended
         return row
 
     def _sweep(self) -> None:
-        """Let go of what was given up; clients that come and go would fill the memory with it."""
+        """Remove cancelled rows, since disconnecting clients would otherwise fill the memory."""
         for group, waiting in list(self._groups.items()):
             kept = [one for one in waiting if not one.row.job.ended]
             if kept:

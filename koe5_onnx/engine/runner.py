@@ -1,16 +1,14 @@
-"""Threads that take batches from the queue and run them, all on one session.
+"""Threads that take batches from the queue and run them on one session.
 
-As many batches run at once as `parallel_batches` says. One more may run beside them while all of those are
-long and the extra one is short and of jobs that have not begun: the cores are shared for a moment, and a
-query need not wait for a page to end. Short rows of jobs in work wait their turn: sharing the cores makes
-both batches slower. ONNX Runtime runs several batches of one session at a time without a second copy of the
-weights.
+Up to `parallel_batches` batches run at the same time. One additional batch may run if all running batches
+have long texts and it has only short texts of jobs that have not started, so that a query does not wait
+for a long passage. Short rows of started jobs wait, because sharing the cores slows down both batches. ONNX
+Runtime can run several batches of one session at the same time without a second copy of the weights.
 """
 
 from __future__ import annotations
 
 import atexit
-import math
 import os
 import threading
 import time
@@ -22,52 +20,42 @@ import numpy.typing as npt
 
 from koe5_onnx.engine.batching import Batch
 from koe5_onnx.engine.pipeline import run_batch
-from koe5_onnx.engine.queue import Job, Queue, QueuedBatch
+from koe5_onnx.engine.queue import BatchQueue, Job, QueuedBatch
 from koe5_onnx.engine.session import Session
 from koe5_onnx.errors import ProviderError
 
 _SMOOTHING = 0.2
-"""Weight of the newest batch in the speed that the time to drain is reckoned from."""
+"""Weight of the latest batch in the moving average of the speed, from which the drain time is estimated."""
 _RUNNERS: weakref.WeakSet[Runner] = weakref.WeakSet()
-"""Those of this process, for `_stop_all`."""
-
-
-class QueueFullError(Exception):
-    """A job is not accepted, as too much waits already."""
-
-    def __init__(self, waiting_tokens: int, drain_s: float) -> None:
-        super().__init__(f"{waiting_tokens:,} tokens wait already")
-        self.waiting_tokens, self.drain_s = waiting_tokens, drain_s
-        """Seconds until half of the queue is done."""
+"""All runners in this process, for `_stop_all`."""
 
 
 class Observer:
-    """Receives what a runner does, on its threads. This default implementation ignores it."""
+    """Callbacks for the events of a runner, called on its threads. The default methods ignore all events."""
 
     def job_started(self, waited_s: float) -> None:
-        """The first row of a job left the queue."""
+        """Handle the start of a job's first row, after `waited_s` seconds in the queue."""
 
     def batch_ran(self, batch: QueuedBatch, seconds: float) -> None:
-        """A batch ended well."""
+        """Handle a batch that ran without an error."""
 
     def batch_failed(self, error: BaseException) -> None:
-        """A batch, or a row of one, failed."""
+        """Handle an error of a batch or of one of its rows."""
 
     def faults_of(self, embeddings: npt.NDArray[np.float32]) -> Sequence[BaseException | None]:
-        """Return why the job of each row of float32[n, dim] must fail; None for rows that are fine."""
+        """Check embeddings float32[n, dim]. Return for each row None, or an error that fails its job."""
         return [None] * len(embeddings)
 
 
 class Runner:
-    """Runs what is submitted.
+    """Runs submitted jobs.
 
     Args:
-        session: Used from all threads; each batch runs in one of them.
-        max_batch_tokens: Slots of a batch.
-        parallel_batches: Batches at the same time; a short one may run in addition to long ones.
-        max_queue_tokens: More than that is refused.
-        max_wait_s: How long a batch that is not full waits for more.
-        observer: Receives what happens.
+        session: Session that all threads use.
+        max_batch_tokens: Slots per batch.
+        parallel_batches: Batches that run at the same time; one short batch may run in addition.
+        max_wait_s: Maximum time that a batch waits for more rows before it runs.
+        observer: Callbacks for events; None ignores them.
     """
 
     def __init__(
@@ -76,19 +64,18 @@ class Runner:
         *,
         max_batch_tokens: int,
         parallel_batches: int,
-        max_queue_tokens: float = math.inf,
         max_wait_s: float = 0.0,
         observer: Observer | None = None,
     ) -> None:
         self.tokens_per_s = 0.0
-        """Speed of late, 0 before the first batch."""
+        """Moving average of the speed; 0 before the first batch."""
         self.failure: BaseException | None = None
-        """Why the last batch failed; None where it did not."""
+        """Error of the last batch; None if it succeeded."""
         self._session, self._observer = session, observer or Observer()
-        self._max_queue_tokens, self._max_wait_s = max_queue_tokens, max_wait_s
-        self._queue = Queue(
+        self._max_wait_s = max_wait_s
+        self._queue = BatchQueue(
             max_batch_tokens,
-            session.padded_lengths,
+            session.slots_per_row,
             is_packed=session.graph.is_packed,
         )
         self._permits = parallel_batches
@@ -105,71 +92,67 @@ class Runner:
 
     @property
     def waiting_tokens(self) -> int:
-        """Tokens that have not begun to run."""
+        """Queued tokens."""
         return self._queue.tokens
 
     def submit(self, job: Job) -> None:
-        """Let a job run; `job.done` tells when.
+        """Queue a job. `job.done` is called when it has finished.
 
         Raises:
-            QueueFullError: Too much waits already.
             ProviderError: The runner is closed.
         """
-        tokens = sum(map(len, job.ids))
         with self._changed:
             if self._closing:
-                raise ProviderError("what runs the batches is closed: open the artifact again")
-            if self._queue.tokens + tokens > self._max_queue_tokens:
-                raise QueueFullError(self._queue.tokens, self._drain_s())
+                raise ProviderError("the embedder is closed. Open the artifact again")
             self._queue.add(job)
             self._wake_others()
 
     def give_up(self, job: Job) -> None:
-        """Nobody waits for this job any more."""
+        """Cancel a job."""
         with self._changed:
             if not job.ended:
                 self._queue.give_up(job)
 
+    def drain_s(self) -> float:
+        """Estimate the seconds until half of the queue has run, at most 60."""
+        return min(60.0, self._queue.tokens / 2 / self.tokens_per_s) if self.tokens_per_s else 1.0
+
     def close(self) -> None:
-        """Run what was accepted, then end the threads."""
+        """Run all queued jobs, then stop the threads."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self.join()
 
     def stop(self) -> None:
-        """Forget what waits and end the threads after the batches in work, without waiting for them."""
+        """Discard queued jobs and stop the threads after their current batches, without waiting for them."""
         with self._changed:
             self._closing = self._stopped = True
             self._changed.notify_all()
 
     def join(self) -> None:
-        """Wait for the threads, once they are to end."""
+        """Wait for the threads to end, after `stop` or `close`."""
         for thread in self._threads:
             thread.join()
-
-    def _drain_s(self) -> float:
-        """Until half of the queue is done."""
-        return min(60.0, self._queue.tokens / 2 / self.tokens_per_s) if self.tokens_per_s else 1.0
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:
             try:
                 self._run(batch)
             finally:
-                # Nobody is woken: this thread takes what may run next.
+                # No notification is needed: this thread takes the next batch itself.
                 with self._changed:
                     self._running.remove(batch)
-            del batch  # its jobs hold arrays, and the next may be long in coming
+            del batch  # frees the arrays of its jobs while this thread waits
 
     def _next(self) -> QueuedBatch | None:
-        """The next batch to run, once there is one; None where the runner is closed and the queue empty."""
+        """Wait for the next batch; None if the runner is stopped, or closed with an empty queue."""
         with self._changed:
             while not self._stopped:
                 batch, ready_in_s = self._take()
                 if batch is not None:
                     self._running.append(batch)
-                    # A short batch may be allowed beside this one.
+                    # One more batch, or an additional short one, may be able to run.
                     self._wake_others()
                     return batch
                 if self._closing and not self._queue.tokens:
@@ -179,19 +162,19 @@ class Runner:
             return None
 
     def _wake_others(self) -> None:
-        """Wake threads where one more batch may run; else they would only look and sleep on."""
+        """Wake the other threads only if another batch may run."""
         if self._may_begin():
             self._changed.notify_all()
 
     def _may_begin(self) -> bool:
-        """Whether one more batch may run, if it is a fitting one."""
+        """Return True if another batch may run. Beyond `parallel_batches`, it must be a short one."""
         running = len(self._running)
         return running < self._permits or (
             running == self._permits and not any(one.is_short for one in self._running)
         )
 
     def _take(self) -> tuple[QueuedBatch | None, float | None]:
-        """A batch that may run now, else the seconds until one may (None: when something changes)."""
+        """Return a batch that may run now, or None and the seconds to wait (None: until notified)."""
         if not self._may_begin():
             return None, None
         beside = len(self._running) == self._permits
@@ -205,7 +188,7 @@ class Runner:
     def _run(self, batch: QueuedBatch) -> None:
         try:
             self._embed(batch)
-        except Exception as error:  # noqa: BLE001 - the thread must live on, and the callers must hear of it
+        except Exception as error:  # noqa: BLE001 - the thread must go on, and the jobs must fail
             self._fail(error)
             self._finish(batch, None, error)
 
@@ -217,7 +200,8 @@ class Runner:
                     row.job.started_s = start
                     self._observer.job_started(start - row.job.arrived_s)
         ids = [row.job.ids[row.number] for row in batch.rows]
-        rows = Batch(np.arange(len(ids)), batch.rows[0].padded_length)  # all are of one padded length
+        # All rows of a padded batch have the same padded length.
+        rows = Batch(np.arange(len(ids)), batch.rows[0].slots)
         embeddings = run_batch(self._session, ids, rows)
         seconds = time.monotonic() - start
         self._finish(batch, embeddings, None)
@@ -228,7 +212,7 @@ class Runner:
     def _finish(
         self, batch: QueuedBatch, embeddings: npt.NDArray[np.float32] | None, error: BaseException | None
     ) -> None:
-        """Hand the rows to their jobs, and end the jobs that have all of theirs or lack one."""
+        """Copy the rows into their jobs; end jobs that are complete or have a failed row."""
         faults: Sequence[BaseException | None] = [error] * len(batch.rows)
         if embeddings is not None:
             faults = self._observer.faults_of(embeddings)
@@ -255,7 +239,7 @@ class Runner:
 
 
 def _stop_all() -> None:
-    """Let no batch be in work when the interpreter goes."""
+    """Stop all runners, so that no batch is running when the interpreter exits."""
     runners = list(_RUNNERS)
     for runner in runners:
         runner.stop()
@@ -265,5 +249,5 @@ def _stop_all() -> None:
 
 atexit.register(_stop_all)
 if hasattr(os, "register_at_fork"):
-    # Their threads stay in the parent; one of those may have held a lock.
+    # A child has no copies of the threads, and one of them may have held a lock at the fork.
     os.register_at_fork(after_in_child=_RUNNERS.clear)

@@ -1,7 +1,4 @@
-"""ONNX Runtime's sessions: options, threads, run().
-
-It takes padded or packed arrays and gives embeddings; it knows nothing of texts.
-"""
+"""ONNX Runtime sessions: options, threads and execution. Input arrays come from batching.py."""
 
 from __future__ import annotations
 
@@ -9,18 +6,18 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx.artifact import Artifact
+from koe5_onnx.artifact import WEIGHTS, Artifact
 from koe5_onnx.engine import shared_weights
-from koe5_onnx.engine.batching import Packed, padded_lengths
+from koe5_onnx.engine.batching import PackedCudaInputs, padded_lengths
 from koe5_onnx.engine.cuda import provider as cuda
 from koe5_onnx.engine.cuda.graph_capture import CapturedGraphs
-from koe5_onnx.engine.graphs import Graph, Layout, choose
+from koe5_onnx.engine.graphs import INPUTS, OUTPUT, Graph, choose
 from koe5_onnx.engine.machine import usable_cores
 from koe5_onnx.engine.providers import (
     CPU,
@@ -32,30 +29,25 @@ from koe5_onnx.engine.providers import (
 from koe5_onnx.errors import ArtifactError, OutOfMemoryError, ProviderError
 from koe5_onnx.options import EngineOptions
 
-INPUTS: Mapping[Layout, Sequence[str]] = {
-    "padded": ("input_ids", "attention_mask"),
-    "packed": ("input_ids", "places", "offsets"),
-    "packed_cuda": Packed._fields,
-}
-"""Names of a graph's inputs, in the order in which batching.py gives their arrays."""
 _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
-"""Those of this process, for `_after_fork`."""
+"""All sessions in this process, for `_after_fork`."""
 
 
 class Session:
-    """One graph loaded on one device; safe to run from several threads, and after a fork.
+    """A graph loaded on one device. Thread-safe, and usable after a fork.
 
-    ONNX Runtime's threads do not survive a fork, so the first run in a child process loads the graph again.
-    The child never frees its copy of the parent's graph (see `_leave_to_parent`); the pages are shared.
+    ONNX Runtime's threads do not survive a fork, so the first run in a child process reloads the graph. The
+    child never frees its copy of the parent's graph (see `_leave_to_parent`); its pages are shared with the
+    parent.
 
     Args:
-        artifact: The opened artifact.
-        options: How to open it. `threads` None takes all usable cores. Fields about batches and texts are not
-            used.
-        graph: The graph to run; None lets `options` choose.
+        artifact: Opened artifact.
+        options: Engine options. If `threads` is None, all usable cores are used. Options for batches and
+            texts are ignored.
+        graph: Graph to run; None selects it according to `options`.
 
     Raises:
-        ProviderError: The device or the graph cannot be used; never falls back to another device.
+        ProviderError: The device or the graph cannot be used. There is no fallback to another device.
         MissingDependencyError: Neither onnxruntime nor onnxruntime-gpu is installed.
     """
 
@@ -65,7 +57,7 @@ class Session:
         self._provider = CPU if options.gpu is None else CUDA
         self._gpu = options.gpu or 0
         self.halves = False
-        """Whether batches run in halves, since one did not fit into the device's memory (pipeline.py)."""
+        """True after a batch did not fit into device memory. Batches are then split in half (pipeline.py)."""
         self.graph = graph or choose(artifact, options)
         self.pad_id = artifact.manifest.contract.pad_id
         self.counts_from_pad = artifact.manifest.architecture.counts_from_pad
@@ -79,13 +71,13 @@ class Session:
 
     @property
     def providers(self) -> list[str]:
-        """The execution providers that really run, first the one with priority."""
+        """Active execution providers, highest priority first."""
         return list(self._session().get_providers())
 
-    def padded_lengths(self, lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """Return the length at which texts of these lengths run, int32[n]; only equal ones share a batch.
+    def slots_per_row(self, lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Return the slots of each row, int32[n]: its padded length, or its tokens with the packed graph.
 
-        The packed graph pads nothing, and texts of any lengths share a batch.
+        With the padded graph, only rows with equally many slots can share a batch.
         """
         return lengths if self.graph.is_packed else padded_lengths(lengths)
 
@@ -93,39 +85,41 @@ class Session:
         """Embed one batch.
 
         Args:
-            arrays: What batching.py gives for `graph.layout`: `pad` input_ids and attention_mask
-                int64[n, width], `pack` input_ids and places int64[tokens] and offsets int32[n + 1],
-                `pack_for_cuda` the inputs of the packed graph.
+            arrays: Inputs of the graph, from the function of batching.py for `graph.layout`: `pad` for
+                "padded" (input_ids and attention_mask, int64[n, padded_length]), `pack_cpu` for "packed_cpu"
+                (input_ids and position_ids, int64[tokens], and offsets, int32[n + 1]), `pack_cuda` for
+                "packed_cuda".
 
         Returns:
-            float32[n, dim], pooled and normalized inside the graph.
+            float32[n, dim], pooled and normalized by the graph.
 
         Raises:
-            OutOfMemoryError: The batch does not fit into the device's memory.
-            ProviderError: The graph needs cuDNN, and it is not there.
+            OutOfMemoryError: The batch does not fit into device memory.
+            ProviderError: The graph requires cuDNN, which is not installed.
         """
         try:
             captured = self._captured
-            if captured is not None and (bucket := captured.bucket_of(batch := Packed(*arrays))):
+            if captured is not None and (bucket := captured.bucket_of(batch := PackedCudaInputs(*arrays))):
                 return captured.run(batch, bucket)
             feeds = dict(zip(self._inputs, arrays, strict=True))
             embeddings: npt.NDArray[np.float32] = self._session().run(None, feeds)[0]
             return embeddings
-        except Exception as error:  # its errors have no root of their own
+        except Exception as error:  # ONNX Runtime's errors have no common base class
             if cuda.is_out_of_memory(error):
                 raise OutOfMemoryError(
-                    f"a batch of {arrays[0].size:,} tokens does not fit into the memory of {self._provider}: "
-                    f"open with a smaller max_batch_tokens. ONNX Runtime says: {error}"
+                    f"a batch of {arrays[0].size:,} tokens does not fit into the memory of {self._provider}. "
+                    f"Open the artifact with a smaller max_batch_tokens. ONNX Runtime reports: {error}"
                 ) from error
             if cuda.lacks_cudnn(error):
                 raise ProviderError(
-                    f"{self.graph.file} needs cuDNN: pip install 'onnxruntime-gpu[cudnn]'. The packed graph "
-                    f"of an fp16 artifact needs none. ONNX Runtime says: {error}"
+                    f"{self.graph.file} requires cuDNN. Run pip install 'onnxruntime-gpu[cudnn]', or use the "
+                    "packed graph of an fp16 artifact, which does not require it. "
+                    f"ONNX Runtime reports: {error}"
                 ) from error
             raise
 
     def close(self) -> None:
-        """Free the graph and its memory."""
+        """Release the graph and its memory."""
         with self._lock:
             captured, self._captured = self._captured, None
             self._ort, self._closed = None, True
@@ -150,7 +144,7 @@ class Session:
         return list(INPUTS[self.graph.layout])
 
     def _source(self) -> str | bytes:
-        """What is opened: the graph's file."""
+        """Return the path of the graph."""
         return str(self.graph.file)
 
     def _session(self) -> Any:
@@ -159,15 +153,15 @@ class Session:
             return ort_session
         with self._lock:
             if self._closed:
-                raise ProviderError("this session is closed: open the artifact again")
+                raise ProviderError("this session is closed. Open the artifact again")
             if self._ort is None:
                 self._ort = self._open()
             return self._ort
 
     def _leave_to_parent(self) -> None:
-        """Drop the inherited graph in a forked child, without freeing it.
+        """Drop the inherited graph in a forked child without freeing it.
 
-        Freeing would join the parent's threads, which this process does not have: it would wait for ever.
+        Freeing it would join threads that exist only in the parent and block forever.
         """
         # Another thread of the parent may have held the lock at the fork.
         self._lock = threading.Lock()
@@ -183,23 +177,24 @@ class Session:
             cuda.require_gpu(self._gpu)
             cuda.preload(ort)
         elif self.graph.library is None:
-            # Fused kernels that run at all are exact, whatever ONNX Runtime's own operators are there.
+            # Fused kernels are exact on every CPU that they support, so only the padded graph needs a check.
             warn_if_unsuited(self._artifact)
         try:
             session = ort.InferenceSession(
                 self._source(),
                 self._session_options(ort),
                 providers=[(self._provider, dict(provider_options or self._provider_options()))],
-                # Its default goes on with the CPU, when it opens and even in a later run.
+                # By default, ONNX Runtime falls back to the CPU, when opening and even in a later run.
                 enable_fallback=0,
             )
-        except Exception as error:  # its errors have no root of their own
+        except Exception as error:  # ONNX Runtime's errors have no common base class
+            self._require_one_folder(error)
             raise ProviderError(
                 f"ONNX Runtime {ort.__version__} cannot load {self.graph.file} on {self._provider}: {error}"
             ) from error
         if session.get_providers()[0] != self._provider:
             raise ProviderError(
-                f"asked for {self._provider}, ONNX Runtime {ort.__version__} opened "
+                f"{self._provider} was requested, but ONNX Runtime {ort.__version__} opened "
                 f"{', '.join(session.get_providers())}: {cuda.why_on_the_cpu(ort)}"
             )
         self._require_interface(session)
@@ -207,15 +202,27 @@ class Session:
             shared_weights.report()
         return session
 
+    def _require_one_folder(self, error: Exception) -> None:
+        """Explain the error if the graph and its weights are links to files in different folders."""
+        graph, weights = self.graph.file, self.graph.file.with_name(WEIGHTS)
+        folders = graph.resolve().parent, weights.resolve().parent
+        if folders[0] != folders[1]:
+            raise ProviderError(
+                f"{graph.name} is a file of {folders[0]} and {weights.name} one of {folders[1]}, but ONNX "
+                "Runtime requires both in one folder. Replace the links by files, for example with "
+                f"cp --recursive --dereference {graph.parent} COPY"
+            ) from error
+
     def _require_interface(self, session: Any) -> None:
         graph, dim = self.graph.file, self._artifact.manifest.contract.dim
         names = [node.name for node in session.get_inputs()]
         if names != self._inputs:
-            raise ArtifactError(f"{graph} takes {names}: expected {self._inputs}; export it again")
-        width = session.get_outputs()[0].shape[-1]
-        if width != dim:
+            raise ArtifactError(f"{graph} has the inputs {names}: expected {self._inputs}. Export it again")
+        (output,) = session.get_outputs()
+        if (output.name, output.shape[-1]) != (OUTPUT, dim):
             raise ArtifactError(
-                f"{graph} gives embeddings of {width}, its manifest says {dim}: export it again"
+                f"{graph} returns {output.name} with {output.shape[-1]} dimensions: "
+                f"expected {OUTPUT} with {dim}. Export it again"
             )
 
     def _provider_options(self) -> dict[str, str]:
@@ -225,9 +232,9 @@ class Session:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        # The exported graph is final: higher levels would fuse fast nodes into slower ones.
+        # The exported graph is already optimized. Higher levels fuse fast nodes into slower ones.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        # Planned memory is kept for every shape seen; shapes vary with each batch.
+        # Memory patterns are kept for every shape, and shapes vary between batches.
         options.enable_mem_pattern = False
         options.log_severity_level = 3
         if self.graph.library is not None:

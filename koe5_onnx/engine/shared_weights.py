@@ -1,10 +1,10 @@
-"""Packed weights in the user's cache folder, mapped by every process that asks: their folder, and its end.
+"""Cache folders for packed weights that several processes map.
 
-The fused kernels keep weights in an order of their own. Each process packs them for itself, or takes from
-here what another one packed; the kernels write, check and map the files (kernels/src/packed_file.h). By its
-name a folder belongs to one artifact's weights and graph and to one layout of the kernels. It is made for
-this user alone. A file that is damaged or of other weights is found out when it is opened, by a hash of all
-that it holds and one of its source, and replaced.
+The fused kernels reorder ("pack") the weights. Without sharing, each process packs a private copy. With
+sharing, the kernels write the packed weights to files, which other processes verify and map
+(kernels/src/packed_file.h). A folder name identifies the weights and graph of an artifact and the layout
+version of the kernels. Only the current user can access it. When a file is opened, hashes of its content and
+of its source detect damaged or outdated files, which are then replaced.
 """
 
 from __future__ import annotations
@@ -19,59 +19,60 @@ from contextlib import suppress
 from pathlib import Path
 
 from koe5_onnx.artifact import WEIGHTS, Artifact
-from koe5_onnx.engine.graphs import Graph, packed_layout, sharing_problem
+from koe5_onnx.engine.graphs import Graph, sharing_problem, weight_layout
 from koe5_onnx.errors import SharedWeightsWarning
 from koe5_onnx.files import cache_folder
 
 _UNUSED_S = 30 * 24 * 3600.0
-"""A folder that no session opened for so long is removed; running processes keep what they have mapped."""
+"""Time after which an unused folder is removed. Running processes keep their mappings."""
 _UNFINISHED_S = 3600.0
-"""A file that is still without its name after this belongs to a process that was killed."""
+"""Time after which a temporary file is removed, since the process that wrote it must have been killed."""
 _FOLDER = re.compile(r"([0-9a-f]{32})-(\d+)")
 
 
-def packed_folders() -> Path:
-    """The folder that holds one folder for each artifact: delete it to have the disk back.
+def weight_folders() -> Path:
+    """Return the folder that contains one folder per artifact. It can be deleted to free disk space.
 
     Raises:
-        RuntimeError: No cache folder is named and the user has no home.
+        RuntimeError: KOE5_ONNX_CACHE is not set and the user has no home folder.
     """
     return cache_folder() / "packed-weights"
 
 
 def kept_bytes() -> int:
-    """Bytes of all files of packed weights.
+    """Return the total size of all packed weights in bytes.
 
     Raises:
-        RuntimeError: As `packed_folders`.
+        RuntimeError: See `weight_folders`.
     """
     sizes = 0
-    for file in packed_folders().glob("*/*"):
-        with suppress(OSError):  # another process removed it just now
+    for file in weight_folders().glob("*/*"):
+        with suppress(OSError):  # removed by another process
             sizes += file.stat().st_size
     return sizes
 
 
 def prepare(artifact: Artifact, graph: Graph) -> Path | None:
-    """The folder for this graph's packed weights, made where it is missing; what is out of use is removed.
+    """Create the folder for a graph's packed weights and remove unused folders.
 
-    None, with a `SharedWeightsWarning`, where there can be none.
+    Returns:
+        The folder, or None (with a `SharedWeightsWarning`) if it cannot be created.
     """
     try:
         folder = _folder_of(artifact, graph)
-        str(folder).encode()  # ONNX Runtime takes it as UTF-8
+        str(folder).encode()  # ONNX Runtime requires UTF-8
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError, UnicodeError) as error:
         _warn(str(error))
         return None
-    with suppress(OSError):  # read-only, and filled before: it serves as it is
+    with suppress(OSError):  # a read-only folder can still contain usable files
         os.utime(folder)
         _tidy(folder)
     return folder
 
 
 def report() -> None:
-    """Warn where the session that this thread just opened keeps weights of its own after all."""
+    """Warn if the session that this thread just opened does not share its weights."""
     if problem := sharing_problem():
         _warn(problem)
 
@@ -79,11 +80,11 @@ def report() -> None:
 def _folder_of(artifact: Artifact, graph: Graph) -> Path:
     files = artifact.manifest.files
     what = f"{files[WEIGHTS].sha256}\n{files[graph.file.name].sha256}"
-    return packed_folders() / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}-{packed_layout()}"
+    return weight_folders() / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}-{weight_layout()}"
 
 
 def _tidy(used: Path) -> None:
-    """Remove other layouts of the same weights, folders out of use, and what killed processes left."""
+    """Remove other layouts of the same weights, unused folders, and files of killed processes."""
     now = time.time()
     for folder in used.parent.iterdir():
         named = _FOLDER.fullmatch(folder.name)
@@ -98,8 +99,8 @@ def _tidy(used: Path) -> None:
 
 def _warn(reason: str) -> None:
     warnings.warn(
-        f"this process holds weights of its own instead of sharing them: {reason}; "
-        "mend that (KOE5_ONNX_CACHE names another folder), or open without share_weights",
+        f"this process cannot share packed weights and keeps a private copy: {reason}. Fix the cause (set "
+        "KOE5_ONNX_CACHE to use another folder), or open the artifact without share_weights",
         SharedWeightsWarning,
         stacklevel=2,
     )

@@ -1,8 +1,8 @@
-"""Batch size and parallel batches, measured on this machine and remembered for it.
+"""Find the fastest batch size and number of parallel batches on this machine.
 
-The best values depend on caches and cores, not on texts: `tune` runs random tokens through the real graph for
-some seconds and stores what it finds in the user's cache folder. Opening an artifact looks it up; nothing is
-measured unless `tune` is called.
+The best values depend on caches and cores, not on texts, so `tune` measures the graph with random tokens. It
+takes about a minute for KoE5 in int8, and stores the result in the user's cache folder. Opening an artifact
+only reads this result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from koe5_onnx.artifact import WEIGHTS, Artifact
 from koe5_onnx.engine.cuda.provider import require_gpu
-from koe5_onnx.engine.graphs import choose
+from koe5_onnx.engine.graphs import choose, kernels_level
 from koe5_onnx.engine.machine import cpu_features, cpu_name, usable_cores
 from koe5_onnx.engine.pipeline import run_batches
 from koe5_onnx.engine.providers import import_onnxruntime
@@ -33,21 +33,27 @@ from koe5_onnx.options import EngineOptions
 from koe5_onnx.text.tokenizer import Tokens, random_tokens
 
 DEFAULT_BATCH_TOKENS = 512
-"""On CPUs larger batches fall out of the cache; measured in benchmarks/NOTES.md."""
+"""Default tokens per batch on CPUs. Larger batches exceed the CPU cache; measurements are in
+benchmarks/decisions/cpu-throughput.md."""
+
+DEFAULT_AMX_BATCH_TOKENS = 2048
+"""The same for the fused kernels with AMX, which wait less for weights in larger batches: 9 to 12 % faster
+than 512 with two threads on Intel; see benchmarks/decisions/cpu-throughput.md."""
 
 DEFAULT_GPU_BATCH_TOKENS = 32768
-"""On an H200, 16,384 is 5 % slower and 65,536 is 1 % faster; see benchmarks/GPU.md."""
+"""Default tokens per batch on GPUs. On an H200, throughput is 5 % lower with 16,384 and 1 % higher with
+65,536; see benchmarks/decisions/gpu.md."""
 
 _BUDGETS = (256, 512, 1024, 2048, 4096)
 _GPU_BUDGETS = (16384, 32768, 65536, 131072)
 _GPU_PARALLEL_BATCHES = (1, 2)
-"""With two, one batch is laid out and copied while the other runs."""
+"""With two, one batch is prepared and copied while the other one runs."""
 _GPU_SAMPLES = 100
-"""Times the sample below: 300,000 tokens, several of the largest batches."""
+"""Repetitions of the sample on GPUs: 300,000 tokens, which is several of the largest batches."""
 _WORTHWHILE = 1.02
-"""A larger batch, or more parallel batches, must be this much faster than the smaller to be preferred."""
+"""Minimum speedup for preferring larger batches or more parallel batches."""
 _SAMPLE_LENGTHS = (512, 512, 300, 200, 120, *(60, 45, 32, 24) * 10)
-"""Pages and sentences, about half of the tokens each."""
+"""Token lengths of the sample texts: long passages and sentences, with about half of the tokens each."""
 
 Report = Callable[[str], None]
 
@@ -63,14 +69,14 @@ class Arrangement:
 
 @dataclass(frozen=True)
 class Profile:
-    """What was fastest on one machine for one graph, and how fast each arrangement was."""
+    """Measurements of one graph on one machine."""
 
     best: Arrangement
-    """For throughput."""
+    """Arrangement with the highest throughput."""
     lowest_latency: Arrangement
-    """The best with one batch at a time, so that a single text has all cores."""
+    """Fastest arrangement without parallel batches, in which a single text uses all cores."""
     tokens_per_second: Sequence[tuple[Arrangement, float]]
-    """Medians, in the order of measuring."""
+    """Median speed of each arrangement, in the order of measurement."""
 
 
 def tune(
@@ -80,21 +86,21 @@ def tune(
     rounds: int = 3,
     report: Report = lambda _line: None,
 ) -> Profile:
-    """Measure arrangements on this machine and remember the best.
+    """Measure arrangements on this machine and store the best.
 
-    Takes `rounds` times about twenty runs over 3,000 tokens, on CUDA eight over 300,000. Rounds interleave
-    all arrangements, so that a busy moment of the machine hits all alike. One that cannot run on a GPU, or
-    does not fit into its memory, is left out.
+    Each round measures up to 20 arrangements with 3,000 tokens, or 8 with 300,000 tokens on CUDA. Every round
+    measures all arrangements, so that a temporary load on the machine affects all of them alike.
+    Arrangements that cannot run, or do not fit into GPU memory, are skipped.
 
     Args:
-        artifact: The opened artifact.
-        options: How to open it. Of `parallel_batches`, `threads` and `max_batch_tokens`, those that are None
-            are varied, the others stay fixed.
-        rounds: Measurements of each arrangement, at least 1.
-        report: Told each arrangement's median.
+        artifact: Opened artifact.
+        options: Engine options. `parallel_batches`, `threads` and `max_batch_tokens` are varied if they are
+            None, and fixed otherwise.
+        rounds: Number of rounds, at least 1.
+        report: Called with a line of text for each arrangement.
 
     Raises:
-        ProviderError: The device or the graph cannot be used, or no arrangement can.
+        ProviderError: The device or the graph cannot be used, or no arrangement can run.
     """
     on_gpu = options.gpu is not None
     lengths = np.tile(
@@ -118,14 +124,14 @@ def tune(
         report(f"{describe(arrangement)}: {rate:,.0f} tokens/s")
     alone = [one for one in medians if one[0].parallel_batches == 1]
     profile = Profile(_best(medians), _best(alone or medians), medians)
-    cache_json(_note_of(artifact, options), dataclasses.asdict(profile))
+    cache_json(_profile_file(artifact, options), dataclasses.asdict(profile))
     return profile
 
 
 def remembered(artifact: Artifact, options: EngineOptions) -> Profile | None:
-    """Return what `tune` found for this artifact on this machine; None if it has not run, or cannot."""
+    """Return the stored result of `tune` for this artifact on this machine; None if there is none."""
     try:
-        found = json.loads(_note_of(artifact, options).read_text(encoding="utf-8"))
+        found = json.loads(_profile_file(artifact, options).read_text(encoding="utf-8"))
         return Profile(
             Arrangement(**found["best"]),
             Arrangement(**found["lowest_latency"]),
@@ -135,25 +141,40 @@ def remembered(artifact: Artifact, options: EngineOptions) -> Profile | None:
         return None
 
 
-def arrange(artifact: Artifact, options: EngineOptions) -> Arrangement:
-    """Return what the options give, and for the rest what `tune` found, else their documented defaults."""
+def arrange(artifact: Artifact, options: EngineOptions) -> tuple[Arrangement, int]:
+    """Return the arrangement for `options`; values that are None come from `tune`, or else from defaults.
+
+    Returns:
+        The arrangement, and the tokens per batch of a queue with texts of several callers. Its default is
+        smaller on CPUs with AMX, because a short text waits for the batch that runs.
+    """
     on_gpu, parallel_batches = options.gpu is not None, options.parallel_batches
     needed = None in (parallel_batches, options.max_batch_tokens) or on_gpu
     profile = remembered(artifact, options) if needed else None
     cores = usable_cores().count
-    found = Arrangement(1, cores, DEFAULT_GPU_BATCH_TOKENS if on_gpu else DEFAULT_BATCH_TOKENS)
     if profile is not None:
         found = profile.lowest_latency if parallel_batches == 1 else profile.best
+        queued = found.max_batch_tokens
+    else:
+        queued = DEFAULT_GPU_BATCH_TOKENS if on_gpu else DEFAULT_BATCH_TOKENS
+        is_larger = options.max_batch_tokens is None and _has_amx(artifact, options)
+        found = Arrangement(1, cores, DEFAULT_AMX_BATCH_TOKENS if is_larger else queued)
     parallel_batches = parallel_batches or found.parallel_batches
-    return Arrangement(
+    arrangement = Arrangement(
         parallel_batches,
         options.threads or max(1, cores // parallel_batches),
         options.max_batch_tokens or found.max_batch_tokens,
     )
+    return arrangement, options.max_batch_tokens or queued
+
+
+def _has_amx(artifact: Artifact, options: EngineOptions) -> bool:
+    on_cpu = options.gpu is None
+    return on_cpu and choose(artifact, options).layout == "packed_cpu" and kernels_level() == "amx"
 
 
 def describe(arrangement: Arrangement) -> str:
-    """Describe an arrangement in words."""
+    """Format an arrangement for display."""
     return (
         f"{arrangement.parallel_batches} x {arrangement.threads} threads, "
         f"batches of {arrangement.max_batch_tokens:,} tokens"
@@ -166,7 +187,7 @@ def _with_fixed(arrangement: Arrangement, options: EngineOptions) -> Arrangement
 
 
 class _Sessions(AbstractContextManager["_Sessions"]):
-    """Sessions opened as arrangements need them, each once."""
+    """Sessions by number of threads, opened on first use."""
 
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         self._artifact, self._options = artifact, options
@@ -184,7 +205,7 @@ class _Sessions(AbstractContextManager["_Sessions"]):
 
 
 def _thread_counts() -> list[int]:
-    """All cores to one batch, one core to each, and on many cores something between."""
+    """Return threads per batch to try: all cores, 1, and on larger machines also 8 and 4."""
     cores = usable_cores().count
     return sorted({cores, 1, *(count for count in (4, 8) if count < cores)}, reverse=True)
 
@@ -196,7 +217,11 @@ def _arrangements() -> Iterator[Arrangement]:
 
 
 def _gpu_arrangements() -> Iterator[Arrangement]:
-    """Yield arrangements of one graph, as repeated shapes hide the padded graph's cost of new ones."""
+    """Yield the arrangements for GPUs, all for the same graph.
+
+    The padded and packed graph are not compared, because repeated shapes hide the cost that new shapes have
+    in the padded graph.
+    """
     for parallel_batches, budget in itertools.product(_GPU_PARALLEL_BATCHES, _GPU_BUDGETS):
         yield Arrangement(parallel_batches, usable_cores().count, budget)
 
@@ -216,13 +241,13 @@ def _rate(artifact: Artifact, session: Session, tokens: Tokens, arrangement: Arr
 
 
 def _best(medians: Sequence[tuple[Arrangement, float]]) -> Arrangement:
-    """Return the fastest; of those about as fast, the one with fewer parallel batches, then smaller ones."""
+    """Return the fastest arrangement; within 2 %, prefer fewer parallel batches, then smaller batches."""
     fastest = max(rate for _, rate in medians)
     good = [arrangement for arrangement, rate in medians if rate * _WORTHWHILE >= fastest]
     return min(good, key=lambda one: (one.parallel_batches, one.max_batch_tokens))
 
 
-def _note_of(artifact: Artifact, options: EngineOptions) -> Path:
+def _profile_file(artifact: Artifact, options: EngineOptions) -> Path:
     graph = choose(artifact, options)
     what = [
         artifact.manifest.files[WEIGHTS].sha256,

@@ -1,12 +1,13 @@
-"""Adapters for frameworks that embed through an interface of their own: one module each, thin.
+"""Integrations with frameworks, one module each.
 
     langchain                Koe5Embeddings
     llama_index              Koe5Embedding
     haystack                 Koe5TextEmbedder, Koe5DocumentEmbedder
     chroma                   Koe5EmbeddingFunction
-    sentence_transformers    SentenceEncoder: its calls without it, and without PyTorch
+    sentence_transformers    SentenceEncoder: API of SentenceTransformer, without PyTorch
     mteb                     Koe5Encoder
 
-Each puts "query" and "passage" where its framework tells them apart, and shares one Embedder with all others
-of the same artifact and options (shared_embedders.py). Importing this package loads none of them.
+They add the prompt "query" or "passage" if the framework distinguishes queries from documents. Integrations
+with the same artifact and options share one Embedder (shared_embedders.py). Importing this package does not
+import the modules.
 """

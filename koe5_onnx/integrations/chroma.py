@@ -1,11 +1,11 @@
-"""Chroma's embedding function over an Embedder. Needs the extra `chroma`.
+"""Embedding function for Chroma. Requires the extra `chroma`.
 
 from koe5_onnx.integrations.chroma import Koe5EmbeddingFunction
 
 collection = client.create_collection("pages", embedding_function=Koe5EmbeddingFunction("koe5-int8"))
 
-Chroma writes the artifact and the options into the collection. Where this module has been imported, a
-collection that is opened again finds its embedding function by them.
+Chroma stores the artifact and options in the collection. When the collection is reopened, Chroma recreates
+the embedding function from them if this module has been imported.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ try:
     from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
     from chromadb.utils.embedding_functions import register_embedding_function
 except ImportError as error:
-    raise MissingDependencyError("chromadb", "chroma", "Chroma's embedding functions") from error
+    raise MissingDependencyError("chromadb", "chroma", "the Chroma integration") from error
 
 
 @register_embedding_function
 class Koe5EmbeddingFunction(EmbeddingFunction[Documents]):
-    """Embeds documents as passages and queries as queries.
+    """Embeds documents with the prompt "passage" and queries with the prompt "query".
 
-    The artifact is opened at the first text: Chroma builds the function again each time that it compares
-    configurations.
+    The artifact is opened for the first text, because Chroma creates new instances to compare configurations.
 
     Args:
-        artifact: A folder made by `koe5-onnx export`, or the Hub id of one.
-        dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
+        artifact: Folder created by `koe5-onnx export`, or Hub id of an artifact.
+        dim: Number of components to keep, one of `contract.dims`; None keeps all.
         **options: Fields of `EngineOptions`.
     """
 
@@ -46,37 +45,37 @@ class Koe5EmbeddingFunction(EmbeddingFunction[Documents]):
         self._embedder: Embedder | None = None
 
     def __call__(self, input: Documents) -> Embeddings:  # noqa: A002 - the name is Chroma's
-        """Embed texts with the prompt "passage": a float32[dim] a text.
+        """Embed texts with the prompt "passage": one float32[dim] per text.
 
         Raises:
-            Koe5Error: The artifact cannot be opened, or a text cannot be used.
+            Koe5Error: The artifact cannot be opened, or a text is invalid.
         """
         return self._rows(input, "passage")
 
     def embed_query(self, input: Documents) -> Embeddings:  # noqa: A002 - the name is Chroma's
-        """Embed texts with the prompt "query": a float32[dim] a text.
+        """Embed texts with the prompt "query": one float32[dim] per text.
 
         Raises:
-            Koe5Error: The artifact cannot be opened, or a text cannot be used.
+            Koe5Error: The artifact cannot be opened, or a text is invalid.
         """
         return self._rows(input, "query")
 
     @staticmethod
     def name() -> str:
-        """The name by which a collection finds this function again."""
+        """Return the name under which Chroma registers this function."""
         return "koe5_onnx"
 
     def get_config(self) -> dict[str, Any]:
-        """What a collection keeps: the artifact, the dimensions and the options."""
+        """Return the configuration that Chroma stores: artifact, dimension and options."""
         return {"artifact": self._artifact, "dim": self._dim, **self._options.changed()}
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> Koe5EmbeddingFunction:
-        """What `get_config` gave, as a function again."""
+        """Create the function from the result of `get_config`."""
         return Koe5EmbeddingFunction(**config)
 
     def default_space(self) -> Space:
-        """The distance of a collection that names none."""
+        """Return the default distance of a collection."""
         return "cosine"
 
     def _rows(self, texts: Documents, prompt_name: str) -> list[npt.NDArray[Any]]:

@@ -1,11 +1,11 @@
-"""Haystack's embedder components over an Embedder. Needs the extra `haystack`.
+"""Embedder components for Haystack. Requires the extra `haystack`.
 
 from koe5_onnx.integrations.haystack import Koe5DocumentEmbedder, Koe5TextEmbedder
 
 documents = Koe5DocumentEmbedder("koe5-int8", meta_fields_to_embed=["title"]).run(documents)["documents"]
 query = Koe5TextEmbedder("koe5-int8").run("대한민국의 수도는?")["embedding"]
 
-Haystack 3 loads a saved pipeline only where the modules of its components are trusted:
+Haystack 3 loads a saved pipeline only if the modules of its components are trusted:
 `Pipeline.load(file, allowed_modules=["koe5_onnx.integrations.haystack"])`.
 """
 
@@ -24,11 +24,11 @@ from koe5_onnx.options import EngineFields
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
 except ImportError as error:
-    raise MissingDependencyError("haystack-ai", "haystack", "Haystack's embedders") from error
+    raise MissingDependencyError("haystack-ai", "haystack", "the Haystack integration") from error
 
 
 class _Opened:
-    """An artifact that is opened when a pipeline warms up, or at the first run."""
+    """An artifact that is opened by `warm_up` or the first run."""
 
     def __init__(self, artifact: str | Path, dim: int | None, options: EngineOptions) -> None:
         self.artifact, self.dim, self.options = str(artifact), dim, options
@@ -49,11 +49,11 @@ class _Opened:
 
 @component
 class Koe5TextEmbedder:
-    """Embeds a query.
+    """Embeds a text with the prompt "query".
 
     Args:
-        artifact: A folder made by `koe5-onnx export`, or the Hub id of one.
-        dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
+        artifact: Folder created by `koe5-onnx export`, or Hub id of an artifact.
+        dim: Number of components to keep, one of `contract.dims`; None keeps all.
         **options: Fields of `EngineOptions`.
     """
 
@@ -66,7 +66,7 @@ class Koe5TextEmbedder:
         """Open the artifact.
 
         Raises:
-            Koe5Error: It cannot be opened; `Embedder.open` says when.
+            Koe5Error: The artifact cannot be opened (see `Embedder.open`).
         """
         self._opened.embedder  # noqa: B018
 
@@ -79,7 +79,7 @@ class Koe5TextEmbedder:
 
         Raises:
             TypeError: `text` is not a str.
-            InputError: It is not valid Unicode.
+            InputError: The text is not valid Unicode.
         """
         _require_text(text)
         rows = self._opened.embedder.encode_queries([text], dim=self._opened.dim)
@@ -87,13 +87,13 @@ class Koe5TextEmbedder:
 
     @component.output_types(embedding=list[float])
     async def run_async(self, text: str) -> dict[str, Any]:
-        """`run`, awaited; concurrent calls share batches."""
+        """Async version of `run`. Concurrent calls share batches."""
         _require_text(text)
         rows = await self._opened.asynchronous.encode_queries([text], dim=self._opened.dim)
         return {"embedding": rows[0].tolist()}
 
     def to_dict(self) -> dict[str, Any]:
-        """What a pipeline saves: the artifact and the options."""
+        """Serialize the component: artifact and options."""
         saved: dict[str, Any] = default_to_dict(
             self, artifact=self._opened.artifact, dim=self._opened.dim, **self._opened.options.changed()
         )
@@ -101,20 +101,20 @@ class Koe5TextEmbedder:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """What `to_dict` saved, as a component again."""
+        """Create the component from the result of `to_dict`."""
         loaded: Self = default_from_dict(cls, data)
         return loaded
 
 
 @component
 class Koe5DocumentEmbedder:
-    """Embeds documents as passages.
+    """Embeds documents with the prompt "passage".
 
     Args:
-        artifact: A folder made by `koe5-onnx export`, or the Hub id of one.
-        meta_fields_to_embed: Fields of `Document.meta` whose values, where it has them, precede the content.
-        embedding_separator: Between those values and the content.
-        dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
+        artifact: Folder created by `koe5-onnx export`, or Hub id of an artifact.
+        meta_fields_to_embed: Fields of `Document.meta` whose values are prepended to the content, if present.
+        embedding_separator: Separator between these values and the content.
+        dim: Number of components to keep, one of `contract.dims`; None keeps all.
         **options: Fields of `EngineOptions`.
     """
 
@@ -135,7 +135,7 @@ class Koe5DocumentEmbedder:
         """Open the artifact.
 
         Raises:
-            Koe5Error: It cannot be opened; `Embedder.open` says when.
+            Koe5Error: The artifact cannot be opened (see `Embedder.open`).
         """
         self._opened.embedder  # noqa: B018
 
@@ -155,14 +155,14 @@ class Koe5DocumentEmbedder:
 
     @component.output_types(documents=list[Document])
     async def run_async(self, documents: list[Document]) -> dict[str, Any]:
-        """`run`, awaited; concurrent calls share batches."""
+        """Async version of `run`. Concurrent calls share batches."""
         embeddings = await self._opened.asynchronous.encode_passages(
             self._texts(documents), dim=self._opened.dim
         )
         return {"documents": _with_embeddings(documents, embeddings)}
 
     def to_dict(self) -> dict[str, Any]:
-        """What a pipeline saves: the artifact and the options."""
+        """Serialize the component: artifact and options."""
         saved: dict[str, Any] = default_to_dict(
             self,
             artifact=self._opened.artifact,
@@ -175,14 +175,14 @@ class Koe5DocumentEmbedder:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """What `to_dict` saved, as a component again."""
+        """Create the component from the result of `to_dict`."""
         loaded: Self = default_from_dict(cls, data)
         return loaded
 
     def _texts(self, documents: list[Document]) -> list[str]:
         if not isinstance(documents, list) or not all(isinstance(one, Document) for one in documents):
             raise TypeError(
-                "documents is not a list of Documents: expected that; Koe5TextEmbedder takes a text"
+                "documents must be a list of haystack.Document. To embed a text, use Koe5TextEmbedder"
             )
         return [self._text_of(document) for document in documents]
 
@@ -195,7 +195,7 @@ class Koe5DocumentEmbedder:
 def _require_text(text: str) -> None:
     if not isinstance(text, str):
         raise TypeError(
-            f"text is a {type(text).__name__}: expected a str; Koe5DocumentEmbedder takes Documents"
+            f"text is a {type(text).__name__}: expected a str. To embed Documents, use Koe5DocumentEmbedder"
         )
 
 

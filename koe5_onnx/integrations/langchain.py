@@ -1,4 +1,4 @@
-"""LangChain's Embeddings over an Embedder. Needs the extra `langchain`.
+"""Embeddings for LangChain. Requires the extra `langchain`.
 
 from koe5_onnx.integrations.langchain import Koe5Embeddings
 
@@ -18,19 +18,19 @@ from koe5_onnx.options import EngineFields
 try:
     from langchain_core.embeddings import Embeddings
 except ImportError as error:
-    raise MissingDependencyError("langchain-core", "langchain", "LangChain's Embeddings") from error
+    raise MissingDependencyError("langchain-core", "langchain", "the LangChain integration") from error
 
 
 class Koe5Embeddings(Embeddings):
-    """Embeds documents as passages and queries as queries.
+    """Embeds documents with the prompt "passage" and queries with the prompt "query".
 
     Args:
-        artifact: An Embedder, a folder made by `koe5-onnx export`, or the Hub id of one.
-        dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
-        **options: Fields of `EngineOptions`, if it is not open yet.
+        artifact: Embedder, folder created by `koe5-onnx export`, or Hub id of an artifact.
+        dim: Number of components to keep, one of `contract.dims`; None keeps all.
+        **options: Fields of `EngineOptions`. Not allowed with an Embedder.
 
     Raises:
-        Koe5Error: The artifact cannot be opened, as `Embedder.open` says, or not cut to `dim`.
+        Koe5Error: The artifact cannot be opened (see `Embedder.open`), or it does not support `dim`.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Koe5Embeddings(Embeddings):
         self._async = AsyncEmbedder(self.embedder)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed texts with the prompt "passage": a list of `dim` floats a text.
+        """Embed texts with the prompt "passage": a list of `dim` floats per text.
 
         Raises:
             InputError: A text is not valid Unicode.
@@ -60,11 +60,11 @@ class Koe5Embeddings(Embeddings):
         return row
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """`embed_documents`, awaited; concurrent calls share batches."""
+        """Async version of `embed_documents`. Concurrent calls share batches."""
         rows: list[list[float]] = (await self._async.encode_passages(texts, dim=self.dim)).tolist()
         return rows
 
     async def aembed_query(self, text: str) -> list[float]:
-        """`embed_query`, awaited; concurrent calls share batches."""
+        """Async version of `embed_query`. Concurrent calls share batches."""
         row: list[float] = (await self._async.encode_queries([text], dim=self.dim))[0].tolist()
         return row

@@ -1,4 +1,4 @@
-"""LlamaIndex's BaseEmbedding over an Embedder. Needs the extra `llama-index`.
+"""Embeddings for LlamaIndex. Requires the extra `llama-index`.
 
 from koe5_onnx.integrations.llama_index import Koe5Embedding
 
@@ -21,24 +21,26 @@ try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.bridge.pydantic import Field, PrivateAttr
 except ImportError as error:
-    raise MissingDependencyError("llama-index-core", "llama-index", "LlamaIndex's embeddings") from error
+    raise MissingDependencyError("llama-index-core", "llama-index", "the LlamaIndex integration") from error
 
 
 class Koe5Embedding(BaseEmbedding):
-    """Embeds texts and nodes as passages and queries as queries.
+    """Embeds texts and nodes with the prompt "passage" and queries with the prompt "query".
 
-    Takes every field of `EngineOptions` by name, or all of them as `options`. `to_dict` and `from_dict` keep
-    the artifact's name and the options; the same ones share one Embedder.
-    `embed_batch_size` is what LlamaIndex hands over at once: batches are filled by tokens, so more is better.
+    Accepts every field of `EngineOptions` by name, or an `EngineOptions` object as `options`. `to_dict` and
+    `from_dict` preserve the artifact's name and the options. Instances that have both in common share one
+    Embedder.
+    `embed_batch_size` is the number of texts per call of LlamaIndex. Large values are faster, because batches
+    are formed by tokens within a call.
 
     Raises:
-        Koe5Error: The artifact cannot be opened, as `Embedder.open` says, or not cut to `dim`.
+        Koe5Error: The artifact cannot be opened (see `Embedder.open`), or it does not support `dim`.
     """
 
-    artifact: str = Field(description="Folder made by `koe5-onnx export`, or the Hub id of one.")
-    embed_batch_size: int = Field(default=512, gt=0, le=2048, description="Texts handed over at once.")
-    dim: int | None = Field(default=None, description="Components kept of each embedding; None: all.")
-    options: EngineOptions = Field(default_factory=EngineOptions, description="How the artifact is opened.")
+    artifact: str = Field(description="Folder created by `koe5-onnx export`, or Hub id of an artifact.")
+    embed_batch_size: int = Field(default=512, gt=0, le=2048, description="Number of texts per call.")
+    dim: int | None = Field(default=None, description="Number of components to keep; None keeps all.")
+    options: EngineOptions = Field(default_factory=EngineOptions, description="Engine options.")
 
     _embedder: Embedder = PrivateAttr()
     _async: AsyncEmbedder = PrivateAttr()
@@ -46,13 +48,13 @@ class Koe5Embedding(BaseEmbedding):
     def __init__(
         self, artifact: str | Path, *, options: EngineOptions | Mapping[str, Any] | None = None, **fields: Any
     ) -> None:
-        if isinstance(options, Mapping):  # of a saved configuration
+        if isinstance(options, Mapping):  # from a saved configuration
             options = EngineOptions(**options)
         given = {name: fields.pop(name) for name in EngineFields.__annotations__ if name in fields}
         options = replace(options or EngineOptions(), **given)
         fields |= {"artifact": str(artifact), "options": options}
         super().__init__(**fields)
-        # Not in a validator: pydantic would wrap the errors of opening.
+        # Not in a validator, because pydantic would wrap the errors.
         self._embedder = opened(self.artifact, self.options)
         require_dim(self.dim, self._embedder.contract)
         self._async = AsyncEmbedder(self._embedder)
@@ -61,7 +63,7 @@ class Koe5Embedding(BaseEmbedding):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name under which LlamaIndex serializes this class."""
+        """Return the name under which LlamaIndex serializes this class."""
         return "Koe5Embedding"
 
     def _get_query_embedding(self, query: str) -> list[float]:

@@ -1,12 +1,12 @@
-"""An encoder for MTEB, so that its tasks measure an artifact as it measures the checkpoint. Needs `mteb`.
+"""Encoder for MTEB, to evaluate an artifact on the same tasks as its checkpoint. Requires the extra `mteb`.
 
 import mteb
 from koe5_onnx.integrations.mteb import Koe5Encoder
 
 mteb.evaluate(Koe5Encoder("koe5-int8"), mteb.get_tasks(tasks=["Ko-StrategyQA"]))
 
-The prompts are those of MTEB's own entry of KoE5: "query" and "passage" in retrieval, none in tasks that do
-not tell them apart (STS, classification, clustering).
+Prompts are the same as for KoE5 in MTEB: "query" and "passage" in retrieval tasks, and none in tasks without
+this distinction (STS, classification, clustering).
 Source: https://github.com/embeddings-benchmark/mteb/blob/main/mteb/models/model_implementations/korean_models.py
 """
 
@@ -30,22 +30,22 @@ try:
     from mteb.models.model_meta import ScoringFunction
     from mteb.types import PromptType
 except ImportError as error:
-    raise MissingDependencyError("mteb", "mteb", "an encoder for MTEB") from error
+    raise MissingDependencyError("mteb", "mteb", "the MTEB integration") from error
 
 _PROMPTS = {PromptType.query: "query", PromptType.document: "passage"}
-"""What MTEB calls a text to the name of its prompt."""
+"""Prompt names by MTEB's prompt types."""
 
 
 class Koe5Encoder(AbsEncoder):
-    """Encodes the texts of MTEB's tasks. Results are filed under the artifact's source, precision and `dim`.
+    """Encoder for MTEB tasks. The model name in results consists of checkpoint name, precision and `dim`.
 
     Args:
-        artifact: An Embedder, a folder made by `koe5-onnx export`, or the Hub id of one.
-        dim: Components kept of each embedding, one of the contract's `dims`; None keeps all.
-        **options: Fields of `EngineOptions`, if it is not open yet.
+        artifact: Embedder, folder created by `koe5-onnx export`, or Hub id of an artifact.
+        dim: Number of components to keep, one of `contract.dims`; None keeps all.
+        **options: Fields of `EngineOptions`. Not allowed with an Embedder.
 
     Raises:
-        Koe5Error: The artifact cannot be opened, as `Embedder.open` says, or not cut to `dim`.
+        Koe5Error: The artifact cannot be opened (see `Embedder.open`), or it does not support `dim`.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Koe5Encoder(AbsEncoder):
         inputs: Iterable[dict[str, Any]],
         *,
         task_metadata: Any,
-        hf_split: str,  # noqa: ARG002 - part of MTEB's protocol, as the next
+        hf_split: str,  # noqa: ARG002 - part of MTEB's protocol, like hf_subset
         hf_subset: str,  # noqa: ARG002
         prompt_type: PromptType | None = None,
         precision: str | None = None,
@@ -70,15 +70,15 @@ class Koe5Encoder(AbsEncoder):
         """Embed the texts of a data loader: float32[n, dim], in its order.
 
         Args:
-            inputs: Batches with the texts under "text".
-            task_metadata: The task, for error messages.
+            inputs: Batches with a list of texts under the key "text".
+            task_metadata: Metadata of the task, for error messages.
             hf_split: Not used.
             hf_subset: Not used.
-            prompt_type: What the texts are; None puts nothing in front.
-            precision: Only "float32".
+            prompt_type: Query or document; None adds no prompt.
+            precision: None or "float32".
 
         Raises:
-            InputError: The task has no texts, or another precision is asked for.
+            InputError: The task has no texts, or another precision is requested.
         """
         if precision not in (None, "float32"):
             raise InputError(f"precision is {precision!r}: expected 'float32'")
@@ -86,7 +86,7 @@ class Koe5Encoder(AbsEncoder):
         for batch in inputs:
             if "text" not in batch:
                 raise InputError(
-                    f"the task {task_metadata.name} gives {', '.join(batch)}: expected texts, under 'text'"
+                    f"the task {task_metadata.name} has the inputs {', '.join(batch)}: expected 'text'"
                 )
             texts.extend(batch["text"])
         name = None if prompt_type is None else _PROMPTS[prompt_type]
@@ -94,7 +94,7 @@ class Koe5Encoder(AbsEncoder):
 
 
 def _facts(embedder: Embedder, dim: int) -> dict[str, Any]:
-    """What MTEB files results under, and what it tells of the model."""
+    """Return the metadata of the model for MTEB's results."""
     manifest = embedder.artifact.manifest
     source, contract = manifest.source, manifest.contract
     shortened = "" if dim == contract.dim else f"-{dim}"

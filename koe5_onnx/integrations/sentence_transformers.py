@@ -1,11 +1,14 @@
-"""The calls of sentence-transformers' SentenceTransformer on an artifact: without it, and without PyTorch.
+"""A replacement for SentenceTransformer that runs an artifact, without sentence-transformers and PyTorch.
 
-Arguments mean what they mean there; one that an artifact cannot honor is refused where ignoring it would
-change the result. What differs: `truncate_dim` is a width that the model was trained for; no texts give
-float32[0, dim]; similarities of NumPy arrays are NumPy arrays; and `encode_document` puts "passage: " in
-front, where the original takes an empty prompt "document" of its own for any checkpoint that names only
-"query" and "passage", as E5 and KoE5 do (found with 6.2.0). Code that asks for `isinstance(model,
-SentenceTransformer)` needs the original.
+Arguments have the same meaning as in sentence-transformers. Unsupported arguments raise an error if ignoring
+them would change the result. Differences:
+
+- `truncate_dim` must be a dimension that the model was trained for.
+- An empty list of texts returns float32[0, dim].
+- Similarities of NumPy arrays are NumPy arrays.
+- `encode_document` adds the prompt "passage". sentence-transformers (6.2.0) adds its own empty prompt
+  "document" for checkpoints that define only "query" and "passage", such as E5 and KoE5.
+- `isinstance(model, SentenceTransformer)` is False.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from koe5_onnx.integrations.tensors import import_torch, like, rows
 from koe5_onnx.options import EngineFields
 
 LOGGER = logging.getLogger(__name__)
-"""A progress bar is shown where its level is INFO or DEBUG and the caller does not say."""
+"""Logger whose level decides about progress bars if `show_progress_bar` is None."""
 
 _QUERY = ("query",)
 _DOCUMENT = ("document", "passage", "corpus")
@@ -35,7 +38,7 @@ _DOCUMENT = ("document", "passage", "corpus")
 
 
 class SentenceEncoder:
-    """Stands in for a SentenceTransformer where texts are encoded and compared.
+    """Replacement for SentenceTransformer with its methods for encoding and similarity.
 
     Example::
 
@@ -45,17 +48,18 @@ class SentenceEncoder:
         model.similarity(queries, passages)  # float32[1, 1]
 
     Args:
-        artifact: An Embedder, a folder made by `koe5-onnx export`, or the Hub id of one.
-        prompts: Prompt name to the text put in front; None takes the artifact's.
-        default_prompt_name: The prompt of texts that `encode` gets without one; None puts nothing in front.
-        truncate_dim: Components kept of each embedding, one of the contract's `dims`; None and anything
-            above the full width keep all.
-        **options: Fields of `EngineOptions`, if it is not open yet.
+        artifact: Embedder, folder created by `koe5-onnx export`, or Hub id of an artifact.
+        prompts: Prompts by name; None uses those of the artifact.
+        default_prompt_name: Name of the prompt for calls of `encode` without one; None uses the default of
+            the artifact, if it has one.
+        truncate_dim: Number of components to keep, one of `contract.dims`. None, and values above the full
+            dimension, keep all.
+        **options: Fields of `EngineOptions`. Not allowed with an Embedder.
 
     Raises:
-        InputError: `default_prompt_name` is not among the prompts, or the model was not trained to be cut to
+        InputError: `default_prompt_name` is not in the prompts, or the model was not trained for
             `truncate_dim` components.
-        Koe5Error: The artifact cannot be opened; `Embedder.open` says when.
+        Koe5Error: The artifact cannot be opened (see `Embedder.open`).
     """
 
     similarity_fn_name = "cosine"
@@ -92,7 +96,7 @@ class SentenceEncoder:
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         pool: Any = None,
-        chunk_size: int | None = None,  # noqa: ARG002 - part of the signature, as task
+        chunk_size: int | None = None,  # noqa: ARG002 - part of the signature, like task
         *,
         task: str | None = None,  # noqa: ARG002
         sentences: Any = None,
@@ -100,30 +104,31 @@ class SentenceEncoder:
         """Embed one text or many.
 
         Args:
-            inputs: A str, or any sequence of them.
-            prompt_name: Name of a prompt; ignored, with a warning, where `prompt` is given.
-            prompt: Text put in front of each text.
-            batch_size: At least 1; changes nothing, as batches are filled by tokens (`max_batch_tokens`).
-            show_progress_bar: Whether to show one; None shows it where the log level is INFO or DEBUG.
-            output_value: Only "sentence_embedding".
-            precision: "float32", or a bit a component: "ubinary" (uint8) or "binary" (int8).
-            convert_to_numpy: False gives a list of tensors, which needs PyTorch.
-            convert_to_tensor: True gives one tensor, which needs PyTorch.
-            device: None, or the one that the artifact is open on.
-            normalize_embeddings: Whether to scale to unit length, after truncation.
-            truncate_dim: Components kept of each embedding, as of the constructor; None takes the encoder's.
-                As there, kept ones are scaled to unit length only by `normalize_embeddings`.
-            pool: Only None: `parallel_batches` runs several batches at once.
-            chunk_size: Part of `pool`, and without effect as there.
-            task: Without effect, as in every SentenceTransformer that has no router.
-            sentences: The older name of `inputs`.
+            inputs: A text or a sequence of texts.
+            prompt_name: Name of a prompt; ignored with a warning if `prompt` is given.
+            prompt: Prompt text.
+            batch_size: At least 1. No effect, because `max_batch_tokens` determines the size of batches.
+            show_progress_bar: True shows a progress bar; None shows it if the log level is INFO or DEBUG.
+            output_value: Must be "sentence_embedding".
+            precision: "float32", or one bit per component: "ubinary" (uint8) or "binary" (int8).
+            convert_to_numpy: If False, return a list of tensors. Requires PyTorch.
+            convert_to_tensor: If True, return a tensor. Requires PyTorch.
+            device: None, or the device on which the artifact is open.
+            normalize_embeddings: True scales to unit length after truncation.
+            truncate_dim: Number of components to keep; None uses the value of the constructor. Truncated
+                embeddings are only normalized if `normalize_embeddings` is True.
+            pool: Must be None. Use `parallel_batches` instead.
+            chunk_size: No effect, like `chunk_size` without a pool in sentence-transformers.
+            task: No effect, as in a SentenceTransformer without a router.
+            sentences: Former name of `inputs`.
 
         Returns:
-            float32[dim] for a str, else float32[n, dim] in the caller's order; or tensors of the same shape.
+            float32[dim] for a single text, otherwise float32[n, dim] in the caller's order. Bits are packed:
+            uint8 or int8 with dim / 8 columns. Tensors have the same shapes.
 
         Raises:
-            InputError: An argument is unknown, out of range or cannot be honored, or a text cannot be used.
-            MissingDependencyError: Tensors are asked for and PyTorch is not installed.
+            InputError: An argument is unknown, out of range or not supported, or a text is invalid.
+            MissingDependencyError: Tensors are requested, but PyTorch is not installed.
         """
         self._refuse(output_value, precision, device, pool, batch_size)
         texts = _the_one(inputs, sentences)
@@ -146,89 +151,99 @@ class SentenceEncoder:
     def encode_query(
         self, inputs: Any = None, prompt_name: str | None = None, prompt: str | None = None, **options: Any
     ) -> Any:
-        """`encode`, with the prompt "query" where none is given."""
+        """Embed texts like `encode`, with the prompt "query" by default."""
         return self.encode(inputs, self._named(prompt_name, prompt, _QUERY), prompt, **options)
 
     def encode_document(
         self, inputs: Any = None, prompt_name: str | None = None, prompt: str | None = None, **options: Any
     ) -> Any:
-        """`encode`, with the prompt "document", "passage" or "corpus" where none is given."""
+        """Embed texts like `encode`.
+
+        By default, use the first prompt that the model defines among "document", "passage" and "corpus".
+        """
         return self.encode(inputs, self._named(prompt_name, prompt, _DOCUMENT), prompt, **options)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Compare every row of the first with every row of the second, by the contract's similarity.
+        """Compute the contract's similarity (cosine or dot product) of all pairs of rows.
 
         Args:
-            embeddings1: [n, dim] or [dim], an array, a tensor or a list of either.
-            embeddings2: [m, dim] or [dim], the same.
+            embeddings1: Array, tensor or list of either, of shape [n, dim] or [dim].
+            embeddings2: Array, tensor or list of either, of shape [m, dim] or [dim].
 
         Returns:
-            float32[n, m]; a tensor where an argument is one.
+            float32[n, m]; a tensor if an argument is a tensor.
         """
         a, b = self._comparable(embeddings1), self._comparable(embeddings2)
         return like(a @ b.T, embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Compare each row of the first with the same row of the second: float32[n]."""
+        """Compute the contract's similarity of corresponding rows: float32[n]."""
         a, b = self._comparable(embeddings1), self._comparable(embeddings2)
         return like(np.einsum("nd,nd->n", a, b), embeddings1, embeddings2)
 
     def _comparable(self, embeddings: Any) -> npt.NDArray[np.float32]:
-        """Rows whose dot products are the contract's similarities."""
+        """Return rows whose dot products are the contract's similarities."""
         found = rows(embeddings)
         return found if self.embedder.contract.similarity == "dot" else unit(found)
 
     def get_embedding_dimension(self) -> int:
-        """Components of what `encode` gives."""
+        """Return the dimension of the embeddings that `encode` returns."""
         return self._width(self.truncate_dim)
 
     get_sentence_embedding_dimension = get_embedding_dimension
 
     def get_max_seq_length(self) -> int:
-        """Tokens at which a text is cut, `<s>` and `</s>` included."""
+        """Return the token limit, `<s>` and `</s>` included."""
         return self.embedder.contract.max_tokens
 
     @property
     def max_seq_length(self) -> int:
-        """Tokens at which a text is cut; it is the artifact's and cannot be set to another."""
+        """Token limit of the artifact, which cannot be changed."""
         return self.get_max_seq_length()
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
         if value != self.max_seq_length:
             raise InputError(
-                f"max_seq_length is {value}: the artifact takes {self.max_seq_length} tokens; cut the texts"
+                f"max_seq_length is {value}: expected {self.max_seq_length}, the artifact's token limit. "
+                "Shorten the texts instead"
             )
 
     @property
     def device(self) -> str:
-        """Where the artifact runs: "cpu" or "cuda"."""
+        """Device on which the artifact runs: "cpu" or "cuda"."""
         return "cuda" if "CUDAExecutionProvider" in self.embedder.session.providers else "cpu"
 
     def _refuse(self, output_value: str | None, precision: str, device: Any, pool: Any, size: int) -> None:
-        """Raise where an argument asks for what an artifact does not give."""
+        """Raise an error for unsupported arguments."""
         if output_value != "sentence_embedding":
-            raise InputError(f"output_value is {output_value!r}: an artifact gives 'sentence_embedding' only")
+            raise InputError(f"output_value is {output_value!r}: expected 'sentence_embedding'")
         if precision not in _PACKED:
             raise InputError(
-                f"precision is {precision!r}: expected one of {', '.join(_PACKED)}; int8 and uint8 have "
-                "ranges that should come from a corpus: quantize its float32 embeddings"
+                f"precision is {precision!r}: expected one of {', '.join(_PACKED)}. For int8 or uint8, "
+                "quantize float32 embeddings with ranges calibrated on your corpus"
             )
         if device is not None and str(device).partition(":")[0] != self.device:
-            raise InputError(f"device is {device!r}: the artifact is open on {self.device!r}; open it again")
+            raise InputError(
+                f"device is {device!r}: expected {self.device!r}, on which the artifact is open. "
+                "To use another device, open the artifact again"
+            )
         if pool is not None:
-            raise InputError("a pool is given: open with parallel_batches=... to run several batches at once")
+            raise InputError(
+                "pool is not supported. Pass parallel_batches=... when opening the artifact to run several "
+                "batches at the same time"
+            )
         if size < 1:
             raise InputError(f"batch_size is {size}: expected 1 or more")
 
     def _prompt_text(self, prompt: str | None, name: str | None) -> str:
         if prompt is not None:
             if name is not None:
-                warnings.warn(f"both are given: prompt_name {name!r} is ignored for prompt", stacklevel=3)
+                warnings.warn(f"prompt_name {name!r} is ignored because prompt is given", stacklevel=3)
             return prompt
         name = self.default_prompt_name if name is None else name
         if name is not None and name not in self.prompts:
-            raise InputError(f"the prompt's name is {name!r}: expected None or one of {sorted(self.prompts)}")
+            raise InputError(f"prompt_name is {name!r}: expected None or one of {sorted(self.prompts)}")
         return "" if name is None else self.prompts[name]
 
     def _named(self, name: str | None, prompt: str | None, names: Sequence[str]) -> str | None:
@@ -264,18 +279,18 @@ _PACKED: dict[str, Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]] = {
     "binary": _signed_bits,
     "ubinary": _unsigned_bits,
 }
-"""How the components of each `precision` are written."""
+"""Conversion of float32 embeddings to each `precision`."""
 
 
 def _the_one(inputs: Any, sentences: Any) -> Any:
-    """What is to be encoded, by whichever of its two names it came.
+    """Return `inputs` or its former name `sentences`, whichever is given.
 
     Raises:
-        TypeError: It came by neither, or by both.
-        InputError: It is neither a text nor a sequence of texts.
+        TypeError: Neither or both are given.
+        InputError: The argument is neither a text nor a sequence of texts.
     """
     if (inputs is None) == (sentences is None):
-        raise TypeError("expected the texts as `inputs`, or by its older name `sentences`, and not by both")
+        raise TypeError("expected exactly one of `inputs` and `sentences` (the former name of `inputs`)")
     texts = sentences if inputs is None else inputs
     if isinstance(texts, Mapping) or not isinstance(texts, Iterable):
         raise InputError(f"inputs is a {type(texts).__name__}: expected a text or a sequence of texts")
@@ -287,7 +302,7 @@ def _progress(show: bool) -> Iterator[Callable[[int, int], None] | None]:
     if not show:
         yield None
         return
-    # A dependency of the runtime; slow to import, so only where it is seen.
+    # Imported here because the import is slow.
     from huggingface_hub.utils import tqdm
 
     with tqdm(unit=" tokens", unit_scale=True) as bar:

@@ -1,7 +1,7 @@
-"""The Embedder under an adapter: one that the caller opened, or one per artifact and its options.
+"""Share one Embedder between integrations with the same artifact and options.
 
-Frameworks name a model in several components of one pipeline and rebuild components from their configuration,
-so the same artifact is asked for many times; each copy would need its memory again.
+Frameworks use a model in several components of a pipeline and recreate components from their configuration.
+Without sharing, every component would load the weights again.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from pathlib import Path
 from koe5_onnx import Embedder, EngineOptions
 
 _OPEN: weakref.WeakValueDictionary[tuple[str | Path, EngineOptions], Embedder] = weakref.WeakValueDictionary()
-"""Those that an adapter holds; garbage collection closes the rest."""
+"""Embedders in use, by artifact and options. Unused ones are garbage-collected."""
 
 
 def opened(artifact: Embedder | str | Path, options: EngineOptions) -> Embedder:
-    """Return the Embedder itself, or the one for this artifact and these options, opened if it is not yet.
+    """Return an Embedder unchanged, or the shared Embedder of an artifact, opened if necessary.
 
     Args:
-        artifact: An Embedder, a folder made by `koe5-onnx export`, or the Hub id of one.
-        options: How to open it.
+        artifact: Embedder, folder created by `koe5-onnx export`, or Hub id of an artifact.
+        options: Engine options.
 
     Raises:
-        TypeError: Options are given for an Embedder that is already open.
-        ArtifactError: The artifact is missing, damaged or of another format.
+        TypeError: Options are given together with an Embedder.
+        ArtifactError: The artifact is missing, damaged or in an unsupported format.
         ProviderError: The device cannot be used.
     """
     if isinstance(artifact, Embedder):
@@ -33,5 +33,6 @@ def opened(artifact: Embedder | str | Path, options: EngineOptions) -> Embedder:
         return artifact
     folder = Path(artifact)
     key = (folder.resolve() if folder.exists() else str(artifact), options)
-    # No lock: one held at a fork would stay locked in the child. At worst two threads open it at once.
+    # No lock, because a child would inherit it locked if another thread held it at a fork. At worst, two
+    # threads open the artifact at the same time, and one Embedder is discarded.
     return _OPEN.get(key) or _OPEN.setdefault(key, Embedder.open(artifact, options=options))

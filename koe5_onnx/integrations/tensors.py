@@ -1,4 +1,4 @@
-"""Arrays where callers may have tensors: taken and given back, with PyTorch only where it is asked for."""
+"""Convert between NumPy arrays and PyTorch tensors, importing PyTorch only to create tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from koe5_onnx import MissingDependencyError
 
 
 def rows(embeddings: Any) -> npt.NDArray[np.float32]:
-    """[n, dim] or [dim], of arrays, tensors or lists of either, as float32[n, dim]."""
+    """Convert an array, a tensor or a list of either, of shape [n, dim] or [dim], to float32[n, dim]."""
     if isinstance(embeddings, list | tuple):
         embeddings = [_array(one) for one in embeddings]
     return np.atleast_2d(np.asarray(_array(embeddings), dtype=np.float32))
@@ -22,24 +22,24 @@ def _array(value: Any) -> Any:
 
 
 def _is_tensor(value: Any) -> bool:
-    """Told by its methods, so that PyTorch is not imported to ask."""
+    """Detect tensors by their methods, without importing PyTorch."""
     return hasattr(value, "detach") and hasattr(value, "cpu")
 
 
 def like(result: npt.NDArray[np.float32], *arguments: Any) -> Any:
-    """The result as a tensor where an argument is one, or a list of them."""
+    """Convert the result to a tensor if an argument is a tensor or a list of tensors."""
     first = [one[0] if isinstance(one, list | tuple) and one else one for one in arguments]
     return import_torch().from_numpy(result) if any(map(_is_tensor, first)) else result
 
 
 def import_torch() -> Any:
-    """The module torch.
+    """Import torch.
 
     Raises:
-        MissingDependencyError: It is not installed.
+        MissingDependencyError: PyTorch is not installed.
     """
     try:
         import torch
     except ImportError as error:
-        raise MissingDependencyError("torch", "reference", "giving embeddings as tensors") from error
+        raise MissingDependencyError("torch", "reference", "returning embeddings as tensors") from error
     return torch

@@ -1,16 +1,16 @@
-"""An HTTP server for one artifact: OpenAI's embeddings API and that of text-embeddings-inference.
+"""HTTP server for one artifact, with OpenAI's embeddings API and the API of text-embeddings-inference (TEI).
 
-What happens to a request, one file a step::
+A request passes through these modules, in this order::
 
-    protection        size of the body, API key, request id, log line, metrics
-    fast_path         well-formed requests past FastAPI, which answers all others
-    openai_api,       JSON in and out: one file per API, over the same inputs
+    protection        API key, size limit of the body, request ID, log line, metrics
+    routing           path and method -> endpoint, JSON body -> model, result -> response
+    openai_api,       JSON requests and responses, one module per API
     tei_api
-    inputs            texts or token ids, prompt, truncation -> Tokens
-    request_embedder  submits to the queue, waits for the answer or until the client disconnects
+    inputs            texts or token IDs, prompt, truncation -> Tokens
+    request_embedder  looks up the cache, submits the other texts in pieces and waits for the result
 
-The queue and the threads that run its batches are those of AsyncEmbedder (koe5_onnx/engine). `app` puts all
-together, `server` runs it under uvicorn. This package requires the extra `serve`; nothing else imports it.
+The server uses the queue and the threads of AsyncEmbedder (koe5_onnx/engine). `app` builds the ASGI app and
+`server` runs it under uvicorn. This package requires the extra `serve`; no other package imports it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How many requests are in work, and how many bytes their bodies and answers hold: both are bounded."""
+"""Limits on the number of open requests and on the memory of their bodies and responses."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from koe5_onnx.serve.settings import Settings
 
 @dataclass
 class Held:
-    """What one request keeps in memory."""
+    """Memory that one request uses."""
 
     bytes: int = 0
 
 
 class Admission:
-    """Counts what is in work, and refuses what would be too much. Lives in the event loop.
+    """Count open requests and their bytes, and reject requests above the limits.
+
+    Not thread-safe: use it from the event loop only.
 
     Args:
         settings: The limits.
-        metrics: Told of each request.
+        metrics: Metrics that count the open requests.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -32,15 +34,16 @@ class Admission:
 
     @contextmanager
     def admit(self) -> Iterator[Held]:
-        """Count a request, and in the end what it holds.
+        """Count a request as open until the context ends, then release its bytes.
 
         Raises:
-            Refusal: There are too many.
+            Refusal: Too many requests are open.
         """
         if self._requests >= self._settings.max_requests:
             raise Refusal(
                 OVERLOADED,
-                f"{self._requests:,} requests are in work: expected at most {self._settings.max_requests:,}",
+                f"{self._requests:,} requests are open: expected at most {self._settings.max_requests:,}. "
+                "Try again later",
                 retry_after_s=1,
             )
         held = Held()
@@ -54,32 +57,34 @@ class Admission:
             self._metrics.request_left()
 
     def hold_body(self, size: int, held: Held) -> None:
-        """Count bytes of a request's body.
+        """Add bytes of a request's body.
 
         Raises:
-            Refusal: The body is too large, or all together are.
+            Refusal: The body is too large, or all open requests together use too many bytes.
         """
         if held.bytes + size > self._settings.max_body_bytes:
             raise self.too_large()
         self.hold(size, held)
 
     def hold(self, size: int, held: Held) -> None:
-        """Count bytes that a request keeps in memory until it is over.
+        """Add bytes that a request keeps in memory until it ends.
 
         Raises:
-            Refusal: All requests together keep too much.
+            Refusal: All open requests together use too many bytes.
         """
         if self._bytes + size > self._settings.max_pending_bytes:
             raise Refusal(
                 OVERLOADED,
-                f"the requests in work hold {self._bytes:,} bytes, and this one needs {size:,} more: "
-                f"expected at most {self._settings.max_pending_bytes:,} together; try again later",
+                f"the open requests use {self._bytes:,} bytes and this one needs {size:,} more: "
+                f"expected at most {self._settings.max_pending_bytes:,} in total. Try again later",
                 retry_after_s=1,
             )
         held.bytes += size
         self._bytes += size
 
     def too_large(self) -> Refusal:
-        """What a body above the limit gets."""
+        """Return the refusal of a body above the limit."""
         limit = self._settings.max_body_bytes
-        return Refusal(BODY_TOO_LARGE, f"the body is too large: expected at most {limit:,} bytes")
+        return Refusal(
+            BODY_TOO_LARGE, f"the body is too large: expected at most {limit:,} bytes. Send fewer texts"
+        )

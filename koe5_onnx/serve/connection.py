@@ -1,4 +1,4 @@
-"""The client's end: work stops where nobody waits for its answer."""
+"""Cancel work when the client disconnects."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ T = TypeVar("T")
 
 
 class ClientGoneError(Exception):
-    """The client closed the connection before its answer."""
+    """The client disconnected before the response was sent."""
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work; cancel it where the client goes away.
+    """Await `work` and return its result. Cancel it if the client disconnects.
 
     Raises:
-        ClientGoneError: It went away; the work was cancelled.
+        ClientGoneError: The client disconnected and the work was cancelled.
     """
     working = cast("asyncio.Task[Any]", asyncio.current_task())
     is_gone = is_over = False
 
     def stop(watching: asyncio.Task[None]) -> None:
         nonlocal is_gone
-        # Called late, it must not hit what comes after the work.
+        # This callback may run after the work has ended, when cancelling would hit later code.
         if not is_over and not watching.cancelled():
             is_gone = True
             working.cancel()

@@ -1,4 +1,4 @@
-"""One JSON object a line on stderr: what happened, when, and to which request. Never a text or a key."""
+"""JSON logs on stderr, one object per line. They contain no API keys, and texts only with --log-texts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 LOGGER = logging.getLogger("koe5_onnx.serve")
 
 
-class JsonLines(logging.Formatter):
-    """Formats a record as one line; what was given as `extra={"fields": {...}}` becomes its fields."""
+class JsonFormatter(logging.Formatter):
+    """Format a record as one line. The entries of `extra={"fields": {...}}` become fields of the object."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """Return the line without a line break."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -28,9 +28,9 @@ class JsonLines(logging.Formatter):
 
 
 def log_as_json(level: str) -> None:
-    """Send this server's log, and uvicorn's above its chatter, to stderr."""
+    """Log to stderr: this server from `level` up, uvicorn and Python's warnings from WARNING up."""
     to_stderr = logging.StreamHandler(sys.stderr)
-    to_stderr.setFormatter(JsonLines())
+    to_stderr.setFormatter(JsonFormatter())
     for name, least in (
         ("koe5_onnx.serve", level.upper()),
         ("uvicorn", "WARNING"),

@@ -1,84 +1,79 @@
-"""What Prometheus reads: times of each step, batches, padding, truncation, the provider that runs."""
+"""Prometheus metrics: time per step, batches, padding, truncation, execution provider."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from koe5_onnx import Embedder, Tokens
+from koe5_onnx import Embedder
 from koe5_onnx.engine.queue import QueuedBatch
 from koe5_onnx.engine.runner import Observer
 from koe5_onnx.serve.logs import LOGGER
 
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Where worker processes share their numbers.
+"""Variable with the folder in which the worker processes share their metrics.
 Source: https://prometheus.github.io/client_python/multiprocess/"""
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_TEXTS = (1, 2, 4, 8, 16, 32, 64, 128)
 _SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+
+_NOTICED = {
+    "truncated": ("koe5_truncated_inputs", "Texts that were truncated"),
+    "averaged": ("koe5_averaged_inputs", "Texts whose embedding is an average over parts"),
+    "composed": ("koe5_composed_inputs", "Texts in decomposed Unicode that were normalized to NFC"),
+    "doubled_prompts": ("koe5_doubled_prompt_inputs", "Texts that had a prompt before one was added"),
+    "cached": ("koe5_cached_inputs", "Texts whose embeddings were in the cache"),
+    "repeated": ("koe5_repeated_inputs", "Texts equal to another one of the same request"),
+}
+"""Counts in the log line of a request, and their counters."""
 
 
 class Metrics(Observer):
-    """The metrics of one server process; as a runner's observer it also logs and refuses bad embeddings."""
+    """Metrics of one server process.
+
+    As the observer of the runner it also logs failed batches and rejects embeddings that are not finite.
+    """
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self._request = Histogram(
-            "koe5_request_seconds", "From the first byte to the answer", ["route", "status"],
-            buckets=_SECONDS, registry=registry,
-        )  # fmt: skip
-        self._queue = Histogram(
-            "koe5_queue_seconds", "Until a request's first text runs", buckets=_SECONDS, registry=registry
-        )
-        self._tokenize = Histogram(
-            "koe5_tokenize_seconds", "Tokenizing a request", buckets=_SECONDS, registry=registry
-        )
-        self._run = Histogram("koe5_run_seconds", "One batch", buckets=_SECONDS, registry=registry)
-        self._batch_tokens = Histogram(
-            "koe5_batch_tokens", "Tokens of a batch, without padding", buckets=_TOKENS, registry=registry
-        )
-        self._batch_texts = Histogram(
-            "koe5_batch_texts", "Texts of a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=registry
-        )
-        self._padding = Histogram(
-            "koe5_padding_share", "Share of a batch that is padding", buckets=_SHARES, registry=registry
-        )
-        self._inputs = Counter("koe5_inputs", "Texts answered, by prompt", ["prompt_name"], registry=registry)
-        self._tokens = Counter("koe5_tokens", "Tokens answered", registry=registry)
-        self._truncated = Counter("koe5_truncated_inputs", "Texts that were cut", registry=registry)
-        self._composed = Counter(
-            "koe5_composed_inputs", "Texts in decomposed Unicode, which were composed", registry=registry
-        )
-        self._gone = Counter(
-            "koe5_clients_gone", "Requests whose client went away before the answer", registry=registry
-        )
-        self._waiting = Gauge(
-            "koe5_queue_tokens", "Tokens that wait", multiprocess_mode="livesum", registry=registry
-        )
-        self._in_work = Gauge(
-            "koe5_requests_in_work", "Requests that are not answered yet", multiprocess_mode="livesum",
-            registry=registry,
-        )  # fmt: skip
-        self._engine = Gauge(
-            "koe5_engine", "Processes, with what really runs in them",
-            ["provider", "graph", "precision", "threads"],
-            multiprocess_mode="livesum", registry=registry,
-        )  # fmt: skip
+        seconds = partial(Histogram, buckets=_SECONDS, registry=registry)
+        shares = partial(Histogram, registry=registry)
+        counter = partial(Counter, registry=registry)
+        live = partial(Gauge, multiprocess_mode="livesum", registry=registry)
+        words = "Seconds from the start of a request to the end of its response"
+        self._request = seconds("koe5_request_seconds", words, ["route", "status"])
+        self._queue = seconds("koe5_queue_seconds", "Seconds that the first text of a request is queued")
+        self._tokenize = seconds("koe5_tokenize_seconds", "Seconds to tokenize a request")
+        self._run = seconds("koe5_run_seconds", "Seconds to run a batch")
+        self._batch_tokens = shares("koe5_batch_tokens", "Tokens per batch, without padding", buckets=_TOKENS)
+        self._batch_texts = shares("koe5_batch_texts", "Texts per batch", buckets=_TEXTS)
+        self._padding = shares("koe5_padding_share", "Share of a batch that is padding", buckets=_SHARES)
+        self._inputs = counter("koe5_inputs", "Texts embedded, by prompt name", ["prompt_name"])
+        self._tokens = counter("koe5_tokens", "Tokens embedded, without those cut by truncation")
+        self._noticed = {name: counter(*metric) for name, metric in _NOTICED.items()}
+        self._ignored = counter("koe5_ignored_fields", "Fields of requests that had no effect")
+        self._gone = counter("koe5_clients_gone", "Requests whose client disconnected early")
+        self._waiting = live("koe5_queue_tokens", "Tokens in the queue")
+        self._in_work = live("koe5_requests_in_work", "Open requests")
+        words = "Processes by execution provider, graph, precision and threads"
+        self._engine = live("koe5_engine", words, ["provider", "graph", "precision", "threads"])
         self._waiting_tokens: Callable[[], int] = lambda: 0
-        # The library checks the labels and takes a lock each time.
+        # prometheus_client checks the labels and takes a lock on every call of labels().
         self._request_of = cache(lambda route, status: self._request.labels(route, str(status)))
         self._inputs_of = cache(self._inputs.labels)
 
     def opened(self, embedder: Embedder) -> None:
-        """Say what runs."""
+        """Set the metric koe5_engine."""
         session = embedder.session
         self._engine.labels(
             session.providers[0],
@@ -88,11 +83,11 @@ class Metrics(Observer):
         ).set(1)
 
     def watch(self, waiting_tokens: Callable[[], int]) -> None:
-        """Where to read how much waits."""
+        """Set the function that returns the number of queued tokens."""
         self._waiting_tokens = waiting_tokens
 
     def batch_ran(self, batch: QueuedBatch, seconds: float) -> None:
-        """A batch came back."""
+        """Record a batch that ran in `seconds`."""
         self._run.observe(seconds)
         self._batch_tokens.observe(batch.tokens)
         self._batch_texts.observe(len(batch.rows))
@@ -100,50 +95,58 @@ class Metrics(Observer):
         self._waiting.set(self._waiting_tokens())
 
     def job_started(self, waited_s: float) -> None:
-        """The first row of a request left the queue."""
+        """Record the time that the first row of a request waited in the queue."""
         self._queue.observe(waited_s)
 
     def batch_failed(self, error: BaseException) -> None:
-        """Log it."""
+        """Log the error of a batch."""
         LOGGER.error("a batch failed: %s", error, exc_info=error)
 
     def faults_of(self, embeddings: npt.NDArray[np.float32]) -> Sequence[BaseException | None]:
-        """Reject rows that are not finite, which JSON cannot represent."""
-        fault = FloatingPointError("an embedding is not finite: run koe5-onnx verify on the artifact")
+        """Return an error for each row that is not finite, which JSON cannot represent."""
+        fault = FloatingPointError("an embedding is not finite. Run koe5-onnx verify on the artifact")
         are_finite = np.asarray(np.isfinite(embeddings).all(axis=1))
         return [None if is_finite else fault for is_finite in are_finite.tolist()]
 
     def tokenized(self, seconds: float) -> None:
-        """A request's texts have become ids."""
+        """Record the time to tokenize a request."""
         self._tokenize.observe(seconds)
 
-    def answered(self, tokens: Tokens, prompt_name: str | None, truncated: int) -> None:
-        """A request has its embeddings."""
-        self._inputs_of(prompt_name or "none").inc(len(tokens.ids))
-        self._tokens.inc(sum(map(len, tokens.ids)))
-        if truncated:
-            self._truncated.inc(truncated)
-        if composed := sum(tokens.composed.tolist()):
-            self._composed.inc(composed)
+    def answered(self, notes: Mapping[str, Any], tokens: int) -> None:
+        """Record an answered request.
+
+        Args:
+            notes: Fields of its log line: number of texts, prompt name, and the counts in `_noticed`.
+            tokens: Number of its tokens.
+        """
+        self._inputs_of(notes["prompt_name"] or "none").inc(notes["inputs"])
+        self._tokens.inc(tokens)
+        for name, counter in self._noticed.items():
+            if notes[name]:
+                counter.inc(notes[name])
+
+    def ignored(self, fields: int) -> None:
+        """Record fields of a request that have no effect."""
+        self._ignored.inc(fields)
 
     def client_gone(self) -> None:
-        """A client did not wait."""
+        """Record a client that disconnected early."""
         self._gone.inc()
 
     def request_began(self) -> None:
-        """A request with a body is in work."""
+        """Record the start of a request with a body."""
         self._in_work.inc()
 
     def request_left(self) -> None:
-        """It is not any more."""
+        """Record the end of a request with a body."""
         self._in_work.dec()
 
     def request_ended(self, route: str, status: int, seconds: float) -> None:
-        """A request has its answer, whatever it is."""
+        """Record the status and the duration of a request."""
         self._request_of(route, status).observe(seconds)
 
     def text(self) -> bytes:
-        """All of them, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         self._waiting.set(self._waiting_tokens())
         if MULTIPROCESS_VARIABLE not in os.environ:
             return generate_latest(self._registry)
@@ -154,7 +157,7 @@ class Metrics(Observer):
 
 
 def _forget_dead_workers(folder: Path) -> None:
-    """Let no gauge count a worker that is gone; its counters and histograms stay."""
+    """Remove ended workers from the gauges. Their counters and histograms remain."""
     for file in folder.glob("gauge_live*_*.db"):
         pid = int(file.stem.rpartition("_")[2])
         try:

@@ -1,32 +1,37 @@
 """OpenAI's embeddings API: POST /v1/embeddings, GET /v1/models.
 
-Source: https://platform.openai.com/docs/api-reference/embeddings. Beyond it: `input_type`, `prompt_name` and
-`truncate` in a request; `tokens` and `truncated` with each embedding.
+Source: https://platform.openai.com/docs/api-reference/embeddings. Requests may also have the fields of
+`EmbedFields` and `output_dtype`, which has other names in the APIs of Jina AI and Cohere. Each embedding in a
+response also has `tokens`, `truncated` and `scale`.
 """
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, FailFast, Field
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, FailFast, Field
 from typing_extensions import TypeAliasType
 
 from koe5_onnx import Encoded
-from koe5_onnx.serve.connection import unless_gone
-from koe5_onnx.serve.inputs import Inputs, ModelNames, as_inputs, choose_prompt, require_dimensions
-from koe5_onnx.serve.protection import NOTES
-from koe5_onnx.serve.refusals import UNKNOWN_MODEL, Refusal
+from koe5_onnx.artifact.matryoshka import to_bits, to_int8
+from koe5_onnx.serve.inputs import Documented, EmbedFields, ModelNames
+from koe5_onnx.serve.refusals import INVALID, UNKNOWN_MODEL, Refusal
 from koe5_onnx.serve.request_embedder import RequestEmbedder
 
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
-# The first fault is enough: a large body could hold a million.
+# FailFast stops at the first error, because a large body could have a million of them.
 Texts = TypeAliasType("Texts", Annotated[list[str], FailFast()])
 TokenIds = TypeAliasType("TokenIds", Annotated[list[TokenId], FailFast()])
 ManyTokenIds = TypeAliasType("ManyTokenIds", Annotated[list[TokenIds], FailFast()])
 AnyInputs = str | Texts | TokenIds | ManyTokenIds
+
+Format = Literal["float", "base64", "int8", "binary", "ubinary"]
 
 _EXAMPLE: dict[str, Any] = {
     "input": ["대한민국의 수도는 어디인가요?"],
@@ -35,79 +40,115 @@ _EXAMPLE: dict[str, Any] = {
 }
 
 
-class EmbeddingsRequest(BaseModel):
-    """What to embed, and how."""
+def _only(given: Any) -> Any:
+    """Return the only item of a list, since Cohere's field is a list."""
+    return given[0] if isinstance(given, list) and len(given) == 1 else given
 
-    model_config = {"json_schema_extra": {"examples": [_EXAMPLE]}}
 
-    input: AnyInputs = Field(description="A text, texts, the token ids of a text, or of several")
-    model: str | None = Field(None, description="A name that GET /v1/models lists; ':query' adds the prompt")
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = Field(None, description="Components to keep; GET /v1/models lists the choices")
-    user: str | None = None
-    input_type: str | None = Field(None, description="'query' or 'passage': the prompt to put in front")
-    prompt_name: str | None = Field(None, description="The same, by its other name")
-    truncate: bool | Literal["NONE", "END"] | None = Field(
-        None, description="Whether to cut long texts; the server's own policy where it is not given"
+class EmbeddingsRequest(EmbedFields):
+    """Request for embeddings."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    input: AnyInputs = Field(
+        description="A text, a list of texts, the token IDs of a text, or a list of those"
     )
+    model: str | None = Field(
+        None, description="A name that GET /v1/models lists. The suffix ':query' selects that prompt"
+    )
+    encoding_format: Format | None = Field(
+        default=None, description="'base64' for vectors in base64, or one of the values of output_dtype"
+    )
+    output_dtype: Annotated[Format | None, BeforeValidator(_only)] = Field(
+        default=None,
+        validation_alias=AliasChoices("output_dtype", "embedding_type", "embedding_types"),
+        description="'float'; 'int8' with a scale per embedding; 'ubinary' with 8 components per byte; "
+        "'binary', the bytes of 'ubinary' minus 128",
+    )
+    user: str | None = None
+    """Accepted and not used."""
 
 
-class EmbeddingItem(BaseModel):
+class EmbeddingItem(Documented):
     """One embedding."""
 
     object: Literal["embedding"]
+    """Type of the object."""
     index: int
-    embedding: list[float] | str
-    tokens: int = Field(description="Of the text with its prompt, before it was cut")
+    """Position of the input in the request, from 0."""
+    embedding: list[float] | list[int] | str
+    """Components, or their bytes in base64."""
+    tokens: int = Field(description="Tokens of the text with its prompt, before truncation")
     truncated: bool
+    """True if the text was truncated at the token limit."""
+    scale: float | None = Field(
+        default=None, description="Only for int8: value * scale is about the component"
+    )
 
 
-class Usage(BaseModel):
-    """Tokens that ran."""
+class Usage(Documented):
+    """Tokens embedded, after truncation."""
 
     prompt_tokens: int
+    """Tokens of all inputs."""
     total_tokens: int
+    """The same number as `prompt_tokens`."""
 
 
-class EmbeddingsResponse(BaseModel):
+class EmbeddingsResponse(Documented):
     """Embeddings in the order of the inputs."""
 
     object: Literal["list"]
+    """Type of the object."""
     data: list[EmbeddingItem]
+    """One embedding per input."""
     model: str
+    """Model name of the request."""
     usage: Usage
+    """Number of tokens."""
 
 
-class Model(BaseModel):
-    """One name of the model."""
+class Model(Documented):
+    """A model name that the server accepts."""
 
     id: str
+    """Name to send as `model`."""
     object: Literal["model"] = "model"
+    """Type of the object."""
     created: int = 0
+    """Always 0."""
     owned_by: str
-    dimensions: list[int] = Field(description="What `dimensions` of a request may be")
+    """Always "koe5-onnx"."""
+    dimensions: list[int] = Field(description="Sizes of embeddings that a request may ask for")
 
 
-class ModelList(BaseModel):
-    """All names of the model."""
+class ModelList(Documented):
+    """All model names that the server accepts."""
 
     object: Literal["list"] = "list"
+    """Type of the object."""
     data: list[Model]
+    """The names."""
 
 
-class ErrorDetail(BaseModel):
-    """Why a request failed."""
+class ErrorDetail(Documented):
+    """Details of an error."""
 
     message: str
+    """Message: what was found, what was expected, and what to do."""
     type: str
+    """Kind of error, one of OpenAI's types."""
     param: str | None
+    """Name of the invalid field; null if the error is not about a field."""
     code: str | None
+    """Code for programs; null if the type has no codes."""
 
 
-class ErrorResponse(BaseModel):
-    """OpenAI's shape of an error."""
+class ErrorResponse(Documented):
+    """Error in OpenAI's format."""
 
     error: ErrorDetail
+    """The error."""
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -116,7 +157,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def openai_routes(requests: RequestEmbedder, names: ModelNames) -> APIRouter:
-    """The routes, each with and without "/v1" where clients differ."""
+    """Return the routes. Each also works without "/v1", which some clients omit."""
     router = APIRouter(tags=["OpenAI"], responses=ERRORS)
     dimensions = list(requests.embedder.contract.dims)
 
@@ -124,20 +165,27 @@ def openai_routes(requests: RequestEmbedder, names: ModelNames) -> APIRouter:
         return Model(id=name, owned_by="koe5-onnx", dimensions=dimensions)
 
     async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
-        inputs = _inputs_of(requests, names, body)
-        encoded = await unless_gone(request, requests.embed(inputs, body.dimensions))
-        request.scope[NOTES] |= requests.notes(inputs, encoded)
-        answer = _answer(
-            encoded, body.model or names.names[0], body.encoding_format, requests.embedder.contract.max_tokens
-        )
-        return Response(answer, media_type="application/json")
+        dtype = _dtype_of(body)
+        inputs = requests.inputs.read(body.input, body, "input", of_model=names.prompt_of(body.model))
+        encoded, headers = await requests.answer(request, inputs, body.dimensions)
+        items = _items(encoded, dtype, as_base64="base64" in (body.encoding_format, body.output_dtype))
+        limit = requests.embedder.contract.max_tokens
+        ran = sum(min(tokens, limit) for tokens in encoded.tokens.tolist())
+        answer = {
+            "object": "list",
+            "data": items,
+            "model": body.model or names.names[0],
+            "usage": {"prompt_tokens": ran, "total_tokens": ran},
+        }
+        content = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+        return Response(content, headers=headers, media_type="application/json")
 
     async def models() -> ModelList:
         return ModelList(data=[described(name) for name in names.all])
 
     async def model(name: str) -> Model:
         if name not in names.all:
-            raise Refusal(UNKNOWN_MODEL, f"there is no model {name[:200]!r}: GET /v1/models lists them")
+            raise Refusal(UNKNOWN_MODEL, f"there is no model {name[:200]!r}. GET /v1/models lists all names")
         return described(name)
 
     for prefix in ("/v1", ""):
@@ -147,56 +195,55 @@ def openai_routes(requests: RequestEmbedder, names: ModelNames) -> APIRouter:
             include_in_schema=in_schema, summary="Embed texts",
         )  # fmt: skip
         router.add_api_route(
-            f"{prefix}/models", models, include_in_schema=in_schema, summary="Names of the model"
+            f"{prefix}/models", models, include_in_schema=in_schema, summary="List the model names"
         )
         router.add_api_route(
-            f"{prefix}/models/{{name:path}}", model, include_in_schema=in_schema, summary="One name"
+            f"{prefix}/models/{{name:path}}",
+            model,
+            include_in_schema=in_schema,
+            summary="Describe a model name",
         )
     return router
 
 
-def _inputs_of(requests: RequestEmbedder, names: ModelNames, body: EmbeddingsRequest) -> Inputs:
-    settings, contract = requests.settings, requests.embedder.contract
-    require_dimensions(body.dimensions, contract)
-    prompt = choose_prompt(
-        {"input_type": body.input_type, "prompt_name": body.prompt_name},
-        names.prompt_of(body.model),
-        requests.default_prompt_name if _has_texts(body.input) else None,
-        contract.prompts,
-    )
-    truncate = (
-        settings.engine.overflow == "truncate" if body.truncate is None else body.truncate in (True, "END")
-    )
-    return as_inputs(
-        body.input,
-        prompt,
-        truncate=truncate,
-        param="input",
-        max_inputs=settings.max_inputs,
-        max_length=settings.max_text_characters,
-    )
+def _dtype_of(body: EmbeddingsRequest) -> str:
+    asked = {body.encoding_format, body.output_dtype} - {None, "float", "base64"}
+    if len(asked) > 1:
+        raise Refusal(
+            INVALID,
+            f"encoding_format is {body.encoding_format!r} and output_dtype is {body.output_dtype!r}: "
+            "expected one type",
+            param="output_dtype",
+        )
+    return next(iter(asked), None) or "float"
 
 
-def _has_texts(raw: Any) -> bool:
-    return isinstance(raw, str) or (bool(raw) and isinstance(raw[0], str))
-
-
-def _answer(encoded: Encoded, model: str, encoding_format: str | None, limit: int) -> bytes:
-    counts = encoded.tokens.tolist()
-    rows = zip(encoded.embeddings, counts, encoded.truncated.tolist(), strict=True)
-    data = [
+def _items(encoded: Encoded, dtype: str, *, as_base64: bool) -> list[dict[str, Any]]:
+    vectors, scale = _vectors(encoded.embeddings, dtype)
+    columns = zip(vectors, encoded.tokens.tolist(), encoded.truncated.tolist(), strict=True)
+    items = [
         {
             "object": "embedding",
             "index": index,
-            "embedding": str(base64.b64encode(row.astype("<f4", copy=False)), "ascii")
-            if encoding_format == "base64"
-            else row,
+            "embedding": str(base64.b64encode(vector), "ascii") if as_base64 else vector,
             "tokens": tokens,
             "truncated": truncated,
         }
-        for index, (row, tokens, truncated) in enumerate(rows)
+        for index, (vector, tokens, truncated) in enumerate(columns)
     ]
-    ran = sum(min(tokens, limit) for tokens in counts)
-    usage = {"prompt_tokens": ran, "total_tokens": ran}
-    whole = {"object": "list", "data": data, "model": model, "usage": usage}
-    return orjson.dumps(whole, option=orjson.OPT_SERIALIZE_NUMPY)
+    for item, one in zip(items, scale, strict=False):
+        item["scale"] = one
+    return items
+
+
+def _vectors(
+    embeddings: npt.NDArray[np.float32], dtype: str
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.float32] | Sequence[float]]:
+    """Convert embeddings to an output dtype; also return the scale of each row, which only int8 has."""
+    if dtype == "float":
+        return np.ascontiguousarray(embeddings, "<f4"), ()
+    if dtype == "int8":
+        return to_int8(embeddings)
+    bits = to_bits(embeddings)
+    # Other APIs call the bytes minus 128 "binary", as sentence-transformers does.
+    return (bits if dtype == "ubinary" else (bits ^ 128).view(np.int8)), ()

@@ -1,4 +1,4 @@
-"""Around every request: its key, the size of its body, its log line, an answer whatever happens."""
+"""ASGI middleware for every request: API key, limits of the body, log line, error response."""
 
 from __future__ import annotations
 
@@ -6,62 +6,67 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from functools import partial
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from koe5_onnx.serve.admission import Admission, Held
-from koe5_onnx.serve.fast_path import replayed
+from koe5_onnx.serve.connection import ClientGoneError
 from koe5_onnx.serve.logs import LOGGER
 from koe5_onnx.serve.metrics import Metrics
 from koe5_onnx.serve.refusals import BACKEND, BODY_TOO_SLOW, ENCODED, NO_KEY, Refusal
 from koe5_onnx.serve.response import Reply, header_of
+from koe5_onnx.serve.routing import BODY, NOTES
 from koe5_onnx.serve.settings import Settings
 
-DOCS_FILES = "/docs-files"
-"""Where /docs finds its script and style: in the package, not on some CDN."""
-OPEN_PATHS = frozenset({"/", "/health", "/metrics", "/docs", "/openapi.json"})
-"""Got without a key: none of them shows a text."""
+_OPEN_PATHS = re.compile("/(|health|metrics|docs|openapi[.]json|docs-files/.*)")
+"""Paths that require no API key, because they show no texts."""
 CLIENT_GONE = 499
-"""Status in log and metrics of a request whose client did not wait for the answer; as nginx counts them."""
-FAILED = "the server failed on this request; its log says more under the answer's x-request-id"
-NOTES = "koe5.notes"
-"""Key in an ASGI scope: a dict whose entries go into the request's log line."""
+"""Status in logs and metrics of a request whose client disconnected early; nginx uses the same number."""
+FAILED = "the server failed on this request. Search its log for the x-request-id of this response"
 
 _QUIET_PATHS = frozenset({"/health", "/metrics"})
-"""Asked every few seconds by machines: not worth a line where all is well."""
+"""Paths that monitoring polls every few seconds. Only their errors are logged."""
 
 
 class Protection:
-    """ASGI middleware, the outermost.
+    """The outermost ASGI middleware.
 
     Args:
-        app: What is protected.
-        settings: Limits and keys.
-        metrics: Told of each request.
-        routes: Known paths; all others are one label of the metrics.
+        app: The wrapped app.
+        settings: Limits and API keys.
+        metrics: Metrics that record each request.
+        paths: Known paths. All other paths share one label in the metrics.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, routes: Sequence[str]) -> None:
-        self._app, self._settings, self._metrics = app, settings, metrics
-        self._routes = frozenset(routes)
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, paths: Container[str]) -> None:
+        self._app, self._settings, self._metrics, self._paths = app, settings, metrics, paths
         self._admission = Admission(settings, metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; other scopes pass."""
+        """Serve a request; pass all other scopes to the app."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         start = time.monotonic()
+        scope = {**scope, "path": canonical(scope["path"], self._settings.root_path), NOTES: {}}
         reply = Reply(scope, send)
-        scope[NOTES] = {}
         try:
             await self._serve(scope, receive, reply)
         except Refusal as refusal:
+            # Without the message, which can quote the request.
+            scope[NOTES] |= {
+                "rejected": refusal.reason.openai_code or refusal.reason.openai_type,
+                "param": refusal.param,
+                "user_agent": header_of(scope, b"user-agent")[:100],
+            }
             await refusal.response(scope["path"])(scope, receive, reply)
-        except Exception:  # noqa: BLE001 - no request may take the server with it
+        except ClientGoneError:
+            self._metrics.client_gone()
+        except Exception:  # noqa: BLE001 - an error in one request must not stop the server
             LOGGER.exception("a request failed", extra={"fields": {"request_id": reply.request_id}})
             if reply.status is None:
                 await Refusal(BACKEND, FAILED).response(scope["path"])(scope, receive, reply)
@@ -70,18 +75,17 @@ class Protection:
 
     async def _serve(self, scope: Scope, receive: Receive, reply: Reply) -> None:
         if self._settings.api_keys_sha256 and not is_open(scope["method"], scope["path"]):
-            require_key(header_of(scope, b"authorization"), self._settings.api_keys_sha256)
+            require_key(scope, self._settings.api_keys_sha256)
         if scope["method"] not in ("POST", "PUT", "PATCH"):
             await self._app(scope, receive, reply)
             return
         _require_plain(scope)
         with self._admission.admit() as held:
-            body = await self._body(scope, receive, held)
+            scope[BODY] = await self._body(scope, receive, held)
             reply.hold = partial(self._admission.hold, held=held)
-            await self._app(scope, replayed(body, receive), reply)
+            await self._app(scope, receive, reply)
 
-    async def _body(self, scope: Scope, receive: Receive, held: Held) -> Message:
-        """The whole body, within its limits, as one message; a disconnect where the client went away."""
+    async def _body(self, scope: Scope, receive: Receive, held: Held) -> bytes:
         declared = header_of(scope, b"content-length")
         if declared.isdecimal() and len(declared) < 20 and int(declared) > self._settings.max_body_bytes:
             raise self._admission.too_large()
@@ -90,31 +94,32 @@ class Protection:
                 return await self._read(receive, held)
         except TimeoutError:
             raise Refusal(
-                BODY_TOO_SLOW, f"the body did not arrive within {self._settings.body_timeout_s:g} s"
+                BODY_TOO_SLOW,
+                f"the body did not arrive within {self._settings.body_timeout_s:g} s. Send fewer texts",
             ) from None
 
-    async def _read(self, receive: Receive, held: Held) -> Message:
-        # One buffer: a body that comes byte by byte must not cost an object a byte.
+    async def _read(self, receive: Receive, held: Held) -> bytes:
+        # One buffer, because a body that arrives byte by byte must not create one object per byte.
         body = bytearray()
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return message
-            part = message.get("body", b"")
+                raise ClientGoneError
+            part: bytes = message.get("body", b"")
             self._admission.hold_body(len(part), held)
             if not message.get("more_body", False):
-                whole = bytes(body) + part if body else part
-                return {"type": "http.request", "body": whole, "more_body": False}
+                return bytes(body) + part if body else part
             body += part
 
     def _ended(self, scope: Scope, reply: Reply, seconds: float) -> None:
-        path = scope["path"] if scope["path"] in self._routes else "other"
+        path = scope["path"] if scope["path"] in self._paths else "other"
         status = reply.status or CLIENT_GONE
         self._metrics.request_ended(path, status, seconds)
         if (path in _QUIET_PATHS and status < 400) or not LOGGER.isEnabledFor(logging.INFO):
             return
         fields = {
             "request_id": reply.request_id,
+            "client": (scope.get("client") or ("",))[0],
             "method": scope["method"],
             "path": path,
             "status": status,
@@ -125,25 +130,48 @@ class Protection:
 
 
 def is_open(method: str, path: str) -> bool:
-    """Whether something is served without a key."""
-    return method in ("GET", "HEAD") and (path in OPEN_PATHS or path.startswith(f"{DOCS_FILES}/"))
+    """Return True if a request requires no API key."""
+    return method in ("GET", "HEAD") and _OPEN_PATHS.fullmatch(path) is not None
 
 
-def require_key(authorization: str, keys_sha256: Sequence[str]) -> None:
-    """Check a header "Bearer KEY" in a time that depends on no key.
+def canonical(path: str, root_path: str = "") -> str:
+    """Return a path without the proxy's prefix `root_path`, repeated slashes and a trailing slash.
+
+    Clients produce such paths from a base URL that ends with a slash. The server does not redirect them,
+    because some clients omit the API key or the body after a redirect.
+    """
+    path = re.sub("/{2,}", "/", path)
+    if root_path and f"{path}/".startswith(f"{root_path}/"):
+        path = path.removeprefix(root_path)
+    return path.rstrip("/") or "/"
+
+
+def require_key(scope: Scope, keys_sha256: Sequence[str]) -> None:
+    """Check the API key of a request in constant time.
 
     Raises:
-        Refusal: It holds none of the keys.
+        Refusal: The headers contain none of the keys.
     """
-    scheme, _, key = authorization.partition(" ")
-    digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).hexdigest()
-    # All are compared, so that the time does not say which one was near.
-    matches = [hmac.compare_digest(digest, known) for known in keys_sha256]
-    if scheme.lower() != "bearer" or not any(matches):
-        raise Refusal(NO_KEY, "no valid API key: expected the header 'Authorization: Bearer KEY'")
+    digests = [hashlib.sha256(key.encode("latin-1")).hexdigest() for key in _keys_of(scope)]
+    # Compare with every key, so that the time does not reveal which one matched.
+    matches = [hmac.compare_digest(digest, known) for digest in digests for known in keys_sha256]
+    if not any(matches):
+        raise Refusal(
+            NO_KEY,
+            "no valid API key: expected the header 'Authorization: Bearer KEY', 'x-api-key: KEY' or "
+            "'api-key: KEY'",
+        )
+
+
+def _keys_of(scope: Scope) -> Iterator[str]:
+    scheme, _, key = header_of(scope, b"authorization").partition(" ")
+    if scheme.lower() == "bearer":
+        yield key.strip()
+    yield from filter(None, (header_of(scope, name).strip() for name in (b"x-api-key", b"api-key")))
 
 
 def _require_plain(scope: Scope) -> None:
     found = header_of(scope, b"content-encoding") or "identity"
-    if found.lower() != "identity":
-        raise Refusal(ENCODED, f"content-encoding is {found[:40]!r}: expected a body that is not compressed")
+    # Some clients send a character set here, which other servers ignore.
+    if found.lower() not in ("identity", "utf-8"):
+        raise Refusal(ENCODED, f"content-encoding is {found[:40]!r}: send a body that is not compressed")

@@ -1,4 +1,4 @@
-"""Why a request is refused, and how each API says so: OpenAI's error object, or that of TEI.
+"""Errors that the server returns on purpose, in the format of OpenAI or of TEI.
 
 Sources: https://platform.openai.com/docs/guides/error-codes,
 https://github.com/huggingface/text-embeddings-inference/blob/main/docs/openapi.json
@@ -16,7 +16,7 @@ from fastapi import Response
 
 @dataclass(frozen=True)
 class Reason:
-    """One kind of refusal in both APIs."""
+    """A kind of error, with its status and type in both APIs."""
 
     openai_status: int
     openai_type: str
@@ -43,15 +43,15 @@ UNHEALTHY = Reason(503, "server_error", "unhealthy", 503, "Unhealthy")
 BACKEND = Reason(500, "server_error", "inference_failed", 424, "Backend")
 
 
-class Refusal(Exception):  # noqa: N818 - part of the protocol, not a fault
-    """Ends a request with an answer in the shape of its API.
+class Refusal(Exception):  # noqa: N818 - an HTTP response, not a failure of the server
+    """Exception that ends a request with an error response in the format of its API.
 
     Args:
-        reason: The kind.
-        message: What was expected and found.
-        param: The field of the request that is wrong.
-        retry_after_s: When it is worth another try.
-        allow: The methods that there are, where this one is not.
+        reason: The kind of error.
+        message: Message for the client: what was found, what was expected, what to do.
+        param: Name of the invalid field of the request.
+        retry_after_s: Value of the header retry-after, in seconds; None for no header.
+        allow: Value of the header allow, for an unsupported method.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Refusal(Exception):  # noqa: N818 - part of the protocol, not a fault
             self.headers["www-authenticate"] = "Bearer"
 
     def response(self, path: str) -> Response:
-        """The answer, in the shape of the API that `path` belongs to."""
+        """Return the error response in the format of the API of `path`."""
         reason = self.reason
         if is_openai(path):
             status, body = reason.openai_status, self._openai_body()
@@ -93,5 +93,5 @@ class Refusal(Exception):  # noqa: N818 - part of the protocol, not a fault
 
 
 def is_openai(path: str) -> bool:
-    """Whether a path is one of OpenAI's."""
+    """Return True if `path` belongs to OpenAI's API."""
     return path.startswith("/v1/") or path in ("/embeddings", "/models")

@@ -1,23 +1,27 @@
-"""From a route's inputs to embeddings: tokenize in a thread, queue, wait for the answer or give up.
+"""Embed the inputs of a request: tokenize in a thread, submit to the queue, wait for the result.
 
-Lives in the event loop; the threads of koe5_onnx/engine/runner.py do the work, as for an AsyncEmbedder.
+This code runs in the event loop. The threads of koe5_onnx/engine/runner.py run the batches, as they do for an
+AsyncEmbedder.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from fastapi import Request
 
 from koe5_onnx import Embedder, Encoded, InputError, ProviderError, Tokens
-from koe5_onnx.engine.async_bridge import BRIEF_CHARACTERS, Answers, Call, Tell, Tokenizing
-from koe5_onnx.engine.queue import Job
-from koe5_onnx.engine.runner import QueueFullError, Runner
-from koe5_onnx.serve.inputs import Inputs, prepare
+from koe5_onnx.engine.async_bridge import BRIEF_CHARACTERS, Answers, Call, Tokenizing
+from koe5_onnx.engine.cache import Cache
+from koe5_onnx.engine.runner import Runner
+from koe5_onnx.serve.connection import unless_gone
+from koe5_onnx.serve.inputs import InputReader, Inputs, prepare
 from koe5_onnx.serve.metrics import Metrics
 from koe5_onnx.serve.refusals import (
     BACKEND,
@@ -28,61 +32,70 @@ from koe5_onnx.serve.refusals import (
     TOO_MANY_TOKENS,
     Refusal,
 )
+from koe5_onnx.serve.response import header_of
+from koe5_onnx.serve.routing import NOTES
 from koe5_onnx.serve.settings import Settings
 from koe5_onnx.serve.tracing import Tracing
+from koe5_onnx.text.prompts import count_doubled
 
 _PROBE_S = 1.5
-"""Below the timeout of any probe in deploy/."""
+"""Timeout of the health check's embedding, in seconds: shorter than the timeout of every probe in deploy/."""
 _WARM_UP_TOKENS = (1, 16, 64)
 
+_PIECES = 8
+"""Number of large requests that share the queue. Each uses at most its share, and submits its texts in pieces
+of that size. Without pieces, two requests of 300,000 tokens would fill the queue."""
 _LOGGED_TEXTS, _LOGGED_CHARACTERS = 4, 100
+_NOTICES = ("truncated", "averaged", "doubled_prompts", "ignored_fields", "replaced")
+"""Fields of a request's log line that are also headers of its response, if they are not 0."""
 
 T = TypeVar("T")
+Rows = Cache[npt.NDArray[np.float32]]
+"""Embeddings by the bytes of a text's token ids. An entry takes 4 bytes per component and per token, and about
+300 for Python objects."""
 
 
 class RequestEmbedder:
-    """One opened artifact that many requests share.
+    """Embeds the inputs of all requests with one artifact.
 
     Args:
-        embedder: Opened.
-        settings: Limits and waiting.
-        metrics: Told what happens.
-        tracing: Told the same, request by request.
+        embedder: An open Embedder.
+        settings: Limits and timeouts.
+        metrics: Metrics that record requests and batches.
+        tracing: Source of the spans of each request.
     """
 
     def __init__(self, embedder: Embedder, settings: Settings, metrics: Metrics, tracing: Tracing) -> None:
         self.embedder, self.settings, self.metrics = embedder, settings, metrics
+        self.inputs = InputReader(settings, embedder.contract)
         self.runner = Runner(
             embedder.session,
-            max_batch_tokens=embedder.max_batch_tokens,
+            max_batch_tokens=embedder.queue_batch_tokens,
             parallel_batches=embedder.parallel_batches,
-            max_queue_tokens=settings.max_queue_tokens,
             max_wait_s=settings.max_wait_ms / 1000,
             observer=metrics,
         )
         self._tracing = tracing
         self._tokenizing, self._answers = Tokenizing(), Answers()
         metrics.watch(lambda: self.runner.waiting_tokens)
-
-    @property
-    def default_prompt_name(self) -> str | None:
-        """Prompt of requests that name none: the server's setting, else the contract's default."""
-        return self.settings.default_prompt_name or self.embedder.contract.default_prompt_name
+        self._cache: Rows | None = Cache(settings.cache_entries) if settings.cache_entries else None
+        self._piece_tokens = max(settings.max_queue_tokens // _PIECES, embedder.contract.max_tokens)
+        self._reserved_tokens = 0
 
     def warm_up(self) -> None:
-        """Embed some texts, so that the first request finds everything loaded."""
+        """Embed a few texts, so that the first request is not slower than later ones."""
         for words in _WARM_UP_TOKENS:
             self.embedder.embed_tokens(self.embedder.tokenize(["가 " * words]))
 
     def close(self) -> None:
-        """Finish what was accepted."""
+        """Finish the accepted requests, then stop the threads."""
         self.runner.close()
         self._tokenizing.close()
 
     async def is_healthy(self) -> bool:
-        """Whether embeddings work: the last batch did, or else a short text does now.
+        """Return True if the last batch succeeded, or if embedding a short text succeeds now.
 
-        One request whose embedding fails must not leave the server marked as failing when no other comes.
+        The retry keeps a server without traffic from staying unhealthy after a single failed request.
         """
         if self.runner.failure is None:
             return True
@@ -93,32 +106,106 @@ class RequestEmbedder:
             return False
         return True
 
-    async def embed(self, inputs: Inputs, dim: int | None = None) -> Encoded:
-        """Embed the inputs of one request, and keep `dim` components (None: all), which were checked.
+    async def answer(
+        self, request: Request, inputs: Inputs, dim: int | None
+    ) -> tuple[Encoded, dict[str, str]]:
+        """Embed the inputs of a request, and cancel the work if the client disconnects.
+
+        Returns:
+            The embeddings, and the headers of `report`.
 
         Raises:
-            Refusal: They cannot be used, or the server has too much to do.
+            Refusal: See `embed`.
+            ClientGoneError: The client disconnected.
         """
-        tokens, embeddings = await self.in_time(self._embed(inputs))
-        contract = self.embedder.contract
-        truncated = tokens.full_lengths > contract.max_tokens
-        # Sums of a few numbers are many times faster as lists.
-        self.metrics.answered(tokens, inputs.prompt_name, sum(truncated.tolist()))
-        return Encoded(embeddings, tokens.full_lengths, truncated, tokens.composed).shortened(dim, contract)
+        encoded, notes = await unless_gone(request, self.embed(inputs, dim))
+        return encoded, self.report(request, inputs, notes)
 
-    async def _embed(self, inputs: Inputs) -> tuple[Tokens, npt.NDArray[np.float32]]:
+    def report(self, request: Request, inputs: Inputs, notes: dict[str, Any]) -> dict[str, str]:
+        """Add notes to the log line of a request, and return headers that tell the client about them."""
+        if inputs.ignored:
+            self.metrics.ignored(len(inputs.ignored))
+            notes["ignored_fields"] = ", ".join(inputs.ignored)
+        noted = request.scope[NOTES]
+        noted |= notes
+        headers = {f"x-{name.replace('_', '-')}": str(noted[name]) for name in _NOTICES if noted.get(name)}
+        if headers:
+            noted["user_agent"] = header_of(request.scope, b"user-agent")[:_LOGGED_CHARACTERS]
+        return headers
+
+    async def embed(self, inputs: Inputs, dim: int | None = None) -> tuple[Encoded, dict[str, Any]]:
+        """Embed the inputs of one request.
+
+        Args:
+            inputs: The inputs.
+            dim: Size of the embeddings, which the caller has validated; None for the full size.
+
+        Returns:
+            The embeddings, and the fields of the request's log line: counts, and texts only with `log_texts`.
+
+        Raises:
+            Refusal: The inputs are invalid, or the server is overloaded, too slow or shutting down.
+        """
+        tokens, embeddings, reused = await self.in_time(self._embed(inputs))
+        contract = self.embedder.contract
+        truncated = self.embedder.is_truncated(tokens)
+        # For a few numbers, sum() of a list is many times faster than NumPy's.
+        notes: dict[str, Any] = {
+            "inputs": len(tokens.ids),
+            "tokens": sum(tokens.full_lengths.tolist()),
+            "truncated": sum(truncated.tolist()),
+            "averaged": len(tokens.further),
+            "composed": sum(tokens.composed.tolist()),
+            "doubled_prompts": count_doubled(inputs.texts, inputs.prompt, contract.prompts.values()),
+            **reused,
+            "prompt_name": inputs.prompt_name,
+            "dim": dim or contract.dim,
+        }
+        self.metrics.answered(notes, tokens.total)
+        if self.settings.log_texts:
+            notes["texts"] = [text[:_LOGGED_CHARACTERS] for text in inputs.texts[:_LOGGED_TEXTS]]
+        encoded = Encoded(embeddings, tokens.full_lengths, truncated, tokens.composed)
+        return encoded.shortened(dim, contract), notes
+
+    async def _embed(self, inputs: Inputs) -> tuple[Tokens, npt.NDArray[np.float32], dict[str, int]]:
         with self._tracing.span("tokenize"):
             characters = inputs.characters
             tokens = await self.tokenized(
                 lambda: self._tokens_of(inputs), characters, at_once=characters <= BRIEF_CHARACTERS
             )
-        return tokens, await self._run(tokens)
+        return tokens, *await self._reuse(tokens)
+
+    async def _reuse(self, tokens: Tokens) -> tuple[npt.NDArray[np.float32], dict[str, int]]:
+        """Embed each text that is not in the cache once.
+
+        Returns:
+            The embeddings, and how many texts were in the cache or repeated an earlier text of the request.
+        """
+        distinct, rows = tokens.distinct()
+        if self._cache is None:
+            embeddings, cached = await self._run(distinct), 0
+        else:
+            embeddings, cached = await self._look_up(distinct, self._cache)
+        reused = {"cached": cached, "repeated": len(rows) - len(distinct.ids)}
+        if distinct is tokens:
+            return embeddings, reused
+        return tokens.averaged(embeddings[rows], normalize=self.embedder.contract.normalize), reused
+
+    async def _look_up(self, tokens: Tokens, cache: Rows) -> tuple[npt.NDArray[np.float32], int]:
+        """Return the embeddings of texts, computed if they are not in the cache, and how many were in it."""
+        keys = [ids.tobytes() for ids in tokens.ids]
+        known = cache.get(keys)
+        missing = {key: ids for key, ids in zip(keys, tokens.ids, strict=True) if key not in known}
+        computed = dict(zip(missing, await self._run(Tokens.of([*missing.values()])), strict=True))
+        # A view would keep the embeddings of a whole request in memory.
+        cache.put({key: row.copy() for key, row in computed.items()})
+        return np.stack([known[key] if key in known else computed[key] for key in keys]), len(known)
 
     async def in_time(self, work: Awaitable[T]) -> T:
-        """The result of some work; give up what takes too long.
+        """Return the result of `work`, and cancel it after the timeout of a request.
 
         Raises:
-            Refusal: It does.
+            Refusal: The timeout expired.
         """
         try:
             async with asyncio.timeout(self.settings.timeout_s):
@@ -126,34 +213,20 @@ class RequestEmbedder:
         except TimeoutError:
             raise Refusal(
                 TIMEOUT,
-                f"no answer within {self.settings.timeout_s:g} s: send less at a time",
+                f"no result within {self.settings.timeout_s:g} s. Send fewer texts per request",
                 retry_after_s=10,
             ) from None
 
-    def notes(self, inputs: Inputs, encoded: Encoded) -> dict[str, Any]:
-        """What the log says of a request: counts, and texts only where the operator asked for them."""
-        found: dict[str, Any] = {
-            "inputs": len(encoded.tokens),
-            "tokens": sum(encoded.tokens.tolist()),
-            "truncated": sum(encoded.truncated.tolist()),
-            "composed": sum(encoded.composed.tolist()),
-            "prompt_name": inputs.prompt_name,
-            "dim": encoded.embeddings.shape[1],
-        }
-        if self.settings.log_texts:
-            found["texts"] = [text[:_LOGGED_CHARACTERS] for text in inputs.texts[:_LOGGED_TEXTS]]
-        return found
-
     async def tokenized(self, work: Callable[[], T], characters: int, *, at_once: bool = False) -> T:
-        """Tokenize in a thread, as it may take longer than the event loop may stand still.
+        """Tokenize in a thread, because a long text would block the event loop.
 
         Args:
-            work: What to run.
-            characters: That it is about.
-            at_once: It does not: run it here.
+            work: Function that tokenizes.
+            characters: Number of characters that it tokenizes.
+            at_once: True to run it in the event loop, for short texts.
 
         Raises:
-            Refusal: A text cannot be used.
+            Refusal: A text is invalid.
         """
         start = time.monotonic()
         try:
@@ -165,43 +238,73 @@ class RequestEmbedder:
 
     def _tokens_of(self, inputs: Inputs) -> Tokens:
         tokens = prepare(self.embedder, inputs)
-        if (total := sum(map(len, tokens.ids))) > self.settings.max_request_tokens:
+        if (total := tokens.total) > self.settings.max_request_tokens:
             raise Refusal(
                 TOO_MANY_TOKENS,
-                f"the request has {total:,} tokens: expected at most {self.settings.max_request_tokens:,}; "
-                "send fewer texts at a time",
+                f"the request has {total:,} tokens: expected at most {self.settings.max_request_tokens:,}. "
+                "Send fewer texts per request",
                 param=inputs.param,
             )
         return tokens
 
     async def _run(self, tokens: Tokens) -> npt.NDArray[np.float32]:
+        """Embed the texts of a request, one piece after the other."""
+        lengths = tokens.lengths.tolist()
+        out = np.empty((len(lengths), self.embedder.dim), dtype=np.float32)
+        call = Call(self.runner)
+        with self._reserved(min(sum(lengths), self._piece_tokens)):
+            try:
+                for rows in pieces(lengths, self._piece_tokens):
+                    await self._run_piece(call, tokens[rows], out[rows])
+            finally:
+                call.give_up()
+        return out
+
+    @contextmanager
+    def _reserved(self, tokens: int) -> Iterator[None]:
+        """Reserve room in the queue for the pieces of a request. The first request always fits.
+
+        Raises:
+            Refusal: The queue is full.
+        """
+        most = self.settings.max_queue_tokens
+        if self._reserved_tokens and self._reserved_tokens + tokens > most:
+            raise Refusal(
+                OVERLOADED,
+                f"the queue holds {self._reserved_tokens:,} tokens: expected at most {most:,}, including this"
+                " request. Try again later",
+                retry_after_s=self.runner.drain_s(),
+            )
+        self._reserved_tokens += tokens
+        try:
+            yield
+        finally:
+            self._reserved_tokens -= tokens
+
+    async def _run_piece(self, call: Call, tokens: Tokens, out: npt.NDArray[np.float32]) -> None:
         answer, tell = self._answers.expect()
 
         def done(error: BaseException | None) -> None:
-            failed = Refusal(BACKEND, "the model failed on this request; the server's log says more")
+            failed = Refusal(BACKEND, "the model failed on this request. See the server's log")
             tell(None if error is None else failed)
 
-        out = np.empty((len(tokens.ids), self.embedder.dim), dtype=np.float32)
-        call = Call(self.runner)
         try:
-            job = self._submit(call, tokens, out, done)
-            with self._tracing.job(job):
-                await answer
-        finally:
-            call.give_up()
-        return out
-
-    def _submit(self, call: Call, tokens: Tokens, out: npt.NDArray[np.float32], done: Tell) -> Job:
-        try:
-            return call.submit(tokens, out, done)
-        except QueueFullError as full:
-            raise Refusal(
-                OVERLOADED,
-                f"{full}: expected at most {self.settings.max_queue_tokens:,}, this request's among them; "
-                "try again later",
-                retry_after_s=full.drain_s,
-            ) from None
+            job = call.submit(tokens, out, done)
         except ProviderError:
             raise Refusal(
-                STOPPING, "the server is shutting down; retry on another instance", retry_after_s=1
+                STOPPING, "the server is shutting down. Retry on another instance", retry_after_s=1
             ) from None
+        with self._tracing.job(job):
+            await answer
+
+
+def pieces(lengths: Sequence[int], most: int) -> Iterator[slice]:
+    """Divide rows into slices of at most `most` tokens. A longer row has a slice of its own."""
+    start = total = 0
+    for number, length in enumerate(lengths):
+        if number > start and total + length > most:
+            yield slice(start, number)
+            start, total = number, 0
+        total += length
+    if lengths:
+        yield slice(start, len(lengths))

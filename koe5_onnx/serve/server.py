@@ -1,4 +1,4 @@
-"""Runs the app under uvicorn: one process, or several with an artifact each."""
+"""Run the app under uvicorn, in one process or in several workers that each open the artifact."""
 
 from __future__ import annotations
 
@@ -24,25 +24,23 @@ from koe5_onnx.serve.settings import Settings
 _SETTINGS_VARIABLE = "KOE5_ONNX_SERVE_SETTINGS"
 _LOG_LEVEL_VARIABLE = "KOE5_ONNX_SERVE_LOG_LEVEL"
 _LEAST_CONNECTIONS = 64
-_KEEP_ALIVE_S = 75
-"""Longer than the 60 s after which common proxies drop a connection, so that they and not we close it."""
 
 
 def serve(settings: Settings, *, host: str, port: int, workers: int = 1, log_level: str = "info") -> int:
-    """Serve until SIGTERM or SIGINT, then finish what was accepted.
+    """Serve until SIGTERM or SIGINT, then finish the accepted requests.
 
     Args:
-        settings: What to serve, and how.
+        settings: Settings of the server.
         host: Address to listen on.
-        port: 0 takes a free one, which the log names.
-        workers: Processes; each opens the artifact.
-        log_level: Least level of the log.
+        port: Port to listen on. 0 selects a free port, which the log shows.
+        workers: Number of processes. Each opens the artifact.
+        log_level: Lowest level that is logged.
 
     Returns:
         The exit code.
 
     Raises:
-        Koe5Error: The artifact or the device cannot be used.
+        Koe5Error: The artifact cannot be opened or the device cannot run it.
     """
     log_as_json(log_level)
     if workers > 1:
@@ -57,10 +55,10 @@ def _open(settings: Settings) -> Embedder:
 
 
 def app_of_environment() -> Any:
-    """The app of a worker process, by the settings in its environment.
+    """Return the app of a worker, with the settings in its environment variables.
 
     Raises:
-        SystemExit: It cannot be made; the log says why, and the process that watches the workers gives up.
+        SystemExit: The app cannot be created. The worker logs the reason and the server stops.
     """
     settings = Settings.from_json(os.environ[_SETTINGS_VARIABLE])
     log_as_json(os.environ[_LOG_LEVEL_VARIABLE])
@@ -84,7 +82,7 @@ def _serve_workers(settings: Settings, host: str, port: int, workers: int) -> in
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens, once it does."""
+    """uvicorn server that logs its address once it listens."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -98,7 +96,7 @@ def _log_address(message: str, bound: socket.socket, **more: int) -> None:
 
 
 def _serve_here(settings: Settings, app: Any, host: str, port: int) -> int:
-    # uvicorn raises the signal again once it has stopped in good order: that is no fault.
+    # After a graceful shutdown uvicorn raises the signal again, which would end the process with an error.
     before = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with _bound(host, port) as bound:
@@ -111,10 +109,10 @@ def _serve_here(settings: Settings, app: Any, host: str, port: int) -> int:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket at an address. Nobody can connect before uvicorn listens on it, when the app is ready.
+    """Return a socket bound to an address. uvicorn listens on it once the app is ready.
 
     Raises:
-        OSError: The address is taken or is not of this machine.
+        OSError: The address is in use or does not belong to this machine.
     """
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -127,22 +125,23 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:
-    """Return the options of uvicorn, in addition to the app and the address."""
+    """Return the options of uvicorn.Config, except the app and the number of workers."""
     return {
         "http": partial(
             BoundedProtocol,
             client_timeout_s=settings.body_timeout_s,
-            # Beyond requests in work, idle connections may stand open; requests beyond the limit get a 429.
+            # More connections than requests: some are idle, and requests above the limit receive a 429.
             max_connections=max(_LEAST_CONNECTIONS, 4 * settings.max_requests),
         ),
         "ws": "none",
         "log_config": None,
         "access_log": False,
         "server_header": False,
-        "timeout_keep_alive": _KEEP_ALIVE_S,
+        "forwarded_allow_ips": settings.forwarded_allow_ips,
+        "timeout_keep_alive": settings.keep_alive_s,
         "timeout_graceful_shutdown": round(settings.shutdown_s),
     }
 
 
 def _ignore(_number: int, _frame: object) -> None:
-    """Let uvicorn's own signal handling be the last word."""
+    """Ignore a signal that uvicorn has already handled."""

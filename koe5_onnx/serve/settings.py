@@ -1,9 +1,10 @@
-"""What an operator can choose, with its limits. Made by the command line; worker processes get it as JSON."""
+"""Settings of the server. The command line creates them, and worker processes receive them as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,72 +14,94 @@ from koe5_onnx import EngineOptions, InputError
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that the server can be told.
+    """Settings of the server.
 
     Raises:
-        InputError: A value is out of range, or two do not fit together.
+        InputError: A value is out of range, or two values contradict each other.
     """
 
     artifact: str
-    """Folder or Hub id of an exported artifact."""
+    """Folder or Hub ID of an exported artifact."""
     engine: EngineOptions = field(default_factory=EngineOptions)
-    """How the artifact is opened. A short batch may run in addition to `parallel_batches`; `overflow` is for
-    requests that do not say."""
+    """Options of the engine. One short batch may run in addition to `parallel_batches`. `overflow` applies to
+    requests that do not set `truncate`."""
     max_wait_ms: float = 0.0
-    """How long a batch that is not full waits for more; measured in benchmarks/NOTES.md."""
+    """Time that a batch with free slots waits for more texts; measured in benchmarks/decisions/server.md."""
     default_prompt_name: str | None = None
-    """Prompt of requests that name none."""
+    """Prompt name of requests without one."""
+    strict: bool = False
+    """True to reject requests with fields that have no effect, instead of naming these in the response."""
     model_names: tuple[str, ...] = ()
-    """Names that the model answers to, in addition to its repository."""
+    """Names that clients may use for the model, in addition to its repository."""
+
+    cache_entries: int = 0
+    """Number of embeddings that each process keeps for repeated texts; 0 keeps none."""
 
     max_body_bytes: int = 8 * 2**20
+    """Maximum size of a request's body."""
     max_pending_bytes: int = 64 * 2**20
-    """Of the bodies and the large answers of all requests in work; what Python makes of a body takes up to 6
-    times as much."""
+    """Maximum total size of the bodies and large responses of all open requests. A parsed body takes up to 6
+    times its size in Python."""
     max_inputs: int = 2048
-    """Texts of one request; as many as OpenAI takes.
+    """Maximum number of texts per request, the same as OpenAI's.
     Source: https://platform.openai.com/docs/api-reference/embeddings/create"""
     max_text_characters: int = 262_144
-    """Of one text, or ids of one; tokenizing takes about 330 bytes for each."""
-    max_request_tokens: int = 131_072
+    """Maximum number of characters, or of token IDs, per text. Tokenizing takes about 330 bytes per
+    character."""
+    max_request_tokens: int = 300_000
+    """Maximum number of tokens per request, after truncation, the same as OpenAI's."""
     max_queue_tokens: int = 524_288
+    """Maximum number of queued tokens; requests beyond it are rejected. A request has at most an eighth of
+    them in the queue at a time, and the rest of its tokens follow in pieces."""
     max_requests: int = 1024
-    """Requests in the house at one time, reading, waiting and running."""
+    """Maximum number of open requests: being received, queued or running."""
     timeout_s: float = 300.0
-    """From the end of the request's body to its answer."""
+    """Maximum time from the end of a request's body to its result."""
     body_timeout_s: float = 30.0
-    """For a client to send the head or the body of a request, or to take the next 64 KiB of an answer."""
+    """Maximum time for a client to send the headers or the body of a request, or to read the next 64 KiB of a
+    response."""
+    keep_alive_s: float = 75.0
+    """Maximum time that a connection may be idle, longer than the 60 s of common proxies, so that the proxy
+    closes it first."""
     shutdown_s: float = 30.0
-    """How long accepted requests may take after SIGTERM."""
+    """Maximum time to finish accepted requests after SIGTERM."""
 
+    root_path: str = ""
+    """Prefix of the URL under which a proxy publishes the server, such as "/embeddings"."""
+    forwarded_allow_ips: str = "127.0.0.1"
+    """Addresses of proxies, separated by commas; "*" for all. Their header X-Forwarded-For sets the client's
+    address in the log."""
+    cors_allow_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call the server, such as "https://example.com"; "*" for all."""
     api_keys_sha256: tuple[str, ...] = ()
-    """Hashes of the keys, so that no settings dump or log holds one; none for an open server."""
+    """SHA-256 hashes of the API keys, so that no settings dump or log contains a key; empty for no
+    authentication."""
     log_texts: bool = False
+    """True to log the beginning of some texts of each request."""
     otlp_endpoint: str | None = None
+    """Endpoint for OpenTelemetry spans; None for no tracing."""
 
     def __post_init__(self) -> None:
         for name in (
             "max_body_bytes", "max_inputs", "max_text_characters", "max_request_tokens",
             "max_queue_tokens", "max_requests", "max_pending_bytes", "timeout_s", "body_timeout_s",
-            "shutdown_s",
+            "keep_alive_s", "shutdown_s",
         ):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} is {getattr(self, name)}: expected more than 0")
-        if self.max_wait_ms < 0:
-            raise InputError(f"max_wait_ms is {self.max_wait_ms}: expected 0 or more")
-        if self.max_request_tokens > self.max_queue_tokens:
-            raise InputError(
-                f"max_request_tokens is {self.max_request_tokens}, max_queue_tokens {self.max_queue_tokens}: "
-                "expected a queue that holds a whole request"
-            )
+        if self.root_path and not re.fullmatch("(/[^/]+)+", self.root_path):
+            raise InputError(f"root_path is {self.root_path!r}: expected a path like '/embeddings'")
+        for name in ("max_wait_ms", "cache_entries"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}: expected 0 or more")
 
     def to_json(self) -> str:
-        """For the environment of a worker process."""
+        """Return the settings as JSON, for the environment of a worker process."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
-        """What `to_json` gave."""
+        """Return the settings from the result of `to_json`."""
         found: Mapping[str, Any] = json.loads(text)
         given: Any = {
             name: tuple(value) if isinstance(value, list) else value for name, value in found.items()

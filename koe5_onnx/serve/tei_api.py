@@ -1,4 +1,4 @@
-"""The API of text-embeddings-inference: /embed, /similarity, /tokenize, /info, /health, /metrics.
+"""API of text-embeddings-inference: /embed, /similarity, /tokenize, /info, /health, /metrics.
 
 Source: https://github.com/huggingface/text-embeddings-inference/blob/main/docs/openapi.json
 """
@@ -6,116 +6,128 @@ Source: https://github.com/huggingface/text-embeddings-inference/blob/main/docs/
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import numpy as np
 import orjson
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, Field
+from pydantic import ConfigDict, Field
 
-from koe5_onnx import Encoded, __version__
+from koe5_onnx import __version__
 from koe5_onnx.serve.connection import unless_gone
-from koe5_onnx.serve.inputs import (
-    Inputs,
-    ModelNames,
-    RawInputs,
-    as_inputs,
-    choose_prompt,
-    require_dimensions,
-)
+from koe5_onnx.serve.inputs import Documented, EmbedFields, Inputs, ModelNames, PromptFields
 from koe5_onnx.serve.openai_api import AnyInputs, Texts
-from koe5_onnx.serve.protection import NOTES
-from koe5_onnx.serve.refusals import INVALID, TOO_MANY_TOKENS, UNHEALTHY, Refusal
+from koe5_onnx.serve.refusals import EMPTY, TOO_MANY_TOKENS, UNHEALTHY, Refusal
 from koe5_onnx.serve.request_embedder import RequestEmbedder
 
-Direction = Literal["Left", "Right", "left", "right"]
+_MOST_CHARACTERS = 131_072
+"""Maximum characters of a request to /tokenize, because a token of its response takes about 100 times the
+memory of one that is embedded."""
+_EXAMPLE: dict[str, Any] = {"inputs": "대한민국의 수도는?", "prompt_name": "query"}
 
 
-class EmbedRequest(BaseModel):
-    """Texts to embed."""
+class EmbedRequest(EmbedFields):
+    """Request for embeddings."""
 
-    model_config = {
-        "json_schema_extra": {"examples": [{"inputs": "대한민국의 수도는?", "prompt_name": "query"}]}
-    }
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     inputs: AnyInputs
-    normalize: bool = True
-    prompt_name: str | None = None
-    truncate: bool | None = None
-    truncation_direction: Direction = "Right"
-    dimensions: int | None = None
+    """A text, a list of texts, the token IDs of a text, or a list of those."""
 
 
-class SimilarityInputs(BaseModel):
-    """One text, and those to compare with it."""
+class SimilarityInputs(Documented):
+    """A text and the texts to compare with it."""
 
     source_sentence: str
+    """The text to compare with the others."""
     sentences: Texts
+    """The other texts."""
 
 
-class SimilarityParameters(BaseModel):
-    """How the texts are embedded."""
-
-    prompt_name: str | None = None
-    truncate: bool | None = None
-    truncation_direction: Direction = "Right"
-
-
-class SimilarityRequest(BaseModel):
-    """Texts to compare."""
+class SimilarityRequest(EmbedFields):
+    """Request for the similarity of texts."""
 
     inputs: SimilarityInputs
-    parameters: SimilarityParameters | None = None
+    """The texts to compare."""
+    parameters: EmbedFields | None = Field(
+        None, description="The other fields as an object, which replaces those next to inputs"
+    )
 
 
-class TokenizeRequest(BaseModel):
-    """Texts to tokenize."""
+class TokenizeRequest(PromptFields):
+    """Request for the tokens of texts."""
 
     inputs: str | Texts
+    """A text or a list of texts."""
     add_special_tokens: bool = True
-    prompt_name: str | None = None
+    """True to include `<s>` and `</s>`."""
 
 
-class Token(BaseModel):
-    """One token; `start` and `stop` count characters of the text with its prompt."""
+class Token(Documented):
+    """A token of a text with its prompt."""
 
     id: int
+    """Token ID."""
     text: str
+    """Part of the text that the token covers, or the name of a special token."""
     special: bool
+    """True for `<s>` and `</s>`."""
     start: int
+    """Offset of the first character."""
     stop: int
+    """Offset after the last character."""
 
 
-class Info(BaseModel):
-    """What is served, and within which limits."""
+class Info(Documented):
+    """Description of the model and the limits of the server."""
 
     model_id: str
+    """Repository or folder name of the checkpoint."""
     model_sha: str | None
+    """Commit of the repository; null for a local checkpoint."""
     model_dtype: str
+    """Precision of the artifact."""
     model_type: dict[str, Any]
+    """Pooling, in TEI's format."""
     max_concurrent_requests: int
+    """Maximum number of open requests."""
     max_input_length: int
+    """Token limit of a text, special tokens included."""
     max_batch_tokens: int
+    """Maximum number of tokens per batch, padding included."""
     max_client_batch_size: int
+    """Maximum number of texts per request."""
     auto_truncate: bool
+    """True if longer texts are truncated unless the request says otherwise."""
     tokenization_workers: int
+    """Number of threads that tokenize."""
     version: str
+    """Version of koe5-onnx."""
     dim: int
-    dimensions: Annotated[list[int], Field(description="What `dimensions` of a request may be")]
+    """Size of an embedding."""
+    dimensions: Annotated[list[int], Field(description="Sizes of embeddings that a request may ask for")]
     prompts: dict[str, str]
+    """Prompts by name."""
     default_prompt_name: str | None
+    """Prompt name of requests without one; null for no prompt."""
     provider: str
+    """ONNX Runtime's execution provider."""
     graph: str
-    """Which graph runs, and why."""
-    cosine_to_pytorch_min: Annotated[float | None, Field(description="Of the artifact's certificate")]
+    """The selected graph and the reason for it."""
+    cosine_to_pytorch_min: Annotated[
+        float | None, Field(description="Lowest cosine to PyTorch's embeddings in the artifact's certificate")
+    ]
 
 
-class TeiError(BaseModel):
-    """TEI's shape of an error."""
+class TeiError(Documented):
+    """Error in TEI's format."""
 
     error: str
+    """Message: what was found, what was expected, and what to do."""
     error_type: str
+    """Kind of error, one of TEI's types."""
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -124,128 +136,70 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def tei_routes(requests: RequestEmbedder, names: ModelNames) -> APIRouter:
-    """The routes."""
+    """Return the routes."""
     router = APIRouter(tags=["text-embeddings-inference"], responses=ERRORS)
 
-    # At "/" too: clients that know a server's address only, as huggingface_hub's InferenceClient, ask there.
+    # Clients that know only the address of a server, such as huggingface_hub's InferenceClient, post to "/".
     @router.post("/", response_model=list[list[float]], include_in_schema=False)
     @router.post("/embed", response_model=list[list[float]], summary="Embed texts")
     async def embed(request: Request, body: EmbedRequest) -> Response:
-        contract = requests.embedder.contract
-        _require_own_length(body.normalize, contract.normalize)
-        require_dimensions(body.dimensions, contract)
-        encoded = await _embed(requests, request, body.inputs, body, body.dimensions)
-        return _json(encoded.embeddings)
+        inputs = requests.inputs.read(body.inputs, body, "inputs")
+        encoded, headers = await requests.answer(request, inputs, body.dimensions)
+        return _json(encoded.embeddings, headers)
 
     @router.post("/similarity", response_model=list[float], summary="Compare texts")
     async def similarity(request: Request, body: SimilarityRequest) -> Response:
-        sentences = as_inputs(
-            body.inputs.sentences,
-            None,
-            truncate=True,
-            param="sentences",
-            max_inputs=requests.settings.max_inputs - 1,
-            max_length=requests.settings.max_text_characters,
-        ).texts
-        parameters = body.parameters or SimilarityParameters()
-        encoded = await _embed(requests, request, [body.inputs.source_sentence, *sentences], parameters)
-        return _json(requests.embedder.similarity(encoded.embeddings[:1], encoded.embeddings[1:])[0])
+        fields = body.parameters or body
+        inputs = requests.inputs.read(_texts(body.inputs), fields, "inputs")
+        encoded, headers = await requests.answer(request, inputs, fields.dimensions)
+        first, others = encoded.embeddings[:1], encoded.embeddings[1:]
+        return _json(requests.embedder.similarity(first, others)[0], headers)
 
-    @router.post("/tokenize", response_model=list[list[Token]], summary="Texts to tokens, never cut")
+    @router.post("/tokenize", response_model=list[list[Token]], summary="Tokenize texts without truncation")
     async def tokenize(request: Request, body: TokenizeRequest) -> Response:
-        return _json(await unless_gone(request, _tokenize(requests, body)))
+        inputs = requests.inputs.read(body.inputs, body, "inputs")
+        work = lambda: _tokens(requests, inputs, specials=body.add_special_tokens)  # noqa: E731
+        tokens = await unless_gone(request, requests.in_time(requests.tokenized(work, inputs.characters)))
+        return _json(tokens, requests.report(request, inputs, {}))
 
-    @router.get("/info", summary="What is served")
+    @router.get("/info", summary="Describe the model and the limits")
     async def info() -> Info:
         return _info(requests, names)
 
-    @router.get("/health", response_class=Response, summary="200 where embeddings work")
+    @router.get("/health", response_class=Response, summary="Check that the server can embed")
     async def health() -> Response:
         if not await requests.is_healthy():
-            raise Refusal(UNHEALTHY, "the last batch failed, and so does another; the log says more")
+            raise Refusal(UNHEALTHY, "the last batch failed, and a retry failed too. See the server's log")
         return Response()
 
-    @router.get("/metrics", response_class=Response, summary="For Prometheus")
+    @router.get("/metrics", response_class=Response, summary="Metrics for Prometheus")
     async def metrics() -> Response:
         return Response(requests.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     return router
 
 
-async def _embed(
-    requests: RequestEmbedder,
-    request: Request,
-    raw: RawInputs,
-    body: EmbedRequest | SimilarityParameters,
-    dim: int | None = None,
-) -> Encoded:
-    if body.truncation_direction.lower() == "left":
-        raise Refusal(
-            INVALID,
-            "truncation_direction is Left: expected Right, as texts are cut at their end",
-            param="truncation_direction",
-        )
-    settings = requests.settings
-    truncate = settings.engine.overflow == "truncate" if body.truncate is None else body.truncate
-    has_ids = not isinstance(raw, str) and bool(raw) and not isinstance(raw[0], str)
-    prompt = None if has_ids and body.prompt_name is None else _prompt(requests, body.prompt_name)
-    inputs = as_inputs(
-        raw,
-        prompt,
-        truncate=truncate,
-        param="inputs",
-        max_inputs=settings.max_inputs,
-        max_length=settings.max_text_characters,
-    )
-    encoded = await unless_gone(request, requests.embed(inputs, dim))
-    request.scope[NOTES] |= requests.notes(inputs, encoded)
-    return encoded
-
-
-async def _tokenize(requests: RequestEmbedder, body: TokenizeRequest) -> list[list[dict[str, Any]]]:
-    settings = requests.settings
-    inputs = as_inputs(
-        body.inputs,
-        _prompt(requests, body.prompt_name),
-        truncate=False,
-        param="inputs",
-        max_inputs=settings.max_inputs,
-        max_length=settings.max_text_characters,
-    )
-    return await requests.in_time(
-        requests.tokenized(
-            lambda: _tokens(requests, inputs, specials=body.add_special_tokens), inputs.characters
-        )
-    )
-
-
-def _prompt(requests: RequestEmbedder, name: str | None) -> str | None:
-    return choose_prompt(
-        {"prompt_name": name}, None, requests.default_prompt_name, requests.embedder.contract.prompts
-    )
-
-
-def _require_own_length(normalize: bool, own: bool) -> None:
-    if normalize != own:
-        raise Refusal(INVALID, f"normalize is {normalize}: this model gives {own} only", param="normalize")
+def _texts(inputs: SimilarityInputs) -> list[str]:
+    if not inputs.sentences:
+        raise Refusal(EMPTY, "sentences is empty: expected at least one text", param="sentences")
+    return [inputs.source_sentence, *inputs.sentences]
 
 
 def _tokens(requests: RequestEmbedder, inputs: Inputs, *, specials: bool) -> list[list[dict[str, Any]]]:
-    # A piece costs a hundred times a token that is embedded, so the same limit bounds them by characters.
-    limit = requests.settings.max_request_tokens
-    if (characters := sum(map(len, inputs.texts))) > limit:
+    limit = min(_MOST_CHARACTERS, requests.settings.max_request_tokens)
+    if (characters := inputs.characters) > limit:
         raise Refusal(
             TOO_MANY_TOKENS,
-            f"the texts have {characters:,} characters: expected at most {limit:,}",
+            f"the texts have {characters:,} characters: expected at most {limit:,}. Send fewer texts",
             param="inputs",
         )
     return [
         [
             dataclasses.asdict(piece)
-            for piece in requests.embedder.pieces(text, inputs.prompt_name, prompt=inputs.prompt)
+            for piece in requests.embedder.pieces(text, prompt="")
             if specials or not piece.special
         ]
-        for text in inputs.texts
+        for text in inputs.prompted
     ]
 
 
@@ -253,7 +207,7 @@ def _info(requests: RequestEmbedder, names: ModelNames) -> Info:
     embedder, settings = requests.embedder, requests.settings
     manifest, contract = embedder.artifact.manifest, embedder.contract
     is_packed = embedder.session.graph.is_packed
-    certificate = manifest.fused_certificate if is_packed else manifest.certificate
+    certificate = manifest.packed_certificate if is_packed else manifest.certificate
     return Info(
         model_id=names.names[0],
         model_sha=manifest.source.revision,
@@ -261,7 +215,7 @@ def _info(requests: RequestEmbedder, names: ModelNames) -> Info:
         model_type={"embedding": {"pooling": contract.pooling}},
         max_concurrent_requests=settings.max_requests,
         max_input_length=contract.max_tokens,
-        max_batch_tokens=embedder.max_batch_tokens,
+        max_batch_tokens=embedder.queue_batch_tokens,
         max_client_batch_size=settings.max_inputs,
         auto_truncate=settings.engine.overflow == "truncate",
         tokenization_workers=2,
@@ -269,14 +223,15 @@ def _info(requests: RequestEmbedder, names: ModelNames) -> Info:
         dim=contract.dim,
         dimensions=list(contract.dims),
         prompts=dict(contract.prompts),
-        default_prompt_name=requests.default_prompt_name,
+        default_prompt_name=requests.inputs.default_prompt_name,
         provider=embedder.session.providers[0],
         graph=embedder.session.graph.reason,
         cosine_to_pytorch_min=certificate.overall.cosine_min if certificate else None,
     )
 
 
-def _json(found: Any) -> Response:
+def _json(found: Any, headers: Mapping[str, str] | None = None) -> Response:
     if isinstance(found, np.ndarray):
         found = np.ascontiguousarray(found)
-    return Response(orjson.dumps(found, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+    body = orjson.dumps(found, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(body, headers=headers, media_type="application/json")

@@ -1,4 +1,4 @@
-"""OpenTelemetry spans, where the extra `otel` is installed and an endpoint given; else nothing."""
+"""OpenTelemetry spans. Requires the extra `otel` and an endpoint; without an endpoint there are no spans."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from koe5_onnx.engine.queue import Job
 
 
 class Tracing:
-    """The spans of a request: tokenize, queue, run.
+    """Spans of a request: tokenize, queue, run.
 
     Args:
-        tracer: An OpenTelemetry tracer; None for no spans.
+        tracer: OpenTelemetry tracer; None for no spans.
     """
 
     def __init__(self, tracer: Any = None) -> None:
         self._tracer = tracer
 
     def span(self, name: str) -> AbstractContextManager[Any]:
-        """A span around what the `with` holds."""
+        """Return a context manager that records a span."""
         if self._tracer is None:
             return nullcontext()
         span: AbstractContextManager[Any] = self._tracer.start_as_current_span(name)
         return span
 
     def job(self, job: Job) -> AbstractContextManager[None]:
-        """The spans queue and run, which other threads timed."""
+        """Return a context manager that records the spans "queue" and "run", which other threads timed."""
         return nullcontext() if self._tracer is None else self._around(job)
 
     @contextmanager
@@ -54,13 +54,13 @@ class Tracing:
 
 
 def open_tracing(app: Any, endpoint: str | None) -> tuple[Any, Tracing]:
-    """Send spans to `endpoint` (OTLP over HTTP), one for each request to `app`; without one, change nothing.
+    """Send a span for each request to `endpoint` (OTLP over HTTP); None leaves `app` unchanged.
 
     Returns:
-        The app to serve, and where the spans of a request go.
+        The app to serve and the object that records the other spans of a request.
 
     Raises:
-        MissingDependencyError: An endpoint is given and the extra is not installed.
+        MissingDependencyError: An endpoint is given and the extra `otel` is not installed.
     """
     if endpoint is None:
         return app, Tracing()

@@ -1,1 +1,1 @@
-"""From texts to token ids: prompts, Unicode forms and the tokenizer."""
+"""Prompts, Unicode normalization and tokenization."""

@@ -1,12 +1,12 @@
-"""Prompts: the text that a model expects in front of each query and each passage.
+"""Prompts: texts that a model expects before each query and each passage.
 
-The two arguments are those of sentence-transformers: `prompt_name` is a name in the artifact's contract
-("query"), `prompt` is the text itself ("query: ").
+As in sentence-transformers, `prompt_name` is a name in the artifact's contract ("query") and `prompt` is the
+text itself ("query: ").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from koe5_onnx.artifact import Contract
 from koe5_onnx.errors import DoublePromptWarning, InputError, Koe5Warning
@@ -15,14 +15,16 @@ Warn = Callable[[type[Koe5Warning], str], None]
 
 
 def prompt_text(contract: Contract, prompt_name: str | None, prompt: str | None) -> str:
-    """Return the text to put in front; without a name and a text, that of the contract's default.
+    """Return the prompt text. If neither argument is given, use the contract's default prompt.
 
     Raises:
-        InputError: Both are given, or the contract does not have the name.
+        InputError: Both arguments are given, or the contract has no prompt of that name.
     """
     if prompt is not None:
         if prompt_name is not None:
-            raise InputError(f"prompt_name is {prompt_name!r} and prompt is {prompt!r}: pass one of the two")
+            raise InputError(
+                f"prompt_name is {prompt_name!r} and prompt is {prompt!r}. Pass only one of them"
+            )
         return prompt
     name = contract.default_prompt_name if prompt_name is None else prompt_name
     if name is None:
@@ -30,25 +32,37 @@ def prompt_text(contract: Contract, prompt_name: str | None, prompt: str | None)
     if name not in contract.prompts:
         raise InputError(
             f"prompt_name is {name!r}: expected one of {sorted(contract.prompts)}. "
-            "Pass prompt= for a text of your own"
+            "Pass prompt=... to use another text"
         )
     return contract.prompts[name]
 
 
+def count_doubled(texts: Sequence[str], prompt: str, prompts: Iterable[str]) -> int:
+    """Count the texts to which `prompt` is added although they begin with a prompt.
+
+    Args:
+        texts: Texts without `prompt`.
+        prompt: Text of the prompt that is added; "" counts none.
+        prompts: All prompts of the contract. Spaces around them do not count.
+    """
+    known = tuple(filter(None, map(str.strip, {prompt, *prompts})))
+    return sum(text.lstrip().startswith(known) for text in texts) if prompt else 0
+
+
 def put_in_front(prompt: str, texts: Sequence[str], warn: Warn) -> Sequence[str]:
-    """Return the texts with the prompt in front, and warn about those that already start with it.
+    """Prepend the prompt to each text, and warn if texts already start with it.
 
     Raises:
-        TypeError: `texts` is one bare str.
+        TypeError: `texts` is a single str.
     """
     if isinstance(texts, str):
-        raise TypeError("texts is one str: expected a sequence of texts, as [text]")
+        raise TypeError("texts is a str: expected a sequence of texts, such as [text]")
     if not prompt:
         return texts
     if double := sum(isinstance(text, str) and text.startswith(prompt) for text in texts):
         warn(
             DoublePromptWarning,
-            f"{double} of {len(texts)} texts already start with {prompt!r} and get it a second time: "
-            'pass the plain text, or prompt=""',
+            f"{double} of {len(texts)} texts already start with {prompt!r}, and the prompt is added again. "
+            'Pass texts without the prompt, or pass prompt=""',
         )
     return [prompt + text if isinstance(text, str) else text for text in texts]

@@ -1,17 +1,15 @@
-"""Text to ids: composed (NFC), unpadded, truncated by the Rust tokenizer.
+"""Convert texts to token ids: normalize to NFC, tokenize and truncate. Padding is in engine/batching.py.
 
-Decomposed Hangul, as in file names of macOS and texts of many PDF extractors, is composed before it is
-tokenized. SentencePiece, with which the models were trained, does this; the Rust tokenizer does not.
+Decomposed Hangul, as in macOS file names and the output of many PDF extractors, is normalized to NFC first.
+SentencePiece, which was used in training, does the same; the Rust tokenizer does not.
 Source: https://github.com/huggingface/tokenizers/issues/2116
-
-Owns the ids and the lengths; padding is batching.py's, prompts are embedder.py's.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,42 +19,86 @@ import tokenizers
 from koe5_onnx.errors import ArtifactError, InputError
 
 _TEXTS_PER_CALL, _CHARACTERS_PER_CALL = 2048, 262_144
-"""Bound the memory of the Rust encodings: 250 to 330 bytes a character live until their ids are copied.
-A longer text has a call of its own."""
+"""Maximum texts and characters per call of the Rust tokenizer, to bound memory: its encodings take 250 to 330
+bytes per character until the ids are copied. A longer text is encoded in a separate call."""
 _UNCOUNTED = ("0.23.1", "0.23.2")
-"""Versions of tokenizers that do not report the tokens that they truncate.
+"""Versions of tokenizers that do not report truncated tokens.
 Source: https://github.com/huggingface/tokenizers/issues/2091"""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The ids of some texts, ragged, in the caller's order."""
+    """Token ids of texts, without padding, in the caller's order."""
 
     ids: list[npt.NDArray[np.int32]]
-    """int32[length] a text, `<s>` and `</s>` included, at most max_tokens."""
+    """int32[length] per text, `<s>` and `</s>` included, at most max_tokens."""
     full_lengths: npt.NDArray[np.int32]
-    """int32[n]: tokens that each text has before truncation."""
+    """int32[n]: tokens of each text before truncation."""
     composed: npt.NDArray[np.bool_]
-    """bool[n]: whether the text was brought to another Unicode form before it was tokenized."""
+    """bool[n]: True if Unicode normalization changed the text."""
+    further: Mapping[int, Sequence[npt.NDArray[np.int32]]] = field(default_factory=dict)
+    """Rest of each text above the token limit, by row, in parts like those of `ids`. Empty unless the texts
+    are averaged."""
 
     @classmethod
     def of(cls, ids: list[npt.NDArray[np.int32]]) -> Tokens:
-        """Wrap ids that no text is known for: neither truncated nor composed."""
+        """Create Tokens from ids alone, marked as neither truncated nor normalized."""
         lengths = np.fromiter(map(len, ids), dtype=np.int32, count=len(ids))
         return cls(ids, lengths, np.zeros(len(ids), dtype=np.bool_))
 
     def __getitem__(self, rows: slice) -> Tokens:
-        """Some of the texts."""
-        return Tokens(self.ids[rows], self.full_lengths[rows], self.composed[rows])
+        """Return a slice of the texts."""
+        numbers = range(len(self.ids))[rows]
+        further = {row: self.further[old] for row, old in enumerate(numbers) if old in self.further}
+        return Tokens(self.ids[rows], self.full_lengths[rows], self.composed[rows], further)
+
+    @property
+    def parts(self) -> list[npt.NDArray[np.int32]]:
+        """Ids of all parts: `ids`, then the further parts of each text."""
+        return [*self.ids, *(ids for parts in self.further.values() for ids in parts)]
+
+    def distinct(self) -> tuple[Tokens, npt.NDArray[np.intp]]:
+        """Return the distinct parts, and for each part the index of the distinct part that it equals."""
+        row_of: dict[bytes, int] = {}
+        parts = self.parts
+        rows = np.fromiter(
+            (row_of.setdefault(ids.tobytes(), len(row_of)) for ids in parts), np.intp, len(parts)
+        )
+        if len(row_of) == len(self.ids) == len(parts):
+            return self, rows
+        return Tokens.of([np.frombuffer(key, dtype=np.int32) for key in row_of]), rows
+
+    def averaged(self, embeddings: npt.NDArray[np.float32], *, normalize: bool) -> npt.NDArray[np.float32]:
+        """Return the embeddings of the texts, float32[n, dim], from those of all parts.
+
+        Args:
+            embeddings: float32[parts, dim], in the order of `parts`.
+            normalize: True to scale averages to unit length.
+        """
+        if not self.further:
+            return embeddings
+        whole = embeddings[: len(self.ids)].copy()
+        end = len(self.ids)
+        for row, parts in self.further.items():
+            start, end = end, end + len(parts)
+            weights = np.array([len(ids) for ids in (self.ids[row], *parts)], dtype=np.float32)
+            total = weights @ np.vstack([embeddings[row], embeddings[start:end]])
+            whole[row] = total / (np.linalg.norm(total) if normalize else weights.sum())
+        return whole
 
     @property
     def lengths(self) -> npt.NDArray[np.int32]:
         """int32[n]: tokens of each text after truncation."""
         return np.fromiter((len(row) for row in self.ids), dtype=np.int32, count=len(self.ids))
 
+    @property
+    def total(self) -> int:
+        """Number of tokens of all parts."""
+        return sum(map(len, self.parts))
+
 
 def random_tokens(vocabulary: int, lengths: npt.NDArray[np.int64], seed: int = 0) -> Tokens:
-    """Texts of these lengths, int64[n], of random ids that are no special ones where there are enough."""
+    """Return random ids for texts of the given lengths, int64[n], avoiding special tokens if possible."""
     rng = np.random.default_rng(seed)
     lowest = min(4, vocabulary - 1)
     return Tokens.of([rng.integers(lowest, vocabulary, length).astype(np.int32) for length in lengths])
@@ -68,44 +110,47 @@ class Piece:
 
     id: int
     text: str
-    """The part of the text that it stands for; its name where it is a special token."""
+    """Part of the text that the token covers, or the name of a special token."""
     special: bool
     start: int
-    """First character, counted in the composed text with its prompt; as `stop` 0 for a special token."""
+    """Start offset in characters, in the normalized text with its prompt; 0 for a special token."""
     stop: int
-    """After the last character."""
+    """End offset in characters, exclusive; 0 for a special token."""
 
 
 class Tokenizer:
-    """A Rust tokenizer with this project's settings: truncates at the token limit, never pads.
+    """Tokenizer that truncates at the token limit and never pads.
 
     Args:
-        file: A tokenizer.json; padding and truncation that it carries are replaced.
-        max_tokens: Longest output in tokens, special tokens included.
-        unicode_form: Form that texts are brought to first, as in `Contract`.
+        file: A tokenizer.json. Its padding and truncation settings are ignored.
+        max_tokens: Maximum number of tokens, special tokens included.
+        unicode_form: Unicode normalization, as in `Contract.unicode_form`.
+        keep_rest: Keep the rest of texts above the limit in `Tokens.further`.
 
     Raises:
-        ArtifactError: The file is missing or is not a tokenizer, or the installed version of tokenizers
-            does not count the tokens that it cuts off.
+        ArtifactError: The file is missing or invalid, or the installed version of tokenizers does not report
+            truncated tokens.
     """
 
-    def __init__(self, file: Path, max_tokens: int, unicode_form: str | None = "NFC") -> None:
+    def __init__(
+        self, file: Path, max_tokens: int, unicode_form: str | None = "NFC", *, keep_rest: bool = False
+    ) -> None:
         if tokenizers.__version__ in _UNCOUNTED:
             raise ArtifactError(
-                f"tokenizers {tokenizers.__version__} does not report the tokens that it cuts off, so "
-                "cut texts would go unnoticed: pip install 'tokenizers>=0.23.3'"
+                f"tokenizers {tokenizers.__version__} does not report truncated tokens, so truncated texts "
+                "would go unnoticed. Run: pip install 'tokenizers>=0.23.3'"
             )
         if not file.is_file():
-            raise ArtifactError(f"{file} is missing: export or download the artifact again")
+            raise ArtifactError(f"{file} is missing. Export or download the artifact again")
         try:
             self._rust = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the Rust side raises nothing narrower
-            raise ArtifactError(f"{file} is not a tokenizer.json that tokenizers reads: {error}") from error
+        except Exception as error:  # the Rust library raises plain Exception
+            raise ArtifactError(f"tokenizers cannot read {file}: {error}") from error
         self._rust.no_padding()
-        # Truncating here keeps </s>; slicing ids would lose it.
+        # The tokenizer keeps </s> when it truncates; slicing the ids would drop it.
         self._rust.enable_truncation(max_tokens)
         self._specials = self._rust.num_special_tokens_to_add(is_pair=False)
-        self._composes = unicode_form is not None
+        self._composes, self._keep_rest = unicode_form is not None, keep_rest
         self.max_tokens = max_tokens
         self.vocabulary = self._rust.get_vocab_size(with_added_tokens=True)
 
@@ -113,57 +158,60 @@ class Tokenizer:
         """Encode texts in parallel.
 
         Args:
-            texts: Any number of texts; an empty text has its special tokens only.
+            texts: Any number of texts. An empty text has only special tokens.
 
         Raises:
-            InputError: A text is not a str, or holds a lone surrogate (half of a UTF-16 pair).
+            InputError: A text is not a str, or contains a lone surrogate (half of a UTF-16 pair).
         """
         ids: list[npt.NDArray[np.int32]] = []
         full_lengths: list[int] = []
+        further: dict[int, Sequence[npt.NDArray[np.int32]]] = {}
         require_unicode(texts)
         texts, composed = self._compose(texts)
         for chunk in _calls(texts):
             for encoding in self._rust.encode_batch(chunk):
+                if self._keep_rest and (rest := encoding.overflowing):
+                    further[len(ids)] = [np.asarray(part.ids, dtype=np.int32) for part in rest]
                 ids.append(np.asarray(encoding.ids, dtype=np.int32))
                 full_lengths.append(self._full_length(encoding))
-        return Tokens(ids, np.asarray(full_lengths, dtype=np.int32), composed)
+        return Tokens(ids, np.asarray(full_lengths, dtype=np.int32), composed, further)
 
     def require_ids(self, expected: Mapping[str, Sequence[int]], made_with: str) -> None:
-        """Check that texts still have the ids that they had when an artifact was made.
+        """Check that texts have the same ids as when the artifact was exported.
 
         Args:
-            expected: Text to its ids.
-            made_with: Version of tokenizers that they were made with.
+            expected: Ids by text.
+            made_with: Version of tokenizers at export.
 
         Raises:
-            ArtifactError: One has others: this version of tokenizers would shift every embedding a little.
+            ArtifactError: The ids of a text differ, so the installed version would change embeddings.
         """
         for (text, ids), found in zip(expected.items(), self.encode(list(expected)).ids, strict=True):
             if found.tolist() != list(ids):
                 raise ArtifactError(
-                    f"tokenizers {tokenizers.__version__} turns the text {text!r} into the ids "
-                    f"{found.tolist()}, expected {list(ids)}, which tokenizers {made_with} gave when the "
-                    "artifact was exported. Embeddings would not match an existing index. Install that "
-                    "version, or export the artifact and embed the index again"
+                    f"tokenizers {tokenizers.__version__} converts the text {text!r} to the ids "
+                    f"{found.tolist()}: expected {list(ids)}, as produced by tokenizers {made_with} at "
+                    "export. Embeddings would not match an existing index. Install that version, or export "
+                    "the artifact again and rebuild the index"
                 )
 
     def pieces(self, text: str) -> list[Piece]:
-        """The tokens of one text, special tokens included, never truncated.
+        """Return all tokens of a text, special tokens included, without truncation.
 
         Raises:
-            InputError: The text holds a lone surrogate (half of a UTF-16 pair).
+            InputError: The text contains a lone surrogate (half of a UTF-16 pair).
         """
         require_unicode([text])
         ((text,), _) = self._compose([text])
-        # As a batch, since that lets other Python threads run meanwhile.
+        # Unlike encode, encode_batch lets other Python threads run.
         (first,) = self._rust.encode_batch([text])
         parts = [_pieces_of(part, text) for part in (first, *first.overflowing)]
         body = [piece for part in parts for piece in part if not piece.special]
-        opening = next((place for place, piece in enumerate(parts[0]) if not piece.special), 0)
+        opening = next((index for index, piece in enumerate(parts[0]) if not piece.special), 0)
         return [*parts[0][:opening], *body, *[piece for piece in parts[0][opening:] if piece.special]]
 
     def _compose(self, texts: Sequence[str]) -> tuple[Sequence[str], npt.NDArray[np.bool_]]:
-        """Bring texts to the Unicode form; also bool[n], which of them were in another."""
+        """Normalize texts; also return bool[n], True for texts that changed."""
         if not self._composes:
             return texts, np.zeros(len(texts), dtype=np.bool_)
         changed = [not unicodedata.is_normalized("NFC", text) for text in texts]
@@ -180,7 +228,7 @@ class Tokenizer:
 
 
 def _calls(texts: Sequence[str]) -> Iterator[list[str]]:
-    """The texts, in order, as many at a time as may be encoded together."""
+    """Split texts into chunks, each for one call of the Rust tokenizer."""
     chunk: list[str] = []
     characters = 0
     for text in texts:
@@ -202,10 +250,10 @@ def _pieces_of(encoding: tokenizers.Encoding, text: str) -> list[Piece]:
 
 
 def require_unicode(texts: Sequence[str]) -> None:
-    """Refuse what the Rust side would refuse without saying which text it was.
+    """Reject texts that the Rust tokenizer would reject without naming the text.
 
     Raises:
-        InputError: A text is not a str, or holds a lone surrogate (half of a UTF-16 pair).
+        InputError: A text is not a str, or contains a lone surrogate (half of a UTF-16 pair).
     """
     for number, text in enumerate(texts):
         if not isinstance(text, str):
@@ -214,6 +262,7 @@ def require_unicode(texts: Sequence[str]) -> None:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InputError(
-                f"text {number} holds the lone surrogate U+{ord(text[error.start]):04X} at character "
-                f"{error.start}: not valid Unicode; decode the source with errors='replace'"
+                f"text {number} is not valid Unicode: it contains the lone surrogate "
+                f"U+{ord(text[error.start]):04X} at character {error.start}. Decode the source with "
+                "errors='replace'"
             ) from error

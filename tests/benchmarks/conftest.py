@@ -1,4 +1,4 @@
-"""What the tests of the benchmarks share: a tiny checkpoint, its artifacts, small datasets in files."""
+"""Shared by the benchmark tests: a tiny checkpoint, its artifacts, small datasets in files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from koe5_export import ExportOptions, export_checkpoint
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.seeded import write_seeded_checkpoint
-from koe5_export.texts import CALIBRATION, DEMO_PASSAGES, DEMO_QUERIES
+from koe5_export.texts import CALIBRATION, SAMPLE_PASSAGES, SAMPLE_QUERIES
 
 from benchmarks.corpora import Dataset
 from benchmarks.layouts import Contents
@@ -17,13 +17,13 @@ from benchmarks.layouts import Contents
 
 @pytest.fixture(scope="session")
 def seeded(made_once):
-    """Folder of a tiny seeded checkpoint."""
+    """Return the folder of a tiny seeded checkpoint."""
     return made_once("tiny/checkpoint", lambda folder: write_seeded_checkpoint(folder, "tiny"))
 
 
 @pytest.fixture(scope="session")
 def exported(seeded, made_once):
-    """The checkpoint in each precision: precision -> folder."""
+    """Return the checkpoint's exported folders by precision."""
 
     def export(precision):
         options = ExportOptions(precision=precision)
@@ -34,7 +34,7 @@ def exported(seeded, made_once):
 
 @pytest.fixture
 def dataset():
-    """Two queries, five passages: the first query has two relevant ones, the second has one."""
+    """Return two queries and five passages: the first query has two relevant passages, the second has one."""
     relevant = {"q1": {"a": 1, "b": 1}, "q2": {"c": 1}}
     passages = {name: f"passage {name}" for name in "abcde"}
     return Dataset("five", "here", Contents({"q1": "one", "q2": "two"}, passages, relevant))
@@ -42,7 +42,7 @@ def dataset():
 
 @pytest.fixture
 def write_beir(tmp_path):
-    """Writes a dataset in BEIR's layout and gives its folder."""
+    """Return a function that writes a dataset in BEIR's layout and returns its folder."""
 
     def write(queries, passages, qrels, split="test", name="beir"):
         folder = tmp_path / name
@@ -58,12 +58,12 @@ def write_beir(tmp_path):
 
 @pytest.fixture
 def demo_dataset(write_beir):
-    """A dataset of this project's own lines; one passage is longer than any token limit."""
-    passages = [*DEMO_PASSAGES, *CALIBRATION[:70], " ".join(CALIBRATION)]
+    """Return a dataset made from the project's built-in texts; one passage exceeds every token limit."""
+    passages = [*SAMPLE_PASSAGES, *CALIBRATION[:70], " ".join(CALIBRATION)]
     return write_beir(
-        [{"_id": f"q{row}", "text": text} for row, text in enumerate(DEMO_QUERIES)],
+        [{"_id": f"q{row}", "text": text} for row, text in enumerate(SAMPLE_QUERIES)],
         [{"_id": f"p{row}", "title": "", "text": text} for row, text in enumerate(passages)],
-        [(f"q{row}", f"p{row}", 1) for row in range(len(DEMO_QUERIES))],
+        [(f"q{row}", f"p{row}", 1) for row in range(len(SAMPLE_QUERIES))],
         name="demo",
     )
 

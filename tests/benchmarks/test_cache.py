@@ -9,7 +9,7 @@ WHO = {"weights": "abc", "measured_with": {"torch": "2"}}
 
 
 class Counter:
-    """Embeds a text as its number; can be interrupted."""
+    """Embeds each text as its number. Can be interrupted."""
 
     def __init__(self, stop_after=None):
         self.seen = []
@@ -33,7 +33,7 @@ def test_the_second_time_nothing_is_embedded(tmp_path):
     assert (first.seen, second.seen) == (TEXTS, [])
 
 
-def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
+def test_an_interrupted_run_continues_where_it_stopped(tmp_path):
     interrupted, second = Counter(stop_after=PART), Counter()
     with pytest.raises(KeyboardInterrupt):
         embed_cached(tmp_path, WHO, TEXTS, interrupted)
@@ -67,8 +67,10 @@ def test_a_damaged_file_is_named(tmp_path):
     embed_cached(tmp_path, WHO, TEXTS[:3], Counter())
     (file,) = tmp_path.iterdir()
     np.save(file, np.ones((2, 2), np.float32))
-    with pytest.raises(InputError, match=rf"{file.name} holds float32\[2, 2\], expected float32\[3, dim\]"):
+    with pytest.raises(
+        InputError, match=rf"{file.name} contains float32\[2, 2\], expected float32\[3, dim\]"
+    ):
         embed_cached(tmp_path, WHO, TEXTS[:3], Counter())
     file.write_bytes(b"")
-    with pytest.raises(InputError, match=r"is damaged .* delete it"):
+    with pytest.raises(InputError, match=r"is damaged .* Delete it"):
         embed_cached(tmp_path, WHO, TEXTS[:3], Counter())

@@ -46,7 +46,7 @@ def test_a_known_dataset_in_a_folder_has_its_name_on_the_card(folder):
     assert load("autorag", folder).name == "AutoRAG-benchmark"
 
 
-def test_the_hash_sees_every_text_and_judgement(folder, write_beir):
+def test_the_hash_covers_every_text_and_judgment(folder, write_beir):
     same = write_beir(QUERIES, PASSAGES, QRELS, name="same")
     other = write_beir(QUERIES, PASSAGES, QRELS[:-1], name="other")
     assert load(str(folder)).sha256 == load(str(same)).sha256
@@ -64,24 +64,24 @@ def test_a_limit_keeps_what_is_relevant(folder):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(InputError, match="neither a dataset's folder nor one of autorag"):
+    with pytest.raises(InputError, match=r"neither a folder nor a known dataset\. Use one of autorag"):
         load("beir/nfcorpus")
 
 
 def test_two_folders_are_refused(folder):
-    with pytest.raises(InputError, match=r"expected one of autorag.*or no other folder"):
+    with pytest.raises(InputError, match=r"is not a known dataset.*one of autorag.*or pass only a folder"):
         load(str(folder), folder)
 
 
 @pytest.mark.parametrize(
     ("qrels", "message"),
     [
-        ([("qa", "a", 1), ("qb", "z", 1)], "'qb' has the relevant passage 'z'"),
-        ([("qa", "a", 1)], "1 queries with a relevant passage and 8 passages: expected at least 2"),
+        ([("qa", "a", 1), ("qb", "z", 1)], "passage 'z' of the query 'qb' is not in the corpus"),
+        ([("qa", "a", 1)], "1 queries with a relevant passage and 8 passages, expected at least 2"),
         ([], "0 queries"),
     ],
 )
-def test_useless_judgements_are_refused(write_beir, qrels, message):
+def test_useless_judgments_are_refused(write_beir, qrels, message):
     with pytest.raises(InputError, match=message):
         load(str(write_beir(QUERIES, PASSAGES, qrels)))
 
@@ -95,13 +95,15 @@ def fetch(hub, tmp_path, repository=REPOSITORY):
     return done.stdout.strip()
 
 
-def test_from_the_hub_comes_what_a_layout_needs(folder, tmp_path):
+def test_the_hub_download_has_the_files_of_a_layout(folder, tmp_path):
     files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     with serving({**files, "pictures/large.png": b"not wanted"}) as hub:
         assert fetch(hub, tmp_path) == f"AutoRAG-benchmark {REPOSITORY}@{COMMIT} 4 8"
         assert sorted(hub.fetched) == sorted(files)
-        assert fetch(hub, tmp_path, "nobody/nothing").startswith("HubError: cannot fetch nobody/nothing")
-        assert fetch(hub, tmp_path, "nobody/nothing").endswith("For autorag, that is --data FOLDER.")
+        assert fetch(hub, tmp_path, "nobody/nothing").startswith("HubError: cannot download nobody/nothing")
+        assert fetch(hub, tmp_path, "nobody/nothing").endswith(
+            "For autorag, pass the folder with --data FOLDER."
+        )
 
 
 @pytest.mark.skipif(not AUTORAG.is_dir(), reason=f"no dataset in {AUTORAG}")

@@ -31,19 +31,19 @@ def test_autorag(tmp_path):
 
 def test_beir(write_beir):
     queries, passages, relevant = read_contents(write_beir(QUERIES, PASSAGES, QRELS))
-    assert queries == {"1": "수도는?", "2": "고래는?"}, "the third query is judged by nobody"
+    assert queries == {"1": "수도는?", "2": "고래는?"}, "the third query has no judgment"
     assert passages == {"a": "서울 수도이다.", "b": "고래"}
     assert relevant == {"1": {"a": 1}, "2": {"b": 2}}
 
 
-def test_beir_takes_dev_only_where_there_is_no_test(write_beir):
+def test_beir_uses_dev_only_if_there_is_no_test(write_beir):
     folder = write_beir(QUERIES, PASSAGES, [("3", "a", 1)], split="dev")
     assert read_contents(folder).relevant == {"3": {"a": 1}}
     (folder / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n1\ta\t1\n")
     assert read_contents(folder).relevant == {"1": {"a": 1}}
 
 
-def test_beir_judgements_in_jsonl(write_beir):
+def test_beir_judgments_in_jsonl(write_beir):
     folder = write_beir(QUERIES, PASSAGES, QRELS)
     (folder / "qrels/test.tsv").unlink()
     (folder / "qrels/dev.jsonl").write_text('{"query-id": "1", "corpus-id": "b", "score": 1.0}\n')
@@ -85,7 +85,7 @@ def test_faq_has_each_answer_and_each_question_once(tmp_path):
 
 def test_an_unknown_layout_names_what_is_there(tmp_path):
     (tmp_path / "corpus.jsonl").write_text("")
-    with pytest.raises(InputError, match=r"expected corpus.parquet.*found corpus.jsonl"):
+    with pytest.raises(InputError, match=r"Expected corpus.parquet.*found corpus.jsonl"):
         read_contents(tmp_path)
     with pytest.raises(InputError, match="not a folder"):
         read_contents(tmp_path / "corpus.jsonl")
@@ -95,13 +95,13 @@ def test_an_unknown_layout_names_what_is_there(tmp_path):
     ("file", "text", "message"),
     [
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\nnonsense\n', "cannot be read"),
-        ("corpus.jsonl", '{"_id": "a"}\n', "row 1 has no text: expected one in each row; the row has _id"),
-        ("corpus.jsonl", '{"_id": "a", "text": 3}\n', "text holds 3: expected texts"),
-        ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n', "'a' is there more than"),
-        ("corpus.jsonl", "[1, 2]\n", "not objects"),
+        ("corpus.jsonl", '{"_id": "a"}\n', "row 1 has no text, which every row needs; it has _id"),
+        ("corpus.jsonl", '{"_id": "a", "text": 3}\n', "text contains 3, expected only texts"),
+        ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n', "'a' is not unique"),
+        ("corpus.jsonl", "[1, 2]\n", "not JSON objects"),
         ("queries.jsonl", '{"_id": "1", "text": "x"}\n', "judges the query '2'"),
         ("qrels/test.tsv", "query\tpassage\n1\ta\n", "row 1 has no query-id"),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n1\ta\tgood\n", "score holds no number"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n1\ta\tgood\n", "score contains a non-numeric value"),
     ],
 )
 def test_broken_beir_files_are_refused(write_beir, file, text, message):

@@ -6,7 +6,7 @@ from tolerances import FIGURE_ATOL, PUBLISHED_PERCENT_ATOL
 from benchmarks.corpora import KNOWN
 from benchmarks.published import AUTORAG, AUTORAG_QUERIES, PUBLISHED, autorag_hits, standard_autorag_ndcg_3
 
-# Mean reciprocal rank of the best three, of the models that the benchmark's own table names too.
+# Mean reciprocal rank of the top three, for models that are also in the benchmark's own table.
 # Source: https://github.com/Marker-Inc-Korea/AutoRAG-example-korean-embedding-benchmark (README, Top-k 3)
 PRINTED_MRR_3 = {"mGTE": 0.3450, "kf-deberta": 0.2792}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tolerances import FIGURE_ATOL
 
-from benchmarks.quality_change import Measured, compare, compare_figures, compare_rankings, cosines_by_length
+from benchmarks.quality_change import Measured, compare, compare_figures, compare_rankings
 from benchmarks.quality_run import Run
 from benchmarks.retrieval import rank
 from koe5_onnx import InputError, Source
@@ -28,7 +28,7 @@ def run_of(passages, label="run"):
 
 @pytest.fixture
 def measured():
-    """Makes a run, its ranking and a figure that says which passage is best."""
+    """Return a function that makes a run, its ranking and a metric that depends on the best passage."""
 
     def measure(passages, label="run"):
         run = run_of(passages, label)
@@ -64,12 +64,12 @@ def test_overlap_and_correlation_by_hand():
     second[0, [9, 10]] = second[0, [10, 9]]
     overlap, correlation = compare_rankings(first, second)
     assert (overlap.mean, overlap.min) == pytest.approx((0.95, 0.9), abs=FIGURE_ATOL)
-    # One swap of neighbors among 12: 1 - 6 * 2 / (12 * 143).
+    # One swap of adjacent ranks among 12: 1 - 6 * 2 / (12 * 143).
     assert correlation.min == pytest.approx(1 - 12 / (12 * 143), abs=FIGURE_ATOL)
 
 
 def test_correlation_is_of_places_not_of_names():
-    # Passages 0, 1, 2, 3 stand at 2, 0, 1, 3 and at 0, 2, 1, 3: squares 4 + 4 + 0 + 0.
+    # Passages 0, 1, 2, 3 have ranks 2, 0, 1, 3 and 0, 2, 1, 3: squared differences 4 + 4 + 0 + 0.
     _, correlation = compare_rankings(np.array([[1, 2, 0, 3]]), np.array([[0, 2, 1, 3]]))
     assert correlation.mean == pytest.approx(1 - 6 * 8 / (4 * 15), abs=FIGURE_ATOL)
 
@@ -79,21 +79,14 @@ def test_the_interval_is_of_paired_differences():
     shifted = {"figure": spread + 0.01 * (1 + np.sin(np.arange(400)))}
     found = compare_figures({"figure": spread}, shifted)["figure"]
     assert found.low < found.difference < found.high
-    # Unpaired, the spread of 0 to 1 alone would give an interval of 0.08.
+    # Without pairing, the spread of 0 to 1 would give an interval of 0.08.
     assert 0.008 < found.low < found.high < 0.012
     assert found == compare_figures({"figure": spread}, shifted)["figure"], "the resampling is seeded"
-
-
-def test_buckets_hold_lengths_after_truncation():
-    run = run_of(random_rows(PASSAGES, 1))
-    found = cosines_by_length(run, replace(run, passages=-run.passages))
-    assert {bucket: len(cosines) for bucket, cosines in found.items()} == {"1-16": 20, "257-512": 200}
-    np.testing.assert_allclose(found["257-512"], -1, rtol=0, atol=FIGURE_ATOL)
 
 
 def test_runs_of_other_widths_are_refused(measured):
     wide = measured(random_rows(PASSAGES, 1), "a")
     run = wide.run
     narrow = replace(run, label="b", queries=run.queries[:, :8], passages=run.passages[:, :8])
-    with pytest.raises(InputError, match="a has 16 dimensions and b has 8"):
+    with pytest.raises(InputError, match="a has 16 dimensions, but b has 8"):
         compare(wide, replace(wide, run=narrow))

@@ -10,7 +10,7 @@ from benchmarks.retrieval import rank, score, score_reversed
 
 pytest.importorskip("ir_measures")
 
-# Rows of the passages a, b, c, d, e. q1 has a and b, at ranks 2 and 3; q2 has c, at rank 4.
+# Row indices of the passages a, b, c, d, e. q1 has a and b, at ranks 2 and 3; q2 has c, at rank 4.
 RANKING = np.array([[4, 0, 1, 2, 3], [4, 3, 0, 2, 1]])
 EXPECTED = {
     "NDCG@1": (0, 0),
@@ -56,16 +56,16 @@ def test_nothing_counts_below_rank_10(dataset):
 
 
 def test_reversed_best_three(dataset):
-    # The third comes first: q1 has ranks 1 and 2 then, q2 rank 1.
+    # The third comes first, so q1 has ranks 1 and 2, and q2 has rank 1.
     found = score_reversed(dataset, np.array([[4, 0, 1, 2, 3], [4, 3, 2, 0, 1]]))
     np.testing.assert_allclose(found, [1, 1], rtol=0, atol=FIGURE_ATOL)
-    # q1 has ranks 1 and 3 in either order, q2 the third instead of the first.
+    # q1 has ranks 1 and 3 in either order; q2 has rank 3 instead of rank 1.
     found = score_reversed(dataset, np.array([[0, 4, 1, 2, 3], [2, 4, 3, 0, 1]]))
     expected = [(1 + 1 / 2) / (1 + 1 / log2(3)), 1 / 2]
     np.testing.assert_allclose(found, expected, rtol=0, atol=FIGURE_ATOL)
 
 
-def test_ranks_by_cosine_whatever_the_lengths():
+def test_ranks_by_cosine_for_any_lengths():
     queries = np.array([[1, 0], [0, 5]], np.float32)
     passages = np.array([[3, 3], [9, 1], [0, 0.1]], np.float32)
     np.testing.assert_array_equal(rank(queries, passages), [[1, 0, 2], [2, 0, 1]])

@@ -1,4 +1,4 @@
-"""The server's benchmark, whole, on the tiny artifact."""
+"""A complete run of the server benchmark on the tiny artifact."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ ARTIFACT = Path(__file__).resolve().parents[1] / "data" / "tiny-int8"
 def result(tmp_path_factory):
     file = tmp_path_factory.mktemp("serve") / "serve.json"
     options = ["--artifact", ARTIFACT, "--checkpoint", ARTIFACT, "--json", file, "--wait-ms", "2"]
+    options += ["--cache-entries", "50"]
     few = ["--rounds", "2", "--texts", "40", "--laps", "2", "--lone-calls", "5"]
     few += ["--concurrency", "1", "--concurrency", "8"]
     assert main(["serve", *map(str, options), *few, "--corpus", "short", "--corpus", "pages"]) == 0
@@ -43,12 +44,18 @@ def test_each_server_at_each_concurrency(result):
                 assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
 
 
-def test_a_lone_query_and_queries_beside_bulk(result):
+def test_a_lone_query_and_queries_during_bulk(result):
     assert set(result["lone_ms"]) == {"offline", "ours", "ours, wait 2 ms"}
     fairness = result["fairness"]
     expected = fairness["beside_bulk_ms"]["p99_ms"] / fairness["alone_ms"]["p99_ms"]
     assert fairness["p99_ratio"] == pytest.approx(expected)
     assert fairness["bulk_texts_per_s"] > 0
+
+
+def test_a_log_of_repeated_queries(result):
+    without, cached = result["query_log"]["0"], result["query_log"]["50"]
+    assert len(without["requests_per_s"]) == len(cached["requests_per_s"]) == 2
+    assert without["hit_rate"] == 0 < cached["hit_rate"] < 1
 
 
 def answer_of(*rows):
@@ -81,4 +88,4 @@ def test_a_peer_without_its_environment(capsys, monkeypatch, tmp_path):
 def test_wrong_options(capsys):
     options = ["--artifact", str(ARTIFACT), "--checkpoint", str(ARTIFACT)]
     assert main(["serve", *options, "--rounds", "0"]) == 1
-    assert "expected 1 or more" in capsys.readouterr().err
+    assert "must be at least 1" in capsys.readouterr().err

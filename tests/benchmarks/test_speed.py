@@ -1,4 +1,4 @@
-"""The speed benchmarks' arithmetic, texts, checks and command line; nothing here looks at a wall clock."""
+"""Arithmetic, texts, checks and command line of the speed benchmarks. No test depends on wall-clock time."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import pytest
 from koe5_export.texts import CALIBRATION
 
 from benchmarks.__main__ import main
-from benchmarks.contenders.agreement import Agreement, compare
+from benchmarks.contenders.agreement import SpotCheck, compare
 from benchmarks.contenders.prepared import Store, calibration_texts
 from benchmarks.contenders.registry import CONTENDERS
 from benchmarks.speed.arguments import artifacts_of
@@ -27,8 +27,8 @@ def test_the_spread_keeps_every_round():
     assert spread([3.0, 1.0, 2.0]) == {"min": 1.0, "median": 2.0, "max": 3.0, "rounds": [3.0, 1.0, 2.0]}
 
 
-def test_ratios_are_taken_a_round():
-    # The machine was half as fast in the second round: a ratio of medians would say 4 / 4.
+def test_ratios_are_computed_per_round():
+    # The machine was half as fast in the second round; a ratio of medians would be 4 / 4.
     assert ratio([8.0, 4.0, 2.0], [4.0, 2.0, 4.0]) == 2.0
     figures = with_ratios({"a": spread([2.0, 4.0]), "b": spread([1.0, 1.0])}, "b")
     assert (figures["a"]["ratio"], figures["b"]["ratio"]) == (3.0, 1.0)
@@ -69,7 +69,7 @@ def test_each_is_first_once():
 
 @pytest.fixture
 def data(tmp_path):
-    """A folder of KorSTS and AutoRAG layout."""
+    """A folder with the layouts of KorSTS and AutoRAG."""
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (tmp_path / "korsts").mkdir()
     rows = [f'genre\tf\ty\t{n}\t1.0\t"문장 {n}\t다른 문장 {n}' for n in range(8)]
@@ -107,7 +107,11 @@ def test_own_lines_are_enough_for_the_defaults(seeded):
 
 @pytest.mark.parametrize(
     ("names", "texts", "message"),
-    [(["long"], 4, "no corpus"), (["short"], 1, "2 or more"), (["pages"], 100, "are there")],
+    [
+        (["long"], 4, "unknown corpus"),
+        (["short"], 1, "at least 2"),
+        (["pages"], 100, "100 pages, but the data has"),
+    ],
 )
 def test_corpora_that_cannot_be(data, seeded, names, texts, message):
     with pytest.raises(InputError, match=message):
@@ -141,8 +145,8 @@ def test_agreement():
     same = compare(2 * ROWS, ROWS)
     assert same.cosine_min == pytest.approx(1)
     assert same.fault(contender) is None
-    assert "0.97 or more" in compare(ROWS[::-1], ROWS).fault(contender)
-    assert "another text's" in Agreement(0.99, own_is_nearest=False).fault(contender)
+    assert "at least 0.97" in compare(ROWS[::-1], ROWS).fault(contender)
+    assert "of another text" in SpotCheck(0.99, own_is_nearest=False).fault(contender)
     assert compare(ROWS[:, :4], ROWS).fault(contender) is not None
     assert compare(np.full_like(ROWS, math.nan), ROWS).fault(contender) is not None
 
@@ -165,7 +169,7 @@ def test_the_store_takes_a_given_artifact(seeded, exported, tmp_path):
     store = Store(seeded, tmp_path, {"int8": exported["int8"], "fp32": tmp_path})
     assert store.files_of(CONTENDERS["koe5-int8"]) == exported["int8"]
     assert store.files_of(CONTENDERS["sentence-transformers-fp32"]) == seeded
-    with pytest.raises(InputError, match="no artifact"):
+    with pytest.raises(InputError, match="not an artifact"):
         store.files_of(CONTENDERS["koe5-fp32"])
 
 
@@ -178,7 +182,7 @@ def test_what_was_prepared_is_found(seeded, tmp_path):
 
 
 def test_the_ceiling_counts_what_a_layer_multiplies():
-    # Source: 302 million weights of linears in KoE5, two operations each.
+    # KoE5's linear layers have 302 million weights, with two operations each.
     assert Shape(24, 1024, 4096).operations == 603_979_776
     rates = Ceiling(Shape(2, 64, 128), threads=1).measure()
     assert "stock" in rates
@@ -219,10 +223,10 @@ def test_an_artifact_has_a_precision_and_a_folder(given):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["throughput", "--rounds", "0"], "--rounds 0: expected 1 or more"),
-        (["throughput", "--threads", "0"], "--threads 0: expected 1 or more"),
-        (["latency", "--calls", "3"], "--calls 3: expected 10 or more"),
-        (["memory", "--shapes", "200"], "--shapes 200: expected 0, or more than 200"),
+        (["throughput", "--rounds", "0"], "--rounds is 0, expected at least 1"),
+        (["throughput", "--threads", "0"], "--threads is 0, expected at least 1"),
+        (["latency", "--calls", "3"], "--calls is 3, expected at least 10"),
+        (["memory", "--shapes", "200"], "--shapes is 200, expected 0 or more than 200"),
         (["coldstart", "--artifact", "int8"], "expected PRECISION=FOLDER"),
         (["throughput", "--processor-time", "--threads", "2"], "Pass --threads 1"),
     ],
@@ -239,7 +243,7 @@ def test_a_checkpoint_must_be_one(tmp_path, capsys):
 
 @pytest.fixture
 def command(seeded, exported, tmp_path, monkeypatch):
-    """Runs a benchmark of our int8 artifact and gives its exit code and its result."""
+    """Return a function that runs a benchmark of our int8 artifact and returns its exit code and result."""
     for module in ("gemm", "throughput"):
         monkeypatch.setattr(f"benchmarks.speed.{module}.SETTLE_SECONDS", 0)
 
@@ -314,11 +318,11 @@ def test_coldstart_end_to_end(command):
 
 @pytest.mark.slow
 def test_a_wrong_contender_is_not_timed(command, capsys, monkeypatch):
-    monkeypatch.setattr("benchmarks.speed.opened.compare", lambda *_: Agreement(0.5, own_is_nearest=True))
+    monkeypatch.setattr("benchmarks.speed.opened.compare", lambda *_: SpotCheck(0.5, own_is_nearest=True))
     code, result = command("coldstart", "--rounds", "1")
     assert code == 1
     assert result["coldstart_seconds"] == {}
-    assert "cosine 0.5000 to PyTorch, expected 0.97" in result["wrong"]["koe5-int8-padded"]
+    assert "cosine to PyTorch is 0.5000, expected at least 0.97" in result["wrong"]["koe5-int8-padded"]
     assert "is wrong, not timed" in capsys.readouterr().out
 
 
@@ -327,4 +331,4 @@ def test_an_artifact_that_does_not_open_is_wrong(command, exported, tmp_path):
     (broken / "model.onnx").write_bytes(b"")
     code, result = command("coldstart", "--rounds", "1", artifact=broken)
     assert code == 1
-    assert "failed at 'open'" in result["wrong"]["koe5-int8-padded"]
+    assert "failed during 'open'" in result["wrong"]["koe5-int8-padded"]

@@ -1,4 +1,4 @@
-"""The protocol of a contender's process, with an engine of the test's own, and with the real one of ours."""
+"""The protocol of a contender's process, with a test engine and with our own."""
 
 import io
 import json
@@ -7,9 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from bulk_output import ARTIFACT
+from tolerances import CERTIFICATE_ATOL
 
+from benchmarks.contenders import koe5
 from benchmarks.contenders.engine import Opening, padded, sorted_batches
-from benchmarks.contenders.process import ContenderError, Worker, cpu_seconds_of, memory_of
+from benchmarks.contenders.process import ContenderError, ContenderProcess, cpu_seconds_of, memory_of
 from benchmarks.contenders.registry import CONTENDERS, ROOT, chosen
 from benchmarks.contenders.worker import Commands, serve
 from koe5_onnx import Embedder, InputError
@@ -63,22 +66,22 @@ def test_a_conversation(tmp_path):
     ("requests", "message"),
     [
         ([{"do": "embed", "texts": ["a"]}], "nothing is open"),
-        ([{"do": "fly"}], "do is 'fly': expected one of load, open, embed, repeat"),
+        ([{"do": "fly"}], "unknown command 'fly'. Expected one of load, open, embed, repeat"),
         ([{"do": "open"}, {"do": "embed", "texts": ["broken"]}], "RuntimeError: as asked"),
         ([{"do": "open"}, {"do": "embed", "text": ["a"]}], "TypeError"),
     ],
 )
-def test_what_goes_wrong_is_a_reply(tmp_path, requests, message):
+def test_errors_are_replies(tmp_path, requests, message):
     assert message in talk(tmp_path, *requests)[-1]["error"]
 
 
-def test_after_an_error_the_worker_goes_on(tmp_path):
+def test_the_worker_continues_after_an_error(tmp_path):
     assert "versions" in talk(tmp_path, {"do": "fly"}, {"do": "load"})[-1]
 
 
 @pytest.fixture
 def ours(exported, seeded):
-    with Worker(CONTENDERS["koe5-int8-padded"], exported["int8"], seeded, threads=1) as worker:
+    with ContenderProcess(CONTENDERS["koe5-int8-padded"], exported["int8"], seeded, threads=1) as worker:
         yield worker
 
 
@@ -95,25 +98,28 @@ def test_our_own_process(ours, exported):
     assert ours.cpu_seconds() > 0
 
 
-def test_a_worker_that_cannot_open_says_why(tmp_path, seeded):
-    with Worker(CONTENDERS["koe5-int8"], tmp_path, seeded, threads=1) as worker:
+def test_a_worker_reports_why_it_cannot_open(tmp_path, seeded):
+    with ContenderProcess(CONTENDERS["koe5-int8"], tmp_path, seeded, threads=1) as worker:
         worker.ask("load")
-        with pytest.raises(ContenderError, match=r"koe5-int8 failed at 'open': ArtifactError"):
+        with pytest.raises(ContenderError, match=r"koe5-int8 failed during 'open': ArtifactError"):
             worker.ask("open")
 
 
-def test_a_worker_that_died_says_so(tmp_path, seeded):
+def test_a_dead_worker_is_reported(tmp_path, seeded):
     strange = replace(CONTENDERS["koe5-int8"], family="nothing")
-    with Worker(strange, tmp_path, seeded, threads=1) as worker, pytest.raises(ContenderError) as caught:
+    with (
+        ContenderProcess(strange, tmp_path, seeded, threads=1) as worker,
+        pytest.raises(ContenderError) as caught,
+    ):
         worker.ask("load")
-    assert "died at 'load'" in str(caught.value)
+    assert "ended during 'load'" in str(caught.value)
     assert "No module named 'benchmarks.contenders.nothing'" in str(caught.value)
 
 
 def test_a_missing_environment_names_the_target(tmp_path, seeded):
     missing = replace(CONTENDERS["fastembed"], environment="none-such")
     with pytest.raises(InputError, match="make contenders"):
-        Worker(missing, tmp_path, seeded, threads=1)
+        ContenderProcess(missing, tmp_path, seeded, threads=1)
 
 
 def test_memory_and_time_of_a_process_are_the_kernels():
@@ -121,7 +127,7 @@ def test_memory_and_time_of_a_process_are_the_kernels():
     held = np.ones(40 << 20, np.uint8)
     assert memory_of(os.getpid()).anonymous_bytes > held.nbytes
     while cpu_seconds_of(os.getpid()) == before:
-        pass  # the kernel counts in hundredths
+        pass  # the kernel counts in hundredths of a second
 
 
 @pytest.mark.parametrize("names", [["koe5"], ["koe5-int8", "koe5-int8"]])
@@ -149,3 +155,19 @@ def test_padding_is_masked():
     assert ids.tolist() == [[0, 9, 2], [0, 2, 1]]
     assert mask.tolist() == [[1, 1, 1], [1, 1, 0]]
     assert ids.dtype == mask.dtype == np.int64
+
+
+def test_equal_texts_are_computed_as_often_as_by_other_contenders(monkeypatch):
+    """The GPU benchmark repeats its texts, and `Embedder.encode` would compute equal texts once."""
+    engine = koe5.open_engine(Opening(ARTIFACT, ARTIFACT, 1, {}, 0))
+    computed = []
+    run = engine._embedder._run
+    monkeypatch.setattr(
+        engine._embedder,
+        "_run",
+        lambda tokens, out, **named: (computed.append(len(tokens.ids)), run(tokens, out, **named)),
+    )
+    found = engine.embed(["query: 가", "query: 나"] * 3)
+    alone = engine.embed(["query: 가", "query: 나"])
+    np.testing.assert_allclose(found, np.tile(alone, (3, 1)), rtol=0, atol=CERTIFICATE_ATOL)
+    assert computed == [6, 2]

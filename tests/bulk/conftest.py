@@ -13,7 +13,7 @@ from koe5_onnx import Embedder, EngineOptions
 from koe5_onnx.bulk import BulkOptions, Summary, embed_files
 
 AUTORAG = Path(__file__).resolve().parents[3] / "shared/data/autorag_ko/corpus.parquet"
-"""Beside the checkout; tests that want it skip where it is not."""
+"""Next to the checkout; tests that need it skip if it is missing."""
 
 
 @pytest.fixture(scope="session")
@@ -23,14 +23,14 @@ def artifact() -> Path:
 
 @pytest.fixture(scope="session")
 def allowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The artifact, of a model that was trained to be shortened."""
+    """Return the artifact with Matryoshka dimensions."""
     return allow(ARTIFACT, tmp_path_factory.mktemp("allowed") / "artifact")
 
 
 @pytest.fixture(scope="session")
 def autorag() -> Path:
     if not AUTORAG.is_file():
-        pytest.skip("no ../shared/data/autorag_ko beside the checkout")
+        pytest.skip("no ../shared/data/autorag_ko next to the checkout")
     return AUTORAG
 
 
@@ -42,7 +42,7 @@ def embedder() -> Iterator[Embedder]:
 
 @pytest.fixture
 def embed(tmp_path: Path) -> Callable[..., Summary]:
-    """Embeds a file or folder of tmp_path into its folder "out"."""
+    """Return a function that embeds a file or folder of tmp_path into its folder "out"."""
 
     def run(
         name: str,
@@ -50,6 +50,8 @@ def embed(tmp_path: Path) -> Callable[..., Summary]:
         *,
         artifact=ARTIFACT,
         strict=False,
+        max_bad_share=0.5,
+        dedupe=False,
         restart=False,
         ray=None,
         threads=1,
@@ -63,6 +65,8 @@ def embed(tmp_path: Path) -> Callable[..., Summary]:
             BulkOptions(**{"prompt_name": "passage", **options}),
             engine=EngineOptions(threads=threads, overflow=overflow),
             strict=strict,
+            max_bad_share=max_bad_share,
+            dedupe=dedupe,
             restart=restart,
             ray=ray,
         )

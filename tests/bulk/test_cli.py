@@ -1,4 +1,4 @@
-"""koe5-onnx bulk: its arguments, its last line, its bar; and the package without its extra."""
+"""koe5-onnx bulk: arguments, summary line, progress bar, and errors if the extra `bulk` is not installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from koe5_onnx.cli import bulk
 
 @pytest.fixture
 def run(tmp_path, put):
-    """Runs the verb on in.jsonl with the usual arguments, those given after them."""
+    """Return a function that runs `koe5-onnx bulk` on in.jsonl with usual and additional arguments."""
     put("in.jsonl", jsonl(*({"contents": f"글 {row}", "text": f"{row}"} for row in range(5)), {"text": None}))
 
     def command(*more, prompt="passage"):
@@ -29,16 +29,24 @@ def run(tmp_path, put):
     return command
 
 
-def test_the_issues_own_command(run, tmp_path, capsys, embedder):
+def test_a_complete_run_and_a_second_one(run, tmp_path, capsys, embedder):
     assert run("--text-column", "contents", "--shard-rows", "2") == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("5 rows in 3 shards, 1 bad rows in _errors.jsonl, 0 truncated, ")
+    assert line.startswith("5 rows in 3 shards, 1 bad row in _errors.jsonl, 0 truncated, ")
     assert line.endswith(f"tokens/s): {tmp_path / 'out'}")
     expected = embedder.encode_passages([f"글 {row}" for row in range(5)])
     assert output_of(tmp_path / "out").column("embedding").to_pylist() == expected.tolist()
     assert [row["reason"] for row in errors_of(tmp_path / "out")] == ["no column 'contents'"]
     assert run("--text-column", "contents", "--shard-rows", "2") == 0
-    assert "3 of them before" in capsys.readouterr().err
+    assert "3 of them by earlier runs" in capsys.readouterr().err
+
+
+def test_repeated_rows_are_counted(run, put, capsys):
+    assert run("--shard-rows", "3", "--dedupe") == 0
+    assert " repeated, " not in capsys.readouterr().err
+    put("in.jsonl", jsonl(*({"text": f"{row % 2}"} for row in range(6))))
+    assert run("--shard-rows", "3", "--dedupe", "--restart") == 0
+    assert ", 4 repeated, " in capsys.readouterr().err
 
 
 def test_options_reach_the_job(run, tmp_path, embedder):
@@ -67,7 +75,7 @@ def test_options_reach_the_job(run, tmp_path, embedder):
         (["--engine", "ray", "--ray-actors", "2"], True),
     ],
 )
-def test_who_shares_weights(run, monkeypatch, arguments, shares):
+def test_when_weights_are_shared(run, monkeypatch, arguments, shares):
     told = []
     monkeypatch.setattr(
         Embedder, "open", lambda _artifact, options: told.append(options.share_weights) or stop()
@@ -87,7 +95,7 @@ def test_errors_are_one_line(run, capsys):
     assert run("--text-column", "body") == 1
     assert capsys.readouterr().err.startswith("koe5-onnx: error: the input has no column 'body'")
     assert run("--strict") == 1
-    assert "in.jsonl, line 6: null: expected text" in capsys.readouterr().err
+    assert "in.jsonl, line 6: expected text, found null" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", [["--ray-actors", "2"], ["--engine", "dask"], ["--output-dtype", "int4"]])
@@ -99,11 +107,13 @@ def test_wrong_usage(run, capsys, more):
 
 
 def test_the_choices_are_those_of_the_package(capsys):
-    from koe5_onnx.bulk import OUTPUT_DTYPES
+    from koe5_onnx.bulk import OUTPUT_DTYPES, OUTPUT_FORMATS
 
     with pytest.raises(SystemExit):
         cli.parse(["bulk", "--help"])
-    assert "{" + ",".join(OUTPUT_DTYPES) + "}" in capsys.readouterr().out.replace("\n", "")
+    shown = capsys.readouterr().out.replace("\n", "")
+    for choices in (OUTPUT_DTYPES, OUTPUT_FORMATS):
+        assert "{" + ",".join(choices) + "}" in shown
 
 
 def test_a_bar_on_a_terminal(run, capsys, monkeypatch):
@@ -114,7 +124,7 @@ def test_a_bar_on_a_terminal(run, capsys, monkeypatch):
     assert "100%" in shown
 
 
-def test_a_line_a_minute_elsewhere(capsys, monkeypatch):
+def test_a_line_per_minute_if_not_on_a_terminal(capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(bulk.time, "monotonic", lambda: now[0])
     lines = bulk._Lines()
@@ -133,13 +143,13 @@ def test_a_line_a_minute_elsewhere(capsys, monkeypatch):
         (
             "pyarrow",
             "import koe5_onnx.bulk",
-            "embedding files in bulk needs the package pyarrow: pip install",
+            "embedding files in bulk requires the package pyarrow. Run pip install",
         ),
-        ("filelock", "import koe5_onnx.bulk", "embedding files in bulk needs the package filelock"),
+        ("filelock", "import koe5_onnx.bulk", "embedding files in bulk requires the package filelock"),
         (
             "ray",
             "from koe5_onnx.bulk.ray_engine import _import_ray; _import_ray()",
-            "the engine ray needs the package ray: pip install 'koe5-onnx[ray]'",
+            "the Ray engine requires the package ray. Run pip install '.[ray]'",
         ),
     ],
 )

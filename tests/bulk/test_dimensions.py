@@ -1,4 +1,4 @@
-"""Shortened embeddings in files: their bits, their schema, and that widths do not mix in one folder."""
+"""Shortened embeddings in files: values, schema, and no mixing of dimensions in one folder."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def test_another_width_is_another_job(embed, corpus, allowed, tmp_path):
     embed(corpus.name, artifact=allowed, dim=16)
     before = output_of(tmp_path / "out")
     for dim, now in ((8, 8), (None, 64)):
-        with pytest.raises(InputError, match=f"holds another job: dim was 16 and is {now}. .*--restart"):
+        with pytest.raises(
+            InputError, match=f"belongs to a different job: dim was 16 and is now {now}. .*--restart"
+        ):
             embed(corpus.name, artifact=allowed, dim=dim)
     assert output_of(tmp_path / "out").equals(before)
     embed(corpus.name, "full", artifact=allowed)

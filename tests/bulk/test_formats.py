@@ -1,4 +1,4 @@
-"""Every kind of input: what is read, that other columns go through, that the embeddings are encode's."""
+"""All kinds of input: they are read, other columns are kept, and the embeddings equal those of encode."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bulk_output import errors_of, jsonl, output_of, rows_of_shards
+from bulk_output import ARTIFACT, errors_of, jsonl, output_of, rows_of_shards
 
-from koe5_onnx import InputError, TextTooLongError, TruncationWarning
+from koe5_onnx import Embedder, InputError, TextTooLongError, TruncationWarning
+from koe5_onnx.bulk import plan
+from koe5_onnx.bulk.table_files import open_table
+from koe5_onnx.bulk.worker import RecentTexts
+from koe5_onnx.embedder import Encoded
 
 TEXTS = ["가나다", "", "고래는 포유류이다.", "a" * 40, "줄\n바꿈"]
 
@@ -59,7 +63,7 @@ def test_decomposed_hangul_is_composed_and_counted(embed, embedder, tmp_path):
     summary = embed("in.parquet", shard_rows=2)
     out = output_of(tmp_path / "out")
     np.testing.assert_array_equal(embeddings(out), embedder.encode_passages(TEXTS))
-    assert out["text"].to_pylist() == decomposed  # columns are the caller's own
+    assert out["text"].to_pylist() == decomposed  # columns keep the caller's text
     changed = sum(a != b for a, b in zip(decomposed, TEXTS, strict=True))
     assert summary.composed == changed > 0
     assert json.loads((tmp_path / "out/_SUCCESS").read_text())["composed"] == changed
@@ -173,7 +177,7 @@ def test_a_long_line_and_a_long_field(embed, tmp_path, put):
 def test_names_other_than_the_usual(embed, embedder, tmp_path, put):
     put("in.jsonl", jsonl({"contents": "가", "embedding": "mine", "text": 5}))
     with pytest.raises(
-        InputError, match="has a column 'embedding' already: name the embeddings' with --embed"
+        InputError, match=r"already has a column 'embedding'\. Pass another name with --embedding-column"
     ):
         embed("in.jsonl", text_column="contents")
     embed("in.jsonl", text_column="contents", embedding_column="vector", prompt_name=None)
@@ -208,20 +212,21 @@ def test_no_rows(embed, tmp_path, put, name, content):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"in/readme.txt": b"x"}, "holds no file: expected files of one kind"),
-        ({"in/a.csv": b"text\n", "in/b.jsonl": b""}, r"holds files of 2 kinds \(csv, jsonl\)"),
+        ({"in/readme.txt": b"x"}, "has no input files: expected files of one kind"),
+        ({"in/a.csv": b"text\n", "in/b.jsonl": b""}, r"has files of 2 kinds \(csv, jsonl\)"),
         ({"in/a.parquet": b"PAR1 or not"}, "a.parquet is not a parquet file"),
         ({"in/a.jsonl": b'{"body": "x"}\n[]\n'}, r"the input has no column 'text', only \['body'\]"),
         ({"in/a.csv": b"body,id\nx,1\n"}, r"a.csv has no column 'text', only \['body', 'id'\]"),
-        ({"in/a.csv": b"text,id,text\nx,1,2\n"}, "the header has a name twice"),
-        ({"in/a.csv": b""}, "expected a first line with the names of the columns"),
-        ({"in/a.csv": b"\xb0\xa1,text\n"}, "expected a first line with the names of the columns, in UTF-8"),
-        ({"in/a.csv": b'"text\n'}, "the header is not CSV"),
+        ({"in/a.csv": b"text,id,text\nx,1,2\n"}, "the header of .*a.csv has a name twice"),
+        ({"in/a.csv": b""}, "expected the column names in the first line"),
+        ({"in/a.csv": b"\xff,text\n"}, "expected the column names in the first line, in UTF-8"),
+        ({"in/a.csv": "이름,text\n".encode("cp949")}, r"a.csv is not UTF-8\. Pass --encoding cp949, which"),
+        ({"in/a.csv": b'"text\n'}, "the header of .*a.csv is not CSV"),
         ({"in/a.jsonl.gz": b"no gzip"}, "a.jsonl.gz is a damaged gzip file"),
         ({"in/a.jsonl.gz": gzip.compress(b'{"text": "x"}\n' * 9)[:-12]}, "a.jsonl.gz is a damaged gzip file"),
     ],
 )
-def test_inputs_that_will_not_do(embed, tmp_path, put, files, message):
+def test_invalid_inputs_are_rejected(embed, tmp_path, put, files, message):
     for name, content in files.items():
         put(name, content)
     with pytest.raises(InputError, match=message):
@@ -229,17 +234,17 @@ def test_inputs_that_will_not_do(embed, tmp_path, put, files, message):
     assert not (tmp_path / "out/_job.json").exists()
 
 
-def test_parquet_that_will_not_do(embed, tmp_path):
+def test_invalid_parquet_is_rejected(embed, tmp_path):
     parquet(tmp_path / "in/a.parquet", {"text": [1, 2]})
-    with pytest.raises(InputError, match="the column 'text' is int64: expected text"):
+    with pytest.raises(InputError, match=r"the column 'text' of .* is int64: expected text"):
         embed("in")
     parquet(tmp_path / "in/a.parquet", {"text": ["x"], "id": [1]})
     parquet(tmp_path / "in/b.parquet", {"text": ["x"], "id": ["one"]})
-    with pytest.raises(InputError, match="do not have the same columns"):
+    with pytest.raises(InputError, match="the columns of the input files do not match"):
         embed("in")
 
 
-def test_other_programs_notes_are_passed_over(embed, tmp_path, put):
+def test_hidden_files_of_other_programs_are_ignored(embed, tmp_path, put):
     parquet(tmp_path / "in/sub/b.parquet", {"text": ["나"]})
     parquet(tmp_path / "in/a.parquet", {"text": ["가"]})
     put("in/_SUCCESS", b"")
@@ -254,13 +259,20 @@ def test_overflow(embed, tmp_path, put, recwarn):
     summary = embed("in.jsonl", "cut")
     assert (summary.rows, summary.bad_rows, summary.truncated) == (2 + 1, 1, 2)
     assert not [warning for warning in recwarn if issubclass(warning.category, TruncationWarning)]
-    summary = embed("in.jsonl", "refused", overflow="error")
+    summary = embed("in.jsonl", "refused", overflow="error", max_bad_share=0.75)
     assert (summary.rows, summary.bad_rows) == (1, 3)
     assert [row["row"] for row in errors_of(tmp_path / "refused")] == [0, 2, 3]
-    assert "tokens: expected at most 512" in errors_of(tmp_path / "refused")[0]["reason"]
-    with pytest.raises(InputError, match=r"in.jsonl, line 1: \d+ tokens: expected at most 512") as caught:
+    assert "tokens, expected at most 512" in errors_of(tmp_path / "refused")[0]["reason"]
+    with pytest.raises(
+        InputError, match=r"in.jsonl, line 1: the text has \d+ tokens, expected at most 512"
+    ) as caught:
         embed("in.jsonl", "strict", overflow="error", strict=True, shard_rows=2)
     assert not isinstance(caught.value, TextTooLongError)
+    summary = embed("in.jsonl", "averaged", overflow="average")
+    assert (summary.rows, summary.truncated) == (3, 0)
+    with Embedder.open(ARTIFACT, threads=1, overflow="average") as averaging:
+        expected = averaging.encode_passages(["가 " * 600, "나", "다 " * 700])
+    np.testing.assert_array_equal(embeddings(output_of(tmp_path / "averaged")), expected)
 
 
 def test_real_pages(embed, embedder, tmp_path, autorag):
@@ -273,3 +285,58 @@ def test_real_pages(embed, embedder, tmp_path, autorag):
     with pytest.warns(TruncationWarning):
         expected = embedder.encode_passages(given.column("contents").to_pylist())
     np.testing.assert_array_equal(embeddings(out), expected)
+
+
+@pytest.mark.parametrize("overflow", ["truncate", "error", "average"])
+def test_dedupe_changes_no_row(embed, tmp_path, put, monkeypatch, overflow):
+    """Texts come back in later shards. The third one is above the token limit, the fourth is not in NFC."""
+    texts = ["서울", "고래 " * 9, "긴 글 " * 300, unicodedata.normalize("NFD", "한국"), ""]
+    put("in.jsonl", jsonl(*({"id": row, "text": texts[(row * 3 + row // 7) % 5]} for row in range(40))))
+    embed("in.jsonl", "plain", shard_rows=8, overflow=overflow)
+    embedded = []
+    encode = Embedder.encode_with_info
+    monkeypatch.setattr(
+        Embedder,
+        "encode_with_info",
+        lambda self, texts, *given, **named: embedded.extend(texts) or encode(self, texts, *given, **named),
+    )
+    summary = embed("in.jsonl", shard_rows=8, overflow=overflow, dedupe=True)
+    different = {texts[(row * 3 + row // 7) % 5] for row in range(40)}
+    assert sorted(embedded) == sorted(different)
+    assert summary.repeated == 40 - len(different)
+    plain = {path.name: path.read_bytes() for path in (tmp_path / "plain").glob("part-*")}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("part-*")} == plain
+    for name in ("_SUCCESS", "_errors.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+def test_the_window_of_dedupe_is_bounded():
+    calls = []
+
+    def encode(texts):
+        calls.append(list(texts))
+        rows = np.array([[len(text)] for text in texts], np.float32).reshape(-1, 1)
+        return Encoded(rows, rows[:, 0].astype(np.int32), rows[:, 0] > 2, rows[:, 0] > 3)
+
+    recent = RecentTexts(1, max_bytes=2 * 704)
+    for texts in (["a", "bb", "a"], ["a", "ccc"], ["bb", "a"], ["dddd", "a", "dddd"]):
+        found, _ = recent.encode(texts, encode)
+        assert found.embeddings[:, 0].tolist() == [len(text) for text in texts]
+        assert found.truncated.tolist() == [len(text) > 2 for text in texts]
+    assert calls == [["a", "bb"], ["ccc"], ["bb"], ["dddd"]]
+
+
+def test_planning_opens_one_file_at_a_time(embed, tmp_path, monkeypatch):
+    """A folder may have more files than a process may open."""
+    for number in range(5):
+        parquet(tmp_path / f"in/{number}.parquet", {"text": TEXTS})
+    opened = []
+
+    def open_one(path, kind):
+        assert all(file._file.closed for file in opened)
+        opened.append(open_table(path, kind))
+        return opened[-1]
+
+    monkeypatch.setattr(plan, "open_table", open_one)
+    assert embed("in").rows == 25
+    assert len(opened) == 5

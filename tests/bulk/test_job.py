@@ -1,15 +1,17 @@
-"""One folder, one job: other arguments, other input and other processes are refused."""
+"""One job per folder: other arguments, other input and other processes are rejected."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import signal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bulk_output import ARTIFACT, jsonl, output_of, run_to_end, start
+from edited_json import edited
 
 from koe5_onnx import ArtifactError, EngineOptions, InputError
 from koe5_onnx.bulk import BulkOptions, embed_files
@@ -27,21 +29,21 @@ def begun(embed, tmp_path, put):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompt_name": "query"}, "prompt_name was 'passage' and is 'query'"),
-        ({"prompt_name": None}, "prompt_name was 'passage' and is None"),
-        ({"prompt_name": None, "prompt": ""}, "and is None; prompt was None and is ''"),
-        ({"text_column": "body"}, "text_column was 'text' and is 'body'"),
-        ({"embedding_column": "v"}, "embedding_column was 'embedding' and is 'v'"),
-        ({"output_dtype": "int8"}, "output_dtype was 'float32' and is 'int8'"),
+        ({"prompt_name": "query"}, "prompt_name was 'passage' and is now 'query'"),
+        ({"prompt_name": None}, "prompt_name was 'passage' and is now None"),
+        ({"prompt_name": None, "prompt": ""}, "and is now None; prompt was None and is now ''"),
+        ({"text_column": "body"}, "text_column was 'text' and is now 'body'"),
+        ({"embedding_column": "v"}, "embedding_column was 'embedding' and is now 'v'"),
+        ({"output_dtype": "int8"}, "output_dtype was 'float32' and is now 'int8'"),
         (
             {"shard_rows": 7, "overflow": "error"},
-            "shard_rows was 1024 and is 7; overflow was 'truncate' and is",
+            "shard_rows was 1024 and is now 7; overflow was 'truncate' and is now",
         ),
     ],
 )
 def test_other_arguments(embed, begun, change, message):
     before = output_of(begun)
-    with pytest.raises(InputError, match=f"holds another job: .*{message}.*--restart") as caught:
+    with pytest.raises(InputError, match=f"belongs to a different job: .*{message}.*--restart") as caught:
         embed("in", **change)
     assert "\n" not in str(caught.value)
     assert output_of(begun).equals(before)
@@ -70,7 +72,7 @@ def test_a_file_of_the_same_size_with_another_time(embed, begun, tmp_path):
         embed("in")
 
 
-def test_a_moved_input_goes_on(embed, begun, tmp_path):
+def test_a_moved_input_continues(embed, begun, tmp_path):
     (tmp_path / "in").rename(tmp_path / "elsewhere")
     assert embed("elsewhere").shards_before == 1
 
@@ -84,7 +86,7 @@ def test_input_that_changes_while_it_is_read(embed, tmp_path, put, monkeypatch):
         sign(self, receipt)
 
     monkeypatch.setattr(OutputFolder, "sign", change_then_sign)
-    with pytest.raises(InputError, match=r"in.jsonl has changed while the job ran"):
+    with pytest.raises(InputError, match=r"in.jsonl has changed since the job started"):
         embed("in.jsonl", shard_rows=2)
     assert not (tmp_path / "out/_SUCCESS").exists()
 
@@ -93,29 +95,31 @@ def test_another_artifact(begun, tmp_path):
     copy = shutil.copytree(ARTIFACT, tmp_path / "artifact")
     tokenizer = json.loads((copy / "tokenizer.json").read_text())
     (copy / "tokenizer.json").write_text(json.dumps(tokenizer, indent=3))
-    with pytest.raises(ArtifactError):  # as damaged, unless its manifest says so
+    with pytest.raises(ArtifactError):  # damaged, unless its manifest has the same size and hash
         embed_files(tmp_path / "in", begun, copy, BulkOptions("passage"), engine=EngineOptions(threads=1))
     from koe5_onnx.artifact import describe_file
 
-    manifest = json.loads((copy / "manifest.json").read_text())
     file = describe_file(copy / "tokenizer.json")
-    manifest["files"]["tokenizer.json"] = {"bytes": file.bytes, "sha256": file.sha256}
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="holds another job: the artifact is another"):
+    with edited(copy / "manifest.json") as manifest:
+        manifest["files"]["tokenizer.json"] = {"bytes": file.bytes, "sha256": file.sha256}
+    with pytest.raises(InputError, match="belongs to a different job: the artifact is different"):
         embed_files(tmp_path / "in", begun, copy, BulkOptions("passage"), engine=EngineOptions(threads=1))
 
 
 def test_kernels_do_not_mix(begun, tmp_path):
     graph = json.loads((begun / "_job.json").read_text())["graph"]
     if graph == "padded":
-        pytest.skip("fused kernels do not run here")
+        pytest.skip("the fused kernels cannot run here")
     padded = EngineOptions(threads=1, graph="padded")
-    with pytest.raises(InputError, match="graph was 'packed' and is 'padded'"):
+    with pytest.raises(InputError, match="graph was 'packed' and is now 'padded'"):
         embed_files(tmp_path / "in", begun, ARTIFACT, BulkOptions("passage"), engine=padded)
 
 
 def test_two_at_once(embed, begun):
-    with OutputFolder(begun).locked(), pytest.raises(InputError, match=r"another process works on .*out"):
+    with (
+        OutputFolder(begun, "parquet").locked(),
+        pytest.raises(InputError, match=r"another process writes to .*out"),
+    ):
         embed("in")
 
 
@@ -124,22 +128,22 @@ def test_two_processes_at_once(tmp_path):
     first = start(tmp_path / "in.jsonl", tmp_path / "out", "--shard-rows", "50")
     while not list((tmp_path / "out").glob("part-*")):
         assert first.poll() is None
+    first.send_signal(signal.SIGSTOP)  # it keeps the lock while the second one starts
     second = run_to_end(tmp_path / "in.jsonl", tmp_path / "out", "--shard-rows", "50")
-    was_running = first.poll() is None
+    first.send_signal(signal.SIGCONT)
     first.communicate()
-    assert was_running
     assert (second.returncode, first.returncode) == (1, 0)
-    assert "another process works on" in second.stderr
+    assert "another process writes to" in second.stderr
     assert len(output_of(tmp_path / "out")) == 3000
 
 
-def test_folders_that_will_not_do(embed, tmp_path, put):
+def test_unusable_folders_are_rejected(embed, tmp_path, put):
     put("in/a.jsonl", jsonl({"text": "x"}))
     put("taken/mine.txt", b"mine")
     put("file", b"")
     for output, message in (
         ("in/out", "is in the input"),
-        ("taken", "holds 'mine.txt'"),
+        ("taken", "has the file 'mine.txt'"),
         ("file", "is a file"),
     ):
         with pytest.raises(InputError, match=message):
@@ -167,8 +171,8 @@ def test_a_damaged_job_file(embed, begun):
     ("options", "message"),
     [
         ({"prompt_name": "document"}, "prompt_name is 'document': expected one of"),
-        ({"shard_rows": 0}, "the rows of a shard are 0"),
-        ({"output_dtype": "int4"}, "the output dtype is 'int4': expected one of float32"),
+        ({"shard_rows": 0}, "shard_rows is 0"),
+        ({"output_dtype": "int4"}, "output_dtype is 'int4': expected one of float32"),
         ({"overflow": "drop"}, "overflow is 'drop'"),
     ],
 )
@@ -186,5 +190,8 @@ def test_an_input_that_is_not_there(embed):
 
 def test_parquet_by_another_name(embed, tmp_path):
     pq.write_table(pa.table({"text": ["x"]}), tmp_path / "in.pq")
-    with pytest.raises(InputError, match=r"in.pq is none of .parquet, .jsonl, .jsonl.gz, .csv, .csv.gz"):
+    suffixes = (
+        r".parquet, .arrow, .feather, .ipc, or .jsonl, .ndjson, .json, .csv, .tsv, also with .gz or .zst"
+    )
+    with pytest.raises(InputError, match=f"in.pq has an unknown suffix: expected {suffixes}"):
         embed("in.pq")

@@ -1,8 +1,8 @@
-"""Peak memory does not grow with the input: twenty times the rows, in every kind of file."""
+"""Peak memory does not grow with the input: twenty times as many rows, in every file format."""
 
 from __future__ import annotations
 
-import gzip
+import io
 import json
 import random
 import subprocess
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 TIMES = 20
 ROWS = 400
 PAYLOAD_BYTES = 20_000
-"""A row has this much beside its text: 8 MB, and 160 MB when there are twenty times as many."""
+"""Additional data per row: 8 MB in total, and 160 MB with twenty times as many rows."""
 
 PEAK = """
 import sys
@@ -44,16 +44,13 @@ def rows(count):
 
 def write(path: Path, count: int) -> None:
     if path.suffix == ".parquet":
-        # One row group, however many rows, of pages of about a megabyte, as other writers make them; this one
-        # looks at the size of a page once in 1,024 rows, and a page is what a reader must hold.
+        # A single row group. A reader must hold a whole page, so make pages of about a megabyte, as other
+        # writers do: pyarrow checks the page size only after each `write_batch_size` rows (default 1,024).
         table = pa.Table.from_pylist(list(rows(count)))
         pq.write_table(table, path, row_group_size=count, write_batch_size=32, compression="none")
         return
-    with (
-        gzip.open(path, "wt", compresslevel=1, encoding="utf-8")
-        if path.suffix == ".gz"
-        else path.open("w", encoding="utf-8")
-    ) as stream:
+    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+    with io.TextIOWrapper(pa.output_stream(path, compression=compression), encoding="utf-8") as stream:
         if ".csv" in path.name:
             stream.write("text,id,payload\n")
             stream.writelines(f'"{row["text"]}\n",{row["id"]},{row["payload"]}\n' for row in rows(count))
@@ -62,7 +59,7 @@ def write(path: Path, count: int) -> None:
 
 
 def peak(source: Path, output: Path, shard_rows: int) -> int:
-    """Peak memory of a process of its own, in KiB."""
+    """Return the peak memory of a separate process, in KiB."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK, str(source), str(output), str(ARTIFACT), str(shard_rows)],
         capture_output=True,
@@ -75,7 +72,7 @@ def peak(source: Path, output: Path, shard_rows: int) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("name", ["in.parquet", "in.jsonl", "in.csv", "in.jsonl.gz"])
+@pytest.mark.parametrize("name", ["in.parquet", "in.jsonl", "in.csv", "in.jsonl.gz", "in.jsonl.zst"])
 def test_twenty_times_the_rows(tmp_path, name):
     write(tmp_path / f"small-{name}", ROWS)
     write(tmp_path / f"large-{name}", ROWS * TIMES)
@@ -87,7 +84,7 @@ def test_twenty_times_the_rows(tmp_path, name):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_one_shard_of_any_size(tmp_path):
-    """Not the shard bounds memory but the window: one file of all rows is possible too."""
+    """Memory depends on the size of a chunk and not on that of a shard, so one shard can have all rows."""
     write(tmp_path / "small.jsonl", ROWS * 4)
     write(tmp_path / "large.jsonl", ROWS * TIMES)
     small = peak(tmp_path / "small.jsonl", tmp_path / "small", ROWS * TIMES)

@@ -1,6 +1,6 @@
-"""The engine ray on a local cluster of two workers: the same files as the local engine makes, byte for byte.
+"""The Ray engine on a local cluster of two workers writes the same files as the local engine, byte for byte.
 
-Skipped where Ray is not installed; `make ray` installs it.
+Skipped if Ray is not installed; `make ray` installs it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from koe5_onnx.bulk.ray_engine import _import_ray
 
 pytest.importorskip("ray")
 
-# Ray's own, of which the driver of a local cluster is full.
+# Warnings of Ray itself, which the driver of a local cluster emits.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -37,7 +37,7 @@ TWO = RayOptions(actors=2)
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two nodes of one CPU each, so an actor on either."""
+    """Start a local cluster of two nodes with one CPU each, so that each node runs one actor."""
     ray = _import_ray()
     from ray.cluster_utils import Cluster
 
@@ -109,7 +109,7 @@ def test_real_pages(cluster, embed, tmp_path, autorag):
 
 
 @pytest.mark.parametrize("first", ["local", "ray"])
-def test_a_job_goes_on_with_the_other_engine(cluster, embed, corpus, tmp_path, first):
+def test_a_job_continues_with_the_other_engine(cluster, embed, corpus, tmp_path, first):
     embed("in.jsonl", "calm", shard_rows=SHARD_ROWS)
     engines = {"local": None, "ray": TWO}
     embed("in.jsonl", shard_rows=SHARD_ROWS, ray=engines.pop(first))
@@ -122,7 +122,7 @@ def test_a_job_goes_on_with_the_other_engine(cluster, embed, corpus, tmp_path, f
 
 
 def test_strict_and_errors_of_actors_come_back_as_they_are(cluster, embed, corpus, tmp_path):
-    with pytest.raises(InputError, match=r"^in.jsonl, line \d+: null: expected text; repair it"):
+    with pytest.raises(InputError, match=r"^in.jsonl, line \d+: expected text, found null. Fix the row"):
         embed("in.jsonl", shard_rows=SHARD_ROWS, strict=True, ray=TWO)
     assert not (tmp_path / "out/_SUCCESS").exists()
     assert embed("in.jsonl", shard_rows=SHARD_ROWS, ray=TWO).bad_rows == 8
@@ -132,7 +132,7 @@ def test_strict_and_errors_of_actors_come_back_as_they_are(cluster, embed, corpu
     ("options", "message"),
     [
         (RayOptions(actors=0), "the number of Ray actors is 0"),
-        (RayOptions(cpus_per_actor=-1), "fewer than 0"),
+        (RayOptions(cpus_per_actor=-1), "has -1 CPUs and 0 GPUs: expected 0 or more"),
         (RayOptions(gpus_per_actor=1), "the device is 'cpu' and a Ray actor has 1 GPUs"),
     ],
 )
@@ -141,14 +141,14 @@ def test_options_out_of_range(embed, corpus, options, message):
         embed("in.jsonl", ray=options)
 
 
-def test_nothing_is_reported(cluster):
+def test_no_usage_data_is_sent(cluster):
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a local cluster dies with its driver on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="a local cluster ends with its driver only on Linux")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_driver(embed, corpus, tmp_path, how):
-    """The whole cluster goes with it; the local engine goes on at once."""
+    """If the driver is killed, the whole cluster ends, and the local engine can resume the job."""
     arguments = [corpus, tmp_path / "out", "--shard-rows", "2", "--engine", "ray", "--ray-actors", "2"]
     process = start(*arguments)
     while not list((tmp_path / "out").glob("part-*")):
@@ -160,7 +160,7 @@ def test_a_killed_driver(embed, corpus, tmp_path, how):
     assert not (tmp_path / "out/_SUCCESS").exists()
     done = run_to_end(*arguments[:4])
     assert done.returncode == 0, done.stderr
-    assert "of them before" in done.stderr
+    assert "of them by earlier runs" in done.stderr
     embed("in.jsonl", "calm", shard_rows=2)
     assert_the_same(tmp_path / "out", tmp_path / "calm")
 
@@ -170,4 +170,4 @@ def test_the_command(corpus, tmp_path):
         corpus, tmp_path / "out", "--engine", "ray", "--ray-actors", "2", "--ray-cpus-per-actor", "1"
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("292 rows in 1 shards, 8 bad rows")
+    assert done.stderr.splitlines()[-1].startswith("292 rows in 1 shard, 8 bad rows")

@@ -1,4 +1,4 @@
-"""What each output dtype holds, and that it can be read back."""
+"""Values of each output dtype, and how to read them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def exact(embedder):
 
 @pytest.fixture
 def column(embed, tmp_path, put):
-    """Embeds TEXTS with an output dtype and gives a column as an array."""
+    """Embed TEXTS with an output dtype and return a column as an array."""
 
     put("in.jsonl", jsonl(*({"text": text} for text in TEXTS)))
 
@@ -69,7 +69,7 @@ def test_int8_and_its_scale(column, exact):
     assert (values.dtype, scale.dtype, scale.shape) == (np.int8, np.float32, (9,))
     assert (np.abs(values).max(axis=1) == 127).all()
     assert (values >= -127).all()
-    # Rounded to the nearest step, and a step is the row's scale.
+    # Values are rounded to the nearest step, and a step is the row's scale.
     assert (np.abs(values * scale[:, None] - exact) <= scale[:, None] * 0.5001).all()
 
 
@@ -97,15 +97,15 @@ def test_no_rows_and_rows_of_zeros(dtype):
         assert [len(array) for array in arrays] == [rows] * len(column_names("v", dtype))
 
 
-def test_names_of_the_scale_are_not_taken_twice(embed, put):
+def test_the_scale_column_name_must_be_free(embed, put):
     put("in.jsonl", jsonl({"text": "x", "embedding_scale": 1}))
-    with pytest.raises(InputError, match="has a column 'embedding_scale' already"):
+    with pytest.raises(InputError, match="already has a column 'embedding_scale'"):
         embed("in.jsonl", output_dtype="int8")
     assert embed("in.jsonl", output_dtype="float16").rows == 1
 
 
 def test_other_names():
     with pytest.raises(
-        InputError, match="the output dtype is 'fp16': expected one of float32, float16, int8, binary"
+        InputError, match="output_dtype is 'fp16': expected one of float32, float16, int8, binary"
     ):
         require_dtype("fp16")

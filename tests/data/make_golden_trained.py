@@ -1,7 +1,7 @@
-"""Makes golden-trained.npz: python tests/data/make_golden_trained.py CHECKPOINT (made by `make trained`).
+"""Make golden-trained.npz: python tests/data/make_golden_trained.py CHECKPOINT (made by `make trained`).
 
-Token ids and sentence-transformers' embeddings of the golden texts that have a prompt. Make it again only if
-the checkpoint itself is meant to change, and say so in the commit.
+It contains token ids and sentence-transformers' embeddings of the golden texts that have a prompt. Make it
+again only after an intended change of the checkpoint, and say so in the commit.
 """
 
 from __future__ import annotations

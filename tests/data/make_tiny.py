@@ -1,7 +1,7 @@
-"""Makes the artifact tests/data/tiny-int8 and its golden embeddings: python tests/data/make_tiny.py.
+"""Make the artifact tests/data/tiny-int8 and its golden embeddings: python tests/data/make_tiny.py.
 
-The folder is committed, so that the runtime is tested without PyTorch. Make it again when the format of
-artifacts or the int8 graph changes, and say so in the commit.
+The folder is committed so that the runtime can be tested without PyTorch. Make it again after a change of the
+artifact format or of the int8 graph, and say so in the commit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
 from koe5_export.reference import embed_reference
 from koe5_export.seeded import Size, write_seeded_checkpoint
-from koe5_export.texts import DEMO_PASSAGES, DEMO_QUERIES, EDGES, VERIFICATION
+from koe5_export.texts import EDGES, SAMPLE_PASSAGES, SAMPLE_QUERIES, VERIFICATION
 
 HERE = Path(__file__).parent
 SIZE = Size(layers=2, hidden=64, heads=4, intermediate=128, vocabulary=1200)
@@ -25,7 +25,7 @@ PROMPTS = (None, "query", "passage")
 
 def main() -> None:
     """Export a seeded checkpoint and embed the golden texts with sentence-transformers."""
-    texts = [*VERIFICATION[::10], *EDGES, *DEMO_QUERIES, *DEMO_PASSAGES, "서울 " * 80, "길이 " * 600]
+    texts = [*VERIFICATION[::10], *EDGES, *SAMPLE_QUERIES, *SAMPLE_PASSAGES, "서울 " * 80, "길이 " * 600]
     prompts = [PROMPTS[turn % 3] for turn in range(len(texts))]
     with tempfile.TemporaryDirectory() as folder:
         write_seeded_checkpoint(Path(folder) / "tiny-seeded", SIZE)

@@ -1,4 +1,4 @@
-"""The deployment files: linted, and in step with the command that they run."""
+"""The deployment files pass linters and match the options of the command that they run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ YAML = [DEPLOY / "compose.yaml", *KUBERNETES]
 
 
 def lint(name, *arguments):
-    # A virtual environment need not be on the PATH.
+    # The virtual environment may not be on the PATH.
     found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if found is None:
         pytest.skip(f"{name} is not installed")
@@ -80,7 +80,7 @@ def compose():
 
 
 def commands():
-    """The arguments of every `koe5-onnx serve` here."""
+    """Yield the arguments of every `koe5-onnx serve` in these files."""
     for file in DOCKERFILES:
         yield file.name, re.findall(r'"([^"]+)"', re.search(r"^CMD (\[.*\])", file.read_text(), re.M)[1])
     yield "compose.yaml", yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["koe5"]["command"]

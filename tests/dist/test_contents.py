@@ -1,4 +1,4 @@
-"""What is in the files of a release, and what a package index would show of them."""
+"""Contents of the release files, and their page on a package index."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 if "KOE5_DIST" not in os.environ:
-    pytest.skip("KOE5_DIST names no folder of built packages: make dist", allow_module_level=True)
+    pytest.skip("KOE5_DIST names no folder of built packages. Run make dist", allow_module_level=True)
 DIST = Path(os.environ["KOE5_DIST"])
 PACKAGES = {"koe5_onnx": CHECKOUT, "koe5_onnx_kernels": CHECKOUT / "kernels"}
-"""Normalized name of each package, and the folder of its pyproject.toml."""
+"""Folder of the pyproject.toml by normalized package name."""
 
 
 @pytest.fixture(params=PACKAGES)
@@ -52,7 +52,7 @@ def metadata(wheel):
 
 
 def in_sdist(sdist):
-    """Its files without the folder that all are in."""
+    """Return the paths of an sdist's files, without its top-level folder."""
     with tarfile.open(sdist) as archive:
         return {name.partition("/")[2] for name in archive.getnames()}
 
@@ -73,7 +73,7 @@ SOURCES = {
     "koe5_onnx": ["koe5_onnx", "export/koe5_export"],
     "koe5_onnx_kernels": ["kernels/koe5_onnx_kernels"],
 }
-"""The folders that a wheel holds whole."""
+"""Folders that are completely included in a wheel."""
 
 
 def test_wheel_holds_its_packages_whole_and_no_more(package, wheel, names):
@@ -97,7 +97,7 @@ def test_no_tests_and_no_benchmarks(names):
     assert not [name for name in names if re.search(r"(^|/)(tests?|bench(marks)?|conftest\.py)(/|$)", name)]
 
 
-def test_sdist_holds_what_builds_and_proves_it(package, sdist):
+def test_sdist_holds_source_and_tests(package, sdist):
     found = in_sdist(sdist)
     wanted = {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO"}
     if package == "koe5_onnx":

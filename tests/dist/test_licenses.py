@@ -1,4 +1,4 @@
-"""docs/licenses.md against what is installed here and asked for in pyproject.toml."""
+"""docs/licenses.md matches the installed packages and pyproject.toml."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROW = re.compile(
 
 @pytest.fixture(scope="module")
 def rows():
-    """The table: package to its row."""
+    """Return the rows of the table by package."""
     found = [ROW.fullmatch(line) for line in PAGE.read_text(encoding="utf-8").splitlines()]
     return {row["name"]: row for row in found if row}
 
@@ -26,7 +26,7 @@ def extras_of(row):
 
 
 @pytest.mark.skipif(
-    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="elsewhere other packages are needed"
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="other platforms need other packages"
 )
 @pytest.mark.parametrize("extra", sorted(requirements()))
 def test_every_package_of_an_extra_is_listed(extra, rows):
@@ -45,7 +45,7 @@ def test_each_has_a_license(rows):
 
 
 def test_the_runtime_and_the_server_bring_no_strong_copyleft(rows):
-    """MPL covers its own files only."""
+    """MPL applies only to its own files."""
     used = {name for name, row in rows.items() if {ALWAYS, "cpu", "serve"} & set(extras_of(row))}
     assert {"numpy", "onnxruntime", "uvicorn"} <= used
     assert not [name for name in used if re.search(r"\b[AL]?GPL", rows[name]["license"])]

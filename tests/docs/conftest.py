@@ -1,4 +1,4 @@
-"""Where the documentation's blocks run: a folder a page, a Hub on the loopback interface, a server."""
+"""The environment of the documentation's blocks: one folder per page, a Hub on loopback, a server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILES = {
     "domain.txt": "계약은 당사자의 합의로 성립한다.\n소멸시효는 십 년이다.\nA contract needs consent.\n",
     "keys.txt": "# of the tests\nnot-a-secret\n",
 }
-"""Input files that the pages name; all else they make themselves."""
+"""Input files that the pages name. The pages create all other files."""
 _NOT_IN_KOE5S_REPOSITORY = {
     "modules.json",
     "sentence_bert_config.json",
@@ -36,13 +36,13 @@ _TIMEOUT_S = 300
 
 @dataclass(frozen=True)
 class Place:
-    """A folder in which the blocks of one page run, in their order."""
+    """A folder in which the blocks of one page run in order."""
 
     folder: Path
     environment: dict[str, str]
 
     def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run a command there; stderr goes where stdout goes, as on a terminal."""
+        """Run a command in the folder, with stderr merged into stdout, as on a terminal."""
         return subprocess.run(
             [str(word) for word in command],
             cwd=self.folder,
@@ -58,7 +58,7 @@ class Place:
 
 @pytest.fixture(scope="session")
 def hub_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A Hub that has a small checkpoint under KoE5's name, with no more files than KoE5's repository has."""
+    """Run a Hub with a small checkpoint under KoE5's name, with only the files that KoE5's repository has."""
     pytest.importorskip("onnx")
     from koe5_export.seeded import Size, write_seeded_checkpoint
 
@@ -75,7 +75,7 @@ def hub_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory, hub_environment: dict[str, str]) -> dict[str, str]:
-    """What a new user's shell has: `koe5-onnx` and `python` on the PATH, and nothing of this process'."""
+    """Return this process's environment with `koe5-onnx` first on the PATH and an empty, simulated Hub."""
     commands = tmp_path_factory.mktemp("bin")
     for name, module in (("python", ""), ("koe5-onnx", "-m koe5_onnx_server")):
         script = commands / name
@@ -94,13 +94,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory, hub_environment: dict[
 
 @pytest.fixture(scope="session")
 def places() -> dict[str, Place]:
-    """The folders of the pages that have begun."""
+    """Return the folders of the pages that have started."""
     return {}
 
 
 @pytest.fixture
 def place_of(places: dict[str, Place], environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory):
-    """Gives the folder of a page: the tiny artifact as `koe5-int8`, and the input files."""
+    """Return a function from a page to its folder, with the tiny artifact `koe5-int8` and input files."""
 
     def of(page: str) -> Place:
         if page not in places:
@@ -108,7 +108,8 @@ def place_of(places: dict[str, Place], environment: dict[str, str], tmp_path_fac
             shutil.copytree(ARTIFACT, folder / "koe5-int8")
             for name, text in FILES.items():
                 (folder / name).write_text(text, encoding="utf-8")
-            write_corpus(folder / "corpus.parquet")
+            for name in ("corpus.parquet", "parts.parquet"):
+                write_corpus(folder / name)
             places[page] = Place(folder, environment)
         return places[page]
 
@@ -116,7 +117,7 @@ def place_of(places: dict[str, Place], environment: dict[str, str], tmp_path_fac
 
 
 def write_corpus(file: Path) -> None:
-    """Passages with their ids, where pyarrow is installed."""
+    """Write passages with their ids, if pyarrow is installed."""
     with contextlib.suppress(ImportError):
         import pyarrow as pa
         from pyarrow import parquet
@@ -127,8 +128,8 @@ def write_corpus(file: Path) -> None:
 
 @pytest.fixture(scope="module")
 def server(environment: dict[str, str]) -> Iterator[str]:
-    """The address of a server of the tiny artifact."""
+    """Return the address of a server of the tiny artifact."""
     arguments = [str(ARTIFACT), "--threads", "1", "--model-name", CHECKPOINT]
     with listening(arguments, environment) as (address, process):
         yield address
-        assert process.poll() is None, "the server ended before its time"
+        assert process.poll() is None, "the server ended unexpectedly"

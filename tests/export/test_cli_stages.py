@@ -1,4 +1,4 @@
-"""Progress of an export on stderr, with a clock that the test moves."""
+"""Progress of an export on stderr, with a clock that the test controls."""
 
 import sys
 
@@ -38,10 +38,10 @@ def test_stages_follow_each_other_and_each_has_its_own_time(capsys):
         clock.now = now
         report(stage, done, total)
     assert capsys.readouterr().err.splitlines() == [
-        "rewriting the graph ...",
-        "rewriting the graph: done in 3 s",
-        "SHA-256 of checkpoint and artifact: 560.0 MB",
-        "SHA-256 of checkpoint and artifact: done in 1 s",
+        "converting the graph ...",
+        "converting the graph: done in 3 s",
+        "hashing checkpoint and artifact: 560.0 MB",
+        "hashing checkpoint and artifact: done in 1 s",
     ]
 
 
@@ -55,7 +55,7 @@ def test_a_terminal_gets_a_bar_per_stage(capsys, monkeypatch):
     for words in (
         "PyTorch reference: 100%",
         "calibrating and writing layers: 100%",
-        "rewriting the graph: 100%",
+        "converting the graph: 100%",
     ):
         assert words in drawn
 

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import shutil
 
 import pytest
 from koe5_export.checkpoint import Checkpoint
@@ -10,11 +9,6 @@ from koe5_export.seeded import SIZES, encoder_config
 from koe5_onnx import CheckpointError
 
 TYPE = "sentence_transformers.models."
-
-
-@pytest.fixture
-def folder(seeded, tmp_path):
-    return shutil.copytree(seeded, tmp_path / "checkpoint")
 
 
 def contract(folder, like=None):

@@ -49,7 +49,7 @@ def test_progress_counts_every_stage_from_nothing_to_all(checkpoint, tmp_path):
         checkpoint, tmp_path / "out", ExportOptions(precision="int8"), progress=report
     )
     assert list(found)[:4] == ["reference", "calibrate", "hash", "measure"]
-    assert ("measure_packed" in found) == (artifact.manifest.fused_certificate is not None)
+    assert ("measure_packed" in found) == (artifact.manifest.packed_certificate is not None)
     for parts in found.values():
         assert parts[0][0] == 0
         assert parts[-1][0] == parts[-1][1]
@@ -72,9 +72,8 @@ def test_an_interrupted_export_leaves_nothing(checkpoint, tmp_path, at, done):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_damaged_checkpoint_leaves_nothing(seeded, tmp_path, monkeypatch, precision):
-    """Found in the last layer, when most of the artifact is on the disk already."""
-    folder = shutil.copytree(seeded, tmp_path / "checkpoint")
+def test_a_damaged_checkpoint_leaves_nothing(folder, tmp_path, monkeypatch, precision):
+    """The damage is in the last layer and is found when most of the artifact is already written."""
     tensors = load_file(folder / "model.safetensors")
     tensors["encoder.layer.1.output.LayerNorm.bias"][3] = np.nan
     save_file(tensors, folder / "model.safetensors")
@@ -85,7 +84,7 @@ def test_a_damaged_checkpoint_leaves_nothing(seeded, tmp_path, monkeypatch, prec
     assert list((tmp_path / "to").iterdir()) == []
 
 
-def test_what_a_killed_export_left_is_cleared_away(checkpoint, tmp_path):
+def test_leftovers_of_a_killed_export_are_removed(checkpoint, tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "model.onnx.data").write_bytes(b"half")
     out = export_checkpoint(checkpoint, tmp_path / "out").path
@@ -93,13 +92,13 @@ def test_what_a_killed_export_left_is_cleared_away(checkpoint, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ARTIFACT
 
 
-def test_an_unproved_artifact_is_not_published(checkpoint, tmp_path):
+def test_an_unverified_artifact_is_not_published(checkpoint, tmp_path):
     with pytest.raises(FidelityError):
         export_checkpoint(checkpoint, tmp_path / "out", ExportOptions(precision="int8", gate=IMPOSSIBLE))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_force_keeps_the_old_artifact_until_the_new_one_is_proved(checkpoint, exported, tmp_path):
+def test_force_keeps_the_old_artifact_until_the_new_one_is_verified(checkpoint, exported, tmp_path):
     out = shutil.copytree(exported["fp32"].path, tmp_path / "out")
     with pytest.raises(InputError, match="--force"):
         export_checkpoint(checkpoint, out)
@@ -114,7 +113,7 @@ def test_force_keeps_the_old_artifact_until_the_new_one_is_proved(checkpoint, ex
 def test_force_removes_nothing_but_artifacts(checkpoint, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="no artifact"):
+    with pytest.raises(InputError, match="not an artifact"):
         export_checkpoint(checkpoint, tmp_path / "out", ExportOptions(force=True))
     assert (tmp_path / "out" / "thesis.txt").exists()
 
@@ -127,10 +126,9 @@ def test_a_full_disk_is_found_before_the_work(checkpoint, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tokenizer_of_another_model_is_refused(seeded, minilm, tmp_path):
-    folder = shutil.copytree(seeded, tmp_path / "checkpoint")
+def test_a_tokenizer_of_another_model_is_refused(folder, minilm, tmp_path):
     shutil.copy(minilm / "tokenizer.json", folder)
-    with pytest.raises(CheckpointError, match="do not belong together"):
+    with pytest.raises(CheckpointError, match="belongs to the weights"):
         export_checkpoint(Checkpoint.open(folder), tmp_path / "out")
 
 
@@ -153,13 +151,12 @@ def test_optimum_writes_fp32_only(checkpoint, tmp_path, monkeypatch):
 
 def test_without_optimum_the_extra_is_named(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optimum", None)
-    with pytest.raises(MissingDependencyError, match=r"koe5-onnx\[export,reference,optimum\]"):
+    with pytest.raises(MissingDependencyError, match=r"\.\[export,reference,optimum\]"):
         export_checkpoint(checkpoint, tmp_path / "out", ExportOptions(exporter="optimum"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_builder_refuses_what_was_opened_for_tracing(seeded, tmp_path):
-    folder = shutil.copytree(seeded, tmp_path / "checkpoint")
+def test_the_builder_refuses_what_was_opened_for_tracing(folder, tmp_path):
     file = folder / "config.json"
     file.write_text(file.read_text().replace('"gelu"', '"relu"'))
     opened = Checkpoint.open(folder, any_encoder=True)
@@ -196,7 +193,7 @@ def test_an_exported_artifact_embeds(exported):
             assert embedder.encode_queries(["수도는?"]).shape == (1, artifact.manifest.contract.dim)
 
 
-# VmHWM, not ru_maxrss: a child begins with the ru_maxrss of its parent, which holds PyTorch.
+# VmHWM, not ru_maxrss: a child starts with the ru_maxrss of its parent, which includes PyTorch.
 MEASURE = """
 import re, sys
 from itertools import pairwise
@@ -205,7 +202,7 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
 from koe5_export.export import write_graph
 from koe5_export.precision import PRECISIONS
-from koe5_export.publish import Plan, PublishOptions
+from koe5_export.publish import ArtifactSpec, PublishOptions
 from koe5_export.settings import write_tokenizer
 from koe5_export.texts import CALIBRATION
 def peak():
@@ -213,17 +210,17 @@ def peak():
 checkpoint = Checkpoint.open(sys.argv[1])
 before = peak()
 precision = PRECISIONS[sys.argv[3]]
-plan = Plan(checkpoint, read_contract(checkpoint), precision, PublishOptions())
+spec = ArtifactSpec(checkpoint, read_contract(checkpoint), precision, PublishOptions())
 write_tokenizer(checkpoint.folder, Path(sys.argv[2]) / "tokenizer.json")
-write_graph(plan, CALIBRATION, Path(sys.argv[2]) / "graph", Path(sys.argv[2]) / "weights")
+write_graph(spec, CALIBRATION, Path(sys.argv[2]) / "graph", Path(sys.argv[2]) / "weights")
 print(peak() - before)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads peak memory from /proc")
 def test_weights_are_streamed(tmp_path):
-    """A table of 256 MB passes through in a fraction of its size."""
+    """A table of 256 MB is written with a fraction of its size in memory."""
     checkpoint = tmp_path / "wide"
     write_seeded_checkpoint(checkpoint, Size(1, 256, 4, 256, 250_000))
     for precision in ("fp32", "int8"):
@@ -254,7 +251,7 @@ def test_force_keeps_the_old_name_if_the_last_step_fails(checkpoint, exported, t
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_somebody_elses_partial_folder_is_left_alone(checkpoint, tmp_path):
+def test_another_partial_folder_is_kept(checkpoint, tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match=r"thesis\.txt"):

@@ -1,4 +1,4 @@
-"""The relatives of KoE5: their shapes, with fewer layers, narrower and with a small vocabulary."""
+"""Models related to KoE5, as seeded checkpoints with fewer layers, smaller dimensions and vocabularies."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from koe5_onnx import Embedder, Tokenizer, TruncationWarning
 
 E5 = {"query": "query: ", "passage": "passage: "}
 LONG = {"positions": 8194, "pooling": "cls", "prompted": False}
-# Model type, positions and pooling are theirs. Source: config.json and 1_Pooling/config.json of these Hub ids
+# Model type, positions and pooling are unchanged. Source: config.json and 1_Pooling/config.json of these ids
 FAMILY = {
     "intfloat/multilingual-e5-small": Size(2, 64, 2, 256, 1200, model_type="bert", positions=512),
     "intfloat/multilingual-e5-base": Size(1, 64, 1, 256, 1200),
@@ -27,12 +27,12 @@ FAMILY = {
     "BAAI/bge-m3": Size(1, 64, 1, 256, 1200, **LONG),
     "nlpai-lab/KURE-v1": Size(2, 32, 1, 128, 1200, **LONG),
 }
-"""Hub id to its shape."""
+"""Shapes by Hub id."""
 
 
 @pytest.fixture(scope="module", params=FAMILY)
 def relative(request, tmp_path_factory):
-    """Hub id, checkpoint."""
+    """Return a Hub id, and a seeded checkpoint with the shape of that model."""
     folder = tmp_path_factory.mktemp("family") / "checkpoint"
     write_seeded_checkpoint(folder, FAMILY[request.param])
     return request.param, folder
@@ -56,8 +56,8 @@ def test_each_passes_every_gate_of_the_cpu(relative, tmp_path):
         assert longest.endswith(f"-{manifest.contract.max_tokens}")
 
 
-def test_the_table_says_what_the_files_would(relative):
-    """A copy without sentence-transformers files, named by --like, has the same contract."""
+def test_the_table_matches_the_files(relative):
+    """A copy without sentence-transformers' files, named by --like, has the same contract."""
     name, folder = relative
     checkpoint = Checkpoint.open(folder)
     expected = read_contract(checkpoint)
@@ -74,7 +74,7 @@ def test_the_table_says_what_the_files_would(relative):
 
 
 def test_multilingual_e5_small_pads_with_what_its_config_says(tmp_path):
-    """Its config says 0, which is <s> in its tokenizer; <pad> has 1. Padding is masked, so both do."""
+    """The pad id in config.json is 0, the tokenizer's <s>, not <pad>. Padding is masked, so both work."""
     folder = tmp_path / "small"
     write_seeded_checkpoint(folder, FAMILY["intfloat/multilingual-e5-small"])
     checkpoint = Checkpoint.open(folder)
@@ -112,7 +112,7 @@ def long_artifact(bge, tmp_path_factory):
 
 
 def test_cls_is_the_first_token_and_no_mean(long_artifact, bge):
-    """Against the states of transformers itself."""
+    """Compared with the hidden states of transformers itself."""
     torch = pytest.importorskip("torch")
     from transformers import AutoModel
 

@@ -1,12 +1,12 @@
-"""Folders as Optimum lays them out, made from this project's own graphs with token embeddings as output."""
+"""Folders in Optimum's layout, made from this project's own graphs with token embeddings as output."""
 
-import json
 import re
 import shutil
 
 import numpy as np
 import onnx
 import pytest
+from edited_json import edited
 from koe5_export import ImportOptions, import_folder
 from koe5_export.import_onnx import detect_precision
 from koe5_export.seeded import Size, write_seeded_checkpoint
@@ -23,6 +23,7 @@ from koe5_onnx import (
     TruncationWarning,
 )
 from koe5_onnx.cli import main
+from koe5_onnx.engine.graphs import OUTPUT
 
 TEXTS = ["서울은 대한민국의 수도이다.", "", "A longer sentence, with <pad> inside it.", "a " * 700]
 
@@ -33,16 +34,11 @@ def value(name, shape, kind=TensorProto.INT64):
 
 @pytest.fixture
 def model(exported):
-    """The encoder, its pooling still there but not asked for: names that the import uses itself."""
+    """The encoder with token embeddings as output. Its unused pooling has names that the import also uses."""
     model = onnx.load(exported["fp32"].graph)
     model.graph.node.append(helper.make_node("Identity", ["final_norm"], ["last_hidden_state"]))
     model.graph.output[0].CopyFrom(value("last_hidden_state", ["n", "width", 64], TensorProto.FLOAT))
     return model
-
-
-@pytest.fixture
-def folder(seeded, tmp_path):
-    return shutil.copytree(seeded, tmp_path / "folder")
 
 
 def save(model, folder, name="onnx/model.onnx", **settings):
@@ -51,7 +47,7 @@ def save(model, folder, name="onnx/model.onnx", **settings):
 
 
 def insert(model, *nodes):
-    """Put nodes in front: ONNX wants them in order."""
+    """Insert nodes at the beginning, because ONNX requires topological order."""
     others = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*nodes, *others])
@@ -80,7 +76,7 @@ def test_an_encoder_becomes_an_artifact(model, folder, exported, tmp_path, name,
     assert [entry.name for entry in (*graph.input, *graph.output)] == [
         "input_ids",
         "attention_mask",
-        "embedding",
+        OUTPUT,
     ]
 
 
@@ -100,7 +96,7 @@ def test_int32_inputs_are_cast(model, folder, exported, tmp_path):
 
 @pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.INT32])
 def test_token_types_are_zero(model, folder, exported, tmp_path, kind):
-    """Anything else would turn every state around."""
+    """Any other value would change every hidden state completely."""
     model.graph.input.append(value("token_type_ids", ["n", "width"], kind))
     axis = numpy_helper.from_array(np.array([2]), "last")
     model.graph.initializer.append(axis)
@@ -118,7 +114,7 @@ def test_token_types_are_zero(model, folder, exported, tmp_path, kind):
 
 
 def test_local_functions_are_written_out(model, folder, exported, tmp_path):
-    """PyTorch's newer exporter wraps modules in them."""
+    """PyTorch's newer exporter wraps modules in local functions."""
     same = helper.make_node("Identity", ["x"], ["y"])
     opset = helper.make_opsetid("", model.opset_import[0].version)
     model.functions.append(helper.make_function("here", "Same", ["x"], ["y"], [same], [opset]))
@@ -129,21 +125,24 @@ def test_local_functions_are_written_out(model, folder, exported, tmp_path):
 
 
 def with_text_output(model, source):
-    model.graph.node.append(helper.make_node("Mul", [source, "three"], ["sentence_embedding"]))
+    """Add the output sentence_embedding, three times the source, and rename the original to `embedding`."""
+    for node in model.graph.node:
+        node.output[:] = ["embedding" if name == OUTPUT else name for name in node.output]
+    model.graph.node.append(helper.make_node("Mul", [source, "three"], [OUTPUT]))
     model.graph.initializer.append(numpy_helper.from_array(np.float32(3), "three"))
-    return value("sentence_embedding", ["n", 64], TensorProto.FLOAT)
+    return value(OUTPUT, ["n", 64], TensorProto.FLOAT)
 
 
-def test_a_pooled_output_is_taken_where_there_is_no_other(model, folder, exported, tmp_path):
+def test_a_pooled_output_is_used_if_there_is_no_other(model, folder, exported, tmp_path):
     model.graph.output[0].CopyFrom(with_text_output(model, "embedding"))
     save(model, folder)
     artifact = import_folder(folder, tmp_path / "out")
     assert difference(artifact, exported["fp32"]) <= FP32_MAX_ABS_DIFF
-    assert artifact.manifest.recipe["output"] == "sentence_embedding"
+    assert artifact.manifest.recipe["output"] == OUTPUT
 
 
 def test_token_embeddings_are_pooled_here(model, folder, exported, tmp_path):
-    """A pooled output beside them may be pooled in another way."""
+    """A pooled output of the graph is ignored, because its pooling mode may be a different one."""
     model.graph.node[-1].output[0] = model.graph.output[0].name = "token_embeddings"
     model.graph.output.insert(0, with_text_output(model, "positions.weight"))
     save(model, folder)
@@ -191,13 +190,13 @@ def give_wider_states(model):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (change_opset, "has opset 11, expected 13 or later"),
-        (add_position_ids, "takes input_ids, attention_mask, position_ids: expected"),
-        (drop_the_mask, "takes input_ids: expected input_ids and attention_mask"),
-        (give_the_mask_as_float, "takes attention_mask as TensorProto.FLOAT: expected int64"),
-        (fix_the_width, r"takes input_ids of a fixed size \(\[128\]\)"),
-        (give_logits, "gives logits: expected one of last_hidden_state"),
-        (give_wider_states, "gives vectors of 128, the checkpoint's have 64"),
+        (change_opset, "has opset 11; expected 13 or later"),
+        (add_position_ids, r"has the inputs input_ids, attention_mask, position_ids\. Expected"),
+        (drop_the_mask, r"has the inputs input_ids\. Expected input_ids, attention_mask and"),
+        (give_the_mask_as_float, r"has the input attention_mask of type TensorProto\.FLOAT; expected int64"),
+        (fix_the_width, r"has the input input_ids with a fixed size \(\[128\]\)"),
+        (give_logits, "has the outputs logits; expected one of last_hidden_state"),
+        (give_wider_states, "has outputs of dimension 128, but the checkpoint has 64"),
     ],
 )
 def test_a_graph_with_another_interface_is_refused(model, folder, tmp_path, monkeypatch, change, message):
@@ -206,17 +205,17 @@ def test_a_graph_with_another_interface_is_refused(model, folder, tmp_path, monk
     save(model, folder)
     with pytest.raises(InputError, match=rf"model\.onnx {message}"):
         import_folder(folder, tmp_path / "out")
-    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+    assert [file.name for file in tmp_path.iterdir()] == [folder.name]
 
 
 def test_a_pooled_output_without_its_length_is_refused(model, folder, tmp_path, monkeypatch):
-    """Nothing would notice if its vectors had unit length already: cosines do not see it."""
+    """Cosines would not detect that the graph normalizes, because they ignore the length."""
     monkeypatch.setattr("koe5_export.publish.expect", lambda *arguments: None)
-    modules = json.loads((folder / "modules.json").read_text())
-    (folder / "modules.json").write_text(json.dumps(modules[:2]))
+    with edited(folder / "modules.json") as modules:
+        del modules[2:]
     model.graph.output[0].CopyFrom(with_text_output(model, "embedding"))
     save(model, folder)
-    with pytest.raises(InputError, match="expected one of last_hidden_state, token_embeddings;"):
+    with pytest.raises(InputError, match=r"expected one of last_hidden_state, token_embeddings\."):
         import_folder(folder, tmp_path / "out")
 
 
@@ -235,19 +234,21 @@ def test_missing_data_is_named(model, folder, tmp_path, monkeypatch):
 
 
 def test_a_folder_without_graph_says_what_it_has(folder, tmp_path):
-    with pytest.raises(InputError, match=r"has no onnx/model\.onnx or model\.onnx: .*no \.onnx file"):
+    with pytest.raises(InputError, match=r"has no onnx/model\.onnx or model\.onnx\. It has no \.onnx file"):
         import_folder(folder, tmp_path / "out")
     (folder / "model_O2.onnx").touch()
-    with pytest.raises(InputError, match=r"--file \(model_O2\.onnx\)"):
+    with pytest.raises(InputError, match=r"--file with one of model_O2\.onnx"):
         import_folder(folder, tmp_path / "out")
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         import_folder(folder / "nothing", tmp_path / "out")
 
 
-def test_nothing_is_proved_without_the_checkpoint(model, folder, exported, seeded, tmp_path):
+def test_nothing_is_verified_without_the_checkpoint(model, folder, exported, seeded, tmp_path):
     save(model, folder, "model_O2.onnx")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"nothing can be proved without .* --checkpoint"):
+    with pytest.raises(
+        InputError, match=r"must be measured against its PyTorch checkpoint\. .* --checkpoint"
+    ):
         import_folder(folder, tmp_path / "out", ImportOptions(file="model_O2.onnx"))
     artifact = import_folder(
         folder, tmp_path / "out", ImportOptions(file="model_O2.onnx", checkpoint=str(seeded))
@@ -266,7 +267,7 @@ def test_another_checkpoint_is_noticed(model, folder, tmp_path):
 
 def test_the_checkpoint_says_how_to_pool(model, folder, seeded, tmp_path):
     save(model, folder)
-    checkpoint = shutil.copytree(seeded, tmp_path / "checkpoint")
+    checkpoint = shutil.copytree(seeded, tmp_path / "other")
     for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
         (checkpoint / name).unlink()
     (checkpoint / "1_Pooling/config.json").unlink()
@@ -274,7 +275,7 @@ def test_the_checkpoint_says_how_to_pool(model, folder, seeded, tmp_path):
     with pytest.warns(CheckpointWarning, match="does not normalize"):
         known = import_folder(folder, tmp_path / "known", options)
     assert known.manifest.contract.pooling == "mean"
-    with pytest.raises(CheckpointError, match="does not say how to pool"):
+    with pytest.raises(CheckpointError, match="does not record its pooling"):
         import_folder(folder, tmp_path / "unknown", ImportOptions(checkpoint=checkpoint))
 
 
@@ -322,14 +323,14 @@ def test_precision_is_found_in_branches_too(exported, tmp_path):
 def test_a_precision_without_a_gate_is_refused(model, folder, tmp_path):
     with_weight(TensorProto.BFLOAT16)(model)
     save(model, folder)
-    with pytest.raises(InputError, match=r"is bf16: expected fp32, .*--precision"):
+    with pytest.raises(InputError, match=r"is bf16, which has no gate\. .*--precision with one of fp32"):
         import_folder(folder, tmp_path / "out")
     artifact = import_folder(folder, tmp_path / "out", ImportOptions(precision="fp32"))
     assert artifact.manifest.recipe["detected_precision"] == "bf16"
 
 
 def without_branches(model):
-    """The masked attention only: ONNX Runtime's quantizer loses sight of what branches read."""
+    """Keep only the masked attention, because ONNX Runtime's quantizer does not follow inputs of branches."""
     for node in model.graph.node:
         if node.op_type == "If":
             branch = next(entry.g for entry in node.attribute if entry.name == "else_branch")
@@ -339,8 +340,8 @@ def without_branches(model):
 
 
 @pytest.mark.slow
-def test_stock_dynamic_int8_misses_the_gate(minilm, exported_minilm, tmp_path):
-    """One scale for a whole batch: a text's embedding depends on its neighbors."""
+def test_dynamic_int8_of_onnxruntime_fails_the_gate(minilm, exported_minilm, tmp_path):
+    """With one scale per batch, a text's embedding depends on the other texts."""
     quantization = pytest.importorskip("onnxruntime.quantization")
     folder = shutil.copytree(minilm, tmp_path / "folder")
     model = onnx.load(exported_minilm["fp32"].graph)

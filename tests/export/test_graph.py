@@ -1,9 +1,7 @@
-import json
-import shutil
-
 import numpy as np
 import onnx
 import pytest
+from edited_json import edited
 from koe5_export import ExportOptions, export_checkpoint
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.reference import embed_reference
@@ -58,22 +56,20 @@ def for_the_cpu(exported):
 
 def test_no_operator_that_is_slow_on_the_cpu(exported):
     for artifact in for_the_cpu(exported).values():
-        nodes = [node.op_type for node in onnx.load(artifact.graph, load_external_data=False).graph.node]
+        graph = onnx.load(artifact.graph, load_external_data=False).graph
+        # A single lookup of word embeddings costs almost nothing.
+        nodes = [node.op_type for node in graph.node if node.name not in {"words", "positions"}]
         assert not {"SkipLayerNormalization", "DequantizeLinear", "DynamicQuantizeLinear"} & set(nodes)
         assert nodes.count("If") == artifact.manifest.architecture.layers
 
 
-def change_json(file, **values):
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-
-
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_embeddings_without_normalization(seeded, tmp_path, pooling):
-    folder = shutil.copytree(seeded, tmp_path / "raw")
+def test_embeddings_without_normalization(folder, tmp_path, pooling):
     flags = {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
-    change_json(folder / "1_Pooling" / "config.json", **flags)
-    modules = json.loads((folder / "modules.json").read_text())
-    (folder / "modules.json").write_text(json.dumps(modules[:2]))
+    with edited(folder / "1_Pooling" / "config.json") as settings:
+        settings |= flags
+    with edited(folder / "modules.json") as modules:
+        del modules[2:]
     artifact = export_checkpoint(Checkpoint.open(folder), tmp_path / "out")
     texts = ["서울은 수도이다.", "고래는 포유류이다."]
     expected = embed_reference(folder, artifact.manifest.contract, texts)
@@ -86,11 +82,10 @@ def test_embeddings_without_normalization(seeded, tmp_path, pooling):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_bert_positions_count_from_zero(seeded, tmp_path, precision):
-    """A limit of 30 tokens, so that the padding of short texts runs past it."""
-    folder = shutil.copytree(seeded, tmp_path / "bert")
-    change_json(folder / "config.json", model_type="bert")
-    change_json(folder / "sentence_bert_config.json", max_seq_length=30)
+def test_bert_positions_count_from_zero(folder, tmp_path, precision):
+    """With a limit of 30 tokens, short texts may be padded beyond the limit."""
+    with edited(folder / "config.json") as config, edited(folder / "sentence_bert_config.json") as settings:
+        config["model_type"], settings["max_seq_length"] = "bert", 30
     options = ExportOptions(precision=precision)
     artifact = export_checkpoint(Checkpoint.open(folder), tmp_path / "out", options)
     assert artifact.manifest.contract.max_tokens == 30
@@ -99,11 +94,12 @@ def test_bert_positions_count_from_zero(seeded, tmp_path, precision):
 
 
 @pytest.mark.parametrize("padding", [1, 3, 40, 447])
-def test_fp32_does_not_feel_padding(exported, padding):
-    """Whoever runs model.onnx without this runtime may pad as they like."""
+def test_padding_does_not_change_fp32(exported, padding):
+    """Users of model.onnx without this runtime may pad in any way."""
     session = Session(exported["fp32"], EngineOptions(threads=1))
     rows = Tokenizer(exported["fp32"].tokenizer, 512).encode([VERIFICATION[0], "<pad> 네", ""]).ids
-    rows.append(np.arange(4, 69, dtype=np.int32))  # longer than the texts that always take the masked path
+    rows.append(np.arange(4, 69, dtype=np.int32))
+    # 65 tokens: more than ROUNDED_TOKENS, so the graph may skip the attention mask for it.
     width = max(map(len, rows)) + padding
     ids, mask = pad(rows, Batch(np.arange(len(rows)), width), exported["fp32"].manifest.contract.pad_id)
     together = session.run(ids, mask)
@@ -113,14 +109,15 @@ def test_fp32_does_not_feel_padding(exported, padding):
 
 
 def test_the_graph_is_made_of_these_operators_only(exported):
-    """A new one must be looked up in the notes on ONNX Runtime: some are an order of magnitude slower."""
+    """Measure an operator before adding it: some are an order of magnitude slower in ONNX Runtime."""
     shared = "Add And Cast CumSum Div Equal Gather Greater If LayerNormalization LpNormalization MatMul Mul"
     shared += " Not ReduceMin ReduceSum Shape Squeeze Unsqueeze BiasGelu"
     own = {
         "fp32": "",
-        "int8": "Abs Concat ConstantOfShape MatMulIntegerToFloat Max QuantizeLinear ReduceMax Reshape",
-        "int8-block": "MatMulNBits Reshape",
-        "int4-block": "MatMulNBits Reshape",
+        "int8": "Abs Concat ConstantOfShape DequantizeLinear MatMulIntegerToFloat Max QuantizeLinear"
+        " ReduceMax Reshape",
+        "int8-block": "DequantizeLinear MatMulNBits Reshape",
+        "int4-block": "DequantizeLinear MatMulNBits Reshape",
     }
     for precision, artifact in for_the_cpu(exported).items():
         nodes = onnx.load(artifact.graph, load_external_data=False).graph.node
@@ -137,9 +134,11 @@ def test_the_graph_is_made_of_these_operators_only(exported):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_weights_take_the_bytes_that_their_type_needs(exported_minilm, precision):
-    """22.6 million weights: 1 byte each in int8 (but positions, scales, padding to pages), 4 in fp32."""
+    """22.6 million weights: 1 byte each in int8 (except positions, scales, padding to pages), 4 in fp32."""
     artifact = exported_minilm[precision]
     each = 4 if precision == "fp32" else 1
     rows = 259 if precision == "fp32" else 4 * 259
     tables = artifact.manifest.architecture.parameters - (512 + 2) * 384 + rows * 384
-    assert artifact.manifest.files["model.onnx.data"].bytes == pytest.approx(each * tables, rel=0.02)
+    word_scales = 0 if precision == "fp32" else 30_522 * 384 // 64 * 4
+    expected = each * tables + word_scales
+    assert artifact.manifest.files["model.onnx.data"].bytes == pytest.approx(expected, rel=0.02)

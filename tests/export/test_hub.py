@@ -1,4 +1,4 @@
-"""Checkpoints from the Hub, by huggingface_hub's own client against a small Hub on the loopback interface."""
+"""Checkpoints from the Hub: huggingface_hub's own client with a minimal Hub on the loopback interface."""
 
 import os
 import subprocess
@@ -57,7 +57,7 @@ def test_records_the_commit_and_works_offline_afterwards(hub, export_from):
 
 def test_a_checkpoint_that_is_not_there(hub, export_from):
     assert export_from(hub.endpoint, name="nobody/nothing").startswith(
-        "HubError: cannot fetch nobody/nothing"
+        "HubError: cannot download nobody/nothing"
     )
     assert "HF_HUB_OFFLINE" in export_from(hub.endpoint, offline=True)
 

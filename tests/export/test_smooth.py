@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -11,7 +12,7 @@ from koe5_export.precision import PRECISIONS
 from koe5_export.reference import embed_reference
 from koe5_export.rotate import rotated, rotated_rows, rotation
 from koe5_export.rounding import round_columns
-from koe5_export.smooth import Strengths, _dealt, smooth
+from koe5_export.smooth import Strengths, _dealt, _inner_divisors, smooth
 from koe5_export.weights import Norm
 from koe5_export.writer import GraphWriter
 from tolerances import FP32_MAX_ABS_DIFF, SMOOTHING_RELATIVE
@@ -19,7 +20,7 @@ from tolerances import FP32_MAX_ABS_DIFF, SMOOTHING_RELATIVE
 from koe5_onnx import Tokenizer
 from koe5_onnx.artifact import GRAPH, WEIGHTS
 
-STRENGTHS = Strengths(attention=0.8, context=0.4, ffn=0.6)
+STRENGTHS = Strengths(attention=0.8, context=0.4, ffn=0.6, gelu=0.4)
 TEXTS = ["서울은 대한민국의 수도이다.", "A longer sentence, with <pad> inside it.", "", "네"]
 
 
@@ -61,7 +62,7 @@ def test_the_numpy_encoder_is_pytorchs(checkpoint, calibration):
 
 
 def test_inputs_of_linears_are_pytorchs(checkpoint, calibration):
-    """What calibration measures, against what PyTorch's own linears are given."""
+    """Calibration measures the same inputs that PyTorch's own linear layers receive."""
     torch = pytest.importorskip("torch")
     from transformers import AutoModel
 
@@ -94,7 +95,7 @@ def test_inputs_of_linears_are_pytorchs(checkpoint, calibration):
 
 
 def test_smoothing_changes_no_product(checkpoint, calibration):
-    """Both sides of every fold, on random hidden states: what the linears give is what they gave."""
+    """On random hidden states, the outputs of linear layers are the same before and after smoothing."""
     layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
     smoothed = smooth(norm, layer, calibration.advance(norm, layer), STRENGTHS, checkpoint.config.heads)
     normal = np.random.default_rng(0).standard_normal((7, checkpoint.config.hidden), dtype=np.float32)
@@ -109,21 +110,21 @@ def test_smoothing_changes_no_product(checkpoint, calibration):
     _close(smoothed_values @ smoothed.output.weight, values @ layer.output.weight)
     y, b = _affine(normal, layer.attention_norm), _affine(normal, smoothed.attention_norm)
     up, found = y @ layer.up.weight + layer.up.bias, _apply(b, smoothed.up)
-    _close(np.sort(found), np.sort(up))  # in another order, which the next linear has too
+    _close(np.sort(found), np.sort(up))  # in another order, as in the next linear layer
     _close(b * smoothed.ffn_skip, y + layer.down.bias)
     _close(_apply(gelu(found), smoothed.down), gelu(up) @ layer.down.weight + layer.down.bias)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.6, 1.0])
 def test_a_smoothed_encoder_is_the_same_encoder(checkpoint, calibration, tmp_path, strength):
-    """The whole graph, its linears left in fp32: every fold of every layer at once."""
+    """Run the whole graph with all layers smoothed, and with linear layers in fp32."""
 
     def smoothed():
         norm = checkpoint.embedding_norm()
         for number in range(checkpoint.config.layers):
             layer = checkpoint.layer(number)
             inputs, heads = calibration.advance(norm, layer), checkpoint.config.heads
-            yield smooth(norm, layer, inputs, Strengths(strength, strength, strength), heads)
+            yield smooth(norm, layer, inputs, Strengths(strength, strength, strength, strength), heads)
             norm = layer.output_norm
 
     contract = read_contract(checkpoint)
@@ -151,16 +152,40 @@ def test_smoothing_evens_out_an_outlier_channel(checkpoint, calibration):
     assert after.max() / np.median(after) < before.max() / np.median(before) / 3
 
 
-def test_large_inner_channels_are_dealt_out_to_the_blocks():
-    peak = np.random.default_rng(0).permutation(256).astype(np.float32)
-    dealt = np.sort(peak[_dealt(peak)].reshape(4, 64))
-    # Each block of 64 has one of every four that follow each other in size.
-    assert (dealt // 4 == np.arange(64)).all()
-    assert sorted(_dealt(peak[:15])) == list(range(15))
+def test_inner_channels_are_dealt_out_to_the_blocks_by_their_divisors():
+    divisors = np.random.default_rng(0).permutation(256).astype(np.float32) + 1
+    order, shared = _dealt(divisors)
+    dealt = divisors[order].reshape(4, 64)
+    # Sort the channels by size: each group of four adjacent ones is spread over the four blocks, at the same
+    # position in each block.
+    assert ((np.sort(dealt) - 1) // 4 == np.arange(64)).all()
+    expected = np.exp(np.log(dealt).mean(axis=0) - np.log(dealt).mean())
+    np.testing.assert_allclose(shared.reshape(4, 64), np.tile(expected, (4, 1)), rtol=1e-5)
+
+
+def test_inner_channels_that_are_not_rotated_stay_as_they_are():
+    order, shared = _dealt(np.arange(1, 16, dtype=np.float32))
+    assert (order == np.arange(15)).all()
+    assert (shared == 1).all()
+
+
+def test_gelu_outputs_are_evened_out(checkpoint, calibration):
+    """An outlier channel of GELU outputs becomes smaller if they are rotated."""
+    layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
+    bias = layer.up.bias.copy()
+    bias[7] = 50
+    layer = replace(layer, up=replace(layer.up, bias=bias))
+    inputs = calibration.advance(norm, layer)
+    found = smooth(norm, layer, inputs, STRENGTHS, checkpoint.config.heads)
+    order, _ = _dealt(_inner_divisors(inputs.gelu.peak, layer.down.weight, STRENGTHS.gelu))
+    before = inputs.gelu.peak[order].reshape(-1, len(found.down.divisors))
+    after = before / found.down.divisors
+    assert before.max() / np.median(before) > 20
+    assert after.max() / np.median(after) < before.max() / np.median(before) / 2
 
 
 def test_rounding_keeps_the_mean_of_each_output(checkpoint, calibration):
-    """What rounding does to the inputs' mean goes into the bias; without that it would stay."""
+    """The effect of rounding on the mean of the inputs is added to the bias."""
     layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
     inputs, heads = calibration.advance(norm, layer), checkpoint.config.heads
     exact = smooth(norm, layer, inputs, STRENGTHS, heads)
@@ -168,11 +193,12 @@ def test_rounding_keeps_the_mean_of_each_output(checkpoint, calibration):
         norm, layer, inputs, STRENGTHS, heads, lambda weight, inputs, how: round_columns(weight, how)
     )
     head = rotation(checkpoint.config.hidden // heads)
+    order, divisors = _dealt(_inner_divisors(inputs.gelu.peak, layer.down.weight, STRENGTHS.gelu))
     means = {
         "query": (inputs.attention.mean + exact.output.bias) / exact.attention_skip,
         "output": inputs.context.divided(_context(exact, layer, head)).rotated(head).mean,
         "up": (inputs.ffn.mean + exact.down.bias) / exact.ffn_skip,
-        "down": inputs.gelu.mean[_dealt(inputs.gelu.peak)],
+        "down": inputs.gelu.mean[order] / divisors,
     }
     moved = {
         "query": (inputs.attention.mean + found.output.bias) / found.attention_skip,
@@ -187,11 +213,16 @@ def test_rounding_keeps_the_mean_of_each_output(checkpoint, calibration):
 
 
 def _context(smoothed, layer, head):
-    """The divisors of the attention output, from what they did to its linear before it was rotated."""
+    """Return the divisors of the attention output.
+
+    They are recovered by undoing the rotation of the smoothed output weight and dividing by the original one.
+    """
     return (rotated_rows(smoothed.output.weight, head.T) / layer.output.weight)[:, 0]
 
 
 def _apply(x, linear):
+    if linear.divisors is not None:
+        x = x / np.tile(linear.divisors, x.shape[1] // len(linear.divisors))
     return rotated(x, linear.rotation) @ linear.weight + linear.bias
 
 

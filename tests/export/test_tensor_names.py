@@ -1,7 +1,7 @@
-"""Which names of tensors are read: those that transformers loads, and no others.
+"""Names of tensors that are read: exactly those that transformers loads.
 
-The table is what transformers 4.57.6 and 5.23.0 do. Where the two differ, or where a tensor would get random
-values without an error, the checkpoint is refused.
+The table is the behavior of transformers 4.57.6 and 5.23.0. If the two differ, or if a tensor would get
+random values without an error, the checkpoint is rejected.
 """
 
 import json
@@ -49,7 +49,7 @@ def encoder_prefixed(prefix):
 
 
 def masked_lm(prefix):
-    """Names of a masked language model: its decoder is the table of words."""
+    """Names of a masked language model, whose decoder is the embedding table."""
     head = {"lm_head.bias": np.zeros(900, np.float32), "lm_head.dense.weight": np.zeros((32, 32), np.float32)}
     return lambda tensors: {**prefixed(prefix)(tensors), **head, "lm_head.decoder.weight": tensors[WORDS]}
 
@@ -115,7 +115,7 @@ def test_names_are_those_that_transformers_loads(checkpoints, tmp_path, model_ty
     written = load_file(folder / "model.safetensors")
     save_file(change(dict(written)), folder / "model.safetensors", {"format": "pt"})
     if not loaded:
-        with pytest.raises(CheckpointError, match=r"at random|tensors do not fit"):
+        with pytest.raises(CheckpointError, match=r"at random|tensors do not match"):
             Checkpoint(folder, "x", None)
         return
     checkpoint = Checkpoint(folder, "x", None)

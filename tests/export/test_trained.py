@@ -1,4 +1,4 @@
-"""Really trained weights, all-MiniLM-L6-v2, against an embedding computed here with transformers alone."""
+"""The trained weights of all-MiniLM-L6-v2, compared with embeddings computed with transformers only."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 import sys
 import unicodedata
@@ -15,20 +16,21 @@ from koe5_export.reference import NO_PROMPT
 from koe5_export.seeded import Size, write_seeded_checkpoint
 from koe5_export.texts import (
     CALIBRATION,
-    DEMO_PASSAGES,
-    DEMO_QUERIES,
+    SAMPLE_PASSAGES,
+    SAMPLE_QUERIES,
     SUBJECTS,
     VERIFICATION,
     text_of_length,
     verification_texts,
 )
-from koe5_export.verify import expect
+from koe5_export.verify import _rows_alone, expect
 from tolerances import CERTIFICATE_ATOL
 
 from koe5_onnx import (
     Agreement,
     Artifact,
     Certificate,
+    CheckpointError,
     Contract,
     Embedder,
     FidelityError,
@@ -84,7 +86,7 @@ def test_a_gate_tightens_and_never_loosens():
     ):
         with pytest.raises(InputError, match="tightened"):
             GATE.tightened({name: value})
-    with pytest.raises(InputError, match="no bound"):
+    with pytest.raises(InputError, match="is not a bound"):
         GATE.tightened({"cosine": 1})
 
 
@@ -101,6 +103,11 @@ def test_a_certificate_covers_all_lengths(exported):
     assert 20 <= found.batch_texts <= 28
 
 
+def test_texts_that_share_no_batch_are_not_embedded_alone():
+    lengths = np.array([3, 9, 512, 1024, 8192, 8192], np.int32)
+    assert _rows_alone(lengths, 8192).tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_artifact_with_changed_weights_fails(precision, exported, seeded, tmp_path):
     folder = shutil.copytree(exported[precision].path, tmp_path / "changed")
@@ -114,7 +121,7 @@ def test_an_artifact_with_changed_weights_fails(precision, exported, seeded, tmp
         verify_artifact(Artifact.open(folder), Checkpoint.open(seeded))
 
 
-def test_an_embedding_that_feels_its_batch_fails(exported, seeded, monkeypatch):
+def test_an_embedding_that_depends_on_its_batch_fails(exported, seeded, monkeypatch):
     class Moody(Embedder):
         def embed_tokens(self, tokens, **options):
             found = super().embed_tokens(tokens, **options)
@@ -130,14 +137,14 @@ def test_another_checkpoint_is_refused(exported, tmp_path):
     write_seeded_checkpoint(
         other, Size(layers=1, hidden=32, heads=2, intermediate=64, vocabulary=1200), seed=1
     )
-    with pytest.raises(InputError, match="other weights"):
+    with pytest.raises(InputError, match="is not the checkpoint that the artifact was exported from"):
         verify_artifact(exported["int8"], Checkpoint.open(other))
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers", "sentence-transformers"])
 def test_without_pytorch_the_extra_is_named(exported, seeded, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
-    with pytest.raises(MissingDependencyError, match=rf"{package}: .*koe5-onnx\[reference\]"):
+    with pytest.raises(MissingDependencyError, match=rf"package {package}\. .*'\.\[reference\]'"):
         verify_artifact(exported["int8"], Checkpoint.open(seeded))
 
 
@@ -191,17 +198,17 @@ def test_texts_of_a_subject_are_a_background_for_each_other():
     assert all(len(subject) >= 7 for subject in SUBJECTS)
 
 
-def test_nothing_is_proved_on_what_it_was_fitted_to():
+def test_nothing_is_verified_on_calibration_texts():
     sets = [
         {line.strip() for text in texts for line in text.split("\n")} - {""}
-        for texts in (CALIBRATION, VERIFICATION, (*DEMO_PASSAGES, *DEMO_QUERIES))
+        for texts in (CALIBRATION, VERIFICATION, (*SAMPLE_PASSAGES, *SAMPLE_QUERIES))
     ]
     assert len(set.union(*sets)) == sum(map(len, sets))
     assert len(CALIBRATION) == len(set(CALIBRATION))
 
 
 def test_the_certificate_says_what_was_measured(exported, seeded):
-    """Its figures again, from the texts and embeddings alone."""
+    """Recompute the figures of the certificate from the texts and embeddings only."""
     artifact = exported["int8"]
     expected = expect(Checkpoint.open(seeded), artifact.manifest.contract, artifact.tokenizer)
     found = np.empty(expected.embeddings.shape)
@@ -222,6 +229,20 @@ def test_the_certificate_says_what_was_measured(exported, seeded):
         assert sum(text.prompt_name == name for text in expected.texts) > 10
 
 
+def test_the_token_ids_of_another_tokenizer_are_compared_too(seeded, exported, tmp_path):
+    """Embeddings of the reference are reused only for the tokenizer that they were compared with."""
+    checkpoint, contract = Checkpoint.open(seeded), exported["int8"].manifest.contract
+    own = expect(checkpoint, contract, exported["int8"].tokenizer)
+    assert expect(checkpoint, contract, exported["fp32"].tokenizer) is own
+    changed = json.loads(exported["int8"].tokenizer.read_text(encoding="utf-8"))
+    vocabulary = changed["model"]["vocab"]
+    vocabulary[4:] = vocabulary[:3:-1]  # the special tokens stay
+    other = tmp_path / "tokenizer.json"
+    other.write_text(json.dumps(changed), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"differently from tokenizer\.json"):
+        expect(checkpoint, contract, other)
+
+
 def test_embeddings_that_lost_their_unit_length_fail(exported, seeded, tmp_path):
     folder = shutil.copytree(exported["fp32"].path, tmp_path / "changed")
     model = onnx.load(folder / GRAPH, load_external_data=False)
@@ -232,5 +253,5 @@ def test_embeddings_that_lost_their_unit_length_fail(exported, seeded, tmp_path)
     manifest = Artifact.open(exported["fp32"].path).manifest
     files = {**manifest.files, GRAPH: describe_file(folder / GRAPH)}
     (folder / MANIFEST).write_text(dataclasses.replace(manifest, files=files).to_json())
-    with pytest.raises(FidelityError, match="the contract says 1"):
+    with pytest.raises(FidelityError, match="expected 1"):
         verify_artifact(Artifact.open(folder), Checkpoint.open(seeded))

@@ -1,7 +1,7 @@
-"""What happens on the stand-in for a GPU (standin/standin.h), and tiny artifacts to run there.
+"""Events of the simulated CUDA libraries (standin/standin.h), and tiny artifacts to run on them.
 
-`make gpu` builds the stand-in, makes the artifacts and loads both into an environment with ONNX
-Runtime's GPU wheel; elsewhere these tests are skipped.
+`make gpu` builds the simulated libraries, makes the artifacts, and loads both into an environment with ONNX
+Runtime's GPU wheel. Elsewhere these tests are skipped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOLDER = os.environ.get("STANDIN_ARTIFACTS")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip them all where the stand-in is not loaded."""
+    """Skip all tests if the simulated libraries are not loaded."""
     if FOLDER is None:
         reason = "the stand-in for a GPU is loaded by `make gpu`"
         for item in items:
@@ -28,23 +28,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Seen:
-    """What happened, by name: how often, and in how many bytes."""
+    """Number of events and of bytes, by event name."""
 
     times: dict[str, int]
     bytes: dict[str, int]
 
     def count(self, *starts: str) -> int:
-        """How often anything happened whose name begins so."""
+        """Return the number of events whose name has one of these prefixes."""
         return sum(times for name, times in self.times.items() if name.startswith(starts))
 
     def named(self, part: str) -> int:
-        """How often anything happened whose name has this part."""
+        """Return the number of events whose name contains this part."""
         return sum(times for name, times in self.times.items() if part in name)
 
 
 @pytest.fixture
 def seen() -> Callable[[], Seen]:
-    """What happened since it was asked last."""
+    """Return a function that returns the events since its last call."""
     library = ctypes.CDLL("libcuda.so.1")
     library.standin_events.restype = ctypes.c_char_p
 

@@ -1,6 +1,6 @@
-"""ONNX Runtime's GPU wheel on a stand-in for a GPU: what it starts, copies, captures and refuses.
+"""ONNX Runtime's GPU wheel on simulated CUDA libraries: what it launches, copies, captures and rejects.
 
-The provider, its kernels' choice and its memory are the real ones; results are not computed.
+ONNX Runtime's provider, choice of kernels and memory management are real, but no results are computed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from koe5_onnx import Embedder, EngineOptions, OutOfMemoryError, ProviderError, 
 from koe5_onnx.artifact import GRAPH, PACKED_CUDA_GRAPH, Artifact
 from koe5_onnx.cli import main
 from koe5_onnx.engine import tuning
-from koe5_onnx.engine.batching import Batch, pack_for_cuda
+from koe5_onnx.engine.batching import Batch, pack_cuda
 from koe5_onnx.engine.cuda import graph_capture
 from koe5_onnx.engine.session import Session
 
 LAYERS = 3
 LAUNCHES_A_LAYER, LAUNCHES_AROUND = 11, 15
-"""Of the packed graph: six products, packing of Q, K and V, attention, two sums with norm, GELU; and around
-the layers embeddings, pooling and their copies on the GPU."""
+"""Kernel launches of the packed graph. Per layer: six products, packing of Q, K and V, attention, two sums
+with norm, GELU. Around the layers: embeddings, pooling and their copies on the GPU."""
 STARTED = ("kernel ", "product ", "copy device to device")
 SENTENCE = "서울은 대한민국의 수도이다."
 DEAF = pytest.mark.filterwarnings("ignore::koe5_onnx.TruncationWarning")
@@ -35,7 +35,7 @@ DEAF = pytest.mark.filterwarnings("ignore::koe5_onnx.TruncationWarning")
 
 @pytest.fixture
 def trusting(monkeypatch):
-    """Takes captured graphs unchecked: the stand-in computes nothing that could agree."""
+    """Skip the check of captured graphs, because the simulated GPU computes no real results to compare."""
     monkeypatch.setattr(graph_capture, "_least_cosine", lambda a, b: 1.0 if a.shape == b.shape else 0.0)
 
 
@@ -43,7 +43,7 @@ def test_it_opens_on_the_gpu_and_nowhere_else(fp16, monkeypatch):
     with Embedder.open(fp16, device="cuda") as embedder:
         assert embedder.session.providers[0] == "CUDAExecutionProvider"
         assert embedder.encode([SENTENCE, ""]).shape == (2, 128)
-    with pytest.raises(ProviderError, match=r"device is 'cuda:1' and the driver shows 1"):
+    with pytest.raises(ProviderError, match=r"device is 'cuda:1', but the number of GPUs is 1"):
         Embedder.open(fp16, device="cuda:1")
     monkeypatch.setenv("STANDIN_GPUS", "2")
     with Embedder.open(fp16, device="cuda:1") as embedder:
@@ -68,7 +68,7 @@ def test_no_node_runs_on_the_cpu(fp16, graph):
 )
 @pytest.mark.parametrize("tokens", [5, 100, 512])
 def test_attention_of_the_packed_graph(fp16, seen, monkeypatch, capability, kernel, tokens):
-    """Fused on every GPU, and on those that have it, flash attention for texts of all lengths."""
+    """Attention is fused on every GPU, and is flash attention for all lengths on GPUs that support it."""
     monkeypatch.setenv("STANDIN_CAPABILITY", capability)
     with Embedder.open(fp16, device="cuda") as embedder:
         seen()
@@ -79,7 +79,7 @@ def test_attention_of_the_packed_graph(fp16, seen, monkeypatch, capability, kern
 
 
 def test_attention_of_the_padded_graph(fp16, seen, monkeypatch):
-    """Fused on an A100; on an H100 ONNX Runtime asks cuDNN, which the stand-in does not play."""
+    """Attention is fused on an A100. On an H100, ONNX Runtime uses cuDNN's, which is not simulated."""
     monkeypatch.setenv("STANDIN_CAPABILITY", "80")
     with Embedder.open(fp16, device="cuda", graph="padded") as embedder:
         seen()
@@ -94,7 +94,7 @@ def test_attention_of_the_padded_graph(fp16, seen, monkeypatch):
 
 
 def test_only_padded_graphs_need_cudnn(fp16, tmp_path):
-    """In a process of its own, as libraries stay loaded."""
+    """Runs in a separate process, because libraries stay loaded."""
     for file in Path(os.environ["LD_LIBRARY_PATH"]).glob("lib*.so.*"):
         if "cudnn" not in file.name and file.suffix != ".map":
             (tmp_path / file.name).symlink_to(file)
@@ -112,7 +112,7 @@ def test_only_padded_graphs_need_cudnn(fp16, tmp_path):
     )
     assert found.stdout == "(1, 128)\n"
     assert "ProviderError" in found.stderr
-    assert "model.onnx needs cuDNN: pip install 'onnxruntime-gpu[cudnn]'" in found.stderr
+    assert "model.onnx requires cuDNN. Run pip install 'onnxruntime-gpu[cudnn]'" in found.stderr
 
 
 def test_what_a_batch_starts_and_copies(fp16, seen):
@@ -124,7 +124,7 @@ def test_what_a_batch_starts_and_copies(fp16, seen):
         found = seen()
         assert found.count(*STARTED) == LAUNCHES_A_LAYER * LAYERS + LAUNCHES_AROUND
         assert found.count("product ") == 6 * LAYERS
-        # Five inputs and one result, and nothing in between.
+        # Five inputs, one output, and no other copies.
         copies = {name: times for name, times in found.times.items() if name.startswith("copy ")}
         del copies["copy device to device"]
         assert copies == {"copy pageable to device": 5, "copy device to pageable": 1}
@@ -137,7 +137,7 @@ def test_captured_graphs(fp16, seen, trusting):
         buckets = embedder.session._captured.buckets
         assert opened.times["capture begins"] == opened.times["capture ends"] == len(buckets)
         assert opened.count("forbidden", "capture lost") == 0
-        # A copy from the host would read, at each replay, memory that was given away since.
+        # At each replay, a copy from the host would read memory that has been released.
         assert {name for name in opened.times if name.startswith("captured copy")} == {
             "captured copy device to device"
         }
@@ -150,17 +150,22 @@ def test_captured_graphs(fp16, seen, trusting):
             assert (found.count("copy pageable to device"), found.count("copy device to pageable")) == (5, 1)
 
 
+def different(count):
+    """Return `count` different texts, because equal ones would be computed only once."""
+    return [f"{number:04} {SENTENCE}" for number in range(count)]
+
+
 def test_a_large_batch_is_not_replayed(fp16, seen, trusting):
     with Embedder.open(fp16, device="cuda", cuda_graphs=True) as embedder:
         seen()
-        embedder.encode([SENTENCE] * 100)
+        embedder.encode(different(100))
         found = seen()
         assert found.count("graph launched") == 0
         assert found.count("kernel ") > 0
 
 
 def test_graphs_serve_every_thread(fp16, seen, trusting):
-    """They live with the thread that captured them: a caller's own would capture again, or run without."""
+    """A captured graph belongs to its thread, so the caller's own thread could not replay it."""
     with Embedder.open(fp16, device="cuda", cuda_graphs=True) as embedder:
         seen()
         threads = [threading.Thread(target=embedder.encode, args=([SENTENCE],)) for _ in range(8)]
@@ -174,12 +179,12 @@ def test_graphs_serve_every_thread(fp16, seen, trusting):
 
 
 def test_a_replay_of_other_results_is_not_trusted(fp16):
-    with pytest.raises(ProviderError, match=r"graph of 16 tokens gives other embeddings"):
+    with pytest.raises(ProviderError, match=r"graph for 16 tokens returns different embeddings"):
         Embedder.open(fp16, device="cuda", cuda_graphs=True)
 
 
-def test_a_capture_that_another_thread_spoils(fp16, trusting, monkeypatch):
-    """As another Embedder does that takes memory meanwhile."""
+def test_a_capture_that_another_thread_invalidates(fp16, trusting, monkeypatch):
+    """Simulate another Embedder that allocates memory during the capture."""
     real = graph_capture.FixedRun.run
 
     def run(self, feeds):
@@ -193,12 +198,12 @@ def test_a_capture_that_another_thread_spoils(fp16, trusting, monkeypatch):
             runtime.cudaStreamEndCapture(stream, ctypes.byref(at))
 
     monkeypatch.setattr(graph_capture.FixedRun, "run", run)
-    with pytest.raises(ProviderError, match=r"cannot capture CUDA graphs here.*stream is capturing"):
+    with pytest.raises(ProviderError, match=r"cannot capture CUDA graphs.*stream is capturing"):
         Embedder.open(fp16, device="cuda", cuda_graphs=True)
 
 
 def memory_left(monkeypatch, limit_bytes):
-    """Let no more than so many bytes be allocated from now on."""
+    """Limit further allocations to this number of bytes."""
     runtime = ctypes.CDLL("libcudart.so.13")
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
@@ -208,23 +213,23 @@ def memory_left(monkeypatch, limit_bytes):
 def test_too_little_memory_halves_the_batches(fp16, seen, monkeypatch):
     with Embedder.open(fp16, device="cuda") as embedder:
         seen()
-        embedder.encode([SENTENCE] * 150)
+        embedder.encode(different(150))
         needed = seen().bytes["allocated"]
     with Embedder.open(fp16, device="cuda") as embedder:
         memory_left(monkeypatch, needed * 3 // 4)
-        with pytest.warns(SmallerBatchWarning, match=r"in halves from now on: a batch of .* tokens"):
-            assert embedder.encode([SENTENCE] * 150).shape == (150, 128)
+        with pytest.warns(SmallerBatchWarning, match=r"split in half, because a batch of .* tokens"):
+            assert embedder.encode(different(150)).shape == (150, 128)
         assert seen().count("refused") > 0
         memory_left(monkeypatch, 0)
-        with pytest.raises(OutOfMemoryError, match=r"smaller max_batch_tokens\. ONNX Runtime says"):
-            embedder.encode([SENTENCE] * 1000)
+        with pytest.raises(OutOfMemoryError, match=r"smaller max_batch_tokens\. ONNX Runtime reports"):
+            embedder.encode(different(1000))
 
 
 def test_a_limit_that_onnxruntime_keeps(fp16):
     with Embedder.open(fp16, device="cuda", gpu_mem_limit=4_000_000) as embedder:
         assert embedder.encode([SENTENCE]).shape == (1, 128)
         with pytest.raises(OutOfMemoryError), pytest.warns(SmallerBatchWarning):
-            embedder.encode([SENTENCE] * 2000)
+            embedder.encode(different(2000))
 
 
 def test_fp32_runs_on_the_padded_graph(fp32, seen):
@@ -250,11 +255,11 @@ def test_doctor(fp16, capsys):
 
 
 def test_ids_of_a_batch_reach_the_gpu(fp16, seen):
-    """The bytes that arrive are those of the batch: 28 a token, and the places of each text."""
+    """The copied bytes are those of the batch: 24 per token, 4 per slot, and the offsets of the texts."""
     artifact = Artifact.open(fp16)
     session = Session(artifact, EngineOptions(device="cuda"))
     ids = [np.arange(4, 4 + length, dtype=np.int32) for length in (7, 3)]
-    batch = pack_for_cuda(ids, Batch(np.arange(2), 0), 1, counts_from_pad=True)
+    batch = pack_cuda(ids, Batch(np.arange(2), 0), 1, counts_from_pad=True)
     session.run(*batch)
     seen()
     session.run(*batch)
@@ -263,7 +268,7 @@ def test_ids_of_a_batch_reach_the_gpu(fp16, seen):
 
 
 def test_the_stand_in_refuses_what_cuda_refuses():
-    """Else nothing above would prove that a capture is allowed."""
+    """The simulation rejects what CUDA rejects during a capture, so the tests above show what is allowed."""
     runtime = ctypes.CDLL("libcudart.so.13")
     stream, graph, at = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
     runtime.cudaStreamCreate(ctypes.byref(stream))

@@ -1,4 +1,4 @@
-"""What the tests of the adapters share: the tiny artifact, and no way to the network."""
+"""Shared by the adapters' tests: the tiny artifact, and no network access."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from shortened import allow
 
 from koe5_onnx import Embedder
 
-# Read when the libraries are first imported: no test may reach the network, for data or to report its use.
-# And Haystack 3 loads saved components of other packages only where somebody trusts these.
+# Read when the libraries are first imported. No test may use the network, for data or for telemetry.
+# Haystack 3 loads saved components of other packages only if they are trusted explicitly.
 os.environ |= {
     "ANONYMIZED_TELEMETRY": "False",
     "HAYSTACK_DESERIALIZATION_ALLOWLIST": "koe5_onnx.integrations.haystack",
@@ -36,7 +36,7 @@ def embedder() -> Iterator[Embedder]:
 
 @pytest.fixture(scope="session")
 def allowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The artifact, of a model that was trained to be shortened."""
+    """Return the artifact with Matryoshka dimensions."""
     return allow(ARTIFACT, tmp_path_factory.mktemp("allowed") / "artifact")
 
 
@@ -48,7 +48,7 @@ def short(allowed: Path) -> Iterator[Embedder]:
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    """Any two of them have embeddings that differ, and so do those of one with different prompts."""
+    """Return texts whose embeddings all differ, also between prompts."""
     return [
         "대한민국의 수도는 어디인가요?",
         "서울은 대한민국의 수도이다.",

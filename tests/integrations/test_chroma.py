@@ -1,4 +1,4 @@
-"""Chroma: collections in memory and on disk, opened again with and without the function named."""
+"""Chroma: collections in memory and on disk, reopened with and without passing the function."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tolerances import SERVED
 
-chromadb = pytest.importorskip("chromadb", reason="the extra chroma is not installed: make integrations")
+chromadb = pytest.importorskip("chromadb", reason="the extra chroma is not installed. Run make integrations")
 
 from chromadb.config import Settings
 from chromadb.utils.embedding_functions import DefaultEmbeddingFunction
@@ -20,9 +20,9 @@ SETTINGS = Settings(anonymized_telemetry=False, allow_reset=True)
 
 @pytest.fixture(autouse=True)
 def _no_default_model(monkeypatch):
-    """Chroma's own model would be downloaded: no test may use it."""
+    """Chroma would download its default model, which no test may use."""
 
-    def fail(self, input):  # noqa: A002 - Chroma compares the names
+    def fail(self, input):  # noqa: A002 - Chroma checks the parameter names
         raise AssertionError("Chroma's default model is used")
 
     monkeypatch.setattr(DefaultEmbeddingFunction, "__call__", fail)

@@ -1,4 +1,4 @@
-"""Haystack: both components alone, in pipelines, in asynchronous ones, and saved as YAML."""
+"""Haystack: both components alone, in pipelines, in asynchronous pipelines, and saved as YAML."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tolerances import SERVED
 
-pytest.importorskip("haystack", reason="the extra haystack is not installed: make integrations")
+pytest.importorskip("haystack", reason="the extra haystack is not installed. Run make integrations")
 
 from haystack import Document, Pipeline
 from haystack.components.retrievers.in_memory import InMemoryEmbeddingRetriever
@@ -63,7 +63,7 @@ def test_the_asynchronous_ones_agree(text_embedder, document_embedder, texts, do
     np.testing.assert_allclose([one["embedding"] for one in found], queries, **SAME)
 
 
-def test_metadata_goes_in_front(artifact_path, embedder):
+def test_metadata_is_prepended(artifact_path, embedder):
     documents = [
         Document(content="서울은 수도이다.", meta={"title": "서울", "year": 2024, "author": None}),
         Document(content=None, meta={"title": "부산"}),
@@ -147,5 +147,5 @@ def test_the_wrong_kind_of_input_is_refused(text_embedder, document_embedder, do
     with pytest.raises(TypeError, match="text is a list: expected a str"):
         text_embedder.run(documents)
     for wrong in ("서울", ["서울"], documents[0]):
-        with pytest.raises(TypeError, match="not a list of Documents"):
+        with pytest.raises(TypeError, match="documents must be a list"):
             document_embedder.run(wrong)

@@ -1,4 +1,4 @@
-"""LangChain: its own standard tests, and right embeddings in one of its vector stores."""
+"""LangChain: its standard tests, and correct embeddings in one of its vector stores."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 from tolerances import SERVED
 
 pytest.importorskip(
-    "langchain_core.embeddings", reason="the extra langchain is not installed: make integrations"
+    "langchain_core.embeddings", reason="the extra langchain is not installed. Run make integrations"
 )
 standard_unit = pytest.importorskip(
-    "langchain_tests.unit_tests", reason="langchain-tests is not installed: make integrations"
+    "langchain_tests.unit_tests", reason="langchain-tests is not installed. Run make integrations"
 )
 standard = pytest.importorskip("langchain_tests.integration_tests")
 
@@ -24,7 +24,7 @@ from koe5_onnx.integrations.langchain import Koe5Embeddings
 
 
 class Tiny:
-    """What the standard tests are told: the class, and that the tiny artifact is embedded with."""
+    """Settings of the standard tests: the class and the tiny artifact."""
 
     artifact = None
 
@@ -93,6 +93,6 @@ def test_no_documents(embedder):
     assert Koe5Embeddings(embedder).embed_documents([]) == []
 
 
-def test_a_missing_artifact_is_said():
+def test_a_missing_artifact_is_reported():
     with pytest.raises(ArtifactError, match="no-such-artifact"):
         Koe5Embeddings("no-such-artifact")

@@ -1,4 +1,4 @@
-"""LlamaIndex: every way to an embedding, serialization, and its own index over it."""
+"""LlamaIndex: all embedding methods, serialization, and an index that uses them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from tolerances import SERVED
 
-pytest.importorskip("llama_index.core", reason="the extra llama-index is not installed: make integrations")
+pytest.importorskip(
+    "llama_index.core", reason="the extra llama-index is not installed. Run make integrations"
+)
 
 from llama_index.core import VectorStoreIndex
 from llama_index.core.embeddings.utils import resolve_embed_model
@@ -93,6 +95,6 @@ def test_llama_index_takes_it(embedding):
     assert Koe5Embedding(embedding.artifact, threads=1, model_name="mine").model_name == "mine"
 
 
-def test_a_missing_artifact_is_said():
+def test_a_missing_artifact_is_reported():
     with pytest.raises(ArtifactError, match="no-such-artifact"):
         Koe5Embedding("no-such-artifact")

@@ -1,11 +1,11 @@
-"""MTEB runs a retrieval and an STS task, whose data are here, and its figures are those of the embeddings."""
+"""MTEB runs a retrieval and an STS task with local data, and its scores match the embeddings."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-mteb = pytest.importorskip("mteb", reason="the extra mteb is not installed: make integrations")
+mteb = pytest.importorskip("mteb", reason="the extra mteb is not installed. Run make integrations")
 
 from datasets import Dataset
 from mteb.abstasks import AbsTaskRetrieval, AbsTaskSTS
@@ -134,7 +134,7 @@ def test_shortened_embeddings(short, texts):
 
 
 def test_what_it_cannot_encode_is_refused(encoder, texts):
-    with pytest.raises(InputError, match="TinySTS gives image: expected texts"):
+    with pytest.raises(InputError, match="TinySTS has the inputs image: expected 'text'"):
         encode(encoder, [{"image": [None]}])
     with pytest.raises(InputError, match="precision is 'int8'"):
         encode(encoder, [{"text": texts}], precision="int8")

@@ -1,15 +1,15 @@
-"""The facade: SentenceTransformer's arguments and results, from the same checkpoint, by the real class."""
+"""The drop-in replacement has SentenceTransformer's arguments and results, compared with the real class."""
 
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from edited_json import edited
 from tolerances import FP32_MAX_ABS_DIFF, SIMILARITY_ATOL, UNIT_LENGTH_ATOL
 
 from koe5_onnx import Embedder, InputError, MissingDependencyError
@@ -20,15 +20,15 @@ SAME = {"atol": FP32_MAX_ABS_DIFF, "rtol": 0}
 
 @pytest.fixture(scope="module")
 def original():
-    """The class of sentence-transformers."""
+    """Return the class of sentence-transformers."""
     return pytest.importorskip(
-        "sentence_transformers", reason="sentence-transformers is not installed: make integrations"
+        "sentence_transformers", reason="sentence-transformers is not installed. Run make integrations"
     ).SentenceTransformer
 
 
 @pytest.fixture(scope="module")
 def pair(original, tmp_path_factory):
-    """One checkpoint twice: by the real class, and exported in fp32 by ours."""
+    """Return a SentenceTransformer of a checkpoint, and a SentenceEncoder of its fp32 artifact."""
     koe5_export = pytest.importorskip("koe5_export")
     from koe5_export.checkpoint import Checkpoint
     from koe5_export.seeded import write_seeded_checkpoint
@@ -91,8 +91,8 @@ def test_each_verb_has_its_prompt(pair, texts):
     np.testing.assert_allclose(ours.encode_document(texts), passages, **SAME)
 
 
-def test_the_original_passes_over_the_prompt_of_passages(pair, texts):
-    """Where it no longer does, the docstring of the facade is out of date."""
+def test_the_original_ignores_the_prompt_of_passages(pair, texts):
+    """If this test fails, update the docstring of the drop-in replacement."""
     theirs, _ = pair
     assert theirs.prompts["document"] == ""
     np.testing.assert_allclose(theirs.encode_document(texts), theirs.encode(texts), **SAME)
@@ -184,7 +184,7 @@ def test_a_width_of_ones_own(short, texts):
 
 @pytest.mark.parametrize("normalizes", [True, False])
 def test_an_embedder_shortens_as_the_original(original, tmp_path, texts, normalizes):
-    """A contract that normalizes: `truncate_dim` with `normalize_embeddings`; another one: without."""
+    """`dim` equals the original's `truncate_dim`, normalized again if the contract normalizes."""
     koe5_export = pytest.importorskip("koe5_export")
     from koe5_export.checkpoint import Checkpoint
     from koe5_export.seeded import write_seeded_checkpoint
@@ -192,8 +192,8 @@ def test_an_embedder_shortens_as_the_original(original, tmp_path, texts, normali
     folder = tmp_path / "checkpoint"
     write_seeded_checkpoint(folder, "tiny", seed=1)
     if not normalizes:
-        modules = json.loads((folder / "modules.json").read_text())
-        (folder / "modules.json").write_text(json.dumps(modules[:-1]))
+        with edited(folder / "modules.json") as modules:
+            modules.pop()
     theirs = original(str(folder), device="cpu", truncate_dim=16)
     options = koe5_export.ExportOptions(matryoshka_dims=[32, 16])
     artifact = koe5_export.export_checkpoint(Checkpoint.open(folder), tmp_path / "artifact", options)
@@ -256,7 +256,7 @@ def test_unknown_arguments_are_refused(encoder):
 
 def test_the_token_limit_is_the_artifacts(encoder):
     encoder.max_seq_length = 512
-    with pytest.raises(InputError, match="max_seq_length is 128: the artifact takes 512"):
+    with pytest.raises(InputError, match="max_seq_length is 128: expected 512"):
         encoder.max_seq_length = 128
 
 

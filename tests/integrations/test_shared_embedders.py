@@ -1,4 +1,4 @@
-"""One Embedder for all adapters of one artifact, with any options; importing the package loads nothing."""
+"""All adapters of one artifact share an Embedder, with any options; importing the package loads nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIBRARIES = {
     "llama_index": "llama_index",
     "mteb": "mteb",
 }
-"""Module to what it adapts."""
+"""Adapted library by module."""
 
 
 ADAPTERS = {
@@ -33,7 +33,7 @@ ADAPTERS = {
     "mteb": ("Koe5Encoder", None),
     "sentence_transformers": ("SentenceEncoder", None),
 }
-"""Module to its class, and what opens the artifact if the constructor does not."""
+"""Class by module, and the method that opens the artifact if the constructor does not."""
 
 
 @pytest.mark.parametrize("module", ADAPTERS)
@@ -62,7 +62,7 @@ def test_the_same_is_opened_once(artifact_path, monkeypatch):
     assert opened(str(artifact_path), EngineOptions(threads=2)) is not first
 
 
-def test_what_nobody_holds_is_freed(artifact_path):
+def test_an_unreferenced_embedder_is_freed(artifact_path):
     held = opened(artifact_path, EngineOptions(threads=1, max_batch_tokens=77))
     watched = weakref.ref(held)
     del held
@@ -70,7 +70,7 @@ def test_what_nobody_holds_is_freed(artifact_path):
     assert watched() is None
 
 
-def test_an_open_one_is_taken_as_it_is(embedder):
+def test_an_open_embedder_is_used_unchanged(embedder):
     assert opened(embedder, EngineOptions()) is embedder
     with pytest.raises(TypeError, match="already open: expected no options, got threads"):
         opened(embedder, EngineOptions(threads=1))
@@ -98,5 +98,5 @@ def test_a_missing_library_is_named(module, monkeypatch):
     for name in [one for one in sys.modules if one.partition(".")[0] == LIBRARIES[module]]:
         monkeypatch.setitem(sys.modules, name, None)
     extra = module.replace("_", "-")
-    with pytest.raises(MissingDependencyError, match=rf"pip install 'koe5-onnx\[{extra}\]'"):
+    with pytest.raises(MissingDependencyError, match=rf"pip install '\.\[{extra}\]'"):
         __import__(f"koe5_onnx.integrations.{module}")

@@ -1,4 +1,4 @@
-"""The kernels' library: the one that KOE5_ONNX_KERNELS_LIBRARY names, the installed one, or built here."""
+"""The kernels' library: named by KOE5_ONNX_KERNELS_LIBRARY, installed, or built here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("onnx", reason="graphs of the kernels' tests are made with onnx")
+pytest.importorskip("onnx", reason="onnx makes the graphs of the kernels' tests")
 
 from kernel_nodes import LEVELS, Kernels, KernelsAt
 
@@ -31,7 +31,7 @@ def _built() -> Path:
     cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
     if cmake is None or ninja is None:
         pytest.skip(
-            "the kernels are built with cmake and ninja: install both, and g++ 12 or clang 15 or later"
+            "building the kernels requires cmake, ninja, and g++ 12 or clang 15 or later. Install them"
         )
     build = ROOT / "build" / "kernels"
     configure = [cmake, "-S", str(ROOT / "kernels"), "-B", str(build), "-G", "Ninja"]
@@ -44,13 +44,13 @@ def _built() -> Path:
 
 @pytest.fixture(scope="session")
 def built_library() -> Path:
-    """The shared library, whether this CPU can use it or not; skipped where it cannot be built."""
+    """Return the shared library, even if this CPU cannot use it. Skips if it cannot be built."""
     return _built()
 
 
 @pytest.fixture
 def package(built_library: Path, tmp_path: Path) -> Path:
-    """A folder with koe5_onnx_kernels as it is installed."""
+    """Return a folder with koe5_onnx_kernels as installed."""
     source = ROOT / "kernels" / "koe5_onnx_kernels"
     shutil.copytree(source, tmp_path / source.name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(built_library, tmp_path / source.name / "libkoe5_kernels.so")
@@ -59,7 +59,7 @@ def package(built_library: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def library(built_library: Path) -> Path:
-    """The shared library; skipped with a reason where this CPU cannot use it."""
+    """Return the shared library. Skips with a reason if this CPU cannot use it."""
     loaded = ctypes.CDLL(str(built_library))
     loaded.koe5_kernels_unavailable.restype = ctypes.c_char_p
     reason = loaded.koe5_kernels_unavailable().decode()
@@ -70,12 +70,12 @@ def library(built_library: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def levels(library: Path) -> tuple[str, ...]:
-    """The levels that this CPU has, lowest first: where it lacks one, the library takes a lower one."""
+    """Return the levels of this CPU, lowest first. For a missing level the library selects a lower one."""
     return tuple(level for level in LEVELS if _held_to(level, library) == level)
 
 
 def _held_to(level: str, library: Path) -> str:
-    """The level that a process takes where KOE5_ONNX_KERNELS_LEVEL names this one."""
+    """Return the level that a process selects if KOE5_ONNX_KERNELS_LEVEL names this one."""
     code = (
         "import ctypes, sys; f = ctypes.CDLL(sys.argv[1]).koe5_kernels_level; "
         "f.restype = ctypes.c_char_p; print(f().decode())"
@@ -87,13 +87,13 @@ def _held_to(level: str, library: Path) -> str:
 
 @pytest.fixture(scope="session")
 def kernels(library: Path) -> Kernels:
-    """The operators at the level of this CPU."""
+    """Return the operators at the level of this CPU."""
     return Kernels(library)
 
 
 @pytest.fixture(scope="session")
 def kernels_at(library: Path, levels: tuple[str, ...]) -> Iterator[Callable[[str], Kernels]]:
-    """Level to the operators at that level; skipped where this CPU lacks it."""
+    """Return a function from a level to its operators, which skips if this CPU lacks the level."""
     made: dict[str, KernelsAt] = {}
 
     def at(level: str) -> Kernels:
@@ -110,5 +110,5 @@ def kernels_at(library: Path, levels: tuple[str, ...]) -> Iterator[Callable[[str
 
 @pytest.fixture(scope="session", params=LEVELS)
 def each_level(request: pytest.FixtureRequest, kernels_at: Callable[[str], Kernels]) -> Kernels:
-    """The operators at one level after another, of those that this CPU has."""
+    """Return the operators at each level of this CPU in turn."""
     return kernels_at(request.param)

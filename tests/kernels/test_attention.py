@@ -1,4 +1,4 @@
-"""RaggedAttention at each level against float64, and what its results must not depend on."""
+"""RaggedAttention at each level compared with float64, and its independence of batch and threads."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ Array = npt.NDArray[Any]
 KernelsAtLevel = Callable[[str], Kernels]
 OUTPUTS = {"q": "u8", "scale": "f32"}
 HEADS = [(4, 16), (12, 32), (2, 48), (3, 64), (2, 80), (1, 128)]
-"""Heads and their depth: the tiny artifact, MiniLM, and depths that fill no tile or more than one panel."""
+"""Number of heads and depth: the tiny artifact, MiniLM, depths that end within a tile or exceed one panel."""
+BF16_LEVELS = ("avx512_bf16", "amx", "neon_i8mm")
+"""The others multiply in fp32."""
 TOLERANCE = {
-    "avx2": tolerances.ATTENTION_FP32_STEPS,
-    "avx_vnni": tolerances.ATTENTION_FP32_STEPS,
-    "avx512_vnni": tolerances.ATTENTION_FP32_STEPS,
-    "avx512_bf16": tolerances.ATTENTION_BF16_STEPS,
-    "amx": tolerances.ATTENTION_BF16_STEPS,
+    level: tolerances.ATTENTION_BF16_STEPS if level in BF16_LEVELS else tolerances.ATTENTION_FP32_STEPS
+    for level in LEVELS
 }
 
 
@@ -39,7 +38,7 @@ def softmax(scores: Array) -> Array:
 
 
 def attention(qkv: Array, lengths: Sequence[int], heads: int) -> Array:
-    """float64[T, H]: what the operator computes, before it is quantized."""
+    """Compute the operator's result before quantization: float64[T, H]."""
     q, k, v = np.split(widened(qkv).astype(np.float64), 3, axis=1)
     context = np.empty_like(q)
     depth = q.shape[1] // heads
@@ -55,7 +54,7 @@ def attention(qkv: Array, lengths: Sequence[int], heads: int) -> Array:
 
 
 def parts_of(qkv: Array, heads: int) -> Array:
-    """[T, 3 H] to [3 heads, T, depth], as the operator takes it."""
+    """Rearrange [T, 3 H] to [3 heads, T, depth], the operator's input."""
     return np.ascontiguousarray(
         qkv.reshape(len(qkv), 3 * heads, qkv.shape[1] // (3 * heads)).transpose(1, 0, 2)
     )
@@ -102,7 +101,7 @@ def test_longest_text(kernels_at: KernelsAtLevel, level: str) -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_maximum_comes_late(kernels_at: KernelsAtLevel, level: str) -> None:
-    # Scores grow from block to block of keys: what came before must shrink, down to nothing.
+    # Scores grow from block to block of keys, so the weights of earlier blocks must shrink to zero.
     tokens, depth = 1600, 64
     rng = np.random.default_rng(1)
     q = np.abs(rng.normal(1, 0.1, (tokens, depth)))
@@ -114,7 +113,7 @@ def test_the_maximum_comes_late(kernels_at: KernelsAtLevel, level: str) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("spread", [1e-30, 1e-3, 30.0, 1e4])
 def test_small_and_large_values(kernels_at: KernelsAtLevel, level: str, spread: float) -> None:
-    # At 1e4 scores are apart by millions: one key takes all. At 1e-30 all take the same; the scale is least.
+    # At 1e4, scores differ by millions and one key gets all the weight. At 1e-30, all weights are equal.
     lengths = [40, 3, 200]
     qkv = random_qkv(np.random.default_rng(2), sum(lengths), 2, 64, spread)
     q, scale = attend(kernels_at(level), qkv, lengths, 2)
@@ -131,13 +130,13 @@ def test_small_and_large_values(kernels_at: KernelsAtLevel, level: str, spread: 
 def assert_largest_key_wins(qkv: Array, lengths: Sequence[int], q: Array, scale: Array) -> None:
     expected = attention(qkv, lengths, 2)
     near = np.abs((q.astype(np.float64) - 128) * scale[:, None] - expected).max(axis=1) <= 0.52 * scale
-    # fp32 scores of millions are a few units off: two keys that near each other may change places.
+    # fp32 scores of millions are off by a few units, so two keys with nearly equal scores may swap.
     assert near.mean() > 0.98
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_weights_are_exponentials(kernels_at: KernelsAtLevel, level: str) -> None:
-    # Texts of two tokens, values 0 and 1: the scale alone carries the weight of the second key, unrounded.
+    # Texts of two tokens with values 0 and 1, so the scale alone is the unrounded weight of the second key.
     scores = np.linspace(-20, 0, 321)  # exact in bf16: steps of 1/16
     depth = 16
     rows = np.zeros((2 * len(scores), 3 * depth), dtype=np.float32)
@@ -147,9 +146,7 @@ def test_weights_are_exponentials(kernels_at: KernelsAtLevel, level: str) -> Non
     _, scale = attend(kernels_at(level), bf16(rows), [2] * len(scores), 1)
     key = widened(bf16(rows))[1::2, depth].astype(np.float64)
     expected = np.exp(key) / (1 + np.exp(key))
-    tolerance = (
-        tolerances.BF16_RELATIVE if level in ("avx512_bf16", "amx") else tolerances.EXPONENTIAL_RELATIVE
-    )
+    tolerance = tolerances.BF16_RELATIVE if level in BF16_LEVELS else tolerances.EXPONENTIAL_RELATIVE
     np.testing.assert_allclose(scale[::2].astype(np.float64) * 127, expected, rtol=tolerance)
 
 
@@ -188,7 +185,7 @@ def test_what_is_not_finite_stays_in_its_text(
     np.testing.assert_array_equal(scale[~text], clean[1][~text])
     if np.isnan(bad) or part == "value":
         assert not np.isfinite(scale[text]).any()
-    else:  # an infinite key has the weight 0 in the rows of one sign and no meaning in the others
+    else:  # an infinite key gives scores of -infinity (weight 0) in some rows, and of +infinity in the others
         assert not np.isfinite(scale[text]).all()
 
 

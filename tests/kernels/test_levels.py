@@ -1,7 +1,6 @@
-"""Each level end to end, and which one is taken on lesser CPUs than this one.
+"""Each level end to end, and the level that is selected on CPUs with fewer features than this one.
 
-A lesser CPU is this one with CPUID masked (kernels/bench/mask_cpuid.c), where CPU, kernel and compiler allow
-it.
+Such a CPU is this one with CPUID masked (kernels/bench/mask_cpuid.c), if CPU, kernel and compiler support it.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ SAY = "import koe5_onnx_kernels as k; print(k.level(), k.unavailable())"
 
 @pytest.fixture(scope="session")
 def mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library that masks CPUID; skipped where it cannot be built or used."""
+    """Return the library that masks CPUID. Skips if it cannot be built or used."""
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if "cpuid_fault" not in flags or compiler is None:
-        pytest.skip("CPUID is masked by a C compiler's code, on CPUs where it can fault")
+        pytest.skip("masking CPUID requires a C compiler and a CPU with CPUID faulting")
     if os.environ.get("LD_PRELOAD"):
-        pytest.skip("CPUID is masked in a signal's handler, which sanitizers have too")
+        pytest.skip("masking CPUID requires a signal handler, which sanitizers also install")
     built = tmp_path_factory.mktemp("mask") / "mask_cpuid.so"
     source = ROOT / "kernels" / "bench" / "mask_cpuid.c"
     subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", built, source], check=True)
@@ -52,13 +51,13 @@ def mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def masked(mask: Path, package: Path) -> Masked:
-    """What a fresh interpreter prints on a CPU whose best instructions are the named ones."""
+    """Return a function that runs code in a new interpreter with the features of the named CPU."""
 
     def run(cpu: str, code: str, **environment: str) -> str:
         try:
             return python(code, package, KOE5_MASK_CPUID=cpu, LD_PRELOAD=str(mask), **environment)
         except subprocess.CalledProcessError as error:
-            if "cannot let CPUID fault" in error.stderr:
+            if "does not support CPUID faulting" in error.stderr:
                 pytest.skip(error.stderr.strip())
             raise
 
@@ -66,7 +65,7 @@ def masked(mask: Path, package: Path) -> Masked:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_fused_agrees_with_stock(package: Path, levels: tuple[str, ...], level: str) -> None:
+def test_fused_agrees_with_padded(package: Path, levels: tuple[str, ...], level: str) -> None:
     if level not in levels:
         pytest.skip(f"this CPU has no {level}")
     code = COSINE.replace("sys.argv[1]", repr(str(ARTIFACT)))
@@ -79,15 +78,15 @@ def test_a_cpu_with_avx_vnni(masked: Masked, levels: tuple[str, ...]) -> None:
     if "avx_vnni" not in levels:
         pytest.skip("this CPU has no avx_vnni")
     assert masked("avx_vnni", SAY) == "avx_vnni None"
-    # Above what the CPU has: nothing is raised.
+    # A level above the CPU's best is lowered.
     assert masked("avx_vnni", SAY, KOE5_ONNX_KERNELS_LEVEL="amx") == "avx_vnni None"
     assert masked("avx_vnni", SAY, KOE5_ONNX_KERNELS_LEVEL="avx2") == "avx2 None"
 
 
 def test_a_cpu_with_avx2_alone(masked: Masked) -> None:
     said = masked("avx2", SAY)
-    assert said.startswith("none this CPU has AVX2 and no VNNI")
-    assert "KOE5_ONNX_KERNELS_LEVEL=avx2 runs the fused kernels" in said
+    assert said.startswith("none this CPU has AVX2 but no VNNI")
+    assert "KOE5_ONNX_KERNELS_LEVEL=avx2 to use the fused kernels" in said
     for level in ("avx2", "avx_vnni", "amx"):
         assert masked("avx2", SAY, KOE5_ONNX_KERNELS_LEVEL=level) == "avx2 None"
     code = COSINE.replace("sys.argv[1]", repr(str(ARTIFACT))).replace(

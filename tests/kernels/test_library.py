@@ -1,15 +1,16 @@
-"""The library as ONNX Runtime and Python meet it: what it refuses, and what it says."""
+"""The library's interface to ONNX Runtime and Python: rejected inputs and returned messages."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-from kernel_nodes import Kernels, node_model, open_session, python
+from kernel_nodes import LEVELS, Kernels, node_model, open_session, python
 
 GET_API = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
 VERSION_STRING = ctypes.CFUNCTYPE(ctypes.c_void_p)
@@ -26,18 +27,53 @@ def test_an_older_onnxruntime_is_refused(library: Path) -> None:
     @CREATE_STATUS
     def create_status(code: int, message: bytes) -> int:
         messages.append(message)
-        return 0xBAD  # stands for a status: not null
+        return 0xBAD  # represents a status, because it is not null
 
     table = (ctypes.c_void_p * 102)(ctypes.cast(create_status, ctypes.c_void_p).value)
-    # Version 1 is all that this ONNX Runtime has.
+    # This fake ONNX Runtime has only version 1.
     get_api = GET_API(lambda version: ctypes.addressof(table) if version == 1 else None)
     text = ctypes.create_string_buffer(b"1.16.3")
     base = ApiBase(get_api, VERSION_STRING(lambda: ctypes.addressof(text)))
     register = ctypes.CDLL(str(library)).RegisterCustomOps
     register.restype = ctypes.c_void_p
     assert register(None, ctypes.byref(base)) == 0xBAD
-    assert b"needs version 17" in messages[0]
-    assert b"found onnxruntime 1.16.3" in messages[0]
+    assert b"version 17" in messages[0]
+    assert b"onnxruntime 1.16.3" in messages[0]
+
+
+LAST_SLOTS = {0: -1, 1: 101, 4: 126, 5: 149, 13: 224, 14: 238, 15: 254, 16: 265, 17: 275}
+"""Last slot of OrtApi in each API version, up to the versions whose slots are used.
+
+Source: the static_asserts in onnxruntime_c_api.cc of https://github.com/microsoft/onnxruntime"""
+
+
+def test_each_slot_is_of_the_version_it_is_listed_under() -> None:
+    header = (Path(__file__).parents[2] / "kernels/src/ort_abi.h").read_text(encoding="utf-8")
+    groups = re.split(r"^// version (\d+)$", header, flags=re.MULTILINE)[1:]
+    found = {
+        int(version): [int(slot) for slot in re.findall(r"Slot<(\d+),", text)]
+        for version, text in zip(groups[::2], groups[1::2], strict=True)
+    }
+    assert list(found) == [1, 5, 14, 15, 17]
+    for version, slots in found.items():
+        before = max(last for earlier, last in LAST_SLOTS.items() if earlier < version)
+        assert slots
+        assert all(before < slot <= LAST_SLOTS[version] for slot in slots)
+
+
+def test_the_installed_library_has_these_slots() -> None:
+    """The last function of version 15 takes no arguments and returns a text that no other one returns."""
+    files = (Path(ort.__file__).parent / "capi").glob("*.so*")
+    libraries = [library for library in map(ctypes.CDLL, files) if hasattr(library, "OrtGetApiBase")]
+    if not libraries:
+        pytest.skip("this onnxruntime does not export OrtGetApiBase")
+    get_api_base = libraries[0].OrtGetApiBase
+    get_api_base.restype = ctypes.POINTER(ApiBase)
+    base = get_api_base().contents
+    table = ctypes.cast(base.get_api(17), ctypes.POINTER(ctypes.c_void_p))
+    assert all(table[slot] for slot in range(LAST_SLOTS[17] + 1))
+    build_info = ctypes.CFUNCTYPE(ctypes.c_char_p)(table[LAST_SLOTS[15]])
+    assert build_info().startswith(b"ORT Build Info")
 
 
 def test_sessions_come_and_go(kernels: Kernels) -> None:
@@ -70,7 +106,7 @@ except Exception as error:
     ("level", "reason"),
     [
         ("none", "KOE5_ONNX_KERNELS_LEVEL is none"),
-        ("avx9", "is 'avx9': expected amx, avx512_bf16, avx512_vnni, avx_vnni, avx2 or none"),
+        ("avx9", f"is 'avx9', expected {', '.join(reversed(LEVELS))} or none"),
     ],
 )
 def test_a_reason_where_it_cannot_be_used(library: Path, package: Path, level: str, reason: str) -> None:
@@ -84,8 +120,8 @@ def test_available(library: Path, package: Path, levels: tuple[str, ...]) -> Non
     say = "import koe5_onnx_kernels as k; print(k.unavailable(), k.level())"
     assert python(say, package) == f"None {levels[-1]}"
     assert python(say, package, KOE5_ONNX_KERNELS_LEVEL=levels[0]) == f"None {levels[0]}"
-    # Above what the CPU has, or at it: nothing is raised.
-    assert python(say, package, KOE5_ONNX_KERNELS_LEVEL="amx") == f"None {levels[-1]}"
+    # The CPU's best level, or a lowered level above it.
+    assert python(say, package, KOE5_ONNX_KERNELS_LEVEL=LEVELS[-1]) == f"None {levels[-1]}"
     assert python(REGISTER, package) == ""
 
 
@@ -95,7 +131,7 @@ def test_a_damaged_installation_says_so(package: Path) -> None:
     library.write_bytes(b"not a library")
     assert python(say, package).startswith("the library does not load: ")
     library.unlink()
-    assert "is missing: reinstall koe5-onnx-kernels" in python(say, package)
+    assert "is missing. Reinstall koe5-onnx-kernels" in python(say, package)
 
 
 class Mallinfo2(ctypes.Structure):
@@ -107,21 +143,21 @@ class Mallinfo2(ctypes.Structure):
 
 
 def bytes_in_use() -> int:
-    """What the process has allocated and not freed, by glibc's own count."""
+    """Return the number of bytes allocated and not freed, according to glibc."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallinfo2") or os.environ.get("KOE5_ONNX_TESTS_ARENA") == "0":
-        pytest.skip("allocations are counted by glibc 2.33 or later, without sanitizers")
+        pytest.skip("counting allocations requires glibc 2.33 or later without sanitizers")
     libc.mallinfo2.restype = Mallinfo2
     return int(libc.mallinfo2().uordblks)
 
 
 def test_a_run_leaves_no_memory_behind(library: Path) -> None:
-    """On a graph with all operators: what each run left would fill a server's memory in days."""
+    """Run a graph with all operators. A leak per run would fill a server's memory within days."""
     artifact = Path(__file__).parents[1] / "data" / "tiny-int8"
-    session = open_session(library, str(artifact / "model.fused.onnx"), threads=1)
+    session = open_session(library, str(artifact / "model.packed_cpu.onnx"), threads=1)
     feeds = {
         "input_ids": np.array([0, 5, 6, 2], np.int64),
-        "places": np.arange(4, dtype=np.int64),
+        "position_ids": np.arange(4, dtype=np.int64),
         "offsets": np.array([0, 4], np.int32),
     }
     for _ in range(100):

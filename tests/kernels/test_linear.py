@@ -1,4 +1,4 @@
-"""ProjectQkv, ProjectAddNorm and ProjectGelu against float64, over the shapes of the models they are for."""
+"""ProjectQkv, ProjectAddNorm and ProjectGelu compared with float64, for the shapes of supported models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIDDLE = 128
 WIDTHS = [(1024, 4096), (384, 1536), (64, 128), (192, 320), (448, 64)]
 """Hidden and intermediate width: XLM-R-large, MiniLM, the tiny artifact, and odd multiples of 64."""
 QKV_WIDTHS = [1024, 384, 64, 48, 16, 112]
-"""Hidden widths, of which some fill no tile."""
+"""Hidden widths, some of which do not fill a tile."""
 TOKENS = [1, 2, 5, 6, 7, 15, 16, 17, 31, 32, 33, 47, 48, 49, 95, 129, 600]
 
 QKV = {"qkv": "bf16"}
@@ -40,12 +40,12 @@ ATTRIBUTES: Mapping[str, dict[str, Any]] = {
 
 
 def depth_of(width: int) -> int:
-    """A head's depth for a hidden width: 64 as the models have, or 48, which ends between two tiles."""
+    """Return a head's depth for a hidden width: 64 as in the models, or 48, which ends between two tiles."""
     return next(depth for depth in (64, 48, 32, 16) if width % depth == 0)
 
 
 def project(kernels: Any, op: str, inputs: Mapping[str, Array], **options: Any) -> list[Array]:
-    """The outputs; Q, K and V side by side as f32[T, 3 N]."""
+    """Return the outputs, with Q, K and V next to each other as f32[T, 3 N]."""
     attributes = options.pop("attributes", ATTRIBUTES[op])
     if op == "ProjectQkv":
         width = inputs["weight_q"].shape[1]
@@ -84,19 +84,21 @@ def gelu_inputs(tokens: int, k: int, n: int, seed: int = 0) -> dict[str, Array]:
     rng = np.random.default_rng([seed, tokens, k, n])
     a, a_scale = activations(rng, tokens, k)
     w, w_scale = weight(rng, k, n)
-    return {"a": a, "a_scale": a_scale, "weight": w, "weight_scale": w_scale, "bias": normal(rng, n)}
+    named = {"a": a, "a_scale": a_scale, "weight": w, "weight_scale": w_scale, "bias": normal(rng, n)}
+    return named | {"factors": np.exp(normal(rng, 64))}
 
 
 def add_norm_inputs(tokens: int, k: int, n: int, seed: int = 0) -> dict[str, Array]:
     rng = np.random.default_rng([seed, tokens, k, n, 1])
     named = gelu_inputs(tokens, k, n, seed)
     bias = named.pop("bias")
+    del named["factors"]
     named |= {"x": normal(rng, tokens, n), "skip": normal(rng, n), "bias": bias}
     return named | {"gain": normal(rng, n), "shift": normal(rng, n)}
 
 
 def product(q: Array, scale: Array, w: Array, w_scale: Array) -> Array:
-    """scale * (q - 128) @ (w * w_scale) in float64; the sums of integers are exact."""
+    """Return scale * (q - 128) @ (w * w_scale) in float64; the integer sums are exact."""
     sums = (q.astype(np.float64) - MIDDLE) @ w.astype(np.float64)
     return np.asarray(sums * w_scale.astype(np.float64) * scale.astype(np.float64)[:, None])
 
@@ -113,7 +115,7 @@ def exact_normed(inputs: Mapping[str, Array]) -> Array:
 
 
 def assert_bf16(found: Array, expected: Array) -> None:
-    """Each value is at most half a step of bf16 from the true one, but for what fp32 rounds."""
+    """Check that each value differs from the exact one by at most half a bf16 step plus fp32 rounding."""
     half_step = np.abs(expected) * 2.0**-8
     slack = tolerances.LINEAR_FP32_RELATIVE * np.abs(expected).max(axis=1, keepdims=True)
     assert (np.abs(found - expected) <= half_step + slack).all()
@@ -133,13 +135,15 @@ def assert_normed(found: list[Array], inputs: Mapping[str, Array]) -> None:
 
 
 def assert_gelu(found: list[Array], inputs: Mapping[str, Array]) -> None:
-    """Values are in fp16 before and after the rotation, in which each takes an eighth of others' errors."""
-    a, a_scale, w, w_scale, bias = inputs.values()
-    expected = exact_gelu(product(a, a_scale, w, w_scale) + bias)
-    stored = np.abs(expected) * tolerances.GELU_FP16_RELATIVE + tolerances.GELU_ATOL
+    """Compare GELU outputs. The tolerance covers fp16 rounding, which the rotation spreads over the block."""
+    a, a_scale, w, w_scale, bias, factors = inputs.values()
+    exact = exact_gelu(product(a, a_scale, w, w_scale) + bias)
+    each = np.tile(factors.astype(np.float64), exact.shape[1] // 64)
+    expected = rotated(exact * each)
+    stored = (np.abs(exact) * tolerances.GELU_FP16_RELATIVE + tolerances.GELU_ATOL) * each
     of_block = np.repeat(stored.reshape(len(stored), -1, 64).sum(axis=2), 64, axis=1) / 8
-    slack = of_block + np.abs(rotated(expected)) * tolerances.GELU_FP16_RELATIVE + tolerances.GELU_ATOL
-    assert_rounded(*found, rotated(expected), slack)
+    slack = of_block + np.abs(expected) * tolerances.GELU_FP16_RELATIVE + tolerances.GELU_ATOL
+    assert_rounded(*found, expected, slack)
 
 
 @pytest.mark.parametrize("width", QKV_WIDTHS)
@@ -179,9 +183,10 @@ def test_any_shape(each_level: Any, seed: int) -> None:
 
 @pytest.mark.parametrize("times", [1e-4, 1e3, 1e5, 1e9])
 def test_gelu_of_small_and_large_values(each_level: Any, times: float) -> None:
-    # Values wait in fp16, shrunk: above 65,504 they must arrive, or not pass for finite.
+    # Values are scaled down in fp16. Those above 65,504 must be preserved, or must not become finite.
     inputs = gelu_inputs(20, 64, 128)
     inputs["a_scale"] = inputs["a_scale"] * np.float32(times)
+    inputs["factors"] /= inputs["factors"].max()  # values above 2e6 overflow after the rotation
     largest = exact_gelu(product(*list(inputs.values())[:4])).max(axis=1)
     found = project(each_level, "ProjectGelu", inputs)
     if times < 1e9:
@@ -195,7 +200,7 @@ def test_gelu_of_small_and_large_values(each_level: Any, times: float) -> None:
 @pytest.mark.parametrize(("q", "w"), [(255, -128), (255, 127), (0, -128), (0, 127), (128, 127)])
 @pytest.mark.parametrize("tokens", [3, 40])
 def test_sums_do_not_saturate(kernels_at: Any, level: str, q: int, w: int, tokens: int) -> None:
-    # The bias takes away what the sum must be: in fp32 exactly, so that one unit too many or too few is seen.
+    # The bias cancels the expected sum exactly in fp32, so that an error of one unit is visible.
     k, n = 4096, 96
     expected = np.float32((q - 128) * w * k)
     inputs = {
@@ -215,7 +220,7 @@ INPUTS = {
     "ProjectGelu": lambda tokens: gelu_inputs(tokens, 128, 576),
 }
 ROWS = {"q", "scale", "a", "a_scale", "x"}
-"""Inputs with a row for each token."""
+"""Inputs with one row per token."""
 
 
 def rows_of(inputs: Mapping[str, Array], rows: slice) -> dict[str, Array]:
@@ -295,7 +300,7 @@ def test_zero_rows(each_level: Any) -> None:
 
 
 def test_gelu_everywhere(each_level: Any) -> None:
-    # One token, no product: the bias is what GELU sees, near 0, at its minimum, where it ends and far out.
+    # The product is 0, so GELU's input is the bias: near 0, at its minimum, at its limits and far beyond.
     n = 4096
     x = np.concatenate([np.linspace(-8, 8, n - 6), [-0.0, 0.0, 1e-30, -1e-30, -1e6, 0.75]]).astype(np.float32)
     inputs = gelu_inputs(1, 64, n) | {"bias": x}
@@ -303,7 +308,9 @@ def test_gelu_everywhere(each_level: Any) -> None:
     assert_gelu(project(each_level, "ProjectGelu", inputs), inputs)
 
 
-@pytest.mark.parametrize(("k", "n", "message"), [(6, 16, "multiples of 4"), (64, 24, "multiples of 16")])
+@pytest.mark.parametrize(
+    ("k", "n", "message"), [(6, 16, "a multiple of 4 rows"), (64, 24, "a multiple of 16 columns")]
+)
 def test_shapes_refused(kernels: Any, k: int, n: int, message: str) -> None:
     with pytest.raises(Exception, match=message):
         project(kernels, "ProjectGelu", gelu_inputs(2, k, n))
@@ -317,8 +324,15 @@ def test_heads_refused(kernels: Any, heads: int) -> None:
 
 @pytest.mark.parametrize(("op", "make"), [("ProjectGelu", gelu_inputs), ("ProjectAddNorm", add_norm_inputs)])
 def test_widths_that_cannot_be_rotated_are_refused(kernels: Any, op: str, make: Any) -> None:
-    with pytest.raises(Exception, match="a multiple of 64 and has 48"):
+    with pytest.raises(Exception, match="a multiple of 64, but has 48"):
         project(kernels, op, make(2, 64, 48))
+
+
+def test_as_many_factors_as_values_are_rotated_together(kernels: Any) -> None:
+    inputs = gelu_inputs(2, 64, 128)
+    inputs["factors"] = np.ones(128, np.float32)
+    with pytest.raises(Exception, match=r"factors must have the shape \[64\]"):
+        project(kernels, "ProjectGelu", inputs)
 
 
 def test_activations_of_another_width_are_refused(kernels: Any) -> None:
@@ -334,7 +348,7 @@ def test_weights_must_be_constant(kernels: Any) -> None:
 
 
 def resident_kib(path: Path) -> int:
-    """Of the mappings of a file, what is in memory."""
+    """Return the resident part of a file's mappings."""
     lines = Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines()
     starts = [i for i, line in enumerate(lines) if line.endswith(str(path))]
     assert starts

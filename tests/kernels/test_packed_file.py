@@ -1,4 +1,4 @@
-"""Packed weights in files that processes share: the same results, one copy, whatever happens to a file."""
+"""Packed weights in files that processes share: equal results and one copy, also with damaged files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FOOTER = struct.Struct("<8sIIqqQQQ")
 @pytest.fixture
 def sharing(library: Path) -> Sharing:
     made = Sharing(library)
-    made.problem()  # an earlier test's
+    made.problem()  # clear a problem of an earlier test
     return made
 
 
@@ -81,7 +81,7 @@ def byte_changed(data: bytes) -> bytes:
 
 
 def zeroed(data: bytes) -> bytes:
-    """As after a crash: the size and the footer came to the disk, the rest did not."""
+    """Return the file as after a crash: its size and footer are on disk, the rest is not."""
     return bytes(len(data) - FOOTER.size) + data[-FOOTER.size :]
 
 
@@ -114,7 +114,7 @@ def test_a_file_that_is_not_right_is_replaced(sharing: Sharing, tmp_path: Path, 
     expected = sharing.run(tmp_path)
     file = tmp_path / "node.packed"
     good = file.read_bytes()
-    # A file of its own: the session above may still be mapping the first.
+    # A new file, because the session above may still map the first one.
     file.unlink()
     file.write_bytes(DAMAGES[damage](good))
     assert_same(sharing.run(tmp_path), expected)
@@ -133,7 +133,7 @@ def test_what_is_mapped_outlives_its_name(sharing: Sharing, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("changed", ["weight", "weight_scale"])
 def test_other_weights_under_the_same_name(sharing: Sharing, tmp_path: Path, changed: str) -> None:
-    """A folder is for one graph; where it is not, results are right all the same."""
+    """A folder is for one graph, but results are correct even if two share it."""
     other = dict(GELU) | {changed: GELU[changed].copy()}
     other[changed].flat[-1] += 1
     sharing.run(tmp_path)
@@ -172,7 +172,7 @@ def test_where_nothing_can_be_written(sharing: Sharing, tmp_path: Path, kind: st
     elif kind == "a folder of that name":
         (folder / "node.packed").mkdir(parents=True)
     assert_same(sharing.run(folder), sharing.run(None))
-    assert f"cannot keep packed weights in {folder}/node.packed: " in sharing.problem()
+    assert f"cannot store packed weights in {folder}/node.packed: " in sharing.problem()
     assert sharing.problem() == ""
     if kind == "a folder of that name":
         assert files_in(folder) == ["node.packed"]
@@ -199,7 +199,8 @@ def test_processes_that_start_at_once_share_one_file(sharing: Sharing, tmp_path:
         assert files_in(tmp_path) == ["node.packed"]
         mapped = [maps_of(one.pid, "node.packed") for one in started]
         assert all(len(inodes) == 1 for inodes in mapped)
-        # A damaged file may be replaced by two at once; where there was none, the first one stays.
+        # If the file is missing, all processes map the first one that is written. If it is damaged, several
+        # processes may replace it, each by its own file.
         assert damaged or len(set.union(*mapped)) == 1
     finally:
         for one in started:
@@ -234,7 +235,7 @@ def test_neither_descriptors_nor_mappings_stay(sharing: Sharing, tmp_path: Path)
     assert maps_of(os.getpid(), "node.packed") == set()
 
 
-def test_sessions_with_and_without_a_folder_live_side_by_side(sharing: Sharing, tmp_path: Path) -> None:
+def test_sessions_with_and_without_a_folder_work_side_by_side(sharing: Sharing, tmp_path: Path) -> None:
     folders = [tmp_path / "a", None, tmp_path / "b"]
     for folder in folders:
         if folder is not None:

@@ -1,4 +1,4 @@
-"""NormQuantize and PoolMean against float64."""
+"""NormQuantize and PoolMean compared with float64."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(kernels: Kernels, inputs: dict[str, Array], threads: int = 2) -> list[Ar
 
 
 def assert_rotated(y: Array, q: Array, scale: Array) -> None:
-    """What is in 8 bits is the rotation of y."""
+    """Check that the 8-bit values are the rotation of y."""
     assert_rounded(q, scale, rotated(y), tolerances.ROTATION_RELATIVE * np.abs(y).max(axis=1, keepdims=True))
 
 
@@ -53,7 +53,7 @@ def test_norm_quantize(each_level: Kernels, tokens: int, width: int) -> None:
 
 
 def test_a_large_mean_costs_few_digits(each_level: Kernels) -> None:
-    # The mean is 500 times the spread: a variance from squares would be wrong in its second digit.
+    # The mean is 500 times the spread; a variance from squares would be wrong in its second digit.
     inputs = inputs_of(5, 1024, mean=1000.0)
     y, _, _ = run(each_level, inputs)
     np.testing.assert_allclose(y, normed(inputs), rtol=0, atol=tolerances.NORM_LARGE_MEAN_ATOL)
@@ -69,7 +69,7 @@ def test_rows_of_one_value(each_level: Kernels, value: float) -> None:
 
 @pytest.mark.parametrize("place", [0, 1, 4, 15, 16, 37, 63])
 def test_one_large_value_is_spread_over_its_block(each_level: Kernels, place: int) -> None:
-    """A shift alone: every value of the block is an eighth of it, and the other block stays at zero."""
+    """Only the shift is nonzero: every value of the block is an eighth of it, and the other block is zero."""
     shift = np.zeros(128, np.float32)
     shift[place] = 80
     inputs = inputs_of(2, 128) | {"gain": np.zeros(128, np.float32), "shift": shift}
@@ -116,10 +116,10 @@ def test_threads_and_other_rows_do_not_matter(each_level: Kernels) -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("x", (4, 48), "width that is a multiple of 64 and has 48"),
-        ("x", (64,), r"x must have the shape \[any, any\] and has \[64\]"),
-        ("gain", (32,), r"gain must have the shape \[64\] and has \[32\]"),
-        ("shift", (64, 1), r"shift must have the shape \[64\] and has \[64, 1\]"),
+        ("x", (4, 48), "width that is a multiple of 64, but has 48"),
+        ("x", (64,), r"x must have the shape \[any, any\] but has \[64\]"),
+        ("gain", (32,), r"gain must have the shape \[64\] but has \[32\]"),
+        ("shift", (64, 1), r"shift must have the shape \[64\] but has \[64, 1\]"),
     ],
 )
 def test_other_shapes_are_refused(kernels: Kernels, name: str, shape: tuple[int, ...], message: str) -> None:
@@ -145,7 +145,7 @@ def test_pool_mean(each_level: Kernels, width: int, lengths: list[int]) -> None:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     expected = [y[a:b].astype(np.float64).mean(axis=0) for a, b in pairwise(offsets)]
     np.testing.assert_allclose(pool(each_level, y, offsets), expected, rtol=0, atol=tolerances.POOL_ATOL)
-    # A text alone has the same mean, to the last bit.
+    # A text alone has a bit-identical mean.
     np.testing.assert_array_equal(
         pool(each_level, y[offsets[-2] :], np.array([0, lengths[-1]], dtype=np.int32))[0],
         pool(each_level, y, offsets)[-1],

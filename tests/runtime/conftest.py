@@ -1,4 +1,4 @@
-"""What the tests of the runtime share: the tiny artifact, its golden embeddings, texts of a given length."""
+"""Shared by the runtime's tests: the tiny artifact, its golden embeddings, texts of a given length."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 
 @dataclass(frozen=True)
 class Golden:
-    """Texts, the name of the prompt of each, and their embeddings from PyTorch."""
+    """Texts, their prompt names, and their embeddings from PyTorch."""
 
     texts: list[str]
     prompts: list[str | None]
@@ -46,39 +46,39 @@ def golden() -> Golden:
 
 @pytest.fixture
 def embedder(artifact_path: Path) -> Iterator[Embedder]:
-    """A fresh one a test, as each warns once only."""
+    """Return a new Embedder per test, because each warns only once."""
     with Embedder.open(artifact_path, threads=1) as opened:
         yield opened
 
 
 @pytest.fixture
 def artifact_copy(artifact_path: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny artifact for a test to damage."""
+    """Return a copy of the tiny artifact that a test may damage."""
     return shutil.copytree(artifact_path, tmp_path / "artifact")
 
 
 @pytest.fixture(scope="session")
 def text_of(artifact_path: Path) -> Callable[[int], str]:
-    """Makes a text that has n tokens of its own, so n + 2 with `<s>` and `</s>`."""
+    """Return a function that makes a text of n tokens, not counting `<s>` and `</s>`."""
     word = one_token_word(artifact_path / "tokenizer.json")
     return lambda tokens: " ".join([word] * tokens)
 
 
 def one_token_word(file: Path) -> str:
-    """A word of the vocabulary that stays one token when it is repeated."""
+    """Return a word of the vocabulary that remains one token when it is repeated."""
     tokenizer = Tokenizer(file, max_tokens=512)
     for piece in sorted(tokenizers.Tokenizer.from_file(str(file)).get_vocab()):
         word = piece.removeprefix("▁")
         if word.isalpha() and tokenizer.encode([" ".join([word] * 50)]).full_lengths[0] == 52:
             return word
-    raise AssertionError(f"{file} has no word of one token")
+    raise AssertionError(f"{file} has no word that is a single token")
 
 
 @pytest.fixture(scope="session")
 def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs Python code, or a module after "-m", in a process of its own that finds koe5_onnx."""
+    """Return a function that runs Python code, or "-m" and a module, in a process with koe5_onnx."""
     source = str(Path(koe5_onnx.__file__).resolve().parents[1])
-    # This process' import of onnxruntime has set it; a process of its own must do so itself.
+    # Importing onnxruntime here has set this variable. A new process must set it itself.
     inherited = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
 
     def run(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -97,11 +97,11 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 class Gate:
-    """Stands before `session.run`: lets batches through one by one, or all once it is open."""
+    """Blocks `session.run`: lets batches pass one by one, or all after it is opened."""
 
     def __init__(self, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
         self.batches: list[int] = []
-        """Texts of each."""
+        """Number of texts of each batch."""
         self.running, self.most, self._lock = 0, 0, threading.Lock()
         self.began, self._may_run = threading.Semaphore(0), threading.Semaphore(0)
         self._run = embedder.session.run
@@ -132,5 +132,5 @@ class Gate:
 
 @pytest.fixture
 def gate_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Embedder], Gate]:
-    """Puts a gate before an Embedder's session."""
+    """Return a function that blocks an Embedder's session with a gate."""
     return lambda embedder: Gate(embedder, monkeypatch)

@@ -1,4 +1,4 @@
-"""An artifact opens whole, and every way to damage one is named."""
+"""Opening an artifact, and an error for every kind of damage."""
 
 from __future__ import annotations
 
@@ -9,27 +9,24 @@ import json
 from pathlib import Path
 
 import pytest
+from edited_json import edited
 
 from koe5_onnx import Artifact, ArtifactError, Manifest
 from koe5_onnx.artifact import GRAPH, MANIFEST, TOKENIZER, WEIGHTS, describe_file
 
 MISSING = object()
-"""In place of a value: the field is taken away."""
+"""Placeholder for a value: remove the field."""
 
 
 def change(folder: Path, path: str, value: object) -> None:
-    """Set the manifest's field at `path`, as "contract/dim"; MISSING removes it."""
-    file = folder / MANIFEST
-    manifest = json.loads(file.read_text(encoding="utf-8"))
+    """Set the manifest's field at `path`, such as "contract/dim". MISSING removes it."""
     *parents, name = path.split("/")
-    owner = manifest
-    for parent in parents:
-        owner = owner[parent]
-    if value is MISSING:
-        del owner[name]
-    else:
-        owner[name] = value
-    file.write_text(json.dumps(manifest), encoding="utf-8")
+    with edited(folder / MANIFEST) as manifest:
+        owner = _at(manifest, parents)
+        if value is MISSING:
+            del owner[name]
+        else:
+            owner[name] = value
 
 
 def test_opens(artifact_path):
@@ -70,7 +67,7 @@ class TestFiles:
         content = bytearray((artifact_copy / name).read_bytes())
         content[len(content) // 2] ^= 1
         (artifact_copy / name).write_bytes(content)
-        with pytest.raises(ArtifactError, match=f"{name} does not have the SHA-256"):
+        with pytest.raises(ArtifactError, match=f"the SHA-256 of .*{name} differs"):
             Artifact.open(artifact_copy)
         Artifact.open(artifact_copy, check=False)
 
@@ -78,27 +75,34 @@ class TestFiles:
     def test_cut_short(self, artifact_copy, name, check):
         content = (artifact_copy / name).read_bytes()
         (artifact_copy / name).write_bytes(content[:-1])
-        with pytest.raises(ArtifactError, match=f"{name} has {len(content) - 1} bytes, .* {len(content)}"):
+        with pytest.raises(
+            ArtifactError, match=f"{name} has {len(content) - 1} bytes: expected {len(content)}"
+        ):
             Artifact.open(artifact_copy, check=check)
 
     def test_not_listed(self, artifact_copy, name):
         change(artifact_copy, f"files/{name}", MISSING)
-        with pytest.raises(ArtifactError, match=f"lists no {name}"):
+        with pytest.raises(ArtifactError, match=f"does not list {name}"):
             Artifact.open(artifact_copy)
 
 
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("format_version", 2, r"format version 2, this koe5-onnx reads 1"),
+        ("format_version", 2, r"format version 2: this koe5-onnx reads version 1"),
         ("format_version", "1", r"format version '1'"),
         ("format_version", True, r"format_version: expected int, found True"),
         ("format_version", MISSING, r"format version None"),
-        ("precision", MISSING, r"manifest\.json lacks precision"),
-        ("contract/pooling", MISSING, r"contract lacks pooling"),
-        ("certificate/overall/cosine_min", MISSING, r"overall lacks cosine_min"),
-        ("compression", "zstd", r"unknown fields compression: update"),
-        ("contract/instruction", "x", r"contract has unknown fields instruction"),
+        ("precision", MISSING, r"manifest\.json lacks required fields: precision"),
+        (
+            "precision",
+            "int2",
+            r"precision is 'int2': expected one of fp32, fp16, int8, .* or update koe5-onnx",
+        ),
+        ("contract/pooling", MISSING, r"contract lacks required fields: pooling"),
+        ("certificate/overall/cosine_min", MISSING, r"overall lacks required fields: cosine_min"),
+        ("compression", "zstd", r"unknown fields: compression\. Update"),
+        ("contract/instruction", "x", r"contract has unknown fields: instruction"),
         ("contract/dim", "32", r"contract: dim: expected int, found '32'"),
         ("contract/dim", 32.5, r"dim: expected int, found 32\.5"),
         ("contract/normalize", 1, r"normalize: expected bool, found 1"),
@@ -128,14 +132,14 @@ def test_every_field_is_needed(artifact_path):
         ("certificate", "overall"),
     ]
     for section in sections:
-        for name in _at(whole, section).keys() - {"fused_certificate", "fused_operators"}:
+        for name in _at(whole, section).keys() - {"packed_certificate", "fused_operators"}:
             damaged = copy.deepcopy(whole)
             del _at(damaged, section)[name]
-            with pytest.raises(ArtifactError, match=rf"lacks {name}:|format version None"):
+            with pytest.raises(ArtifactError, match=rf"lacks required fields: {name}\.|format version None"):
                 Manifest.from_json(json.dumps(damaged))
 
 
-def _at(manifest: dict, section: tuple[str, ...]) -> dict:
+def _at(manifest: dict, section: list[str] | tuple[str, ...]) -> dict:
     for name in section:
         manifest = manifest[name]
     return manifest
@@ -168,25 +172,26 @@ def test_manifest_that_is_no_manifest(artifact_copy, content, message):
 
 def test_folder_without_manifest(tmp_path):
     with pytest.raises(
-        ArtifactError, match=r"has no manifest\.json: expected a folder made by koe5-onnx export"
+        ArtifactError, match=r"has no manifest\.json\. Pass a folder created by koe5-onnx export"
     ):
         Artifact.open(tmp_path)
 
 
 def test_a_file_in_place_of_the_folder(artifact_path):
-    with pytest.raises(ArtifactError, match=r"is a file: expected an artifact's folder"):
+    with pytest.raises(ArtifactError, match=r"is a file: expected an artifact folder"):
         Artifact.open(artifact_path / MANIFEST)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "a/b/c", "/nowhere/at/all", "owner/na me", Path("owner/name")])
 def test_neither_a_folder_nor_a_hub_id(name):
-    with pytest.raises(ArtifactError, match="does not exist: expected an artifact's folder or a Hub id"):
+    with pytest.raises(ArtifactError, match="does not exist: expected an artifact folder or a Hub id"):
         Artifact.open(name)
 
 
 def test_a_hub_id_that_fails_names_both_meanings():
-    """Offline, by conftest.py: the cache does not have it and nothing may be fetched."""
+    """The network is disabled (conftest.py), and the cache does not have the artifact."""
     with pytest.raises(
-        ArtifactError, match=r"no folder nobody/nothing here, and as a Hub id it fails: .*HF_HUB_OFFLINE"
+        ArtifactError,
+        match=r"nobody/nothing is not a local folder, and koe5-onnx cannot download .*HF_HUB_OFFLINE",
     ):
         Artifact.open("nobody/nothing")

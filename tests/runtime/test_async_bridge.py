@@ -1,4 +1,4 @@
-"""Answers from threads to event loops: told together, whatever became of those who waited."""
+"""Results from threads to event loops: delivered together, also if callers were canceled or loops closed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from koe5_onnx.engine.async_bridge import Answers, Tokenizing
 
 
-def test_an_answer_that_is_awaited_no_more_holds_up_no_other():
+def test_an_abandoned_answer_delays_no_other():
     async def ask():
         answers = Answers()
         (gone, tell_gone), (well, tell_well), (ill, tell_ill) = (answers.expect() for _ in range(3))
@@ -33,14 +33,14 @@ def test_a_batch_of_answers_wakes_the_loop_once(monkeypatch):
         monkeypatch.setattr(loop, "call_soon_threadsafe", lambda tell: woken.append(1) or wake(tell))
         thread = threading.Thread(target=lambda: [tell(None) for _, tell in expected])
         thread.start()
-        thread.join()  # the loop stands still meanwhile
+        thread.join()  # blocks the loop meanwhile
         await asyncio.gather(*(future for future, _ in expected))
         return woken
 
     assert asyncio.run(ask()) == [1]
 
 
-def test_a_closed_loop_is_told_nothing():
+def test_a_closed_loop_receives_nothing():
     answers = Answers()
 
     async def ask():

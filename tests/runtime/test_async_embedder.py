@@ -1,4 +1,4 @@
-"""AsyncEmbedder: its results, and what concurrent calls share: batches, but no errors."""
+"""AsyncEmbedder: results, and concurrent calls that share batches but not errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from koe5_onnx import AsyncEmbedder, Embedder, InputError, ProviderError, TextTo
 TEXTS = ["대한민국의 수도는 어디인가요?", "서울", "", "The quick brown fox"]
 
 
-def test_the_verbs_give_what_the_embedder_gives(embedder):
+def test_the_methods_return_the_results_of_the_embedder(embedder):
     async def embed():
         asynchronous = AsyncEmbedder(embedder)
         return (
@@ -62,7 +62,7 @@ def test_calls_that_wait_together_share_a_batch_and_one_alone_does_not_wait(embe
     async def embed():
         asynchronous = AsyncEmbedder(embedder)
         first = asyncio.create_task(asynchronous.encode([LINE]))
-        await gate.until_one_began()  # nobody else has called yet
+        await gate.until_one_began()  # no other call has started yet
         others = started(asynchronous.encode([LINE]) for _ in range(20))
         await settled()
         gate.open()
@@ -102,7 +102,9 @@ def test_a_query_does_not_wait_for_the_texts_that_were_there_before(artifact_pat
             await gate.until_one_began()
             query = asyncio.create_task(asynchronous.encode_queries(["서울"]))
             await settled()
-            gate.let(3)  # the one in work, one in front where a call was tokenized first, the query's
+            gate.let(
+                3
+            )  # the running batch, another one if a call was tokenized before the query, the query's
             await query
             batches = len(gate.batches)
             for call in calls:
@@ -112,7 +114,7 @@ def test_a_query_does_not_wait_for_the_texts_that_were_there_before(artifact_pat
             await asynchronous.close()
             return batches
 
-        # The one in work, the query's, and of others at most one in front and one behind.
+        # The running batch, the query's batch, and at most one other batch before and one after the query's.
         assert asyncio.run(embed()) <= 4
 
 
@@ -149,7 +151,7 @@ def test_few_large_calls_are_tokenized_ahead(embedder, monkeypatch, gate_of):
         await asynchronous.close()
         return ahead
 
-    # Of each of two calls one window that runs and one that is ready.
+    # Each of two calls has one running and one ready window.
     assert 1 <= asyncio.run(embed()) <= 4
 
 
@@ -211,7 +213,7 @@ def test_an_error_is_its_own_callers(artifact_path, text_of, gate_of):
         np.testing.assert_array_equal(one, expected)
 
 
-def test_a_batch_that_fails_is_told_to_its_callers_and_the_next_one_runs(embedder, monkeypatch):
+def test_a_failed_batch_raises_in_its_callers_and_the_next_one_runs(embedder, monkeypatch):
     run = embedder.session.run
     failure = RuntimeError("out of luck")
 
@@ -235,7 +237,7 @@ def test_a_batch_that_fails_is_told_to_its_callers_and_the_next_one_runs(embedde
     np.testing.assert_array_equal(found, embedder.encode([LINE]))
 
 
-def test_warnings_come_once_whatever_runs_together(embedder, text_of):
+def test_warnings_come_once_for_concurrent_calls(embedder, text_of):
     long_text = text_of(600)
 
     async def embed():
@@ -250,7 +252,7 @@ def test_warnings_come_once_whatever_runs_together(embedder, text_of):
     assert sorted(one.category.__name__ for one in caught) == ["DoublePromptWarning", "TruncationWarning"]
 
 
-def test_a_cancelled_call_stops_after_its_batch_and_a_waiting_one_never_runs(artifact_path, gate_of):
+def test_a_canceled_call_stops_after_its_batch_and_a_waiting_one_never_runs(artifact_path, gate_of):
     with Embedder.open(artifact_path, threads=1, max_batch_tokens=8) as embedder:
         gate = gate_of(embedder)
 

@@ -1,4 +1,4 @@
-"""How the calls of an AsyncEmbedder end: cancelled, closed, with their loop, process or parent."""
+"""How calls of an AsyncEmbedder end: canceled, closed, or with their loop, process or parent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from koe5_onnx import AsyncEmbedder, Embedder, ProviderError
 
 @pytest.fixture
 def new_threads():
-    """The runtime's threads that this test has started and that are still there."""
+    """Return the runtime's threads that this test started and that are still alive."""
     before = set(threading.enumerate())
     return lambda: [one for one in set(threading.enumerate()) - before if one.name.startswith("koe5-")]
 
@@ -107,7 +107,7 @@ def test_a_loop_that_ended_early_harms_no_other(embedder, gate_of):
     assert asyncio.run(embed()).shape == (1, embedder.dim)
     assert not any(call.done() for call in left)
     for call in left:
-        call._log_destroy_pending = False  # it is meant to be
+        call._log_destroy_pending = False  # destroyed on purpose
 
 
 def test_one_that_is_dropped_unclosed_leaves_nothing_behind(artifact_path, new_threads):
@@ -121,7 +121,7 @@ def test_one_that_is_dropped_unclosed_leaves_nothing_behind(artifact_path, new_t
         if session() is None and not new_threads():
             return
         time.sleep(0.01)
-    raise AssertionError(f"still there: {session()}, {new_threads()}")
+    raise AssertionError(f"still running: {session()}, {new_threads()}")
 
 
 def test_an_idle_or_a_busy_one_does_not_hold_up_the_end_of_the_process(run_python, artifact_path):
@@ -151,7 +151,7 @@ def _in_child(asynchronous: AsyncEmbedder, gate, answers) -> None:
     answers.send([one[0] for one in found])
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 def test_a_fork_in_the_middle_of_the_parents_calls(embedder, gate_of):
     expected = embedder.encode([LINE])[0]
     gate = gate_of(embedder)

@@ -1,4 +1,4 @@
-"""Plans keep every row once and within the budget; padding adds nothing but padding."""
+"""Batches contain every row once and stay within the budget; padding does not change results."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import pytest
 from koe5_onnx.engine.batching import (
     ROUNDED_TOKENS,
     Batch,
-    pack,
-    pack_for_cuda,
+    pack_cpu,
+    pack_cuda,
+    packed_batches,
     pad,
+    padded_batches,
     padded_lengths,
-    plan,
-    plan_packed,
     token_offsets,
 )
 
 
 def random_lengths(seed: int) -> tuple[np.ndarray, int]:
-    """Lengths and a budget, from few short texts to many of all lengths."""
+    """Return lengths and a budget, from few short texts to many of all lengths."""
     rng = np.random.default_rng(seed)
     count, longest = int(rng.integers(0, 300)), int(rng.choice([3, 70, 512, 5000]))
     return rng.integers(2, longest + 1, count).astype(np.int32), int(rng.choice([1, 64, 512, 100_000]))
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_any_plan(seed):
+def test_any_padded_batches(seed):
     lengths, budget = random_lengths(seed)
-    batches = plan(lengths, budget)
+    batches = padded_batches(lengths, budget)
     rows = np.concatenate([batch.rows for batch in batches]) if batches else np.array([], np.intp)
     np.testing.assert_array_equal(np.sort(rows), np.arange(len(lengths)))
     for batch in batches:
@@ -41,10 +41,10 @@ def test_any_plan(seed):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_plan_fills_its_batches(seed):
-    """A further row would break the budget in all but the last batch of a width."""
+def test_padded_batches_are_full(seed):
+    """One more row would exceed the budget in all but the last batch of a padded length."""
     lengths, budget = random_lengths(seed)
-    batches = plan(lengths, budget)
+    batches = padded_batches(lengths, budget)
     for batch, following in itertools.pairwise(batches):
         if batch.padded_length == following.padded_length:
             assert (len(batch.rows) + 1) * batch.padded_length > budget
@@ -62,18 +62,18 @@ def test_width_is_a_function_of_the_texts_own_length():
 
 
 def test_no_rows():
-    assert plan(np.array([], dtype=np.int32), 512) == []
+    assert padded_batches(np.array([], dtype=np.int32), 512) == []
 
 
 def test_one_giant_among_small_runs_alone_and_first():
     lengths = np.array([5, 6, 5000, 7, 8], dtype=np.int32)
-    first, second = plan(lengths, 512)
+    first, second = padded_batches(lengths, 512)
     assert (first.rows.tolist(), first.padded_length) == ([2], 5000)
     assert (sorted(second.rows.tolist()), second.padded_length) == ([0, 1, 3, 4], 8)
 
 
 def test_the_worked_example_of_the_docstring():
-    batches = plan(np.array([30, 90, 31, 90], dtype=np.int32), 200)
+    batches = padded_batches(np.array([30, 90, 31, 90], dtype=np.int32), 200)
     assert [(batch.rows.tolist(), batch.padded_length) for batch in batches] == [([1, 3], 90), ([0, 2], 32)]
 
 
@@ -86,9 +86,9 @@ def test_pad_puts_the_padding_on_the_right():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_any_packed_plan(seed):
+def test_any_packed_batches(seed):
     lengths, budget = random_lengths(seed)
-    batches = plan_packed(lengths, budget)
+    batches = packed_batches(lengths, budget)
     rows = np.concatenate([batch.rows for batch in batches]) if batches else np.array([], np.intp)
     np.testing.assert_array_equal(np.sort(rows), np.arange(len(lengths)))
     assert (np.diff(lengths[rows]) <= 0).all()
@@ -100,10 +100,11 @@ def test_any_packed_plan(seed):
 
 def test_packed_rows_lie_end_to_end():
     ids = [np.array(row, np.int32) for row in ([7, 8], [], [1], [4, 5, 6])]
-    input_ids, places, offsets = pack(ids, Batch(np.array([3, 0, 2]), 0))
-    assert [array.dtype for array in (input_ids, places, offsets)] == [np.int64, np.int64, np.int32]
+    batch = Batch(np.array([3, 0, 2]), 0)
+    input_ids, position_ids, offsets = pack_cpu(ids, batch, 0, counts_from_pad=False)
+    assert [array.dtype for array in (input_ids, position_ids, offsets)] == [np.int64, np.int64, np.int32]
     np.testing.assert_array_equal(input_ids, [4, 5, 6, 7, 8, 1])
-    np.testing.assert_array_equal(places, [0, 1, 2, 0, 1, 0])
+    np.testing.assert_array_equal(position_ids, [0, 1, 2, 0, 1, 0])
     np.testing.assert_array_equal(offsets, [0, 3, 5, 6])
 
 
@@ -115,12 +116,12 @@ def test_token_offsets_by_hand():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_token_offsets_put_each_token_where_padding_would(seed):
-    """Packed tokens written to these places are what `pad` lays out; the other places are padding's."""
+    """Packed tokens written to these slots equal the layout of `pad`; the other slots are padding."""
     lengths, _ = random_lengths(seed)
     lengths = np.minimum(lengths[:20], 300) if len(lengths) else np.array([7], np.int32)
     ids = [np.arange(1, length + 1, dtype=np.int32) + 1000 * row for row, length in enumerate(lengths)]
     batch = Batch(np.arange(len(ids)), int(lengths.max()))
-    tokens, _, offsets = pack(ids, batch)
+    tokens, _, offsets = pack_cpu(ids, batch, 0, counts_from_pad=False)
     found = token_offsets(lengths)
     assert (found.dtype, found.shape) == (np.int32, (len(ids), lengths.max()))
     assert sorted(found.ravel().tolist()) == list(range(found.size))
@@ -132,14 +133,14 @@ def test_token_offsets_put_each_token_where_padding_would(seed):
 
 
 def test_positions_of_packed_texts():
-    """Of RoBERTa counted from 1, with nothing for a pad token that was typed; else places from 0."""
+    """RoBERTa's position ids start at 1, with 0 for a literal pad token; those of others start at 0."""
     ids = [np.array([0, 7, 1, 8, 2], np.int32), np.array([0, 2], np.int32), np.array([1], np.int32)]
     batch = Batch(np.array([0, 2, 1]), 0)
-    counted = pack_for_cuda(ids, batch, 1, counts_from_pad=True)
+    counted = pack_cuda(ids, batch, 1, counts_from_pad=True)
     assert counted[0].tolist() == [0, 7, 1, 8, 2, 1, 0, 2]
     assert counted[1].tolist() == [1, 2, 0, 3, 4, 0, 1, 2]
     assert counted[2].tolist() == [0, 0, 0, 0, 0, 1, 2, 2]
     assert counted[4].tolist() == [0, 5, 6, 8]
     assert [array.dtype for array in counted] == [np.int64] * 3 + [np.int32] * 2
-    places = pack_for_cuda(ids, batch, 1, counts_from_pad=False)[1]
-    assert places.tolist() == [0, 1, 2, 3, 4, 0, 0, 1]
+    from_zero = pack_cuda(ids, batch, 1, counts_from_pad=False)[1]
+    assert from_zero.tolist() == [0, 1, 2, 3, 4, 0, 0, 1]

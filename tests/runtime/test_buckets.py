@@ -1,19 +1,19 @@
-"""Any small batch fills a bucket exactly, and what fills it up leaves the batch itself as it is."""
+"""Filler pads any small batch to the exact size of its bucket, without changing the batch's own texts."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from koe5_onnx.engine.batching import Batch, Packed, pack_for_cuda, token_offsets
+from koe5_onnx.engine.batching import Batch, PackedCudaInputs, pack_cuda, token_offsets
 from koe5_onnx.engine.cuda.capture_shapes import Bucket, buckets_up_to, fill, smallest
 
 PAD = 1
 
 
-def batch_of(lengths, counts_from_pad=True) -> Packed:
+def batch_of(lengths, counts_from_pad=True) -> PackedCudaInputs:
     ids = [np.arange(4, 4 + length, dtype=np.int32) for length in lengths]
-    return pack_for_cuda(ids, Batch(np.arange(len(ids)), 0), PAD, counts_from_pad=counts_from_pad)
+    return pack_cuda(ids, Batch(np.arange(len(ids)), 0), PAD, counts_from_pad=counts_from_pad)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 8, 100, 128, 256, 512, 8192])
@@ -53,7 +53,7 @@ def test_any_batch_filled_up(seed):
         assert (found.dtype, found.shape) == (given.dtype, (bucket.tokens,))
         np.testing.assert_array_equal(found[:tokens], given)
     assert (filled.input_ids[tokens:] == PAD).all()
-    # Positions of filler must be rows of the table, however much of it there is.
+    # Position ids of filler must be valid for any amount of filler.
     assert (filled.position_ids[tokens:] == 0).all()
     ends = filled.cumulative_lengths
     assert (ends.dtype, ends.shape, ends[-1]) == (np.int32, (bucket.texts + 1,), bucket.tokens)

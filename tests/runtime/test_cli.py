@@ -1,4 +1,4 @@
-"""The command itself: what all verbs share."""
+"""Behavior of the command that all subcommands share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from koe5_onnx import HubError, InputError, __version__, cli
 
 @pytest.fixture
 def run_verb(monkeypatch):
-    """Runs main with a verb that does what the test says."""
+    """Run main with a subcommand that the test defines."""
 
     def run(action) -> int:
         monkeypatch.setattr(cli, "parse", lambda argv: argparse.Namespace(run=lambda args: action()))
@@ -48,7 +48,7 @@ def test_a_fault_of_the_program_is_not_hidden(run_verb):
 
 
 def test_warnings_of_others_keep_their_format(run_python):
-    """In a process of its own, as pytest puts its own recorder in place of warnings.showwarning."""
+    """Runs in a separate process, because pytest replaces warnings.showwarning."""
     code = """
 import argparse, warnings
 from koe5_onnx import TruncationWarning, cli
@@ -90,8 +90,8 @@ def test_as_a_command(run_python, artifact_path, tmp_path):
     assert done.stderr.startswith("2 texts, ")
 
 
-def test_a_reader_that_goes_away(run_python):
-    """As with `koe5-onnx doctor | head -0`: no traceback."""
+def test_a_reader_that_closes_the_pipe(run_python):
+    """As in `koe5-onnx doctor | head -0`: no traceback."""
     code = """
 import os, subprocess, sys
 reader, writer = os.pipe()

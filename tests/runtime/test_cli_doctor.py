@@ -1,4 +1,4 @@
-"""koe5-onnx doctor: all is well where it is, and each fault is found."""
+"""koe5-onnx doctor: no problems on a working installation, and each problem is found."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from edited_json import edited
 
 from koe5_onnx import Artifact, Embedder, EngineOptions, UnsuitedCpuWarning, cli
-from koe5_onnx.artifact import MANIFEST, PACKED_CUDA_GRAPH, WEIGHTS
+from koe5_onnx.artifact import MANIFEST, PACKED_CPU_GRAPH, PACKED_CUDA_GRAPH, WEIGHTS
 from koe5_onnx.cli import doctor
 from koe5_onnx.engine import graphs
 from koe5_onnx.engine.cuda.provider import Driver, Gpu
+from koe5_onnx.engine.machine import Cores
 
 DRIVER = Driver(
     "13.0", [Gpu("NVIDIA H200", 150_000_000_000, (9, 0)), Gpu("NVIDIA L4", 24_000_000_000, (8, 9))]
@@ -24,7 +26,7 @@ DRIVER = Driver(
 
 
 def report(capsys, *arguments: str) -> tuple[int, dict]:
-    """Exit code and JSON of a run."""
+    """Return the exit code and the JSON of a run."""
     code = cli.main(["doctor", "--json", *map(str, arguments)])
     return code, json.loads(capsys.readouterr().out)
 
@@ -48,7 +50,7 @@ def test_the_table_has_every_finding(capsys, artifact_path):
     for finding in doctor.examine(str(artifact_path), EngineOptions()):
         assert f"{finding.name} " in table
         assert finding.value in table
-    assert table.endswith("\nall is well\n")
+    assert table.endswith("\nno problems found\n")
 
 
 def test_without_an_artifact(capsys):
@@ -77,9 +79,8 @@ def test_a_damaged_artifact(capsys, artifact_copy):
     ],
 )
 def test_an_artifact_that_is_not_what_it_says(capsys, artifact_copy, field, value, finding):
-    manifest = json.loads((artifact_copy / MANIFEST).read_text(encoding="utf-8"))
-    manifest[field] = value if value is None else manifest[field] | value
-    (artifact_copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    with edited(artifact_copy / MANIFEST) as manifest:
+        manifest[field] = value if value is None else manifest[field] | value
     code, found = report(capsys, "--artifact", artifact_copy)
     assert code == 1
     assert list(found["problems"]) == [finding]
@@ -106,11 +107,11 @@ def test_no_onnxruntime(capsys, monkeypatch):
     code, found = report(capsys)
     assert code == 1
     assert found["findings"]["ONNX Runtime"] == "none"
-    assert "koe5-onnx[cpu]" in found["problems"]["providers"]
+    assert "'.[cpu]'" in found["problems"]["providers"]
 
 
 class StubRuntime(SimpleNamespace):
-    """An onnxruntime whose CUDA wheel lacks a library."""
+    """A fake onnxruntime whose CUDA wheel lacks a library."""
 
     def __init__(self, loads_instead: list[str] | None) -> None:
         super().__init__(loads_instead=loads_instead, __file__="nowhere/__init__.py")
@@ -160,9 +161,9 @@ def test_what_the_cpu_means_for_int8(capsys, monkeypatch, features, words):
 @pytest.mark.parametrize(
     ("features", "value", "problem"),
     [
-        (("avx512_vnni", "avx2", "avx_vnni"), "suits it: has avx512_vnni, avx_vnni", None),
-        ((), "unknown: this system does not name its CPU's instructions", None),
-        (("avx512f", "avx2"), "does not suit it", "made for CPUs with one of amx_int8, avx512_vnni, "),
+        (("avx512_vnni", "avx2", "avx_vnni"), "suitable: has avx512_vnni, avx_vnni", None),
+        ((), "unknown: this system does not list the CPU's instructions", None),
+        (("avx512f", "avx2"), "not suitable", "intended for CPUs with one of amx_int8, avx512_vnni, "),
     ],
 )
 def test_whether_the_cpu_suits_an_artifact(capsys, monkeypatch, artifact_path, features, value, problem):
@@ -187,7 +188,7 @@ def test_fused_kernels_are_exact_on_any_cpu_that_they_run_on(capsys, monkeypatch
     monkeypatch.setattr(doctor, "_embed", lambda *_: np.eye(1, 32, dtype=np.float32))
     findings = report(capsys, "--artifact", artifact_path)[1]["findings"]
     assert findings["fused kernels"] == "ready, on avx2"
-    assert findings["this CPU"] == "suits it: sums are exact in the packed graph, on avx2"
+    assert findings["this CPU"] == "suitable: sums are exact in the packed graph, on avx2"
 
 
 def test_the_warning_of_a_session_has_the_words_of_doctor(capsys, monkeypatch, artifact_path):
@@ -195,23 +196,22 @@ def test_the_warning_of_a_session_has_the_words_of_doctor(capsys, monkeypatch, a
     for place in ("koe5_onnx.engine.providers.cpu_features", "koe5_onnx.cli.doctor.cpu_features"):
         monkeypatch.setattr(place, lambda: ("avx2",))
     problem = report(capsys, "--artifact", artifact_path)[1]["problems"]["this CPU"]
-    with pytest.warns(UnsuitedCpuWarning, match=re.escape(f"{artifact_path} is int8, {problem}")):
+    with pytest.warns(UnsuitedCpuWarning, match=re.escape(f"{artifact_path} (int8) is {problem}")):
         Embedder.open(artifact_path, threads=1).close()
 
 
 def test_any_cpu_suits(capsys, artifact_copy):
-    manifest = json.loads((artifact_copy / MANIFEST).read_text(encoding="utf-8"))
-    manifest["target"] = {"devices": ["cpu"], "instructions": [], "without": ""}
-    (artifact_copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    with edited(artifact_copy / MANIFEST) as manifest:
+        manifest["target"] = {"devices": ["cpu"], "instructions": [], "without": ""}
     assert (
-        report(capsys, "--artifact", artifact_copy)[1]["findings"]["this CPU"] == "suits it, as any CPU does"
+        report(capsys, "--artifact", artifact_copy)[1]["findings"]["this CPU"]
+        == "suitable: the artifact runs well on any CPU"
     )
 
 
 def test_an_artifact_for_cuda_is_tried_there(capsys, artifact_copy, monkeypatch):
-    manifest = json.loads((artifact_copy / MANIFEST).read_text(encoding="utf-8"))
-    manifest["target"] = {"devices": ["cuda"], "instructions": [], "without": ""}
-    (artifact_copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    with edited(artifact_copy / MANIFEST) as manifest:
+        manifest["target"] = {"devices": ["cuda"], "instructions": [], "without": ""}
     devices = []
 
     def open_on(path, options):
@@ -233,28 +233,60 @@ def test_the_gpus(capsys, monkeypatch):
 
 
 def test_no_gpu_is_no_problem_for_the_cpu(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "find_driver", lambda: "no NVIDIA driver is found here")
+    monkeypatch.setattr(doctor, "find_driver", lambda: "no NVIDIA driver was found")
     found = report(capsys)[1]
-    assert found["findings"]["GPUs"] == "none: no NVIDIA driver is found here"
+    assert found["findings"]["GPUs"] == "none: no NVIDIA driver was found"
     assert "GPUs" not in found["problems"]
 
 
 def test_the_gpu_wheel_without_a_driver(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "find_driver", lambda: "no NVIDIA driver is found here")
+    monkeypatch.setattr(doctor, "find_driver", lambda: "no NVIDIA driver was found")
     monkeypatch.setattr(doctor, "import_onnxruntime", lambda: StubRuntime(["CPUExecutionProvider"]))
-    assert "no NVIDIA driver is found here" in report(capsys)[1]["problems"]["CUDAExecutionProvider"]
+    assert "no NVIDIA driver was found" in report(capsys)[1]["problems"]["CUDAExecutionProvider"]
 
 
 def test_the_attention_kernel_of_the_packed_graph(capsys, monkeypatch, artifact_copy):
-    manifest = json.loads((artifact_copy / MANIFEST).read_text(encoding="utf-8"))
-    manifest["target"] = {"devices": ["cuda"], "instructions": [], "without": ""}
-    graph = manifest["files"].pop("model.fused.onnx")
-    (artifact_copy / "model.fused.onnx").rename(artifact_copy / PACKED_CUDA_GRAPH)
-    manifest["files"][PACKED_CUDA_GRAPH] = graph
-    (artifact_copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    (artifact_copy / "model.packed_cpu.onnx").rename(artifact_copy / PACKED_CUDA_GRAPH)
+    with edited(artifact_copy / MANIFEST) as manifest:
+        manifest["target"] = {"devices": ["cuda"], "instructions": [], "without": ""}
+        manifest["files"][PACKED_CUDA_GRAPH] = manifest["files"].pop("model.packed_cpu.onnx")
     embedder = SimpleNamespace(encode=lambda texts: np.full((1, 64), 64**-0.5, np.float32))
     monkeypatch.setattr(doctor.Embedder, "open", lambda path, options: nullcontext(embedder))
     monkeypatch.setattr(doctor, "find_driver", lambda: DRIVER)
     found = report(capsys, "--artifact", artifact_copy)[1]["findings"]
     assert found["graph"] == "the packed graph, without padding"
     assert found["attention"] == "flash attention"
+
+
+@pytest.mark.parametrize(
+    ("cores", "is_hinted"),
+    [
+        (Cores(32, "64 CPUs allowed, 32 physical cores, no cgroup quota"), True),
+        (Cores(32, "64 CPUs allowed, 32 physical cores, cgroup quota 32 CPUs"), False),
+        (Cores(4, "8 CPUs allowed, 4 physical cores, no cgroup quota"), False),
+    ],
+)
+def test_many_cores_without_a_limit(monkeypatch, cores, is_hinted):
+    monkeypatch.setattr("koe5_onnx.cli.doctor.usable_cores", lambda: cores)
+    (threads,) = (finding for finding in doctor._machine() if finding.name == "threads")
+    assert ("set KOE5_ONNX_THREADS to the request" in threads.value) == is_hinted
+
+
+def test_an_unknown_level_of_the_kernels(monkeypatch):
+    reason = (
+        "KOE5_ONNX_KERNELS_LEVEL is 'sse', expected amx, avx512_bf16, avx512_vnni, avx_vnni, avx2 or none"
+    )
+    monkeypatch.setattr("koe5_onnx.cli.doctor.installed_kernels", lambda: reason)
+    (kernels,) = (finding for finding in doctor._machine() if finding.name == "fused kernels")
+    assert kernels.problem == "correct the variable"
+
+
+def test_an_artifact_that_could_be_faster(capsys, artifact_path, artifact_copy):
+    assert "to speed it up" not in report(capsys, "--artifact", artifact_path)[1]["findings"]
+    (artifact_copy / PACKED_CPU_GRAPH).unlink()
+    with edited(artifact_copy / MANIFEST) as manifest:
+        del manifest["files"][PACKED_CPU_GRAPH]
+        manifest["packed_certificate"] = None
+    code, found = report(capsys, "--artifact", artifact_copy)
+    assert code == 0
+    assert "export the artifact again" in found["findings"]["to speed it up"]

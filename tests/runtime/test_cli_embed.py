@@ -1,4 +1,4 @@
-"""koe5-onnx embed: what it reads, what it writes, and that it writes nothing when something is wrong."""
+"""koe5-onnx embed: inputs, outputs, and no output file after an error."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import pytest
 
 from koe5_onnx import Embedder, TruncationWarning, cli
 from koe5_onnx.engine.session import Session
+from koe5_onnx.text.encoding import likely
 
 
 @pytest.fixture
 def embed(artifact_path: Path, tmp_path: Path) -> Callable[..., int]:
-    """Runs the verb on a file in tmp_path with the usual arguments, those given after them."""
+    """Return a function that runs `koe5-onnx embed` on a file in tmp_path, with additional arguments."""
 
     def run(name: str, output: str = "out.npy", *more: str, prompt: str = "none") -> int:
         source = name if name == "-" else str(tmp_path / name)
@@ -94,14 +95,14 @@ def test_prompts(embed, put, embedder, tmp_path, prompt):
 def test_jsonl_in_and_out(embed, put, embedder, tmp_path, text_of):
     texts = ["가나", "", "다\n라 \u2028", text_of(600)]
     put("in.jsonl", "".join(json.dumps({"id": 7, "body": text}) + "\n" for text in texts).encode())
-    assert embed("in.jsonl", "out.jsonl", "--field", "body") == 0
+    assert embed("in.jsonl", "out.jsonl", "--text-column", "body") == 0
     records = read_jsonl(tmp_path / "out.jsonl")
     assert [record["index"] for record in records] == [0, 1, 2, 3]
     assert [record["tokens"] for record in records] == embedder.count_tokens(texts).tolist()
     assert [record["truncated"] for record in records] == [False, False, False, True]
     with pytest.warns(TruncationWarning):
         expected = embedder.encode(texts)
-    # Every bit comes back.
+    # The round trip is exact.
     np.testing.assert_array_equal(np.array([record["embedding"] for record in records], np.float32), expected)
 
 
@@ -111,11 +112,70 @@ def test_the_default_field_is_text(embed, put, embedder, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), embedder.encode(["가", "나"]))
 
 
+WIDE = ["U+0A41 \u0a41", "U+010A \u010a", "", "\u0a0a", "뷁 끝"]
+"""Texts with characters of which one of the two UTF-16 bytes is 10, the byte of a line feed."""
+
+
+@pytest.mark.parametrize(
+    ("written", "encoding"),
+    [
+        ("cp949", "cp949"),
+        ("cp949", "auto"),
+        ("euc-kr", "EUC-KR"),
+        ("utf-16", "utf-16"),
+        ("utf-16", "auto"),
+        ("utf-16-le", "utf-16"),
+        ("utf-16-be", "auto"),
+        ("utf-8-sig", "auto"),
+        ("utf-8", "auto"),
+    ],
+)
+@pytest.mark.parametrize("name", ["in.txt", "-"])
+def test_encodings(embed, put, embedder, tmp_path, monkeypatch, written, encoding, name):
+    texts = ["이름과 나이", "", "홍길동 30", "a"]
+    if written.startswith("utf"):
+        texts += WIDE
+    content = "\r\n".join(texts).encode(written)
+    put("in.txt", content)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert embed(name, "out.npy", "--encoding", encoding) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), embedder.encode(texts))
+
+
+@pytest.mark.parametrize("encoding", ["klingon", "utf-7", "iso2022_kr", "utf-32", "base64"])
+def test_encodings_that_will_not_do(embed, put, capsys, encoding):
+    put("in.txt", b"a")
+    assert embed("in.txt", "out.npy", "--encoding", encoding) == 1
+    assert f"the encoding is '{encoding}': expected auto, utf-8, cp949" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("gbk", "这是一个中文句子"),
+        ("gbk", "北京是中华人民共和国的首都，人口两千多万。"),
+        ("big5", "這是中文"),
+        ("shift_jis", "これは日本語です"),
+        ("euc_jp", "これは日本語の文章です。東京都の人口は約1400万人である。"),
+        ("latin-1", "naïve café"),
+    ],
+)
+def test_other_encodings_are_not_cp949(encoding, text):
+    assert likely(f"1,{text}\n".encode(encoding)) is None
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("in.txt", b"ok\n\xb0\xa1\n", r"in.txt, line 2: byte 1 (0xb0) is not UTF-8"),
+        ("in.txt", b"ok\n\xb0\xa1\n", r"is not UTF-8. Pass --encoding cp949, which the file probably has"),
         ("in.txt", "가".encode("utf-16"), r"in.txt, line 1: byte 1 (0xff) is not UTF-8"),
+        (
+            "in.txt",
+            "ab\nc\n".encode("utf-16-le"),
+            r"line 1: byte 2 (0x00) is not UTF-8. Pass --encoding utf-16-le",
+        ),
+        ("in.txt", b"na\xefve\n", r"line 1: byte 3 (0xef) is not UTF-8. Convert the file"),
         ("in.jsonl", b'{"text": "ok"}\n{"text": \n', "in.jsonl, line 2: not JSON"),
         ("in.jsonl", b'{"text": "ok"}\n\n', "in.jsonl, line 2: not JSON"),
         ("in.jsonl", b'{"n": ' + b"1" * 5000 + b"}", "in.jsonl, line 1: not JSON"),
@@ -124,10 +184,10 @@ def test_the_default_field_is_text(embed, put, embedder, tmp_path):
         (
             "in.jsonl",
             b'{"body": "x"}',
-            "in.jsonl, line 1: no field 'text', only ['body']: name it with --field",
+            "in.jsonl, line 1: no field 'text', only ['body']. Name one with --text-column",
         ),
-        ("in.jsonl", b'{"text": null}', "in.jsonl, line 1: field 'text' is NoneType: expected a string"),
-        ("in.jsonl", b'{"text": "\\ud83d"}', "in.jsonl, line 1: the escape \\ud83d is half a character"),
+        ("in.jsonl", b'{"text": null}', "in.jsonl, line 1: field 'text' is NoneType, expected a string"),
+        ("in.jsonl", b'{"text": "\\ud83d"}', "in.jsonl, line 1: the escape \\ud83d is a lone surrogate"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_written(
@@ -153,12 +213,12 @@ def test_stdin_is_named_too(embed, capsys, monkeypatch):
     ("name", "output", "message"),
     [
         ("absent.txt", "out.npy", "absent.txt: No such file or directory"),
-        ("in.txt", "absent/out.npy", "absent of the output does not exist: create it first"),
+        ("in.txt", "absent/out.npy", "absent of the output does not exist. Create it first"),
         ("in.txt", "folder.npy", "folder.npy is a folder"),
         ("in.jsonl", "in.jsonl", "in.jsonl is the input"),
     ],
 )
-def test_files_that_will_not_do(embed, put, tmp_path, capsys, monkeypatch, name, output, message):
+def test_invalid_files_are_rejected(embed, put, tmp_path, capsys, monkeypatch, name, output, message):
     monkeypatch.setattr(Embedder, "open", None)
     put("in.txt", b"text")
     put("in.jsonl", b'{"text": "text"}')
@@ -176,7 +236,7 @@ def test_files_that_will_not_do(embed, put, tmp_path, capsys, monkeypatch, name,
         {"name": "in.csv"},
         {"name": "in"},
         {"output": "out.parquet"},
-        {"more": ["--field", "body"]},
+        {"more": ["--text-column", "body"]},
         {"more": ["--threads", "two"]},
         {"more": ["--overflow", "drop"]},
         {"prompt": "document"},
@@ -246,12 +306,12 @@ def test_an_existing_output_is_replaced(embed, put, tmp_path):
 
 
 def interrupt_by(action: Callable[[], None], folder: Path) -> Callable[..., np.ndarray]:
-    """In place of Session.run: act as if the user did, in the middle of the work."""
+    """Replace Session.run by one that interrupts in the middle, as a user would."""
 
     def run(self, *arrays):
         assert any(name.endswith(".partial") for name in files(folder))
         action()
-        raise AssertionError("went on after the interrupt")
+        raise AssertionError("continued after the interrupt")
 
     return run
 

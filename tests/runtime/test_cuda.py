@@ -1,4 +1,4 @@
-"""CUDA where there is none: what the driver would say, and what is said when something is missing."""
+"""CUDA without a GPU: answers from a mocked driver, and messages about missing parts."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ ARENA_FULL = (
 
 
 class FakeDriver:
-    """libcuda's functions, for `ask_driver`."""
+    """A fake libcuda for `ask_driver`."""
 
     def __init__(self, gpus=(H200,), version=13000, init=0):
         self._gpus, self._version, self._init = gpus, version, init
 
-    def cuInit(self, flags):  # noqa: N802 - the names are NVIDIA's
+    def cuInit(self, flags):  # noqa: N802 - NVIDIA's names
         return self._init
 
     def cuGetErrorString(self, code, words):  # noqa: N802
@@ -75,7 +75,7 @@ def one_gpu(monkeypatch):
 
 @pytest.fixture
 def for_cuda(artifact_path):
-    """The tiny artifact, said to be made for CUDA too."""
+    """Return the tiny artifact, changed to also target CUDA."""
     import dataclasses
 
     artifact = Artifact.open(artifact_path)
@@ -91,29 +91,31 @@ def test_a_driver_and_its_gpus():
 def test_a_driver_that_does_not_start():
     found = cuda.ask_driver(FakeDriver(init=100))
     assert found == (
-        "the NVIDIA driver does not start: cuInit gives 100 (no CUDA-capable device is detected)"
+        "the NVIDIA driver cannot be initialized: cuInit returned 100 (no CUDA-capable device is detected)"
     )
 
 
 def test_a_driver_without_gpus():
-    assert "shows no GPU: look at CUDA_VISIBLE_DEVICES" in cuda.ask_driver(FakeDriver(()))
+    assert "finds no GPU; check CUDA_VISIBLE_DEVICES" in cuda.ask_driver(FakeDriver(()))
 
 
 def test_no_driver(monkeypatch):
     monkeypatch.setattr(cuda, "_DRIVER", "libnone-such.so.1")
-    assert "no NVIDIA driver is found here" in cuda.find_driver()
+    assert "no NVIDIA driver was found" in cuda.find_driver()
     with pytest.raises(ProviderError, match=r"CUDA cannot be used: no NVIDIA driver .*libnone-such\.so\.1"):
         cuda.require_gpu(0)
 
 
 def test_a_gpu_out_of_range(one_gpu):
     assert cuda.require_gpu(0) == H200
-    with pytest.raises(ProviderError, match=r"'cuda:1' and the driver shows 1: expected at most 'cuda:0'"):
+    with pytest.raises(
+        ProviderError, match=r"'cuda:1', but the number of GPUs is 1: expected at most 'cuda:0'"
+    ):
         cuda.require_gpu(1)
 
 
 def onnxruntime_that(opens_on="CPUExecutionProvider", folder="."):
-    """A stand-in for the GPU wheel that opens every session on `opens_on`."""
+    """Return a fake of the GPU wheel that opens every session on `opens_on`."""
     ort = types.ModuleType("onnxruntime")
     real = import_onnxruntime()
     ort.__version__, ort.__file__ = "1.31.1", f"{folder}/__init__.py"
@@ -146,10 +148,10 @@ def test_a_library_missing_is_named(for_cuda, one_gpu, monkeypatch, tmp_path, ca
     monkeypatch.setattr(ctypes, "CDLL", fail)
     with pytest.raises(
         ProviderError,
-        match=rf"opened CPUExecutionProvider: {words}: pip install 'onnxruntime-gpu\[cuda",
+        match=rf"opened CPUExecutionProvider: a library is missing \({words}\)\. Run pip install .*\[cuda",
     ):
         Session(for_cuda, EngineOptions(device="cuda", graph="padded", gpu_mem_limit=10**9))
-    # What is preloaded says what it lacks to stdout, where embeddings may go.
+    # Preloading reports missing libraries on stdout, which may receive embeddings.
     assert capsys.readouterr().out == ""
     ((provider, options),) = ort.given[0]
     assert provider == "CUDAExecutionProvider"
@@ -168,8 +170,8 @@ def test_what_is_no_missing_library_is_left_to_onnxruntime(tmp_path):
 def test_without_a_driver_onnxruntime_is_not_even_asked(for_cuda, monkeypatch):
     ort = onnxruntime_that()
     monkeypatch.setitem(sys.modules, "onnxruntime", ort)
-    monkeypatch.setattr(cuda, "find_driver", lambda: "no NVIDIA driver is found here")
-    with pytest.raises(ProviderError, match="no NVIDIA driver is found here"):
+    monkeypatch.setattr(cuda, "find_driver", lambda: "no NVIDIA driver was found")
+    with pytest.raises(ProviderError, match="no NVIDIA driver was found"):
         Session(for_cuda, EngineOptions(device="cuda:1"))
     assert ort.given == []
 
@@ -177,15 +179,15 @@ def test_without_a_driver_onnxruntime_is_not_even_asked(for_cuda, monkeypatch):
 @pytest.mark.skipif(not GPU_WHEEL, reason="the CPU wheel is installed")
 @pytest.mark.skipif(isinstance(cuda.find_driver(), Driver), reason="this machine has a GPU")
 def test_the_gpu_wheel_without_a_driver(for_cuda):
-    with pytest.raises(ProviderError, match=r"no NVIDIA driver is found .*libcuda\.so\.1"):
+    with pytest.raises(ProviderError, match=r"no NVIDIA driver was found .*libcuda\.so\.1"):
         Session(for_cuda, EngineOptions(device="cuda"))
 
 
 @pytest.mark.skipif(not GPU_WHEEL, reason="the CPU wheel is installed")
 @pytest.mark.skipif(isinstance(cuda.find_driver(), Driver), reason="this machine has a GPU")
 def test_the_gpu_wheel_without_cuda(for_cuda, one_gpu):
-    """As on a machine that has a driver and no CUDA: the first library of the real wheel is named."""
-    with pytest.raises(ProviderError, match=r"opened CPUExecutionProvider: lib\w+\.so\.\d+: cannot open"):
+    """With a driver but without CUDA, the message names the real wheel's first missing library."""
+    with pytest.raises(ProviderError, match=r"a library is missing \(lib\w+\.so\.\d+: cannot open"):
         Session(for_cuda, EngineOptions(device="cuda"))
 
 
@@ -214,7 +216,7 @@ def test_messages_of_too_little_memory(message):
 
 
 class SmallMemory:
-    """A loaded graph on a device on which only `tokens` fit."""
+    """A loaded graph on a device with memory for only `tokens` tokens."""
 
     def __init__(self, real, tokens):
         self.real, self.tokens, self.runs = real, tokens, []
@@ -229,7 +231,8 @@ class SmallMemory:
 
 @pytest.fixture
 def texts(text_of):
-    return [text_of(number % 8 * 8) for number in range(64)]
+    # Different texts, because equal ones are computed once.
+    return [f"{number:03} {text_of(number % 8 * 8)}" for number in range(64)]
 
 
 def small(embedder, tokens):
@@ -244,7 +247,7 @@ def test_too_little_memory_halves_the_batches_once(artifact_path, texts, graph):
         expected = embedder.encode(texts)
         memory = small(embedder, 400)
         with pytest.warns(
-            SmallerBatchWarning, match=r"in halves from now on: a batch of .* tokens"
+            SmallerBatchWarning, match=r"split in half, because a batch of .* tokens"
         ) as warned:
             found = embedder.encode(texts)
         assert len(warned) == 1
@@ -283,7 +286,7 @@ def test_a_graph_that_needs_cudnn_says_so(artifact_path):
     with Embedder.open(artifact_path, threads=1) as embedder:
         embedder.session._ort = NoCudnn()
         with pytest.raises(
-            ProviderError, match=r"needs cuDNN: pip install .*needs none.*dlopen failed"
+            ProviderError, match=r"requires cuDNN\. Run pip install .*does not require it.*dlopen failed"
         ) as found:
             embedder.encode(["하나"])
         assert not isinstance(found.value, OutOfMemoryError)
@@ -298,14 +301,17 @@ def test_another_error_stays_what_it_is(artifact_path):
 
 @pytest.mark.parametrize("graph", ["auto", "packed"])
 def test_graphs_are_captured_of_the_packed_graph(artifact_path, one_gpu, graph):
-    """This artifact has none for CUDA, and its padded graph is not captured in its place."""
+    """This artifact has no packed graph for CUDA, and its padded graph is not captured instead."""
     with pytest.raises(ProviderError, match=r"the packed graph cannot run: .*no packed graph for CUDA"):
         Embedder.open(artifact_path, device="cuda", graph=graph, cuda_graphs=True)
 
 
 @pytest.fixture
 def tuned(for_cuda, one_gpu, monkeypatch, tmp_path):
-    """`tune` on a GPU that is played: an arrangement to seconds, or to None where it does not fit."""
+    """Return a function that runs `tune` on a mocked GPU.
+
+    Its argument `seconds` maps an arrangement to its duration, or to None if it does not fit into memory.
+    """
     monkeypatch.setenv("KOE5_ONNX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tuning, "Session", lambda artifact, options: _NoSession())
     monkeypatch.setattr(tuning, "require_gpu", cuda.require_gpu)
@@ -333,9 +339,9 @@ def test_tune_chooses_parallel_batches_and_budget(for_cuda, tuned):
     profile = tuned(for_cuda, lambda one: best.get((one.parallel_batches, one.max_batch_tokens), 4.0))
     assert (profile.best.parallel_batches, profile.best.max_batch_tokens) == (2, 65536)
     assert len(profile.tokens_per_second) == 2 * 4
-    found = tuning.arrange(for_cuda, EngineOptions(device="cuda"))
+    found, _ = tuning.arrange(for_cuda, EngineOptions(device="cuda"))
     assert (found.parallel_batches, found.max_batch_tokens) == (1, 32768)
-    assert tuning.arrange(for_cuda, replace(UNTUNED, max_batch_tokens=7)).max_batch_tokens == 7
+    assert tuning.arrange(for_cuda, replace(UNTUNED, max_batch_tokens=7))[0].max_batch_tokens == 7
 
 
 def test_tune_leaves_out_what_does_not_fit(for_cuda, tuned):
@@ -346,13 +352,13 @@ def test_tune_leaves_out_what_does_not_fit(for_cuda, tuned):
 
 
 def test_untuned_and_on_another_gpu(for_cuda, tuned, monkeypatch):
-    default = tuning.arrange(for_cuda, UNTUNED)
+    default, _ = tuning.arrange(for_cuda, UNTUNED)
     assert (default.parallel_batches, default.max_batch_tokens) == (1, tuning.DEFAULT_GPU_BATCH_TOKENS)
     tuned(for_cuda, lambda one: 1.0 if one.max_batch_tokens == 65536 else 4.0)
-    assert tuning.arrange(for_cuda, UNTUNED).max_batch_tokens == 65536
+    assert tuning.arrange(for_cuda, UNTUNED)[0].max_batch_tokens == 65536
     other = Driver("13.0", [Gpu("NVIDIA L4", 24_000_000_000, (8, 9))])
     monkeypatch.setattr(cuda, "find_driver", lambda: other)
-    assert tuning.arrange(for_cuda, UNTUNED) == default
+    assert tuning.arrange(for_cuda, UNTUNED)[0] == default
 
 
 def test_the_attention_kernel():

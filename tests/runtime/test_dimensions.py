@@ -1,4 +1,4 @@
-"""Shortened embeddings: which widths are allowed, what they hold, and the same bits from every call."""
+"""Shortened embeddings: allowed dimensions, values, and identical bits from every call."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_other_widths_are_refused_before_anything_runs(short, dim, monkeypatch):
 
 def test_a_model_that_was_not_trained_for_it(embedder):
     assert embedder.contract.dims == (64,)
-    with pytest.raises(InputError, match="dim is 16: expected 64, as this model was not trained to be short"):
+    with pytest.raises(InputError, match="dim is 16: expected 64, because this model was not trained"):
         embedder.encode_queries(TEXTS, dim=16)
     assert embedder.encode_passages(TEXTS, dim=64).shape == (len(TEXTS), 64)
 
@@ -111,7 +111,7 @@ def test_a_model_that_was_not_trained_for_it(embedder):
 def test_similarity_of_shortened_rows(short):
     queries, passages = short.encode_queries(TEXTS, dim=8), short.encode_passages(TEXTS, dim=8)
     np.testing.assert_array_equal(short.similarity(queries, passages), queries @ passages.T)
-    with pytest.raises(InputError, match="a has 8 columns and b has 64: encode both with one dim"):
+    with pytest.raises(InputError, match=r"a has 8 columns and b has 64\. Encode both with the same dim"):
         short.similarity(queries, short.encode_passages(TEXTS))
     with pytest.raises(InputError, match=r"b has shape \(5, 7\): expected \(rows, 8 or 16 or 64\)"):
         short.similarity(queries, passages[:, :7])
@@ -166,4 +166,4 @@ def test_the_command_line_gives_the_same_bits(folder, artifact_path, short, tmp_
 def test_info_shows_them(folder, artifact_path, capsys):
     for artifact, expected in ((folder, True), (artifact_path, False)):
         assert cli.main(["info", str(artifact)]) == 0
-        assert ("to 8 or 16 dimensions if asked for" in capsys.readouterr().out) is expected
+        assert ("to 8 or 16 dimensions on request" in capsys.readouterr().out) is expected

@@ -1,32 +1,44 @@
-"""The public face: right embeddings, in the caller's order, whatever stands beside a text."""
+"""The public API: correct embeddings in the caller's order, independent of the other texts."""
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import importlib.metadata
+import pickle
+import shutil
 import warnings
 
 import numpy as np
 import pytest
 import tolerances
-from changed_manifest import set_contract
+from edited_json import set_contract
 
 from koe5_onnx import (
+    ArtifactError,
+    AsyncEmbedder,
     DoublePromptWarning,
     Embedder,
     InputError,
     ProviderError,
     TextTooLongError,
+    Tokens,
     TruncationWarning,
 )
+from koe5_onnx.engine.graphs import installed_kernels
+from koe5_onnx.integrations.sentence_transformers import SentenceEncoder
+
+ONNXRUNTIME = tuple(map(int, importlib.metadata.version("onnxruntime").split(".")[:2]))
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine of each row of `a` with the same row of `b`, in float64."""
+    """Return the cosine of each row of `a` with the same row of `b`, in float64."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     return (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
 def encode_golden(embedder: Embedder, golden) -> np.ndarray:
-    """All golden texts, each prompt's in one call."""
+    """Embed all golden texts, one call per prompt."""
     out = np.full_like(golden.embeddings, np.nan)
     prompts = np.array(golden.prompts, dtype=object)
     with warnings.catch_warnings():
@@ -39,7 +51,7 @@ def encode_golden(embedder: Embedder, golden) -> np.ndarray:
 
 @pytest.fixture
 def texts(text_of):
-    """Short and long, empty and doubled, one giant: 60 of them, none above the limit."""
+    """Return 60 texts: short, long, empty, repeated and one very large, none above the token limit."""
     lengths = np.random.default_rng(5).integers(0, 60, 57)
     return [
         *(f"{number} {text_of(int(length))}" for number, length in enumerate(lengths)),
@@ -58,7 +70,7 @@ def test_agrees_with_pytorch(embedder, golden):
 
 
 def test_the_golden_bounds_can_fail(golden):
-    """Another text's embedding is outside both: the bounds tell right from wrong."""
+    """Check that the embedding of a different text is outside both bounds."""
     _, first = np.unique(np.round(golden.embeddings, 4), axis=0, return_index=True)
     distinct = golden.embeddings[np.sort(first)]
     assert len(distinct) > 30
@@ -114,7 +126,7 @@ def test_empty_text_is_a_text(embedder):
     np.testing.assert_array_equal(embeddings[0], embeddings[2])
 
 
-def test_any_sequence_is_taken(embedder):
+def test_any_sequence_is_accepted(embedder):
     np.testing.assert_array_equal(embedder.encode(("가", "나")), embedder.encode(["가", "나"]))
     np.testing.assert_array_equal(embedder.encode(np.array(["가", "나"])), embedder.encode(["가", "나"]))
 
@@ -122,7 +134,7 @@ def test_any_sequence_is_taken(embedder):
 @pytest.mark.parametrize("prompt", [None, "query"])
 @pytest.mark.parametrize("method", ["encode", "encode_with_info", "count_tokens"])
 def test_a_bare_str(embedder, method, prompt):
-    with pytest.raises(TypeError, match=r"one str: expected a sequence of texts"):
+    with pytest.raises(TypeError, match=r"a str: expected a sequence of texts"):
         getattr(embedder, method)("가나다", prompt)
 
 
@@ -135,7 +147,7 @@ def test_an_unknown_prompt(embedder):
 
 def test_a_name_and_a_text(embedder):
     for method in (embedder.encode, embedder.encode_with_info, embedder.tokenize, embedder.count_tokens):
-        with pytest.raises(InputError, match="prompt_name is 'query' and prompt is '': pass one of the two"):
+        with pytest.raises(InputError, match=r"prompt_name is 'query' and prompt is ''\. Pass only one"):
             method(["가"], prompt_name="query", prompt="")
 
 
@@ -166,13 +178,13 @@ def test_a_text_that_is_none(embedder, prompt):
 def test_truncation_is_counted_and_warned_of_once(embedder, text_of):
     texts = [text_of(3), text_of(510), text_of(511), text_of(5000)]
     with pytest.warns(
-        TruncationWarning, match=r"2 of 4 texts have more than 512 tokens \(longest 5002\)"
+        TruncationWarning, match=r"2 of 4 texts have more than 512 tokens \(longest: 5002\)"
     ) as caught:
         encoded = embedder.encode_with_info(texts)
     assert [warning.filename for warning in caught] == [__file__]
     assert encoded.tokens.tolist() == [5, 512, 513, 5002]
     assert encoded.truncated.tolist() == [False, False, True, True]
-    # Both are cut to the same 512 tokens; and the second time is silent, as warnings are errors here.
+    # Both are truncated to the same 512 tokens. The second call must not warn, as warnings are errors here.
     assert cosines(encoded.embeddings[2:3], embedder.encode(texts[3:])) >= tolerances.ALONE_COSINE_MIN
 
 
@@ -191,7 +203,7 @@ def test_overflow_as_an_error(artifact_path, text_of):
     with Embedder.open(artifact_path, threads=1, overflow="error") as embedder:
         assert embedder.encode([text_of(510)]).shape == (1, embedder.dim)
         with pytest.raises(
-            TextTooLongError, match=r"2 of 3 texts .* \(longest 602\), first text 1: split them"
+            TextTooLongError, match=r"2 of 3 texts .* \(longest: 602\); the first one is text 1\. Split these"
         ):
             embedder.encode(["가", text_of(511), text_of(600)])
         assert embedder.count_tokens([text_of(600)]).tolist() == [602]
@@ -237,7 +249,7 @@ def test_progress_ends_at_the_total(embedder, texts):
 
 @pytest.mark.parametrize("texts", [[""], ["", "", ""], [""] * 5000 + ["서울"]], ids=len)
 def test_progress_of_empty_texts(embedder, texts):
-    """The estimate of the total goes by characters, of which a window may have none."""
+    """The estimated total depends on characters, and a window may have none."""
     calls: list[tuple[int, int]] = []
     embedder.encode(texts, on_progress=lambda done, total: calls.append((done, total)))
     assert calls[-1] == (int(embedder.count_tokens(texts).sum()),) * 2
@@ -248,3 +260,214 @@ def test_context_manager_closes(artifact_path):
         embedder.encode(["가"])
     with pytest.raises(ProviderError, match="closed"):
         embedder.encode(["가"])
+
+
+TEXTS = ["가나다", "a b c", "", "서울은 대한민국의 수도이다.", "a b c"]
+
+
+@pytest.fixture
+def small_windows(monkeypatch):
+    monkeypatch.setattr("koe5_onnx.embedder.WINDOW_TEXTS", 2)
+
+
+@pytest.mark.parametrize("kind", [iter, tuple, np.array, lambda texts: dict.fromkeys(texts).keys()])
+def test_any_iterable(embedder, small_windows, kind):
+    texts = ["가나다", "a b c", "", "서울은 대한민국의 수도이다."]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("koe5_onnx.embedder.WINDOW_TEXTS", 4096)
+        expected = embedder.encode_with_info(texts, "passage")
+    if kind not in (iter, tuple, np.array):
+        with pytest.raises(TypeError, match="texts is a dict_keys"):
+            embedder.encode(kind(texts))
+        return
+    found = embedder.encode_with_info(kind(texts), "passage", dim=embedder.dim)
+    for name in ("embeddings", "tokens", "truncated", "composed"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_a_generator_is_read_in_windows(embedder, small_windows):
+    read = []
+
+    def texts():
+        for number in range(5):
+            read.append(number)
+            yield f"글 {number}"
+
+    seen = []
+    rows = embedder.encode(texts(), on_progress=lambda done, total: seen.append((done, total, len(read))))
+    assert rows.shape == (5, embedder.dim)
+    assert [count for _done, _total, count in seen] == [2, 4, 5], "a window is read after the one before"
+    assert [done for done, _total, _count in seen] == sorted(done for done, _total, _count in seen)
+    assert embedder.encode(iter([])).shape == (0, embedder.dim)
+
+
+@pytest.mark.parametrize("texts", ["a", b"a", {"a": 1}, {"a"}, frozenset("a")])
+def test_no_sequence_of_texts(embedder, texts):
+    with pytest.raises(TypeError, match=f"texts is a {type(texts).__name__}: expected a sequence of texts"):
+        embedder.encode(texts)
+
+
+def test_equal_texts_are_computed_once(embedder, monkeypatch):
+    tokens = []
+    run = embedder._run
+    monkeypatch.setattr(
+        embedder,
+        "_run",
+        lambda found, out, **named: (tokens.append(len(found.ids)), run(found, out, **named)),
+    )
+    progress = []
+    found = embedder.encode_with_info(TEXTS, on_progress=lambda done, total: progress.append((done, total)))
+    assert tokens == [4]
+    assert progress[-1] == (found.tokens.sum(), found.tokens.sum())
+    np.testing.assert_array_equal(found.embeddings[1], found.embeddings[4])
+    np.testing.assert_allclose(
+        found.embeddings[:4], embedder.encode(TEXTS[:4]), atol=tolerances.CERTIFICATE_ATOL
+    )
+
+
+def test_pickle_opens_the_artifact_again(embedder, artifact_path):
+    expected = embedder.encode(TEXTS)
+    for copied in (pickle.loads(pickle.dumps(embedder)), copy.deepcopy(embedder)):
+        with copied:
+            assert copied is not embedder
+            assert copied.session.threads == 1
+            np.testing.assert_array_equal(copied.encode(TEXTS), expected)
+    assert pickle.dumps(embedder) == pickle.dumps(embedder), "datasets names its cache files by these bytes"
+
+
+def test_an_asynchronous_one_and_an_adapter_are_pickled(embedder, artifact_path):
+    asynchronous = pickle.loads(pickle.dumps(AsyncEmbedder(embedder, parallel_batches=2)))
+    assert asynchronous.parallel_batches == 2
+    np.testing.assert_array_equal(asyncio.run(asynchronous.encode(TEXTS)), embedder.encode(TEXTS))
+    encoder = pickle.loads(pickle.dumps(SentenceEncoder(artifact_path, threads=1)))
+    np.testing.assert_array_equal(
+        encoder.encode(TEXTS), SentenceEncoder(artifact_path, threads=1).encode(TEXTS)
+    )
+
+
+def test_a_spawned_process_embeds(run_python, artifact_path):
+    code = """
+import multiprocessing, sys
+from koe5_onnx import Embedder
+if __name__ == "__main__":
+    embedder = Embedder.open(sys.argv[1], threads=1)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        (rows,) = pool.map(embedder.encode, [["가나다", "a"]])
+    assert (rows == embedder.encode(["가나다", "a"])).all()
+"""
+    file = artifact_path.parents[1] / "spawned.py"
+    done = run_python(code, artifact_path)
+    assert (done.returncode, file.exists()) == (0, False), done.stderr
+
+
+def test_a_pickle_of_another_artifact(artifact_copy):
+    with Embedder.open(artifact_copy, threads=1) as embedder:
+        pickled = pickle.dumps(embedder)
+    set_contract(artifact_copy, default_prompt_name="query")
+    with pytest.raises(ArtifactError, match="has changed since the Embedder was pickled"):
+        pickle.loads(pickled)
+    shutil.rmtree(artifact_copy)
+    with pytest.raises(ArtifactError, match="does not exist: expected an artifact folder"):
+        pickle.loads(pickled)
+
+
+def test_one_that_was_not_opened_by_path(embedder):
+    one = Embedder(embedder.artifact, embedder.session, embedder._tokenizer, max_batch_tokens=512)
+    with pytest.raises(TypeError, match=r"cannot be pickled: expected one that Embedder\.open returned"):
+        pickle.dumps(one)
+
+
+@pytest.fixture
+def linked_artifact(artifact_path, tmp_path):
+    """An artifact of links to files in one other folder, as in the Hub's cache and in ConfigMaps."""
+    artifact, blobs = tmp_path / "artifact", tmp_path / "blobs"
+    artifact.mkdir()
+    blobs.mkdir()
+    for number, file in enumerate(artifact_path.iterdir()):
+        (artifact / file.name).symlink_to(shutil.copy(file, blobs / str(number)))
+    return artifact
+
+
+@pytest.fixture(params=["packed", "padded"])
+def graph(request):
+    if request.param == "packed" and isinstance(installed_kernels(), str):
+        pytest.skip("the fused kernels cannot run here")
+    return request.param
+
+
+def test_files_that_are_links_to_one_folder(linked_artifact, graph):
+    with Embedder.open(linked_artifact, threads=1, graph=graph) as embedder:
+        assert embedder.encode(["a"]).shape == (1, embedder.dim)
+
+
+@pytest.mark.skipif(ONNXRUNTIME < (1, 24), reason="this ONNX Runtime reads weights from any folder")
+def test_files_that_are_links_to_different_folders(linked_artifact, graph, tmp_path):
+    """Links of DVC and git-annex lead to a folder for each file."""
+    with Embedder.open(linked_artifact, threads=1, graph=graph) as embedder:
+        file = linked_artifact / embedder.session.graph.file.name
+    (tmp_path / "other").mkdir()
+    moved = file.resolve().rename(tmp_path / "other" / file.name)
+    file.unlink()
+    file.symlink_to(moved)
+    message = (
+        rf"{file.name} is a file of .*other and model.onnx.data one of .*blobs.*cp --recursive --dereference"
+    )
+    with pytest.raises(ProviderError, match=message):
+        Embedder.open(linked_artifact, threads=1, graph=graph)
+
+
+@pytest.fixture
+def averaging(artifact_path):
+    with Embedder.open(artifact_path, threads=1, overflow="average") as opened:
+        yield opened
+
+
+@pytest.fixture
+def long(embedder):
+    """A text of some thousand tokens with its prompt, and its parts of 512 tokens."""
+    text = "서울은 대한민국의 수도이다. " * 200
+    first, closing = embedder.tokenize(["a"]).ids[0][[0, -1]]
+    body = [piece.id for piece in embedder.pieces(text, "passage") if not piece.special]
+    parts = [np.array([first, *body[start : start + 510], closing]) for start in range(0, len(body), 510)]
+    assert len(parts) > 2
+    assert len(parts[-1]) < 512
+    return text, [part.astype(np.int32) for part in parts]
+
+
+def mean_of(embedder, parts):
+    rows = np.vstack([embedder.embed_tokens(Tokens.of([part])) for part in parts])
+    mean = np.average(rows, axis=0, weights=[len(part) for part in parts])
+    return mean / np.linalg.norm(mean)
+
+
+def test_the_average_of_a_long_text(embedder, averaging, long):
+    text, parts = long
+    expected = mean_of(embedder, parts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = averaging.encode_with_info([text, "짧다", text], "passage")
+    np.testing.assert_allclose(found.embeddings[0], expected, atol=tolerances.UNIT_LENGTH_ATOL)
+    np.testing.assert_array_equal(found.embeddings[0], found.embeddings[2])
+    np.testing.assert_array_equal(found.embeddings[1], embedder.encode(["짧다"], "passage")[0])
+    assert found.truncated.tolist() == [False] * 3
+    assert found.tokens[0] == sum(len(part) - 2 for part in parts) + 2
+    with pytest.warns(TruncationWarning):
+        truncated = embedder.encode([text], "passage")
+    assert np.abs(found.embeddings[0] - truncated[0]).max() > 100 * tolerances.UNIT_LENGTH_ATOL
+
+
+def test_averages_in_every_interface(averaging, long):
+    text, _ = long
+    texts = [text, "짧다", text + "끝"]
+    expected = averaging.encode(texts, "passage")
+    tokens = averaging.tokenize(texts, "passage")
+    for found in (
+        averaging.embed_tokens(tokens),
+        np.vstack([averaging.embed_tokens(tokens[:1]), averaging.embed_tokens(tokens[1:])]),
+        averaging.encode(iter(texts), "passage"),
+        asyncio.run(AsyncEmbedder(averaging).encode(texts, "passage")),
+    ):
+        np.testing.assert_allclose(found, expected, atol=tolerances.UNIT_LENGTH_ATOL)
+    progress = []
+    averaging.encode(texts, "passage", on_progress=lambda done, total: progress.append((done, total)))
+    assert progress[-1] == (tokens.total, tokens.total)

@@ -1,4 +1,4 @@
-"""The tree in the docstring of errors.py is the tree of classes; the public names are exact."""
+"""The tree in the docstring of errors.py matches the classes, and the public names are exact."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ERROR_CLASSES = {
 
 
 def drawn_tree() -> dict[str, tuple[str, ...]]:
-    """Name to bases, as the docstring draws them: the parent by indentation, then what is in brackets."""
+    """Parse the tree in the docstring. Return the base classes of each error: its parent and the builtin."""
     tree: dict[str, tuple[str, ...]] = {}
     above: list[tuple[int, str]] = []
     for line in (errors.__doc__ or "").splitlines():
@@ -48,7 +48,7 @@ def test_every_error_can_be_caught_as_ours_and_as_a_builtin(name):
 
 @pytest.mark.parametrize("name", sorted(ERROR_CLASSES))
 def test_errors_survive_pickling(name):
-    """As they do on their way out of a process pool."""
+    """Process pools pickle errors to return them."""
     if name == "MissingDependencyError":
         error = errors.MissingDependencyError("torch", "reference", "verifying")
     else:
@@ -60,7 +60,10 @@ def test_errors_survive_pickling(name):
 
 def test_missing_dependency_names_the_package_and_the_extra():
     message = str(errors.MissingDependencyError("torch", "reference", "verifying"))
-    assert message == "verifying needs the package torch: pip install 'koe5-onnx[reference]'"
+    assert (
+        message
+        == "verifying requires the package torch. Run pip install '.[reference]' in a clone of koe5-onnx"
+    )
 
 
 def test_all_is_sorted_and_exactly_the_public_names():

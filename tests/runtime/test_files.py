@@ -59,7 +59,7 @@ def test_a_folder_gets_its_name_at_the_end(tmp_path):
         (b"{", "is not JSON .*: try this"),
         (b'"\xff"', "is not JSON .*: try this"),
         (b"[" * 100_000, "is not JSON .*: try this"),
-        (b"[]", "holds a list, expected a dict: try this"),
+        (b"[]", "contains a list instead of a dict: try this"),
     ],
 )
 def test_a_damaged_json_file_is_named(tmp_path, content, message):

@@ -1,4 +1,4 @@
-"""The packed graph runs only where it can, and whoever asks is told why not."""
+"""The packed graph runs only if it is supported, and callers get the reason otherwise."""
 
 import sys
 from dataclasses import replace
@@ -14,7 +14,7 @@ from koe5_onnx.engine.graphs import choose, installed_kernels
 
 @pytest.fixture
 def padded(artifact_path):
-    """The tiny artifact without a packed graph."""
+    """Return the tiny artifact without a packed graph."""
     opened = Artifact.open(artifact_path)
     files = {name: file for name, file in opened.manifest.files.items() if name != PACKED_CPU_GRAPH}
     return Artifact(opened.path, replace(opened.manifest, files=files))
@@ -28,7 +28,7 @@ def packed(padded):
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """A stand-in for the distribution of kernels: `reason` says why it cannot run."""
+    """Fake the kernels' distribution; `reason` says why it cannot run."""
     module = ModuleType("koe5_onnx_kernels")
     module.reason = None
     module.unavailable = lambda: module.reason
@@ -60,7 +60,9 @@ def test_a_cpu_that_cannot(packed, kernels):
 @pytest.mark.parametrize("version", [1, 3])
 def test_a_graph_for_other_kernels(packed, kernels, version):
     kernels.OPSET_VERSION = version
-    check_refused(packed, "cpu", f"for version 2 of the fused operators, but version {version} is installed")
+    check_refused(
+        packed, "cpu", f"requires version 2 of the fused operators, but version {version} is installed"
+    )
 
 
 def test_another_device(packed, kernels):
@@ -69,7 +71,7 @@ def test_another_device(packed, kernels):
 
 def test_kernels_not_installed(packed, monkeypatch):
     monkeypatch.setitem(sys.modules, "koe5_onnx_kernels", None)
-    check_refused(packed, "cpu", r"pip install 'koe5-onnx\[kernels\]'")
+    check_refused(packed, "cpu", r"pip install \./kernels in the repository")
     assert "not installed" in installed_kernels()
 
 

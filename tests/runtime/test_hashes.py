@@ -1,4 +1,4 @@
-"""A remembered SHA-256 stands only for a file that is the same since."""
+"""A cached SHA-256 is used only if the file has not changed since."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ OLD = time.time() - 3600
 
 @pytest.fixture
 def file(tmp_path, cache, monkeypatch):
-    """Two megabytes; times of change cannot be set back, so what counts as settled is."""
+    """Return a file of 2 MB. Its ctime cannot be set back, so lower the age at which hashes are cached."""
     monkeypatch.setattr(hashes, "_SETTLED_NS", -1)
     path = tmp_path / "weights"
     path.write_bytes(os.urandom(2 << 20))
@@ -29,7 +29,7 @@ def digest_of(path):
 
 def forbid_reading(monkeypatch):
     def refuse(*_args):
-        raise AssertionError("the file is read again")
+        raise AssertionError("the file was read again")
 
     monkeypatch.setattr(hashes.hashlib, "file_digest", refuse)
 
@@ -52,7 +52,7 @@ def test_a_changed_file_is_read_again(file, change):
     if change == "byte":
         with file.open("r+b") as stream:
             stream.write(b"changed")
-        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))  # its time of change cannot be set back
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))  # ctime cannot be set back
     elif change == "times":
         os.utime(file, (OLD, OLD))
     else:
@@ -76,8 +76,8 @@ def test_a_damaged_note_is_ignored(file, cache, damage):
     assert sha256_of(file) == digest_of(file)
 
 
-def test_without_a_place_for_notes(file, monkeypatch):
-    monkeypatch.setenv("KOE5_ONNX_CACHE", str(file))  # a file: no folder can be made in it
+def test_without_a_cache_folder(file, monkeypatch):
+    monkeypatch.setenv("KOE5_ONNX_CACHE", str(file))  # a file, in which no folder can be created
     assert sha256_of(file) == digest_of(file)
 
 
@@ -93,7 +93,7 @@ def test_the_folder(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "koe5-onnx"
 
 
-def test_a_damaged_artifact_is_found_whatever_is_remembered(artifact_copy, file, monkeypatch):
+def test_a_damaged_artifact_is_found_despite_the_cache(artifact_copy, file, monkeypatch):
     monkeypatch.setattr(hashes, "_WORTH_REMEMBERING", 0)
     Artifact.open(artifact_copy)
     weights = artifact_copy / "model.onnx.data"

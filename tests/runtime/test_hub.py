@@ -1,4 +1,4 @@
-"""Artifacts from the Hub: huggingface_hub's own client against a small Hub on the loopback interface."""
+"""Artifacts from the Hub: huggingface_hub's own client with a minimal Hub on the loopback interface."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def hub(artifact_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def open_from(run_python, tmp_path: Path) -> Callable[..., str]:
-    """Opens a Hub id in a process of its own, as the client reads its settings when imported."""
+    """Open a Hub id in a separate process, because the client reads its settings when it is imported."""
 
     def run(endpoint: str, name: str = REPOSITORY, revision: str = "", offline: bool = False) -> str:
         done: subprocess.CompletedProcess[str] = run_python(
@@ -48,7 +48,7 @@ def open_from(run_python, tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def expected(embedder) -> str:
-    """What OPEN prints when all went well."""
+    """Return the output of OPEN after success."""
     return f"{COMMIT} {embedder.encode(['가나다']).tobytes().hex()}"
 
 
@@ -69,7 +69,7 @@ def test_second_time_from_the_cache(hub, open_from, expected):
 def test_offline_without_cache(hub, open_from):
     output = open_from(hub.endpoint, offline=True)
     assert output.startswith(
-        f"ArtifactError: there is no folder {REPOSITORY} here, and as a Hub id it fails: "
+        f"ArtifactError: {REPOSITORY} is not a local folder, and koe5-onnx cannot download "
     )
     assert "HF_HUB_OFFLINE" in output
     assert hub.fetched == []
@@ -77,22 +77,20 @@ def test_offline_without_cache(hub, open_from):
 
 def test_unknown_repository(hub, open_from):
     output = open_from(hub.endpoint, name="nobody/nothing")
-    assert output.startswith(
-        "ArtifactError: there is no folder nobody/nothing here, and as a Hub id it fails: "
-    )
-    assert "cannot fetch nobody/nothing from the Hub" in output
+    assert output.startswith("ArtifactError: nobody/nothing is not a local folder, and koe5-onnx ")
+    assert "cannot download nobody/nothing from the Hub" in output
 
 
 def test_unknown_revision(hub, open_from):
     output = open_from(hub.endpoint, revision="v9")
     assert output.startswith("ArtifactError: ")
-    assert f"cannot fetch {REPOSITORY} at revision v9 from the Hub" in output
+    assert f"cannot download {REPOSITORY} at revision v9 from the Hub" in output
 
 
 def test_server_down(open_from):
-    # Port 9 (discard) of the loopback interface: nothing listens there.
+    # Nothing listens on port 9 (discard) of the loopback interface.
     output = open_from("http://127.0.0.1:9")
-    assert output.startswith("ArtifactError: there is no folder")
+    assert output.startswith(f"ArtifactError: {REPOSITORY} is not a local folder")
     assert "Check the name, the network" in output
 
 
@@ -103,11 +101,11 @@ def test_a_transfer_that_breaks_off(hub, open_from):
 
 def test_a_repository_without_an_artifact(hub, open_from):
     del hub.files[MANIFEST]
-    assert "has no manifest.json: expected a folder made by koe5-onnx export" in open_from(hub.endpoint)
+    assert "has no manifest.json. Pass a folder created by koe5-onnx export" in open_from(hub.endpoint)
 
 
 def test_bytes_that_changed_on_the_way(hub, open_from):
     content = bytearray(hub.files[WEIGHTS])
     content[1000] ^= 1
     hub.files[WEIGHTS] = bytes(content)
-    assert f"{WEIGHTS} does not have the SHA-256 of its manifest" in open_from(hub.endpoint)
+    assert f"{WEIGHTS} differs from the manifest" in open_from(hub.endpoint)

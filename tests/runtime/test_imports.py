@@ -1,4 +1,4 @@
-"""What `import koe5_onnx` loads; who may import whom stands in pyproject.toml, for import-linter."""
+"""Modules that `import koe5_onnx` loads. import-linter checks the allowed imports in pyproject.toml."""
 
 from __future__ import annotations
 

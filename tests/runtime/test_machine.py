@@ -1,4 +1,4 @@
-"""Cores and instructions, read from made-up trees of /proc and /sys."""
+"""Cores and CPU features, read from synthetic trees of /proc and /sys."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from koe5_onnx.engine.machine import cpu_features, cpu_name, usable_cores
+from koe5_onnx import InputError
+from koe5_onnx.engine.machine import Cores, cpu_features, cpu_name, usable_cores
 
 X86 = """\
 processor\t: 0
@@ -33,19 +34,19 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 
 def siblings(*lists: str) -> dict[str, str]:
-    """Topology files: the n-th argument is the sibling list of CPU n."""
+    """Return topology files; the n-th argument is the sibling list of CPU n."""
     folder = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     return {folder.format(cpu): f"{cpus}\n" for cpu, cpus in enumerate(lists)}
 
 
 def v2(path: str, quotas: dict[str, str]) -> dict[str, str]:
-    """A cgroup v2 tree: the process is in `path`; quotas by folder."""
+    """Return a cgroup v2 tree with the process in `path`, and quotas by folder."""
     files = {f"sys/fs/cgroup/{folder}/cpu.max": quota for folder, quota in quotas.items()}
     return {"proc/self/cgroup": f"0::{path}\n", **files}
 
 
 def v1(path: str, quotas: dict[str, tuple[int, int]]) -> dict[str, str]:
-    """A cgroup v1 tree with the cpu controller beside others."""
+    """Return a cgroup v1 tree with the cpu controller and others."""
     files = {"proc/self/cgroup": f"11:memory:/elsewhere\n4:cpu,cpuacct:{path}\n1:name=systemd:/elsewhere\n"}
     for folder, (quota_us, period_us) in quotas.items():
         files[f"sys/fs/cgroup/cpu/{folder}/cpu.cfs_quota_us"] = f"{quota_us}\n"
@@ -107,6 +108,18 @@ def test_affinity_counts_the_allowed_cores_only(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 4})
     root = write(tmp_path, siblings("0-1", "0-1", "2-3", "2-3", "4-5", "4-5"))
     assert usable_cores(root).count == 2
+
+
+def test_a_number_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("KOE5_ONNX_THREADS", " 3 ")
+    assert usable_cores(write(tmp_path, siblings("0-1", "0-1"))) == Cores(3, "KOE5_ONNX_THREADS is set")
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "2.5", "all"])
+def test_a_number_that_is_none(monkeypatch, given):
+    monkeypatch.setenv("KOE5_ONNX_THREADS", given)
+    with pytest.raises(InputError, match=f"KOE5_ONNX_THREADS is '{given}': expected a whole number above 0"):
+        usable_cores()
 
 
 def test_a_system_without_affinity(tmp_path, monkeypatch):

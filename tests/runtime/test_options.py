@@ -1,4 +1,4 @@
-"""Every verb and the server take every option; the way from a text to ONNX Runtime stays short."""
+"""Every subcommand and the server accept every option; the call stack down to ONNX Runtime stays short."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VERBS = {
     doctor: [],
 }
 MOST_FRAMES = 8
-"""From `encode_queries` to `InferenceSession.run`, both counted."""
+"""Maximum number of frames from `encode_queries` to `InferenceSession.run`, including both."""
 
 
 def parse(verb, *arguments: str) -> argparse.Namespace:
@@ -67,7 +67,7 @@ def test_help_is_the_fields_documentation(verb, capsys):
         ("gpu_mem_limit", 0, "gpu_mem_limit is 0"),
         ("overflow", "cut", "overflow is 'cut': expected one of 'truncate', 'error'"),
         ("graph", "fast", "graph is 'fast': expected one of 'auto', 'packed', 'padded'"),
-        ("cuda_graphs", True, "cuda_graphs is for the packed graph on CUDA, not for device='cpu'"),
+        ("cuda_graphs", True, "cuda_graphs requires the packed graph on CUDA, but device is 'cpu'"),
         *(
             ("device", device, "expected 'cpu', 'cuda' or 'cuda:N'")
             for device in ("", "CPU", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:0 ", "cpu:0", "cuda:1\n")
@@ -80,7 +80,7 @@ def test_out_of_range(field, value, message):
 
 
 def test_the_padded_graph_is_not_captured():
-    with pytest.raises(InputError, match="graph='padded': pass device='cuda' and graph='packed'"):
+    with pytest.raises(InputError, match=r"graph is 'padded'\. Pass device='cuda' and graph='packed'"):
         EngineOptions(device="cuda", graph="padded", cuda_graphs=True)
 
 

@@ -1,5 +1,6 @@
-"""Windows and parallel batches change when things run, never what comes out."""
+"""Windows and parallel batches affect the order of execution, but not the results."""
 
+import queue
 import threading
 
 import numpy as np
@@ -62,20 +63,20 @@ def test_an_error_ends_all_batches(artifact_path, texts, most, error):
 
 
 def test_bad_input_in_a_late_window_is_found_before_anything_runs(embedder, texts, small_windows):
-    with pytest.raises(InputError, match="text 49 holds the lone surrogate"):
+    with pytest.raises(InputError, match="text 49 is not valid Unicode: it contains the lone surrogate"):
         embedder.encode([*texts[:49], "\ud800"], on_progress=lambda *_: pytest.fail("something ran"))
 
 
 def test_an_overflow_error_in_a_late_window_too(artifact_path, texts, text_of, small_windows):
     with (
         Embedder.open(artifact_path, threads=1, overflow="error") as embedder,
-        pytest.raises(TextTooLongError, match="first text 50"),
+        pytest.raises(TextTooLongError, match="first one is text 50"),
     ):
         embedder.encode([*texts, text_of(600)], on_progress=lambda *_: pytest.fail("something ran"))
 
 
 def test_the_next_window_is_tokenized_while_one_is_used():
-    """At most one window ahead, and in order."""
+    """It is at most one window ahead, and in order."""
     started = []
     second = threading.Event()
 
@@ -91,6 +92,27 @@ def test_the_next_window_is_tokenized_while_one_is_used():
     assert second.wait(10)
     assert started == [[0, 1, 2], [3, 4, 5]]
     assert list(windows) == [[3, 4, 5], [6, 7, 8], [9]]
+
+
+def test_the_windows_may_be_closed_in_the_background_thread():
+    """The garbage collector runs in any thread, also on windows that a failed call did not use up."""
+    is_suspended = threading.Event()
+    closed = queue.Queue()
+
+    class Collecting:
+        def encode(self, texts):
+            if texts == [1]:
+                is_suspended.wait(10)
+                try:
+                    closed.put(windows.close())
+                except RuntimeError as error:
+                    closed.put(error)
+            return texts
+
+    windows = pipeline.tokenize_ahead(Collecting(), [0, 1], 1)
+    assert next(windows) == [0]
+    is_suspended.set()
+    assert closed.get(timeout=10) is None
 
 
 def test_threads_are_divided_by_the_parallel_batches(artifact_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Fairness, batches and the bounds of the queue, without threads."""
+"""Fairness, batches and limits of the queue, without threads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from koe5_onnx.engine import queue as queue_module
 from koe5_onnx.engine.batching import padded_lengths
-from koe5_onnx.engine.queue import EXPRESS_TOKENS, SHORT_TOKENS, Job, Queue
+from koe5_onnx.engine.queue import EXPRESS_TOKENS, SHORT_TOKENS, BatchQueue, Job
 
 LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=20)
 
@@ -19,7 +19,7 @@ def job_of(*lengths):
 
 
 def queue_of(*, is_packed=True, max_batch_tokens=512):
-    return Queue(
+    return BatchQueue(
         max_batch_tokens, (lambda lengths: lengths) if is_packed else padded_lengths, is_packed=is_packed
     )
 
@@ -45,7 +45,7 @@ def test_each_row_runs_once_within_the_budget(jobs, is_packed, budget):
     for batch in batches:
         assert batch.slots <= budget or len(batch.rows) == 1
         assert len({row.tokens <= SHORT_TOKENS for row in batch.rows}) == 1
-        assert is_packed or len({row.padded_length for row in batch.rows}) == 1
+        assert is_packed or len({row.slots for row in batch.rows}) == 1
 
 
 def test_a_query_behind_a_bulk_request_runs_next():
@@ -112,7 +112,7 @@ def test_clients_that_come_and_go_do_not_fill_the_memory():
 
 
 @given(st.lists(st.tuples(LENGTHS, st.booleans(), st.integers(0, 3)), max_size=12))
-def test_rows_are_counted_whatever_is_taken_and_given_up(steps):
+def test_rows_are_counted_when_taken_and_canceled(steps):
     queue = queue_of()
     queue_module._MOST_GIVEN_UP, before = 5, queue_module._MOST_GIVEN_UP
     try:
@@ -130,7 +130,7 @@ def test_rows_are_counted_whatever_is_taken_and_given_up(steps):
         queue_module._MOST_GIVEN_UP = before
 
 
-def test_beside_long_texts_run_few_short_ones_only():
+def test_few_short_texts_run_with_long_ones():
     queue = queue_of()
     queue.add(job_of(512, *[100] * 5))
     batch = queue.take(short_only=True)
@@ -142,7 +142,7 @@ def test_beside_long_texts_run_few_short_ones_only():
     assert long_only.take(short_only=True) is None
 
 
-def test_beside_long_texts_run_those_of_calls_that_have_not_begun():
+def test_texts_of_new_calls_run_with_long_ones():
     queue = queue_of()
     mixed = job_of(512, *[100] * 5)
     queue.add(mixed)

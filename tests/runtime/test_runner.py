@@ -1,4 +1,4 @@
-"""The threads: batches across requests, short beside long, cancellation, failure, closing."""
+"""The runner's threads: shared batches, short and long jobs, cancellation, failure, closing."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ import pytest
 
 from koe5_onnx import ProviderError
 from koe5_onnx.engine.queue import Job
-from koe5_onnx.engine.runner import Observer, QueueFullError, Runner
+from koe5_onnx.engine.runner import Observer, Runner
 
 
 class Graph:
     is_packed = True
-    layout = "packed"
+    layout = "packed_cpu"
 
 
 class FakeSession:
-    """Holds each batch until a test lets it go; an embedding is the row's first id and its length."""
+    """Blocks each batch until a test releases it. An embedding is the row's first id and its length."""
 
     graph = Graph()
     halves = False
+    pad_id = 1
+    counts_from_pad = True
 
     def __init__(self):
         self.batches: list[list[int]] = []
@@ -32,7 +34,7 @@ class FakeSession:
         self.may_end = {"long": threading.Semaphore(0), "short": threading.Semaphore(0)}
         self.error: Exception | None = None
 
-    def padded_lengths(self, lengths):
+    def slots_per_row(self, lengths):
         return lengths
 
     def run(self, input_ids, position_ids, offsets):
@@ -46,7 +48,7 @@ class FakeSession:
 
 
 class Recorder(Observer):
-    """Keeps what it is told, and finds fault with embeddings that are no numbers."""
+    """Records events, and rejects non-finite embeddings."""
 
     def __init__(self):
         self.failures: list[BaseException] = []
@@ -60,7 +62,7 @@ class Recorder(Observer):
 
 
 class Asked:
-    """A job and what became of it."""
+    """A job and its outcome."""
 
     def __init__(self, *lengths, mark=7):
         self.ended = threading.Event()
@@ -114,7 +116,7 @@ def test_requests_that_wait_together_share_a_batch(fake, runner):
     assert fake.batches == [[30], [30, 30, 30]]
 
 
-def test_a_short_text_runs_beside_a_long_one(fake, runner):
+def test_a_short_text_runs_with_a_long_one(fake, runner):
     bulk, query = Asked(512, 512), Asked(30)
     runner.submit(bulk.job)
     began(fake)
@@ -168,22 +170,6 @@ def test_a_failed_batch_fails_its_requests_only(fake, runner, recorder):
     assert good.wait() == [None]
     assert runner.failure is None
     assert len(failed.errors) == 1
-
-
-def test_a_full_queue_refuses(fake):
-    runner = Runner(fake, max_batch_tokens=512, parallel_batches=1, max_queue_tokens=1000)
-    accepted = [Asked(512), Asked(500), Asked(500)]
-    runner.submit(accepted[0].job)
-    began(fake)
-    runner.submit(accepted[1].job)
-    runner.submit(accepted[2].job)
-    with pytest.raises(QueueFullError, match="1,000 tokens wait already") as caught:
-        runner.submit(Asked(1).job)
-    assert caught.value.drain_s >= 1
-    fake.may_end["long"].release(10)
-    for one in accepted:
-        assert one.wait() == [None]
-    runner.close()
 
 
 def test_closing_finishes_what_was_accepted(fake):
@@ -281,7 +267,7 @@ def test_threads_that_could_run_nothing_sleep_on(fake, runner, monkeypatch):
     assert fake.batches == [[30], [30] * 5]
 
 
-def test_closing_ends_the_threads_that_wait_beside_a_running_batch(fake):
+def test_closing_ends_the_threads_that_wait_during_a_running_batch(fake):
     runner = Runner(fake, max_batch_tokens=512, parallel_batches=2)
     running = ask(runner, 30)
     began(fake)
@@ -298,7 +284,7 @@ def until(is_so):
         if is_so():
             return
         time.sleep(0.01)
-    raise AssertionError("it never came")
+    raise AssertionError("no event before the timeout")
 
 
 def ask(runner, *lengths):

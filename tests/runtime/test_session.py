@@ -1,4 +1,4 @@
-"""Devices, threads, forks, and a runtime that is absent or does not load."""
+"""Devices, threads, forks, and an ONNX Runtime that is missing or does not load."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from koe5_onnx.engine.providers import import_onnxruntime
 from koe5_onnx.engine.session import Session
 
 TEXTS = ["하나", "둘 셋 넷", "다섯 " * 40, ""] * 8
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 needs_cpu_wheel = pytest.mark.skipif(
     "CUDAExecutionProvider" in import_onnxruntime().get_available_providers(),
     reason="the GPU wheel is installed",
@@ -26,9 +26,7 @@ needs_cpu_wheel = pytest.mark.skipif(
 
 @needs_cpu_wheel
 def test_cuda_without_its_wheel_names_the_extra(artifact_path):
-    with pytest.raises(
-        ProviderError, match=r"no CUDAExecutionProvider, only .*pip install 'koe5-onnx\[gpu\]'"
-    ):
+    with pytest.raises(ProviderError, match=r"no CUDAExecutionProvider, only .*pip install '\.\[gpu\]'"):
         Embedder.open(artifact_path, device="cuda")
 
 
@@ -46,7 +44,7 @@ def test_a_closed_session(artifact_path):
     session = Session(Artifact.open(artifact_path), EngineOptions(threads=1, graph="padded"))
     session.close()
     session.close()
-    with pytest.raises(ProviderError, match="closed: open the artifact again"):
+    with pytest.raises(ProviderError, match=r"closed\. Open the artifact again"):
         session.run(np.zeros((1, 2), np.int64), np.ones((1, 2), np.int64))
 
 
@@ -105,7 +103,7 @@ def test_a_forked_child(run_python, artifact_path, threads, what):
 
 
 def test_nothing_is_reported_to_the_maker_of_onnxruntime(run_python, artifact_path, tmp_path):
-    """Its wheels keep a device id in the user's cache and send usage, unless told not to."""
+    """By default, ONNX Runtime's wheels store a device id in the user's cache and send usage data."""
     code = "import sys; from koe5_onnx import Embedder; Embedder.open(sys.argv[1], threads=1).encode(['가'])"
     done = run_python(code, artifact_path, HOME=str(tmp_path), XDG_CACHE_HOME="")
     assert done.returncode == 0, done.stderr
@@ -130,8 +128,8 @@ except MissingDependencyError as error:
     print(error)
 """
     done = run_python(code, artifact_path)
-    assert "koe5-onnx[cpu]" in done.stdout, done.stderr
-    assert "koe5-onnx[gpu]" in done.stdout
+    assert "'.[cpu]'" in done.stdout, done.stderr
+    assert "extra gpu" in done.stdout
 
 
 def test_a_graph_that_does_not_load(artifact_copy):
@@ -142,7 +140,9 @@ def test_a_graph_that_does_not_load(artifact_copy):
 
 def test_a_graph_of_something_else(artifact_copy):
     artifact = replace_graph(artifact_copy, IDENTITY)
-    with pytest.raises(ArtifactError, match=r"takes \['x'\]: expected \['input_ids', 'attention_mask'\]"):
+    with pytest.raises(
+        ArtifactError, match=r"has the inputs \['x'\]: expected \['input_ids', 'attention_mask'\]"
+    ):
         Session(artifact, EngineOptions(graph="padded"))
 
 
@@ -153,12 +153,14 @@ def test_a_manifest_of_another_width(artifact_path, dim):
     changed = dataclasses.replace(
         artifact, manifest=dataclasses.replace(artifact.manifest, contract=contract)
     )
-    with pytest.raises(ArtifactError, match=rf"gives embeddings of \d+, its manifest says {dim}:"):
+    with pytest.raises(
+        ArtifactError, match=rf"with \d+ dimensions: expected sentence_embedding with {dim}\."
+    ):
         Session(changed, EngineOptions())
 
 
 def replace_graph(folder, content: bytes) -> Artifact:
-    """Put another graph into the artifact, with the right hash: the damage is not one of transport."""
+    """Replace the artifact's graph and update its hash, so that only the graph itself is invalid."""
     manifest = Artifact.open(folder).manifest
     (folder / GRAPH).write_bytes(content)
     files = {**manifest.files, GRAPH: describe_file(folder / GRAPH)}

@@ -1,4 +1,4 @@
-"""Packed weights that processes share: the same embeddings, one copy, and folders that do not pile up."""
+"""Packed weights shared between processes: equal embeddings, one copy, and no accumulation of folders."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ import koe5_onnx
 from koe5_onnx import Artifact, Embedder, Koe5Warning, SharedWeightsWarning, cli
 from koe5_onnx.artifact import PACKED_CPU_GRAPH, WEIGHTS
 from koe5_onnx.engine.graphs import Graph, installed_kernels
-from koe5_onnx.engine.shared_weights import kept_bytes, packed_folders, prepare
+from koe5_onnx.engine.shared_weights import kept_bytes, prepare, weight_folders
 
 needs_kernels = pytest.mark.skipif(isinstance(installed_kernels(), str), reason=str(installed_kernels()))
 TEXTS = ["하나", "둘 셋 넷", "다섯 " * 40, ""] * 3
 NODES = 8
-"""Those with weights: four in each of the tiny artifact's two layers."""
+"""Number of nodes with weights: four in each of the tiny artifact's two layers."""
 A_DAY = 24 * 3600
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 
 @pytest.fixture
 def layout(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A stand-in for the distribution of kernels, whose layout is `version`."""
+    """Fake the kernels' distribution, with `version` as its layout."""
     module = ModuleType("koe5_onnx_kernels")
     module.version = 7
     module.packed_layout = lambda: module.version
@@ -41,11 +41,11 @@ def layout(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def graph_of(artifact: Artifact) -> Graph:
-    return Graph(artifact.path / PACKED_CPU_GRAPH, Path("libkernels.so"), "a test's", "packed")
+    return Graph(artifact.path / PACKED_CPU_GRAPH, Path("libkernels.so"), "a test's", "packed_cpu")
 
 
 def packed_files(cache: Path) -> dict[str, tuple[int, int]]:
-    """Name to inode and time of each packed file."""
+    """Return inode and time of each packed file by name."""
     return {
         file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in cache.glob("packed-weights/*/*")
     }
@@ -65,9 +65,9 @@ def test_embeddings_are_the_same_bits(artifact_path: Path, cache: Path) -> None:
     files = packed_files(cache)
     assert len(files) == NODES
     second = embeddings(artifact_path, share_weights=True)
-    assert packed_files(cache) == files  # mapped, not written again
+    assert packed_files(cache) == files  # mapped, not rewritten
     assert first.tobytes() == second.tobytes() == expected.tobytes()
-    (folder,) = packed_folders().iterdir()
+    (folder,) = weight_folders().iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
     assert kept_bytes() == sum(file.stat().st_size for file in folder.iterdir())
 
@@ -83,7 +83,7 @@ def test_a_closed_session_maps_nothing(artifact_path: Path, cache: Path) -> None
 @needs_kernels
 def test_a_damaged_file_is_replaced(artifact_path: Path, cache: Path) -> None:
     expected = embeddings(artifact_path, share_weights=True)
-    (folder,) = packed_folders().iterdir()
+    (folder,) = weight_folders().iterdir()
     contents = {file: file.read_bytes() for file in sorted(folder.iterdir())}
     cut, changed, *_ = contents
     cut.write_bytes(contents[cut][:100])
@@ -93,7 +93,7 @@ def test_a_damaged_file_is_replaced(artifact_path: Path, cache: Path) -> None:
 
 
 @needs_kernels
-def test_without_a_place_the_process_holds_its_own(
+def test_without_a_folder_the_process_keeps_a_private_copy(
     artifact_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = embeddings(artifact_path)
@@ -102,7 +102,7 @@ def test_without_a_place_the_process_holds_its_own(
     monkeypatch.setenv("KOE5_ONNX_CACHE", str(in_the_way))
     with (
         pytest.warns(
-            SharedWeightsWarning, match=r"its own instead of sharing them: .*file.*; mend that"
+            SharedWeightsWarning, match=r"cannot share packed weights .*file.* Fix the cause"
         ) as said,
         Embedder.open(artifact_path, threads=1, share_weights=True) as embedder,
     ):
@@ -111,17 +111,17 @@ def test_without_a_place_the_process_holds_its_own(
 
 
 @needs_kernels
-def test_a_file_that_cannot_be_written_is_said_once(
+def test_a_file_that_cannot_be_written_is_reported_once(
     artifact_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder stands under each file's name: neither written nor replaced, whoever runs this test."""
+    """Put a folder in place of each file, so that files cannot be written or replaced, even by root."""
     expected = embeddings(artifact_path, share_weights=True)
-    (folder,) = packed_folders().iterdir()
+    (folder,) = weight_folders().iterdir()
     for file in list(folder.iterdir()):
         file.unlink()
         file.mkdir()
     with (
-        pytest.warns(SharedWeightsWarning, match=r"cannot keep packed weights in .*\.packed: ") as said,
+        pytest.warns(SharedWeightsWarning, match=r"cannot store packed weights in .*\.packed: ") as said,
         Embedder.open(artifact_path, threads=1, share_weights=True) as embedder,
     ):
         assert embedder.encode(TEXTS).tobytes() == expected.tobytes()
@@ -129,15 +129,15 @@ def test_a_file_that_cannot_be_written_is_said_once(
 
 
 @needs_kernels
-@pytest.mark.skipif(IS_ROOT, reason="nothing is read-only for root")
+@pytest.mark.skipif(IS_ROOT, reason="root can write everywhere")
 def test_a_read_only_folder(artifact_path: Path, cache: Path) -> None:
     expected = embeddings(artifact_path, share_weights=True)
-    (folder,) = packed_folders().iterdir()
+    (folder,) = weight_folders().iterdir()
     folder.chmod(0o500)
     try:
         assert (
             embeddings(artifact_path, share_weights=True).tobytes() == expected.tobytes()
-        )  # filled: it serves
+        )  # complete and in use
         folder.chmod(0o700)
         next(folder.iterdir()).unlink()
         folder.chmod(0o500)
@@ -157,7 +157,7 @@ sys.stdin.readline()
 
 
 def holding(artifact_path: Path) -> subprocess.Popen[str]:
-    """A process that has embedded a text, and stays until its input ends."""
+    """Start a process that embeds a text and runs until its input ends."""
     source = str(Path(koe5_onnx.__file__).resolve().parents[1])
     path = os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
@@ -171,7 +171,7 @@ def holding(artifact_path: Path) -> subprocess.Popen[str]:
 
 @needs_kernels
 def test_processes_hold_one_copy(artifact_path: Path, cache: Path) -> None:
-    """Both start at once, with nothing in the cache."""
+    """Both processes start at once with an empty cache."""
     with holding(artifact_path) as one, holding(artifact_path) as other:
         with Embedder.open(artifact_path, threads=1) as embedder:
             expected = embedder.encode(["서울"]).tobytes().hex()
@@ -184,7 +184,7 @@ def test_processes_hold_one_copy(artifact_path: Path, cache: Path) -> None:
 
 
 @needs_kernels
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 def test_after_a_fork(artifact_path: Path, cache: Path) -> None:
     with Embedder.open(artifact_path, threads=1, share_weights=True) as embedder:
         expected = embedder.encode(TEXTS)
@@ -194,7 +194,7 @@ def test_after_a_fork(artifact_path: Path, cache: Path) -> None:
         assert os.waitpid(pid, 0)[1] == 0
 
 
-def test_the_stock_graph_has_nothing_to_share(artifact_path: Path, cache: Path) -> None:
+def test_the_padded_graph_has_nothing_to_share(artifact_path: Path, cache: Path) -> None:
     same = embeddings(artifact_path, graph="padded", share_weights=True)
     assert same.tobytes() == embeddings(artifact_path, graph="padded").tobytes()
     assert packed_files(cache) == {}
@@ -232,7 +232,7 @@ def test_the_folder_names_weights_graph_and_layout(
 
 
 def with_another(artifact: Artifact, name: str) -> Artifact:
-    """The artifact as if one of its files had another hash."""
+    """Return the artifact with a different hash for one of its files."""
     files = dict(artifact.manifest.files)
     files[name] = replace(files[name], sha256="0" * 64)
     return Artifact(artifact.path, replace(artifact.manifest, files=files))
@@ -243,7 +243,7 @@ def aged(path: Path, seconds: float) -> Path:
     return path
 
 
-def test_what_is_out_of_use_goes(artifact_path: Path, cache: Path, layout: ModuleType) -> None:
+def test_unused_folders_are_removed(artifact_path: Path, cache: Path, layout: ModuleType) -> None:
     artifact = Artifact.open(artifact_path)
     layout.version = 6
     older = prepare(artifact, graph_of(artifact))
@@ -273,7 +273,9 @@ def test_a_folder_that_is_opened_stays(artifact_path: Path, cache: Path, layout:
     assert time.time() - folder.stat().st_mtime < A_DAY
 
 
-def test_what_a_killed_process_left_goes(artifact_path: Path, cache: Path, layout: ModuleType) -> None:
+def test_leftovers_of_a_killed_process_are_removed(
+    artifact_path: Path, cache: Path, layout: ModuleType
+) -> None:
     artifact = Artifact.open(artifact_path)
     folder = prepare(artifact, graph_of(artifact))
     assert folder is not None
@@ -294,7 +296,7 @@ def test_no_folder_can_be_named(
         monkeypatch.setattr("koe5_onnx.engine.shared_weights.cache_folder", no_home)
     else:
         monkeypatch.setenv("KOE5_ONNX_CACHE", "/nowhere/\udcff")
-    with pytest.warns(SharedWeightsWarning, match="KOE5_ONNX_CACHE names another folder"):
+    with pytest.warns(SharedWeightsWarning, match="set KOE5_ONNX_CACHE to use another folder"):
         assert prepare(artifact, graph_of(artifact)) is None
 
 

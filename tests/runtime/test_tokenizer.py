@@ -1,4 +1,4 @@
-"""Lengths at every boundary, all of Unicode, and none of the file's own padding or truncation."""
+"""Token counts at every boundary, all of Unicode, and no use of the file's own padding or truncation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def tokenizer(file):
 
 @pytest.fixture(scope="module")
 def plain(file):
-    """The library's own tokenizer, neither cutting nor padding: what ids should be."""
+    """Return the library's own tokenizer without truncation and padding, which gives the expected ids."""
     rust = tokenizers.Tokenizer.from_file(str(file))
     rust.no_padding()
     rust.no_truncation()
@@ -56,7 +56,7 @@ def test_lengths_and_the_cut(tokenizer, plain, text_of, own_tokens):
     assert len(whole) == own_tokens + 2
     assert tokens.full_lengths.tolist() == [own_tokens + 2]
     assert tokens.lengths.tolist() == [min(own_tokens + 2, 512)]
-    # What is kept is the text's begin and the closing </s>, not a slice that lost it.
+    # Truncation keeps the beginning of the text and the closing </s>.
     expected = whole if len(whole) <= 512 else [*whole[:511], whole[-1]]
     assert row.tolist() == expected
     assert row[-1] == plain.token_to_id("</s>")
@@ -117,7 +117,7 @@ def test_more_texts_than_one_call_takes(tokenizer, text_of):
 def test_lone_surrogate(tokenizer, position, half):
     texts = ["가"] * 2050
     texts[position] = f"나다{chr(half)}"
-    with pytest.raises(InputError, match=rf"text {position} holds .* U\+{half:04X} at character 2"):
+    with pytest.raises(InputError, match=rf"text {position} is not valid .* U\+{half:04X} at character 2"):
         tokenizer.encode(texts)
 
 
@@ -156,11 +156,11 @@ def test_a_file_that_is_missing(tmp_path):
 def test_a_file_that_is_no_tokenizer(tmp_path, content):
     file = tmp_path / "tokenizer.json"
     file.write_text(content, encoding="latin-1")
-    with pytest.raises(ArtifactError, match=r"is not a tokenizer\.json"):
+    with pytest.raises(ArtifactError, match=r"tokenizers cannot read .*tokenizer\.json"):
         Tokenizer(file, max_tokens=512)
 
 
-@pytest.mark.skipif(not REAL.is_file(), reason="the XLM-R tokenizer is not beside this checkout")
+@pytest.mark.skipif(not REAL.is_file(), reason="the XLM-R tokenizer is not next to the checkout")
 def test_the_real_tokenizer():
     tokenizer = Tokenizer(REAL, max_tokens=512)
     texts = [*CORNERS.values(), "query: 대한민국의 수도는?", " ".join(["서울"] * 5000)]

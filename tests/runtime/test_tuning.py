@@ -1,4 +1,4 @@
-"""What is measured is remembered for this machine and artifact, and used only where nothing is given."""
+"""Measurements are saved for this machine and artifact, and used only if no options are given."""
 
 import itertools
 import json
@@ -8,8 +8,9 @@ import pytest
 
 from koe5_onnx import Artifact, Embedder, EngineOptions
 from koe5_onnx.cli import main
+from koe5_onnx.engine.graphs import Graph
 from koe5_onnx.engine.machine import Cores
-from koe5_onnx.engine.tuning import DEFAULT_BATCH_TOKENS, Arrangement, _best, remembered, tune
+from koe5_onnx.engine.tuning import DEFAULT_BATCH_TOKENS, Arrangement, _best, arrange, remembered, tune
 
 PADDED = EngineOptions(graph="padded", parallel_batches=None)
 
@@ -22,7 +23,7 @@ def artifact(artifact_path, cache, monkeypatch):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Each measurement takes the next of these seconds."""
+    """Return a function that sets the durations, in seconds, of the next measurements."""
 
     def set_seconds(seconds):
         times = itertools.chain.from_iterable((0.0, second) for second in seconds)
@@ -39,8 +40,23 @@ def test_nothing_is_measured_unasked(artifact, cache):
     assert not (cache / "profiles").exists()
 
 
+@pytest.mark.parametrize(
+    ("level", "layout", "offline"),
+    [("amx", "packed_cpu", 2048), ("amx", "padded", 512), ("vnni", "packed_cpu", 512)],
+)
+def test_the_default_batch_depends_on_the_kernels(artifact, monkeypatch, level, layout, offline):
+    """A queue with texts of several callers keeps small batches unless an option or `tune` differs."""
+    graph = Graph(artifact.graph, None, "", layout)
+    monkeypatch.setattr("koe5_onnx.engine.tuning.choose", lambda *_: graph)
+    monkeypatch.setattr("koe5_onnx.engine.tuning.kernels_level", lambda: level)
+    arrangement, queued = arrange(artifact, EngineOptions())
+    assert (arrangement.max_batch_tokens, queued) == (offline, 512)
+    arrangement, queued = arrange(artifact, EngineOptions(max_batch_tokens=1024))
+    assert (arrangement.max_batch_tokens, queued) == (1024, 1024)
+
+
 def test_what_is_found_is_used(artifact, clock):
-    # Two threads with budgets of 256 to 4096, then one thread: the last but one is fastest of all.
+    # Two threads with budgets of 256 to 4096, then one thread; the second to last is the fastest.
     clock([5.0, 4.0, 2.0, 4.0, 5.0, 5.0, 4.0, 3.0, 1.0, 5.0])
     profile = tune(artifact, PADDED, rounds=1)
     assert profile.best == Arrangement(2, 1, 2048)
@@ -50,6 +66,7 @@ def test_what_is_found_is_used(artifact, clock):
         with Embedder.open(artifact.path, parallel_batches=parallel_batches, graph="padded") as embedder:
             found = (embedder.parallel_batches, embedder.session.threads, embedder.max_batch_tokens)
             assert found == expected
+            assert embedder.queue_batch_tokens == embedder.max_batch_tokens
     with Embedder.open(artifact.path, options=PADDED, threads=1, max_batch_tokens=64) as embedder:
         assert (embedder.parallel_batches, embedder.session.threads, embedder.max_batch_tokens) == (2, 1, 64)
 
@@ -61,7 +78,7 @@ def test_what_is_given_stays_fixed(artifact, clock):
     assert len(profile.tokens_per_second) == 5
 
 
-def test_of_equals_the_smaller():
+def test_of_equal_speeds_the_smaller_batch_wins():
     medians = [
         (Arrangement(1, 2, 512), 99.0),
         (Arrangement(1, 2, 256), 99.5),

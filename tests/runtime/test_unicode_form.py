@@ -1,6 +1,6 @@
-"""Decomposed Hangul (NFD) gives the embeddings of the composed text, bit for bit, in Python and in the CLI.
+"""Decomposed Hangul (NFD) and composed text have identical embeddings, in Python and in the CLI.
 
-The same over HTTP and in bulk is in tests/serve and tests/bulk.
+tests/serve and tests/bulk test the same over HTTP and in bulk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tokenizers
-from changed_manifest import set_contract
+from edited_json import edited, set_contract
 from tolerances import GOLDEN_MAX_ABS_DIFF
 
 from koe5_onnx import ArtifactError, AsyncEmbedder, Embedder, Tokenizer, cli
@@ -60,16 +60,16 @@ def test_the_command_composes_and_counts(artifact_path, tmp_path, capsys):
             str(tmp_path / f"{name}.npy"),
         ]
         assert cli.main(["embed", str(tmp_path / f"{name}.txt"), *options]) == 0
-    assert ", 4 composed: " in capsys.readouterr().err
+    assert ", 4 normalized to NFC: " in capsys.readouterr().err
     np.testing.assert_array_equal(np.load(tmp_path / "nfd.npy"), np.load(tmp_path / "nfc.npy"))
 
 
 def test_a_contract_may_leave_texts_as_they_are(artifact_copy):
     set_contract(artifact_copy, unicode_form=None)
-    with pytest.raises(ArtifactError, match="turns the text"):  # a pinned text is decomposed
+    with pytest.raises(ArtifactError, match="converts the text"):  # one of the stored texts is decomposed
         Embedder.open(artifact_copy)
-    manifest = json.loads((artifact_copy / MANIFEST).read_text(encoding="utf-8"))
-    (artifact_copy / MANIFEST).write_text(json.dumps({**manifest, "tokenizer_probes": {}}), encoding="utf-8")
+    with edited(artifact_copy / MANIFEST) as manifest:
+        manifest["tokenizer_probes"] = {}
     with Embedder.open(artifact_copy, threads=1) as embedder:
         found = embedder.encode_with_info([DECOMPOSED[0], COMPOSED[0]])
     assert not found.composed.any()
@@ -90,7 +90,7 @@ def test_a_part_of_tokens_is_theirs(artifact_path):
 
 
 def test_ids_that_another_version_changed_are_refused(artifact_copy):
-    """Stands for another version of tokenizers: the ids that it gives are not those of the export."""
+    """Simulates another version of tokenizers, which returns other ids than the export."""
     manifest = Manifest.from_json((artifact_copy / MANIFEST).read_text(encoding="utf-8"))
     assert len(manifest.tokenizer_probes) > 30
     assert unicodedata.normalize("NFD", "한글 각") in manifest.tokenizer_probes
@@ -98,6 +98,7 @@ def test_ids_that_another_version_changed_are_refused(artifact_copy):
     changed = replace(manifest, tokenizer_probes={**manifest.tokenizer_probes, "한글": [*ids, 5]})
     (artifact_copy / MANIFEST).write_text(changed.to_json(), encoding="utf-8")
     with pytest.raises(
-        ArtifactError, match=rf"turns the text '한글' into the ids {json.dumps(ids)[:-1]}".replace("[", r"\[")
+        ArtifactError,
+        match=rf"converts the text '한글' to the ids {json.dumps(ids)[:-1]}".replace("[", r"\["),
     ):
         Embedder.open(artifact_copy)

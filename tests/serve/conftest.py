@@ -1,4 +1,4 @@
-"""Servers for the tests: in a thread of this process, with whatever settings a test wants."""
+"""Servers for the tests, in a thread of this process, with settings chosen by the test."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def artifact() -> Path:
 @pytest.fixture(scope="session")
 def offline() -> Iterator[Embedder]:
     with Embedder.open(ARTIFACT, threads=1) as opened:
-        with pytest.warns(TruncationWarning):  # it warns once, and that was it
+        with pytest.warns(TruncationWarning):  # it warns only once
             opened.encode(["가 " * 600])
         yield opened
 
 
 @contextlib.contextmanager
 def running(app: object, settings: Settings) -> Iterator[httpx.Client]:
-    """Serve an app on a free port, in a thread, and give a client of it."""
+    """Serve an app on a free port in a thread, and yield a client for it."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, **uvicorn_options(settings)))
     listening = server.config.bind_socket()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -54,11 +54,11 @@ def running(app: object, settings: Settings) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def serving() -> Serving:
-    """Serves the tiny artifact, or another, with the settings given; use as a context."""
+    """Return a context manager that serves the tiny artifact, or another, with the given settings."""
 
     @contextlib.contextmanager
     def start(artifact: Path = ARTIFACT, **settings: object) -> Iterator[httpx.Client]:
-        with Embedder.open(artifact, threads=1) as embedder:
+        with Embedder.open(artifact, options=settings.get("engine"), threads=1) as embedder:
             chosen = Settings(artifact=str(artifact), **settings)
             with running(create_app(embedder, chosen), chosen) as client:
                 yield client
@@ -68,6 +68,6 @@ def serving() -> Serving:
 
 @pytest.fixture(scope="session")
 def client(serving: Serving) -> Iterator[httpx.Client]:
-    """A server with the default settings, shared by tests that change nothing."""
+    """Return a client of a server with default settings, shared by tests that do not change it."""
     with serving() as found:
         yield found

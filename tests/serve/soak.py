@@ -1,7 +1,7 @@
-"""The soak: a real server under mixed load, with clients that leave, requests that are wrong, and SIGTERM.
+"""Soak test: a real server under mixed load, with disconnecting clients, invalid requests, and SIGTERM.
 
-Every accepted request must be answered once and rightly, or its connection must end with an error that the
-client sees; memory must stay flat. `make soak` runs it for minutes, test_soak.py for seconds:
+Every accepted request must be answered once and correctly, or its connection must end with an error that the
+client sees. Memory must not grow. `make soak` runs it for minutes, test_soak.py for seconds:
 
     python tests/serve/soak.py ARTIFACT --seconds 180
 """
@@ -30,9 +30,9 @@ from koe5_onnx import Embedder
 
 CLIENTS = 12
 MOST_GROWTH = 0.03
-"""Of memory, once a third of the time is over."""
+"""Maximum growth of memory after the first third of the time."""
 LEAVING, WRONG = 0.1, 0.1
-"""Shares of requests whose client leaves, and that are malformed."""
+"""Shares of requests whose client disconnects, and of invalid requests."""
 WORDS = (
     "서울",
     "부산",
@@ -46,40 +46,40 @@ WORDS = (
     "포유류이다",
     "검색",
 )
-MALFORMED = (b"{", b'{"input": 5}', b'{"input": []}', b'{"input": "\\ud800"}', b"\xff", b'{"model": "x"}')
+MALFORMED = (b"{", b'{"input": 5}', b'{"input": []}', b'{"input": "\\ud8"}', b"\xff", b'{"model": "x"}')
 
 
 @dataclass
 class Report:
-    """What the clients saw."""
+    """Observations of the clients."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     answered: int = 0
-    """Requests with an answer that equals the offline runtime's."""
+    """Requests whose answer equals that of the Python API."""
     left: int = 0
-    """Requests whose client went away on purpose."""
+    """Requests whose client disconnected on purpose."""
     cut_off: int = 0
-    """Connections that ended with an error the client saw, after SIGTERM."""
+    """Connections that ended after SIGTERM with an error that the client saw."""
     faults: list[str] = field(default_factory=list)
-    """What must not be."""
+    """Violations of the requirements."""
     rss_bytes: list[int] = field(default_factory=list)
     exit_code: int | None = None
 
     @property
     def growth(self) -> float:
-        """Of resident memory, from the end of the first third to the last."""
+        """Growth of resident memory from the end of the first third to the end."""
         settled = self.rss_bytes[len(self.rss_bytes) // 3 :]
         return settled[-1] / settled[0] - 1
 
 
 def texts_of(chance: random.Random) -> list[str]:
-    """One to eight texts of 1 to 600 words, short ones mostly."""
+    """Return one to eight texts of 1 to 600 words, mostly short."""
     lengths = [int(chance.paretovariate(0.8)) for _ in range(chance.choice((1, 1, 1, 2, 8)))]
     return [" ".join(chance.choices(WORDS, k=min(600, length))) for length in lengths]
 
 
 async def soak(artifact: Path, seconds: float, seed: int = 0) -> Report:
-    """Run a server and its clients; SIGTERM comes while requests are in work."""
+    """Run a server and its clients. Send SIGTERM while requests are running."""
     report, stopping = Report(), asyncio.Event()
     with Embedder.open(artifact, threads=1) as offline:
         offline._warned = {koe5_onnx.TruncationWarning: None}
@@ -107,7 +107,7 @@ async def soak(artifact: Path, seconds: float, seed: int = 0) -> Report:
 
 
 async def _client(session, offline, report, stopping, chance):
-    """One request after the other, until the server is gone."""
+    """Send one request after another until the server has stopped."""
     for _ in range(1_000_000):
         try:
             await _request(session, offline, report, chance)
@@ -137,7 +137,7 @@ _JSON = {"content-type": "application/json"}
 
 
 async def _leave(session, chance):
-    """Ask, and hang up before or after the answer may be there."""
+    """Send a request and disconnect after at most 50 ms, whether or not it has been answered."""
     try:
         async with asyncio.timeout(chance.random() * 0.05):
             async with session.post("/v1/embeddings", json={"input": texts_of(chance)}) as answer:
@@ -164,7 +164,7 @@ async def _embed(session, offline, report, chance):
 
 
 def _start(artifact: Path) -> tuple[subprocess.Popen[str], str]:
-    """The server and its address, once it has said it."""
+    """Start the server and return it with its address from the log."""
     source = str(Path(koe5_onnx.__file__).resolve().parents[1])
     process = subprocess.Popen(
         [sys.executable, "-m", "koe5_onnx.cli", "serve", str(artifact), "--port", "0"],
@@ -175,7 +175,7 @@ def _start(artifact: Path) -> tuple[subprocess.Popen[str], str]:
     for line in process.stderr:
         if '"listening"' in line:
             break
-    # Nobody may wait for a reader of the log.
+    # Drain the log, so that the server does not block on it.
     threading.Thread(target=lambda: [None for _ in process.stderr], daemon=True).start()
     return process, f"http://127.0.0.1:{json.loads(line)['port']}"
 
@@ -185,7 +185,7 @@ def _rss_bytes(pid: int) -> int:
 
 
 def main() -> int:
-    """Soak and print what was seen."""
+    """Run the soak test and print the observations."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

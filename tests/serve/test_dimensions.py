@@ -1,4 +1,4 @@
-"""Shortened embeddings over HTTP: the same bits as offline, in both APIs, and what is refused."""
+"""Shortened embeddings over HTTP: the same bits as in Python, in both APIs, and rejected requests."""
 
 from __future__ import annotations
 
@@ -94,6 +94,6 @@ def test_the_log_says_the_width(serving, folder, caplog):
     caplog.set_level("INFO")
     with serving(folder) as client:
         tei_row(client, dimensions=8)
-    # The server has ended, so its log is complete.
+    # The server has stopped, so its log is complete.
     requests = [record.fields for record in caplog.records if record.getMessage() == "request"]
     assert [fields["dim"] for fields in requests if fields.get("route") != "/health"] == [8]

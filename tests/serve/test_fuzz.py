@@ -1,4 +1,4 @@
-"""Requests made from the OpenAPI description, valid and not: never a 5xx, and always what it describes."""
+"""Requests generated from the OpenAPI description, valid or not: no 5xx, and only described answers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_operation_is_fuzzed(schema):
 
 @pytest.mark.parametrize(
     ("method", "path", "mode"),
-    # What has no body has nothing that can be wrong.
+    # A request without a body cannot be invalid.
     [(*one, mode) for one in OPERATIONS for mode in ("POSITIVE", "NEGATIVE")[: 1 + (one[0] == "POST")]],
 )
 def test_answers_are_those_described(schema, method, path, mode):

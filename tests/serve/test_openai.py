@@ -1,14 +1,18 @@
-"""OpenAI's API: the official client and LangChain's, unchanged, and what the API says of wrong requests."""
+"""OpenAI's API: the unmodified official and LangChain clients, and errors for invalid requests."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
+import os
 import shutil
+import subprocess
 import unicodedata
 
 import numpy as np
 import pytest
-from changed_manifest import set_contract
+from edited_json import set_contract
 from tolerances import SERVED
 
 from koe5_onnx import EngineOptions
@@ -72,6 +76,32 @@ def test_langchain(client, offline):
     )
     expected = offline.encode_passages(TEXTS)
     np.testing.assert_allclose(langchain.embed_documents(TEXTS), expected, atol=SERVED, rtol=0)
+
+
+def test_azures_client(serving, offline):
+    """It puts the model into the path, has no "/v1", and sends its key as api-key."""
+    openai = pytest.importorskip("openai")
+    keys = (hashlib.sha256(b"key").hexdigest(),)
+    with (
+        serving(root_path=f"/openai/deployments/{MODEL}", api_keys_sha256=keys) as client,
+        openai.AzureOpenAI(
+            azure_endpoint=str(client.base_url), api_key="key", api_version="2024-10-21", max_retries=0
+        ) as azure,
+    ):
+        found = azure.embeddings.create(model=MODEL, input=TEXTS, extra_body={"input_type": "query"})
+    rows = [item.embedding for item in found.data]
+    np.testing.assert_allclose(rows, offline.encode_queries(TEXTS), atol=SERVED, rtol=0)
+
+
+def test_clients_for_node(client, offline):
+    if (folder := os.environ.get("KOE5_NODE_CLIENTS")) is None:
+        pytest.skip("the packages of npm are not installed. Run make integrations")
+    command = ["node", f"{folder}/clients.mjs", f"{client.base_url}/v1", f"{MODEL}:passage", *TEXTS]
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=120).stdout)
+    assert len(found) == 4
+    expected = offline.encode_passages([*TEXTS, "가\ufffd"])
+    for name, rows in found.items():
+        np.testing.assert_allclose(rows, expected, atol=SERVED, rtol=0, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +179,59 @@ def test_each_embedding_says_its_tokens_and_whether_it_was_cut(client, offline):
     assert any(item["truncated"] for item in items)
 
 
+@pytest.mark.parametrize("field", ["output_dtype", "embedding_type", "embedding_types", "encoding_format"])
+@pytest.mark.parametrize("dtype", ["int8", "ubinary", "binary"])
+def test_small_vectors_have_the_bytes_of_bulk(client, offline, dtype, field):
+    pytest.importorskip("pyarrow")
+    from koe5_onnx.bulk.vectors import to_arrow
+
+    arrow = to_arrow(offline.encode_queries(TEXTS), "v", "int8" if dtype == "int8" else "binary")
+    values = np.asarray(arrow[0].values).reshape(len(TEXTS), -1)
+    value = [dtype] if field == "embedding_types" else dtype
+    answer = post(client, input=TEXTS, input_type="query", **{field: value})
+    assert answer.status_code == 200, answer.text
+    assert "x-ignored-fields" not in answer.headers
+    items = answer.json()["data"]
+    found = np.asarray([item["embedding"] for item in items])
+    np.testing.assert_array_equal(found + 128 if dtype == "binary" else found, values)
+    if dtype == "int8":
+        scale = np.asarray([item["scale"] for item in items], np.float32)
+        np.testing.assert_array_equal(scale, np.asarray(arrow[1]))
+    else:
+        assert "scale" not in items[0]
+    if field != "encoding_format":
+        packed = post(client, input=TEXTS, input_type="query", encoding_format="base64", **{field: value})
+        rows = [base64.b64decode(item["embedding"]) for item in packed.json()["data"]]
+        assert rows == [row.tobytes() for row in found.astype(np.uint8 if dtype == "ubinary" else np.int8)]
+
+
+def test_the_official_client_gets_small_vectors(official, offline):
+    found = official.embeddings.create(
+        model=f"{MODEL}:query", input=TEXTS, encoding_format="float", extra_body={"output_dtype": "ubinary"}
+    )
+    bits = np.packbits(offline.encode_queries(TEXTS) > 0, axis=1)
+    np.testing.assert_array_equal([item.embedding for item in found.data], bits)
+
+
+def test_jinas_name_for_base64(client):
+    pair = [post(client, input="서울", **fields) for fields in ({"embedding_type": "base64"}, {})]
+    (packed, plain) = (answer.json()["data"][0]["embedding"] for answer in pair)
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(packed), "<f4"), np.float32(plain))
+
+
+def test_as_many_tokens_as_openai_allows(client, offline):
+    """LangChain sends up to 1,000 texts at once."""
+    texts = [f"{number} " + "가 " * 600 for number in range(580)]
+    answer = post(client, input=texts, encoding_format="base64")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["total_tokens"] == 580 * 512 > 290_000
+    last = np.frombuffer(base64.b64decode(answer.json()["data"][-1]["embedding"]), "<f4")
+    np.testing.assert_allclose(last, offline.encode(texts[-1:])[0], atol=SERVED, rtol=0)
+    answer = post(client, input=texts + texts[:20])
+    assert answer.status_code == 400
+    assert "the request has 307,200 tokens: expected at most 300,000" in answer.text
+
+
 @pytest.mark.parametrize("path", ["/embeddings", "/v1/embeddings"])
 def test_both_paths(client, path):
     assert client.post(path, json={"input": "가"}).status_code == 200
@@ -159,8 +242,9 @@ WRONG = {
     "no input": ({}, "input", "input is missing"),
     "no texts": ({"input": []}, "input", "is empty"),
     "a number": ({"input": 5}, "input", "expected a text"),
-    "a null": ({"input": None}, "input", "expected a text"),
-    "texts and numbers": ({"input": ["a", 1]}, "input", "expected a text"),
+    "a null": ({"input": None}, "input", "input is missing"),
+    "texts and a null": ({"input": ["a", None]}, "input", r"input\[1\] is invalid: expected a text"),
+    "ids and a text": ({"input": [[0, 2], [0, "a", 2]]}, "input", r"input\[1\] is invalid"),
     "a float as id": ({"input": [1.5]}, "input", "expected a text"),
     "a bool as id": ({"input": [True]}, "input", "expected a text"),
     "nested too deep": ({"input": [[["a"]]]}, "input", "expected a text"),
@@ -171,11 +255,20 @@ WRONG = {
     "too many": ({"input": ["a"] * 2049}, "input", "2,049 texts: expected at most 2,048"),
     "a prompt that is none": ({"input": "a", "input_type": "title"}, "input_type", "none, passage, query"),
     "two prompts": ({"input": "a", "input_type": "query", "prompt_name": "passage"}, "prompt_name", "differ"),
-    "a format": ({"input": "a", "encoding_format": "int8"}, "encoding_format", "expected"),
+    "a format": ({"input": "a", "encoding_format": "int4"}, "encoding_format", "encoding_format is invalid"),
+    "a dtype": ({"input": "a", "output_dtype": "uint8"}, "output_dtype", "output_dtype is invalid"),
+    "two dtypes": ({"input": "a", "embedding_types": ["int8", "float"]}, "embedding_types", "is invalid"),
+    "a dtype and another": (
+        {"input": "a", "encoding_format": "int8", "output_dtype": "binary"},
+        "output_dtype",
+        "expected one type",
+    ),
     "too long": ({"input": ["a", LONG], "truncate": False}, "input", r"input 1 has [\d,]{3,5} tokens"),
     "too long, as NVIDIA says it": ({"input": LONG, "truncate": "NONE"}, "input", "expected at most 512"),
-    "cut at the front": ({"input": LONG, "truncate": "START"}, "truncate", "expected"),
-    "a model as number": ({"input": "a", "model": 7}, "model", "expected"),
+    "cut at the front": ({"input": LONG, "truncate": "START"}, "truncate", "Input should be 'NONE' or 'END'"),
+    "too long, as Voyage says it": ({"input": LONG, "truncation": False}, "input", "expected at most 512"),
+    "a size, as Voyage says it": ({"input": "a", "output_dimension": 8}, "dimensions", "dimensions is 8"),
+    "a model as number": ({"input": "a", "model": 7}, "model", "model is invalid"),
 }
 
 

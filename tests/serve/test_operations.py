@@ -1,4 +1,4 @@
-"""The server as a process: ready when it says so, stopping in good order, its numbers, its workers."""
+"""The server as a process: readiness, graceful shutdown, metrics, workers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ARTIFACT = Path(__file__).resolve().parents[1] / "data" / "tiny-int8"
 
 @contextmanager
 def process(*arguments, artifact=ARTIFACT, **environment):
-    """The command in a process of its own; a client once it has said its address."""
+    """Run the command in a separate process, and yield a client after the address was logged."""
     source = str(Path(koe5_onnx.__file__).resolve().parents[1])
     command = [sys.executable, "-m", "koe5_onnx.cli", "serve", str(artifact), "--port", "0", *arguments]
     with subprocess.Popen(
@@ -45,21 +45,21 @@ def process(*arguments, artifact=ARTIFACT, **environment):
                 if '"listening"' in line or '"starting"' in line:
                     break
             else:
-                raise AssertionError(f"it ended: {lines}")
+                raise AssertionError(f"the server ended: {lines}")
             port = json.loads(lines[-1])["port"]
-            # Nobody may wait for a reader of the log.
+            # Drain the log, so that the server does not block on it.
             threading.Thread(target=lambda: lines.extend(running.stderr), daemon=True).start()
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
                 yield running, client, lines
         finally:
-            # Not killed: that would leave its workers behind, with the other end of its log.
+            # Do not kill it, because its workers would keep running and hold its log open.
             running.terminate()
             running.wait(40)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_stops_in_good_order(number):
-    """What was accepted is answered, and the exit code says that nothing went wrong."""
+    """Accepted requests are answered, and the exit code is 0."""
     with process("--max-wait-ms", "3000") as (running, client, lines), ThreadPoolExecutor(4) as pool:
         assert client.get("/health").status_code == 200
         waiting = [pool.submit(client.post, "/embed", json={"inputs": "가나다"}) for _ in range(4)]
@@ -84,7 +84,7 @@ def test_the_command_reads_keys_from_file_and_environment(tmp_path):
 def test_a_key_file_without_keys_does_not_open_the_server(tmp_path):
     file = tmp_path / "keys"
     file.write_text("# none yet\n")
-    with pytest.raises(InputError, match="holds no API key"):
+    with pytest.raises(InputError, match="has no API key"):
         hash_keys(file, "")
 
 
@@ -119,7 +119,7 @@ def test_two_workers_hold_packed_weights_once():
         (("--workers", "2", "--no-share-weights"), False),
     ],
 )
-def test_who_shares_weights(arguments, shares, monkeypatch):
+def test_when_weights_are_shared(arguments, shares, monkeypatch):
     from koe5_onnx.cli import main
 
     told = []
@@ -224,12 +224,12 @@ def _wait_until_healthy(client, running):
                 return
         except httpx.TransportError:
             time.sleep(0.05)
-    raise AssertionError("it never came up")
+    raise AssertionError("the server did not start")
 
 
 @pytest.fixture
 def loggers():
-    """Puts back what the command does to the process' loggers."""
+    """Restore the process's loggers after the command has changed them."""
     known = [logging.getLogger(name) for name in ("koe5_onnx.serve", "uvicorn", "py.warnings")]
     before = [(one, one.handlers, one.level, one.propagate) for one in known]
     yield
@@ -243,9 +243,10 @@ def loggers():
     [
         (("--default-prompt-name", "title"), "default_prompt_name is 'title'"),
         (("--max-inputs", "0"), "max_inputs is 0"),
-        (("--max-request-tokens", "10", "--max-queue-tokens", "5"), "holds a whole request"),
         (("--workers", "0"), "--workers is 0"),
         (("--max-wait-ms", "-1"), "max_wait_ms is -1"),
+        (("--cache-entries", "-1"), "cache_entries is -1"),
+        (("--keep-alive-s", "0"), "keep_alive_s is 0"),
         (("--api-key-file", "nowhere"), "nowhere"),
         (("--device", "gpu"), "device is 'gpu'"),
         (("--port", "99999"), "--port is 99999"),
@@ -259,7 +260,7 @@ def test_wrong_options(arguments, words, capsys, loggers):
     assert words in capsys.readouterr().err
 
 
-def test_a_taken_port_is_told():
+def test_a_port_in_use_is_reported():
     with process() as (_running, client, _lines):
         taken = str(client.base_url.port)
         command = [sys.executable, "-m", "koe5_onnx.cli", "serve", str(ARTIFACT), "--port", taken]

@@ -1,4 +1,4 @@
-"""The page at "/" in a real browser: what it shows equals the offline runtime, for keyboards too."""
+"""The page at "/" in a real browser: results equal to the Python API's, keyboard use, no errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, client):
-    """The page, and what it must not do: speak to others, or complain on the console."""
+    """Open the page, and check that it makes no external requests and logs no errors."""
     opened = browser.new_page()
     strangers, complaints = [], []
     own = str(client.base_url)
@@ -42,13 +42,13 @@ def page(browser, client):
 
 
 def is_complaint(message):
-    """Whether a line of the console is the page's fault: that an answer was 400 is the browser's own note."""
+    """Return True if a console line is the page's fault; the browser itself logs responses of 400."""
     return message.type == "error" and "status of 400" not in message.text
 
 
 def compare(page, queries=QUERIES, passages=PASSAGES):
-    page.get_by_label("Queries, one a line").fill("\n".join(queries))
-    page.get_by_label("Passages, one a line").fill("\n".join(passages))
+    page.get_by_label("Queries, one per line").fill("\n".join(queries))
+    page.get_by_label("Passages, one per line").fill("\n".join(passages))
     page.keyboard.press("Control+Enter")
     page.get_by_role("table").first.wait_for()
 
@@ -74,7 +74,7 @@ def test_tokens_and_what_was_cut(page, offline):
     counts = [*offline.count_tokens(QUERIES, "query"), *offline.count_tokens(PASSAGES, "passage")]
     assert [int(text.replace(",", "")) for text in rows[:, 2]] == counts
     assert [text != "no" for text in rows[:, 3]] == [count > 512 for count in counts]
-    assert "1 cut" in page.get_by_role("status").inner_text()
+    assert "1 truncated" in page.get_by_role("status").inner_text()
 
 
 def test_a_text_is_shown_as_text(page):
@@ -109,14 +109,14 @@ def test_it_says_what_things_are(page):
 
 @pytest.mark.parametrize(("queries", "passages"), [([], ["a"]), (["a"], []), ([" "], [" "])])
 def test_nothing_entered(page, queries, passages):
-    page.get_by_label("Queries, one a line").fill("\n".join(queries))
-    page.get_by_label("Passages, one a line").fill("\n".join(passages))
+    page.get_by_label("Queries, one per line").fill("\n".join(queries))
+    page.get_by_label("Passages, one per line").fill("\n".join(passages))
     page.get_by_role("button", name="Compare").click()
-    assert page.get_by_role("alert").inner_text() == "Enter a query and a passage at least."
+    assert page.get_by_role("alert").inner_text() == "Enter at least one query and one passage."
 
 
-def test_what_the_server_says_is_shown(page):
-    page.get_by_label("Queries, one a line").fill("\n".join(["a"] * 2049))
+def test_errors_of_the_server_are_shown(page):
+    page.get_by_label("Queries, one per line").fill("\n".join(["a"] * 2049))
     page.get_by_role("button", name="Compare").click()
     page.get_by_text("2,049 texts: expected at most 2,048").wait_for()
     assert page.get_by_role("button", name="Compare").is_enabled()
@@ -127,7 +127,7 @@ def test_an_api_key(browser, serving):
         page = browser.new_page()
         page.goto(str(client.base_url))
         page.get_by_role("button", name="Compare").click()
-        page.get_by_role("alert").get_by_text("asks for an API key").wait_for()
+        page.get_by_role("alert").get_by_text("requires an API key").wait_for()
         page.get_by_label("API key").fill("secret")
         page.get_by_role("button", name="Compare").click()
         page.get_by_role("table").first.wait_for()
@@ -170,7 +170,7 @@ _CONTRAST = """() => {
 
 
 def test_every_color_of_the_heat_map_can_be_read(page):
-    assert page.evaluate(_CONTRAST) > 4.45  # WCAG AA asks for 4.5, of which rounding takes a little
+    assert page.evaluate(_CONTRAST) > 4.45  # WCAG AA requires 4.5; the margin allows for rounding
 
 
 def test_a_text_keeps_its_width_on_a_phone(page):

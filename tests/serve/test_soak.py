@@ -1,4 +1,4 @@
-"""Some seconds of the soak, on the tiny artifact."""
+"""A few seconds of the soak test on the tiny artifact."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_every_request_is_answered_rightly_or_ends_with_an_error(report):
 
 def test_the_server_stops_in_good_order(report):
     assert report.exit_code == 0
-    # Each client ran until the server was gone.
+    # Each client ran until the server stopped.
     assert report.cut_off == 12
 
 

@@ -1,4 +1,4 @@
-"""TEI's API: its own documentation's requests, the shape of its errors, and what it says of itself."""
+"""TEI's API: requests from its documentation, the format of its errors, and /info."""
 
 from __future__ import annotations
 
@@ -18,22 +18,49 @@ def test_embed(client, offline, inputs):
     np.testing.assert_allclose(answer.json(), offline.encode(texts), atol=SERVED, rtol=0)
 
 
-def test_the_hubs_client_knows_the_address_only(client, offline, monkeypatch):
-    from huggingface_hub import InferenceClient, utils
+@pytest.fixture
+def hub_online(monkeypatch):
+    """Let huggingface_hub contact loopback."""
+    from huggingface_hub import utils
 
-    # Before huggingface_hub 1.0 a session that was made offline stays so.
+    # Before huggingface_hub 1.0, a session created offline stays offline.
     renew_sessions = getattr(utils, "reset_sessions", lambda: None)
     with monkeypatch.context() as patch:
-        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it would not ask loopback either
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         renew_sessions()
-        hub = InferenceClient(model=str(client.base_url))
-        found = hub.feature_extraction("서울", prompt_name="query", normalize=True, truncate=True)
+        yield
     renew_sessions()
+
+
+@pytest.mark.usefixtures("hub_online")
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_hubs_client_knows_the_address_only(client, offline, normalize):
+    from huggingface_hub import InferenceClient
+
+    hub = InferenceClient(model=str(client.base_url))
+    found = hub.feature_extraction("서울", prompt_name="query", normalize=normalize, truncate=True)
     np.testing.assert_allclose(found, offline.encode_queries(["서울"]), atol=SERVED, rtol=0)
 
 
+@pytest.mark.usefixtures("hub_online")
+def test_haystack(client, offline):
+    """It sends `normalize: false` unless told otherwise, and puts the prompt in front itself."""
+    embedders = pytest.importorskip(
+        "haystack_integrations.components.embedders.huggingface_api", reason="Run make integrations"
+    )
+    from haystack import Document
+
+    options = {"api_type": "text_embeddings_inference", "api_params": {"url": str(client.base_url)}}
+    query = embedders.HuggingFaceAPITextEmbedder(**options, prefix="query: ").run("서울")
+    np.testing.assert_allclose([query["embedding"]], offline.encode_queries(["서울"]), atol=SERVED, rtol=0)
+    several = embedders.HuggingFaceAPIDocumentEmbedder(**options, prefix="passage: ", progress_bar=False)
+    found = several.run([Document(content=text) for text in ("서울", "가 " * 600)])["documents"]
+    expected = offline.encode_passages(["서울", "가 " * 600])
+    np.testing.assert_allclose([one.embedding for one in found], expected, atol=SERVED, rtol=0)
+
+
 @pytest.mark.parametrize("route", ["rerank", "predict", "embed_all", "embed_sparse", "decode"])
-def test_what_this_model_is_not_for_is_told(client, route):
+def test_unsupported_features_are_reported(client, route):
     answer = client.post(f"/{route}", json={"inputs": "a"})
     assert answer.status_code == 404
     assert f"there is no POST /{route}" in answer.json()["error"]
@@ -98,7 +125,7 @@ WRONG = {
     "empty": ({"inputs": []}, 400, "Empty", "is empty"),
     "a number": ({"inputs": 5}, 422, "Validation", "expected a text"),
     "many": ({"inputs": ["a"] * 2049}, 413, "Validation", "2,049 texts"),
-    "not normalized": ({"inputs": "a", "normalize": False}, 422, "Validation", "normalize is False"),
+    "a long prompt": ({"inputs": "a", "prompt": "a" * 4097}, 422, "Validation", "prompt is invalid"),
     "shortened": ({"inputs": "a", "dimensions": 8}, 422, "Validation", "dimensions is 8"),
     "left": ({"inputs": "a", "truncation_direction": "Left"}, 422, "Validation", "expected Right"),
     "prompt": ({"inputs": "a", "prompt_name": "x"}, 422, "Validation", "prompt_name is 'x'"),

@@ -1,4 +1,4 @@
-"""What the tests on trained weights share; `make trained` names the folder of the checkpoint."""
+"""Shared by the tests on trained weights; `make trained` passes the folder of the checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from koe5_export import ExportOptions, export_checkpoint
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.simulated import SimulatedSession
-from koe5_export.texts import DEMO_PASSAGES, DEMO_QUERIES, VERIFICATION
+from koe5_export.texts import SAMPLE_PASSAGES, SAMPLE_QUERIES, VERIFICATION
 
 from benchmarks.corpora import Dataset, load
 from koe5_onnx import Artifact, Embedder, EngineOptions, Tokenizer
@@ -25,36 +25,36 @@ SHARED = Path(__file__).resolve().parents[3] / "shared/data"
 KORSTS, AUTORAG = SHARED / "korsts/sts-dev.tsv", SHARED / "autorag_ko"
 AUTORAG_QUERIES = 114
 EVERY_SENTENCE, EVERY_PAGE = 15, 22
-"""Of the real texts, what is compared with sentence-transformers: 100 sentences and 33 pages."""
+"""Sampling steps for the real texts to compare with sentence-transformers: 100 sentences and 33 pages."""
 
 Texts = dict[str, list[str]]
-"""Prompt name to texts without prompts."""
+"""Texts without prompts, by prompt name."""
 Embed = Callable[..., np.ndarray]
 
 
 @dataclass(frozen=True)
 class Golden:
-    """Texts, and what the checkpoint gave for them when these files were made."""
+    """Texts, and the checkpoint's results for them when these files were made."""
 
     texts: list[str]
     prompts: list[str]
     ids: list[list[int]]
-    """With prompt, `<s>` and `</s>`, cut at 512 tokens."""
+    """Token ids with prompt, `<s>` and `</s>`, truncated to 512 tokens."""
     embeddings: np.ndarray
 
 
 @pytest.fixture(scope="session")
 def checkpoint() -> Path:
-    """Folder of the trained checkpoint."""
+    """Return the folder of the trained checkpoint."""
     folder = os.environ.get("KOE5_TRAINED_CHECKPOINT")
     if folder is None:
-        pytest.skip("no trained checkpoint: run make trained")
+        pytest.skip("no trained checkpoint. Run make trained")
     return Path(folder)
 
 
 @pytest.fixture(scope="session")
 def reference(checkpoint) -> Embed:
-    """Embeds with sentence-transformers in fp32, prompts by name; rows in the order of the texts."""
+    """Return a function that embeds with sentence-transformers in fp32, with prompts by name."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     encoder = sentence_transformers.SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
 
@@ -71,7 +71,7 @@ def reference(checkpoint) -> Embed:
 
 @pytest.fixture(scope="session")
 def embed(checkpoint, tmp_path_factory) -> Embed:
-    """Embeds with the checkpoint's export in a precision, on its padded or its packed graph."""
+    """Return a function that exports the checkpoint in a precision and embeds texts with the artifact."""
     folder, opened = tmp_path_factory.mktemp("trained"), Checkpoint.open(checkpoint)
     made: dict[str, Artifact] = {}
 
@@ -87,7 +87,7 @@ def embed(checkpoint, tmp_path_factory) -> Embed:
 
 @contextmanager
 def _opened(artifact: Artifact, graph: str) -> Iterator[Embedder]:
-    """An embedder; what is made for GPUs is computed on the CPU, as when it is exported."""
+    """Open an Embedder. Artifacts for GPUs run on the CPU, as during export."""
     target = artifact.manifest.target
     if "cpu" in target.devices:
         with Embedder.open(artifact.path, graph=graph) as embedder:
@@ -103,20 +103,20 @@ def _opened(artifact: Artifact, graph: str) -> Iterator[Embedder]:
 
 @pytest.fixture(scope="session")
 def texts() -> Texts:
-    """This project's lines, and real sentences and pages where the data lies beside the checkout."""
+    """Return the built-in texts, and real sentences and pages if the data is next to the checkout."""
     sentences = [first for first, _, _ in _korsts()] if KORSTS.is_file() else []
     pages = load("autorag", AUTORAG).passages if AUTORAG.is_dir() else []
     return {
-        "query": [*DEMO_QUERIES, *VERIFICATION[::2], *sentences[::EVERY_SENTENCE]],
-        "passage": [*DEMO_PASSAGES, *VERIFICATION[1::2], "길이 " * 600, *pages[::EVERY_PAGE]],
+        "query": [*SAMPLE_QUERIES, *VERIFICATION[::2], *sentences[::EVERY_SENTENCE]],
+        "passage": [*SAMPLE_PASSAGES, *VERIFICATION[1::2], "길이 " * 600, *pages[::EVERY_PAGE]],
     }
 
 
 @pytest.fixture(scope="session")
 def korsts() -> list[tuple[str, str, float]]:
-    """The sentence pairs of KorSTS-dev with their scores of 0 to 5."""
+    """Return the sentence pairs of KorSTS-dev with their scores of 0 to 5."""
     if not KORSTS.is_file():
-        pytest.skip(f"no KorSTS beside the checkout: {KORSTS}")
+        pytest.skip(f"no KorSTS next to the checkout: {KORSTS}")
     return _korsts()
 
 
@@ -130,9 +130,9 @@ def _korsts() -> list[tuple[str, str, float]]:
 
 @pytest.fixture(scope="session")
 def autorag() -> Dataset:
-    """The AutoRAG benchmark's 114 queries over 228 of its 720 pages: all would take fp32 two minutes."""
+    """Return AutoRAG's 114 queries and 228 of its 720 pages, because all would take fp32 two minutes."""
     if not AUTORAG.is_dir():
-        pytest.skip(f"no AutoRAG benchmark beside the checkout: {AUTORAG}")
+        pytest.skip(f"no AutoRAG benchmark next to the checkout: {AUTORAG}")
     return load("autorag", AUTORAG, AUTORAG_QUERIES)
 
 

@@ -1,4 +1,4 @@
-"""Every precision against sentence-transformers, on the padded graph and on the one without padding."""
+"""Every precision compared with sentence-transformers, on the padded and the packed graph."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_sentence_transformers_gives_the_recorded_embeddings(reference, golden):
 
 
 def test_the_bounds_can_fail(expected):
-    """No text comes as near to another one as a precision must come to the text itself."""
+    """Check that no two different texts are as similar as the bounds require for the same text."""
     similar = expected.astype(np.float64) @ expected.T
     distinct = similar[similar < 1 - 1e-6]
     assert np.quantile(distinct, 0.99) < min(tolerances.ME5_COSINE_MIN.values())

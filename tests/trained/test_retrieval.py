@@ -1,6 +1,6 @@
-"""What int8 changes where embeddings are used: retrieval, and the similarity of sentences.
+"""The effect of int8 on retrieval and on sentence similarity.
 
-int8 may not be worse than fp32 by the 95 % interval of a paired bootstrap; being better is no fault.
+int8 must not be worse than fp32 according to the 95 % interval of a paired bootstrap; it may be better.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The checkpoint's tokenizer: XLM-R's own, and the same in every library that reads it."""
+"""The checkpoint's tokenizer equals XLM-R's own, and behaves the same in every library that reads it."""
 
 import json
 import random
@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 REAL = Path(__file__).resolve().parents[3] / "shared/data/xlmr_tokenizer_full/tokenizer.json"
 RANGES = ((0x20, 0x3000), (0xAC00, 0xD7A4), (0x1100, 0x1200), (0xF900, 0xFFF0), (0x300, 0x370))
 RANGES += ((0x10000, 0x20000),)
-"""Most scripts, Hangul, its letters, compatibility forms, combining marks, the next plane."""
+"""Most scripts, Hangul syllables and letters, compatibility forms, combining marks, the next plane."""
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def tokenizer(checkpoint):
 
 @pytest.fixture(scope="module")
 def odd_texts(texts):
-    """The real texts, and 2,000 random ones of all kinds of characters."""
+    """Return the real texts, and 2,000 random texts with all kinds of characters."""
     choose = random.Random(0)
     made = [
         "".join(chr(choose.randrange(*choose.choice(RANGES))) for _ in range(choose.randrange(1, 60)))
@@ -31,7 +31,7 @@ def odd_texts(texts):
 
 def test_it_is_xlmrs(checkpoint):
     if not REAL.is_file():
-        pytest.skip(f"no XLM-R tokenizer beside the checkout: {REAL}")
+        pytest.skip(f"no XLM-R tokenizer next to the checkout: {REAL}")
     found = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
     assert found == json.loads(REAL.read_text(encoding="utf-8"))
 

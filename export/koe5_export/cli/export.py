@@ -1,4 +1,4 @@
-"""koe5-onnx export: a PyTorch checkpoint to a proved artifact (extras `export` and `reference`)."""
+"""koe5-onnx export: export a PyTorch checkpoint and measure it (extras `export` and `reference`)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _AUTO = "auto"
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the verb and its arguments."""
+    """Declare the subcommand and its arguments."""
     parser = verbs.add_parser(
         "export",
-        help="export a checkpoint and prove it against PyTorch",
+        help="export a checkpoint and measure it against PyTorch",
         description="Export a checkpoint to an ONNX artifact, measure it against PyTorch, and publish it "
-        "only if it is close enough.",
+        "only if it passes the gate of its precision.",
     )
     parser.set_defaults(run=run)
     parser.add_argument(
@@ -32,63 +32,73 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         nargs="?",
         default=DEFAULT_CHECKPOINT,
         metavar="CHECKPOINT",
-        help=f"a checkpoint's folder or Hub id (default: {DEFAULT_CHECKPOINT})",
+        help=f"folder or Hub id of the checkpoint (default: {DEFAULT_CHECKPOINT})",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the artifact")
     parser.add_argument(
         "--precision",
         choices=(*PRECISIONS, _AUTO),
         default="fp32",
-        help="default: fp32; auto chooses for this machine's CPU and says why",
+        help="default: fp32; auto chooses a precision for this machine's CPU and prints the reason",
     )
     parser.add_argument(
         "--exporter",
         choices=("builder", "optimum"),
         default="builder",
-        help="what writes the graph: this project's builder (default), or Optimum (fp32, any encoder that "
-        "Optimum can trace; extra optimum)",
+        help="builder (default): build the graph from the weights; optimum: trace the checkpoint with "
+        "Optimum (fp32 only, any encoder that Optimum can trace; requires the extra optimum)",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--revision", help="branch, tag or commit of the Hub id")
     parser.add_argument(
-        "--calibration", metavar="FILE", help="texts that int8, int8-block and int4-block are fitted to"
+        "--calibration",
+        metavar="FILE",
+        help="file of texts for calibrating int8, int8-block and int4-block, one per line (default: built-in "
+        "texts)",
     )
     add_publish_options(parser)
 
 
 def add_publish_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options that export and import share."""
-    parser.add_argument("--verification", metavar="FILE", help="more texts to measure on, one a line")
-    parser.add_argument("--force", action="store_true", help="replace OUT once the new artifact is proved")
     parser.add_argument(
-        "--like", metavar="HUB_ID", help="a local copy of this model: take its known contract"
+        "--verification", metavar="FILE", help="file of additional texts to measure on, one per line"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace OUT after the new artifact has passed its gate"
+    )
+    parser.add_argument(
+        "--like",
+        metavar="HUB_ID",
+        help="use the pooling and prompts that are known for this model, of which the checkpoint is a copy",
     )
     parser.add_argument(
         "--prompt",
         action="append",
         default=[],
         metavar="NAME=TEXT",
-        help="a prompt that the checkpoint's own files do not name, as query='query: '; may be repeated",
+        help="a prompt that the checkpoint's files lack, for example query='query: '; may be repeated",
     )
     parser.add_argument(
         "--matryoshka-dims",
         type=_dims,
         metavar="N,N",
-        help="widths that the model was trained to be cut to, as 256,512 (default: what the checkpoint says)",
+        help="Matryoshka dimensions of the model, for example 256,512 (default: read from the checkpoint)",
     )
     parser.add_argument(
         "--unicode-form",
         choices=("nfc", "none"),
         default="nfc",
-        help="compose texts before they are tokenized (nfc, default), as decomposed Hangul of macOS, or not",
+        help="nfc (default): compose texts, such as decomposed Hangul from macOS, before tokenization; "
+        "none: leave them unchanged",
     )
     add_gate(parser)
 
 
 def publish_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of PublishOptions.
+    """Return the fields of `PublishOptions` from the command line.
 
     Raises:
-        InputError: A prompt or a bound has another form, or a file of texts cannot be used.
+        InputError: A prompt or a bound cannot be parsed, or a file of texts is not valid.
     """
     return {
         "verification": () if args.verification is None else texts_of(args.verification, "--verification"),
@@ -107,17 +117,17 @@ def _dims(given: str) -> tuple[int, ...]:
     try:
         return tuple(int(width) for width in given.split(",")) if given else ()
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected whole numbers, as 256,512; found {given!r}") from None
+        raise argparse.ArgumentTypeError(f"found {given!r}; expected integers, for example 256,512") from None
 
 
 def add_gate(parser: argparse.ArgumentParser) -> None:
-    """Declare --gate, which export, import and verify share."""
+    """Declare the option --gate of export, import and verify."""
     parser.add_argument(
         "--gate",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a stricter bound: cosine_min, cosine_mean, max_abs_diff or batch_cosine_min; may be repeated",
+        help="stricter bound: cosine_min, cosine_mean, max_abs_diff or batch_cosine_min; may be repeated",
     )
 
 
@@ -125,8 +135,12 @@ def run(args: argparse.Namespace) -> int:
     """Export and return the exit code.
 
     Raises:
-        Koe5Error: The checkpoint, an option or the artifact's fidelity will not do.
+        Koe5Error: The checkpoint or an option is not valid, or the artifact fails its gate.
     """
+    if args.checkpoint == DEFAULT_CHECKPOINT and (args.out / "config.json").is_file():
+        raise InputError(
+            f"{args.out} is a checkpoint, and OUT is missing. Run koe5-onnx export {args.out} OUT"
+        )
     koe5_export = import_export()
     from koe5_export.checkpoint import Checkpoint
 
@@ -152,27 +166,25 @@ def _chosen_precision() -> str:
 
 
 def announce(certificate: Certificate) -> None:
-    """Print how near an artifact is, before it is published."""
+    """Print the certificate of an artifact before it is published."""
     from koe5_export.gate import describe
 
     print(describe(certificate), flush=True)
 
 
 def print_artifact(artifact: Artifact) -> None:
-    """Print what was published."""
+    """Print path, precision and size of a published artifact."""
     manifest = artifact.manifest
     print(f"{artifact.path}: {manifest.precision}, {manifest.total_bytes / 1e6:.1f} MB")
-    if fused := manifest.recipe.get("fused_graph"):
-        print(f"graph for fused CPU kernels: {fused}")
     if packed := manifest.recipe.get("packed_graph"):
-        print(f"graph without padding for CUDA: {packed}")
+        print(f"packed graph: {packed}")
 
 
 def import_export() -> Any:
-    """Return the package koe5_export with all that an export needs.
+    """Import the dependencies of an export and return the package koe5_export.
 
     Raises:
-        MissingDependencyError: Its extra is not installed.
+        MissingDependencyError: A dependency is not installed.
     """
     import koe5_export
 
@@ -187,7 +199,7 @@ def parse_gate(bounds: list[str]) -> dict[str, float]:
     """Turn ["cosine_min=0.99"] into {"cosine_min": 0.99}.
 
     Raises:
-        InputError: One has another form.
+        InputError: A bound cannot be parsed.
     """
     gate = {}
     for bound in bounds:
@@ -195,7 +207,9 @@ def parse_gate(bounds: list[str]) -> dict[str, float]:
         try:
             gate[name] = float(value)
         except ValueError as error:
-            raise InputError(f"--gate is {bound!r}: expected NAME=VALUE, as cosine_min=0.99") from error
+            raise InputError(
+                f"--gate is {bound!r}; expected NAME=VALUE, for example cosine_min=0.99"
+            ) from error
     return gate
 
 
@@ -203,25 +217,27 @@ def _parse_prompts(prompts: list[str]) -> dict[str, str]:
     """Turn ["query=query: "] into {"query": "query: "}.
 
     Raises:
-        InputError: One has another form, or a name is given twice.
+        InputError: A prompt cannot be parsed, or a name is repeated.
     """
     parsed: dict[str, str] = {}
     for given in prompts:
         name, equals, text = given.partition("=")
         if not equals or not name or name in parsed:
-            raise InputError(f"--prompt is {given!r}: expected NAME=TEXT, each name once, as query='query: '")
+            raise InputError(
+                f"--prompt is {given!r}; expected NAME=TEXT, for example query='query: ', and each name once"
+            )
         parsed[name] = text
     return parsed
 
 
 def texts_of(file: str, option: str) -> list[str]:
-    """The texts of an option's file.
+    """Read the texts in the file of an option.
 
     Raises:
-        InputError: It is of an unknown kind, empty or not UTF-8.
+        InputError: The file is empty, not UTF-8, or neither .txt nor .jsonl.
     """
     if suffix_of_input(file) is None:
-        raise InputError(f"{option} is {file!r}: expected a .txt file or a .jsonl file with the field text")
+        raise InputError(f"{option} is {file!r}; expected a .txt file or a .jsonl file with the field text")
     if not (texts := read_texts(file, "text")):
-        raise InputError(f"{file} is empty: expected one text a line")
+        raise InputError(f"{file} is empty. Write one text per line")
     return texts

@@ -1,4 +1,4 @@
-"""koe5-onnx import: an ONNX folder by others to a proved artifact (extras `export` and `reference`)."""
+"""koe5-onnx import: convert other ONNX exports to artifacts (extras `export` and `reference`)."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from koe5_export.cli.stages import progress
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the verb and its arguments."""
+    """Declare the subcommand and its arguments."""
     parser = verbs.add_parser(
         "import",
-        help="turn an ONNX folder that others exported into a proved artifact",
-        description="Give a graph that Optimum or others exported an artifact's interface, measure it "
-        "against the PyTorch checkpoint, and publish it only if it is close enough.",
+        help="convert an ONNX export of another tool to an artifact",
+        description="Convert a graph that Optimum or another tool exported to an artifact, measure it "
+        "against the PyTorch checkpoint, and publish it only if it passes the gate of its precision.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds onnx/model.onnx or model.onnx")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="folder with onnx/model.onnx or model.onnx"
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the artifact")
     parser.add_argument(
         "--checkpoint",
         metavar="C",
-        help="folder or Hub id of the PyTorch checkpoint (default: FOLDER's own weights)",
+        help="folder or Hub id of the PyTorch checkpoint (default: the weights in FOLDER)",
     )
-    parser.add_argument("--file", metavar="NAME", help="the graph inside FOLDER, as onnx/model_O2.onnx")
+    parser.add_argument("--file", metavar="NAME", help="the graph in FOLDER, for example onnx/model_O2.onnx")
     parser.add_argument(
-        "--precision", metavar="P", help="whose gate it must pass (default: found in the graph)"
+        "--precision", metavar="P", help="precision whose gate applies (default: detected from the graph)"
     )
     add_publish_options(parser)
 
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Import and return the exit code.
 
     Raises:
-        Koe5Error: The graph, the checkpoint or the fidelity will not do.
+        Koe5Error: The graph or the checkpoint is not supported, or the artifact fails its gate.
     """
     import_export()
     from koe5_export.import_onnx import ImportOptions, import_folder

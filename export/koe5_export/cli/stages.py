@@ -1,4 +1,4 @@
-"""Progress of the stages of an export: a bar per stage on a terminal, elsewhere lines with durations."""
+"""Progress of an export: one bar per stage on a terminal, otherwise lines with durations."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _STAGES: Mapping[str, tuple[str, str]] = {
     "layers": ("writing layers", "layers"),
     "calibrate": ("calibrating and writing layers", "layers"),
     "trace": ("tracing with Optimum", ""),
-    "import": ("rewriting the graph", ""),
-    "hash": ("SHA-256 of checkpoint and artifact", "bytes"),
+    "import": ("converting the graph", ""),
+    "hash": ("hashing checkpoint and artifact", "bytes"),
     "measure": ("measuring the padded graph", "tokens"),
-    "measure_packed": ("measuring the graph without padding", "tokens"),
+    "measure_packed": ("measuring the packed graph", "tokens"),
 }
-"""Name of a stage to what it does and the unit of its parts; "" if it is a single part."""
+"""Description of each stage and the unit in which its progress is counted; "" if it is a single step."""
 _LINE_SECONDS = 20.0
 
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Return a `koe5_export.progress.Progress` that writes to stderr."""
+    """Yield a `koe5_export.progress.Progress` that writes to stderr."""
     if not sys.stderr.isatty():
         yield Lines()
         return
@@ -36,10 +36,10 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 class Lines:
-    """Writes a line when a stage starts and one when it ends; in between one every 20 seconds.
+    """Progress as lines: one when a stage starts, one when it ends, and one every 20 seconds in between.
 
     Args:
-        clock: Returns seconds.
+        clock: Function that returns a monotonic time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -48,7 +48,7 @@ class Lines:
         self._running = ""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Write a line if one is due."""
+        """Write a line if the stage starts or ends, or 20 seconds have passed."""
         words, unit = _STAGES[stage]
         now = self._clock()
         if stage != self._running:
@@ -67,14 +67,14 @@ class Lines:
 
 
 class _Bars:
-    """Draws a bar per stage and leaves it, with its duration, when the stage ends."""
+    """Progress as one bar per stage, which stays visible with its duration when the stage ends."""
 
     def __init__(self) -> None:
         self._running = ""
         self._bar: Any = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        # A dependency of huggingface_hub. Its import is slow, and only a terminal needs it.
+        # tqdm comes with huggingface_hub, whose import is slow and needed only on a terminal.
         from huggingface_hub.utils import tqdm
 
         if stage != self._running:
@@ -89,19 +89,19 @@ class _Bars:
             self.close()
 
     def close(self) -> None:
-        """Leave the bar of the running stage as it is."""
+        """Close the bar of the current stage; it stays visible."""
         if self._bar is not None:
             self._bar.close()
         self._running, self._bar = "", None
 
 
 def _counted(unit: str, *parts: int) -> str:
-    """Return "100 of 250 tokens"; bytes as megabytes."""
+    """Return, for example, "100 of 250 tokens"; bytes are shown in MB."""
     numbers = [f"{count / 1e6:,.1f}" if unit == "bytes" else f"{count:,}" for count in parts]
     return f"{' of '.join(numbers)} {'MB' if unit == 'bytes' else unit}"
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in words: "8 s", "2 min 05 s"."""
+    """Format seconds, for example "8 s" or "2 min 05 s"."""
     whole = round(seconds)
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02} s"

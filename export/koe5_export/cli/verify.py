@@ -1,4 +1,4 @@
-"""koe5-onnx verify: measure a published artifact again, or hold it against its model card."""
+"""koe5-onnx verify: measure a published artifact against PyTorch or its model card."""
 
 from __future__ import annotations
 
@@ -14,24 +14,28 @@ from koe5_onnx.cli.certificate_report import agreement_in_words
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the verb and its arguments."""
+    """Declare the subcommand and its arguments."""
     parser = verbs.add_parser(
         "verify",
         help="measure an artifact against PyTorch or its model card",
-        description="Measure an artifact against the PyTorch checkpoint that it was made from; with --card, "
-        "against the similarity matrix that the model card prints (this needs no PyTorch).",
+        description="Measure an artifact against the PyTorch checkpoint that it was exported from; with "
+        "--card, against the similarity matrix in the model card (does not require PyTorch).",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("artifact", metavar="ARTIFACT", help="an artifact's folder or Hub id")
+    parser.add_argument("artifact", metavar="ARTIFACT", help="folder or Hub id of the artifact")
     parser.add_argument(
-        "--checkpoint", metavar="C", help="folder or Hub id (default: where it was made from)"
+        "--checkpoint",
+        metavar="C",
+        help="folder or Hub id of the checkpoint (default: the Hub id in the manifest)",
     )
-    parser.add_argument("--verification", metavar="FILE", help="more texts to measure on, one a line")
+    parser.add_argument(
+        "--verification", metavar="FILE", help="file of additional texts to measure on, one per line"
+    )
     parser.add_argument(
         "--card",
         type=Path,
         metavar="README.md",
-        help="the model card, or a .json of sentences and similarity",
+        help="the model card, or a .json file with sentences and similarity",
     )
     add_gate(parser)
 
@@ -40,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Verify and return the exit code.
 
     Raises:
-        Koe5Error: The artifact is too far away, or something is missing.
+        Koe5Error: The artifact fails its gate, or a file or dependency is missing.
     """
     artifact = Artifact.open(args.artifact)
     if args.card is not None:
@@ -58,7 +62,8 @@ def _against_checkpoint(artifact: Artifact, args: argparse.Namespace) -> None:
     source = artifact.manifest.source
     if args.checkpoint is None and source.revision is None:
         raise InputError(
-            f"{artifact.path} was made from the local folder {source.repository}: name it with --checkpoint"
+            f"{artifact.path} was exported from a local folder. Pass this folder, {source.repository}, with "
+            "--checkpoint"
         )
     name = args.checkpoint or source.repository
     revision = source.revision if args.checkpoint is None else None
@@ -69,7 +74,7 @@ def _against_checkpoint(artifact: Artifact, args: argparse.Namespace) -> None:
             artifact, checkpoint, given, parse_gate(args.gate), report=report
         )
     graph = certificate.measured_with["graph"]
-    print(f"{artifact.path}: {graph} proved on {certificate.overall.texts} texts")
+    print(f"{artifact.path}: {graph} passed its gate on {certificate.overall.texts} texts")
     print(describe(certificate))
     for bucket, found in certificate.by_length.items():
         print(f"  {bucket:>9} tokens: {agreement_in_words(found)}")
@@ -86,8 +91,8 @@ def _against_card(artifact: Artifact, file: Path) -> None:
     difference = float(np.abs(similarity - card.similarity).max())
     allowed = tolerance(artifact.manifest.precision, card.decimals)
     figures = (
-        f"largest difference to the similarities that {file} prints for {len(card.sentences)} sentences "
-        f"to {card.decimals} decimals: {difference:.6f}, allowed {allowed:g}"
+        f"largest difference from the similarities of {len(card.sentences)} sentences in {file} "
+        f"({card.decimals} decimal places): {difference:.6f}, allowed {allowed:g}"
     )
     if difference > allowed:
         raise FidelityError(f"{figures}\nfound:\n{np.round(similarity, card.decimals)}")

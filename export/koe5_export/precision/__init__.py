@@ -1,4 +1,4 @@
-"""How tables and linear layers are written in each precision: the only place where precisions differ."""
+"""Implementations of the precisions: how tables and linear layers are written in each."""
 
 from __future__ import annotations
 

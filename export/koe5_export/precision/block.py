@@ -1,10 +1,10 @@
-"""Weights in blocks of 8 or 4 bits: finer than a scale a column, on any CPU, slower where there is VNNI.
+"""Block-quantized 8-bit or 4-bit weights, for all CPUs; slower than int8 on CPUs with VNNI.
 
-The operator quantizes its input itself, block by block, so that an outlier costs its own block only.
-Source: MatMulNBits with accuracy level 4, whose kernels cover AVX2 and ARM too,
-https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits,
-https://github.com/microsoft/onnxruntime/pull/24491.
-That its sums do not saturate without VNNI is not measured.
+The operator, MatMulNBits with accuracy level 4, quantizes its input in blocks, so an outlier affects only its
+own block. It also has kernels for AVX2 and ARM. We have not measured whether its sums can saturate without
+VNNI.
+Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits,
+https://github.com/microsoft/onnxruntime/pull/24491
 """
 
 from __future__ import annotations
@@ -19,53 +19,57 @@ from koe5_export.gate import Gate
 from koe5_export.precision.precision import Precision
 from koe5_export.precision.table import int8_table
 from koe5_export.rounding import DAMPING, Compensation, round_blocks
-from koe5_export.smooth import Inputs, Strengths
+from koe5_export.smooth import LinearInputs, Strengths
 from koe5_export.weights import Array, Linear, Rounded
 from koe5_export.writer import MICROSOFT, GraphWriter
-from koe5_onnx import CheckpointError, Target
+from koe5_onnx import CheckpointError
+from koe5_onnx.artifact import PRECISIONS, Target
 
 SHORTEST_BLOCK = 16
-"""ONNX Runtime takes blocks of 16 to 256."""
+"""Smallest block of MatMulNBits; the largest is 256."""
 _INT8_PRODUCTS = 4
-"""Accuracy level: products of integers, where the default converts the weights back to fp32."""
+"""Accuracy level that computes integer products; by default, weights are converted to fp32."""
 
 
 class Block(Precision):
-    """Weights in `bits` bits with a scale for each `block` rows of a column.
+    """Precision of weights in `bits` bits with one scale per `block` rows of a column.
 
     Args:
-        name: Of the precision.
+        name: Name of the precision, in `PRECISIONS` of koe5_onnx.artifact.
         bits: 8 or 4.
-        block: A power of two from 16 to 256; shorter where it does not divide a linear's inputs.
-        strength: Of channel smoothing: less than for int8, since blocks keep outliers to themselves.
-        gate: Its bounds.
+        block: Rows per block, a power of two from 16 to 256. A linear layer whose number of inputs is not a
+            multiple of it gets shorter blocks.
+        strength: Strength of channel smoothing; less than for int8, because outliers affect one block only.
+        gate: Bounds of its certificates.
     """
 
-    target = Target(devices=("cpu",), instructions=(), without="")
     table_bytes = 1.0
 
     def __init__(self, name: str, bits: int, block: int, strength: float, gate: Gate) -> None:
+        if bits not in {4, 8}:
+            raise ValueError(f"bits is {bits}; expected 4 or 8")
         self.name = name
         self.gate = gate
-        self.strengths = Strengths(attention=strength, context=strength, ffn=strength)
+        self.target = Target(devices=PRECISIONS[name], instructions=(), without="")
+        self.strengths = Strengths(attention=strength, context=strength, ffn=strength, gelu=strength)
         self.weight_bytes = bits / 8 + 4 / block
         self._bits = bits
         self._block = block
 
     def recipe(self) -> dict[str, Any]:
         return {
-            "weights": f"{self._bits} bits, a scale each {self._block} rows, rounded with error compensation",
-            "activations": "int8 a block",
-            "embeddings": "int8 a row",
+            "weights": f"int{self._bits}, one scale per {self._block} rows, rounded with error compensation",
+            "activations": "int8, one scale per block",
+            "embeddings": "int8, one scale per block of a row",
             "rounding_damping": DAMPING,
         }
 
-    def round_weight(self, weight: Array, inputs: Inputs, compensation: Compensation) -> Rounded:
+    def round_weight(self, weight: Array, inputs: LinearInputs, compensation: Compensation) -> Rounded:
         del inputs
         return round_blocks(weight, self._bits, self._block_of(weight), compensation)
 
     def table(
-        self, g: GraphWriter, name: str, shape: tuple[int, ...], rows: Iterable[Array], ids: str
+        self, g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str
     ) -> str:
         return int8_table(g, name, shape, rows, ids)
 
@@ -86,19 +90,19 @@ class Block(Precision):
         block = block_of(self._block, weight)
         if block < SHORTEST_BLOCK:
             raise CheckpointError(
-                f"a linear has {len(weight)} inputs, {self.name} needs a multiple of {SHORTEST_BLOCK}: "
-                "export with fp32 or int8"
+                f"a linear layer has {len(weight)} inputs, but {self.name} requires a multiple of "
+                f"{SHORTEST_BLOCK}. Export with fp32 or int8"
             )
         return block
 
 
 def block_of(longest: int, weight: Array) -> int:
-    """The longest block up to `longest`, a power of two, that divides a column."""
+    """Return the largest block up to `longest`, a power of two, that divides a weight's number of rows."""
     return int(np.gcd(longest, len(weight)))
 
 
 def block_product(g: GraphWriter, x: str, name: str, rounded: Rounded, bits: int) -> str:
-    """x @ weight for a weight in blocks of `bits` bits; x is float32[n, width, in]."""
+    """Add x @ weight for a weight in blocks of `bits` bits; x is float32[n, width, in]."""
     rows, columns = rounded.integers.shape
     inputs = [
         x,
@@ -110,7 +114,10 @@ def block_product(g: GraphWriter, x: str, name: str, rounded: Rounded, bits: int
 
 
 def _packed(rounded: Rounded, bits: int) -> npt.NDArray[np.uint8]:
-    """uint8[out, blocks, block x bits / 8]: zero is mid-range; of two in a byte the first is the low half."""
+    """Pack integers as uint8[out, blocks, block x bits / 8], with zero in mid-range.
+
+    Of two 4-bit values in a byte, the low half has the first.
+    """
     columns = (rounded.integers.T.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
     if bits == 4:
         columns = columns[:, ::2] | columns[:, 1::2] << 4

@@ -1,13 +1,15 @@
 """Weights and hidden states in fp16, for CUDA.
 
-Products are summed in fp32 by the GPU's matrix units, norms and softmax compute in fp32 between fp16 inputs
-and outputs, and the last norm, pooling and normalization are fp32 throughout.
+The GPU's matrix units sum products in fp32. Norms and softmax compute in fp32 and have fp16 inputs and
+outputs. The last norm, pooling and normalization are fp32 throughout.
 
-fp16 ends at 65,504, and trained encoders have residual channels far larger than the rest. Two things keep
-them in range at no cost. A residual sum is never stored: the norm's node adds it up in fp32. And whatever
-flows from a norm to a linear, or from a linear to a norm, is kept at a 32nd of its size: norms give a 32nd,
-the linears behind them have weights 32 times as large, and those in front of a norm give a 32nd again. All
-of these are powers of two, so that nothing is rounded anew but what is below 2^-24.
+The largest fp16 value is 65,504, and trained encoders have residual channels far larger than the others. Two
+measures keep these channels in range at no cost:
+
+- A residual sum is never stored, because the norm's node adds it in fp32.
+- Activations between norms and linear layers are scaled by 1/32. Norms scale their outputs, the linear layers
+  after a norm have weights 32 times as large, and the linear layers before a norm scale their outputs. The
+  scale is a power of two, so scaling adds no rounding error, except to values that become subnormal.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from koe5_export.precision.precision import Precision
 from koe5_export.smooth import SmoothLayer
 from koe5_export.weights import Array, Linear, Norm
 from koe5_export.writer import GraphWriter
-from koe5_onnx import CheckpointError, Target
+from koe5_onnx import CheckpointError
+from koe5_onnx.artifact import PRECISIONS, Target
 
 Half = npt.NDArray[np.float16]
 _LARGEST = float(np.finfo(np.float16).max)
@@ -36,8 +39,8 @@ class Fp16(Precision):
 
     name = "fp16"
     gate = Gate(cosine_min=0.9999, cosine_mean=0.9999)
-    # ONNX Runtime has hardly any fp16 kernels for x86 CPUs: it would convert back and forth at every node.
-    target = Target(devices=("cuda",), instructions=(), without="")
+    # ONNX Runtime has few fp16 kernels for x86 CPUs and would convert to fp32 and back at each node.
+    target = Target(devices=PRECISIONS["fp16"], instructions=(), without="")
     weight_bytes = 2.0
     table_bytes = 2.0
     masks_by_length = True
@@ -62,9 +65,9 @@ class Fp16(Precision):
         )
 
     def table(
-        self, g: GraphWriter, name: str, shape: tuple[int, ...], rows: Iterable[Array], ids: str
+        self, g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str
     ) -> str:
-        narrowed = (_narrowed(name, block) for block in rows)
+        narrowed = (_narrowed(name, part) for part in rows)
         return g.node("Gather", [g.stream(f"{name}.weight", np.float16, shape, narrowed), ids], name)
 
     def positions(self, g: GraphWriter, table: Array, ids: str) -> str:
@@ -88,12 +91,12 @@ def _norm_scaled(norm: Norm, scale: np.float32) -> Norm:
 
 
 def _read_scaled(linear: Linear, scale: np.float32) -> Linear:
-    """The same result from inputs that are scaled."""
+    """Return a linear layer that has the same outputs if its inputs are multiplied by `scale`."""
     return replace(linear, weight=linear.weight / scale)
 
 
 def _result_scaled(linear: Linear, scale: np.float32) -> Linear:
-    """A scaled result from the same inputs."""
+    """Return a linear layer whose outputs are multiplied by `scale`."""
     return replace(linear, weight=linear.weight * scale, bias=linear.bias * scale)
 
 
@@ -101,6 +104,7 @@ def _narrowed(name: str, value: Array) -> Half:
     largest = float(np.abs(value).max())
     if not largest <= _LARGEST:
         raise CheckpointError(
-            f"{name} holds {largest:g}, and fp16 ends at {_LARGEST:g}: export with another precision"
+            f"{name} contains {largest:g}; the largest fp16 value is {_LARGEST:g}. "
+            "Export with another precision"
         )
     return value.astype(np.float16)

@@ -10,7 +10,7 @@ from koe5_export.gate import Gate
 from koe5_export.precision.precision import Precision
 from koe5_export.weights import Array, Linear
 from koe5_export.writer import GraphWriter
-from koe5_onnx import Target
+from koe5_onnx.artifact import PRECISIONS, Target
 
 
 class Fp32(Precision):
@@ -18,12 +18,12 @@ class Fp32(Precision):
 
     name = "fp32"
     gate = Gate(cosine_min=0.999999, cosine_mean=0.999999, max_abs_diff=1e-5)
-    target = Target(devices=("cpu", "cuda"), instructions=(), without="")
+    target = Target(devices=PRECISIONS["fp32"], instructions=(), without="")
     weight_bytes = 4.0
     table_bytes = 4.0
 
     def table(
-        self, g: GraphWriter, name: str, shape: tuple[int, ...], rows: Iterable[Array], ids: str
+        self, g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str
     ) -> str:
         return g.node("Gather", [g.stream(f"{name}.weight", np.float32, shape, rows), ids], name)
 

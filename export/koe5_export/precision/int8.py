@@ -1,7 +1,7 @@
 """8-bit weights and activations, for CPUs with dot-product instructions.
 
-A linear whose outputs on calibration texts would be too far off this way is written in blocks (block.py),
-which cost speed and keep outliers to themselves. Smoothing sees to it that this is rare.
+A linear layer whose error on calibration texts would be too large is written in blocks (block.py), which are
+slower but confine outliers to one block. With smoothing this is rare.
 """
 
 from __future__ import annotations
@@ -17,50 +17,51 @@ from koe5_export.precision.block import SHORTEST_BLOCK, block_of, block_product
 from koe5_export.precision.precision import Precision
 from koe5_export.precision.table import int8_table
 from koe5_export.rounding import DAMPING, Compensation, round_blocks, round_columns
-from koe5_export.smooth import Inputs, Strengths
+from koe5_export.smooth import LinearInputs, Strengths
 from koe5_export.weights import Array, Linear, Rounded
 from koe5_export.writer import MICROSOFT, GraphWriter
-from koe5_onnx import Target
+from koe5_onnx.artifact import PRECISIONS, Target
 from koe5_onnx.engine.machine import INT8_INSTRUCTIONS
 
 _TOLERATED_ERROR = 0.05
-"""Error of a linear's outputs, relative, that stays; most of trained MiniLM's are at 0.01, one at 0.02."""
+"""Relative error of outputs up to which a linear layer is not written in blocks. In a trained MiniLM, most
+layers have 0.01 and one has 0.02."""
 _WORTHWHILE_GAIN = 2.0
-"""How many times smaller the error must become for a linear to stay in blocks, at about half the speed."""
+"""Factor by which blocks must reduce the error to be used, because they run at about half the speed."""
 _FINER_BLOCK = 32
 _ZERO = 128
-"""What stands for zero in the activations."""
+"""Zero point of the activations."""
 _TINY = np.float32(1e-12)
-"""Keeps the scale of an all-zero row from dividing by zero."""
+"""Smallest scale, so that all-zero rows are not divided by zero."""
 
 
 class Int8(Precision):
-    """8-bit weights with a scale per output channel, 8-bit activations with a scale per token.
+    """Precision of 8-bit weights with one scale per output channel and 8-bit activations with one per token.
 
-    A scale per token, never per tensor: the embedding of a text must not depend on its neighbors. The
-    product is u8 x s8, the one that CPUs have instructions for; 128 stands for zero in the activations.
+    Scales are per token, not per tensor, because the embedding of a text must not depend on the other texts
+    in its batch. Products are u8 x s8, for which CPUs have instructions; activations have the zero point 128.
     """
 
     name = "int8"
     gate = Gate(cosine_min=0.99, cosine_mean=0.998)
     target = Target(
-        devices=("cpu",),
+        devices=PRECISIONS["int8"],
         instructions=INT8_INSTRUCTIONS,
-        without="slow, and on x86 sums of products may saturate: export int8-block instead",
+        without="int8 is slow, and on x86 sums of products may saturate. Export with int8-block instead",
     )
     weight_bytes = 1.0
     table_bytes = 1.0
-    strengths = Strengths(attention=0.8, context=0.4, ffn=0.6)
+    strengths = Strengths(attention=0.8, context=0.4, ffn=0.6, gelu=0.4)
 
     def recipe(self) -> dict[str, Any]:
         return {
-            "weights": "int8 a column, rounded with error compensation",
-            "activations": "uint8 a token, rotated in blocks of up to 64",
-            "embeddings": "int8 a row",
+            "weights": "int8, one scale per column, rounded with error compensation",
+            "activations": "uint8, one scale per token, rotated in blocks of up to 64",
+            "embeddings": "int8, one scale per block of a row",
             "rounding_damping": DAMPING,
         }
 
-    def round_weight(self, weight: Array, inputs: Inputs, compensation: Compensation) -> Rounded:
+    def round_weight(self, weight: Array, inputs: LinearInputs, compensation: Compensation) -> Rounded:
         rounded = round_columns(weight, compensation)
         block = block_of(_FINER_BLOCK, weight)
         error = relative_error(per_token(inputs), rounded, inputs.sample, weight)
@@ -74,7 +75,7 @@ class Int8(Precision):
         return len(rounded.scale) > 1
 
     def table(
-        self, g: GraphWriter, name: str, shape: tuple[int, ...], rows: Iterable[Array], ids: str
+        self, g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str
     ) -> str:
         return int8_table(g, name, shape, rows, ids)
 
@@ -92,27 +93,30 @@ class Int8(Precision):
 
 
 def relative_error(quantized: Array, rounded: Rounded, x: Array, weight: Array) -> float:
-    """Size of quantized @ rounded - x @ weight relative to x @ weight, both without their means: biases."""
+    """Return the norm of quantized @ rounded - x @ weight relative to that of x @ weight.
+
+    Means over tokens are subtracted from both, because biases correct them.
+    """
     exact = x @ weight
     error = quantized @ rounded.weight - exact
     spread = float(np.linalg.norm(exact - exact.mean(axis=0)))
     return float(np.linalg.norm(error - error.mean(axis=0))) / max(spread, 1e-12)
 
 
-def per_token(inputs: Inputs) -> Array:
-    """What the graph's 8-bit integers stand for, of the inputs' sample: the same steps as in `project`."""
+def per_token(inputs: LinearInputs) -> Array:
+    """Quantize and dequantize the sample of the inputs, in the same way as the graph (see `project`)."""
     return _per_block(inputs.sample, inputs.sample.shape[1])
 
 
 def _per_block(x: Array, block: int) -> Array:
-    """x in steps of a 127th of the largest magnitude in each block of a row."""
+    """Round x to multiples of 1/127 of the largest magnitude in each block of a row."""
     blocks = x.reshape(len(x), -1, block)
     scale = np.maximum(np.abs(blocks).max(axis=2, keepdims=True) / 127, _TINY)
     return np.asarray(np.rint(blocks / scale) * scale, dtype=np.float32).reshape(x.shape)
 
 
 def _scale(g: GraphWriter, x: str) -> str:
-    """A 127th of the largest magnitude of each token: float32[n, width, 1]."""
+    """Add the scale per token, 1/127 of its largest magnitude: float32[n, width, 1]."""
     axes = g.constant("last_axis", np.array([-1], dtype=np.int64))
     largest = g.node("ReduceMax", [g.node("Abs", [x], f"{x}.abs"), axes], f"{x}.max", keepdims=1)
     step = g.node("Mul", [largest, g.constant("a_127th", np.float32(1 / 127))], f"{x}.step")
@@ -120,12 +124,12 @@ def _scale(g: GraphWriter, x: str) -> str:
 
 
 def _quantize(g: GraphWriter, x: str, scale: str, width: int) -> str:
-    """uint8[n, width, in]: x / scale + 128. One block a row; the zero points need the scale's shape."""
+    """Add x / scale + 128, uint8[n, width, in], in one block per row; zero points have the scale's shape."""
     return g.node("QuantizeLinear", [x, scale, _zero_points(g)], f"{x}.uint8", axis=-1, block_size=width)
 
 
 def _zero_points(g: GraphWriter) -> str:
-    """uint8[n, width, 1] filled with 128, once for the whole graph."""
+    """Add uint8[n, width, 1] filled with 128, once per graph."""
     if not g.has("zeros"):
         one = g.constant("shape_1", np.array([1], dtype=np.int64))
         g.node("Concat", [g.node("Shape", ["input_ids"], "ids_shape"), one], "rows_shape", axis=0)
@@ -144,17 +148,17 @@ def _block_product(g: GraphWriter, x: str, name: str, linear: Linear) -> str:
 
 def _rounded(linear: Linear) -> Rounded:
     if linear.rounded is None:
-        raise ValueError("int8 writes rounded weights only: they are rounded while calibrating")
+        raise ValueError("int8 requires rounded weights. Smooth the layer with round_weight first")
     return linear.rounded
 
 
 def _product(g: GraphWriter, quantized: str, row_scale: str, name: str, linear: Linear) -> str:
-    """x @ weight from integers, each row with its own scale."""
+    """Add x @ weight for integers with one scale per row."""
     rounded = _rounded(linear)
     inputs = [
         quantized,
         g.constant(f"{name}.weight", rounded.integers),
-        # Its own scale stays 1: the operator would apply a scale a row on one thread.
+        # The input scale is 1, because the operator applies a scale per row on one thread only.
         g.constant("one", np.float32(1)),
         g.constant(f"{name}.scale", rounded.scale[0]),
         g.constant("zero", np.uint8(_ZERO)),

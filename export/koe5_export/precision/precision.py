@@ -1,4 +1,4 @@
-"""What a precision has to say; graph.py asks, and knows no number format."""
+"""Interface of a precision, through which graph.py writes tables and linear layers."""
 
 from __future__ import annotations
 
@@ -8,68 +8,68 @@ from typing import Any
 
 from koe5_export.gate import Gate
 from koe5_export.rounding import Compensation
-from koe5_export.smooth import Inputs, SmoothLayer, Strengths
+from koe5_export.smooth import LinearInputs, SmoothLayer, Strengths
 from koe5_export.weights import Array, Linear, Rounded
 from koe5_export.writer import GraphWriter
 from koe5_onnx import Target
 
 
 class Precision(ABC):
-    """Number format of weights and products. Hidden states are float[n, width, hidden] of its own type."""
+    """Number format of weights and products, and of hidden states [n, width, hidden]."""
 
     name: str
     gate: Gate
     target: Target
     weight_bytes: float
-    """Bytes that a weight of a linear takes on disk."""
+    """Bytes on disk per weight of a linear layer."""
     table_bytes: float
-    """Bytes that a weight of the word embeddings takes."""
+    """Bytes on disk per weight of the word embeddings."""
     strengths: Strengths | None = None
-    """Strengths of channel smoothing (smooth.py); None where weights stay as they are and need no texts."""
+    """Strengths of channel smoothing (smooth.py); None for no smoothing and no calibration."""
     masks_by_length: bool = False
-    """Whether attention gets the lengths of the texts, for CUDA, instead of a mask or none, for the CPU."""
+    """True if attention takes lengths of texts (for CUDA) instead of an optional mask (for CPUs)."""
     adds_in_norm: bool = False
-    """Whether residual sums are part of the norm's node: one pass on a GPU, three times slow on a CPU, where
-    that node is scalar code."""
+    """True if the norm's node adds the residual sum: one pass on a GPU, but three times slower on a CPU,
+    where this node is scalar code."""
     residual_scale: float = 1.0
-    """What `prepare` multiplies hidden states between norms and linears with."""
+    """Scale that `prepare` applies to activations between norms and linear layers."""
 
     def prepare(self, layer: SmoothLayer) -> SmoothLayer:
-        """The layer as its weights are written; the layer's output norm is not touched."""
+        """Return the layer with the weights to write; its output norm does not change."""
         return layer
 
     def recipe(self) -> Mapping[str, Any]:
-        """How the precision is reached, for the manifest."""
+        """Return the settings of the precision, for the manifest."""
         return {}
 
-    def round_weight(self, weight: Array, inputs: Inputs, compensation: Compensation) -> Rounded:
-        """The weight of a linear in integers, for such inputs; asked only where `strengths` is given."""
+    def round_weight(self, weight: Array, inputs: LinearInputs, compensation: Compensation) -> Rounded:
+        """Round the weight of a linear layer for given inputs; called only if `strengths` is not None."""
         raise NotImplementedError
 
     @abstractmethod
     def table(
-        self, g: GraphWriter, name: str, shape: tuple[int, ...], rows: Iterable[Array], ids: str
+        self, g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str
     ) -> str:
-        """Rows of an embedding table for ids int64[n, width]: float[n, width, hidden]."""
+        """Add an embedding table and the lookup of ids int64[n, width]: float[n, width, hidden]."""
 
     def is_exception(self, rounded: Rounded) -> bool:
-        """Whether a weight was rounded in another way than this precision's usual one."""
+        """Return True if a weight is in smaller blocks than is usual for the precision."""
         del rounded
         return False
 
     def positions(self, g: GraphWriter, table: Array, ids: str) -> str:
-        """Rows of the position embeddings, float32[positions, hidden]: float[n, width, hidden]."""
+        """Add the position table float32[positions, hidden] and its lookup: float[n, width, hidden]."""
         return g.node("Gather", [g.constant("positions.weight", table), ids], "positions")
 
     @abstractmethod
     def project(self, g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]]) -> list[str]:
-        """x @ weight for each (name, linear); x is float[n, width, in], rotated if the linears want it so."""
+        """Add x @ weight for each (name, linear); x is float[n, width, in], already rotated if required."""
 
     def vector(self, g: GraphWriter, name: str, value: Array) -> str:
-        """A bias, gain or shift in the type of the hidden states."""
+        """Add a bias, gain or shift in the dtype of the hidden states."""
         return g.constant(name, value)
 
     def widen(self, g: GraphWriter, x: str) -> str:
-        """Hidden states as float32."""
+        """Convert hidden states to float32."""
         del g
         return x

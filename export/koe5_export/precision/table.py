@@ -1,4 +1,4 @@
-"""An embedding table in 8 bits, which all quantized precisions share."""
+"""The 8-bit embedding table of all quantized precisions."""
 
 from __future__ import annotations
 
@@ -6,26 +6,36 @@ from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
-from onnx import TensorProto
 
 from koe5_export.rounding import round_columns
 from koe5_export.weights import Array
 from koe5_export.writer import GraphWriter
 
+_BLOCK = 64
+"""Values per scale in a row."""
 
-def int8_table(g: GraphWriter, name: str, shape: tuple[int, ...], rows: Iterable[Array], ids: str) -> str:
-    """Rows of a table stored as int8 with a scale per row: float32[n, width, hidden]."""
+
+def table_block(width: int) -> int:
+    """Return the number of values per scale: 64, or the width if 64 does not divide it."""
+    return width if width % _BLOCK else _BLOCK
+
+
+def int8_table(g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str) -> str:
+    """Add an int8 table with one scale per block of a row, and its lookup: float32[n, width, hidden]."""
+    block = table_block(shape[1])
     scales: list[Array] = []
 
     def quantized() -> Iterable[npt.NDArray[np.int8]]:
-        for block in rows:
-            rounded = round_columns(block.T)
-            scales.append(rounded.scale[0])
-            yield rounded.integers.T
+        for some in rows:
+            rounded = round_columns(some.reshape(-1, block).T)
+            scales.append(rounded.scale[0].reshape(len(some), -1))
+            yield rounded.integers.T.reshape(some.shape)
 
     weight = g.stream(f"{name}.weight", np.int8, shape, quantized())
-    scale = g.constant(f"{name}.scale", np.concatenate(scales)[:, None])
-    # DequantizeLinear on the constant would be folded back to fp32; what is gathered first is not.
-    gathered = g.node("Gather", [weight, ids], f"{name}.int8")
-    integers = g.node("Cast", [gathered], f"{name}.cast", to=TensorProto.FLOAT)
-    return g.node("Mul", [integers, g.node("Gather", [scale, ids], f"{name}.row_scale")], name)
+    scale = g.constant(f"{name}.scale", np.concatenate(scales))
+    # Gather first, because ONNX Runtime would fold DequantizeLinear of a constant to an fp32 table.
+    looked_up = [
+        g.node("Gather", [weight, ids], f"{name}.int8"),
+        g.node("Gather", [scale, ids], f"{name}.row_scale"),
+    ]
+    return g.node("DequantizeLinear", looked_up, name, axis=-1, block_size=block)

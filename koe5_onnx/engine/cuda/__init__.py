@@ -1,1 +1,1 @@
-"""What only CUDA needs: provider options, graph capture and IO binding."""
+"""CUDA support: provider options, graph capture and IO binding."""

@@ -1,4 +1,4 @@
-"""Runs of one shape through ONNX Runtime's IO binding: its arrays keep their addresses on the device."""
+"""Run a session with fixed shapes and fixed device addresses through ONNX Runtime's IO binding."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from koe5_onnx.engine.graphs import OUTPUT
+
 Array = npt.NDArray[Any]
-OUTPUT = "embedding"
 _GRAPH_ID = "gpu_graph_id"
-"""Run option that names a CUDA graph.
+"""Run option that identifies a CUDA graph.
 Source: onnxruntime_run_options_config_keys.h of https://github.com/microsoft/onnxruntime"""
 
 
 class FixedRun:
-    """One shape with its arrays at fixed places on a device.
+    """Inputs and output of one shape at fixed device addresses.
 
     Args:
-        ort: The module onnxruntime.
-        session: The loaded graph.
-        feeds: Inputs by name; later runs have the same shapes.
-        shape: Of the result.
-        device: Type and number, as ("cuda", 0).
-        graph_id: Of the CUDA graph, above 0 and one for each shape.
+        ort: The onnxruntime module.
+        session: Loaded ONNX Runtime session.
+        feeds: Inputs by name. All runs must use the same shapes.
+        shape: Shape of the output.
+        device: Device type and index, such as ("cuda", 0).
+        graph_id: Id of the CUDA graph: positive and unique per shape.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class FixedRun:
         self._options.add_run_config_entry(_GRAPH_ID, str(graph_id))
 
     def run(self, feeds: Mapping[str, Array]) -> npt.NDArray[np.float32]:
-        """Run with new values; the first time with a CUDA graph's id, ONNX Runtime captures it."""
+        """Run with new input values. ONNX Runtime captures the CUDA graph in the first run of an id."""
         for name, array in feeds.items():
             self._values[name].update_inplace(array)
         self._session.run_with_iobinding(self._binding, self._options)

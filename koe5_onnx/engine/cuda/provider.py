@@ -1,7 +1,7 @@
-"""What CUDA offers on this machine, why it cannot be used, and how ONNX Runtime is told to use it.
+"""Detect GPUs, diagnose CUDA problems, and set the options of ONNX Runtime's CUDA provider.
 
-Asks the NVIDIA driver itself: ONNX Runtime opens a session on the CPU where a library is missing, and says
-why on stderr only. Knows nothing of graphs; session.py opens sessions with what is here.
+GPUs are detected through the NVIDIA driver, because ONNX Runtime falls back to the CPU if a library is
+missing and reports the reason only on stderr.
 """
 
 from __future__ import annotations
@@ -20,76 +20,79 @@ from koe5_onnx.errors import ProviderError
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _PROVIDER = "libonnxruntime_providers_cuda.so"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
-"""CUdevice_attribute numbers.
+"""Values of CUdevice_attribute for the compute capability.
 Source: https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__TYPES.html"""
 _FLASH_CAPABILITY = (8, 0)
-"""Source: flash_api.h in contrib_ops/cuda/bert/flash_attention of https://github.com/microsoft/onnxruntime"""
-_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]', or install the CUDA toolkit that it was built with"
+"""Minimum compute capability for flash attention.
+Source: flash_api.h in contrib_ops/cuda/bert/flash_attention of https://github.com/microsoft/onnxruntime"""
+_LIBRARIES = (
+    "Run pip install 'onnxruntime-gpu[cuda,cudnn]', or install the CUDA version that ONNX Runtime requires"
+)
 _OUT_OF_MEMORY = (
     "failed to allocate memory for requested buffer",
     "is smaller than requested bytes",
     "out of memory",
     "status_alloc_failed",
 )
-"""Parts of what ONNX Runtime, CUDA, cuBLAS and cuDNN say, in lower case; no error has a type of its own.
+"""Lowercase parts of the messages of ONNX Runtime, CUDA, cuBLAS and cuDNN; there is no specific error class.
 Source: https://github.com/microsoft/onnxruntime/issues/16307 and strings of the wheel 1.31.1"""
 _NO_CUDNN = "cudnn is unavailable"
 
 CAPTURING = {"enable_cuda_graph": "1"}
-"""Options of a session that captures CUDA graphs, in addition to `provider_options`."""
+"""Provider options for capturing CUDA graphs, in addition to `provider_options`."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU, as the driver counts them."""
+    """A GPU that the driver reports."""
 
     name: str
     memory_bytes: int
     capability: tuple[int, int]
-    """Compute capability, as (9, 0)."""
+    """Compute capability, such as (9, 0)."""
 
 
 @dataclass(frozen=True)
 class Driver:
-    """A driver that answers."""
+    """A working NVIDIA driver and its GPUs."""
 
     cuda: str
-    """Newest CUDA that it runs, as "13.0"."""
+    """Highest supported CUDA version, such as "13.0"."""
     gpus: Sequence[Gpu]
 
 
 def find_driver() -> Driver | str:
-    """The NVIDIA driver and its GPUs, or on one line why there is none."""
+    """Return the NVIDIA driver with its GPUs, or a one-line reason why CUDA is not available."""
     try:
         library = load_driver()
     except OSError as error:
-        return f"no NVIDIA driver is found here ({error})"
+        return f"no NVIDIA driver was found ({error})"
     return ask_driver(library)
 
 
 def load_driver() -> Any:
-    """The driver's library, libcuda.
+    """Load the library of the NVIDIA driver, libcuda.
 
     Raises:
-        OSError: There is none.
+        OSError: The library is not installed.
     """
     return ctypes.CDLL(_DRIVER)
 
 
 def ask_driver(library: Any) -> Driver | str:
-    """What a loaded libcuda says.
+    """Query a loaded libcuda for its GPUs; see `find_driver`.
 
     Source: https://docs.nvidia.com/cuda/cuda-driver-api/
     """
     code = library.cuInit(0)
     if code:
-        return f"the NVIDIA driver does not start: cuInit gives {code} ({_words(library, code)})"
+        return f"the NVIDIA driver cannot be initialized: cuInit returned {code} ({_words(library, code)})"
     version, count = ctypes.c_int(), ctypes.c_int()
     library.cuDriverGetVersion(ctypes.byref(version))
     library.cuDeviceGetCount(ctypes.byref(count))
     cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
     if not count.value:
-        return f"the NVIDIA driver (CUDA {cuda}) shows no GPU: look at CUDA_VISIBLE_DEVICES and nvidia-smi"
+        return f"the NVIDIA driver (CUDA {cuda}) finds no GPU; check CUDA_VISIBLE_DEVICES and nvidia-smi"
     return Driver(cuda, [_gpu(library, number) for number in range(count.value)])
 
 
@@ -112,43 +115,43 @@ def _words(library: Any, code: int) -> str:
 
 
 def require_gpu(number: int) -> Gpu:
-    """The GPU of this number.
+    """Return the GPU with index `number`.
 
     Raises:
-        ProviderError: No driver, no GPU, or fewer than asked for.
+        ProviderError: There is no driver, no GPU, or no GPU with this index.
     """
     driver = find_driver()
     if isinstance(driver, str):
-        raise ProviderError(f"CUDA cannot be used: {driver}. For the CPU: device='cpu'")
+        raise ProviderError(f"CUDA cannot be used: {driver}. Pass device='cpu' to use the CPU")
     if number >= len(driver.gpus):
         raise ProviderError(
-            f"device is 'cuda:{number}' and the driver shows {len(driver.gpus)}: expected at most "
+            f"device is 'cuda:{number}', but the number of GPUs is {len(driver.gpus)}: expected at most "
             f"'cuda:{len(driver.gpus) - 1}'"
         )
     return driver.gpus[number]
 
 
 def preload(ort: Any) -> str:
-    """Load CUDA and cuDNN from NVIDIA's Python packages, where they are installed; what could not be loaded.
+    """Load CUDA and cuDNN from NVIDIA's Python packages, if installed, and return the error output.
 
-    ONNX Runtime prints that to stdout, where embeddings may go.
+    ONNX Runtime prints errors to stdout, which may be in use for embeddings.
     """
     said = io.StringIO()
-    if hasattr(ort, "preload_dlls"):  # CPU wheels before 1.21 have it not
+    if hasattr(ort, "preload_dlls"):  # missing in CPU wheels before 1.21
         with contextlib.redirect_stdout(said):
             ort.preload_dlls()
     return said.getvalue().strip()
 
 
 def missing_library(ort: Any) -> str | None:
-    """The first library that ONNX Runtime's CUDA provider does not find, in the loader's words.
+    """Return the loader's error for the first missing library of the CUDA provider; None if none is missing.
 
-    Loading the provider without ONNX Runtime fails for a missing library before any of its code runs; with
-    all libraries there it fails for a symbol, or is loaded already.
+    Loading the provider library directly fails if a dependency is missing, before any of its code runs. If
+    all dependencies are present, it fails because of an undefined symbol, or is already loaded.
     """
     provider = Path(ort.__file__).parent / "capi" / _PROVIDER
     if not provider.is_file():
-        return None  # another system than Linux
+        return None  # not Linux
     try:
         ctypes.CDLL(str(provider))
     except OSError as error:
@@ -157,47 +160,47 @@ def missing_library(ort: Any) -> str | None:
 
 
 def why_on_the_cpu(ort: Any) -> str:
-    """Why ONNX Runtime opened a session on the CPU that was to run on CUDA."""
+    """Return why ONNX Runtime opened a session on the CPU instead of CUDA."""
     if found := missing_library(ort):
-        return f"{found}: {_LIBRARIES}"
-    return "ONNX Runtime says why on stderr; run koe5-onnx doctor"
+        return f"a library is missing ({found}). {_LIBRARIES}"
+    return "ONNX Runtime reports the reason on stderr. Run koe5-onnx doctor"
 
 
 def provider_options(number: int, gpu_mem_limit: int | None) -> dict[str, str]:
-    """Options of ONNX Runtime's CUDA provider; what is not named stays at its default.
+    """Return the non-default options of ONNX Runtime's CUDA provider.
 
     Source: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 
     Args:
-        number: Which GPU.
-        gpu_mem_limit: Bytes that the arena may take; None is no limit.
+        number: Index of the GPU.
+        gpu_mem_limit: Memory limit of the arena in bytes; None sets no limit.
     """
     options = {
         "device_id": str(number),
-        # Batches come longest first: what the first one needs is enough for the rest, and doubling would
-        # take up to twice of it.
+        # The first batch is the largest, so its memory is enough for the rest. The default strategy, which
+        # doubles the arena, can use twice as much.
         "arena_extend_strategy": "kSameAsRequested",
-        # Sums of a norm in fp32, as certificates and the scale of the residuals assume.
+        # Certificates and the scaling of the residuals assume that layer norms sum in fp32.
         "enable_skip_layer_norm_strict_mode": "1",
-        # TF32 keeps 10 bits of a product: fp32 artifacts promise more.
+        # TF32 has a mantissa of 10 bits, too few for fp32 artifacts.
         "use_tf32": "0",
     }
     return options if gpu_mem_limit is None else options | {"gpu_mem_limit": str(gpu_mem_limit)}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ONNX Runtime failed for want of memory."""
+    """Return True if ONNX Runtime ran out of memory."""
     message = str(error).lower()
     return any(part in message for part in _OUT_OF_MEMORY)
 
 
 def lacks_cudnn(error: BaseException) -> bool:
-    """Whether a node needs cuDNN and ONNX Runtime did not find it: only the run tells."""
+    """Return True if a node requires cuDNN and it is missing, which ONNX Runtime only reports in a run."""
     return _NO_CUDNN in str(error).lower()
 
 
 def attention_kernel(gpu: Gpu) -> str:
-    """Which kernel the packed graph's attention takes in ONNX Runtime 1.31 (tests/gpu)."""
+    """Return the attention kernel that ONNX Runtime 1.31 uses for the packed graph (see tests/gpu)."""
     if gpu.capability >= _FLASH_CAPABILITY:
         return "flash attention"
-    return "fused attention of TensorRT or CUTLASS; flash attention begins at compute capability 8.0"
+    return "fused attention of TensorRT or CUTLASS; flash attention requires compute capability 8.0"

@@ -1,4 +1,4 @@
-// libcublas.so.13: products are counted, not computed.
+// libcublas.so.13: counts products without computing them.
 #include "standin.h"
 
 using namespace standin;

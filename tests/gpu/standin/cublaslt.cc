@@ -1,4 +1,4 @@
-// libcublasLt.so.13: products are counted, not computed; any is said to have an algorithm.
+// libcublasLt.so.13: counts products without computing them, and reports an algorithm for any of them.
 #include <cstring>
 
 #include "standin.h"
@@ -39,7 +39,7 @@ NOTHING(cublasLtMatrixTransformDescDestroy)
 NOTHING(cublasLtMatmulAlgoConfigSetAttribute)
 NOTHING(cublasLtMatmulAlgoInit)
 
-// One result of 96 bytes: an algorithm, its workspace, a status of 0.
+// One result of 96 bytes: an algorithm, its workspace, and a status of 0.
 // Source: https://docs.nvidia.com/cuda/archive/13.0.0/cublas/#cublasltmatmulheuristicresult-t
 int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int, void* results, int* found) {
   std::memset(results, 0, 96);

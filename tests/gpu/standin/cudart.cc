@@ -58,7 +58,7 @@ const char* side_of(const void* at, size_t bytes) {
   return inside(state().locked, at, bytes) ? "locked" : "pageable";
 }
 
-// An asynchronous copy, or where it may not be, its code.
+// Performs or captures a copy, or returns the error code if it is not allowed now.
 int copy(void* to, const void* from, size_t bytes, void* stream, bool waits) {
   const std::lock_guard lock(state().mutex);
   const std::string sides = std::string(side_of(from, bytes)) + " to " + side_of(to, bytes);
@@ -161,7 +161,7 @@ int cudaGetDriverEntryPointByVersion(const char*, void** function, unsigned, uns
   return kSuccess;
 }
 
-// The GPU.
+// Device properties.
 
 int cudaGetDeviceCount(int* number) {
   *number = static_cast<int>(gpus());
@@ -375,7 +375,7 @@ int cudaGraphLaunch(void* executable, void*) {
   return kSuccess;
 }
 
-// Errors: each is given to the caller, none is kept.
+// Errors are returned to the caller and not stored.
 
 int cudaGetLastError() { return kSuccess; }
 int cudaPeekAtLastError() { return kSuccess; }

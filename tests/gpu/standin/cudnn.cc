@@ -1,4 +1,4 @@
-// libcudnn.so: present, and without its own attention, so that ONNX Runtime takes the kernels that it brings.
+// libcudnn.so: present but without attention, so that ONNX Runtime uses its own kernels.
 #include <cstddef>
 
 #include "standin.h"

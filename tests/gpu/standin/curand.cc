@@ -1,2 +1,2 @@
-// libcurand.so.10: asked for, never called.
+// libcurand.so.10: required at load time, never called.
 extern "C" int curand_standin() { return 0; }

@@ -1,4 +1,4 @@
-// libcuda.so.1: the GPUs, page-locked memory, and the state that all libraries here share.
+// libcuda.so.1: GPUs, page-locked memory, and the state that all simulated libraries share.
 #include <sys/mman.h>
 
 #include <cstdlib>
@@ -149,7 +149,7 @@ int cuCtxSetCurrent(void* context) {
 
 int cuTensorMapEncodeTiled() { return kSuccess; }
 
-// Kernels that are loaded from images, as those for the GPUs before flash attention.
+// Kernels loaded from images, such as those for GPUs without flash attention.
 
 int cuModuleLoadData(void** module, const void*) {
   *module = new char;
@@ -179,7 +179,7 @@ int cuLinkComplete() { return kInvalidValue; }
 int cuLinkDestroy() { return kInvalidValue; }
 int cuGetErrorName(int code, const char** name) { return cuGetErrorString(code, name); }
 
-// What happened since the last call, as lines of "times bytes event"; valid until the next call.
+// Returns the events since the last call as lines of "times bytes event". Valid until the next call.
 const char* standin_events() {
   static std::string text;
   const std::lock_guard lock(state().mutex);

@@ -1,6 +1,6 @@
-// What the stand-in's libraries share: which memory is what, what was done, and which stream captures.
+// State shared by the simulated CUDA libraries: kinds of memory, events, and capturing streams.
 //
-// Device memory is host memory. Copies are made; kernels compute nothing, and are counted by name.
+// Device memory is host memory. Copies are performed; kernels are counted by name and compute nothing.
 #pragma once
 
 #include <cstddef>
@@ -38,15 +38,15 @@ struct Stream {
 struct State {
   std::recursive_mutex mutex;
   std::map<std::string, Event> events;
-  std::map<uintptr_t, size_t> device, locked;  // address to bytes
+  std::map<uintptr_t, size_t> device, locked;  // size in bytes by address
   size_t device_bytes = 0;
-  std::map<const void*, std::string> kernels;  // host function to name
+  std::map<const void*, std::string> kernels;  // name by host function
   Stream* capturing = nullptr;
 };
 
 State& state();
 
-// What the environment says of the GPUs: STANDIN_GPUS, STANDIN_CAPABILITY (as 90), STANDIN_MEMORY.
+// Settings from the environment: STANDIN_GPUS, STANDIN_CAPABILITY (such as 90), STANDIN_MEMORY.
 int64_t gpus();
 int capability_major();
 int capability_minor();
@@ -54,22 +54,23 @@ int64_t memory_bytes();
 
 void count(const std::string& event, int64_t bytes = 0);
 
-// Whether [at, at + bytes) lies in one range of `ranges`.
+// Returns true if [at, at + bytes) is inside one of the ranges.
 bool inside(const std::map<uintptr_t, size_t>& ranges, const void* at, size_t bytes);
 
-// kSuccess, or what CUDA says of a call that may not be made while any stream captures; the capture is lost then.
+// For calls that CUDA rejects during a capture: if any stream captures, invalidates the capture and returns CUDA's error.
+// Otherwise returns kSuccess.
 int forbidden_while_capturing(const char* function);
 
-// Whether a stream, which may be null, captures.
+// Returns true if the stream, which may be null, captures.
 bool captures(const void* stream);
 
-// Do it now, or where `stream` captures, put it into the graph.
+// Runs the work now, or adds it to the graph if `stream` captures.
 void on_stream(void* stream, const std::function<void()>& work);
 
-// A product is asked for: counted.
+// Counts a product.
 int product(const char* name);
 
-// A kernel is started: counted, and where `stream` captures, put into the graph.
+// Counts a kernel launch, and adds it to the graph if `stream` captures.
 int launch(const void* kernel, void* stream);
 
 }  // namespace standin

@@ -1,0 +1,144 @@
+"""Write the packed graph for CUDA, whose inputs are the tokens of all texts without padding.
+
+It is the padded fp16 graph with three changes, so linear layers, norms and tables share its weights:
+
+- Position ids are an input, because computing them on the host is cheaper.
+- Attention is PackedMultiHeadAttention, which uses the flash kernel for texts of any length.
+- Pooling sums the tokens of each text in fp32.
+
+    input_ids, position_ids, text_of_token int64[tokens], token_offset int32[texts, longest],
+    cumulative_lengths int32[texts + 1]  ->  sentence_embedding float32[texts, dim]
+
+Query, key and value are separate inputs. If they are one tensor, ONNX Runtime uses flash attention only for
+texts above 512 tokens, and has no other fast kernel for shorter ones on Hopper.
+Source: contrib_ops/cuda/bert/packed_multihead_attention.cc of https://github.com/microsoft/onnxruntime
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from koe5_export.precision.fp16 import Fp16
+from koe5_export.writer import MICROSOFT
+from koe5_onnx import Contract
+from koe5_onnx.engine.graphs import INPUTS, OUTPUT
+
+_HEAD_MULTIPLE, _LARGEST_HEAD = 8, 256
+"""Head sizes that flash attention supports. Source: https://github.com/Dao-AILab/flash-attention"""
+
+
+def why_not_packed_cuda(precision: str, head_size: int) -> str | None:
+    """Return why no packed graph for CUDA can be written for an encoder, or None if one can."""
+    if precision != Fp16.name:
+        return f"packed attention is for fp16 on CUDA, not {precision}"
+    if head_size % _HEAD_MULTIPLE or head_size > _LARGEST_HEAD:
+        return f"flash attention has no kernel for a head size of {head_size}"
+    return None
+
+
+def write_packed_cuda(padded: Path, packed: Path, contract: Contract) -> None:
+    """Write the packed graph in the folder of the padded fp16 graph, whose weights it shares.
+
+    Args:
+        padded: File of the padded graph.
+        packed: File of the packed graph, in the same folder.
+        contract: Pooling and normalization.
+    """
+    model = onnx.load(padded, load_external_data=False)
+    nodes = [_packed_attention(node) if _is_attention(node) else node for node in model.graph.node]
+    pooling, constants = _pooling(contract)
+    initializers = [*model.graph.initializer, *constants]
+    graph = _pruned([*nodes, *pooling], initializers, contract.dim)
+    made = helper.make_model(
+        graph,
+        opset_imports=model.opset_import,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        ir_version=model.ir_version,
+    )
+    onnx.save(made, packed)
+
+
+def _is_attention(node: Any) -> bool:
+    return bool(node.op_type == "MultiHeadAttention")
+
+
+def _packed_attention(node: Any) -> Any:
+    """Return the same attention as a packed operator, with offsets of texts instead of their lengths."""
+    query_key_value_bias = list(node.input)[:4]
+    return helper.make_node(
+        "PackedMultiHeadAttention",
+        [*query_key_value_bias, "token_offset", "cumulative_lengths"],
+        list(node.output),
+        name=node.name,
+        domain=MICROSOFT,
+        num_heads=next(entry.i for entry in node.attribute if entry.name == "num_heads"),
+    )
+
+
+def _pooling(contract: Contract) -> tuple[list[Any], list[Any]]:
+    """Return the nodes from final_norm float32[tokens, hidden] to the embeddings, and their constants."""
+    constants = {
+        "first": np.array([0], np.int64),
+        "second": np.array([1], np.int64),
+        "last": np.array([-1], np.int64),
+        "end": np.array([np.iinfo(np.int64).max], np.int64),
+        "zeros": np.zeros((1, contract.dim), np.float32),
+    }
+    used = {name: f"pool.{name}" for name in constants}
+    make = helper.make_node
+    nodes = [make("Slice", ["cumulative_lengths", used["first"], used["last"]], ["pool.starts"])]
+    if contract.pooling == "cls":
+        nodes.append(make("Gather", ["final_norm", "pool.starts"], ["pool.pooled"], axis=0))
+    else:
+        nodes += [
+            make("Slice", ["cumulative_lengths", used["second"], used["end"]], ["pool.ends"]),
+            make("Sub", ["pool.ends", "pool.starts"], ["pool.lengths"]),
+            make("Cast", ["pool.lengths"], ["pool.lengths.float"], to=TensorProto.FLOAT),
+            make("Unsqueeze", ["pool.lengths.float", used["second"]], ["pool.counts"]),
+            # The zeros are a product, because operators that take a shape as input would run on the CPU.
+            make("Mul", ["pool.counts", used["zeros"]], ["pool.empty"]),
+            make("Unsqueeze", ["text_of_token", used["second"]], ["pool.rows"]),
+            make("ScatterND", ["pool.empty", "pool.rows", "final_norm"], ["pool.sums"], reduction="add"),
+            make("Div", ["pool.sums", "pool.counts"], ["pool.pooled"]),
+        ]
+    finish = {"op_type": "Identity"} if not contract.normalize else {"op_type": "LpNormalization", "axis": -1}
+    nodes.append(make(inputs=["pool.pooled"], outputs=[OUTPUT], **finish))
+    for node in nodes:
+        node.name = node.output[0]
+    return nodes, [numpy_helper.from_array(value, used[name]) for name, value in constants.items()]
+
+
+def _pruned(nodes: Sequence[Any], initializers: Sequence[Any], dim: int) -> Any:
+    """Return the graph with only the nodes and constants that its output depends on."""
+    # The padded graph's pooling has the same output; of two nodes with the same output, the last is used.
+    producers: dict[str, Any] = {name: node for node in nodes for name in node.output}
+    kept: dict[str, Any] = {}
+    wanted = [OUTPUT]
+    while wanted:
+        name = wanted.pop()
+        if name in producers and name not in kept and name not in INPUTS["packed_cuda"]:
+            node = producers[name]
+            kept[name] = node
+            wanted += node.input
+    chosen = [one for one in nodes if one.output[0] in kept and kept[one.output[0]] is one]
+    used = {name for one in chosen for name in one.input}
+    inputs = [helper.make_tensor_value_info(name, *_INPUT_TYPES[name]) for name in INPUTS["packed_cuda"]]
+    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["texts", dim])
+    constants = [tensor for tensor in initializers if tensor.name in used]
+    return helper.make_graph(chosen, "koe5-packed-cuda", inputs, [output], initializer=constants)
+
+
+_INPUT_TYPES = {
+    "input_ids": (TensorProto.INT64, ["tokens"]),
+    "position_ids": (TensorProto.INT64, ["tokens"]),
+    "text_of_token": (TensorProto.INT64, ["tokens"]),
+    "token_offset": (TensorProto.INT32, ["texts", "longest"]),
+    "cumulative_lengths": (TensorProto.INT32, ["ends"]),
+}

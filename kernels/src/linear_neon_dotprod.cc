@@ -1,0 +1,23 @@
+// Products of 8-bit integers by SDOT, which adds the products of four k to a sum. Compiled for dotprod.
+#include "linear_neon.h"
+
+namespace koe5 {
+namespace {
+
+struct Dot : NeonDot<Dot, 1> {
+  static KOE5_INLINE int32x4_t multiply(int32x4_t sums, int8x16_t row, int8x16_t columns) {
+    return vdotq_s32(sums, row, columns);
+  }
+  // A register holds the sums of the first and of the last four of eight k, for two columns.
+  static KOE5_INLINE void store_rows(const UnitSums<Ints>& sums, int32_t* to) {
+    const Ints &l = sums.left, &r = sums.right;
+    store(to, Ints{vpaddq_s32(l.a, l.b), vpaddq_s32(l.c, l.d), vpaddq_s32(r.a, r.b), vpaddq_s32(r.c, r.d)});
+  }
+  static int64_t most_rows(int64_t) { return 48; }  // activations take two bytes
+};
+
+}  // namespace
+
+extern const LinearKernels kDotprodKernels = kernels_by<Dot>();
+
+}  // namespace koe5

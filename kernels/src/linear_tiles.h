@@ -1,0 +1,68 @@
+// Products of 8-bit integers by register tiles of a few rows x 16 columns. Included by the units of AVX2 and NEON.
+//
+// While one panel is multiplied, each step of each tile prefetches a part of the next panel into L2.
+#pragma once
+
+#include "linear_epilogue.h"
+#include "linear_kernels.h"
+#include "sixteen.h"
+
+namespace koe5 {
+namespace {
+
+constexpr int64_t kColumns = 16;
+
+// Inputs of a tile: rows of activations, 16 columns of weights, and data to prefetch, `advance` bytes per four k.
+struct Operands {
+  const uint8_t* a;
+  int64_t a_stride, k;
+  const int8_t* b;
+  const int32_t* initial;  // initial sum of each column
+  const char* upcoming;
+  int64_t advance;
+};
+
+using Tile = void (*)(const Operands&, int32_t*);
+
+inline const int8_t* weights_at(const WeightView& w, int64_t column) {
+  return panel_at(w, column / kPanelColumns * kPanelColumns) + column % kPanelColumns / kColumns * kBlockBytes;
+}
+
+// Dot provides: kTileRows; tile(rows), the function for a number of rows; activations(p, memory), which lays out the
+// activations; row_bytes(k) of a row in this layout; and most_rows and scratch_bytes as in LinearKernels.
+template <class Dot, class Store>
+void multiply_by(const Product& p, const Store& store, void* scratch) {
+  int32_t* const sums = static_cast<int32_t*>(scratch);
+  const uint8_t* const a = Dot::activations(p, sums + Dot::kTileRows * kColumns);
+  Finisher<Store> finisher(p, store);
+  InitialSums initial{};
+  const int64_t k = p.w.k, stride = Dot::row_bytes(k);
+  const int64_t tiles = ceil_div(p.rows, Dot::kTileRows), advance = ceil_div(kCacheLine, tiles);
+  const char* upcoming = nullptr;
+  for (int64_t column = p.first; column < p.last; column += kColumns) {
+    initial.set(p, column, kColumns);
+    // After the last panel, the next block of rows starts with the first panel.
+    const int64_t next = column + kPanelColumns < p.last ? column + kPanelColumns : p.first;
+    if (column % kPanelColumns == 0) upcoming = reinterpret_cast<const char*>(panel_at(p.w, next));
+    for (int64_t row = 0; row < p.rows; row += Dot::kTileRows, upcoming += k / 4 * advance) {
+      const int64_t rows = p.rows - row < Dot::kTileRows ? p.rows - row : Dot::kTileRows;
+      Dot::tile(rows)({a + row * stride, stride, k, weights_at(p.w, column), initial.data, upcoming, advance}, sums);
+      finisher.begin({sums, kColumns, kColumns, row, rows, column, kColumns});
+      finisher.complete();
+    }
+  }
+}
+
+template <class Dot>
+constexpr LinearKernels kernels_by() {
+  return {Dot::kTileRows,
+          Dot::most_rows,
+          kFewestVectorRows,
+          Dot::scratch_bytes,
+          multiply_by<Dot, StoreBf16>,
+          multiply_by<Dot, StoreSums>,
+          multiply_by<Dot, StoreGelu>};
+}
+
+}  // namespace
+}  // namespace koe5

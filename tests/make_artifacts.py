@@ -1,0 +1,23 @@
+"""Export a seeded checkpoint for a leg: python tests/make_artifacts.py FOLDER SHAPE PRECISION... Requires PyTorch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from koe5_export import ExportOptions, export_checkpoint
+from koe5_export.checkpoint import Checkpoint
+from koe5_export.seeded import Size, write_seeded_checkpoint
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+from make_tiny import SIZE
+
+SHAPES = {"tiny": SIZE, "heads-of-64": Size(3, 128, 2, 256, 1200)}
+"""The checkpoint of the golden embeddings, and one whose heads have a depth of 64, as in KoE5."""
+
+folder, shape, *precisions = sys.argv[1:]
+checkpoint = Path(folder, "checkpoint")
+write_seeded_checkpoint(checkpoint, SHAPES[shape])
+for precision in precisions:
+    options = ExportOptions(precision=precision)
+    export_checkpoint(Checkpoint.open(checkpoint), Path(folder, precision), options)
