@@ -45,7 +45,7 @@ def tokenize_ahead(tokenizer: Tokenizer, texts: Sequence[str], window: int) -> I
                 following = ahead.submit(tokenizer.encode, rest)
             yield tokens
     finally:
-        # If the garbage collector closes this generator in the background thread, waiting would be for itself.
+        # The garbage collector may run this in the background thread, which cannot wait for itself.
         ahead.shutdown(wait=False, cancel_futures=True)
 
 
