@@ -24,13 +24,10 @@ from koe5_export.precision.table import table_block
 from koe5_export.rotate import LONGEST
 from koe5_export.writer import MICROSOFT, OPSET
 from koe5_onnx import Contract
-from koe5_onnx.engine.graphs import OUTPUT
+from koe5_onnx.engine.graphs import FUSED_OPERATORS, OUTPUT
 
 KERNELS = "koe5"
 """Domain of the fused operators."""
-
-OPERATORS = 4
-"""Version of the fused operators that the graph requires: OPSET_VERSION of koe5-onnx-kernels."""
 
 
 def why_not_packed_cpu(precision: str, exceptions: Sequence[str], config: EncoderConfig) -> str | None:
@@ -84,7 +81,7 @@ class _Writer:
             self._nodes, "koe5-packed-cpu", inputs, [output], initializer=list(self._used.values())
         )
         name, version, ir_version = self._producer
-        opsets = [helper.make_opsetid(MICROSOFT, 1), helper.make_opsetid(KERNELS, OPERATORS)]
+        opsets = [helper.make_opsetid(MICROSOFT, 1), helper.make_opsetid(KERNELS, FUSED_OPERATORS)]
         return helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid("", OPSET), *opsets],

@@ -15,7 +15,6 @@ from typing import Any
 
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import ContractOptions
-from koe5_export.packed_cpu import OPERATORS
 from koe5_export.precision import Precision
 from koe5_export.progress import Progress, silent
 from koe5_export.settings import write_tokenizer
@@ -41,6 +40,7 @@ from koe5_onnx.artifact import (
     File,
     describe_file,
 )
+from koe5_onnx.engine.graphs import FUSED_OPERATORS
 
 Announce = Callable[[Certificate], None]
 """Callback with a certificate that passed the gate, before its artifact is published."""
@@ -125,7 +125,7 @@ def _manifest(spec: ArtifactSpec, folder: Path, recipe: Mapping[str, Any], repor
         files=files,
         certificate=None,
         tokenizer_probes=_probes(folder / TOKENIZER, spec.contract),
-        fused_operators=OPERATORS,
+        fused_operators=FUSED_OPERATORS,
     )
 
 

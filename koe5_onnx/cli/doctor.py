@@ -38,7 +38,7 @@ from koe5_onnx.cli.certificate_report import agreement_in_words, batch_in_words
 from koe5_onnx.cli.engine_arguments import add_engine_arguments, engine_options
 from koe5_onnx.cli.report import counted, printable
 from koe5_onnx.engine.cuda.provider import attention_kernel, find_driver, preload, why_on_the_cpu
-from koe5_onnx.engine.graphs import Graph, choose, installed_kernels, kernels_level
+from koe5_onnx.engine.graphs import FUSED_OPERATORS, Graph, choose, installed_kernels, kernels_level
 from koe5_onnx.engine.machine import (
     INT8_INSTRUCTIONS,
     THREADS_VARIABLE,
@@ -69,8 +69,12 @@ class Finding:
     """The problem and what to do about it; None if there is no problem."""
 
 
-_BAD_LEVEL = "KOE5_ONNX_KERNELS_LEVEL is '"
-"""Beginning of the kernels' message about an unknown level."""
+_KERNEL_PROBLEMS = {
+    "KOE5_ONNX_KERNELS_LEVEL is '": "correct the variable",
+    "koe5-onnx-kernels has ": "the padded graph runs instead of the packed graph",
+    "the library ": "reinstall koe5-onnx-kernels",
+}
+"""Advice by the beginning of the reason why the kernels cannot run. Other reasons are no problems."""
 _MANY_CORES = 16
 """Number of cores from which doctor mentions KOE5_ONNX_THREADS."""
 
@@ -137,7 +141,8 @@ def _machine() -> Iterator[Finding]:
     yield Finding("int8 here", _int8_here(features))
     kernels = installed_kernels()
     value = kernels if isinstance(kernels, str) else f"ready, on {kernels_level()}"
-    yield Finding("fused kernels", value, "correct the variable" if value.startswith(_BAD_LEVEL) else None)
+    advice = [text for start, text in _KERNEL_PROBLEMS.items() if value.startswith(start)]
+    yield Finding("fused kernels", value, advice[0] if advice else None)
     yield Finding("shared weights", _shared_weights())
     hint = ""
     if cores.count >= _MANY_CORES and cores.reason.endswith("no cgroup quota"):
@@ -229,7 +234,8 @@ def _artifact(path: str, options: EngineOptions) -> Iterator[Finding]:
     yield Finding("artifact", f"{path}: all file hashes match")
     yield Finding("graph", graph.reason)
     yield from _attention(graph)
-    if manifest.precision == "int8" and PACKED_CPU_GRAPH not in manifest.files:
+    without = PACKED_CPU_GRAPH not in manifest.files or manifest.fused_operators != FUSED_OPERATORS
+    if manifest.precision == "int8" and without:
         faster = "export the artifact again with the fused kernels installed, which adds a packed graph"
         yield Finding("to speed it up", faster)
     yield from _manifest(manifest, graph)

@@ -32,6 +32,9 @@ INPUTS: Mapping[Layout, Sequence[str]] = {
 OUTPUT = "sentence_embedding"
 """Output name of every graph, as in sentence-transformers and Optimum: float32[n, dim]."""
 
+FUSED_OPERATORS = 4
+"""Version of the fused operators that this koe5-onnx requires: OPSET_VERSION of koe5-onnx-kernels."""
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -78,11 +81,10 @@ def _packed_on_cpu(artifact: Artifact) -> Graph | str:
     library = installed_kernels()
     if isinstance(library, str):
         return library
-    wanted, found = artifact.manifest.fused_operators, kernels_version()
-    if wanted != found:
+    if (version := artifact.manifest.fused_operators) != FUSED_OPERATORS:
         return (
-            f"the artifact's packed graph requires version {wanted} of the fused operators, but version "
-            f"{found} is installed (export the artifact again, or install a matching koe5-onnx-kernels)"
+            f"the artifact requires version {version} of the fused operators, but this koe5-onnx uses "
+            f"version {FUSED_OPERATORS} (export the artifact again)"
         )
     return Graph(
         artifact.path / PACKED_CPU_GRAPH, library, f"the packed graph, on {kernels_level()}", "packed_cpu"
@@ -104,15 +106,13 @@ def installed_kernels() -> Path | str:
         return (
             "fused kernels are not installed (run pip install ./kernels in the repository, then export again)"
         )
+    if (version := koe5_onnx_kernels.OPSET_VERSION) != FUSED_OPERATORS:
+        return (
+            f"koe5-onnx-kernels has version {version} of the fused operators, but this koe5-onnx requires "
+            f"version {FUSED_OPERATORS} (install matching versions of the two packages)"
+        )
     reason = koe5_onnx_kernels.unavailable()
     return koe5_onnx_kernels.library() if reason is None else str(reason)
-
-
-def kernels_version() -> int:
-    """Return the version of the installed fused operators."""
-    import koe5_onnx_kernels
-
-    return int(koe5_onnx_kernels.OPSET_VERSION)
 
 
 def kernels_level() -> str:

@@ -1,8 +1,8 @@
 """Make a small Debian system with Python: python tests/arm/make_root.py FOLDER [arm64|amd64] [RELEASE].
 
 Afterwards `FOLDER/python` runs the system's Python, with the packages in FOLDER/site. The defaults are an
-emulated 64-bit ARM CPU and the Debian release of this machine. An older release has an older C library. Nothing
-is installed on this machine. Requires Debian 12 or later on x86-64, but not root.
+emulated 64-bit ARM CPU and the Debian release of this machine. An older release has an older C library.
+Nothing is installed on this machine. Requires Debian 12 or later on x86-64, but not root.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from edited_json import edited
 
-from koe5_onnx import Artifact, Embedder, EngineOptions, UnsuitedCpuWarning, cli
+from koe5_onnx import Embedder, EngineOptions, UnsuitedCpuWarning, cli
 from koe5_onnx.artifact import MANIFEST, PACKED_CPU_GRAPH, PACKED_CUDA_GRAPH, WEIGHTS
 from koe5_onnx.cli import doctor
 from koe5_onnx.engine import graphs
@@ -177,7 +177,7 @@ def test_whether_the_cpu_suits_an_artifact(capsys, monkeypatch, artifact_path, f
 
 def test_fused_kernels_are_exact_on_any_cpu_that_they_run_on(capsys, monkeypatch, artifact_path):
     kernels = ModuleType("koe5_onnx_kernels")
-    kernels.OPSET_VERSION = Artifact.open(artifact_path).manifest.fused_operators
+    kernels.OPSET_VERSION = graphs.FUSED_OPERATORS
     kernels.unavailable, kernels.level, kernels.library = (
         lambda: None,
         lambda: "avx2",
@@ -272,17 +272,35 @@ def test_many_cores_without_a_limit(monkeypatch, cores, is_hinted):
     assert ("set KOE5_ONNX_THREADS to the request" in threads.value) == is_hinted
 
 
-def test_an_unknown_level_of_the_kernels(monkeypatch):
-    reason = (
-        "KOE5_ONNX_KERNELS_LEVEL is 'sse', expected amx, avx512_bf16, avx512_vnni, avx_vnni, avx2 or none"
-    )
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("KOE5_ONNX_KERNELS_LEVEL is 'sse', expected amx, avx2 or none", "correct the variable"),
+        ("the library does not load: invalid ELF header", "reinstall koe5-onnx-kernels"),
+        ("KOE5_ONNX_KERNELS_LEVEL is none", None),
+        ("fused kernels are not installed (...)", None),
+    ],
+)
+def test_kernels_that_cannot_run(monkeypatch, reason, advice):
     monkeypatch.setattr("koe5_onnx.cli.doctor.installed_kernels", lambda: reason)
     (kernels,) = (finding for finding in doctor._machine() if finding.name == "fused kernels")
-    assert kernels.problem == "correct the variable"
+    assert (kernels.value, kernels.problem) == (reason, advice)
+
+
+def test_kernels_of_another_version(monkeypatch):
+    kernels = ModuleType("koe5_onnx_kernels")
+    kernels.OPSET_VERSION = graphs.FUSED_OPERATORS - 1
+    monkeypatch.setitem(sys.modules, "koe5_onnx_kernels", kernels)
+    (found,) = (finding for finding in doctor._machine() if finding.name == "fused kernels")
+    assert found.value.endswith("(install matching versions of the two packages)")
+    assert found.problem == "the padded graph runs instead of the packed graph"
 
 
 def test_an_artifact_that_could_be_faster(capsys, artifact_path, artifact_copy):
     assert "to speed it up" not in report(capsys, "--artifact", artifact_path)[1]["findings"]
+    with edited(artifact_copy / MANIFEST) as manifest:
+        manifest["fused_operators"] -= 1
+    assert "to speed it up" in report(capsys, "--artifact", artifact_copy)[1]["findings"]
     (artifact_copy / PACKED_CPU_GRAPH).unlink()
     with edited(artifact_copy / MANIFEST) as manifest:
         del manifest["files"][PACKED_CPU_GRAPH]

@@ -9,7 +9,7 @@ import pytest
 
 from koe5_onnx import Artifact, EngineOptions, ProviderError
 from koe5_onnx.artifact import PACKED_CPU_GRAPH, File
-from koe5_onnx.engine.graphs import choose, installed_kernels
+from koe5_onnx.engine.graphs import FUSED_OPERATORS, choose, installed_kernels
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def padded(artifact_path):
 @pytest.fixture
 def packed(padded):
     files = {**padded.manifest.files, PACKED_CPU_GRAPH: File(1, "0")}
-    return Artifact(padded.path, replace(padded.manifest, files=files, fused_operators=2))
+    return Artifact(padded.path, replace(padded.manifest, files=files))
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def kernels(monkeypatch):
     module.reason = None
     module.unavailable = lambda: module.reason
     module.level = lambda: "amx"
-    module.OPSET_VERSION = 2
+    module.OPSET_VERSION = FUSED_OPERATORS
     module.library = lambda: Path("libkernels.so")
     monkeypatch.setitem(sys.modules, "koe5_onnx_kernels", module)
     return module
@@ -57,12 +57,19 @@ def test_a_cpu_that_cannot(packed, kernels):
     check_refused(packed, "cpu", "this CPU has no AVX512-VNNI")
 
 
-@pytest.mark.parametrize("version", [1, 3])
-def test_a_graph_for_other_kernels(packed, kernels, version):
+@pytest.mark.parametrize("version", [FUSED_OPERATORS - 1, FUSED_OPERATORS + 1])
+def test_other_kernels(packed, kernels, version):
     kernels.OPSET_VERSION = version
     check_refused(
-        packed, "cpu", f"requires version 2 of the fused operators, but version {version} is installed"
+        packed,
+        "cpu",
+        f"koe5-onnx-kernels has version {version} of .*, but this koe5-onnx requires version {FUSED_OPERATORS}",
     )
+
+
+def test_an_artifact_for_other_kernels(packed, kernels):
+    older = Artifact(packed.path, replace(packed.manifest, fused_operators=1))
+    check_refused(older, "cpu", f"requires version 1 .*, but this koe5-onnx uses version {FUSED_OPERATORS}")
 
 
 def test_another_device(packed, kernels):
