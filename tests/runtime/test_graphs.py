@@ -63,7 +63,7 @@ def test_other_kernels(packed, kernels, version):
     check_refused(
         packed,
         "cpu",
-        f"koe5-onnx-kernels has version {version} of .*, but this koe5-onnx requires version {FUSED_OPERATORS}",
+        f"koe5-onnx-kernels has version {version} .*, but this koe5-onnx requires version {FUSED_OPERATORS}",
     )
 
 
