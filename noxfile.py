@@ -95,6 +95,17 @@ def ray(session: nox.Session) -> None:
 
 
 @nox.session
+def remote(session: nox.Session) -> None:
+    """Run the tests of bulk with remote stores, on a local server for S3."""
+    pins = constraints(session, pins_of("remote.txt"))
+    # moto's extra `server` has the dependencies of all services; the server for S3 alone requires only Flask.
+    server = ("flask", "flask-cors", "moto[s3]")
+    install(session, pins, "-e", ".[cpu,bulk]", "aiohttp", "pytest", "s3fs", *server)
+    session.run("python", "-c", "import aiohttp, moto.server, s3fs")  # the tests skip if one is missing
+    session.run("pytest", "tests/bulk/test_remote.py")
+
+
+@nox.session
 def integrations(session: nox.Session) -> None:
     """Run the adapters' tests with the libraries that they adapt, and the server's with clients.
 

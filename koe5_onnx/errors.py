@@ -64,20 +64,19 @@ class HubError(Koe5Error, OSError):
 class MissingDependencyError(Koe5Error, ImportError):
     """An optional dependency is not installed."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
+    def __init__(self, package: str, extra: str | None, purpose: str) -> None:
         """Create the error message.
 
         Args:
             package: Missing package.
-            extra: Extra of koe5-onnx that installs it.
+            extra: Extra of koe5-onnx that installs it; None if there is none.
             purpose: Operation that requires it, such as "exporting".
         """
-        super().__init__(
-            f"{purpose} requires the package {package}. Run pip install '.[{extra}]' in a clone of koe5-onnx"
-        )
+        install = package if extra is None else f"'.[{extra}]' in a clone of koe5-onnx"
+        super().__init__(f"{purpose} requires the package {package}. Run pip install {install}")
         self._arguments = (package, extra, purpose)
 
-    def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str | None, str]]:
         """Pickle the constructor arguments, so that process pools can return this error."""
         return type(self), self._arguments
 

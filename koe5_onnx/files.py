@@ -30,10 +30,16 @@ def cache_folder() -> Path:
 
 
 def read_json(file: Path, error: type[Exception], advice: str, kind: type = dict) -> Any:
-    """Parse a JSON file and check the type of its content.
+    """Parse a JSON file and check the type of its content. The arguments are those of `parse_json`."""
+    return parse_json(file.read_bytes(), file, error, advice, kind)
+
+
+def parse_json(content: bytes, file: object, error: type[Exception], advice: str, kind: type = dict) -> Any:
+    """Parse JSON and check its type.
 
     Args:
-        file: The file.
+        content: The JSON.
+        file: Name of the file, for messages.
         error: Exception to raise.
         advice: What the user can do, added to the message.
         kind: Expected type, `dict` or `list`.
@@ -42,7 +48,7 @@ def read_json(file: Path, error: type[Exception], advice: str, kind: type = dict
         Exception: The file is not JSON, or its content is not a `kind`. The class is `error`.
     """
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(content.decode())
     except (ValueError, RecursionError) as problem:
         raise error(f"{file} is not JSON ({problem}): {advice}") from problem
     if not isinstance(data, kind):
@@ -53,7 +59,12 @@ def read_json(file: Path, error: type[Exception], advice: str, kind: type = dict
 def write_json(file: Path, data: Any) -> None:
     """Write a JSON file atomically."""
     with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        temporary.write_bytes(json_bytes(data))
+
+
+def json_bytes(data: Any) -> bytes:
+    """Return data as the content of a JSON file."""
+    return (json.dumps(data, ensure_ascii=False, indent=1) + "\n").encode()
 
 
 def cache_json(file: Path, data: Any) -> None:

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from koe5_onnx.cli.engine_arguments import (
@@ -42,11 +41,12 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "input",
         metavar="IN",
-        type=Path,
-        help="a file or folder: .parquet, .arrow, .feather, .ipc, or .jsonl, .ndjson, .json, .csv, .tsv, "
-        "also with .gz or .zst",
+        help="a file or folder, or its URL (s3://, gs://, hf://, https://): .parquet, .arrow, .feather, "
+        ".ipc, or .jsonl, .ndjson, .json, .csv, .tsv, also with .gz or .zst",
     )
-    parser.add_argument("output", metavar="OUT", type=Path, help="an output folder for this job only")
+    parser.add_argument(
+        "output", metavar="OUT", help="an output folder for this job only, or its URL (s3://, gs://, hf://)"
+    )
     add_text_arguments(parser)
     _add_rows(parser.add_argument_group("rows"))
     _add_engine(parser.add_argument_group("engine"))
@@ -258,7 +258,7 @@ def _total_tokens(progress: Progress) -> int | None:
     return max(progress.tokens, round(progress.tokens * progress.total_rows / progress.rows))
 
 
-def _words(summary: Summary, output: Path) -> str:
+def _words(summary: Summary, output: str) -> str:
     before = f", {summary.shards_before:,} of them by earlier runs" if summary.shards_before else ""
     bad = f"{counted(summary.bad_rows, 'bad row')} in _errors.jsonl" if summary.bad_rows else "no bad rows"
     repeated = f"{summary.repeated:,} repeated, " if summary.repeated else ""

@@ -38,7 +38,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.set_defaults(run=run, usage_error=parser.error)
     parser.add_argument(
-        "input", metavar="INPUT", help=".txt or - (stdin): one text per line; .jsonl: one object per line"
+        "input",
+        metavar="INPUT",
+        help="a file or URL. .txt or - (stdin): one text per line; .jsonl: one object per line",
     )
     add_text_arguments(parser)
     parser.add_argument(
