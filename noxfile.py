@@ -33,6 +33,7 @@ LOADED_FROM_ELSEWHERE = re.compile(
 
 for variable in [name for name in os.environ if name.startswith("PYTHON")]:
     del os.environ[variable]  # PYTHONPATH and similar variables would make the source importable
+os.environ["PYTHONUNBUFFERED"] = "1"  # a log that ends early shows the test that was running
 
 
 @nox.session
