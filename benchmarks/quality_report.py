@@ -221,8 +221,9 @@ def _change(change: Change) -> list[str]:
     ]
     return [
         f"## {change.run} compared with {change.baseline}",
-        f"- top-10 overlap (share of the ten best passages of {change.baseline} that are also among the ten best of "
-        f"{change.run}): {_percent(overlap.mean)} % on average, {_percent(overlap.min)} % for the worst query\n"
+        f"- top-10 overlap (share of the ten best passages of {change.baseline} that are also among the ten "
+        f"best of {change.run}): {_percent(overlap.mean)} % on average, {_percent(overlap.min)} % for the "
+        "worst query\n"
         f"- Spearman's rank correlation over all passages: {correlation.mean:.6f} on average, "
         f"{correlation.min:.6f} for the worst query",
         _table(["figure", "difference, points", "95 % interval"], differences),

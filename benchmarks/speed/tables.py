@@ -89,7 +89,9 @@ def _conditions(machines: Mapping[str, Sequence[Result]]) -> str:
                 ", ".join(commits),
             ]
         )
-    return _markdown(("machine", "instructions", "cores and memory", "software", "commits of koe5-onnx"), rows, 5)
+    return _markdown(
+        ("machine", "instructions", "cores and memory", "software", "commits of koe5-onnx"), rows, 5
+    )
 
 
 def _versions(machines: Mapping[str, Sequence[Result]]) -> str:
@@ -211,7 +213,15 @@ def _server(results: Sequence[tuple[str, Result]]) -> str:
                         f"{one['p99_ms']:,.0f}",
                     ]
                 )
-    head = ("machine, start of the run", "server", "clients", "tokens/s", "relative to the Python API", "p50, ms", "p99, ms")
+    head = (
+        "machine, start of the run",
+        "server",
+        "clients",
+        "tokens/s",
+        "relative to the Python API",
+        "p50, ms",
+        "p99, ms",
+    )
     return _markdown(head, rows, 2)
 
 
