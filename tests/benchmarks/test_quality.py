@@ -104,7 +104,7 @@ def test_artifacts_alone_the_first_is_the_baseline(measure, exported, demo_datas
     )
     assert [(change["baseline"], change["run"]) for change in data["changes"]] == [("int8", "fp32")]
     assert data["dataset"]["name"] == "demo, first 3 queries"
-    assert "## fp32 against int8" in printed
+    assert "## fp32 compared with int8" in printed
     assert "model card" not in printed
 
 
