@@ -54,8 +54,8 @@ def level() -> str:
 def packed_layout() -> int:
     """Return the version of the layout of packed weights. Files with another version are replaced.
 
-    A session stores packed weights in the folder that its config entry `koe5.packed_weights` names. Sessions of
-    other processes with the same entry map these files. Use a separate folder for each graph.
+    A session stores packed weights in the folder that its config entry `koe5.packed_weights` names. Other
+    processes whose sessions have this entry map the files. Use a separate folder for each graph.
 
     Raises:
         OSError: The library is missing or does not load.

@@ -95,7 +95,7 @@ def test_an_unknown_layout_names_what_is_there(tmp_path):
     ("file", "text", "message"),
     [
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\nnonsense\n', "cannot be read"),
-        ("corpus.jsonl", '{"_id": "a"}\n', "row 1 has no text, which every row needs; it has _id"),
+        ("corpus.jsonl", '{"_id": "a"}\n', "row 1 has no text, expected one in every row; the row has _id"),
         ("corpus.jsonl", '{"_id": "a", "text": 3}\n', "text contains 3, expected only texts"),
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n', "'a' is not unique"),
         ("corpus.jsonl", "[1, 2]\n", "not JSON objects"),

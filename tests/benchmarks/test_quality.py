@@ -158,7 +158,7 @@ def test_a_missing_library_is_named_before_the_work(measure, exported, demo_data
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr("koe5_onnx.embedder.Embedder.encode", None)
     error = measure("--artifact", exported["fp32"], "--dataset", demo_dataset, code=1)
-    assert f"needs the package {package}. Run pip install --group bench" in error
+    assert f"requires the package {package}. Run pip install --group bench" in error
 
 
 def test_two_contracts_are_not_compared(measure, exported, demo_dataset, tmp_path):
@@ -232,7 +232,7 @@ def test_speeds_of_one_checkpoint_are_joined_the_first_file_counts(tmp_path):
         None,
     )
     elsewhere = speed_file(tmp_path, {"a": [9]}, cpu="other", file="elsewhere.json")
-    with pytest.raises(InputError, match=r"elsewhere\.json is from other, 2 threads"):
+    with pytest.raises(InputError, match=r"elsewhere\.json was measured on other, 2 threads"):
         read_speeds([first, elsewhere])
     with pytest.raises(InputError, match="has no throughput of the corpus mix"):
         read_speeds([speed_file(tmp_path, {}, benchmark="latency")])
