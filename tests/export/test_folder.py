@@ -34,7 +34,7 @@ def value(name, shape, kind=TensorProto.INT64):
 
 @pytest.fixture
 def model(exported):
-    """Return a graph with token embeddings as output. The names of its unused nodes clash with the import's."""
+    """Return a graph with token embeddings as output. Names of its unused nodes clash with the import's."""
     model = onnx.load(exported["fp32"].graph)
     model.graph.node.append(helper.make_node("Identity", ["final_norm"], ["last_hidden_state"]))
     model.graph.output[0].CopyFrom(value("last_hidden_state", ["n", "width", 64], TensorProto.FLOAT))
