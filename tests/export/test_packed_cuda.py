@@ -36,7 +36,7 @@ SHAPES = {
     "bert, mean": Size(2, 64, 8, 128, 1200, model_type="bert", positions=512),
 }
 NO_KERNEL = r"NOT_IMPLEMENTED : .*PackedMultiHeadAttention"
-"""Pattern of ONNX Runtime's error for a missing kernel. The wording depends on the version, the code does not."""
+"""Pattern of ONNX Runtime's error for a missing kernel. The wording after the code depends on the version."""
 TEXTS = [*VERIFICATION[:12], "", "나라", "<pad> 가 <pad>", "<pad>", "길이 " * 700]
 
 
