@@ -18,6 +18,7 @@ REVERSED = "NDCG@3 reversed"
 _SHARED = ("NDCG@1", "F1@1", "NDCG@3", "F1@3")
 """Metrics that the model card publishes."""
 _DEFINITIONS = (
+<<<<<<< HEAD
     "The figures are means over the queries in percent, as trec_eval defines them:\n\n"
     "- NDCG@k: gain = relevance grade, discount = log2(rank + 1)\n"
     "- F1@k: harmonic mean of precision and recall of the first k passages\n"
@@ -29,6 +30,17 @@ _AUTORAG_NOTE = (
     "its last digit, it is the NDCG of the top three passages in reverse order (benchmarks/published.py), so "
     "the last column shows it. Values marked with * are the standard NDCG@3, derived from the card's other "
     "figures."
+=======
+    "Means over the queries, in percent, with trec_eval's definitions. NDCG@k: gain is the grade, discount "
+    "is log2(rank + 1). F1@k: harmonic mean of precision and recall in the top k. Recall@k: share of the "
+    "relevant passages that are in the top k. MRR@10: 1 / rank of the first relevant passage, or 0 if it is "
+    "not in the top 10."
+)
+_AUTORAG_NOTE = (
+    "The card's NDCG@3 for this dataset does not follow the standard definition: it is lower than NDCG@1. It "
+    "equals the NDCG of the top three passages in reverse order, and is therefore shown in the last column. "
+    "Values marked with * are the standard NDCG@3, derived from the card's figures (benchmarks/published.py)."
+>>>>>>> proserest
 )
 
 
@@ -45,15 +57,15 @@ class Report:
     libraries: Mapping[str, str]
     """Versions of the libraries that computed the metrics."""
     impossible: Mapping[str, str] = field(default_factory=dict)
-    """Reasons why contenders could not embed, by name."""
+    """Reasons why contenders could not embed, by contender name."""
     speeds: Sequence[Speed] = ()
-    """Speeds; the chart shows the first one."""
+    """Results of the throughput benchmark. The chart shows the first one."""
     note: str = ""
     """Description of the weights."""
 
 
 def as_data(report: Report) -> dict[str, Any]:
-    """Return the report as plain data; metrics are between 0 and 1."""
+    """Return the report as JSON-serializable data. Metrics are between 0 and 1."""
     dataset = report.dataset
     return {
         "dataset": {
@@ -115,7 +127,7 @@ def _conditions(report: Report) -> str:
 
 
 def _summary(report: Report) -> list[str]:
-    """Return one line per run: changes from the baseline, and speed."""
+    """Return a section with changes from the baseline and speeds; nothing if there are no speeds."""
     if not (report.speeds or report.impossible):
         return []
     head = ["run", "top-10 overlap, %", "worst query, %", "cosine min", "cosine mean", _NDCG_CHANGE]
@@ -175,7 +187,6 @@ def _figures(report: Report) -> str:
 
 
 def _rows(report: Report, names: Sequence[str]) -> list[list[str]]:
-    """Return the metrics of these names for each run."""
     return [
         [run.label, *(_percent(figures[name]) for name in names)]
         for run, figures in zip(report.runs, report.figures, strict=True)
@@ -183,7 +194,7 @@ def _rows(report: Report, names: Sequence[str]) -> list[list[str]]:
 
 
 def _card(report: Report) -> list[str]:
-    """Compare with the model card, if it has the dataset."""
+    """Return a section that compares with the model card; nothing if the card lacks the dataset."""
     published = _published(report.dataset)
     if not published:
         return []

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/licenses.md"
 ALWAYS = "always"
-"""Represents the dependencies of every installation."""
+"""Key of the dependencies that every installation has."""
 _OURS = "koe5-onnx-kernels"
 
 _HEAD = """# Licenses of the dependencies
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def requirements() -> dict[str, list[Requirement]]:
-    """Return the requirements of each extra in pyproject.toml, without those of every installation."""
+    """Return the requirements of each extra in pyproject.toml, and those of every installation (`ALWAYS`)."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = {ALWAYS: project["dependencies"], **project["optional-dependencies"]}
     return {extra: [Requirement(line) for line in lines] for extra, lines in asked.items()}

@@ -18,7 +18,7 @@ MACHINES = {"intel-amx": "Intel Xeon, AMX", "amd-zen4": "AMD EPYC, Zen 4"}
 """Machine names in the documentation, by suffix of the results' folders."""
 COLD_START = ("import the library", "open the model", "first embedding", "total")
 DISTURBED = {"throughput-other.json"}
-"""Results disturbed by other processes, of which only the fastest rounds are shown."""
+"""Files of results that other processes disturbed. Only the fastest rounds of these results are shown."""
 _NONE = "–"
 
 
@@ -27,19 +27,19 @@ def speeds() -> dict[str, list[Result]]:
     found: dict[str, list[Result]] = {}
     for machine in MACHINES:
         files = sorted((RESULTS / f"speed-{machine}").glob("*.json"))
-        # The run that includes other systems in int8 has more rounds than the others, so it comes first.
+        # `throughput` uses the first file with a system, so the run with the most rounds comes first.
         files.sort(key=lambda file: file.name != "throughput-int8.json")
         found[machine] = [{**read_result(file), "file": file.name} for file in files]
     return found
 
 
 def undisturbed(results: Iterable[Result]) -> list[Result]:
-    """Return the results whose medians are meaningful."""
+    """Return the results without those in `DISTURBED`."""
     return [result for result in results if result["file"] not in DISTURBED]
 
 
 def tables() -> dict[str, str]:
-    """Return every table of the page as Markdown, by its name in the marks."""
+    """Return the tables of docs/performance.md as Markdown, by name."""
     machines = speeds()
     quiet = {machine: undisturbed(found) for machine, found in machines.items()}
     serve = {machine: read_result(RESULTS / f"serve-{machine}.json") for machine in MACHINES}
