@@ -1,8 +1,8 @@
 """The asyncio API: the methods of Embedder as coroutines. Concurrent calls share batches.
 
-Short texts are tokenized in the event loop, longer ones in a thread. The queue (queue.py) holds the rows of
-all calls, the threads of the runner (runner.py) run batches and wake the event loop (async_bridge.py).
-`koe5-onnx serve` uses the same queue.
+Short texts are tokenized in the event loop, longer ones in a thread. A queue (engine/queue.py) holds the
+texts of all calls. The threads of a runner (engine/runner.py) run them in batches, and engine/async_bridge.py
+wakes the event loop when results are complete. `koe5-onnx serve` uses the same modules.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from koe5_onnx.errors import InputError, ProviderError
 from koe5_onnx.text.prompts import prompt_text
 
 _TEXT_CHARACTERS = 16
-"""Fixed tokenization cost of a text, in characters."""
+"""Fixed cost of tokenizing a text, as the number of characters that take as long."""
 _LARGE_CALLS = 2
-"""Maximum number of concurrent calls of more than 4,096 texts, which bounds the tokens in memory."""
+"""Maximum number of concurrent calls of more than 4,096 texts. It bounds the number of tokens in memory."""
 _ALL: weakref.WeakSet[AsyncEmbedder] = weakref.WeakSet()
 """All instances in this process, for `_after_fork`."""
 
@@ -43,8 +43,8 @@ class AsyncEmbedder:
     running batch, not for 10,000 texts that were submitted earlier.
 
     A call that is cancelled while queued never runs; a running call stops after its current batch. At most
-    two calls of more than 4,096 texts run at the same time, in parts of 4,096 texts; further ones wait.
-    Smaller calls keep their token ids in memory while queued, about as much memory as their texts.
+    two calls of more than 4,096 texts run at the same time, each in windows of 4,096 texts; other such calls
+    wait. While smaller calls are queued, their token ids take about as much memory as their texts.
 
     ```python
     async with AsyncEmbedder(Embedder.open("koe5-int8")) as embedder:
@@ -53,9 +53,9 @@ class AsyncEmbedder:
 
     Args:
         embedder: Opened Embedder. `close` also closes it.
-        parallel_batches: Batches that run at the same time; None uses the Embedder's value. One additional
-            batch of short texts may run while all others are long. Each batch uses all threads of the
-            Embedder, so more parallel batches are slower if there are few cores.
+        parallel_batches: Batches that run at the same time; None uses the Embedder's value. While all of them
+            have long texts, one additional batch of short texts may run. Each batch uses as many threads as
+            the Embedder, so on few cores, more parallel batches are slower.
 
     Raises:
         InputError: `parallel_batches` is below 1.
@@ -214,17 +214,17 @@ class _Threads:
         return await asyncio.get_running_loop().run_in_executor(self._large, work)
 
     def close(self) -> None:
-        """Finish all calls. The runner closes last, since the other threads submit to it."""
+        """Finish all calls. The runner closes last, because the other threads submit jobs to it."""
         self.tokenizing.close()
         self._large.shutdown()
         self.runner.close()
 
 
 def _size_of(texts: Sequence[str]) -> int:
-    """Estimate the tokenization cost in characters; 0 if `texts` is invalid."""
+    """Estimate the cost of tokenization in characters; 0 if `texts` is invalid."""
     try:
         return sum(map(len, texts)) + _TEXT_CHARACTERS * len(texts)
-    except TypeError:  # the Embedder raises the error
+    except TypeError:  # tokenize_windows reports the invalid text
         return 0
 
 

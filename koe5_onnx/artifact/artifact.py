@@ -43,7 +43,7 @@ class Artifact:
 
         Args:
             path_or_hub_id: Folder, or Hub id "owner/name" if no such folder exists.
-            revision: Branch, tag or commit on the Hub.
+            revision: Branch, tag or commit on the Hub; None selects the default branch.
             check: Verify the SHA-256 of every file, which takes about one second per gigabyte and is cached
                 until the file changes. Sizes are always verified.
 
