@@ -1,4 +1,7 @@
-"""Export a seeded checkpoint for a leg: python tests/make_artifacts.py FOLDER SHAPE PRECISION... Requires PyTorch."""
+"""Export a checkpoint with seeded weights, in several precisions, for a session of nox.
+
+python tests/make_artifacts.py FOLDER SHAPE PRECISION...
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bounded cache for embeddings, which can be reused because they do not depend on the batch."""
+"""A bounded cache for the embeddings of recent texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Cache(Generic[Value]):
     """The most recently used values. Not thread-safe.
 
     Args:
-        entries: Maximum number of values, of any size.
+        entries: Maximum number of values.
     """
 
     def __init__(self, entries: int) -> None:

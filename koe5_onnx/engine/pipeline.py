@@ -46,7 +46,7 @@ def tokenize_ahead(tokenizer: Tokenizer, texts: Sequence[str], window: int) -> I
                 following = ahead.submit(tokenizer.encode, rest)
             yield tokens
     finally:
-        # Do not wait: the garbage collector may close this generator in the background thread itself.
+        # The garbage collector may close this generator in the background thread, which cannot wait for itself.
         ahead.shutdown(wait=False, cancel_futures=True)
 
 
@@ -105,8 +105,9 @@ def run_batches(
 def run_batch(
     session: Session, ids: Sequence[npt.NDArray[np.int32]], batch: Batch, *, halve: bool = True
 ) -> npt.NDArray[np.float32]:
-    """Embed the texts of one batch. After any batch did not fit into device memory, embed it in two halves.
+    """Embed the texts of one batch.
 
+    If the batch does not fit into device memory, this batch and all later ones are embedded in two halves.
     Batches are not divided further: if half of a batch does not fit, something else occupies the memory.
 
     Args:
