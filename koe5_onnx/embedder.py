@@ -218,8 +218,8 @@ class Embedder:
             TypeError: `texts` is a single str or bytes, a mapping, or a set, which has no order.
             InputError: A text is not valid Unicode, the prompt name is unknown, both `prompt_name` and
                 `prompt` are given, or the model was not trained for `dim` components.
-            TextTooLongError: A text exceeds the token limit and `overflow="error"` is set. Texts of a sequence
-                are all checked before the first batch, those of a generator window by window.
+            TextTooLongError: A text exceeds the token limit and `overflow="error"` is set. All texts of a
+                sequence are checked before the first batch runs, texts of a generator window by window.
         """
         return self.encode_with_info(
             texts, prompt_name, prompt=prompt, dim=dim, on_progress=on_progress

@@ -1,7 +1,7 @@
 """koe5-onnx embed: embed a file of texts.
 
 The command reads all texts (input_file.py), embeds them in one call and then writes the output
-(output_file.py). Invalid input is found before any text is embedded, and an interrupted run leaves no output.
+(output_file.py). It reports invalid input before it embeds any text. An interrupted run leaves no output.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    # Imported here because it is slow to import and needed only on a terminal.
+    # Imported here because the import is slow and needed only on a terminal.
     from huggingface_hub.utils import tqdm
 
     with tqdm(unit=" tokens", unit_scale=True, file=sys.stderr) as bar:

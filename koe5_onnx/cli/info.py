@@ -1,7 +1,7 @@
 """koe5-onnx info: show an artifact's manifest and its certificate.
 
-The command reads only the manifest (manifest_report.py) and does not run the artifact. Use doctor to check
-hashes and embed a text, and verify to measure again. certificate_page.py writes the page of --html.
+The command shows what the manifest says (manifest_report.py) and does not run the artifact. `doctor` also
+checks file hashes and embeds a text, and `verify` measures the certificate again.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _section_lines(section: Section) -> Iterator[str]:
     yield from _fact_lines(section.facts)
     tables = [*section.tables, *([section.histograms.as_table()] if section.histograms else [])]
     for index, table in enumerate(tables):
-        if len(tables) > 1:  # the title of the section describes a single table
+        if len(tables) > 1:  # for a single table, the title of the section is enough
             yield from ("", f"  {table.caption}")[not index :]
         yield from _table_lines(table)
 

@@ -46,7 +46,7 @@ def tokenize_ahead(tokenizer: Tokenizer, texts: Sequence[str], window: int) -> I
                 following = ahead.submit(tokenizer.encode, rest)
             yield tokens
     finally:
-        # The garbage collector may close this generator in the background thread, which cannot wait for itself.
+        # The garbage collector may close this generator in the background thread, which must not join itself.
         ahead.shutdown(wait=False, cancel_futures=True)
 
 
