@@ -17,9 +17,9 @@ class Gate:
     cosine_mean: float
     """Lower bound of the mean cosine to the reference."""
     max_abs_diff: float = float("inf")
-    """Upper bound of the difference of any component of unit-length embeddings; inf for no bound."""
+    """Upper bound of the difference of corresponding components, at unit length; inf for no bound."""
     batch_cosine_min: float = 0.99999
-    """Lower bound of the cosine of a text embedded alone to the same text embedded in a batch."""
+    """Lower bound of the cosine between the embeddings of a text alone and in a batch with other texts."""
 
     def tightened(self, wanted: Mapping[str, float]) -> Gate:
         """Return this gate with some bounds replaced by stricter ones.
@@ -40,10 +40,10 @@ class Gate:
         return Gate(**bounds)
 
     def check(self, certificate: Certificate) -> None:
-        """Check a certificate against the bounds.
+        """Check that a certificate is within the bounds.
 
         Raises:
-            FidelityError: A value is outside its bound; the message has all values.
+            FidelityError: A value is outside its bound. The message has all values.
         """
         found = certificate.overall
         misses = [

@@ -1,8 +1,9 @@
 """Write the packed graph for CPUs, which uses fused operators (distribution koe5-onnx-kernels).
 
-It finds the constants of the padded int8 graph by the names that graph.py gives them, and uses the same
-external-data file.
-Each layer has five nodes. The inputs are the tokens of all texts without padding, and offsets of the texts.
+The packed graph has the constants of the padded int8 graph and uses the same weight file. The constants are
+found by the names that graph.py gives them. Each encoder layer has five nodes. The inputs are the tokens of
+all texts without padding; `offsets` has the index of the first token of each text, and the number of all
+tokens.
 
     input_ids, position_ids int64[tokens], offsets int32[texts + 1]
         ->  sentence_embedding float32[texts, dim]
@@ -34,7 +35,13 @@ OPERATORS = 4
 
 
 def why_not_packed_cpu(precision: str, exceptions: Sequence[str], config: EncoderConfig) -> str | None:
-    """Return why no packed graph for CPUs can be written for an encoder, or None if one can."""
+    """Return why the packed graph for CPUs cannot be written; None if it can.
+
+    Args:
+        precision: Name of the precision.
+        exceptions: Linear layers with more than one scale per column (see `Precision.is_exception`).
+        config: Shape of the encoder.
+    """
     if precision != Int8.name:
         return f"fused kernels are for int8, not {precision}"
     if exceptions:
@@ -48,12 +55,12 @@ def why_not_packed_cpu(precision: str, exceptions: Sequence[str], config: Encode
 
 
 def write_packed_cpu(padded: Path, packed: Path, config: EncoderConfig, contract: Contract) -> None:
-    """Write the packed graph in the folder of the padded int8 graph, whose weights it shares.
+    """Write the packed graph for CPUs.
 
     Args:
-        padded: File of the padded graph.
+        padded: File of the padded int8 graph.
         packed: File of the packed graph, in the same folder.
-        config: The encoder's shape.
+        config: Shape of the encoder.
         contract: Pooling and normalization.
     """
     writer = _Writer(onnx.load(padded, load_external_data=False), config, contract)
@@ -94,7 +101,7 @@ class _Writer:
         )
 
     def _layer(self, x: list[str], number: int) -> list[str]:
-        """Add one layer; input and output are (hidden states, their integers, their scales)."""
+        """Add one encoder layer. `x` and the result name hidden states, their uint8 form and its scales."""
         at = f"layer.{number}"
         following = "final_norm" if number == self._config.layers - 1 else f"layer.{number + 1}.input"
         triple = [f"{at}.{name}" for name in ("query", "key", "value")]
@@ -136,9 +143,9 @@ class _Writer:
         return self._fused("ProjectAddNorm", inputs, norm, **self._epsilon)
 
     def _factors(self, linear: str) -> str:
-        """Add the factors that are applied to each block of a linear layer's inputs before the rotation."""
+        """Add the factors by which each block of a layer's inputs is multiplied before the rotation."""
         matrix = numpy_helper.to_array(self._padded[f"{linear}.rotation"])
-        # Rows of a rotation have length 1, so the length of a scaled row is its factor.
+        # The padded graph's matrix is a rotation with scaled rows. Unscaled rows have length 1.
         return self._constant(f"{linear}.factors", np.linalg.norm(matrix, axis=1))
 
     def _embeddings(self) -> str:
@@ -171,7 +178,7 @@ class _Writer:
         return [self._keep(f"{name}.gain"), self._keep(f"{name}.shift")]
 
     def _keep(self, name: str) -> str:
-        """Reuse a constant of the padded graph, including its location in the external data."""
+        """Use a constant of the padded graph, with the same location in the weight file; return its name."""
         self._used[name] = self._padded[name]
         return name
 

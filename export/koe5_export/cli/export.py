@@ -69,7 +69,7 @@ def add_publish_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--like",
         metavar="HUB_ID",
-        help="use the pooling and prompts that are known for this model, of which the checkpoint is a copy",
+        help="use the pooling and prompts of this known model, if the checkpoint is a copy of it",
     )
     parser.add_argument(
         "--prompt",
@@ -166,7 +166,7 @@ def _chosen_precision() -> str:
 
 
 def announce(certificate: Certificate) -> None:
-    """Print the certificate of an artifact before it is published."""
+    """Print a certificate, before its artifact is published."""
     from koe5_export.gate import describe
 
     print(describe(certificate), flush=True)
