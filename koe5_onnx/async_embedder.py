@@ -32,7 +32,6 @@ _TEXT_CHARACTERS = 16
 _LARGE_CALLS = 2
 """Maximum number of concurrent calls of more than 4,096 texts. It bounds the number of tokens in memory."""
 _ALL: weakref.WeakSet[AsyncEmbedder] = weakref.WeakSet()
-"""All instances in this process, for `_after_fork`."""
 
 
 class AsyncEmbedder:
@@ -145,7 +144,6 @@ class AsyncEmbedder:
         return encoded, next(windows, None)
 
     def _run_windows(self, texts: Sequence[str], prompt: str, call: Call) -> Encoded:
-        """Embed more texts than one window holds, one window after another."""
         encoded, windows = self.embedder.tokenize_windows(texts, prompt)
         for window in windows:
             with self.embedder.distinct(*window) as (tokens, out):
@@ -158,7 +156,7 @@ class AsyncEmbedder:
         """Finish all running and queued calls, then close the Embedder."""
         import asyncio
 
-        # In a thread, because it blocks until the last call has finished.
+        # In a thread, because `_close` blocks until the last call has finished.
         await asyncio.to_thread(self._close)
 
     async def __aenter__(self) -> Self:
@@ -196,8 +194,6 @@ class AsyncEmbedder:
 
 
 class _Threads:
-    """Threads of one AsyncEmbedder: tokenization, large calls and the runner."""
-
     def __init__(self, embedder: Embedder, parallel_batches: int) -> None:
         self.runner = Runner(
             embedder.session,

@@ -27,9 +27,7 @@ from koe5_onnx.text.prompts import prompt_text, put_in_front
 from koe5_onnx.text.tokenizer import Piece, Tokenizer, Tokens, require_unicode
 
 Progress = Callable[[int, int], None]
-"""Callback with the number of embedded tokens and the total, called after each batch.
-
-The total is an estimate until all texts are tokenized."""
+"""Callback for each batch with the number of embedded tokens and of all tokens, at first an estimate."""
 Window = tuple[Tokens, npt.NDArray[np.float32]]
 """Tokens of consecutive texts and the output rows float32[n, dim] for their embeddings."""
 
@@ -461,11 +459,6 @@ def windows_of(texts: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _reopen(kind: type[Embedder], path: str, options: EngineOptions, sha256: str) -> Embedder:
-    """Open the artifact of a pickled Embedder.
-
-    Raises:
-        ArtifactError: The artifact is missing, or differs from the pickled one.
-    """
     embedder = kind.open(path, options=options)
     if embedder.artifact.manifest.sha256 != sha256:
         embedder.close()

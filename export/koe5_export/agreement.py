@@ -30,13 +30,7 @@ def agreement(found: Array, reference: Array) -> Agreement:
 
 
 def by_length(found: Array, reference: Array, lengths: npt.NDArray[np.int32]) -> dict[str, Agreement]:
-    """Compare embeddings as in `agreement`, but separately per length bucket, such as "33-64".
-
-    Args:
-        found: float32[n, dim].
-        reference: float32[n, dim].
-        lengths: int32[n], tokens of each text.
-    """
+    """Compare embeddings like `agreement`, for each bucket of `lengths` (int32[n], in tokens)."""
     buckets = length_buckets(lengths)
     return {bucket: agreement(found[rows], reference[rows]) for bucket, rows in buckets.items()}
 
@@ -56,9 +50,8 @@ def length_buckets(lengths: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[np.b
 def retrieval(found: Array, reference: Array) -> Retrieval:
     """Use each text as a query for all others, with both sets of embeddings, and compare the results.
 
-    Both sets are float32[n, dim]. A neighbor according to `found` counts as shared if, according to
-    `reference`, it is at least as similar to the query as the last neighbor there. Texts that are equally
-    similar are thus equally good results.
+    A neighbor in `found` counts as shared if its similarity to the query in `reference` is at least that of
+    the last neighbor there, because texts with equal similarities are equally good results.
     """
     ours, theirs = (_similarities_to_others(rows) for rows in (found, reference))
     neighbors = min(_NEIGHBORS, len(found) - 1)

@@ -33,12 +33,7 @@ class Calibration:
         self._summed = _embed(checkpoint, ids)
 
     def advance(self, input_norm: Norm, layer: Layer) -> LayerInputs:
-        """Apply the next layer to the hidden states, and return the inputs of its linear layers.
-
-        Args:
-            input_norm: LayerNorm before the layer.
-            layer: Weights of the layer.
-        """
+        """Apply one encoder layer and the norm before it, and return the inputs of its linear layers."""
         x = self._norm(self._summed, input_norm)
         context = self._attend(x, layer)
         middle = x + _apply(context, layer.output)
@@ -99,7 +94,6 @@ def _apply(x: Array, linear: Linear) -> Array:
 
 
 def _attention(query: Array, key: Array, value: Array, heads: int) -> Array:
-    """Compute softmax attention of one text; arguments and result are float32[length, hidden]."""
     length, hidden = query.shape
     q, k, v = (part.reshape(length, heads, -1).transpose(1, 0, 2) for part in (query, key, value))
     scores = q @ k.transpose(0, 2, 1) / np.float32(np.sqrt(hidden // heads))

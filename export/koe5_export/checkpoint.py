@@ -2,7 +2,7 @@
 
 This module decides which files of a Hub repository are downloaded, and maps tensor names. `tensors.py` reads
 the file formats. A tensor is not read before it is requested, so that an export holds one layer in memory at
-a time. The exception are `.bin` files written before PyTorch 1.6, which are loaded completely.
+a time. But `.bin` files written before PyTorch 1.6 are loaded completely.
 """
 
 from __future__ import annotations
@@ -164,13 +164,10 @@ class Checkpoint:
             yield self.read(_WORDS, part)
 
     def positions(self, max_tokens: int) -> Array:
-        """Return the sum of position and token-type embeddings, float32[rows, hidden].
+        """Return the sum of position and token-type embeddings for texts of up to `max_tokens` tokens.
 
-        Row 0 belongs to the first token. In encoders that count positions from the pad id (RoBERTa), row 0
-        belongs to pad tokens and row 1 to the first token.
-
-        Args:
-            max_tokens: Token limit of the contract.
+        It is float32[rows, hidden]. Row 0 belongs to the first token. In encoders that count positions from
+        the pad id (RoBERTa), row 0 belongs to pad tokens and row 1 to the first token.
         """
         first = self.config.pad_id if self.config.counts_from_pad else 0
         # Padding to a multiple of 4 adds up to three slots with position ids of their own (in RoBERTa, 0).
@@ -206,10 +203,10 @@ class Checkpoint:
         return Norm(self.read(f"{name}.weight"), self.read(f"{name}.bias"))
 
     def _stored_names(self, stored: dict[str, Tensor]) -> dict[str, str]:
-        """Return the name in the files of each tensor, and check all tensors.
+        """Map the usual name of each tensor to its name in the files.
 
-        A tensor is accepted only if all supported versions of transformers load it. It is an error if
-        transformers would initialize a tensor at random, or if a tensor is stored under two names.
+        It is an error if a supported version of transformers would not find a tensor, and thus initialize it
+        at random, or if a tensor is stored under two names.
         """
         own = _OWN_PREFIX[self.config.model_type] if self.config.buildable else ""
         # transformers 4.57 ignores names without the prefix if at least one name has it.
@@ -235,7 +232,7 @@ class Checkpoint:
         return names
 
     def _check_prefix(self, own: str, stored: dict[str, Tensor]) -> None:
-        """Report names with an unknown prefix in one message, because all tensors would be missing."""
+        """Report an unknown prefix in one message, instead of reporting every tensor as missing."""
         words = [name for name in stored if name.endswith("." + _WORDS)]
         if self.config.buildable and words and not {_WORDS, own + _WORDS} & stored.keys():
             raise CheckpointError(
@@ -256,7 +253,6 @@ def _spellings(name: str, own_prefix: str) -> list[str]:
 
 
 def _misfit(name: str, tensor: Tensor, shape: tuple[int, ...]) -> str | None:
-    """Describe what is wrong with a tensor's shape or dtype; None if both are right."""
     floats = FLOATS.values()
     if tensor.shape != shape:
         return f"shape {tensor.shape}, config.json requires {shape}"

@@ -132,7 +132,6 @@ def _known(checkpoint: Checkpoint, like: str | None) -> KnownContract | None:
 def _pooling(
     folder: Path, modules: Modules | None, repository: str, known: KnownContract | None
 ) -> tuple[str, bool]:
-    """Return the pooling, and True if embeddings are normalized."""
     if modules is not None:
         file = folder / modules.pooling / "config.json"
         if not file.is_file():
@@ -153,7 +152,7 @@ def _pooling(
 def pooling_mode(settings: Mapping[str, Any]) -> str:
     """Return the pooling mode from the settings of a pooling module, in the old or the new format.
 
-    sentence-transformers concatenates the results of several modes. The names of these are joined by "+".
+    Several modes, whose results sentence-transformers concatenates, are joined by "+".
     """
     modes = settings.get("pooling_mode")
     if modes is None:
@@ -181,7 +180,7 @@ def _max_tokens(folder: Path, modules: Modules | None, positions: int) -> int:
 
 
 def _require_right_padding(checkpoint: Checkpoint) -> None:
-    """Reject left padding, with which position ids depend on the batch unless they skip pad tokens."""
+    """Reject left padding, unless position ids skip pad tokens: position ids would depend on the batch."""
     file = checkpoint.encoder_folder / "tokenizer_config.json"
     if read_settings(file).get("padding_side") == "left" and not checkpoint.config.counts_from_pad:
         raise CheckpointError(
@@ -254,7 +253,6 @@ def _warn_if_e5(checkpoint: Checkpoint) -> None:
 
 
 def _names(checkpoint: Checkpoint) -> list[str]:
-    """Return the names of a checkpoint: its repository, the name in config.json, and its base models."""
     names = [
         checkpoint.repository,
         str(read_json(checkpoint.encoder_folder / "config.json").get("_name_or_path", "")),

@@ -84,7 +84,6 @@ def export_checkpoint(
 
 
 def _require_exporter(checkpoint: Checkpoint, options: ExportOptions) -> None:
-    """Check that the exporter is known, installed, and supports the precision and the encoder."""
     if options.exporter == "optimum":
         require_optimum()
         if options.precision != "fp32":
@@ -135,7 +134,7 @@ def _write_packed(spec: ArtifactSpec, graph: Path, exceptions: Sequence[str]) ->
 def _write_packed_cpu(spec: ArtifactSpec, graph: Path, exceptions: Sequence[str]) -> str:
     """Write the packed graph for CPUs if possible; return "yes", or "no: " and the reason.
 
-    It requires installed fused kernels, because it must be measured.
+    The fused kernels must be installed, because the graph must be measured.
     """
     config = spec.checkpoint.config
     if reason := why_not_packed_cpu(spec.precision.name, exceptions, config):
@@ -148,7 +147,6 @@ def _write_packed_cpu(spec: ArtifactSpec, graph: Path, exceptions: Sequence[str]
 
 
 def _recipe(precision: Precision, texts: Sequence[str], exceptions: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of the quantization, for the manifest."""
     recipe = dict(precision.recipe())
     if precision.strengths is not None:
         recipe |= {

@@ -29,7 +29,7 @@ from koe5_onnx.engine.batching import ROUNDED_TOKENS
 from koe5_onnx.engine.graphs import OUTPUT
 
 _MASKED = -3.4e38
-"""Attention score of padding keys; their softmax weight is exactly 0."""
+"""Attention score of padding keys, which makes their softmax weight exactly 0."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _attention(g: GraphWriter, heads: int, precision: Precision) -> Attention:
         return Attention(heads, mask, "", g.node("ReduceSum", [mask, axis], "lengths", keepdims=0))
     smallest = g.node("ReduceMin", ["attention_mask"], "smallest_mask", keepdims=0)
     full = g.node("Cast", [smallest], "is_full", to=TensorProto.BOOL)
-    # A short text may be the longest of one batch and padded in another, but both must use the same kernel.
+    # A short text may be padded in one batch and not in another, but must use the same kernel in both.
     short = g.constant("short_tokens", np.array([ROUNDED_TOKENS], dtype=np.int64))
     width = g.node("Shape", ["input_ids"], "batch_width", start=1, end=2)
     unmasked = g.node("And", [full, g.node("Greater", [width, short], "is_long")], "is_unmasked")
@@ -137,20 +137,7 @@ def _layer(
     attention: Attention,
     precision: Precision,
 ) -> Sum:
-    """Add one encoder layer: its input norm, attention and feed-forward network, without the output norm.
-
-    Args:
-        g: Writer of the graph.
-        summed: Input of the input norm.
-        layer: Weights of the layer.
-        at: Prefix of the names of its nodes.
-        config: Shape of the encoder.
-        attention: Inputs of attention nodes.
-        precision: Precision of the graph.
-
-    Returns:
-        Input of the output norm, which is the input norm of the next layer.
-    """
+    """Add the norm of `summed` and the encoder layer after it. Return the input of the layer's last norm."""
     # `prepare` has scaled all residual sums except the embeddings. Their variance has thus been multiplied by
     # the square of the scale, and so must be epsilon.
     epsilon = config.epsilon * precision.residual_scale**2
@@ -174,14 +161,7 @@ def _layer(
 def _project(
     g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]], precision: Precision
 ) -> list[str]:
-    """Add x @ weight for several linear layers with the same input, which is rotated first if required.
-
-    Args:
-        g: Writer of the graph.
-        x: Name of the input, float[n, width, in].
-        linears: Name and weights of each linear layer.
-        precision: Precision of the graph.
-    """
+    """Add x @ weight for each (name, linear layer); x is rotated first if the layers require it."""
     name, first = linears[0]
     if first.rotation is not None:
         x = _rotate(g, x, name, first, first.rotation)
@@ -189,7 +169,7 @@ def _project(
 
 
 def _rotate(g: GraphWriter, x: str, name: str, linear: Linear, rotation: Array) -> str:
-    """Divide each block of the last axis of x, float32[n, width, in], by `linear.divisors` and rotate it."""
+    """Divide each block of the last axis of x by `linear.divisors`, and rotate it."""
     block, width = len(rotation), len(linear.weight)
     in_blocks = g.constant(f"blocks_of_{block}", np.array([0, 0, -1, block], dtype=np.int64))
     whole = g.constant(f"rows_of_{width}", np.array([0, 0, width], dtype=np.int64))
@@ -202,10 +182,7 @@ def _rotate(g: GraphWriter, x: str, name: str, linear: Linear, rotation: Array) 
 
 
 def _attend(g: GraphWriter, inputs: list[str], name: str, attention: Attention) -> str:
-    """Add attention over the tokens of each text: float[n, width, hidden].
-
-    `inputs` are query, key and value, each float[n, width, hidden], and their bias.
-    """
+    """Add attention over the tokens of each text. `inputs` are query, key, value and their bias."""
     settings: dict[str, Any] = {"domain": MICROSOFT, "num_heads": attention.heads}
     if attention.lengths is not None:
         return g.node("MultiHeadAttention", [*inputs, attention.lengths], name, **settings)

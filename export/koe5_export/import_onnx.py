@@ -95,10 +95,7 @@ def import_folder(
 
 
 def detect_precision(file: Path) -> str:
-    """Detect the precision of a graph from its operators and weights.
-
-    Returns:
-        A name in `PRECISIONS`, "bf16", or for example "int2-block" for other bit widths.
+    """Detect the precision of a graph: a name in `PRECISIONS`, "bf16", or for example "int2-block".
 
     Raises:
         InputError: The file is not an ONNX graph.

@@ -58,7 +58,6 @@ def _stored(checkpoint: Checkpoint, dim: int) -> Iterator[int]:
 
 
 def _checked(value: Any, dim: int, where: str) -> list[int]:
-    """Return the dimensions in a value that may be a list, a single number or None."""
     widths = [] if value is None else value if isinstance(value, list) else [value]
     if not all(type(width) is int and 1 <= width <= dim for width in widths):
         raise CheckpointError(

@@ -38,12 +38,7 @@ class Card:
 
 
 def tolerance(precision: str, decimals: int) -> float:
-    """Return the largest allowed difference between similarities of an artifact and those of a model card.
-
-    Args:
-        precision: Precision of the artifact.
-        decimals: Number of decimal places in the model card.
-    """
+    """Return the largest allowed difference between similarities of an artifact and those of a model card."""
     printed: float = 0.5 * 10**-decimals + _ROUNDING_NOISE
     return printed if precision == "fp32" else max(printed, _INT8_TOLERANCE)
 

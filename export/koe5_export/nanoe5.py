@@ -111,8 +111,6 @@ def read_wheel(wheel: Path) -> Contents:
 
 
 class _Cursor:
-    """Sequential reader of binary values."""
-
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
 

@@ -40,12 +40,6 @@ def write_with_optimum(
 ) -> Mapping[str, Any]:
     """Trace a checkpoint in fp32, and write the padded graph and its weights.
 
-    Args:
-        spec: Checkpoint and contract.
-        graph: File of the graph.
-        weights: File of its weights, in the same folder.
-        report: Callback for the progress.
-
     Returns:
         The recipe for the manifest.
 

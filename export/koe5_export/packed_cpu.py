@@ -37,10 +37,7 @@ OPERATORS = 4
 def why_not_packed_cpu(precision: str, exceptions: Sequence[str], config: EncoderConfig) -> str | None:
     """Return why the packed graph for CPUs cannot be written; None if it can.
 
-    Args:
-        precision: Name of the precision.
-        exceptions: Linear layers with more than one scale per column (see `Precision.is_exception`).
-        config: Shape of the encoder.
+    `exceptions` are the names of linear layers in smaller blocks (see `Precision.is_exception`).
     """
     if precision != Int8.name:
         return f"fused kernels are for int8, not {precision}"
@@ -101,7 +98,7 @@ class _Writer:
         )
 
     def _layer(self, x: list[str], number: int) -> list[str]:
-        """Add one encoder layer. `x` and the result name hidden states, their uint8 form and its scales."""
+        """Add one encoder layer. `x` and the result: names of hidden states, their uint8 form, and scales."""
         at = f"layer.{number}"
         following = "final_norm" if number == self._config.layers - 1 else f"layer.{number + 1}.input"
         triple = [f"{at}.{name}" for name in ("query", "key", "value")]
@@ -149,7 +146,6 @@ class _Writer:
         return self._constant(f"{linear}.factors", np.linalg.norm(matrix, axis=1))
 
     def _embeddings(self) -> str:
-        """Add the sum of word, position and token-type embeddings: float32[tokens, hidden]."""
         integers = self._node("Gather", [self._keep("words.weight"), "input_ids"], "words.int8")
         scale = self._node("Gather", [self._keep("words.scale"), "input_ids"], "words.row_scale")
         block = table_block(self._config.hidden)

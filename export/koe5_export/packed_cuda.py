@@ -71,7 +71,6 @@ def _is_attention(node: Any) -> bool:
 
 
 def _packed_attention(node: Any) -> Any:
-    """Return a PackedMultiHeadAttention node that replaces a MultiHeadAttention node."""
     query_key_value_bias = list(node.input)[:4]
     return helper.make_node(
         "PackedMultiHeadAttention",
@@ -103,7 +102,7 @@ def _pooling(contract: Contract) -> tuple[list[Any], list[Any]]:
             make("Sub", ["pool.ends", "pool.starts"], ["pool.lengths"]),
             make("Cast", ["pool.lengths"], ["pool.lengths.float"], to=TensorProto.FLOAT),
             make("Unsqueeze", ["pool.lengths.float", used["second"]], ["pool.counts"]),
-            # Zeros, float32[texts, hidden]. ConstantOfShape would require the shape in CPU memory.
+            # Zeros, float32[texts, hidden], from a product: ConstantOfShape requires the shape in CPU memory.
             make("Mul", ["pool.counts", used["zeros"]], ["pool.empty"]),
             make("Unsqueeze", ["text_of_token", used["second"]], ["pool.rows"]),
             make("ScatterND", ["pool.empty", "pool.rows", "final_norm"], ["pool.sums"], reduction="add"),

@@ -85,12 +85,6 @@ class ArtifactSpec:
 def publish(spec: ArtifactSpec, write: Write, out: Path, report: Progress = silent) -> Artifact:
     """Write an artifact, measure it against PyTorch, and rename it to `out`.
 
-    Args:
-        spec: Checkpoint, contract, precision and options of the artifact.
-        write: Function that writes the padded graph, its weights and, if possible, the packed graph.
-        out: Folder of the artifact.
-        report: Callback for the progress of each stage.
-
     Raises:
         InputError: `out` exists and `force` is not set, a bound is out of range, or the disk is full.
         CheckpointError: The tokenizer does not match the weights.
@@ -118,7 +112,6 @@ def publish(spec: ArtifactSpec, write: Write, out: Path, report: Progress = sile
 
 
 def _manifest(spec: ArtifactSpec, folder: Path, recipe: Mapping[str, Any], report: Progress) -> Manifest:
-    """Return the manifest of the files in `folder`, without a certificate."""
     source, files = _hashed(spec.checkpoint, [folder / name for name in _FILES], report)
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -144,7 +137,6 @@ def _probes(file: Path, contract: Contract) -> dict[str, tuple[int, ...]]:
 def _hashed(
     checkpoint: Checkpoint, paths: Sequence[Path], report: Progress
 ) -> tuple[Source, dict[str, File]]:
-    """Hash the checkpoint's weights, and the files of the artifact in `paths` that exist."""
     there = [path for path in paths if path.exists()]
     before = checkpoint.weight_bytes
     total = before + sum(path.stat().st_size for path in there)

@@ -110,7 +110,7 @@ class Reference:
             float32[len(texts), dim].
 
         Raises:
-            CheckpointError: The encoder cannot embed as many tokens as the token limit in its settings.
+            CheckpointError: The encoder cannot embed as many tokens as its settings allow.
         """
         out = np.empty((len(texts), self._contract.dim), dtype=np.float32)
         if not texts:  # transformers' tokenizers reject an empty list
@@ -162,8 +162,7 @@ class Reference:
         return unicodedata.normalize("NFC", text) if self._contract.unicode_form else text
 
     def _encode(self, texts: list[str], name: str | None) -> npt.NDArray[np.float32]:
-        # If possible, pass the name instead of the prompt, so that the prompt comes from
-        # sentence-transformers.
+        # If possible, pass the name, so that sentence-transformers looks up the prompt.
         own = name is None or (name in self._model.prompts and self._model.prompts[name] == self.prompt(name))
         prompt = {"prompt_name": name} if own else {"prompt": self.prompt(name)}
         try:

@@ -37,8 +37,8 @@ class Compensation:
     """Factored covariance of a linear layer's inputs."""
 
     order: npt.NDArray[np.intp]
-    """intp[in]: order in which rows are rounded. Rows whose inputs have the largest variance come first,
-    because later rows can compensate their errors."""
+    """intp[in]: order in which rows are rounded. Rows whose inputs have the largest variance come first:
+    their errors matter most, and later rows can compensate them."""
     feedback: Array
     """float32[in, in]: factor U for the rows in this order."""
 

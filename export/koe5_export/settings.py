@@ -43,8 +43,6 @@ _EXPECTED_MODULES = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Nor
 
 @dataclass(frozen=True)
 class _Keys:
-    """Known keys of one file."""
-
     read: frozenset[str] = frozenset()
     harmless: frozenset[str] = frozenset()
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)

@@ -5,13 +5,14 @@ would determine this scale. Dividing the channel by s, and multiplying the corre
 s, does not change the product. At inference this costs nothing:
 
 * Query, key, value and the feed-forward network get the output x of a LayerNorm. The division is merged into
-  the norm's gain and shift. The next residual sum requires x itself, so it multiplies by s. In exchange, it
-  need not add its bias, which is merged into the norm's shift: the norm returns a = (x + bias) / s, the
-  residual sum uses a * s = x + bias, and linear layers with the input a have the bias b - bias @ W, not b.
+  the norm's gain and shift. The next residual sum requires x itself, so it multiplies the norm's output by s.
+  In exchange, it need not add its bias, which is also merged into the norm's shift: the norm returns
+  a = (x + bias) / s, the residual sum uses a * s = x + bias, and linear layers with the input a have the bias
+  b - bias @ W instead of b.
 * The attention output is a weighted mean of values, so the division is merged into the value projection.
 * GELU outputs are multiplied by a rotation matrix, and the division is merged into the rows of the matrix.
   All blocks use the same matrix, so channels at the same position of their blocks must have the same divisor.
-  The inner channels of the feed-forward network are reordered so that their best divisors are similar.
+  The inner channels of the feed-forward network are reordered so that such channels have similar divisors.
 
 Source of smoothing: https://arxiv.org/abs/2211.10438
 
@@ -109,16 +110,12 @@ class LinearInputs:
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """Inputs of the linear layers of one encoder layer on calibration texts."""
+    """Inputs of the linear layers of one encoder layer on calibration texts; names are as in `Strengths`."""
 
     attention: LinearInputs
-    """Inputs of query, key and value."""
     context: LinearInputs
-    """Inputs of the attention's output layer."""
     ffn: LinearInputs
-    """Inputs of the first linear layer of the feed-forward network."""
     gelu: LinearInputs
-    """Inputs of the second linear layer of the feed-forward network."""
 
 
 Round = Callable[[Array, LinearInputs, Compensation], Rounded]
@@ -224,7 +221,6 @@ def smooth(
 
 
 def _divisors(peak: Array, weight: Array, strength: float) -> Array:
-    """Return the divisors of the input channels of a weight, float32[in]."""
     return _balance(peak, np.abs(weight).max(axis=1), strength)
 
 
@@ -275,7 +271,7 @@ def _read_smoothed(linear: Linear, divisors: Array, bias: Array) -> Linear:
 
 
 def _read_rotated(linears: list[Linear], inputs: LinearInputs, round_weight: Round | None) -> list[Linear]:
-    """Make linear layers rotate their inputs, and round them. `inputs` are the inputs before the rotation."""
+    """Make linear layers rotate their inputs, and round the weights. `inputs` are not rotated yet."""
     matrix = rotation(len(inputs.mean))
     turned = [
         replace(linear, weight=rotated_rows(linear.weight, matrix), rotation=matrix) for linear in linears

@@ -22,8 +22,7 @@ CALIBRATION = (*_read("calibration.txt").split("\n\n"), "")
 """Korean and English texts of many kinds, and an empty text, for which quantization must work too."""
 
 SUBJECTS = tuple(tuple(subject.split("\n\n")) for subject in _read("verification.txt").split("\n\n\n"))
-"""Questions and passages by subject. Texts on the same subject are plausible search results for each
-other."""
+"""Questions and passages by subject. Texts on one subject are plausible search results for each other."""
 
 EDGES = (
     "   띄어쓰기가     여러    번 \t 그리고\n줄바꿈도   있다   ",
@@ -115,12 +114,11 @@ def verification_texts(
     """Return the texts on which an artifact is measured, always the same for the same arguments.
 
     Args:
-        tokenizer: Tokenizer with the artifact's token limit. If the limit is up to 512, the longest texts
-        have
-            limit - 1 tokens, limit tokens, and twice as many, which are truncated. If it is larger, they have
-            512 tokens, 1,024 tokens (or the limit, if smaller), and twice the limit.
-        contract: Contract whose prompt names the texts get in turn, as well as None. Texts that are cut to an
-            exact length get no prompt.
+        tokenizer: Tokenizer with the artifact's token limit. The last text has twice as many tokens, and is
+            truncated. The two before it have limit - 1 and limit tokens if the limit is up to 512; otherwise
+            512 and 1,024 tokens (or the limit, if smaller).
+        contract: Contract whose prompt names, and None, the texts get in turn. Texts of an exact length get
+            no prompt.
         given: More texts, for example from the user's domain.
     """
     names = (None, *contract.prompts)
@@ -132,7 +130,6 @@ def verification_texts(
 
 
 def _variants() -> list[str]:
-    """Return copies of some texts in decomposed Hangul, in uppercase and in lowercase."""
     decomposed = [unicodedata.normalize("NFD", subject[0]) for subject in SUBJECTS[::_DECOMPOSED_EVERY]]
     english = [text for text in VERIFICATION if text.isascii() and text[:1].isupper()][::_CASED_EVERY]
     return [*decomposed, *(text.upper() for text in english), *(text.lower() for text in english)]

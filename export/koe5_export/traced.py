@@ -28,8 +28,7 @@ from koe5_export.writer import GraphWriter
 from koe5_onnx import Contract, InputError
 
 _OPSET_MIN = 13
-"""First opset in which Squeeze, Unsqueeze and ReduceSum take axes as an input. The added pooling requires
-this.
+"""First opset in which Squeeze, Unsqueeze and ReduceSum take axes as an input, which pooling requires.
 Source: https://github.com/onnx/onnx/blob/main/docs/Changelog.md#version-13-of-the-default-onnx-operator-set"""
 _REQUIRED = ("input_ids", "attention_mask")
 _KNOWN = (*_REQUIRED, "token_type_ids")
@@ -95,7 +94,6 @@ def subgraphs(node: Any) -> Iterator[Any]:
 
 
 def _opsets(file: Path, model: Any) -> dict[str, int]:
-    """Return the opset version of each operator domain; "" is the default domain."""
     opsets = {
         "" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import
     }
@@ -108,7 +106,6 @@ def _opsets(file: Path, model: Any) -> dict[str, int]:
 
 
 def _inputs(file: Path, graph: Any) -> dict[str, int]:
-    """Return the element types of the inputs by name."""
     constants = {tensor.name for tensor in graph.initializer}
     inputs = {entry.name: entry.type.tensor_type for entry in graph.input if entry.name not in constants}
     if set(inputs) - set(_KNOWN) or set(_REQUIRED) - set(inputs):

@@ -115,7 +115,6 @@ def _size(contents: Contents) -> Size:
 
 
 def _tensors(contents: Contents) -> Iterator[tuple[str, Array]]:
-    """Yield each tensor with its name in transformers' BertModel."""
     for name, shape in encoder_config(_size(contents)).shapes.items():
         yield name, contents.tensor(_name_in_wheel(name), *shape)
 

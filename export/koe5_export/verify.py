@@ -1,7 +1,4 @@
-"""Compare the embeddings of an artifact with those of PyTorch (the reference) on the same texts.
-
-gate.py defines the allowed differences.
-"""
+"""Compare an artifact with PyTorch (the reference) on the same texts. gate.py has the allowed differences."""
 
 from __future__ import annotations
 
@@ -46,7 +43,7 @@ from koe5_onnx.options import GraphChoice
 
 _BATCH_TOKENS = 2048
 _ALONE = 28
-"""Number of lengths for which a text is chosen to be embedded alone. Some may choose the same text."""
+"""Number of lengths for which a text is embedded alone. Several lengths may select the same text."""
 _UNIT_LENGTH_ERROR = 1e-5
 """Allowed difference between the length of an embedding and 1, for rounding errors of float32 sums."""
 
@@ -118,7 +115,7 @@ def certify(
     """Measure one graph of an artifact: all texts in shuffled batches, and some texts alone.
 
     Raises:
-        FidelityError: The certificate fails the gate.
+        FidelityError: A measured value is outside its bound.
     """
     rows = _rows_alone(expected.lengths, _batch_tokens(artifact.manifest.contract.max_tokens))
     stage = "measure" if graph == "padded" else "measure_packed"
@@ -153,8 +150,6 @@ def certify(
 
 
 class _Count:
-    """Progress of a stage, counted in tokens."""
-
     def __init__(self, stage: str, total: int, report: Progress) -> None:
         self._stage, self._total, self._report = stage, total, report
         self._done = 0

@@ -12,10 +12,9 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Rounded:
-    """A quantized weight matrix. In each column, each block of rows has one scale."""
+    """A quantized weight, int8[in, out]. In each column, each block of rows has one scale."""
 
     integers: npt.NDArray[np.int8]
-    """int8[in, out]."""
     scale: Array
     """float32[blocks, out]; all blocks have the same number of rows."""
 
@@ -28,12 +27,10 @@ class Rounded:
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer: y = x @ weight + bias."""
+    """A linear layer: y = x @ weight + bias, with the weight float32[in, out] and the bias float32[out]."""
 
     weight: Array
-    """float32[in, out]."""
     bias: Array
-    """float32[out]."""
     rounded: Rounded | None = None
     """Quantized weight; None if the weight is not quantized."""
     rotation: Array | None = None
@@ -44,12 +41,10 @@ class Linear:
 
 @dataclass(frozen=True)
 class Norm:
-    """LayerNorm: (x - mean) / deviation * gain + shift, over the last axis."""
+    """LayerNorm over the last axis: (x - mean) / deviation * gain + shift, with float32[hidden] for both."""
 
     gain: Array
-    """float32[hidden]."""
     shift: Array
-    """float32[hidden]."""
 
 
 @dataclass(frozen=True)

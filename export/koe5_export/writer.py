@@ -1,6 +1,6 @@
 """Write an ONNX graph node by node, with large tensors streamed to one external-data file.
 
-A tensor is written when it is added, as a whole or in parts. Memory holds only one of these at a time.
+A tensor is written when it is added, as a whole or in parts. Only one tensor or part is in memory at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _IR_VERSION = 10
 _PAGE_BYTES = 4096
 """Page size; tensor offsets are multiples of it so that each tensor can be memory-mapped."""
 _INLINE_BYTES = 65536
-"""Largest tensor stored in the graph file; larger ones are stored in the external-data file."""
+"""Size of the largest tensor in the graph file; larger tensors are in the external-data file."""
 
 
 class GraphWriter(AbstractContextManager["GraphWriter"]):

@@ -62,8 +62,7 @@ class Source:
     revision: str | None
     """Commit of the Hub repository; None for a local folder."""
     weights_sha256: str
-    """SHA-256 of the weight files (safetensors or pytorch_model.bin), concatenated in the order of their
-    names."""
+    """SHA-256 of the weight files (safetensors or pytorch_model.bin), sorted by name and concatenated."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ class Certificate:
     overall: Agreement
     """Agreement over all texts."""
     by_length: Mapping[str, Agreement]
-    """Agreement by range of text lengths in tokens, such as "33-128"."""
+    """Agreement by range of text lengths in tokens, such as "33-64"."""
     batch_cosine_min: float
     """Smallest cosine between a text embedded alone and the same text embedded in a batch with others, over
     `batch_texts` texts."""

@@ -62,10 +62,7 @@ def unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def to_int8(embeddings: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Quantize float32[n, dim] to int8[n, dim] from -127 to 127; also return one scale per row, float32[n].
-
-    The integers times the scale of their row approximate the embeddings.
-    """
+    """Quantize each row to integers from -127 to 127, int8[n, dim]; also return its scale, float32[n]."""
     scale = np.abs(embeddings).max(axis=1, initial=0) / np.float32(127)
     # Avoid a division by zero for a row of zeros, which a trained model does not produce.
     values = np.rint(embeddings / np.where(scale, scale, 1)[:, None]).astype(np.int8)
@@ -73,8 +70,5 @@ def to_int8(embeddings: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], 
 
 
 def to_bits(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Convert float32[n, dim] to uint8[n, dim / 8], with one bit per component: 1 if it is above 0.
-
-    The first of eight components is in the highest bit of its byte.
-    """
+    """Convert components to bits, 1 if above 0: uint8[n, dim / 8], with the first one in the highest bit."""
     return np.packbits(embeddings > 0, axis=1)

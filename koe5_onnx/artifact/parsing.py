@@ -49,7 +49,6 @@ def _value(hint: Any, data: Any, where: str) -> Any:
 
 
 def _generic_value(origin: Any, args: tuple[Any, ...], data: Any, where: str) -> Any:
-    """Validate a JSON value against `X | None`, `Mapping[str, X]` or `Sequence[X]`."""
     if origin is types.UnionType:
         return None if data is None else _value(args[0], data, where)
     kind, wanted = (dict, "an object") if origin is Mapping else (list, "a list")

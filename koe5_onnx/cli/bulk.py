@@ -233,8 +233,6 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
 
 
 class _Lines:
-    """Progress callback that prints one line per minute."""
-
     def __init__(self) -> None:
         self._first: Progress | None = None
         self._start = self._last = time.monotonic()

@@ -237,7 +237,6 @@ def _artifact(path: str, options: EngineOptions) -> Iterator[Finding]:
 
 
 def _attention(graph: Graph) -> Iterator[Finding]:
-    """Yield which attention kernel the first GPU uses, if the graph is packed for CUDA."""
     driver = find_driver()
     if graph.layout != "packed_cuda" or isinstance(driver, str):
         return
@@ -270,7 +269,6 @@ def _certificate(certificate: Certificate) -> Iterator[Finding]:
 
 
 def _this_cpu(target: Target, graph: Graph) -> Finding:
-    """Check that this CPU has the instructions that the artifact needs."""
     name, features = "this CPU", cpu_features()
     if "cpu" not in target.devices:
         return Finding(name, f"not used: made for {' and '.join(target.devices)}")

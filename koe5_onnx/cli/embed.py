@@ -80,7 +80,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_usage(args: argparse.Namespace) -> None:
-    """Exit with a usage error if a file suffix is unknown or an option does not apply."""
     usage_error: Callable[[str], None] = args.usage_error
     if suffix_of_input(args.input) is None:
         usage_error(f"INPUT is {args.input!r}: expected -, a .txt file or a .jsonl file")
@@ -92,7 +91,6 @@ def _check_usage(args: argparse.Namespace) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """Show a progress bar if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

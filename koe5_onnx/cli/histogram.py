@@ -24,13 +24,7 @@ def axis_of(histograms: Histograms) -> range:
 
 
 def draw(panel: Histogram, bins: range, bound: float | None) -> Iterator[str]:
-    """Yield the HTML lines of one histogram: the area that the gate rejects, then one column per bin.
-
-    Args:
-        panel: The histogram.
-        bins: Indices of the shown bins.
-        bound: Largest 1 - cosine that the gate allows; None if the gate has no such bound.
-    """
+    """Yield the HTML lines of one histogram: the area beyond the gate's bound, then one column per bin."""
     gate = "no bound" if bound is None else f"the bound of the gate is {bound:.2g}"
     label = escaped(f"Number of texts by 1 - cosine: {panel.title}. {panel.summary}; {gate}.")
     yield f'<div class="histogram" role="img" aria-label="{label}">'

@@ -59,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    """Check that the page can be written. An unknown suffix is a usage error."""
     usage_error: Callable[[str], None] = args.usage_error
     if args.html.suffix.lower() not in (".html", ".htm"):
         usage_error(f"--html is '{args.html}': expected a .html file")

@@ -57,7 +57,7 @@ class Call:
             ProviderError: See `Runner.submit`.
         """
         job = Job(tokens.ids, out, done, time.monotonic())
-        # Held until the runner has the job, so that `give_up` cannot miss it.
+        # The lock is held until the runner has the job, so that `give_up` cannot miss the job.
         with self._lock:
             if self._is_given_up:
                 raise GivenUpError
@@ -158,7 +158,7 @@ class _ToldLoop:
             self._ended.clear()
 
     def _tell(self) -> None:
-        # Reset first: a thread that saw True has already appended its future.
+        # Reset the flag before emptying the deque: a thread that saw True has already appended its future.
         self._is_waking = False
         while self._ended:
             future, error = self._ended.popleft()

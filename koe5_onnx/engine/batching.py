@@ -130,10 +130,7 @@ def pack_cpu(
 def pack_cuda(
     ids: Sequence[npt.NDArray[np.int32]], batch: Batch, pad_id: int, *, counts_from_pad: bool
 ) -> PackedCudaInputs:
-    """Concatenate the rows of a batch, with the additional inputs for attention and pooling on CUDA.
-
-    The arguments are those of `pack_cpu`.
-    """
+    """Concatenate the rows like `pack_cpu`, with the additional inputs for attention and pooling on CUDA."""
     input_ids, position_ids, offsets = pack_cpu(ids, batch, pad_id, counts_from_pad=counts_from_pad)
     lengths = np.diff(offsets)
     text_of_token = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
@@ -171,8 +168,6 @@ def pad(
     ids: Sequence[npt.NDArray[np.int32]], batch: Batch, pad_id: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Stack the rows of a batch with padding on the right.
-
-    The arguments are those of `pack_cpu`.
 
     Returns:
         input_ids and attention_mask, both int64[n, padded_length]. The mask is 1 for tokens, 0 for padding.

@@ -90,7 +90,6 @@ def _packed_on_cpu(artifact: Artifact) -> Graph | str:
 
 
 def _packed_on_cuda(artifact: Artifact) -> Graph | str:
-    """Return the packed graph for CUDA, or why it cannot run."""
     if PACKED_CUDA_GRAPH not in artifact.manifest.files:
         return "the artifact has no packed graph for CUDA (fp16 exports have one)"
     return packed_cuda_graph(artifact, "without padding")
@@ -130,10 +129,7 @@ def weight_layout() -> int:
 
 
 def sharing_problem() -> str | None:
-    """Return why the session that this thread opened last does not share packed weights, and forget it.
-
-    None if the session shares them.
-    """
+    """Return and clear the reason why this thread's latest session does not share packed weights, if any."""
     import koe5_onnx_kernels
 
     problem: str | None = koe5_onnx_kernels.sharing_problem()

@@ -96,7 +96,7 @@ def run_batches(
         for thread in others:
             thread.join()
     except BaseException as error:
-        work.error = error  # after an interrupt, the other threads stop after their current batch
+        work.error = error  # so that after an interrupt, the other threads stop after their current batch
         raise
     if work.error is not None:
         raise work.error
@@ -109,12 +109,6 @@ def run_batch(
 
     If the batch does not fit into device memory, this batch and all later ones are embedded in two halves.
     Batches are not divided further: if half of a batch does not fit, something else occupies the memory.
-
-    Args:
-        session: Session that runs the batch.
-        ids: int32[length] per text of the window.
-        batch: Selects texts from `ids`.
-        halve: As in `run_batches`.
 
     Returns:
         float32[n, dim] in the order of `batch.rows`.

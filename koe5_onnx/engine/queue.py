@@ -26,7 +26,7 @@ SHORT_TOKENS = 128
 EXPRESS_TOKENS = 256
 """Maximum slots of a batch of short rows that runs while all other running batches have long rows."""
 _MOST_GIVEN_UP = 4096
-"""Cancelled rows are removed when there are more of them than this, and more than active rows."""
+"""The heaps are swept if they contain more cancelled rows than this, and more of them than active rows."""
 
 
 @dataclass(eq=False)
@@ -148,11 +148,7 @@ class BatchQueue:
             self._sweep()
 
     def peek(self, *, short_only: bool = False) -> tuple[QueuedRow, bool] | None:
-        """Return the first row of the next batch, and True if the batch is full; None if no row is queued.
-
-        Args:
-            short_only: As in `take`.
-        """
+        """Return the first row of the next batch, and True if the batch is full; None if there is no row."""
         group = self._next_group(short_only=short_only)
         if group is None:
             return None

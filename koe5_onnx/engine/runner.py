@@ -28,7 +28,6 @@ from koe5_onnx.errors import ProviderError
 _SMOOTHING = 0.2
 """Weight of the latest batch in the moving average of the speed (`Runner.tokens_per_s`)."""
 _RUNNERS: weakref.WeakSet[Runner] = weakref.WeakSet()
-"""All runners in this process, for `_stop_all`."""
 
 
 class Observer:
@@ -213,13 +212,7 @@ class Runner:
     def _finish(
         self, batch: QueuedBatch, embeddings: npt.NDArray[np.float32] | None, error: BaseException | None
     ) -> None:
-        """Copy the embeddings of a batch into its jobs, and end jobs that are complete or have failed.
-
-        Args:
-            batch: The batch.
-            embeddings: float32[n, dim]; None if the batch failed.
-            error: Error of the whole batch; None if it ran.
-        """
+        """Copy embeddings, float32[n, dim], to the jobs of a batch. End jobs that are complete or failed."""
         faults: Sequence[BaseException | None] = [error] * len(batch.rows)
         if embeddings is not None:
             faults = self._observer.faults_of(embeddings)

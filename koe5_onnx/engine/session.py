@@ -30,7 +30,6 @@ from koe5_onnx.errors import ArtifactError, OutOfMemoryError, ProviderError
 from koe5_onnx.options import EngineOptions
 
 _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
-"""All sessions in this process, for `_after_fork`."""
 
 
 class Session:
@@ -75,12 +74,9 @@ class Session:
         return list(self._session().get_providers())
 
     def slots_per_row(self, lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """Return how many tokens each text takes in a batch, padding included: int32[n].
+        """Convert tokens per text, int32[n], to tokens with padding, int32[n].
 
-        With the padded graph, only texts for which this number is equal can share a batch.
-
-        Args:
-            lengths: int32[n], tokens of each text.
+        With the padded graph, only texts with the same number of tokens with padding can share a batch.
         """
         return lengths if self.graph.is_packed else padded_lengths(lengths)
 

@@ -47,13 +47,13 @@ with 65,536; see benchmarks/decisions/gpu.md."""
 _BUDGETS = (256, 512, 1024, 2048, 4096)
 _GPU_BUDGETS = (16384, 32768, 65536, 131072)
 _GPU_PARALLEL_BATCHES = (1, 2)
-"""With two, one batch is prepared and copied while the other one runs."""
+"""With two parallel batches, one is prepared and copied while the other one runs."""
 _GPU_SAMPLES = 100
 """Repetitions of the sample texts on GPUs. Their 300,000 tokens fill several of the largest batches."""
 _WORTHWHILE = 1.02
 """Minimum speedup for preferring larger batches or more parallel batches."""
 _SAMPLE_LENGTHS = (512, 512, 300, 200, 120, *(60, 45, 32, 24) * 10)
-"""Token lengths of the sample texts: long passages and sentences, with about half of the tokens each."""
+"""Token lengths of the sample texts. About half of the tokens are in long passages, half in sentences."""
 
 Report = Callable[[str], None]
 
@@ -189,8 +189,6 @@ def _with_fixed(arrangement: Arrangement, options: EngineOptions) -> Arrangement
 
 
 class _Sessions(AbstractContextManager["_Sessions"]):
-    """Sessions by number of threads, opened on first use."""
-
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         self._artifact, self._options = artifact, options
         self._opened: dict[int, Session] = {}
@@ -219,11 +217,8 @@ def _arrangements() -> Iterator[Arrangement]:
 
 
 def _gpu_arrangements() -> Iterator[Arrangement]:
-    """Yield the arrangements for GPUs.
-
-    `tune` does not compare the padded with the packed graph. It repeats the same input shapes, but with real
-    texts, the padded graph has to run new shapes, which are slower.
-    """
+    # All are for the same graph. `tune` repeats the same input shapes, but real texts have new shapes, which
+    # are slow in the padded graph.
     for parallel_batches, budget in itertools.product(_GPU_PARALLEL_BATCHES, _GPU_BUDGETS):
         yield Arrangement(parallel_batches, usable_cores().count, budget)
 

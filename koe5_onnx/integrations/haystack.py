@@ -28,8 +28,6 @@ except ImportError as error:
 
 
 class _Opened:
-    """An artifact that is opened on first use."""
-
     def __init__(self, artifact: str | Path, dim: int | None, options: EngineOptions) -> None:
         self.artifact, self.dim, self.options = str(artifact), dim, options
         self._async: AsyncEmbedder | None = None

@@ -94,7 +94,6 @@ class Koe5Encoder(AbsEncoder):
 
 
 def _facts(embedder: Embedder, dim: int) -> dict[str, Any]:
-    """Return the metadata of the model for MTEB's results."""
     manifest = embedder.artifact.manifest
     source, contract = manifest.source, manifest.contract
     shortened = "" if dim == contract.dim else f"-{dim}"

@@ -282,12 +282,7 @@ _PACKED: dict[str, Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]] = {
 
 
 def _the_one(inputs: Any, sentences: Any) -> Any:
-    """Return the texts from the argument `inputs` or from `sentences`, its former name.
-
-    Raises:
-        TypeError: Neither or both are given.
-        InputError: The argument is neither a text nor a sequence of texts.
-    """
+    """Return the texts from the argument `inputs` or from `sentences`, its former name."""
     if (inputs is None) == (sentences is None):
         raise TypeError("expected exactly one of `inputs` and `sentences` (the former name of `inputs`)")
     texts = sentences if inputs is None else inputs

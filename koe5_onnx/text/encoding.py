@@ -50,10 +50,7 @@ def canonical(name: str) -> str:
 
 
 def sample_of(stream: BinaryIO) -> bytes:
-    """Return the first mebibyte of a file that contains a NUL or a byte that is not ASCII.
-
-    If there is none, return the last mebibyte that was read.
-    """
+    """Return the first mebibyte of a file that is not pure ASCII, or the last one read if all are."""
     sample = b""
     for _ in range(_MAX_SAMPLES):
         chunk = stream.read(SAMPLE_BYTES)

@@ -238,7 +238,6 @@ class Tokenizer:
 
 
 def _calls(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Divide texts among calls of the Rust tokenizer."""
     chunk: list[str] = []
     characters = 0
     for text in texts:

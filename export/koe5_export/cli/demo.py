@@ -114,7 +114,6 @@ def _checkpoint(folder: Path, *, download: bool) -> tuple[Any, bool]:
 
 
 def _show_artifact(artifact: Artifact) -> None:
-    """Print an artifact's size, certificate and speed."""
     from koe5_export.gate import describe
 
     manifest = artifact.manifest
@@ -142,7 +141,6 @@ def _median_seconds(embedder: Embedder, texts: Sequence[str]) -> float:
 
 
 def _search(artifact: Artifact, *, trained: bool) -> None:
-    """Print the passages nearest to each question."""
     note = "" if trained else " (random weights, so the results are meaningless)"
     _headline(f"Searching {len(PASSAGES)} passages with {artifact.path.name}{note}")
     with Embedder.open(artifact.path) as embedder:
@@ -159,7 +157,7 @@ def _headline(text: str) -> None:
 
 
 def _styled(text: str, style: str) -> str:
-    """Style a text for terminals, unless stdout is none or NO_COLOR is set (https://no-color.org)."""
+    # Source of NO_COLOR: https://no-color.org
     return f"{style}{text}{_RESET}" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
 
 

@@ -115,9 +115,9 @@ def block_product(g: GraphWriter, x: str, name: str, rounded: Rounded, bits: int
 
 
 def _packed(rounded: Rounded, bits: int) -> npt.NDArray[np.uint8]:
-    """Pack integers as uint8[out, blocks, block x bits / 8], shifted by half of the range to be positive.
+    """Pack integers as uint8[out, blocks, block x bits / 8], after adding half of the range to each.
 
-    If a byte has two 4-bit values, the first one is in the low half.
+    A byte has one 8-bit value, or two 4-bit values with the first one in the low half.
     """
     columns = (rounded.integers.T.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
     if bits == 4:

@@ -39,8 +39,7 @@ class Fp16(Precision):
 
     name = "fp16"
     gate = Gate(cosine_min=0.9999, cosine_mean=0.9999)
-    # CUDA only: on x86 CPUs, ONNX Runtime has few fp16 kernels and would convert to fp32 and back at each
-    # node.
+    # CUDA only: ONNX Runtime has few fp16 kernels for x86 and would convert to fp32 and back at each node.
     target = Target(devices=PRECISIONS["fp16"], instructions=(), without="")
     weight_bytes = 2.0
     table_bytes = 2.0
@@ -97,7 +96,6 @@ def _read_scaled(linear: Linear, scale: np.float32) -> Linear:
 
 
 def _result_scaled(linear: Linear, scale: np.float32) -> Linear:
-    """Return a linear layer whose outputs are multiplied by `scale`."""
     return replace(linear, weight=linear.weight * scale, bias=linear.bias * scale)
 
 

@@ -36,7 +36,7 @@ _TINY = np.float32(1e-12)
 
 
 class Int8(Precision):
-    """Precision of 8-bit weights with one scale per output channel, and 8-bit activations with one per token.
+    """Precision with 8-bit weights (one scale per output channel) and activations (one scale per token).
 
     Activations have a scale per token, not per tensor, because the embedding of a text must not depend on the
     other texts in its batch. They are uint8 with the zero point 128, because CPUs have instructions for
@@ -126,10 +126,7 @@ def _scale(g: GraphWriter, x: str) -> str:
 
 
 def _quantize(g: GraphWriter, x: str, scale: str, width: int) -> str:
-    """Add the quantization of x, float32[n, width, in], to uint8: x / scale + 128.
-
-    `width` is here the number of channels, `in`.
-    """
+    """Add x / scale + 128 as uint8[n, width, in]. The argument `width` is the number of channels, `in`."""
     return g.node("QuantizeLinear", [x, scale, _zero_points(g)], f"{x}.uint8", axis=-1, block_size=width)
 
 

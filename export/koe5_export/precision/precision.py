@@ -48,27 +48,16 @@ class Precision(ABC):
         return {}
 
     def round_weight(self, weight: Array, inputs: LinearInputs, compensation: Compensation) -> Rounded:
-        """Round the weight of a linear layer, float32[in, out]. Only called if `strengths` is not None.
-
-        Args:
-            weight: The weight after smoothing and rotation.
-            inputs: Inputs of the linear layer on calibration texts.
-            compensation: Factored covariance of these inputs.
-        """
+        """Round a weight, float32[in, out], for its inputs on calibration texts, if `strengths` is set."""
         raise NotImplementedError
 
     @abstractmethod
     def table(
         self, g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str
     ) -> str:
-        """Add an embedding table and a node that looks up ids in it: float[n, width, hidden].
+        """Add an embedding table and a lookup of `ids`, int64[n, width], in it: float[n, width, hidden].
 
-        Args:
-            g: Writer of the graph.
-            name: Name of the table and of the result.
-            shape: Number of rows and hidden size.
-            rows: The table in groups of consecutive rows, float32[rows, hidden].
-            ids: Name of the ids, int64[n, width].
+        `shape` is that of the table, and `rows` yields groups of its rows, float32[rows, hidden].
         """
 
     def is_exception(self, rounded: Rounded) -> bool:
@@ -82,13 +71,7 @@ class Precision(ABC):
 
     @abstractmethod
     def project(self, g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]]) -> list[str]:
-        """Add x @ weight for several linear layers with the same input: float[n, width, out] each.
-
-        Args:
-            g: Writer of the graph.
-            x: Name of the input, float[n, width, in], already rotated if the layers require it.
-            linears: Name and weights of each linear layer.
-        """
+        """Add x @ weight for each (name, linear layer); x, float[n, width, in], is already rotated."""
 
     def vector(self, g: GraphWriter, name: str, value: Array) -> str:
         """Add a bias, gain or shift in the dtype of the hidden states."""

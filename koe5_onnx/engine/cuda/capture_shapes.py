@@ -70,13 +70,7 @@ def fill(batch: PackedCudaInputs, bucket: Bucket, pad_id: int) -> PackedCudaInpu
 
 
 def _filler(bucket: Bucket, tokens: int, texts: int) -> Int32:
-    """Return the lengths of the filler texts, int32[n]: one token each, except that the last has the rest.
-
-    Args:
-        bucket: Bucket to fill.
-        tokens: Tokens of the batch.
-        texts: Texts of the batch.
-    """
+    """Return the lengths of the filler texts, int32[n]: 1, except for the last one, which fills the rest."""
     lengths = np.ones(bucket.texts - texts, dtype=np.int32)
     lengths[-1] += bucket.tokens - tokens - len(lengths)
     return lengths

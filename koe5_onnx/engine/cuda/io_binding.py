@@ -50,10 +50,7 @@ class FixedRun:
         self._options.add_run_config_entry(_GRAPH_ID, str(graph_id))
 
     def run(self, feeds: Mapping[str, Array]) -> npt.NDArray[np.float32]:
-        """Run with new input values and return a copy of the output.
-
-        The first run captures the CUDA graph; later runs replay it.
-        """
+        """Run with new inputs and return a copy of the output. The first run captures the CUDA graph."""
         for name, array in feeds.items():
             self._values[name].update_inplace(array)
         self._session.run_with_iobinding(self._binding, self._options)

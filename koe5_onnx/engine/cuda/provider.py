@@ -34,8 +34,7 @@ _OUT_OF_MEMORY = (
     "out of memory",
     "status_alloc_failed",
 )
-"""Lowercase parts of out-of-memory messages from ONNX Runtime, CUDA, cuBLAS and cuDNN, which have no error
-class of their own.
+"""Lowercase parts of out-of-memory messages from ONNX Runtime, CUDA, cuBLAS and cuDNN.
 Source: https://github.com/microsoft/onnxruntime/issues/16307 and strings of the wheel 1.31.1"""
 _NO_CUDNN = "cudnn is unavailable"
 
@@ -197,10 +196,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def lacks_cudnn(error: BaseException) -> bool:
-    """Return True if an error of ONNX Runtime says that cuDNN is missing.
-
-    ONNX Runtime only checks this when a node that requires cuDNN runs.
-    """
+    """Return True if cuDNN is missing, which ONNX Runtime reports when a node requires it."""
     return _NO_CUDNN in str(error).lower()
 
 
