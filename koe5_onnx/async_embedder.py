@@ -30,7 +30,7 @@ from koe5_onnx.text.prompts import prompt_text
 _TEXT_CHARACTERS = 16
 """Fixed cost of tokenizing a text, as the number of characters that take as long."""
 _LARGE_CALLS = 2
-"""Maximum number of concurrent calls of more than 4,096 texts. It bounds the number of tokens in memory."""
+"""Maximum number of concurrent calls of more than 4,096 texts, so that few token ids are in memory."""
 _ALL: weakref.WeakSet[AsyncEmbedder] = weakref.WeakSet()
 
 

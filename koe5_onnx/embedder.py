@@ -27,9 +27,9 @@ from koe5_onnx.text.prompts import prompt_text, put_in_front
 from koe5_onnx.text.tokenizer import Piece, Tokenizer, Tokens, require_unicode
 
 Progress = Callable[[int, int], None]
-"""Callback for each batch with the number of embedded tokens and of all tokens, at first an estimate."""
+"""Callback after each batch with the number of embedded tokens and the total, which is first estimated."""
 Window = tuple[Tokens, npt.NDArray[np.float32]]
-"""Tokens of consecutive texts and the output rows float32[n, dim] for their embeddings."""
+"""Tokens of consecutive texts, and the array float32[n, dim] for their embeddings."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,7 @@ class Embedder:
         self.session = session
         self.max_batch_tokens = max_batch_tokens
         self.queue_batch_tokens = queue_batch_tokens or max_batch_tokens
-        """Maximum tokens per batch in an AsyncEmbedder and in the server, whose batches mix texts of several
-        callers."""
+        """Maximum tokens per batch in an AsyncEmbedder and in the server, which mix several calls."""
         self.parallel_batches = parallel_batches
         self._tokenizer = tokenizer
         self.overflow = overflow
@@ -206,7 +205,7 @@ class Embedder:
             prompt: Prompt text ("query: "), instead of `prompt_name`; "" adds no prompt.
             dim: Number of components to keep, one of `contract.dims`; None keeps all. The result is
                 normalized again if the contract normalizes.
-            on_progress: Called after each batch with the processed tokens and the total.
+            on_progress: Called after each batch with the number of embedded tokens and the total.
 
         Returns:
             float32[n, dim] in the caller's order, of unit length if the contract normalizes. The

@@ -90,7 +90,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename not in (None, str(temporary)) or not error.errno:
             raise
-        # If the disk is full, the error has no file name. The name of the temporary file would mean nothing.
+        # If the disk is full, the error has no file name. Users would not know that of the temporary file.
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         if temporary.is_dir():

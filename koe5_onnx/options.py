@@ -61,7 +61,7 @@ class EngineOptions:
     is 32,768 on CUDA, 2,048 with fused kernels on AMX (512 in an AsyncEmbedder and in the server), or 512."""
     overflow: Overflow = "truncate"
     """Handling of texts above the token limit: truncate them, raise an error, or average the embeddings of
-    consecutive parts of a text, weighted by their tokens. The model was not trained to average parts."""
+    consecutive parts of a text, weighted by their tokens. The model was not trained for such averages."""
     graph: GraphChoice = "auto"
     """Graph to run: auto selects the packed graph, which needs no padding, if it can run, and otherwise the
     padded graph; packed fails if the packed graph cannot run. The packed graph requires fused kernels on a

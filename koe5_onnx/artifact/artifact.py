@@ -48,7 +48,7 @@ class Artifact:
                 until the file changes. Sizes are always verified.
 
         Raises:
-            ArtifactError: A file is missing, damaged or in an unsupported format. The message names it.
+            ArtifactError: A file is missing, damaged or in an unsupported format. The message names the file.
         """
         path = _locate(path_or_hub_id, revision)
         file = path / MANIFEST

@@ -146,7 +146,7 @@ class Target:
     """CPU flags, as named by Linux. The artifact is fast and exact on CPUs that have at least one of these
     flags; on other CPUs, the runtime warns. Empty if the artifact suits every CPU."""
     without: str
-    """Consequences on a CPU that has none of `instructions`, for the warning; empty if `instructions` is."""
+    """Consequences of running on a CPU with none of `instructions`, as text for the warning."""
 
 
 @dataclass(frozen=True)

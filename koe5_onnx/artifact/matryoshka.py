@@ -38,8 +38,7 @@ def shorten(
 ) -> npt.NDArray[np.float32]:
     """Keep the first `dim` components, and scale the result to unit length if the contract normalizes.
 
-    Equivalent to `truncate_dim=dim` of sentence-transformers, with `normalize_embeddings=True` in the
-    second case.
+    Equivalent to `truncate_dim=dim, normalize_embeddings=contract.normalize` in sentence-transformers.
 
     Args:
         embeddings: float32[n, contract.dim].

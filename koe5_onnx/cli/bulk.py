@@ -185,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ray_options(args: argparse.Namespace) -> RayOptions | None:
-    """Return the --ray options; None for the local engine, with which they are a usage error."""
+    """Return the options --ray-*, which are a usage error with the local engine; None for this engine."""
     from koe5_onnx.bulk import RayOptions
 
     names = ("address", "actors", "cpus_per_actor", "gpus_per_actor")

@@ -1,4 +1,4 @@
-"""Describe a certificate in words: agreement with PyTorch, effects of batches and on search, and the gate.
+"""Describe a certificate in words: agreement with PyTorch, influence of batches, search results, the gate.
 
 The gate is the set of bounds that the measured figures had to satisfy. This module measures nothing.
 """

@@ -67,7 +67,7 @@ def choose(artifact: Artifact, options: EngineOptions) -> Graph:
 
 
 def packed_cuda_graph(artifact: Artifact, reason: str) -> Graph:
-    """Return the packed graph for CUDA, which the artifact must have. `reason` ends `Graph.reason`."""
+    """Return the packed graph for CUDA, which the artifact must have. `reason` says why it is selected."""
     return Graph(artifact.path / PACKED_CUDA_GRAPH, None, f"the packed graph, {reason}", "packed_cuda")
 
 

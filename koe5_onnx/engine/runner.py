@@ -114,7 +114,7 @@ class Runner:
                 self._queue.give_up(job)
 
     def drain_s(self) -> float:
-        """Estimate the seconds until half of the queued tokens have run: at most 60, or 1 if not known."""
+        """Estimate the seconds until half of the queued tokens have run: at most 60; 1 without a speed."""
         return min(60.0, self._queue.tokens / 2 / self.tokens_per_s) if self.tokens_per_s else 1.0
 
     def close(self) -> None:
@@ -167,14 +167,14 @@ class Runner:
             self._changed.notify_all()
 
     def _may_begin(self) -> bool:
-        """Return True if another batch may run: any batch, or an additional one with short texts."""
+        """Return True if another batch may run, even if only an additional one with short texts."""
         running = len(self._running)
         return running < self._permits or (
             running == self._permits and not any(one.is_short for one in self._running)
         )
 
     def _take(self) -> tuple[QueuedBatch | None, float | None]:
-        """Return a batch that may run now, or None and the seconds to wait; None means until notified."""
+        """Return a batch that may run now, or the seconds until one may; both are None if this is unknown."""
         if not self._may_begin():
             return None, None
         beside = len(self._running) == self._permits

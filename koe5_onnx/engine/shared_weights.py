@@ -24,14 +24,14 @@ from koe5_onnx.errors import SharedWeightsWarning
 from koe5_onnx.files import cache_folder
 
 _UNUSED_S = 30 * 24 * 3600.0
-"""Time after which an unused folder is removed. Running processes keep their mappings."""
+"""Seconds without use after which a folder is removed. Running processes keep their mappings."""
 _UNFINISHED_S = 3600.0
-"""Time after which a temporary file is removed, since the process that wrote it must have been killed."""
+"""Seconds after which a temporary file is removed, since the process that wrote it must have been killed."""
 _FOLDER = re.compile(r"([0-9a-f]{32})-(\d+)")
 
 
 def weight_folders() -> Path:
-    """Return the folder that contains one folder per artifact. It can be deleted to free disk space.
+    """Return the folder that contains one folder per artifact. Users can delete it to free disk space.
 
     Raises:
         RuntimeError: KOE5_ONNX_CACHE is not set and the user has no home folder.

@@ -88,10 +88,9 @@ def tune(
 ) -> Profile:
     """Measure arrangements on this machine and store the results.
 
-    There are up to 20 arrangements on a CPU, measured with 3,000 tokens each, and up to 8 on a GPU, with
-    300,000 tokens. Every round measures all arrangements, so that a temporary load on the machine affects all
-    of them alike.
-    Arrangements that cannot run, or do not fit into GPU memory, are skipped.
+    There are up to 20 arrangements on a CPU, measured with 3,000 tokens each, and up to 8 on a GPU, measured
+    with 300,000 tokens each. Every round measures all arrangements, so that a temporary load on the machine
+    affects all of them alike. Arrangements that cannot run, or do not fit into GPU memory, are skipped.
 
     Args:
         artifact: Opened artifact.
@@ -143,7 +142,7 @@ def remembered(artifact: Artifact, options: EngineOptions) -> Profile | None:
 
 
 def arrange(artifact: Artifact, options: EngineOptions) -> tuple[Arrangement, int]:
-    """Complete the options that are None from the stored result of `tune`, or from defaults without one.
+    """Fill in options that are None from the stored result of `tune` or, if there is none, from defaults.
 
     Returns:
         The arrangement for calls of an Embedder, and the maximum tokens per batch for an AsyncEmbedder and

@@ -30,8 +30,8 @@ except ImportError as error:
 class Koe5EmbeddingFunction(EmbeddingFunction[Documents]):
     """Embeds documents with the prompt "passage" and queries with the prompt "query".
 
-    The artifact is not opened until the first text, because Chroma also creates instances only to compare
-    their configurations.
+    The artifact is not opened before the first text is embedded, because Chroma also creates instances only
+    to compare their configurations.
 
     Args:
         artifact: Folder created by `koe5-onnx export`, or Hub id of an artifact.

@@ -30,7 +30,7 @@ from koe5_onnx.integrations.tensors import import_torch, like, rows
 from koe5_onnx.options import EngineFields
 
 LOGGER = logging.getLogger(__name__)
-"""Logger whose level determines if progress bars are shown, unless `show_progress_bar` says so."""
+"""Logger whose level determines if progress bars are shown when `show_progress_bar` is None."""
 
 _QUERY = ("query",)
 _DOCUMENT = ("document", "passage", "corpus")

@@ -196,7 +196,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def lacks_cudnn(error: BaseException) -> bool:
-    """Return True if cuDNN is missing, which ONNX Runtime reports when a node requires it."""
+    """Return True if a node failed because it requires cuDNN, which is not installed."""
     return _NO_CUDNN in str(error).lower()
 
 
