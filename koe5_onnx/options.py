@@ -58,7 +58,7 @@ class EngineOptions:
     highest throughput."""
     max_batch_tokens: int | None = None
     """Tokens per batch, padding included; None uses the result of koe5-onnx tune. If there is none, the value
-    is 32,768 on CUDA, 2,048 with fused kernels on AMX (512 in an AsyncEmbedder and in the server), or 512."""
+    is 32,768 on CUDA, 2,048 with fused kernels on AMX (512 in an AsyncEmbedder and the server), else 512."""
     overflow: Overflow = "truncate"
     """Handling of texts above the token limit: truncate them, raise an error, or average the embeddings of
     consecutive parts of a text, weighted by their tokens. The model was not trained for such averages."""

@@ -42,7 +42,7 @@ def why_not_packed_cpu(precision: str, exceptions: Sequence[str], config: Encode
     if precision != Int8.name:
         return f"fused kernels are for int8, not {precision}"
     if exceptions:
-        return f"{len(exceptions)} linear layers are in finer blocks, for example {', '.join(exceptions[:3])}"
+        return f"{len(exceptions)} linear layers are quantized in blocks, such as {', '.join(exceptions[:3])}"
     if config.hidden % LONGEST or config.intermediate % LONGEST or (config.hidden // config.heads) % 16:
         return (
             f"fused kernels require hidden and intermediate sizes that are multiples of {LONGEST}, and a "

@@ -28,8 +28,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "This checks the sizes of the files; doctor also checks their hashes.",
     )
     parser.set_defaults(run=run, usage_error=parser.error)
-    parser.add_argument("artifact", metavar="ARTIFACT", help="an artifact's folder or Hub ID")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub ID")
+    parser.add_argument("artifact", metavar="ARTIFACT", help="folder or Hub id of the artifact")
+    parser.add_argument("--revision", help="branch, tag or commit of the Hub id")
     parser.add_argument(
         "--html",
         type=Path,

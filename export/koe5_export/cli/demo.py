@@ -61,7 +61,14 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "random weights if the download fails. Requires the extras cpu, export and reference.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("koe5-demo"), metavar="FOLDER")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        default=Path("koe5-demo"),
+        metavar="FOLDER",
+        help="folder for the checkpoint and the artifacts (default: koe5-demo)",
+    )
     parser.add_argument(
         "--weights",
         choices=("auto", "random"),

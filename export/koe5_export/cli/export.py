@@ -24,7 +24,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "export",
         help="export a checkpoint and measure it against PyTorch",
         description="Export a checkpoint to an ONNX artifact, measure it against PyTorch, and publish it "
-        "only if it passes the gate of its precision.",
+        "only if the differences are within the bounds of its precision (the gate).",
     )
     parser.set_defaults(run=run)
     parser.add_argument(
