@@ -13,7 +13,7 @@ _BUCKETS = (16, 32, 64, 128, 256, 512, 8192)
 """Upper bounds of the length buckets (ranges) of a certificate, in tokens."""
 _NEIGHBORS = 10
 _EQUAL = 1e-6
-"""Largest difference between two cosines that count as equal, because embeddings are rounded to float32."""
+"""Cosines that differ by at most this count as equal, because embeddings are rounded to float32."""
 
 
 def agreement(found: Array, reference: Array) -> Agreement:

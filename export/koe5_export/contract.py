@@ -180,7 +180,7 @@ def _max_tokens(folder: Path, modules: Modules | None, positions: int) -> int:
 
 
 def _require_right_padding(checkpoint: Checkpoint) -> None:
-    """Reject left padding, unless position ids skip pad tokens: position ids would depend on the batch."""
+    """Reject left padding if position ids count pad tokens, because they would depend on the batch."""
     file = checkpoint.encoder_folder / "tokenizer_config.json"
     if read_settings(file).get("padding_side") == "left" and not checkpoint.config.counts_from_pad:
         raise CheckpointError(

@@ -107,7 +107,7 @@ def write_graph(
         report: Called with the number of layers that are written.
 
     Returns:
-        Names of the linear layers for which `Precision.is_exception` is True.
+        Names of the linear layers in smaller blocks than usual (see `Precision.is_exception`).
     """
     exceptions: list[str] = []
     stage = "layers" if spec.precision.strengths is None else "calibrate"
@@ -163,8 +163,8 @@ def _layers(
 ) -> Iterator[SmoothLayer]:
     """Yield the encoder layers in order, smoothed and rounded as the precision requires.
 
-    Each layer is read when it is requested. Names of linear layers are added to `exceptions` if
-    `Precision.is_exception` is True for them.
+    Each layer is read when it is requested. Names of linear layers in smaller blocks than usual (see
+    `Precision.is_exception`) are added to `exceptions`.
     """
     checkpoint, strengths = spec.checkpoint, spec.precision.strengths
     if strengths is None:

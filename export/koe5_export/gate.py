@@ -15,7 +15,7 @@ class Gate:
     cosine_min: float
     """Smallest allowed cosine between an embedding and its reference."""
     cosine_mean: float
-    """Smallest allowed mean of these cosines."""
+    """Smallest allowed mean cosine between embeddings and their references."""
     max_abs_diff: float = float("inf")
     """Largest allowed difference between corresponding components of unit-length embeddings; inf for any."""
     batch_cosine_min: float = 0.99999

@@ -114,7 +114,7 @@ def _plain_positions(g: GraphWriter) -> str:
 
 
 def _attention(g: GraphWriter, heads: int, precision: Precision) -> Attention:
-    """Add the mask and the condition for omitting it, or the lengths of texts, which replace the mask."""
+    """Add a mask and the condition under which attention omits it, or the lengths of texts instead."""
     mask = g.node("Cast", ["attention_mask"], "key_mask", to=TensorProto.INT32)
     if precision.masks_by_length:
         axis = g.constant("width_axes", np.array([1], dtype=np.int64))

@@ -83,7 +83,7 @@ def _packed_attention(node: Any) -> Any:
 
 
 def _pooling(contract: Contract) -> tuple[list[Any], list[Any]]:
-    """Return the nodes that pool final_norm, float32[tokens, hidden], and normalize; and their constants."""
+    """Return the nodes that pool and normalize final_norm, float32[tokens, hidden], and their constants."""
     constants = {
         "first": np.array([0], np.int64),
         "second": np.array([1], np.int64),

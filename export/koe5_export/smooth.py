@@ -38,8 +38,8 @@ from koe5_export.weights import Array, Layer, Linear, Norm, Rounded
 _SMALLEST = np.float32(1e-5)
 _SAMPLE_TOKENS = 256
 _PEAK_SQUARINGS = 3
-"""Number of squarings, which give the eighth power. In a mean of eighth powers, all large values count, not
-only the largest one."""
+"""Number of squarings that give the eighth power of a value. In a mean of eighth powers, all large values
+count, not only the largest one."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Strengths:
     """How much of a channel's range moves to the weight, from 0 (nothing) to 1 (all of it)."""
 
     attention: float
-    """For the inputs of query, key and value."""
+    """Strength for the inputs of query, key and value."""
     context: float
-    """For the inputs of the attention's output layer."""
+    """Strength for the inputs of the attention's output layer."""
     ffn: float
-    """For the inputs of the first linear layer of the feed-forward network."""
+    """Strength for the inputs of the first linear layer of the feed-forward network."""
     gelu: float
-    """For the inputs of the second linear layer of the feed-forward network."""
+    """Strength for the inputs of the second linear layer of the feed-forward network."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +132,14 @@ class SmoothLayer:
     value: Linear
     output: Linear
     attention_skip: Array | None
-    """float32[hidden]: factors of the attention's residual sum. The output of `input_norm` times these is
-    x + output.bias (see the module docstring). None without smoothing."""
+    """float32[hidden]: s in the residual sum after the attention (see the module docstring), which uses
+    a * s = x + output.bias, where a is the output of `input_norm`. None without smoothing."""
     attention_norm: Norm
     up: Linear
     down: Linear
     ffn_skip: Array | None
-    """float32[hidden]: the same for the feed-forward network, `attention_norm` and down.bias."""
+    """float32[hidden]: s in the residual sum after the feed-forward network, which uses
+    a * s = x + down.bias, where a is the output of `attention_norm`. None without smoothing."""
     output_norm: Norm
 
 

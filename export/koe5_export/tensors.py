@@ -27,7 +27,7 @@ TORCH = "pytorch_model.bin"
 INDEX = ".index.json"
 """Suffix of the index of a sharded weight file."""
 FLOATS = {"torch.float64": "F64", "torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
-"""Supported dtypes by their names in torch, with their names in safetensors. Other weights are quantized."""
+"""Names of supported dtypes in torch and in safetensors. Weights of other dtypes are quantized."""
 
 _ZIP = b"PK\x03\x04"
 _MAPPED_BYTES = 64 << 20

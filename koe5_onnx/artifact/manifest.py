@@ -156,11 +156,11 @@ class Agreement:
     texts: int
     """Number of texts."""
     cosine_min: float
-    """Smallest cosine between the embedding of a text and its reference embedding."""
+    """Smallest cosine between an embedding and its reference embedding."""
     cosine_p1: float
-    """First percentile of these cosines."""
+    """First percentile of the cosines between embeddings and their reference embeddings."""
     cosine_mean: float
-    """Mean of these cosines."""
+    """Mean cosine between embeddings and their reference embeddings."""
     max_abs_diff: float
     """Largest absolute difference between corresponding components of two unit-length embeddings."""
     error_counts: Mapping[str, int]
