@@ -18,7 +18,6 @@ REVERSED = "NDCG@3 reversed"
 _SHARED = ("NDCG@1", "F1@1", "NDCG@3", "F1@3")
 """Metrics that the model card publishes."""
 _DEFINITIONS = (
-<<<<<<< HEAD
     "The figures are means over the queries in percent, as trec_eval defines them:\n\n"
     "- NDCG@k: gain = relevance grade, discount = log2(rank + 1)\n"
     "- F1@k: harmonic mean of precision and recall of the first k passages\n"
@@ -30,17 +29,6 @@ _AUTORAG_NOTE = (
     "its last digit, it is the NDCG of the top three passages in reverse order (benchmarks/published.py), so "
     "the last column shows it. Values marked with * are the standard NDCG@3, derived from the card's other "
     "figures."
-=======
-    "Means over the queries, in percent, with trec_eval's definitions. NDCG@k: gain is the grade, discount "
-    "is log2(rank + 1). F1@k: harmonic mean of precision and recall in the top k. Recall@k: share of the "
-    "relevant passages that are in the top k. MRR@10: 1 / rank of the first relevant passage, or 0 if it is "
-    "not in the top 10."
-)
-_AUTORAG_NOTE = (
-    "The card's NDCG@3 for this dataset does not follow the standard definition: it is lower than NDCG@1. It "
-    "equals the NDCG of the top three passages in reverse order, and is therefore shown in the last column. "
-    "Values marked with * are the standard NDCG@3, derived from the card's figures (benchmarks/published.py)."
->>>>>>> proserest
 )
 
 
