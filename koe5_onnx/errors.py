@@ -7,7 +7,7 @@ Every error derives from `Koe5Error` and from a matching builtin error::
     │   └── TextTooLongError                 text above the token limit with overflow="error"
     ├── ArtifactError(ValueError)            artifact missing, damaged or in an unsupported format
     ├── CheckpointError(ValueError)          PyTorch checkpoint cannot be exported
-    ├── FidelityError(ValueError)            artifact differs from PyTorch by more than its gate allows
+    ├── FidelityError(ValueError)            artifact differs too much from the PyTorch reference
     ├── ProviderError(RuntimeError)          requested device cannot run the artifact
     │   └── OutOfMemoryError                 batch does not fit into device memory
     ├── HubError(OSError)                    repository cannot be downloaded
@@ -46,7 +46,7 @@ class CheckpointError(Koe5Error, ValueError):
 
 
 class FidelityError(Koe5Error, ValueError):
-    """An artifact differs from the PyTorch reference by more than its gate allows."""
+    """An artifact differs from the PyTorch reference by more than the bounds of its precision allow."""
 
 
 class ProviderError(Koe5Error, RuntimeError):

@@ -57,14 +57,14 @@ REASONS: dict[str, Callable[[Sequence[str]], bool]] = {
     "needs what is not installed here": lambda words: words[0] in ("numactl", "taskset", "wrk"),
     "another project's code": lambda words: words[0] != "koe5-onnx",
 }
-"""Allowed reasons in `<!-- not run: REASON -->`, with the commands that each of them covers."""
+"""Allowed reasons in `<!-- not run: REASON -->`, with functions that tell which commands a reason covers."""
 
 
 def check(words: Sequence[str]) -> None:
     """Check everything about a command that can be checked without running it.
 
     Raises:
-        AssertionError: It names an option, extra, target or file that does not exist.
+        AssertionError: The command names an option, extra, target or file that does not exist.
     """
     if words[0] == "koe5-onnx":
         parse(_plain(words[1:]))

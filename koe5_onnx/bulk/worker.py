@@ -224,9 +224,9 @@ class RecentTexts:
         known = self._results.get(text_of)
         new = [key for key in text_of if key not in known]
         found = Encoded.joined([*known.values(), encode([text_of[key] for key in new])], self._dim)
-        places = {key: place for place, key in enumerate([*known, *new])}
-        self._results.put({key: _taken(found, [places[key]]) for key in new})
-        return _taken(found, [places[key] for key in keys]), len(texts) - len(new)
+        row_of = {key: row for row, key in enumerate([*known, *new])}
+        self._results.put({key: _taken(found, [row_of[key]]) for key in new})
+        return _taken(found, [row_of[key] for key in keys]), len(texts) - len(new)
 
 
 def _taken(encoded: Encoded, rows: list[int]) -> Encoded:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from koe5_onnx.bulk import Progress, RayOptions, Summary
 
 _LINE_SECONDS = 60
-"""Interval of progress lines if stderr is not a terminal."""
+"""Seconds between progress lines if stderr is not a terminal."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -185,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ray_options(args: argparse.Namespace) -> RayOptions | None:
-    """Return the options of --engine ray. Exit with a usage error if they are given for another engine."""
+    """Return the options --ray-*, which are a usage error with the local engine; None for this engine."""
     from koe5_onnx.bulk import RayOptions
 
     names = ("address", "actors", "cpus_per_actor", "gpus_per_actor")
@@ -199,7 +199,7 @@ def _ray_options(args: argparse.Namespace) -> RayOptions | None:
 
 @contextmanager
 def _hint_where_stopped() -> Iterator[None]:
-    """After Ctrl-C or SIGTERM, print how to resume the job."""
+    """Context manager that prints how to resume the job after Ctrl-C or SIGTERM."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -213,7 +213,7 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
     if not sys.stderr.isatty():
         yield _Lines()
         return
-    # Imported here because it is slow to import and needed only on a terminal.
+    # Imported here because the import is slow and needed only on a terminal.
     from huggingface_hub.utils import tqdm
 
     bar: Any = None
@@ -233,8 +233,6 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
 
 
 class _Lines:
-    """Print the progress, one line per minute."""
-
     def __init__(self) -> None:
         self._first: Progress | None = None
         self._start = self._last = time.monotonic()

@@ -1,4 +1,4 @@
-"""Read the texts of an input file of the command line: stdin, .txt or .jsonl.
+"""Read texts for the command line from stdin, a .txt file or a .jsonl file.
 
 Only LF and CRLF end a line. A text may contain the other characters that str.splitlines splits at, such as
 U+2028 and form feeds.
@@ -37,8 +37,8 @@ def read_texts(name: str, field: str, encoding: str = "utf-8") -> list[str]:
         encoding: Encoding of the file: an ASCII-compatible Python codec, "utf-16", or "auto" to detect it.
 
     Raises:
-        InputError: A line has another encoding, is not a JSON object or has no such text. The message has the
-            file and the line.
+        InputError: A line has another encoding, is not a JSON object, or has no string in `field`. The
+            message names the file and the line.
         MissingDependencyError: The driver of the URL is not installed.
         OSError: The file cannot be read.
     """
@@ -82,12 +82,12 @@ def _lines(stream: io.BufferedReader[io.RawIOBase], encoding: str, shown: str) -
 
 
 def _not_text(line: bytes, codec: str, likely: str | None) -> int | None:
-    """Return the index of a byte that shows that a line has another encoding; None if there is none."""
+    """Return the index of a byte which shows that a line is not in `codec`; None if there is none."""
     try:
         line.decode(codec)
     except UnicodeDecodeError as error:
         return error.start
-    # The ASCII characters of UTF-16 are valid UTF-8, with NUL between them.
+    # ASCII characters encoded in UTF-16 are also valid UTF-8, but with a NUL after or before each one.
     looks_wide = likely is not None and likely.startswith("utf-16") and codec == "utf-8"
     return line.index(0) if looks_wide and 0 in line else None
 
