@@ -50,6 +50,7 @@ REASONS: dict[str, Callable[[Sequence[str]], bool]] = {
     "installs packages": _is_install,
     "takes minutes": _is_long,
     "needs the Hub": lambda words: any(re.fullmatch(r"[\w.-]+/[\w.-]+", word) for word in words),
+    "needs a bucket": lambda words: "s3fs" in words or any("://" in word for word in words),
     "needs Docker": lambda words: words[0] == "docker",
     "needs a cluster": lambda words: words[0] in ("kubectl", "ray", "helm", "spark-submit") or "ray" in words,
     "run by tests/examples": lambda words: words[0] == "python" and words[1].startswith("docs/examples/"),
