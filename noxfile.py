@@ -33,6 +33,7 @@ LOADED_FROM_ELSEWHERE = re.compile(
 
 for variable in [name for name in os.environ if name.startswith("PYTHON")]:
     del os.environ[variable]  # PYTHONPATH and similar variables would make the source importable
+os.environ["PYTHONUNBUFFERED"] = "1"  # a log that ends early shows the test that was running
 
 
 @nox.session
@@ -92,6 +93,17 @@ def ray(session: nox.Session) -> None:
     install(session, HERE / "constraints.txt", "-e", ".[cpu,ray]", "pytest")
     session.run("python", "-c", "import ray.data")  # the tests skip if it is missing
     session.run("pytest", "tests/bulk/test_ray.py")
+
+
+@nox.session
+def remote(session: nox.Session) -> None:
+    """Run the tests of bulk with remote stores, on a local server for S3."""
+    pins = constraints(session, pins_of("remote.txt"))
+    # moto's extra `server` has the dependencies of all services; the server for S3 alone requires only Flask.
+    server = ("flask", "flask-cors", "moto[s3]")
+    install(session, pins, "-e", ".[cpu,bulk]", "aiohttp", "pytest", "s3fs", *server)
+    session.run("python", "-c", "import aiohttp, moto.server, s3fs")  # the tests skip if one is missing
+    session.run("pytest", "tests/bulk/test_remote.py")
 
 
 @nox.session
@@ -258,8 +270,9 @@ def arm(session: nox.Session) -> None:
     target["CXX_COMPILER"] = str(folder / "tools/usr/bin/aarch64-linux-gnu-g++")
     target["LIBRARY_OUTPUT_DIRECTORY"] = str(packages / "koe5_onnx_kernels")
     definitions = [f"-DCMAKE_{name}={value}" for name, value in target.items()]
-    session.run("cmake", "-S", "kernels", "-B", str(folder / "build"), "-G", "Ninja", *definitions)
-    session.run("cmake", "--build", str(folder / "build"))
+    tools = {"LD_LIBRARY_PATH": str(folder / "tools/usr/lib/x86_64-linux-gnu")}  # of the assembler
+    session.run("cmake", "-S", "kernels", "-B", str(folder / "build"), "-G", "Ninja", *definitions, env=tools)
+    session.run("cmake", "--build", str(folder / "build"), env=tools)
     artifacts = folder / "artifacts"
     precisions = ("fp32", "int8-block", "int8")
     session.run(

@@ -53,8 +53,8 @@ class Format:
     open: Callable[[Sequence[Path], pa.Schema, str], ShardWriter]
     """Creates the files. Its arguments are their paths, the columns, and the name of the vector column."""
     publish: Callable[[Path, Sequence[int]], None] = lambda _folder, _rows: None
-    """Completes the output when all shards are finished. Its arguments are the output folder and the rows of each
-    shard."""
+    """Completes the output when all shards are finished. Its arguments are the output folder and the number
+    of rows of each shard."""
 
 
 def require_format(name: str) -> None:

@@ -1,4 +1,4 @@
-"""A bounded cache for the embeddings of recent texts. They are exact: embeddings do not depend on the batch."""
+"""A bounded cache for the embeddings of recent texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Cache(Generic[Value]):
     """The most recently used values. Not thread-safe.
 
     Args:
-        entries: Maximum number of values. The values are the caller's, which therefore bounds their size.
+        entries: Maximum number of values.
     """
 
     def __init__(self, entries: int) -> None:
@@ -28,7 +28,7 @@ class Cache(Generic[Value]):
         return found
 
     def put(self, values: Mapping[bytes, Value]) -> None:
-        """Store values, and remove the least recently used ones above the limit."""
+        """Store values, and remove the least recently used ones if there are more than `entries`."""
         self._values.update(values)
         while len(self._values) > self._entries:
             self._values.popitem(last=False)

@@ -51,8 +51,8 @@ _NOTICES = ("truncated", "averaged", "doubled_prompts", "ignored_fields", "repla
 
 T = TypeVar("T")
 Rows = Cache[npt.NDArray[np.float32]]
-"""Embeddings by the bytes of a text's token ids. An entry takes 4 bytes per component and per token, and about
-300 for Python objects."""
+"""Embeddings by the bytes of a text's token ids. An entry takes 4 bytes per component and per token, and
+about 300 for Python objects."""
 
 
 class RequestEmbedder:

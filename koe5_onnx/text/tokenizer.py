@@ -1,7 +1,7 @@
 """Convert texts to token ids: normalize to NFC, tokenize and truncate. Padding is in engine/batching.py.
 
-Decomposed Hangul, as in macOS file names and the output of many PDF extractors, is normalized to NFC first.
-SentencePiece, which was used in training, does the same; the Rust tokenizer does not.
+macOS file names and the output of many PDF extractors contain decomposed Hangul. SentencePiece, which was
+used in training, composes it, but the Rust tokenizer does not.
 Source: https://github.com/huggingface/tokenizers/issues/2116
 """
 
@@ -24,10 +24,10 @@ Ids = npt.NDArray[np.int32]
 """Token ids of a text or of a part of it: int32[length]."""
 
 _TEXTS_PER_CALL, _CHARACTERS_PER_CALL = 2048, 262_144
-"""Maximum texts and characters per call of the Rust tokenizer, to bound memory: its encodings take 250 to 330
-bytes per character until the ids are copied. A longer text is encoded in parts."""
+"""Maximum texts and characters per call of the Rust tokenizer. They bound the memory of the results, which
+take 250 to 330 bytes per character. A text with more characters is tokenized in parts."""
 _PART_CHARACTERS = 32_768
-"""Minimum length of a part of a longer text. The parts of a call are encoded in parallel."""
+"""Minimum length of a part of a longer text. The parts of a call are tokenized in parallel."""
 _UNCOUNTED = ("0.23.1", "0.23.2")
 """Versions of tokenizers that do not report truncated tokens.
 Source: https://github.com/huggingface/tokenizers/issues/2091"""
@@ -35,22 +35,24 @@ Source: https://github.com/huggingface/tokenizers/issues/2091"""
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of texts, without padding, in the caller's order."""
+    """Token ids of texts, without padding, in the caller's order.
+
+    With `overflow="average"`, a text above the token limit is split into parts that fit the limit.
+    """
 
     ids: list[Ids]
-    """int32[length] per text, `<s>` and `</s>` included, at most max_tokens."""
+    """int32[length] per text, with `<s>` and `</s>`: the text truncated at the limit, or its first part."""
     full_lengths: npt.NDArray[np.int32]
     """int32[n]: tokens of each text before truncation. See `Tokenizer.encode` for the texts whose number is
     approximate."""
     composed: npt.NDArray[np.bool_]
     """bool[n]: True if Unicode normalization changed the text."""
     further: Mapping[int, Sequence[Ids]] = field(default_factory=dict)
-    """Rest of each text above the token limit, by row, in parts like those of `ids`. Empty unless the texts
-    are averaged."""
+    """Ids of the second and later parts of each split text, by the index of the text in `ids`."""
 
     @classmethod
     def of(cls, ids: list[Ids]) -> Tokens:
-        """Create Tokens from ids alone, marked as neither truncated nor normalized."""
+        """Create Tokens for texts that were neither truncated nor normalized, from their ids."""
         lengths = np.fromiter(map(len, ids), dtype=np.int32, count=len(ids))
         return cls(ids, lengths, np.zeros(len(ids), dtype=np.bool_))
 
@@ -62,11 +64,16 @@ class Tokens:
 
     @property
     def parts(self) -> list[Ids]:
-        """Ids of all parts: `ids`, then the further parts of each text."""
+        """All arrays of `ids`, followed by all arrays of `further`."""
         return [*self.ids, *(ids for parts in self.further.values() for ids in parts)]
 
     def distinct(self) -> tuple[Tokens, npt.NDArray[np.intp]]:
-        """Return the distinct parts, and for each part the index of the distinct part that it equals."""
+        """Remove duplicates from `parts`.
+
+        Returns:
+            Tokens with the distinct parts as texts, and intp[parts]: the index of each part among these.
+            The Tokens are `self` if no part is a duplicate and no text is split.
+        """
         row_of: dict[bytes, int] = {}
         parts = self.parts
         rows = np.fromiter(
@@ -77,7 +84,7 @@ class Tokens:
         return Tokens.of([np.frombuffer(key, dtype=np.int32) for key in row_of]), rows
 
     def averaged(self, embeddings: npt.NDArray[np.float32], *, normalize: bool) -> npt.NDArray[np.float32]:
-        """Return the embeddings of the texts, float32[n, dim], from those of all parts.
+        """Average the embeddings of the parts of each text, weighted by their tokens: float32[n, dim].
 
         Args:
             embeddings: float32[parts, dim], in the order of `parts`.
@@ -106,7 +113,10 @@ class Tokens:
 
 
 def random_tokens(vocabulary: int, lengths: npt.NDArray[np.int64], seed: int = 0) -> Tokens:
-    """Return random ids for texts of the given lengths, int64[n], avoiding special tokens if possible."""
+    """Return random ids for texts of the given lengths, int64[n].
+
+    Ids below 4, which are special tokens in XLM-R, are avoided if the vocabulary is larger.
+    """
     rng = np.random.default_rng(seed)
     lowest = min(4, vocabulary - 1)
     return Tokens.of([rng.integers(lowest, vocabulary, length).astype(np.int32) for length in lengths])
@@ -133,7 +143,7 @@ class Tokenizer:
         file: A tokenizer.json. Its padding and truncation settings are ignored.
         max_tokens: Maximum number of tokens, special tokens included.
         unicode_form: Unicode normalization, as in `Contract.unicode_form`.
-        keep_rest: Keep the rest of texts above the limit in `Tokens.further`.
+        keep_rest: True to split texts above the limit instead of truncating them (see `Tokens`).
 
     Raises:
         ArtifactError: The file is missing or invalid, or the installed version of tokenizers does not report
@@ -164,7 +174,7 @@ class Tokenizer:
         self.vocabulary = self._rust.get_vocab_size(with_added_tokens=True)
 
     def encode(self, texts: Sequence[str]) -> Tokens:
-        """Encode texts in parallel.
+        """Tokenize texts on several threads.
 
         A text of more than 262,144 characters is encoded in parts, which bounds memory and yields the same
         ids. This requires spaces or line breaks between words. The tokens of a longer stretch without them
@@ -198,7 +208,7 @@ class Tokenizer:
         """Check that texts have the same ids as when the artifact was exported.
 
         Args:
-            expected: Ids by text.
+            expected: Ids at export, by text.
             made_with: Version of tokenizers at export.
 
         Raises:
@@ -221,7 +231,7 @@ class Tokenizer:
         """
         require_unicode([text])
         ((text,), _) = self._compose([text])
-        # Unlike encode, encode_batch lets other Python threads run.
+        # encode_batch releases the GIL; encode does not.
         (first,) = self._rust.encode_batch([text])
         parts = [_pieces_of(part, text) for part in (first, *first.overflowing)]
         body = [piece for part in parts for piece in part if not piece.special]
@@ -299,7 +309,6 @@ class Tokenizer:
 
 
 def _calls(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Split texts into chunks, each for one call of the Rust tokenizer."""
     chunk: list[str] = []
     characters = 0
     for text in texts:
@@ -321,7 +330,7 @@ def _pieces_of(encoding: tokenizers.Encoding, text: str) -> list[Piece]:
 
 
 def require_unicode(texts: Sequence[str]) -> None:
-    """Reject texts that the Rust tokenizer would reject without naming the text.
+    """Check that all texts are valid, because errors of the Rust tokenizer do not name the text.
 
     Raises:
         InputError: A text is not a str, or contains a lone surrogate (half of a UTF-16 pair).

@@ -1,7 +1,7 @@
-"""Make an emulated 64-bit ARM machine with Debian's Python: python tests/arm/make_root.py FOLDER.
+"""Extract Debian's Python for 64-bit ARM, an emulator and a compiler: python tests/arm/make_root.py FOLDER.
 
-Afterwards `FOLDER/python` runs Python under QEMU, with the packages in FOLDER/site. FOLDER/tools has a C++
-compiler for ARM. Nothing is installed on the system. Requires Debian 12 or later on x86-64, but not root.
+Afterwards, FOLDER/python runs Python under QEMU with the packages in FOLDER/site, and FOLDER/tools contains a
+C++ cross compiler. Nothing is installed on the system. Requires Debian 12 or later on x86-64, but not root.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ CPU variant\t: 0x1
 CPU part\t: 0xd40
 CPU revision\t: 1
 """
-"""Arm's Neoverse V1. ONNX Runtime's wheel crashes while it is imported if it finds the file of an x86 CPU."""
+"""/proc/cpuinfo of a Neoverse V1. With the file of an x86 CPU, the import of ONNX Runtime's wheel crashes."""
 
 
 def main(folder: Path) -> None:
-    """Download and extract everything, and write the wrapper."""
     shutil.rmtree(folder, ignore_errors=True)
     state, root = folder / "apt-arm64", folder / "root"
     options = apt_options("arm64", state)
@@ -47,7 +46,7 @@ def main(folder: Path) -> None:
 
 
 def extract_tools(state: Path, tools: Path) -> None:
-    """Extract the emulator and the compiler, and let the linker find the C library where it is extracted."""
+    """Extract the emulator and the compiler. Make the linker find the C library in the extracted folder."""
     options = apt_options("amd64", state)
     command = ["apt-cache", *options, "depends", "--recurse", "--important", "g++-aarch64-linux-gnu"]
     packages = set(
@@ -62,7 +61,7 @@ def extract_tools(state: Path, tools: Path) -> None:
 
 
 def apt_options(architecture: str, state: Path) -> list[str]:
-    """Return options of apt-get for package lists of its own, and download the lists."""
+    """Download package lists to `state`, and return options with which apt uses only these lists."""
     (state / "lists/partial").mkdir(parents=True)
     settings = {
         "APT::Architecture": architecture,
@@ -95,7 +94,7 @@ def write_system_files(root: Path) -> None:
 
 
 def write_wrapper(folder: Path, python: str) -> None:
-    """Write FOLDER/python. It is also the emulated `sys.executable`, which child processes start."""
+    """Write FOLDER/python, which is also `sys.executable` of the emulated Python, for child processes."""
     wrapper, root = folder / "python", folder / "root"
     settings = ["-E", f"PYTHONHOME={root / 'usr'}", "-E", f"PYTHONPATH={folder / 'site'}"]
     qemu = folder / "tools/usr/bin/qemu-aarch64-static"
