@@ -38,6 +38,7 @@ LOADED_FROM_ELSEWHERE = re.compile(
 
 for variable in [name for name in os.environ if name.startswith("PYTHON")]:
     del os.environ[variable]  # PYTHONPATH and similar variables would make the source importable
+os.environ["PYTHONUNBUFFERED"] = "1"  # a log that ends early shows the test that was running
 
 
 @nox.session
@@ -97,6 +98,17 @@ def ray(session: nox.Session) -> None:
     install(session, HERE / "constraints.txt", "-e", ".[cpu,ray]", "pytest")
     session.run("python", "-c", "import ray.data")  # the tests skip if it is missing
     session.run("pytest", "tests/bulk/test_ray.py")
+
+
+@nox.session
+def remote(session: nox.Session) -> None:
+    """Run the tests of bulk with remote stores, on a local server for S3."""
+    pins = constraints(session, pins_of("remote.txt"))
+    # moto's extra `server` has the dependencies of all services; the server for S3 alone requires only Flask.
+    server = ("flask", "flask-cors", "moto[s3]")
+    install(session, pins, "-e", ".[cpu,bulk]", "aiohttp", "pytest", "s3fs", *server)
+    session.run("python", "-c", "import aiohttp, moto.server, s3fs")  # the tests skip if one is missing
+    session.run("pytest", "tests/bulk/test_remote.py")
 
 
 @nox.session

@@ -1,7 +1,7 @@
 """Command line of the benchmarks: `python -m benchmarks NAME ...`, with one module per name.
 
-A module provides `add_arguments(parser)` and `run(args) -> int`, which measures, prints and returns the exit
-code. The first line of its docstring is its help text.
+Each module provides `add_arguments(parser)` and `run(args) -> int`, which measures, prints and returns the
+exit code. The first line of the module's docstring is its help text.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line, by default that of this process."""
+    """Parse `argv`, or the arguments of this process if it is None."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Benchmarks of koe5-onnx.")
     names = parser.add_subparsers(metavar="NAME", required=True)
     for name, module in BENCHMARKS.items():
@@ -56,7 +56,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and run. Report expected errors as one line on stderr and an exit code."""
+    """Run a benchmark and return the exit code. Expected errors are printed as one line on stderr."""
     args = parse(argv)
     try:
         code: int = args.run(args)

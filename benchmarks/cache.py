@@ -1,9 +1,9 @@
-"""Cache for embeddings: parts of `PART` texts, each in its own file.
+"""Cache for embeddings, with one file per part of `PART` texts.
 
 PyTorch takes minutes per part on a CPU and half an hour per dataset. Each part is saved as soon as it is
-computed, so an interrupted run continues with the first missing part. A file's name is the SHA-256 of
-everything that can change a result (weights, tokenizer, contract, library versions, CPU) and of the texts
-including their prompts.
+computed, so an interrupted run continues with the first missing part. A file's name is a hash of the texts
+with their prompts, and of everything else that can change an embedding (weights, tokenizer, pooling, library
+versions, CPU).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from koe5_onnx.files import atomic_path
 
 Array = npt.NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Array]
-"""Function from texts, prompts included, to float32[n, dim]."""
+"""Function that embeds texts that include their prompts, and returns float32[texts, dim]."""
 
 PART = 60
 """Texts per file: about two and a half minutes of PyTorch with KoE5 on two cores."""
@@ -38,11 +38,11 @@ def embed_cached(
     """Return the embeddings of texts, computing those that are not in the cache.
 
     Args:
-        folder: Folder of the parts; created if missing.
-        identity: Plain data that identifies the encoder; parts are never shared between identities.
-        texts: At least one text, prompts included.
-        embed: Computes missing parts.
-        on_part: Called after each part with the number of finished texts and of all texts.
+        folder: Folder of the cache; created if it is missing.
+        identity: JSON-serializable data that identifies the encoder. Encoders share no files.
+        texts: At least one text, including prompts.
+        embed: Function that embeds the texts of a missing part.
+        on_part: Called after each part with the number of finished texts and the number of all texts.
 
     Returns:
         float32[len(texts), dim].

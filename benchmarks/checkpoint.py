@@ -1,4 +1,4 @@
-"""Write a checkpoint of XLM-R shape with seeded weights, to measure speed, size and memory without the Hub.
+"""Write an XLM-R checkpoint with random weights, to measure speed, size and memory without the Hub.
 
 python -m benchmarks checkpoint build/large --size large --tokenizer tokenizer.json
 """
@@ -15,10 +15,12 @@ from koe5_export.seeded import SIZES, write_seeded_checkpoint
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("out", type=Path, metavar="OUT", help="output folder; must not exist")
-    parser.add_argument("--size", choices=SIZES, default="tiny", help="large has KoE5's exact shape, 2.2 GB")
+    parser.add_argument(
+        "--size", choices=SIZES, default="tiny", help="large has KoE5's exact dimensions, 2.2 GB"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same weights")
     parser.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json (default: a small one)"
+        "--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json (default: a small tokenizer)"
     )
 
 

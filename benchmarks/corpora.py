@@ -1,4 +1,4 @@
-"""Datasets of the benchmarks, by name or folder. layouts.py reads their file layouts."""
+"""Datasets of the benchmarks, by name or folder. layouts.py reads their files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from koe5_onnx.artifact.hub import fetch
 
 @dataclass(frozen=True)
 class OnHub:
-    """Location on the Hub of a dataset from the model card."""
+    """A dataset of KoE5's model card on the Hub."""
 
     title: str
     """Name on KoE5's model card."""
@@ -67,7 +67,7 @@ def load(name: str, folder: Path | None = None, limit: int | None = None) -> Dat
     Args:
         name: A name in `KNOWN`, or a folder in any supported layout.
         folder: Folder of a known dataset; None downloads it from the Hub.
-        limit: Number of queries to keep, with their passages and as many others; None keeps all.
+        limit: Number of queries to keep, with their relevant passages and `limit` others; None keeps all.
 
     Raises:
         InputError: The name is unknown, or the dataset cannot be used.

@@ -2,8 +2,8 @@
 
 python -m benchmarks export build/large --precision int8 --json build/export.json
 
-CPU time divided by the number of cores is the time on an idle machine if all cores are busy throughout;
-elapsed time is the time on this machine.
+The table shows the elapsed time, and the CPU time divided by the number of cores. The latter does not depend
+on other load on the machine.
 """
 
 from __future__ import annotations

@@ -38,18 +38,18 @@ _QRELS = tuple(
 _FAQ = ("data/korean.csv", "korean.csv")
 
 PATTERNS = ("corpus.parquet", "qa.parquet", *_CORPUS, *_QUERIES, *_QRELS, *_FAQ)
-"""All file names that layouts use."""
+"""Patterns of all files that the layouts use."""
 
 
 class Contents(NamedTuple):
-    """Contents of a dataset."""
+    """Queries, passages and relevance judgments."""
 
     queries: dict[str, str]
     """Text by id, for queries that have a relevant passage."""
     passages: dict[str, str]
     """Text by id."""
     relevant: dict[str, dict[str, int]]
-    """Relevant passages of each query id and their grades, 1 or higher."""
+    """By query id, the grade (1 or higher) of each relevant passage by passage id."""
 
 
 def read_contents(folder: Path) -> Contents:
@@ -77,7 +77,7 @@ def read_contents(folder: Path) -> Contents:
 
 
 def _find(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """Return the files of the first pattern that matches any."""
+    """Return the files that match the first of the patterns with a match, or none."""
     return next((files for pattern in patterns if (files := sorted(folder.glob(pattern)))), [])
 
 
@@ -143,7 +143,7 @@ class Table:
     """The rows of one file, or of its shards."""
 
     file: Path
-    """The first file, for messages."""
+    """The first file. Messages about rows name it, and count the rows of all shards."""
     rows: list[dict[str, Any]]
 
     @classmethod
@@ -156,11 +156,12 @@ class Table:
         rows: list[dict[str, Any]] = []
         for file in files:
             try:
-                rows.extend(_READERS[file.suffix](file))
+                found = _READERS[file.suffix](file)
             except (ValueError, csv.Error) as error:
                 raise InputError(f"{file} cannot be read ({error}). Download it again") from error
-        if rows and not all(isinstance(row, dict) for row in rows):
-            raise InputError(f"{files[0]} has lines that are not JSON objects, expected one object per line")
+            if not all(isinstance(row, dict) for row in found):
+                raise InputError(f"{file} has lines that are not JSON objects, expected one object per line")
+            rows.extend(found)
         return cls(files[0], rows)
 
     def values(self, column: str) -> list[Any]:
@@ -169,8 +170,8 @@ class Table:
         if None in found:
             number = found.index(None)
             raise InputError(
-                f"{self.file}: row {number + 1} has no {column}, which every row needs; "
-                f"it has {', '.join(map(str, self.rows[number])) or 'no columns'}"
+                f"{self.file}: row {number + 1} has no {column}, expected one in every row; "
+                f"the row has {', '.join(map(str, self.rows[number])) or 'no columns'}"
             )
         return found
 

@@ -1,13 +1,14 @@
-"""Results that KoE5's model card publishes, in percent, and how to interpret its AutoRAG benchmark results.
+"""Results that KoE5's model card publishes, in percent, and the standard NDCG@3 of its AutoRAG benchmark.
 
-In this benchmark, the published NDCG@3 is lower than NDCG@1, which the standard definition does not allow if
-each query has one relevant passage. The value equals that in the benchmark's own table. For all five models,
-to the last printed digit, it is the NDCG of the top three passages in reverse order (third first). NDCG@1 and
-F1@3 determine how many of the 114 queries have their passage first and how many have it in the top three. The
-published NDCG@3 then splits the rest into second and third in whole numbers, and the mean reciprocal ranks
-that the benchmark prints for the top three follow from the same numbers in the same reverse order. The
-standard NDCG@3 can therefore be derived from the published figures. NDCG@1, F1@1 and F1@3 are standard as
-printed.
+Each query of this benchmark has one relevant passage, so the standard NDCG@3 cannot be lower than NDCG@1. The
+published NDCG@3 is lower, also in the benchmark's own table. For all five models, it equals to the last
+printed digit the NDCG of the top three passages in reverse order (third first). NDCG@1, F1@1 and F1@3 are
+standard.
+
+The standard NDCG@3 can be derived from the published figures. NDCG@1 gives the number of queries (of 114)
+whose passage has rank 1, and F1@3 the number whose passage is in the top three. The published NDCG@3 then
+gives the numbers for ranks 2 and 3. The results are whole numbers, and they also reproduce the mean
+reciprocal ranks that the benchmark prints for the reversed top three.
 
 Source: https://huggingface.co/nlpai-lab/KoE5 (Results);
 https://github.com/Marker-Inc-Korea/AutoRAG-example-korean-embedding-benchmark (the benchmark's table)
@@ -59,7 +60,7 @@ PUBLISHED: Mapping[str, Mapping[str, Figures]] = {
 
 
 def autorag_hits(published: Figures) -> tuple[int, int, int]:
-    """Derive from the published figures how many of the 114 queries had their passage at rank 1, 2 and 3."""
+    """Return how many of the 114 queries had their passage at ranks 1, 2 and 3."""
     first = AUTORAG_QUERIES * published.ndcg_1 / 100
     # With one relevant passage, P@3 = R@3 / 3, so F1@3 = R@3 / 2.
     in_three = AUTORAG_QUERIES * 2 * published.f1_3 / 100

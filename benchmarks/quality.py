@@ -8,8 +8,7 @@ own if there are no artifacts. `--contender` adds other systems on the same chec
 of the throughput benchmark.
 
 The folder `--out` receives quality.json (all results), quality.md (the printed report) and, with `--speed`,
-pareto.svg. Embeddings are cached in its subfolder `embeddings` part by part, so an interrupted run continues
-where it stopped.
+pareto.svg. Its subfolder `embeddings` is a cache, so an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ from koe5_onnx import Artifact, InputError, __version__
 from koe5_onnx.engine.machine import usable_cores
 
 _LIBRARIES = {"ir_measures": "ir-measures", "matplotlib": "matplotlib", "numpy": "numpy", "scipy": "scipy"}
-"""Packages for computing and drawing, as import name to distribution name; in the group `bench`."""
+"""Required packages of the dependency group `bench`: distribution name by import name."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,20 +120,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _libraries() -> dict[str, str]:
-    """Return the versions of required packages. Checked first, because embedding takes hours."""
+    """Return the versions of required packages. Called before the embedding, which takes hours."""
     for package in _LIBRARIES:
         try:
             importlib.import_module(package)
         except ImportError as error:
             raise InputError(
-                f"measuring quality needs the package {package}. Run pip install --group bench"
+                f"measuring quality requires the package {package}. Run pip install --group bench"
             ) from error
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES.values()}
     return {"koe5-onnx": __version__, "python": platform.python_version(), **versions}
 
 
 def _encoders(args: argparse.Namespace) -> list[AbstractContextManager[Encoder]]:
-    """Return the encoders, baseline first. Names are checked; graphs and weights are loaded later."""
+    """Check the arguments and return the encoders, baseline first. Graphs and weights are loaded later."""
     artifacts = [Artifact.open(name) for name in args.artifact]
     if len({artifact.path.resolve() for artifact in artifacts}) < len(artifacts):
         raise InputError(f"artifacts must be unique, found {', '.join(args.artifact)}")
@@ -158,7 +157,7 @@ def _encoders(args: argparse.Namespace) -> list[AbstractContextManager[Encoder]]
 def _runs(
     encoders: Sequence[AbstractContextManager[Encoder]], dataset: Dataset, cache: Path
 ) -> tuple[list[Run], dict[str, str]]:
-    """Embed the dataset with each encoder. Also returns the contenders that failed, with the reason."""
+    """Return the runs of all encoders, and for each contender that failed, the reason by its name."""
     runs: list[Run] = []
     impossible: dict[str, str] = {}
     for encoder in encoders:

@@ -70,7 +70,7 @@ def compare_rankings(baseline: Ranking, other: Ranking) -> tuple[OverQueries, Ov
 
 
 def compare_figures(baseline: PerQuery, other: PerQuery) -> dict[str, Difference]:
-    """Return the difference of every metric."""
+    """Return the difference of every metric, other minus baseline."""
     return {name: _difference(other[name] - values) for name, values in baseline.items()}
 
 
@@ -103,13 +103,12 @@ def _over_queries(values: npt.NDArray[np.float64]) -> OverQueries:
 
 
 def _overlap(baseline: Ranking, other: Ranking) -> npt.NDArray[np.float64]:
-    """Return the share of the baseline's top ten that is in the other run's, float64[queries]."""
+    """Return float64[queries]: the share of the baseline's top ten that is in the other run's top ten."""
     pairs = zip(baseline[:, :DEPTH], other[:, :DEPTH], strict=True)
     return np.array([np.isin(best, others).mean() for best, others in pairs])
 
 
 def _correlation(baseline: Ranking, other: Ranking) -> npt.NDArray[np.float64]:
-    """Return Spearman's rank correlation, float64[queries]."""
     from scipy.stats import spearmanr
 
     # The rank of each passage is the inverse permutation of the ranking.
@@ -118,7 +117,7 @@ def _correlation(baseline: Ranking, other: Ranking) -> npt.NDArray[np.float64]:
 
 
 def _difference(per_query: npt.NDArray[np.float64]) -> Difference:
-    """Bootstrap the per-query differences. Both runs answer the same queries, so this resamples pairs."""
+    """Return the mean and its interval by a bootstrap over queries. Each query has both runs' values."""
     from scipy.stats import bootstrap
 
     interval = bootstrap(
@@ -126,7 +125,7 @@ def _difference(per_query: npt.NDArray[np.float64]) -> Difference:
         np.mean,
         n_resamples=_RESAMPLES,
         confidence_level=_CONFIDENCE,
-        method="percentile",  # corrected methods are undefined if no query changes
+        method="percentile",  # scipy's default, BCa, is undefined if no query changes
         rng=np.random.default_rng(_SEED),
     ).confidence_interval
     return Difference(float(per_query.mean()), float(interval.low), float(interval.high))

@@ -1,4 +1,4 @@
-"""Chart of a quality measurement with speeds: tokens per second against top-10 overlap."""
+"""Draw a chart of quality and speed: one mark per system at its tokens per second and top-10 overlap."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Mark:
 
 
 def marks_of(report: Report, speed: Speed) -> list[Mark]:
-    """Return the runs that were timed and compared with the baseline."""
+    """Return a mark for each run that was timed. The baseline has an overlap of 100 %."""
     overlaps = {change.run: change.top10_overlap.mean for change in report.changes}
     found = []
     for run in report.runs:
@@ -69,7 +69,7 @@ def front(marks: Sequence[Mark]) -> list[Mark]:
 
 
 def draw_pareto(report: Report, speed: Speed, file: Path) -> None:
-    """Write the chart as SVG with selectable text."""
+    """Write the chart to an SVG file with selectable text."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -109,7 +109,7 @@ def _frame(axes: Axes, report: Report, speed: Speed) -> None:
 
 
 def _label(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
-    """Place each label so that it covers neither a mark nor another label."""
+    """Put each label at the first of `_OFFSETS` where it covers no mark and no other label."""
     figure.draw_without_rendering()
     points = [axes.transData.transform((one.tokens_per_second, one.overlap_percent)) for one in marks]
     reach = 5 * figure.dpi / 72

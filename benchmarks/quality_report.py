@@ -12,21 +12,23 @@ from benchmarks.quality_change import Change, Difference
 from benchmarks.quality_run import Run
 from benchmarks.quality_speed import CORPUS, Speed
 
+_NDCG_CHANGE = "change of NDCG@10, points (95 % interval)"
 REVERSED = "NDCG@3 reversed"
 """Metric for the AutoRAG benchmark only; see published.py."""
 _SHARED = ("NDCG@1", "F1@1", "NDCG@3", "F1@3")
 """Metrics that the model card publishes."""
 _DEFINITIONS = (
-    "Means over the queries, in percent, by trec_eval's definitions: NDCG@k with gain = grade and discount "
-    "log2(rank + 1); F1@k the harmonic mean of each query's precision and recall among the best k; Recall@k "
-    "the share of its relevant passages among the best k; MRR@10 the mean of 1 / rank of the first relevant "
-    "one, 0 below rank 10."
+    "The figures are means over the queries in percent, as trec_eval defines them:\n\n"
+    "- NDCG@k: gain = relevance grade, discount = log2(rank + 1)\n"
+    "- F1@k: harmonic mean of precision and recall of the first k passages\n"
+    "- Recall@k: share of the relevant passages that are among the first k\n"
+    "- MRR@10: 1 / rank of the first relevant passage, 0 if this rank is above 10"
 )
 _AUTORAG_NOTE = (
     "The card's NDCG@3 for this dataset does not follow the standard definition: it is lower than NDCG@1. To "
-    "its last digit, it is the NDCG of the top three passages in reverse order (benchmarks/published.py). It "
-    "is therefore shown in the last column. Values marked with * are the standard NDCG@3, derived from the "
-    "card's other figures."
+    "its last digit, it is the NDCG of the top three passages in reverse order (benchmarks/published.py), so "
+    "the last column shows it. Values marked with * are the standard NDCG@3, derived from the card's other "
+    "figures."
 )
 
 
@@ -43,15 +45,15 @@ class Report:
     libraries: Mapping[str, str]
     """Versions of the libraries that computed the metrics."""
     impossible: Mapping[str, str] = field(default_factory=dict)
-    """Reasons why contenders could not embed, by name."""
+    """Reasons why contenders could not embed, by contender name."""
     speeds: Sequence[Speed] = ()
-    """Speeds; the chart shows the first one."""
+    """Results of the throughput benchmark. The chart shows the first one."""
     note: str = ""
     """Description of the weights."""
 
 
 def as_data(report: Report) -> dict[str, Any]:
-    """Return the report as plain data; metrics are between 0 and 1."""
+    """Return the report as JSON-serializable data. Metrics are between 0 and 1."""
     dataset = report.dataset
     return {
         "dataset": {
@@ -102,7 +104,7 @@ def _conditions(report: Report) -> str:
     lines = [
         f"- {len(dataset.queries)} queries, {len(dataset.passages)} passages; {dataset.source}; "
         f"SHA-256 {dataset.sha256[:16]}",
-        f"- figures by {_listed(report.libraries)}",
+        f"- figures computed with {_listed(report.libraries)}",
         *(f"- {_run(run)}" for run in report.runs),
     ]
     if report.note:
@@ -113,10 +115,10 @@ def _conditions(report: Report) -> str:
 
 
 def _summary(report: Report) -> list[str]:
-    """Return one line per run: changes from the baseline, and speed."""
+    """Return a section with changes from the baseline and speeds; nothing if there are no speeds."""
     if not (report.speeds or report.impossible):
         return []
-    head = ["run", "top-10 overlap, %", "worst query", "cosine min", "mean", "NDCG@10, points (95 %)"]
+    head = ["run", "top-10 overlap, %", "worst query, %", "cosine min", "cosine mean", _NDCG_CHANGE]
     changes = {change.run: change for change in report.changes}
     rows = [
         [run.label, *_changed(changes.get(run.label)), *(_rate(speed, run) for speed in report.speeds)]
@@ -127,7 +129,7 @@ def _summary(report: Report) -> list[str]:
     table = _table([*head, *(f"tokens/s, {speed.checkpoint}" for speed in report.speeds)], rows)
     speeds = [
         f"- tokens/s on {speed.checkpoint} ({CORPUS} of short and long texts; {speed.machine}): "
-        "median of the rounds, in brackets the best one"
+        "median of the rounds, in parentheses the fastest round"
         for speed in report.speeds
     ]
     reasons = [f"- {name} is not possible: {reason}" for name, reason in report.impossible.items()]
@@ -157,8 +159,8 @@ def _run(run: Run) -> str:
     source, cut = run.source, facts["truncated"]
     at = f" at {source.revision}" if source.revision else ""
     return (
-        f"**{run.label}**: {source.repository}{at}, weights {source.weights_sha256[:16]}; "
-        f"{cut['queries']} queries and {cut['passages']} passages cut at {run.max_tokens} tokens; "
+        f"**{run.label}**: checkpoint {source.repository}{at}, SHA-256 {source.weights_sha256[:16]}; "
+        f"{cut['queries']} queries and {cut['passages']} passages truncated at {run.max_tokens} tokens; "
         f"{_listed(facts['measured_with'])}"
     )
 
@@ -173,7 +175,6 @@ def _figures(report: Report) -> str:
 
 
 def _rows(report: Report, names: Sequence[str]) -> list[list[str]]:
-    """Return the metrics of these names for each run."""
     return [
         [run.label, *(_percent(figures[name]) for name in names)]
         for run, figures in zip(report.runs, report.figures, strict=True)
@@ -181,7 +182,7 @@ def _rows(report: Report, names: Sequence[str]) -> list[list[str]]:
 
 
 def _card(report: Report) -> list[str]:
-    """Compare with the model card, if it has the dataset."""
+    """Return a section that compares with the model card; nothing if the card lacks the dataset."""
     published = _published(report.dataset)
     if not published:
         return []
@@ -191,7 +192,7 @@ def _card(report: Report) -> list[str]:
     note = [_AUTORAG_NOTE] if odd else []
     return [
         "## Comparison with the model card",
-        f"Published in percent at {CARD}.",
+        f"The rows marked (card) are the percentages published at {CARD}.",
         _table(["model", *names], [*_rows(report, names), *cards]),
         *note,
     ]
@@ -218,12 +219,15 @@ def _change(change: Change) -> list[str]:
         for bucket, found in by_length.items()
     ]
     return [
-        f"## {change.run} against {change.baseline}",
-        f"- top-10 overlap {_percent(overlap.mean)} % on average, {_percent(overlap.min)} % at worst\n"
-        f"- rank correlation (Spearman, all passages) {correlation.mean:.6f} on average, "
-        f"{correlation.min:.6f} at worst",
+        f"## {change.run} compared with {change.baseline}",
+        f"- top-10 overlap (share of the ten best passages of {change.baseline} that are also among the ten "
+        f"best of {change.run}): {_percent(overlap.mean)} % on average, {_percent(overlap.min)} % for the "
+        "worst query\n"
+        f"- Spearman's rank correlation over all passages: {correlation.mean:.6f} on average, "
+        f"{correlation.min:.6f} for the worst query",
         _table(["figure", "difference, points", "95 % interval"], differences),
-        _table(["tokens", "texts", "cosine min", "1st percentile", "mean"], cosines),
+        f"Cosine between the embeddings of {change.baseline} and of {change.run}, by the tokens of a text:",
+        _table(["tokens", "texts", "min", "1st percentile", "mean"], cosines),
     ]
 
 

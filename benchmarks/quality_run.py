@@ -58,7 +58,7 @@ class Encoder:
     source: Source
     contract: Contract
     identity: dict[str, Any]
-    """Everything that can change an embedding, as plain data."""
+    """Everything that can change an embedding, as JSON-serializable data."""
     tokenizer: Path
     embed: Embed
     timed_as: str
@@ -67,7 +67,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Run:
-    """The embeddings of a dataset."""
+    """The embeddings of a dataset by one encoder."""
 
     label: str
     source: Source
@@ -96,7 +96,7 @@ class Run:
         return np.asarray(np.minimum(tokens, self.max_tokens), np.int32)
 
     def describe(self) -> dict[str, Any]:
-        """Return the encoder and the number of truncated texts as plain data."""
+        """Return the encoder and the numbers of truncated texts as JSON-serializable data."""
         return {
             "label": self.label,
             "source": asdict(self.source),
@@ -110,7 +110,7 @@ class Run:
 
 @contextmanager
 def open_artifact(artifact: Artifact) -> Iterator[Encoder]:
-    """Open an artifact as an encoder and load its graph."""
+    """Yield an encoder that embeds with an artifact."""
     manifest, name = artifact.manifest, artifact.path.name
     label = name if name == manifest.precision else f"{manifest.precision} {name}"
     with Embedder.open(artifact.path) as embedder:
@@ -134,7 +134,7 @@ def open_artifact(artifact: Artifact) -> Iterator[Encoder]:
 
 @contextmanager
 def open_checkpoint(checkpoint: Checkpoint, contract: Contract) -> Iterator[Encoder]:
-    """Open a checkpoint as an encoder, with PyTorch in fp32 and the given contract.
+    """Yield an encoder that embeds with a checkpoint, by PyTorch in fp32 and with the given contract.
 
     Raises:
         CheckpointError: The checkpoint cannot be used.
@@ -155,7 +155,7 @@ def open_checkpoint(checkpoint: Checkpoint, contract: Contract) -> Iterator[Enco
         contract,
         identity,
         checkpoint.tokenizer,
-        lambda texts: embed_reference(checkpoint.folder, contract, texts),  # adds no prompt
+        lambda texts: embed_reference(checkpoint.folder, contract, texts),
         "sentence-transformers-fp32",
     )
 
@@ -164,11 +164,11 @@ def open_checkpoint(checkpoint: Checkpoint, contract: Contract) -> Iterator[Enco
 def open_contender(
     contender: Contender, store: Store, checkpoint: Checkpoint, contract: Contract, threads: int
 ) -> Iterator[Encoder]:
-    """Open a contender as an encoder: prepare its files if they are missing, and start its process.
+    """Yield an encoder that embeds with a contender. Prepare missing files and start the contender's process.
 
     Raises:
-        ImpossibleError: Its files cannot be made, or its library does not support them or the contract.
-        InputError: Its environment is missing.
+        ImpossibleError: The contender does not support the checkpoint or the contract.
+        InputError: The contender's Python environment is missing.
     """
     if (contract.pooling, contract.normalize, contract.max_tokens) != ("mean", True, MAX_TOKENS):
         raise ImpossibleError(
@@ -198,7 +198,7 @@ def _contender_encoder(
     opened: list[object] = []
 
     def embed(texts: Sequence[str]) -> Array:
-        if not opened:  # never opened if the cache has every text
+        if not opened:  # opened here, because it is not needed if all embeddings are cached
             opened.append(worker.ask("open"))
         found = worker.embed(texts)
         if found.shape[1] != contract.dim:
@@ -262,7 +262,7 @@ def run_on(encoder: Encoder, dataset: Dataset, folder: Path) -> Run:
 
 
 def with_unique_labels(runs: Sequence[Run]) -> list[Run]:
-    """Number the labels that occur more than once."""
+    """Return the runs, with numbers added to labels that occur more than once."""
     labels = [run.label for run in runs]
     return [
         replace(run, label=f"{run.label} #{number}") if labels.count(run.label) > 1 else run
@@ -275,7 +275,7 @@ def _machine() -> dict[str, str]:
 
 
 def _quietly(embed: Embed) -> Embed:
-    """Suppress truncation warnings. Runs count their truncated texts themselves."""
+    """Suppress truncation warnings, because a run counts its truncated texts."""
 
     def quiet(texts: Sequence[str]) -> Array:
         with warnings.catch_warnings():

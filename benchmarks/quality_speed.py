@@ -1,4 +1,4 @@
-"""Throughput results for the quality report, by contender name."""
+"""Read results of the throughput benchmark for the quality report."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from benchmarks.speed.results import read_result
 from koe5_onnx import InputError
 
 CORPUS = "mix"
-"""Half short and half long texts, similar to what a retrieval system embeds."""
+"""The corpus whose throughput is reported: half short and half long texts."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Throughput on one checkpoint."""
+    """Throughput with one checkpoint on one machine."""
 
     checkpoint: str
     machine: str
@@ -54,7 +54,8 @@ def read_speeds(files: Sequence[Path]) -> list[Speed]:
         earlier = found.get(name)
         if earlier is not None and earlier.machine != machine:
             raise InputError(
-                f"{file} is from {machine}, but another file of {name} is from {earlier.machine}. Pass one"
+                f"{file} was measured on {machine}, but another file of {name} on {earlier.machine}. "
+                "Pass files of only one machine"
             )
         found[name] = Speed(name, machine, rounds | dict(earlier.rounds if earlier else {}))
     return list(found.values())

@@ -4,10 +4,10 @@ The definitions are those of trec_eval, computed by ir-measures:
 
     NDCG@k    sum of grade / log2(rank + 1) over the top k, divided by the same sum of an ideal ranking
     Recall@k  share of the relevant passages that are in the top k
-    F1@k      2PR / (P + R) per query, with P = relevant passages in the top k / k and R = Recall@k
+    F1@k      2PR / (P + R), where P = relevant passages in the top k / k and R = Recall@k
     MRR@10    1 / rank of the first relevant passage, or 0 if it is not in the top 10
 
-All are means over the queries, between 0 and 1.
+All are between 0 and 1. For several queries, each function returns one value per query.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def rank(queries: Array, passages: Array) -> Ranking:
 
 
 def score(dataset: Dataset, ranking: Ranking) -> PerQuery:
-    """Compute every metric of a ranking, using its top `DEPTH` passages."""
+    """Return every metric of a ranking, per query."""
     from ir_measures import RR, P, Qrel, R, ScoredDoc, iter_calc, nDCG
 
     measures = {f"NDCG@{k}": nDCG @ k for k in (1, 3, 10)}
     measures |= {f"P@{k}": P @ k for k in _F1}
     measures |= {f"Recall@{k}": R @ k for k in (1, 3, 5, 10)}
-    measures["MRR@10"] = RR  # the ranking passed to it ends at 10
+    measures["MRR@10"] = RR  # RR has no cutoff, but `best` contains only the top 10
     contents = dataset.contents
     passages = list(contents.passages)
     qrels = [
@@ -79,7 +79,7 @@ def _with_f1(found: PerQuery) -> PerQuery:
 
 
 def score_reversed(dataset: Dataset, ranking: Ranking) -> npt.NDArray[np.float64]:
-    """Return NDCG@3 with the top three passages in reverse order, like AutoRAG's benchmark (published.py)."""
+    """Return NDCG@3 of the top three passages in reverse order (see published.py), float64[queries]."""
     return score(dataset, ranking[:, 2::-1])["NDCG@3"]
 
 

@@ -1,8 +1,8 @@
 """The asyncio API: the methods of Embedder as coroutines. Concurrent calls share batches.
 
-Short texts are tokenized in the event loop, longer ones in a thread. The queue (queue.py) holds the rows of
-all calls, the threads of the runner (runner.py) run batches and wake the event loop (async_bridge.py).
-`koe5-onnx serve` uses the same queue.
+Short texts are tokenized in the event loop, longer ones in a thread. A queue (engine/queue.py) holds the
+texts of all calls. The threads of a runner (engine/runner.py) run them in batches, and engine/async_bridge.py
+wakes the event loop when results are complete. `koe5-onnx serve` uses the same modules.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ from koe5_onnx.errors import InputError, ProviderError
 from koe5_onnx.text.prompts import prompt_text
 
 _TEXT_CHARACTERS = 16
-"""Fixed tokenization cost of a text, in characters."""
+"""Fixed cost of tokenizing a text, as the number of characters that take as long."""
 _LARGE_CALLS = 2
-"""Maximum number of concurrent calls of more than 4,096 texts, which bounds the tokens in memory."""
+"""Maximum number of concurrent calls of more than 4,096 texts, so that few token ids are in memory."""
 _ALL: weakref.WeakSet[AsyncEmbedder] = weakref.WeakSet()
-"""All instances in this process, for `_after_fork`."""
 
 
 class AsyncEmbedder:
@@ -43,8 +42,8 @@ class AsyncEmbedder:
     running batch, not for 10,000 texts that were submitted earlier.
 
     A call that is cancelled while queued never runs; a running call stops after its current batch. At most
-    two calls of more than 4,096 texts run at the same time, in parts of 4,096 texts; further ones wait.
-    Smaller calls keep their token ids in memory while queued, about as much memory as their texts.
+    two calls of more than 4,096 texts run at the same time, each in windows of 4,096 texts; other such calls
+    wait. While smaller calls are queued, their token ids take about as much memory as their texts.
 
     ```python
     async with AsyncEmbedder(Embedder.open("koe5-int8")) as embedder:
@@ -53,9 +52,9 @@ class AsyncEmbedder:
 
     Args:
         embedder: Opened Embedder. `close` also closes it.
-        parallel_batches: Batches that run at the same time; None uses the Embedder's value. One additional
-            batch of short texts may run while all others are long. Each batch uses all threads of the
-            Embedder, so more parallel batches are slower if there are few cores.
+        parallel_batches: Batches that run at the same time; None uses the Embedder's value. While all of them
+            have long texts, one additional batch of short texts may run. Each batch uses as many threads as
+            the Embedder, so on few cores, more parallel batches are slower.
 
     Raises:
         InputError: `parallel_batches` is below 1.
@@ -145,7 +144,6 @@ class AsyncEmbedder:
         return encoded, next(windows, None)
 
     def _run_windows(self, texts: Sequence[str], prompt: str, call: Call) -> Encoded:
-        """Embed more texts than one window holds, one window after another."""
         encoded, windows = self.embedder.tokenize_windows(texts, prompt)
         for window in windows:
             with self.embedder.distinct(*window) as (tokens, out):
@@ -158,7 +156,7 @@ class AsyncEmbedder:
         """Finish all running and queued calls, then close the Embedder."""
         import asyncio
 
-        # In a thread, because it blocks until the last call has finished.
+        # In a thread, because `_close` blocks until the last call has finished.
         await asyncio.to_thread(self._close)
 
     async def __aenter__(self) -> Self:
@@ -196,8 +194,6 @@ class AsyncEmbedder:
 
 
 class _Threads:
-    """Threads of one AsyncEmbedder: tokenization, large calls and the runner."""
-
     def __init__(self, embedder: Embedder, parallel_batches: int) -> None:
         self.runner = Runner(
             embedder.session,
@@ -214,17 +210,17 @@ class _Threads:
         return await asyncio.get_running_loop().run_in_executor(self._large, work)
 
     def close(self) -> None:
-        """Finish all calls. The runner closes last, since the other threads submit to it."""
+        """Finish all calls. The runner closes last, because the other threads submit jobs to it."""
         self.tokenizing.close()
         self._large.shutdown()
         self.runner.close()
 
 
 def _size_of(texts: Sequence[str]) -> int:
-    """Estimate the tokenization cost in characters; 0 if `texts` is invalid."""
+    """Estimate the cost of tokenization in characters; 0 if `texts` is invalid."""
     try:
         return sum(map(len, texts)) + _TEXT_CHARACTERS * len(texts)
-    except TypeError:  # the Embedder raises the error
+    except TypeError:  # tokenize_windows reports the invalid text
         return 0
 
 

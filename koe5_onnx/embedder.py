@@ -27,9 +27,9 @@ from koe5_onnx.text.prompts import prompt_text, put_in_front
 from koe5_onnx.text.tokenizer import Piece, Tokenizer, Tokens, require_unicode
 
 Progress = Callable[[int, int], None]
-"""Called after each batch with the processed tokens and the total, which is an estimate at first."""
+"""Callback after each batch with the number of embedded tokens and the total, which is first estimated."""
 Window = tuple[Tokens, npt.NDArray[np.float32]]
-"""Tokens of consecutive texts and the output rows float32[n, dim] for their embeddings."""
+"""Tokens of consecutive texts, and the array float32[n, dim] for their embeddings."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Encoded:
         )
 
     def shortened(self, dim: int | None, contract: Contract) -> Encoded:
-        """Return a copy with embeddings of `dim` components: float32[n, dim]."""
+        """Return the result with the embeddings shortened to `dim` components; None keeps all."""
         return self if dim is None else replace(self, embeddings=shorten(self.embeddings, dim, contract))
 
 
@@ -75,10 +75,11 @@ class Embedder:
     """Computes embeddings of Korean and English texts. Thread-safe.
 
     After a fork (multiprocessing, gunicorn), a child process can use an Embedder that the parent opened: the
-    first call in the child reloads the graph. Opening it in the child is faster and needs less memory.
+    first call in the child reloads the graph. Opening the artifact in the child instead is faster and needs
+    less memory.
 
-    A pickled Embedder contains its path and its options. Unpickling and `copy.deepcopy` open the
-    artifact again.
+    A pickled Embedder contains only the path of its artifact and its options. Unpickling and `copy.deepcopy`
+    open the artifact again.
 
     ```python
     with Embedder.open("koe5-int8") as embedder:
@@ -103,7 +104,7 @@ class Embedder:
         self.session = session
         self.max_batch_tokens = max_batch_tokens
         self.queue_batch_tokens = queue_batch_tokens or max_batch_tokens
-        """Tokens per batch of an AsyncEmbedder and of the server, whose batches mix several callers."""
+        """Maximum tokens per batch in an AsyncEmbedder and in the server, which mix several calls."""
         self.parallel_batches = parallel_batches
         self._tokenizer = tokenizer
         self.overflow = overflow
@@ -196,15 +197,15 @@ class Embedder:
         """Embed texts.
 
         Args:
-            texts: Any number of texts. Empty texts are embedded too, and equal texts are computed once. A
-                generator is read and embedded in windows of 4,096 texts, so that its texts are never in
-                memory at the same time.
+            texts: Any number of texts. Empty texts are embedded too. Texts are processed in windows of 4,096;
+                equal texts of a window are computed once. A generator is read window by window, so that its
+                texts are never all in memory.
             prompt_name: Name of a prompt in the contract ("query", "passage"); None uses the contract's
                 default prompt, or no prompt if it has none.
             prompt: Prompt text ("query: "), instead of `prompt_name`; "" adds no prompt.
             dim: Number of components to keep, one of `contract.dims`; None keeps all. The result is
                 normalized again if the contract normalizes.
-            on_progress: Called after each batch with the processed tokens and the total.
+            on_progress: Called after each batch with the number of embedded tokens and the total.
 
         Returns:
             float32[n, dim] in the caller's order, of unit length if the contract normalizes. The
@@ -214,8 +215,8 @@ class Embedder:
             TypeError: `texts` is a single str or bytes, a mapping, or a set, which has no order.
             InputError: A text is not valid Unicode, the prompt name is unknown, both `prompt_name` and
                 `prompt` are given, or the model was not trained for `dim` components.
-            TextTooLongError: A text exceeds the token limit and `overflow="error"` is set. With a generator,
-                earlier windows have been embedded by then.
+            TextTooLongError: A text exceeds the token limit and `overflow="error"` is set. All texts of a
+                sequence are checked before the first batch runs, texts of a generator window by window.
         """
         return self.encode_with_info(
             texts, prompt_name, prompt=prompt, dim=dim, on_progress=on_progress
@@ -249,7 +250,7 @@ class Embedder:
     def _encode_iterator(
         self, texts: Iterator[str], prompt: str, dim: int | None, on_progress: Progress | None
     ) -> Encoded:
-        """Embed the texts in windows. The total of the progress is that of the texts read so far."""
+        """Embed texts in windows. The total that `on_progress` gets covers only the texts read so far."""
         parts: list[Encoded] = []
         done = latest = 0
 
@@ -272,9 +273,9 @@ class Embedder:
             prompt: Prompt text.
 
         Returns:
-            An unfilled result, and an iterator over windows of 4,096 texts, or one window of all texts with
-            `overflow="error"`. The iterator fills token counts and flags; the caller fills the embeddings of
-            each window.
+            An unfilled result, and an iterator over windows of 4,096 texts (with `overflow="error"`, one
+            window of all texts). The iterator fills the token counts and flags of the result. The caller
+            fills its embeddings through the arrays of the windows.
 
         Raises:
             TypeError: `texts` is a single str.
@@ -287,10 +288,10 @@ class Embedder:
 
     @contextmanager
     def distinct(self, tokens: Tokens, out: npt.NDArray[np.float32]) -> Iterator[Window]:
-        """Return a context manager that removes equal texts of a window and fills `out` when it exits.
+        """Return a context manager that removes the duplicates of a window and fills `out` when it exits.
 
-        It yields the distinct tokens and an array. The caller embeds the tokens into this array. With
-        `overflow="average"`, the parts of a text above the token limit are averaged into its row of `out`.
+        It yields the distinct tokens, and an array that the caller must fill with their embeddings. With
+        `overflow="average"`, each split text gets the average of its parts in `out`.
         """
         distinct, rows = tokens.distinct()
         if distinct is tokens:
@@ -312,7 +313,7 @@ class Embedder:
             yield tokens, encoded.embeddings[rows]
 
     def is_truncated(self, tokens: Tokens) -> npt.NDArray[np.bool_]:
-        """Return which texts were truncated: bool[n]. None is with `overflow="average"`."""
+        """Return bool[n]: True for each truncated text; always False with `overflow="average"`."""
         return (tokens.full_lengths > self.contract.max_tokens) & (self.overflow != "average")
 
     def count_tokens(
@@ -324,10 +325,10 @@ class Embedder:
     def tokenize(
         self, texts: Sequence[str], prompt_name: str | None = None, *, prompt: str | None = None
     ) -> Tokens:
-        """Convert texts to ids, truncated at the token limit; pass the result to `embed_tokens`.
+        """Tokenize texts for `embed_tokens`, for example in a server that builds its own batches.
 
-        For callers that build their own batches, such as a server. `overflow` is ignored: compare
-        `full_lengths` with the token limit to find truncated texts.
+        Texts above the token limit raise no error or warning. To find them, compare `full_lengths` with
+        `contract.max_tokens`.
 
         Raises:
             TypeError: `texts` is a single str.
@@ -431,7 +432,7 @@ class Embedder:
         )
 
     def _warn(self, kind: type[Koe5Warning], message: str) -> None:
-        """Issue each kind of warning once, since a server would repeat it for every request."""
+        """Issue a warning, but only once per kind, since a server would repeat it for every request."""
         mine = object()
         if self._warned.setdefault(kind, mine) is mine:  # atomic, so only one thread warns
             warnings.warn(message, kind, stacklevel=_caller_level())
@@ -457,11 +458,6 @@ def windows_of(texts: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _reopen(kind: type[Embedder], path: str, options: EngineOptions, sha256: str) -> Embedder:
-    """Open the artifact of a pickled Embedder.
-
-    Raises:
-        ArtifactError: The artifact is missing, or differs from the pickled one.
-    """
     embedder = kind.open(path, options=options)
     if embedder.artifact.manifest.sha256 != sha256:
         embedder.close()

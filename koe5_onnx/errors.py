@@ -7,7 +7,7 @@ Every error derives from `Koe5Error` and from a matching builtin error::
     │   └── TextTooLongError                 text above the token limit with overflow="error"
     ├── ArtifactError(ValueError)            artifact missing, damaged or in an unsupported format
     ├── CheckpointError(ValueError)          PyTorch checkpoint cannot be exported
-    ├── FidelityError(ValueError)            artifact differs from PyTorch by more than its gate allows
+    ├── FidelityError(ValueError)            artifact differs too much from the PyTorch reference
     ├── ProviderError(RuntimeError)          requested device cannot run the artifact
     │   └── OutOfMemoryError                 batch does not fit into device memory
     ├── HubError(OSError)                    repository cannot be downloaded
@@ -46,7 +46,7 @@ class CheckpointError(Koe5Error, ValueError):
 
 
 class FidelityError(Koe5Error, ValueError):
-    """An artifact differs from the PyTorch reference by more than its gate allows."""
+    """An artifact differs from the PyTorch reference by more than the bounds of its precision allow."""
 
 
 class ProviderError(Koe5Error, RuntimeError):
@@ -64,20 +64,19 @@ class HubError(Koe5Error, OSError):
 class MissingDependencyError(Koe5Error, ImportError):
     """An optional dependency is not installed."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
+    def __init__(self, package: str, extra: str | None, purpose: str) -> None:
         """Create the error message.
 
         Args:
             package: Missing package.
-            extra: Extra of koe5-onnx that installs it.
+            extra: Extra of koe5-onnx that installs it; None if there is none.
             purpose: Operation that requires it, such as "exporting".
         """
-        super().__init__(
-            f"{purpose} requires the package {package}. Run pip install '.[{extra}]' in a clone of koe5-onnx"
-        )
+        install = package if extra is None else f"'.[{extra}]' in a clone of koe5-onnx"
+        super().__init__(f"{purpose} requires the package {package}. Run pip install {install}")
         self._arguments = (package, extra, purpose)
 
-    def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str | None, str]]:
         """Pickle the constructor arguments, so that process pools can return this error."""
         return type(self), self._arguments
 

@@ -30,19 +30,25 @@ def cache_folder() -> Path:
 
 
 def read_json(file: Path, error: type[Exception], advice: str, kind: type = dict) -> Any:
-    """Parse a JSON file and check the type of its content.
+    """Parse a JSON file and check the type of its content. The arguments are those of `parse_json`."""
+    return parse_json(file.read_bytes(), file, error, advice, kind)
+
+
+def parse_json(content: bytes, file: object, error: type[Exception], advice: str, kind: type = dict) -> Any:
+    """Parse JSON and check its type.
 
     Args:
-        file: The file.
-        error: Exception to raise.
+        content: The JSON.
+        file: Name of the file, for messages.
+        error: Class of the exception to raise.
         advice: What the user can do, added to the message.
         kind: Expected type, `dict` or `list`.
 
     Raises:
-        Exception: The file is not JSON, or its content is not a `kind`. The class is `error`.
+        Exception: The file is not JSON, or its content is not of type `kind`; of the class `error`.
     """
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(content.decode())
     except (ValueError, RecursionError) as problem:
         raise error(f"{file} is not JSON ({problem}): {advice}") from problem
     if not isinstance(data, kind):
@@ -53,7 +59,12 @@ def read_json(file: Path, error: type[Exception], advice: str, kind: type = dict
 def write_json(file: Path, data: Any) -> None:
     """Write a JSON file atomically."""
     with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        temporary.write_bytes(json_bytes(data))
+
+
+def json_bytes(data: Any) -> bytes:
+    """Return data as the content of a JSON file."""
+    return (json.dumps(data, ensure_ascii=False, indent=1) + "\n").encode()
 
 
 def cache_json(file: Path, data: Any) -> None:
@@ -67,8 +78,8 @@ def cache_json(file: Path, data: Any) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` when the block ends, or is removed on any error.
 
-    The caller creates a file or a folder at the temporary path. A file is synced to disk and replaces an
-    existing file. A folder is only renamed to a path that does not exist.
+    The caller creates a file or a folder at the temporary path. A file is synced to disk and may replace an
+    existing file. A folder requires that `path` does not exist.
 
     Args:
         path: Final path. If it is a symbolic link, its target is replaced.
@@ -90,7 +101,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename not in (None, str(temporary)) or not error.errno:
             raise
-        # A full disk reports no file name, and the user does not know the temporary one.
+        # If the disk is full, the error has no file name. Users would not know that of the temporary file.
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         if temporary.is_dir():

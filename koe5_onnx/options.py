@@ -42,7 +42,7 @@ class EngineOptions:
     """Options for opening an artifact.
 
     Raises:
-        InputError: A field is out of range, or two contradict each other.
+        InputError: A field is out of range, or two fields contradict each other.
     """
 
     revision: str | None = None
@@ -50,18 +50,18 @@ class EngineOptions:
     device: str = "cpu"
     """Device: cpu, cuda or cuda:N. There is no fallback to another device."""
     threads: int | None = None
-    """CPU threads per batch; None divides the usable cores (CPU affinity, cgroup quota) by the number of
-    parallel batches."""
+    """CPU threads per batch; None uses the number of cores that the CPU affinity and the cgroup quota allow,
+    divided by the number of parallel batches."""
     parallel_batches: int | None = 1
     """Batches that run at the same time with one copy of the weights; None uses the result of koe5-onnx tune,
-    or 1 without one. 1 has the lowest latency. On machines with many cores, one batch per core has the
+    or 1 if there is none. 1 has the lowest latency. On machines with many cores, one batch per core has the
     highest throughput."""
     max_batch_tokens: int | None = None
-    """Tokens per batch, padding included; None uses the result of koe5-onnx tune, or without one 512 (fused
-    kernels with AMX: 2,048, but 512 in an AsyncEmbedder and the server; CUDA: 32,768)."""
+    """Tokens per batch, padding included; None uses the result of koe5-onnx tune. If there is none, the value
+    is 32,768 on CUDA, 2,048 with fused kernels on AMX (512 in an AsyncEmbedder and the server), else 512."""
     overflow: Overflow = "truncate"
     """Handling of texts above the token limit: truncate them, raise an error, or average the embeddings of
-    consecutive parts of the text, weighted by their tokens. An average differs from the model's embedding."""
+    consecutive parts of a text, weighted by their tokens. The model was not trained for such averages."""
     graph: GraphChoice = "auto"
     """Graph to run: auto selects the packed graph, which needs no padding, if it can run, and otherwise the
     padded graph; packed fails if the packed graph cannot run. The packed graph requires fused kernels on a
@@ -70,8 +70,8 @@ class EngineOptions:
     """Bytes that ONNX Runtime may allocate on a GPU for weights and batches; None sets no limit. Batches that
     do not fit are split in half, with a warning."""
     share_weights: bool = False
-    """Map the packed weights of the fused kernels (KoE5: 302 MB) from files in the user's cache, so that all
-    processes with the same artifact share them. No effect without fused kernels."""
+    """Map the weights that the fused kernels have reordered (KoE5: 302 MB) from files in the user's cache, so
+    that all processes with the same artifact share one copy. No effect without fused kernels."""
     cuda_graphs: bool = False
     """Capture CUDA graphs of the packed graph for small batches, so that a query launches all kernels at
     once. Requires memory for a second copy of the weights; gpu_mem_limit applies to each copy. Nothing else
@@ -105,7 +105,7 @@ class EngineOptions:
 
 @cache
 def field_docs() -> dict[str, str]:
-    """Return the docstring of each field of `EngineOptions`; empty if the source is not installed."""
+    """Return the docstrings of the fields of `EngineOptions` by name; empty without the source file."""
     with suppress(OSError):
         (tree,) = ast.parse(inspect.getsource(EngineOptions)).body
         return {

@@ -15,6 +15,6 @@ def started(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[asyncio.Task[Any]
 
 
 async def settled() -> None:
-    """Let all tasks advance as far as they can without a thread."""
+    """Let all tasks advance until they wait for a thread."""
     for _ in range(3):
         await asyncio.sleep(0)

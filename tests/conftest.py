@@ -1,4 +1,4 @@
-"""Shared by all tests: no network, a temporary cache folder, folders made once per run."""
+"""Settings and fixtures of all tests: no network, a temporary cache folder, folders made once per run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """Return a function that returns the folder of a path, made once for all workers of the test run."""
+    """Return a function (name, make) that returns a folder, which `make` fills once for all test workers."""
     from filelock import FileLock
 
     base = tmp_path_factory.getbasetemp()

@@ -31,13 +31,13 @@ class CodeBlock:
     """A fenced block."""
 
     page: str
-    """Path of its page, relative to the root."""
+    """Path of the page, relative to the root."""
     line: int
-    """Line number of its first fence, starting at 1."""
+    """Line number of the opening fence, starting at 1."""
     language: str
     text: str
     reason: str | None
-    """Reason why a part of it is not run; None if all of it runs."""
+    """Reason why a part of the block is not run; None if all of it runs."""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"

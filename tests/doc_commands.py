@@ -50,6 +50,7 @@ REASONS: dict[str, Callable[[Sequence[str]], bool]] = {
     "installs packages": _is_install,
     "takes minutes": _is_long,
     "needs the Hub": lambda words: any(re.fullmatch(r"[\w.-]+/[\w.-]+", word) for word in words),
+    "needs a bucket": lambda words: "s3fs" in words or any("://" in word for word in words),
     "needs Docker": lambda words: words[0] == "docker",
     "needs a cluster": lambda words: words[0] in ("kubectl", "ray", "helm", "spark-submit") or "ray" in words,
     "run by tests/examples": lambda words: words[0] == "python" and words[1].startswith("docs/examples/"),
@@ -57,14 +58,14 @@ REASONS: dict[str, Callable[[Sequence[str]], bool]] = {
     "needs what is not installed here": lambda words: words[0] in ("numactl", "taskset", "wrk"),
     "another project's code": lambda words: words[0] != "koe5-onnx",
 }
-"""Allowed reasons in `<!-- not run: REASON -->`, with the commands that each of them covers."""
+"""Allowed reasons in `<!-- not run: REASON -->`, with functions that tell which commands a reason covers."""
 
 
 def check(words: Sequence[str]) -> None:
     """Check everything about a command that can be checked without running it.
 
     Raises:
-        AssertionError: It names an option, extra, target or file that does not exist.
+        AssertionError: The command names an option, extra, target or file that does not exist.
     """
     if words[0] == "koe5-onnx":
         parse(_plain(words[1:]))

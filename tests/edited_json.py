@@ -1,4 +1,4 @@
-"""Changes to JSON files of a copied checkpoint or artifact."""
+"""Edit JSON files of a copied checkpoint or artifact."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from koe5_onnx.artifact import MANIFEST
 
 @contextmanager
 def edited(file: Path) -> Iterator[Any]:
-    """Yield the data of a JSON file, {} if it is missing, and write it when the block ends."""
+    """Yield the data of a JSON file, or {} if it is missing. Write the data back when the block ends."""
     data = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     yield data
     file.parent.mkdir(exist_ok=True)
@@ -19,6 +19,5 @@ def edited(file: Path) -> Iterator[Any]:
 
 
 def set_contract(artifact: Path, **changes: object) -> None:
-    """Change fields of an artifact's contract."""
     with edited(artifact / MANIFEST) as manifest:
         manifest["contract"] |= changes

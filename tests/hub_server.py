@@ -1,4 +1,4 @@
-"""A minimal Hub on the loopback interface, for huggingface_hub's own client."""
+"""A minimal server with the Hub's API on the loopback interface."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def settings(endpoint: str, home: Path, offline: bool = False) -> dict[str, str]:
-    """Return the environment for a process whose client uses only `endpoint`, set before its import."""
+    """Return environment variables for a process in which huggingface_hub uses only `endpoint`."""
     return {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(home),
@@ -31,13 +31,13 @@ def settings(endpoint: str, home: Path, offline: bool = False) -> dict[str, str]
 
 @dataclass
 class Hub:
-    """Contents of the minimal Hub, and the requests that it received."""
+    """Files of the server, and the names of those that were downloaded."""
 
     files: dict[str, bytes]
     repository: str = REPOSITORY
     endpoint: str = ""
     break_off: str = ""
-    """File whose transfer is interrupted."""
+    """Name of a file whose transfer the server interrupts."""
     fetched: list[str] = field(default_factory=list)
 
 
@@ -104,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, *args: object) -> None:
-        """Log nothing."""
+        """Suppress the log."""
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Build, open and run graphs with a single kernel operator, in this process or at a lower level.
+"""Build and run graphs with one operator of the kernels, at the best level of this CPU or at a lower one.
 
-A process selects its level only once, so each other level runs in a separate process.
+A level is an instruction set. A process selects it only once, so each lower level runs in another process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LEVELS = (
     if platform.machine() == "aarch64"
     else ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx")
 )
-"""Instruction sets of this architecture, lowest first. A CPU may lack some that are below its best."""
+"""Levels of this architecture, lowest first. A CPU may lack some that are below its best level."""
 _TYPES = {"f32": onnx.TensorProto.FLOAT, "u8": onnx.TensorProto.UINT8, "s8": onnx.TensorProto.INT8}
 _TYPES |= {"i32": onnx.TensorProto.INT32, "bf16": onnx.TensorProto.BFLOAT16}
 
@@ -80,14 +80,14 @@ def node_model(
 
 
 def rotated(x: Array) -> Array:
-    """Rotate rows like the operators do before rounding, by the definition in rotation.h, in float64."""
+    """Rotate rows in float64 by the definition in rotation.h, as the operators do before rounding."""
     m = np.array([[1, 1, 1, -1], [1, -1, 1, 1], [1, 1, -1, 1], [-1, 1, 1, 1]])
     blocks = x.astype(np.float64).reshape(len(x), x.shape[1] // 64, 4, 4, 4)
     return np.asarray(np.einsum("ia,jb,kc,tnabc->tnjki", m, m, m, blocks) / 8).reshape(x.shape)
 
 
 def assert_rounded(q: Array, scale: Array, values: Array, slack: Array | float) -> None:
-    """Check that a row's largest magnitude is 127 steps, and that each value is rounded to the nearest step.
+    """Check that 127 * scale is a row's largest magnitude, and that values are rounded to the nearest step.
 
     Args:
         q: uint8[T, n].
@@ -150,7 +150,7 @@ def python(code: str, folder: Path, **environment: str) -> str:
 
 
 class Kernels:
-    """Runs one-node graphs with the library in this process, at the level of this CPU."""
+    """Runs one-node graphs with the library in this process, at the best level of this CPU."""
 
     def __init__(self, library: Path) -> None:
         self.library = library
@@ -171,7 +171,7 @@ class Kernels:
 
 
 class KernelsAt(Kernels):
-    """Runs one-node graphs in a process that KOE5_ONNX_KERNELS_LEVEL limits to a level."""
+    """Runs one-node graphs in another process, at the level `level`."""
 
     def __init__(self, library: Path, level: str) -> None:
         super().__init__(library)

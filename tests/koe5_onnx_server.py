@@ -1,4 +1,4 @@
-"""The command koe5-onnx for the documentation's blocks: `serve` stops after a health check."""
+"""The command koe5-onnx for the documentation's code blocks, except that `serve` stops when it is healthy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TIMEOUT_S = 60
 def listening(
     arguments: Sequence[str], environment: Mapping[str, str]
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Run `koe5-onnx serve` on a free port. Yield its host:port and the process; stop it at the end."""
+    """Run `koe5-onnx serve` on a free port, yield host:port and the process, and stop it at the end."""
     command = [sys.executable, "-m", "koe5_onnx.cli", "serve", *arguments, "--port", "0"]
     with subprocess.Popen(command, env=dict(environment), stderr=subprocess.PIPE, text=True) as process:
         log = iter(process.stderr or ())
@@ -38,7 +38,7 @@ def listening(
 
 
 def _port_in(log: Iterator[str], process: subprocess.Popen[str]) -> int:
-    """Return the port from the server's log, forwarding the log."""
+    """Return the port that the server logs. Copy the log up to this line to stderr."""
     for line in log:
         sys.stderr.write(line)
         if '"listening"' in line or '"starting"' in line:
@@ -61,7 +61,7 @@ def wait_until_healthy(process: subprocess.Popen[str], address: str) -> None:
 
 
 def main() -> int:
-    """Run a subcommand as usual. If it is `serve`, check its health and stop it."""
+    """Run a subcommand. If it is `serve`, wait until the server is healthy and stop it."""
     if sys.argv[1:2] != ["serve"] or "--help" in sys.argv:
         from koe5_onnx.cli import main as run
 

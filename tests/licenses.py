@@ -19,22 +19,22 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/licenses.md"
 ALWAYS = "always"
-"""Represents the dependencies of every installation."""
+"""Key of the dependencies that every installation has."""
 _OURS = "koe5-onnx-kernels"
 
 _HEAD = """# Licenses of the dependencies
 
 This page lists the packages that each extra of koe5-onnx installs, with their licenses. koe5-onnx,
 koe5-onnx-kernels and the weights of KoE5 are under the MIT license. The table has the versions of
-constraints.txt on Linux x86-64, and the license that the metadata of each package states. `make licenses`
-writes this page.
+constraints.txt on Linux x86-64, and the license in the metadata of each package. The last column names the
+extras that require the package; "always" means every installation. `make licenses` writes this page.
 
 The library in koe5-onnx-kernels contains parts of GCC's libstdc++ and libgcc, linked statically. Their
 license is GPL-3.0 with the
 [GCC Runtime Library Exception](https://www.gnu.org/licenses/gcc-exception-3.1.html), which imposes no
 conditions on users and distributors of the compiled library.
 
-| package | version | license | for |
+| package | version | license | extra |
 | --- | --- | --- | --- |
 """
 
@@ -46,13 +46,13 @@ def main() -> None:
     text = _HEAD + "".join(_rows(listed))
     if absent := sorted(wanted.keys() - listed.keys()):
         asked = (f"{extra} ({', '.join(map(str, wanted[extra]))})" for extra in absent)
-        text += "\nThese extras were not installed when this page was written, so it does not list them: "
+        text += "\nThe table does not contain the packages of these extras: "
         text += f"{'; '.join(asked)}.\n"
     PAGE.write_text(text, encoding="utf-8")
 
 
 def requirements() -> dict[str, list[Requirement]]:
-    """Return the requirements of each extra in pyproject.toml, without those of every installation."""
+    """Return the requirements of each extra in pyproject.toml, and those of every installation (`ALWAYS`)."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = {ALWAYS: project["dependencies"], **project["optional-dependencies"]}
     return {extra: [Requirement(line) for line in lines] for extra, lines in asked.items()}

@@ -12,7 +12,7 @@ _HEAD = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ (\d+) *(.*)")
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident bytes: those that only this process has mapped, and those that it shares."""
+    """Resident bytes that only one process has mapped, and those that several processes have mapped."""
 
     private_bytes: int
     shared_bytes: int

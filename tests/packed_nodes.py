@@ -1,7 +1,7 @@
 """numpy implementations of ONNX Runtime's CUDA operators in the packed graph, for onnx.reference.
 
-Each computes in fp32 and returns fp16, like the GPU's kernels. PackedMultiHeadAttention uses only cumulative
-lengths, like flash attention. `token_offset`, which kernels without flash attention read, is checked.
+Each computes in fp32 and returns fp16, like the GPU's kernels. Like flash attention, PackedMultiHeadAttention
+uses only the cumulative lengths. It also checks `token_offset`, which kernels without flash attention read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PackedMultiHeadAttention(OpRun):
 
 
 def check_offsets(token_offset: np.ndarray, lengths: np.ndarray, tokens: int) -> None:
-    """Check with a loop over texts: first the slots of the packed tokens, then the slots of padding."""
+    """Check that `token_offset` lists the slots of all tokens, then those of padding, in a padded batch."""
     texts, longest = token_offset.shape
     assert (texts, longest) == (len(lengths), lengths.max())
     real = [text * longest + place for text in range(texts) for place in range(lengths[text])]

@@ -1,6 +1,6 @@
 """Sessions of one linear layer with packed weights in a folder, in this process and in others.
 
-Functions that other processes run are here, because they can import this file.
+This is not in a test file, because the other processes must import it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def qkv_inputs() -> dict[str, Array]:
 
 
 def wide_inputs() -> dict[str, Array]:
-    """Return inputs with 4 MiB of weights, large enough that concurrent starts overlap."""
+    """Return inputs of ProjectGelu with 4 MiB of weights, enough for concurrent starts to overlap."""
     return gelu_inputs(1024, 4096)
 
 
@@ -88,7 +88,7 @@ GELU = gelu_inputs()
 
 
 class Sharing:
-    """One-node sessions with their packed weights in a folder; with None, each has its own copy."""
+    """Opens one-node sessions with packed weights in a folder, or with a private copy if it is None."""
 
     def __init__(self, library: Path) -> None:
         self.library = library
@@ -108,14 +108,17 @@ class Sharing:
 
 
 def with_a_full_disk(library: Path, folder: Path) -> tuple[list[Array], str]:
-    """Limit the size of files in this process, so that a write fails part of the way, as on a full disk."""
+    """Return the outputs and the sharing problem of a session while writes fail, as on a full disk.
+
+    Limits the size of files in this process.
+    """
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     sharing = Sharing(library)
     return sharing.run(folder), sharing.problem()
 
 
 class Started:
-    """A process that opens and runs a session in a folder on request, and keeps running."""
+    """A process that opens and runs a session after the barrier, and keeps it open until `end`."""
 
     def __init__(self, library: Path, folder: Path, barrier: Any) -> None:
         context = multiprocessing.get_context("spawn")

@@ -1,7 +1,7 @@
 """Find words in documentation, docstrings and comments that the house style replaces.
 
-`python tests/prose.py` checks the files of CHECKED, `python tests/prose.py FILE ...` checks these files, and
-`--all` counts the findings in every file of the repository.
+`python tests/prose.py` checks the files in CHECKED, `python tests/prose.py FILE ...` checks the named files,
+and `--all` counts the findings in every file of the repository.
 """
 
 from __future__ import annotations

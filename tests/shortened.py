@@ -13,13 +13,13 @@ DIMS = [8, 16]
 
 
 def allow(artifact: Path, copy: Path, **contract: object) -> Path:
-    """Copy an artifact with DIMS, or other changes, in its contract."""
+    """Copy an artifact and change its contract: `matryoshka_dims` becomes DIMS, and `contract` is applied."""
     shutil.copytree(artifact, copy)
     set_contract(copy, **{"matryoshka_dims": DIMS, **contract})
     return copy
 
 
 def cut(embeddings: np.ndarray, dim: int) -> np.ndarray:
-    """Return shortened embeddings, in float64."""
+    """Return the first `dim` components of embeddings, normalized, in float64."""
     rows = embeddings[:, :dim].astype(np.float64)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -1,1 +1,1 @@
-"""The systems that the benchmarks compare: one module per library, one process per contender."""
+"""Contenders, the systems that the benchmarks compare: one module per library, one process per contender."""

@@ -1,4 +1,4 @@
-"""Compare a contender's embeddings with PyTorch before timing it."""
+"""Compare a contender's embeddings with PyTorch's before timing it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class SpotCheck:
 
     cosine_min: float
     own_is_nearest: bool
-    """True if each embedding is nearest to PyTorch's embedding of the same text. With random weights all
-    texts are similar, so cosines alone are not a sufficient check."""
+    """True if each embedding is nearest to PyTorch's embedding of the same text. With random weights, the
+    embeddings of all texts are similar, so cosines alone are not a sufficient check."""
 
     def fault(self, contender: Contender) -> str | None:
         """Return a description of the disagreement, or None."""
@@ -35,7 +35,7 @@ class SpotCheck:
 
 
 def reference_of(checkpoint: Path, texts: Sequence[str], folder: Path) -> Array:
-    """Return PyTorch's fp32 embeddings of texts with their prompts, float32[n, dim], cached in `folder`.
+    """Return PyTorch's fp32 embeddings, float32[n, dim], of texts that include prompts. Cached in `folder`.
 
     Raises:
         CheckpointError: The checkpoint cannot be used.

@@ -50,7 +50,10 @@ def prepare(request: Request) -> None:
 
 
 def _acceptable(checkpoint: Path, folder: Path) -> None:
-    """Copy the checkpoint and add what the converter requires: a word per embedding row, and an old key."""
+    """Copy the checkpoint. Add the vocabulary entries and the old configuration key that the converter needs.
+
+    The converter requires one vocabulary entry per row of the embedding table.
+    """
     for file in checkpoint.iterdir():
         if file.suffix == ".safetensors":
             (folder / file.name).symlink_to(file.resolve())
@@ -65,6 +68,6 @@ def _acceptable(checkpoint: Path, folder: Path) -> None:
     added = {word["id"] for word in tokenizer["added_tokens"] if word["id"] >= len(words)}
     missing = config["vocab_size"] - len(words) - len(added)
     words.extend([f"<unused{number}>", -100.0] for number in range(missing))
-    if added:  # added tokens must keep the last ids
+    if added:  # the new entries would take their ids
         raise ValueError(f"{checkpoint} has unsupported tokens {sorted(added)} after the vocabulary")
     file.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")

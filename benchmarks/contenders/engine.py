@@ -1,4 +1,4 @@
-"""The interface between a worker and a library: how it is imported, opened and called.
+"""The interface between a worker process and the library of a contender.
 
 Each supported library has an engine module in this package: `load()` imports the library,
 `open_engine(opening)` opens one contender's files, and `BATCHES` lists the batch sizes to try. A module that
@@ -28,9 +28,9 @@ class Opening:
     """Arguments for opening a contender."""
 
     files: Path
-    """An artifact, a folder of prepared files, or the checkpoint."""
+    """Folder to open: an artifact, prepared files, or the checkpoint."""
     checkpoint: Path
-    """Folder with tokenizer and configuration."""
+    """Folder of the tokenizer and the configuration."""
     threads: int
     options: Mapping[str, Any]
     """Options that distinguish contenders of the same library."""
@@ -40,9 +40,10 @@ class Opening:
 
 @dataclass(frozen=True)
 class Request:
-    """Arguments for preparing files before a contender can be opened."""
+    """Arguments for preparing the files that a contender opens."""
 
     kind: str
+    """Kind of files, a key of `RECIPES` in prepared.py."""
     source: Path
     """The checkpoint, or a folder prepared earlier."""
     out: Path
@@ -57,7 +58,7 @@ class Engine(Protocol):
     """Batch size; may change between calls."""
 
     def embed(self, texts: Sequence[str]) -> Array:
-        """Embed texts, prompts included: float32[n, dim] in the given order."""
+        """Return the embeddings of texts that include prompts: float32[n, dim], in the order of the texts."""
 
 
 class EngineModule(Protocol):
@@ -77,8 +78,8 @@ class Batched:
 
     Args:
         tokenizer_file: A tokenizer.json.
-        batch: Slots per batch (rows x longest row).
-        run: Function from the ids of one batch to float32[rows, dim].
+        batch: Tokens with padding per batch (rows x longest row).
+        run: Function that takes the token ids of one batch and returns float32[rows, dim].
     """
 
     def __init__(self, tokenizer_file: Path, batch: int, run: Callable[[Ids], Array]) -> None:
@@ -89,7 +90,7 @@ class Batched:
         self._run = run
 
     def embed(self, texts: Sequence[str]) -> Array:
-        """Embed texts: float32[n, dim]."""
+        """Return the embeddings, float32[n, dim], in the order of the texts."""
         ids = self._tokenizer.encode(texts).ids
         plan = sorted_batches([len(row) for row in ids], self.batch)
         parts = [self._run([ids[row] for row in rows]) for rows in plan]
@@ -100,7 +101,10 @@ class Batched:
 
 
 def sorted_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Return row indices, longest first, in batches of at most `budget` slots or a single row."""
+    """Return batches of row indices, longest rows first.
+
+    A batch has at most `budget` tokens with padding, or a single row.
+    """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     batches: list[list[int]] = []
     for row in order:
@@ -112,7 +116,7 @@ def sorted_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def padded(ids: Ids, pad_id: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return input_ids and attention_mask, int64[rows, longest]."""
+    """Return input_ids and attention_mask, int64[rows, longest row] each."""
     shape = (len(ids), max(map(len, ids)))
     input_ids, mask = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
     for row, some in enumerate(ids):

@@ -10,7 +10,7 @@ from benchmarks.contenders.engine import MAX_TOKENS, Array, Engine, Opening
 from benchmarks.contenders.onnxruntime import GRAPH, HIDDEN
 
 BATCHES: Sequence[int] = (1, 4, 16, 64)
-"""Texts per batch. The default of 256 needs gigabytes at 512 tokens."""
+"""Texts per batch. fastembed's default of 256 takes gigabytes with texts of 512 tokens."""
 _NAME = "koe5-onnx/benchmark"
 
 

@@ -1,4 +1,4 @@
-"""This project: an artifact opened as in the README, with default settings except for the threads."""
+"""This project, with default settings except for the threads and the contender's options."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from benchmarks.contenders.engine import Array, Engine, Opening
 
 BATCHES: Sequence[int] = ()
-"""Empty: the default is measured."""
+"""Empty, because the default batch size is measured."""
 
 
 def load() -> Mapping[str, str]:
@@ -37,13 +37,13 @@ class _Koe5:
             **opening.options,
         )
         self.about = self._embedder.session.graph.reason
-        """The graph that runs; recorded with the results."""
+        """Which graph runs and why; recorded with the results."""
         if opening.options.get("device", "cpu") != "cpu":
             embedder = self._embedder
             self.about += f"; {embedder.parallel_batches} x {embedder.max_batch_tokens:,} tokens"
 
     def embed(self, texts: Sequence[str]) -> Array:
-        # The texts include the prompts.
+        # The prompt is empty, because the texts include their prompts.
         if len(set(texts)) == len(texts):
             return self._embedder.encode(texts, prompt="")
         # `encode` would compute equal texts once, which no other contender does.

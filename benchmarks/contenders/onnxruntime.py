@@ -29,7 +29,7 @@ def load() -> Mapping[str, str]:
 
 
 def open_engine(opening: Opening) -> Engine:
-    """Open a traced or quantized graph with ONNX Runtime's default settings, except for the threads."""
+    """Open a prepared graph with ONNX Runtime's default settings, except for the number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -52,7 +52,7 @@ def open_engine(opening: Opening) -> Engine:
 
 
 def _provider(device: str) -> tuple[str, dict[str, str]]:
-    """Return the provider of a device and its options; CUDA's options are the defaults."""
+    """Return the name and options of a device's provider. Only the device id is not CUDA's default."""
     if device == "cpu":
         return "CPUExecutionProvider", {}
     import onnxruntime
@@ -72,7 +72,7 @@ def prepare(request: Request) -> None:
 
 
 def _trace(checkpoint: Path, out: Path) -> None:
-    """Export with torch.onnx, including pooling and normalization; weights in one external file."""
+    """Export with torch.onnx, including pooling and normalization. Write all weights to one external file."""
     import onnx
     import torch
     import transformers
@@ -106,7 +106,7 @@ def _trace(checkpoint: Path, out: Path) -> None:
 
 
 def _pooled(encoder: Any) -> Any:
-    """Add mean pooling and normalization to the encoder, as in Optimum's export of a sentence encoder."""
+    """Return the encoder with mean pooling and normalization, as Optimum exports a sentence encoder."""
     import torch
 
     class Pooled(torch.nn.Module):  # type: ignore[misc, unused-ignore]
@@ -124,9 +124,9 @@ def _pooled(encoder: Any) -> Any:
 
 
 def _quantize(graph: Path, out: Path) -> None:
-    """Quantize MatMul per channel to dynamic int8, as `AutoQuantizationConfig.avx512_vnni(is_static=False)`.
+    """Quantize like Optimum's `AutoQuantizationConfig.avx512_vnni(is_static=False)`: MatMul, per channel.
 
-    Products of two activations stay fp32, which is the default of `quantize_dynamic` and faster.
+    Products of two activations stay in fp32, which is the default of `quantize_dynamic` and faster.
     Source: https://github.com/huggingface/optimum-onnx/blob/main/optimum/onnxruntime/configuration.py
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -144,7 +144,7 @@ def _quantize(graph: Path, out: Path) -> None:
 
 
 def _narrow(source: Path, out: Path) -> None:
-    """Fuse and convert to fp16 like Optimum's O4: transformer fusions, approximated GELU, fp32 in and out.
+    """Fuse and convert to fp16 like Optimum's O4: transformer fusions, approximate GELU, fp32 outputs.
 
     ONNX Runtime applies O4's remaining fusions (level 2) when the session opens.
     Source: https://github.com/huggingface/optimum-onnx/blob/main/optimum/onnxruntime/configuration.py

@@ -1,7 +1,8 @@
-"""Prepare the contenders' files once per checkpoint. A file appears under its final name only when complete.
+"""Prepare the contenders' files once per checkpoint.
 
-Files are in FOLDER/KEY/KIND; KEY is the hash of the checkpoint's weights. Each kind is made in its own
-process. Only one of these processes runs at a time, because each needs the memory of a large encoder.
+Files are in FOLDER/KEY/KIND, where KEY is the hash of the checkpoint's weights. A folder gets its final name
+when it is complete. Each kind of files is prepared in its own process. Only one of these processes runs at a
+time, because each needs the memory of a large encoder.
 """
 
 from __future__ import annotations
@@ -23,20 +24,21 @@ from koe5_onnx.files import atomic_path
 
 _LINES_A_PASSAGE = 12
 _CALIBRATED = 16
-"""Number of texts of each kind, short and long."""
+"""Number of short calibration texts, and number of long ones."""
 
 
 class PreparationError(Koe5Error, RuntimeError):
-    """A contender's files could not be made."""
+    """A contender's files could not be prepared."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Recipe for one kind of prepared files."""
+    """How to prepare one kind of files."""
 
     family: str
+    """Name of the engine module whose `prepare` makes the files."""
     source: str | None = None
-    """Kind of files that it starts from; None for the checkpoint."""
+    """Kind of the files that are converted; None converts the checkpoint."""
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -56,8 +58,8 @@ class Store:
     Args:
         checkpoint: Folder of the checkpoint.
         folder: Folder for the files of all checkpoints.
-        artifacts: Folders of existing artifacts by precision.
-        environment: Environment with the libraries of the other contenders.
+        artifacts: Folders of existing artifacts by precision; other artifacts are exported.
+        environment: Name of the environment (see registry.py) in which other libraries prepare files.
     """
 
     checkpoint: Path
@@ -67,7 +69,7 @@ class Store:
 
     @property
     def own(self) -> Path:
-        """Return this checkpoint's folder.
+        """The folder of this checkpoint's files.
 
         Raises:
             CheckpointError: The checkpoint is missing.
@@ -75,11 +77,11 @@ class Store:
         return self.folder / Checkpoint.open(str(self.checkpoint)).source().weights_sha256[:12]
 
     def files_of(self, contender: Contender) -> Path:
-        """Return the folder that a contender opens, making it if it is missing.
+        """Return the folder that a contender opens. Prepare it if it is missing.
 
         Raises:
-            PreparationError: It could not be made.
-            InputError: The given artifact does not exist.
+            PreparationError: The folder could not be prepared.
+            InputError: The artifact that was passed does not exist.
         """
         where, _, kind = contender.files.partition(" ")
         if where == "checkpoint":

@@ -1,4 +1,4 @@
-"""The parent's side of a worker: starts it, sends requests and reads its memory and CPU time."""
+"""Start a contender's worker process, send requests to it, and read its memory and CPU time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Memory:
     rss_bytes: int
     peak_rss_bytes: int
     anonymous_bytes: int
-    """Memory that only this process uses. The rest is mapped from files, and the kernel can drop it."""
+    """Memory of this process only. The rest is mapped from files, and the kernel can release it."""
 
     @property
     def file_bytes(self) -> int:
@@ -48,12 +48,12 @@ class ContenderProcess:
 
     Args:
         contender: The contender to run.
-        files: The files that it opens.
-        checkpoint: Folder with tokenizer and configuration.
-        threads: Number of threads of its library.
+        files: Folder that the contender opens.
+        checkpoint: Folder of the tokenizer and the configuration.
+        threads: Number of threads of the contender's library.
 
     Raises:
-        InputError: Its environment is missing.
+        InputError: The contender's Python environment is missing.
     """
 
     def __init__(self, contender: Contender, files: Path, checkpoint: Path, threads: int) -> None:
@@ -89,7 +89,7 @@ class ContenderProcess:
         return self._process.pid
 
     def ask(self, do: str, **rest: Any) -> dict[str, Any]:
-        """Send a request and wait for its reply.
+        """Send a request of worker.py and return the reply.
 
         Raises:
             ContenderError: The reply is an error, or the process has ended.
@@ -108,7 +108,7 @@ class ContenderProcess:
         return reply
 
     def embed(self, texts: Sequence[str]) -> Array:
-        """Embed texts, prompts included: float32[n, dim]."""
+        """Return the embeddings, float32[n, dim], of texts that include prompts."""
         reply = self.ask("embed", texts=list(texts), answer=True)
         flat = np.frombuffer(base64.b64decode(reply["embeddings"]), np.float32)
         return flat.reshape(len(texts), reply["dim"])
@@ -118,7 +118,7 @@ class ContenderProcess:
         return memory_of(self.pid)
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time of all threads since the start."""
+        """Return the CPU time of all threads since the process started."""
         return cpu_seconds_of(self.pid)
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ class ContenderProcess:
 
 
 def environment_of(name: str) -> dict[str, str]:
-    """Return the variables for a process: this checkout on its path, no network access."""
+    """Return the variables of a process in an environment: this checkout on PYTHONPATH, the Hub offline."""
     variables = dict(os.environ)
     paths = [str(ROOT), str(ROOT / "export")]
     if name == OWN and variables.get("PYTHONPATH"):

@@ -12,12 +12,13 @@ from koe5_onnx import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN = "own"
-"""The environment of this process. The others are folders `.venv-NAME`, which `make contenders` creates."""
+"""Name of this process's environment. The environment of any other name is the folder `.venv-NAME`, which
+`make contenders` creates."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A system to measure; one row of every table."""
+    """A system to measure."""
 
     name: str
     family: str
@@ -29,7 +30,7 @@ class Contender:
     environment: str = OWN
     options: Mapping[str, Any] = field(default_factory=dict)
     has_own_weights: bool = False
-    """True if it supports only the weights that it ships; it is then measured only if named explicitly."""
+    """True if the system supports only the weights that it ships. It is then measured only if it is named."""
 
     @property
     def is_ours(self) -> bool:
@@ -38,7 +39,7 @@ class Contender:
 
     @property
     def python(self) -> Path:
-        """The interpreter of its environment.
+        """The Python interpreter of the contender's environment.
 
         Raises:
             InputError: The environment is missing.
@@ -47,7 +48,7 @@ class Contender:
 
 
 def python_of(environment: str) -> Path:
-    """Return the interpreter of an environment.
+    """Return the Python interpreter of an environment.
 
     Raises:
         InputError: The environment is missing.
@@ -61,7 +62,7 @@ def python_of(environment: str) -> Path:
 
 
 _FP32, _BF16, _INT8, _INT4 = 0.9999, 0.99, 0.97, 0.85
-# Lower, because activations have one scale per tensor: users report 0.89 to 0.98 on trained weights.
+# Lower than _INT8: activations have one scale per tensor. With trained weights, users report 0.89 to 0.98.
 _INT8_PER_TENSOR = 0.85
 
 CONTENDERS: Mapping[str, Contender] = {
@@ -114,7 +115,7 @@ GPU_NAMES = (
     "sentence-transformers-compiled",
     "ort-padded",
 )
-"""Contenders on a GPU. The precision is not in the name: fp16, or fp32 if a CPU is used instead."""
+"""Contenders on a GPU. They run in fp16, or in fp32 if a CPU is used instead."""
 _FP16 = 0.999
 _GPU_TEXTS = [32, 64, 128, 256, 512]
 """Batch sizes to try, in texts."""
@@ -153,7 +154,7 @@ def gpu_contenders(device: str) -> dict[str, Contender]:
 
 
 def chosen(names: Sequence[str] | None, among: Mapping[str, Contender] = CONTENDERS) -> list[Contender]:
-    """Return the contenders of these names in order; for None, all that use the checkpoint's weights.
+    """Return contenders in the order of `names`. None returns all that use the checkpoint's weights.
 
     Raises:
         InputError: A name is unknown or given twice.

@@ -1,4 +1,4 @@
-"""sentence-transformers on PyTorch, on a CPU or a GPU: `encode`, which sorts by length itself."""
+"""sentence-transformers with PyTorch, on a CPU or a GPU. Its `encode` sorts texts by length."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Commands:
         self._engine: Engine | None = None
 
     def answer(self, request: dict[str, Any]) -> Reply:
-        """Run a command.
+        """Run the command of a request and return its reply.
 
         Raises:
             ValueError: The command is unknown, or nothing is open yet.

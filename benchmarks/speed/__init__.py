@@ -1,1 +1,1 @@
-"""Speed benchmarks: throughput, latency, memory and cold start, with one module per measurement."""
+"""Speed benchmarks, with one module per measurement."""

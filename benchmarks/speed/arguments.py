@@ -53,7 +53,7 @@ def add_arguments(
 
 
 def setting_of(args: argparse.Namespace, among: Mapping[str, Contender] = CONTENDERS) -> Setting:
-    """Check the shared options. --contender must name members of `among`.
+    """Check the shared options and return them as settings. --contender must name members of `among`.
 
     Raises:
         InputError: An option is out of range or names something unknown.

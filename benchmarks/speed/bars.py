@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _OURS, _OTHERS = "#0072b2", "#9aa5b1"
-"""Colors of bars."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Bar:
     """Length of the bar, and the number after it."""
     least: float
     most: float
-    """Ends of the line that shows the spread."""
+    """`least` and `most` are the ends of the line that shows the spread."""
     is_ours: bool = False
 
 
@@ -37,7 +36,7 @@ class Panel:
 
 
 def chart(title: str, panels: Sequence[Panel]) -> bytes:
-    """Draw panels below each other as SVG, on white, so that the chart is also readable on dark pages."""
+    """Return panels below each other as SVG, on white, so that the chart is also readable on dark pages."""
     from matplotlib.figure import Figure
 
     heights = [1 + len(panel.bars) for panel in panels]

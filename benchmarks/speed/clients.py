@@ -1,7 +1,7 @@
 """Closed-loop clients of a server: each client waits for its answer before it sends the next request.
 
-They share the server's cores, so they are as cheap as possible while reading every answer: requests are built
-beforehand, connections stay open, and a C library parses the answers. Their CPU time is reported separately.
+Clients run on the same cores as the server, so they must use little CPU time: requests are built beforehand,
+connections stay open, and a C library parses the answers. The clients' CPU time is reported separately.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def load(server: Server, texts: Sequence[str], concurrency: int) -> Load:
-    """Request each text once, one text per request."""
+    """Send one request per text from `concurrency` clients and return the measurements."""
     found = Load()
     waiting = iter([request_of(server, [text]) for text in texts])
     async with _connected(server, concurrency) as connections:
@@ -97,10 +97,10 @@ async def load(server: Server, texts: Sequence[str], concurrency: int) -> Load:
 async def beside_bulk(
     server: Server, queries: Sequence[str], bulk: Sequence[str], clients: int
 ) -> tuple[list[float], float]:
-    """Send queries one after the other while `clients` send `bulk` repeatedly.
+    """Send queries one after the other while `clients` other clients repeatedly send the texts `bulk`.
 
     Returns:
-        Milliseconds of each query, and bulk texts per second.
+        Milliseconds of each query, and texts per second of the other clients.
     """
     found, texts = Load(), 0
     request = request_of(server, bulk)
@@ -124,7 +124,7 @@ async def beside_bulk(
 
 
 def request_of(server: Server, texts: Sequence[str]) -> bytes:
-    """Build a complete request. The texts include their prompts."""
+    """Return a complete HTTP request for texts that include prompts."""
     body = json.dumps({"input": list(texts), "model": server.model, "encoding_format": "base64"}).encode()
     head = (
         f"POST {server.path} HTTP/1.1\r\nhost: {server.host}:{server.port}\r\n"
@@ -157,7 +157,7 @@ async def _client(connection: _Connection, server: Server, waiting: Iterator[byt
 
 
 def _is_right(answer: tuple[int, bytes], server: Server, texts: int) -> bool:
-    """Return True if an answer has one embedding per text, with finite numbers and the model's dimension."""
+    """Return True if the answer has one embedding of finite numbers and the right dimension per text."""
     status, body = answer
     if status != 200:
         return False

@@ -56,7 +56,7 @@ def _measure(setting: Setting, files: dict[str, Path], rounds: int) -> dict[str,
 
 
 def _start(setting: Setting, contender: Contender, files: Path) -> dict[str, float]:
-    """Measure one new process. Both processes read the same monotonic clock."""
+    """Return the seconds of each step in a new process, which reads the same monotonic clock as this one."""
     with ContenderProcess(contender, files, setting.store.checkpoint, setting.threads) as worker:
         loaded = worker.ask("load")["at"]
         opened = worker.ask("open")["at"]

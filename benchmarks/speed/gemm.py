@@ -1,11 +1,12 @@
-"""Measure int8 matrix multiplication alone: the four products of an encoder layer, at the best row count.
+"""Measure int8 matrix multiplication alone: the four products of an encoder layer.
 
-    stock   ONNX Runtime's MatMulInteger, 8-bit unsigned activations and signed weights
+    stock   ONNX Runtime's MatMulInteger, with unsigned activations and signed weights
     fused   the linear operators of koe5-onnx-kernels, including everything up to the next product
 
-The result, called the ceiling, is the tokens per second of an encoder that does nothing else: rows / (layers
-x time of the four products). The four products are one graph, because each session has its own threads, which
-spin after a run and would take the cores from the next session.
+The result, called the ceiling, is the tokens per second of an encoder that computes nothing else, with the
+number of rows that is fastest: rows / (layers x time of the four products). All four products are in one
+graph. With one session per product, the threads of one session would spin after a run and occupy the cores
+while the next session runs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from koe5_onnx.engine.providers import import_onnxruntime
 ROWS = (256, 512, 1024)
 _REPEATS = 9
 SETTLE_SECONDS = 0.3
-"""Time after which the threads of an earlier session sleep."""
+"""Time after which the threads of a session no longer spin."""
 Run = Callable[[], Any]
 _Arrays = dict[str, npt.NDArray[Any]]
 
@@ -71,11 +72,11 @@ class Ceiling:
             self._kinds["fused"] = _runs(shape, threads, library)
 
     def measure(self) -> Mapping[str, float]:
-        """Measure the current tokens per second, by kind."""
+        """Return the tokens per second, by "stock" and, if the kernels are installed, "fused"."""
         return {kind: self._best(runs) for kind, runs in self._kinds.items()}
 
     def _best(self, runs: Mapping[int, Run]) -> float:
-        """Return the best rate over all row counts. Before and after, wait until idle threads sleep."""
+        """Return the best rate over all row counts. Before and after, wait until no threads spin."""
         time.sleep(SETTLE_SECONDS)
         rate = max(rows / (self._layers * _seconds(run)) for rows, run in runs.items())
         time.sleep(SETTLE_SECONDS)
@@ -83,7 +84,7 @@ class Ceiling:
 
 
 def _seconds(run: Run) -> float:
-    """Return the median of several runs after a warm-up run."""
+    """Return the median time of several runs after a warm-up run."""
     run()
     taken = []
     for _ in range(_REPEATS):
@@ -175,7 +176,7 @@ def _fused(random: np.random.Generator, linear: tuple[str, int, int]) -> Product
 
 
 def _model(products: Sequence[Product]) -> bytes:
-    """Build a graph of independent nodes. Each name ends with the number of its node."""
+    """Return a model of independent nodes. The name of each tensor ends with the number of its node."""
     from onnx import TensorProto, helper, numpy_helper
 
     types = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}

@@ -1,8 +1,8 @@
 """Measure fidelity, tokens per second and query latency on a GPU, compared with PyTorch and ONNX Runtime.
 
-A single run does everything, so that it can run on a borrowed machine (benchmarks/decisions/gpu.md). It
-exports, verifies both graphs on the device, tunes, measures in rounds, and writes JSON. Each round begins
-with the ceiling: the fp16 products of the encoder alone (gpu_ceiling.py).
+One command exports, verifies the padded and the packed graph on the device, tunes the batch sizes, measures
+in rounds, and writes JSON, so that a GPU is needed only briefly (benchmarks/decisions/gpu.md). Each round
+begins with the ceiling: the fp16 matrix products of the encoder alone (gpu_ceiling.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from koe5_onnx.options import GraphChoice
 
 BASELINE = "sentence-transformers-sdpa"
 _PASS_TOKENS = 400_000
-"""Tokens per pass, about half a second on a fast GPU."""
+"""Tokens per pass over a corpus: about half a second on a fast GPU."""
 _SWEEP_TOKENS = 200_000
 
 
@@ -91,7 +91,7 @@ def name_of_gpu(device: str) -> str:
     """Return the GPU's name and compute capability, or a note if the device is the CPU.
 
     Raises:
-        InputError: `device` has another form.
+        InputError: `device` is not "cpu", "cuda" or "cuda:N".
         ProviderError: The GPU does not exist.
     """
     number = EngineOptions(device=device).gpu
@@ -102,13 +102,17 @@ def name_of_gpu(device: str) -> str:
 
 
 def lengthened(corpus: Corpus, tokens: int) -> Corpus:
-    """Repeat the corpus to at least this many tokens. A GPU needs only milliseconds for a few pages."""
+    """Repeat the texts until they have at least `tokens` tokens. A few pages take a GPU only milliseconds."""
     times = max(1, -(-tokens // corpus.tokens))
     return Corpus(corpus.name, corpus.texts * times, corpus.lengths * times)
 
 
 def verified(setting: Setting, trained: Sequence[Path], device: str) -> dict[str, dict[str, Any]]:
-    """Compare both graphs of our artifacts with PyTorch on the device; results by "checkpoint, graph"."""
+    """Compare this project's artifacts with PyTorch on the device.
+
+    Returns:
+        Results by "CHECKPOINT, GRAPH": the padded graph and, except on a CPU, the packed graph.
+    """
     found = {}
     for checkpoint in (setting.store.checkpoint, *trained):
         store = replace(setting.store, checkpoint=checkpoint, artifacts={})
@@ -134,7 +138,7 @@ def _fidelity(artifact: Artifact, checkpoint: Path, graph: GraphChoice) -> dict[
 
 
 def tune_ours(setting: Setting, device: str) -> None:
-    """Find parallel batches and tokens per batch for each of our contenders, and save them."""
+    """Find and save the best parallel batches and tokens per batch for each of this project's contenders."""
     for contender in setting.contenders:
         if contender.is_ours and device != "cpu":
             options = EngineOptions(**contender.options)
@@ -144,7 +148,7 @@ def tune_ours(setting: Setting, device: str) -> None:
 
 
 def _latency(setting: Setting, field: Field, calls: int, rounds: int) -> Mapping[str, Any]:
-    """Return the latency of one query, if the corpora have one of typical length."""
+    """Return the latency of one query; no figures if the corpora have no query of typical length."""
     with suppress(InputError):
         query = latency.query_of(setting)
         corpus = setting.corpora[0]

@@ -1,7 +1,7 @@
 """Measure fp16 matrix multiplication alone on a GPU: the four products of an encoder layer in PyTorch.
 
-The result, called the ceiling, is the tokens per second of an encoder that does nothing else, at the best
-number of rows: rows / (layers x time of the four products).
+The result, called the ceiling, is the tokens per second of an encoder that computes nothing else, with the
+number of rows that is fastest: rows / (layers x time of the four products).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class GpuCeiling:
         self._weights = [make(k, n) for _, k, n in shape.linears]
 
     def measure(self) -> Mapping[str, float]:
-        """Measure the current tokens per second at the best number of rows."""
+        """Return the tokens per second with the number of rows that is fastest, as "fp16"."""
         return {"fp16": max(rows / (self._layers * self._seconds(rows)) for rows in self._rows)}
 
     def _seconds(self, rows: int) -> float:

@@ -1,4 +1,4 @@
-"""Measure the milliseconds of one query, call after call, and the CPU use of idle contenders."""
+"""Measure the latency of one query in consecutive calls, and the CPU use of idle contenders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     arguments.add_arguments(parser, rounds=10, corpora=("short",))
     parser.add_argument(
-        "--calls", type=int, default=500, metavar="N", help="all calls (default: %(default)s)"
+        "--calls", type=int, default=500, metavar="N", help="calls per contender (default: %(default)s)"
     )
     parser.add_argument(
         "--idle-seconds",
@@ -52,13 +52,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def query_of(setting: Setting) -> str:
-    """Return the query of median length among those of typical length."""
+    """Return the query of median length among those with `QUERY_TOKENS` tokens."""
     found = sorted(queries_of(setting.corpora[0], *QUERY_TOKENS), key=len)
     return found[len(found) // 2]
 
 
 def measure(field: Field, query: str, calls: int, rounds: int) -> dict[str, list[float]]:
-    """Time each contender's calls, an equal number per round."""
+    """Return the milliseconds of `calls` calls per contender, distributed evenly over the rounds."""
     found: dict[str, list[float]] = {name: [] for name in field.opened}
     for turn in range(rounds):
         share = calls // rounds + (turn < calls % rounds)
@@ -100,7 +100,7 @@ def _result(
 
 
 def figures(milliseconds: dict[str, list[float]], idle: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """Return percentiles of each contender's calls."""
+    """Return the percentiles, all latencies and the idle CPU use (None if not measured) by contender."""
     found = {}
     for name, calls in milliseconds.items():
         p50, p90, p99 = (percentile(calls, share) for share in (0.5, 0.9, 0.99))

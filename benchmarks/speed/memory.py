@@ -1,4 +1,4 @@
-"""Measure each contender's resident memory while it embeds, and its growth for this project's contenders."""
+"""Measure the resident memory of each contender, and its growth for this project's contenders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.speed.texts import MAX_TOKENS
 from koe5_onnx import InputError
 
 _SETTLED = 200
-"""Number of shapes after which memory should no longer grow."""
+"""Number of batch shapes after which memory should no longer grow."""
 _BUDGET_TOKENS = 2048
 """Maximum number of tokens per call of random shape."""
 _MEBIBYTE = 2**20
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=2000,
         metavar="N",
-        help=f"random shapes for this project's contenders; 0 or more than {_SETTLED} (default: %(default)s)",
+        help=f"random batch shapes for measuring growth; 0 or more than {_SETTLED} (default: %(default)s)",
     )
 
 
@@ -82,7 +82,7 @@ def _measure(setting: Setting, opened: Opened, rounds: int, shapes: int) -> dict
 
 
 def _growth(worker: ContenderProcess, setting: Setting, shapes: int) -> dict[str, Any]:
-    """Return the memory after embedding `_SETTLED` random shapes and after all of them, and its growth."""
+    """Return the memory after `_SETTLED` batches of random shape and after all of them, and its growth."""
     source = max((text for corpus in setting.corpora for text in corpus.texts), key=len)
     chance = random.Random(0)  # noqa: S311 - reproducible shapes, not a secret
     settled = 0
@@ -101,7 +101,7 @@ def _growth(worker: ContenderProcess, setting: Setting, shapes: int) -> dict[str
 
 
 def random_texts(chance: random.Random, source: str) -> list[str]:
-    """Return texts of equal length with at most `_BUDGET_TOKENS` characters in total: one shape.
+    """Return texts of equal length for a batch of random shape, at most `_BUDGET_TOKENS` characters in total.
 
     A character is at most about one token, so the limit also holds for tokens.
     """

@@ -21,7 +21,8 @@ from koe5_onnx.engine.machine import cpu_name
 from koe5_onnx.files import read_json
 
 CHECKED_TEXTS = 4
-"""Number of texts per corpus, embedded in one call to check padding and order too."""
+"""Number of texts per corpus that are compared with PyTorch. One call embeds all of them, which also checks
+padding and order."""
 _LEAST_FREE_BYTES = 1 << 30
 _SWEEP_TOKENS = 2048
 
@@ -42,7 +43,7 @@ class Opened:
     """Batch size by corpus; 0 is the library's default."""
 
     def describe(self) -> dict[str, Any]:
-        """Return the contender as plain data."""
+        """Return versions, graph, lowest cosine and batch sizes as JSON-serializable data."""
         return {
             "versions": self.versions,
             "about": self.about,
@@ -57,12 +58,12 @@ class Field:
 
     opened: dict[str, Opened]
     wrong: dict[str, str]
-    """Reasons by contender name; these contenders are not timed."""
+    """Why a contender's embeddings are wrong, by contender name. These contenders are not timed."""
 
 
 @contextmanager
 def open_field(setting: Setting) -> Iterator[Field]:
-    """Prepare, start and check the contenders one by one. All keep running until the end."""
+    """Prepare, start and check the contenders one by one. Their processes run until the context ends."""
     files = {one.name: setting.store.files_of(one) for one in setting.contenders}
     texts = list(dict.fromkeys(text for one in setting.corpora for text in one.texts[:CHECKED_TEXTS]))
     reference = reference_of(setting.store.checkpoint, texts, setting.store.own / "reference")
@@ -112,8 +113,8 @@ def choose_batches(
         corpora: Corpora to choose batch sizes for.
         folder: Folder in which sweeps are saved.
         threads: Number of threads of the library.
-        machine: Machine name that the best size depends on; None uses the CPU's name.
-        tokens: Number of tokens of the sample for the sweep.
+        machine: Name of the machine, with which sweeps are saved; None uses the CPU's name.
+        tokens: Number of tokens in the sample that the sweep embeds.
     """
     file = folder / "batches" / f"{opened.contender.name}.json"
     known = read_json(file, InputError, "delete it") if file.is_file() else {}
@@ -143,7 +144,7 @@ def _swept(opened: Opened, corpus: Corpus, tokens: int) -> int:
 
 
 def sample_of(corpus: Corpus, tokens: int) -> list[str]:
-    """Return the first texts of a corpus that together have this many tokens."""
+    """Return the first texts of a corpus that together have at least `tokens` tokens."""
     found: list[str] = []
     for text, length in zip(corpus.texts, corpus.lengths, strict=True):
         found.append(text)

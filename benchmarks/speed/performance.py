@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def updated(text: str, found: Mapping[str, str], page: str) -> str:
-    """Return a page's text with each table between its two marks.
+    """Return the text of `page` with each table of `found` between its two marks.
 
     Raises:
         InputError: A table's marks are not in the text exactly once and in order.

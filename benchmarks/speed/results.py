@@ -60,8 +60,8 @@ def read_result(file: Path) -> dict[str, Any]:
     """Read a result.
 
     Raises:
-        InputError: It is not JSON, or has another format.
-        OSError: It cannot be read.
+        InputError: The file is not JSON, or has another format.
+        OSError: The file cannot be read.
     """
     advice = "measure again with --json"
     found: dict[str, Any] = read_json(file, InputError, advice)

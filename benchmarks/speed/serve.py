@@ -1,7 +1,7 @@
 """Measure requests per second and latency over HTTP, against the Python API and the server infinity.
 
-In a closed loop, each of N clients requests the embedding of one text and waits for it. Servers and the
-Python API take turns in every round. The load generator shares their cores, and its CPU time is reported
+Each of N clients requests the embedding of one text and waits for it before the next request. Servers and the
+Python API take turns in every round. The clients run on the same cores, and their CPU time is reported
 separately.
 """
 
@@ -36,12 +36,12 @@ _QUERY_TOKENS = (29, 55)
 _LEAST_COSINE = 0.97
 """Minimum cosine of a peer's embedding to that of the Python API. The peer computes in fp32, not in int8."""
 _PAGE_CHARACTERS = 3000
-"""Enough for more than 512 tokens of Korean, at about 2 characters each."""
+"""Length of a page: more than 512 tokens of Korean, which have about 2 characters each."""
 _BULK_CLIENTS = 32
 _QUERIES = 10_000
-"""Number of different queries in the log."""
+"""Number of different queries in the query log."""
 _CALLS_IN_TURN = 20
-"""Number of calls of a lone query before the next server's turn."""
+"""Number of calls of a lone query before the next server takes its turn."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also measure our server with this --max-wait-ms",
     )
     parser.add_argument(
-        "--cache-entries", type=int, metavar="N", help="also measure a query log without and with this cache"
+        "--cache-entries",
+        type=int,
+        metavar="N",
+        help="also measure repeated queries, with and without a cache",
     )
     parser.add_argument("--peer", action="append", default=[], choices=PEERS, help="also measure this peer")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
@@ -91,7 +94,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests per text in each round; more reduce the weight of the first and last batches, which "
         "are not full (default: %(default)s)",
     )
-    parser.add_argument("--lone-calls", type=int, default=100, metavar="N", help="per round (default: 100)")
+    parser.add_argument(
+        "--lone-calls",
+        type=int,
+        default=100,
+        metavar="N",
+        help="calls per round with one query at a time (default: %(default)s)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to FILE")
 
 
@@ -122,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    """Start and check all servers, and let them take turns."""
+    """Start and check all servers, let them take turns, and return the result."""
     result = head("serve", usable_cores().count, setting.checkpoint)
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)
@@ -147,7 +156,7 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def _wrong(servers: Mapping[str, Server], offline: Embedder, setting: Setting) -> dict[str, str]:
-    """Return what is wrong with the embeddings, by server."""
+    """Return, by server, why its embeddings differ too much from those of the Python API."""
     texts = [text for corpus in setting.corpora for text in corpus.texts[:4]]
     expected = offline.encode(texts)
     found: dict[str, str] = {}
@@ -162,7 +171,7 @@ def _wrong(servers: Mapping[str, Server], offline: Embedder, setting: Setting) -
 
 
 def _failed(loads: Mapping[str, Any]) -> dict[str, str]:
-    """Return the number of failed requests by server, because its speed would include them."""
+    """Return a message for each server with failed requests, because its speed includes these requests."""
     found: dict[str, int] = {}
     for load_ in loads.values():
         for name, by_concurrency in load_["servers"].items():
@@ -173,11 +182,11 @@ def _failed(loads: Mapping[str, Any]) -> dict[str, str]:
 def _round(
     servers: Mapping[str, Server], offline: Embedder, setting: Setting, turn: int
 ) -> dict[str, dict[Any, Any]]:
-    """Return by corpus the Python API's tokens per second and the load of each server by concurrency."""
+    """Return by corpus a `Load` by (server, clients), and the Python API's tokens per second as "offline"."""
     found: dict[str, dict[Any, Any]] = {}
     for corpus in setting.corpora:
         one: dict[Any, Any] = {}
-        # Measured before, between and after, so that temporary load on the machine does not favor a server.
+        # Measure the Python API before and after each server, so that temporary load affects both.
         offline_seconds = [_seconds_offline(offline, corpus)]
         for name in rotated(list(servers), turn):
             for concurrency in setting.concurrency:
@@ -197,7 +206,7 @@ def _seconds_offline(offline: Embedder, corpus: Corpus) -> float:
 
 
 def _merged(rounds: Sequence[Mapping[Any, Any]], corpus: Corpus, laps: int) -> dict[str, Any]:
-    """Return medians over rounds, and latencies over the requests of all rounds."""
+    """Return medians over the rounds, and percentiles of the latencies of all rounds together."""
     requests, tokens = laps * len(corpus.texts), laps * corpus.tokens
     offline = float(np.median([one["offline"] for one in rounds]))
     keys = [key for key in rounds[0] if key != "offline"]
@@ -229,11 +238,11 @@ def _median_ms(seconds: Sequence[float]) -> float:
 
 
 def _lone(servers: Mapping[str, Server], offline: Embedder, setting: Setting) -> dict[str, Any]:
-    """Repeat one query with the Python API and over HTTP, in turn."""
+    """Return percentiles of the latency of one query with the Python API and each server, in turn."""
     queries = sorted(queries_of(setting.corpora[0], *_QUERY_TOKENS), key=len)
     query = queries[len(queries) // 2]
     calls: dict[str, list[float]] = {"offline": [], **{name: [] for name in servers}}
-    # Few calls in turn, so that temporary load on the machine affects all equally.
+    # Each turn has few calls, so that temporary load on the machine affects all equally.
     for _ in range(setting.rounds * -(-setting.lone_calls // _CALLS_IN_TURN)):
         for _ in range(min(_CALLS_IN_TURN, setting.lone_calls)):
             start = time.perf_counter()
@@ -279,7 +288,7 @@ def _query_log(setting: Setting) -> dict[str, Any]:
         for turn in range(setting.rounds):
             log = repeated(texts, setting.laps * len(texts), turn)
             for entries in rotated(list(servers), turn):
-                servers[entries].embed(["가"])  # so that the number of components is known
+                servers[entries].embed(["가"])  # sets `dim`, with which the clients check answers
                 loads[entries].append(run_clients(load(servers[entries], log, max(setting.concurrency))))
         for entries, some in loads.items():
             hits = servers[entries].metric("koe5_cached_inputs_total")
@@ -292,7 +301,7 @@ def _query_log(setting: Setting) -> dict[str, Any]:
 
 
 def repeated(texts: Sequence[str], count: int, seed: int) -> list[str]:
-    """Draw from 10,000 variants of the texts with frequencies of 1 / rank (Zipf's law)."""
+    """Draw `count` of 10,000 variants of the texts, with frequencies of 1 / rank (Zipf's law)."""
     variants = [f"{text} {number // len(texts)}" for number, text in zip(range(_QUERIES), cycle(texts))]
     frequencies = 1 / np.arange(1, _QUERIES + 1)
     drawn = np.random.default_rng(seed).choice(_QUERIES, count, p=frequencies / frequencies.sum())
@@ -324,7 +333,7 @@ def table(result: Mapping[str, Any]) -> str:
     fairness = result["fairness"]
     lines += [
         f"queries alone: {_in_words(fairness['alone_ms'])}",
-        f"queries beside bulk ({fairness['bulk_texts_per_s']:.2f} pages/s): "
+        f"queries during bulk requests ({fairness['bulk_texts_per_s']:.2f} pages/s): "
         f"{_in_words(fairness['beside_bulk_ms'])}, p99 {fairness['p99_ratio']:.2f} times",
     ]
     for entries, row in result.get("query_log", {}).items():

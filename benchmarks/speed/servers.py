@@ -32,9 +32,9 @@ class Server:
 
     Args:
         command: Command line; "{port}" is replaced.
-        environment: Name of its Python environment.
-        model: Model name for requests.
-        path: Path of the OpenAI route.
+        environment: Name of the Python environment in which the command runs (see registry.py).
+        model: Model name that clients send.
+        path: Path of the route that is compatible with OpenAI.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Server:
         self._log.close()
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Embed texts, prompts included, in one request: float32[n, dim]."""
+        """Return the embeddings, float32[n, dim], of texts that include prompts, from a single request."""
         body = {"input": list(texts), "model": self.model, "encoding_format": "base64"}
         request = urllib.request.Request(  # noqa: S310 - loopback
             f"{self.url}{self.path}", json.dumps(body).encode(), {"content-type": "application/json"}
@@ -83,13 +83,13 @@ class Server:
         return found
 
     def metric(self, name: str) -> float:
-        """Return a metric of this project's server."""
+        """Return the first Prometheus metric whose name starts with `name`, of this project's server."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:  # noqa: S310 - loopback
             lines: list[str] = answer.read().decode().splitlines()
         return float(next(line for line in lines if line.startswith(name)).split()[-1])
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time of all threads so far."""
+        """Return the CPU time of all threads since the server started."""
         return cpu_seconds_of(self._process.pid)
 
     def _wait_until_ready(self) -> None:
@@ -119,7 +119,7 @@ def peer(name: str, checkpoint: Path) -> Server:
     Source: https://michaelfeil.eu/infinity/latest/cli_v2/
 
     Raises:
-        InputError: Its environment is missing.
+        InputError: The server's Python environment is missing.
     """
     command = [str(python_of(name).with_name("infinity_emb")), "v2", "--model-id", str(checkpoint.resolve())]
     options = ["--engine", "torch", "--device", "cpu", "--dtype", "float32", "--url-prefix", "/v1"]

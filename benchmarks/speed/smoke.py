@@ -40,7 +40,7 @@ _GENEROUS = 0.6
 """A bound is this fraction of the measured ratio."""
 
 Nodes = dict[str, dict[str, float]]
-"""Number of nodes by graph ("int8 padded") and checkpoint, with an additional entry "per layer"."""
+"""Number of nodes by graph ("int8 padded") and by checkpoint ("tiny", "small") or "per layer"."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Count, measure and compare. The exit code is 1 if a result is worse than recorded."""
+    """Count, measure and compare. The exit code is 1 if a result does not match the record."""
     stores = {size: _store(args.cache, size) for size in LAYERS}
     nodes, ratios = count(stores), measure(stores["small"])
     for graph, numbers in nodes.items():
@@ -74,7 +74,7 @@ def _store(cache: Path, size: str) -> Store:
 
 
 def count(stores: Mapping[str, Store]) -> Nodes:
-    """Count the nodes of each graph, including branches, and the nodes per additional layer."""
+    """Return the number of nodes of each graph, including branches, and the number per additional layer."""
     found: Nodes = {}
     for precision in _PRECISIONS:
         contender = CONTENDERS[f"koe5-{precision}"]
@@ -130,7 +130,7 @@ def measure(store: Store) -> dict[str, float]:
 
 
 def compare(record: Mapping[str, Any], nodes: Nodes, ratios: Mapping[str, float]) -> Iterator[str]:
-    """Yield a line for each difference from the record: other node counts, or a ratio below its bound."""
+    """Yield a line for each node count that differs from the record and each ratio below its bound."""
     for graph in sorted({*record["nodes"], *nodes}):
         expected, found = record["nodes"].get(graph), nodes.get(graph)
         if expected != found:

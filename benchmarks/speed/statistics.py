@@ -37,7 +37,7 @@ def ratio(rounds: Sequence[float], baseline: Sequence[float]) -> float:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest value that at least `share` of all values do not exceed; `share` in (0, 1]."""
+    """Return the nearest-rank percentile: the least value that at least `share` of values do not exceed."""
     if not values or not 0 < share <= 1:
         raise InputError(f"percentile {share} of {len(values)} values: expected values and a share in (0, 1]")
     ordered = sorted(values)
@@ -45,13 +45,13 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def rotated(names: Sequence[str], turn: int) -> list[str]:
-    """Return the order of a round. Rotation varies which contender starts."""
+    """Return the names in the order of round `turn`. Each round starts with another name."""
     start = turn % len(names) if names else 0
     return [*names[start:], *names[:start]]
 
 
 def with_ratios(figures: Mapping[str, Mapping[str, Any]], baseline: str | None) -> dict[str, dict[str, Any]]:
-    """Return results by contender with the ratio to the baseline, if the baseline was measured."""
+    """Return the results with their ratios to the baseline, which are None if it was not measured."""
     against = figures.get(baseline) if baseline else None
     return {
         name: {**one, "ratio": ratio(one["rounds"], against["rounds"]) if against else None}

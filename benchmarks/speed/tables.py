@@ -16,8 +16,9 @@ RESULTS = ROOT / "benchmarks/results"
 QUALITY = RESULTS / "quality-me5small-amd-zen4"
 MACHINES = {"intel-amx": "Intel Xeon, AMX", "amd-zen4": "AMD EPYC, Zen 4"}
 """Machine names in the documentation, by suffix of the results' folders."""
+COLD_START = ("import the library", "open the model", "first embedding", "total")
 DISTURBED = {"throughput-other.json"}
-"""Results disturbed by other processes, of which only the fastest rounds are shown."""
+"""Files of results that other processes disturbed. Only the fastest rounds of these results are shown."""
 _NONE = "–"
 
 
@@ -26,19 +27,19 @@ def speeds() -> dict[str, list[Result]]:
     found: dict[str, list[Result]] = {}
     for machine in MACHINES:
         files = sorted((RESULTS / f"speed-{machine}").glob("*.json"))
-        # The run that includes other systems in int8 has more rounds than the others, so it comes first.
+        # `throughput` uses the first file with a system, so the run with the most rounds comes first.
         files.sort(key=lambda file: file.name != "throughput-int8.json")
         found[machine] = [{**read_result(file), "file": file.name} for file in files]
     return found
 
 
 def undisturbed(results: Iterable[Result]) -> list[Result]:
-    """Return the results whose medians are meaningful."""
+    """Return the results without those in `DISTURBED`."""
     return [result for result in results if result["file"] not in DISTURBED]
 
 
 def tables() -> dict[str, str]:
-    """Return every table of the page as Markdown, by its name in the marks."""
+    """Return the tables of docs/performance.md as Markdown, by name."""
     machines = speeds()
     quiet = {machine: undisturbed(found) for machine, found in machines.items()}
     serve = {machine: read_result(RESULTS / f"serve-{machine}.json") for machine in MACHINES}
@@ -50,8 +51,8 @@ def tables() -> dict[str, str]:
         "ceiling": _ceiling(quiet),
         "other precisions": _other_precisions(machines["amd-zen4"]),
         "latency": _by_machine(quiet, ("p50", "p90", "p99"), "ms", _latency),
-        "memory": _by_machine(quiet, ("opened", "peak"), "MiB", _memory),
-        "cold start": _by_machine(quiet, ("import", "open", "first", "total"), "s", _coldstart),
+        "memory": _by_machine(quiet, ("after opening", "peak"), "MiB", _memory),
+        "cold start": _by_machine(quiet, COLD_START, "s", _coldstart),
         "server": _server([*serve.items(), ("amd-zen4", infinity)]),
         "server latency": _server_latency(serve),
         "installation": _installation(read_result(RESULTS / "footprint.json")),
@@ -88,7 +89,9 @@ def _conditions(machines: Mapping[str, Sequence[Result]]) -> str:
                 ", ".join(commits),
             ]
         )
-    return _markdown(("machine", "instructions", "cores and memory", "software", "commits"), rows, 5)
+    return _markdown(
+        ("machine", "instructions", "cores and memory", "software", "commits of koe5-onnx"), rows, 5
+    )
 
 
 def _versions(machines: Mapping[str, Sequence[Result]]) -> str:
@@ -114,7 +117,8 @@ def _speed(results: Sequence[Result]) -> str:
         [_bold(name), *(_rate(results, name, corpus) for corpus in CORPORA)]
         for name in _names(results, "throughput")
     ]
-    return _markdown(("tokens/s", *(f"{corpus} (ratio to {baseline})" for corpus in CORPORA)), rows)
+    columns = (f"{corpus}, tokens/s (relative to {baseline})" for corpus in CORPORA)
+    return _markdown(("system", *columns), rows)
 
 
 def _rate(results: Iterable[Result], name: str, corpus: str) -> str:
@@ -141,7 +145,7 @@ def _ceiling(machines: Mapping[str, Sequence[Result]]) -> str:
         )
         rows.append([MACHINES[machine], f"{one['ceiling']['stock']['median']:,.0f}", *shares])
     return _markdown(
-        ("machine", "MatMulInteger alone, tokens/s", *(f"koe5-int8, {c}" for c in CORPORA)), rows
+        ("machine", "MatMulInteger alone, tokens/s", *(f"koe5-int8 on {c}, relative" for c in CORPORA)), rows
     )
 
 
@@ -152,7 +156,7 @@ def _other_precisions(results: Sequence[Result]) -> str:
         for name in CONTENDERS
         if name in one["contenders"]
     ]
-    return _markdown(("tokens/s, fastest round", *CORPORA), rows)
+    return _markdown(("system", *(f"{corpus}, tokens/s" for corpus in CORPORA)), rows)
 
 
 def _by_machine(
@@ -209,7 +213,15 @@ def _server(results: Sequence[tuple[str, Result]]) -> str:
                         f"{one['p99_ms']:,.0f}",
                     ]
                 )
-    head = ("run", "server", "clients", "tokens/s", "share of the Python API", "p50, ms", "p99, ms")
+    head = (
+        "machine, start of the run",
+        "server",
+        "clients",
+        "tokens/s",
+        "relative to the Python API",
+        "p50, ms",
+        "p99, ms",
+    )
     return _markdown(head, rows, 2)
 
 
@@ -239,7 +251,7 @@ def _installation(result: Result) -> str:
         ]
         for name, one in result["installations"].items()
     ]
-    return _markdown(("installation", "packages", "MB", "import, s", "memory after import, MB"), rows)
+    return _markdown(("installation", "packages", "size, MB", "import, s", "memory after import, MB"), rows)
 
 
 def _quality() -> str:

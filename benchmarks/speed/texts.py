@@ -1,6 +1,6 @@
 """Texts of the speed benchmarks, with prompts: short queries, long pages, and a mix of both.
 
-A folder holds `korsts/sts-dev.tsv` (KorSTS sentences) and `autorag_ko/` (AutoRAG's pages, see layouts.py).
+The folder `--data` contains `korsts/sts-dev.tsv` (sentences) and `autorag_ko/` (pages, see layouts.py).
 Source: https://github.com/kakaobrain/kor-nlu-datasets, https://github.com/Marker-Inc-Korea/AutoRAG
 """
 
@@ -27,7 +27,7 @@ _SEED = 5
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts for one round."""
+    """Texts that are embedded in each round."""
 
     name: str
     texts: list[str]

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     setting = setting_of(args)
     if args.processor_time and setting.threads != 1:
         raise InputError(
-            f"--processor-time with {setting.threads} threads would count spinning. Pass --threads 1"
+            f"--processor-time with {setting.threads} threads would count threads that spin. Pass --threads 1"
         )
     ceiling = Ceiling(shape_of(setting), setting.threads)
     with open_field(setting) as field:
@@ -70,14 +70,14 @@ def shape_of(setting: Setting) -> Shape:
 
 
 class Measurable(Protocol):
-    """A reference rate: that of the encoder's matrix products alone."""
+    """A ceiling of the rates: the encoder's matrix products alone."""
 
     def measure(self) -> Mapping[str, float]:
-        """Measure the current tokens per second, by kind."""
+        """Return the tokens per second, by kind of product."""
 
 
 def _embed(opened: Opened, corpus: Corpus, texts: Sequence[str]) -> float:
-    """Return the seconds of one pass, started after the threads of the previous contender sleep."""
+    """Return the seconds of one pass. First wait until the threads of the previous contender do not spin."""
     time.sleep(SETTLE_SECONDS)
     reply = opened.worker.ask("embed", texts=list(texts), batch=opened.batch[corpus.name])
     return float(reply["seconds"])
@@ -87,7 +87,7 @@ def _embed_by_processor(opened: Opened, corpus: Corpus, texts: Sequence[str]) ->
     """Return the CPU seconds of all threads of the process for one pass.
 
     Raises:
-        InputError: The time is too short for the kernel's clock.
+        InputError: The time is shorter than a tick of the clock for CPU time.
     """
     before = opened.worker.cpu_seconds()
     _embed(opened, corpus, texts)
@@ -106,7 +106,11 @@ def measure(
     rounds: int,
     embed: Callable[[Opened, Corpus, Sequence[str]], float] = _embed,
 ) -> tuple[Rounds, Rounds]:
-    """Time every contender once per round and corpus, right after the ceiling. The first pass is warm-up."""
+    """Time the ceiling and then every contender, once per round and corpus.
+
+    Returns:
+        The rates of the contenders and those of the ceiling.
+    """
     names = list(field.opened)
     rates: Rounds = {corpus.name: {name: [] for name in names} for corpus in setting.corpora}
     ceilings: Rounds = {corpus.name: {} for corpus in setting.corpora}
@@ -136,7 +140,7 @@ def result_of(
     baseline: str,
     kind: tuple[str, str, str] = ("throughput", "stock", "int8"),
 ) -> dict[str, Any]:
-    """Return everything as plain data.
+    """Return the result as JSON-serializable data.
 
     Args:
         setting: Settings of the run.
@@ -144,7 +148,7 @@ def result_of(
         rates: Tokens per second of each round.
         ceilings: Tokens per second of each round by kind of ceiling.
         baseline: Contender that ratios refer to, if it was measured.
-        kind: Name of the benchmark, kind of ceiling that the shares are relative to, and its number format.
+        kind: Name of the benchmark, kind of ceiling for the shares, and number format of the ceiling.
     """
     benchmark, share_of, number = kind
     result = head(benchmark, setting.threads, setting.store.checkpoint)
@@ -174,7 +178,7 @@ def result_of(
 def _figures(
     corpus: Corpus, rates: dict[str, list[float]], ceiling: list[float], baseline: str | None
 ) -> dict[str, dict[str, Any]]:
-    """Return each contender's results. The share of the ceiling is computed per round, like the ratio."""
+    """Return each contender's results. The share of the ceiling is the median of the shares per round."""
     figures = with_ratios({name: spread(rounds) for name, rounds in rates.items()}, baseline)
     for one in figures.values():
         one["texts_per_second"] = one["median"] * len(corpus.texts) / corpus.tokens

@@ -2,7 +2,7 @@
 
     from koe5_export import export_checkpoint, verify_artifact
 
-Names are imported on first use, because the command line imports this package to list its commands.
+Names are imported on first use, because the command line imports this package even if it only lists commands.
 """
 
 from __future__ import annotations

@@ -10,14 +10,14 @@ from koe5_onnx import Agreement, Retrieval
 from koe5_onnx.artifact import ERROR_BINS
 
 _BUCKETS = (16, 32, 64, 128, 256, 512, 8192)
-"""Upper bounds of the certificate's length buckets, in tokens."""
+"""Upper bounds of the length buckets (ranges) of a certificate, in tokens."""
 _NEIGHBORS = 10
 _EQUAL = 1e-6
-"""Difference of two cosines up to which they count as equal, because of float32 rounding."""
+"""Cosines that differ by at most this count as equal, because embeddings are rounded to float32."""
 
 
 def agreement(found: Array, reference: Array) -> Agreement:
-    """Compare embeddings with those of the reference; both are float32[n, dim]."""
+    """Compare the embeddings `found`, float32[n, dim], with those of the reference, float32[n, dim]."""
     rows = cosines(found, reference)
     return Agreement(
         texts=len(rows),
@@ -30,13 +30,13 @@ def agreement(found: Array, reference: Array) -> Agreement:
 
 
 def by_length(found: Array, reference: Array, lengths: npt.NDArray[np.int32]) -> dict[str, Agreement]:
-    """Compare embeddings per bucket of `lengths` (int32[n], in tokens), shortest first."""
+    """Compare embeddings like `agreement`, for each bucket of `lengths` (int32[n], in tokens)."""
     buckets = length_buckets(lengths)
     return {bucket: agreement(found[rows], reference[rows]) for bucket, rows in buckets.items()}
 
 
 def length_buckets(lengths: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Return a mask of texts, bool[n], for each non-empty bucket of lengths, such as "33-64"."""
+    """Return a mask of texts, bool[n], for each non-empty length bucket, shortest first."""
     buckets: dict[str, npt.NDArray[np.bool_]] = {}
     low = 1
     for high in _BUCKETS:
@@ -48,10 +48,10 @@ def length_buckets(lengths: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[np.b
 
 
 def retrieval(found: Array, reference: Array) -> Retrieval:
-    """Search for each text among all others with both sets of embeddings, and compare the results.
+    """Use each text as a query for all others, with both sets of embeddings, and compare the results.
 
-    A neighbor counts as preserved if its similarity in the reference is at least that of the reference's last
-    neighbor, because texts with equal similarities are equally good results.
+    A neighbor in `found` counts as shared if its similarity to the query in `reference` is at least that of
+    the last neighbor there, because texts with equal similarities are equally good results.
     """
     ours, theirs = (_similarities_to_others(rows) for rows in (found, reference))
     neighbors = min(_NEIGHBORS, len(found) - 1)
@@ -73,7 +73,7 @@ def retrieval(found: Array, reference: Array) -> Retrieval:
 
 
 def cosines(a: Array, b: Array) -> npt.NDArray[np.float64]:
-    """Return the cosine of each row of a to the same row of b: float64[n]."""
+    """Return the cosines between corresponding rows of a and b, float32[n, dim]: float64[n]."""
     return np.asarray((_unit(a) * _unit(b)).sum(axis=1))
 
 

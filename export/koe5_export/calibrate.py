@@ -1,7 +1,7 @@
 """Measure the inputs of linear layers on calibration texts, in NumPy, one layer at a time.
 
-Calibration requires neither PyTorch nor a second pass over the checkpoint: when export.py reads a layer, it
-also applies the layer to the hidden states of the texts.
+Each layer that export.py reads is also applied to the hidden states of the calibration texts. Calibration
+thus requires neither PyTorch nor a second pass over the checkpoint.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from koe5_export.smooth import LayerInputs, LinearInputs
 from koe5_export.weights import Array, Layer, Linear, Norm
 
 _GELU_VALUES = 1 << 16
-"""Number of values computed at a time. Their dozen intermediate arrays fit in the cache."""
+"""Number of values that `gelu` computes at a time, so that its dozen intermediate arrays fit in the cache."""
 
 
 class Calibration:
-    """Hidden states of calibration texts after some layers, stored without padding.
+    """Hidden states of the calibration texts after the layers applied so far, stored without padding.
 
     Args:
-        checkpoint: The encoder.
+        checkpoint: Checkpoint with the embedding tables.
         ids: Token ids per text, int32[length], including special tokens.
     """
 
@@ -33,7 +33,7 @@ class Calibration:
         self._summed = _embed(checkpoint, ids)
 
     def advance(self, input_norm: Norm, layer: Layer) -> LayerInputs:
-        """Apply one layer to the hidden states and return the inputs of its linear layers."""
+        """Apply one encoder layer and the norm before it, and return the inputs of its linear layers."""
         x = self._norm(self._summed, input_norm)
         context = self._attend(x, layer)
         middle = x + _apply(context, layer.output)
@@ -67,7 +67,7 @@ class Calibration:
 
 
 def gelu(x: Array) -> Array:
-    """Compute x * (1 + erf(x / sqrt 2)) / 2, with an error of erf below 1.5e-7.
+    """Compute GELU, x * (1 + erf(x / sqrt 2)) / 2, with an error of erf below 1.5e-7.
 
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
     """
@@ -94,7 +94,6 @@ def _apply(x: Array, linear: Linear) -> Array:
 
 
 def _attention(query: Array, key: Array, value: Array, heads: int) -> Array:
-    """Compute softmax attention of one text; all arrays are float32[length, hidden]."""
     length, hidden = query.shape
     q, k, v = (part.reshape(length, heads, -1).transpose(1, 0, 2) for part in (query, key, value))
     scores = q @ k.transpose(0, 2, 1) / np.float32(np.sqrt(hidden // heads))
@@ -104,7 +103,7 @@ def _attention(query: Array, key: Array, value: Array, heads: int) -> Array:
 
 
 def _embed(checkpoint: Checkpoint, ids: Sequence[npt.NDArray[np.int32]]) -> Array:
-    """Return the sum of word, position and token-type embeddings: float32[tokens, hidden]."""
+    """Return the sum of word, position and token-type embeddings of all tokens: float32[tokens, hidden]."""
     table = checkpoint.positions(max(len(row) for row in ids))
     positions = [_positions(row, checkpoint) for row in ids]
     words = _rows_of(checkpoint.word_embeddings(), np.concatenate(ids))
@@ -112,7 +111,7 @@ def _embed(checkpoint: Checkpoint, ids: Sequence[npt.NDArray[np.int32]]) -> Arra
 
 
 def _positions(row: npt.NDArray[np.int32], checkpoint: Checkpoint) -> npt.NDArray[np.intp]:
-    """Return the row indices of `Checkpoint.positions` for one text."""
+    """Return the index of each token of a text in the table `Checkpoint.positions`: intp[length]."""
     if not checkpoint.config.counts_from_pad:
         return np.arange(len(row))
     is_token = row != checkpoint.config.pad_id
@@ -120,7 +119,7 @@ def _positions(row: npt.NDArray[np.int32], checkpoint: Checkpoint) -> npt.NDArra
 
 
 def _rows_of(table_parts: Iterable[Array], ids: npt.NDArray[np.int32]) -> Array:
-    """Gather rows from a table that is read in parts."""
+    """Look up `ids` in a table that is read in parts of its rows: float32[len(ids), hidden]."""
     parts: list[Array] = []
     where = np.full(len(ids), -1)
     start = found = 0

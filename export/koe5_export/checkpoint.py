@@ -1,8 +1,8 @@
 """Open a PyTorch checkpoint, local or from the Hub, and read its tensors one at a time.
 
 This module decides which files of a Hub repository are downloaded, and maps tensor names. `tensors.py` reads
-the file formats. Each tensor is read when it is requested, so that an export holds one layer in memory at a
-time; only `.bin` files written before PyTorch 1.6 are loaded completely.
+the file formats. A tensor is not read before it is requested, so that an export holds one layer in memory at
+a time. But `.bin` files written before PyTorch 1.6 are loaded completely.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ _SMALL_FILES = (
 A module's folder is named after its number and class, for example 1_Pooling. `onnx/` and `openvino/` contain
 other exports and are not downloaded."""
 _OWN_PREFIX = {"xlm-roberta": "roberta.", "roberta": "roberta.", "bert": "bert."}
-"""Prefix of the encoder's tensors in a checkpoint with a head; transformers strips no other prefix.
+"""Prefix of the encoder's tensor names by model type, if the checkpoint was saved with a head. transformers
+also accepts names without a prefix, but none with another prefix.
 Source: `base_model_prefix` in transformers' modeling_xlm_roberta.py, modeling_roberta.py, modeling_bert.py"""
 _WORDS = "embeddings.word_embeddings.weight"
 _ROWS_PER_READ = 16384
@@ -54,12 +55,12 @@ class Checkpoint:
         folder: Folder of the checkpoint.
         repository: Hub id of the checkpoint, or the folder's name.
         revision: Commit on the Hub; None for a local checkpoint.
-        any_encoder: Also accept encoders that the graph builder does not support. They can be traced and
-            measured, but their layers cannot be read.
+        any_encoder: True to also accept encoders that the graph builder (graph.py) does not support. These
+            can be traced and measured, but `layer` cannot read them.
 
     Raises:
-        CheckpointError: A file or tensor is missing, damaged or not supported; the message lists all problems
-            with tensors.
+        CheckpointError: A file or tensor is missing, damaged or not supported. The message lists all tensors
+            with a problem.
         MissingDependencyError: The weights are in pytorch_model.bin, and torch is not installed.
     """
 
@@ -80,7 +81,7 @@ class Checkpoint:
         self._files = weight_files(self.encoder_folder)
         described = {file: file.tensors() for file in self._files}
         stored = {name: tensor for tensors in described.values() for name, tensor in tensors.items()}
-        # The tensors that an unsupported encoder needs are unknown, so all stored ones are used.
+        # It is unknown which tensors an unsupported encoder needs, so all stored ones are used.
         self._shapes = self.config.shapes or {name: tensor.shape for name, tensor in stored.items()}
         self._names = self._stored_names(stored)
         self._files_by_name = {name: file for file, tensors in described.items() for name in tensors}
@@ -117,7 +118,7 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """Number of weights that the encoder uses, or of all stored weights if it is not `buildable`."""
+        """Number of weights that the encoder uses; of all stored weights if `config.buildable` is False."""
         return sum(math.prod(shape) for shape in self._shapes.values())
 
     @property
@@ -126,7 +127,7 @@ class Checkpoint:
         return sum(file.path.stat().st_size for file in self._files)
 
     def source(self, on_bytes: Callable[[int], None] = lambda _done: None) -> Source:
-        """Return the origin of the checkpoint and the SHA-256 over its weight files.
+        """Return the origin of the checkpoint and the SHA-256 of its weight files.
 
         Args:
             on_bytes: Called with the number of bytes read so far.
@@ -141,7 +142,7 @@ class Checkpoint:
         return Source(self.repository, self.revision, digest.hexdigest())
 
     def read(self, name: str, rows: slice = slice(None)) -> Array:
-        """Read one tensor, or some of its rows, as float32.
+        """Read one tensor, or the given rows of it, as float32.
 
         Raises:
             CheckpointError: The file is damaged, or the tensor contains NaN or infinity.
@@ -156,21 +157,20 @@ class Checkpoint:
         return array
 
     def word_embeddings(self) -> Iterator[Array]:
-        """Yield the word embeddings in parts of their rows, float32[rows, hidden]."""
+        """Yield the word embeddings in groups of consecutive rows, float32[rows, hidden]."""
         rows = self.config.vocabulary
         for start in range(0, rows, _ROWS_PER_READ):
             part = slice(start, min(start + _ROWS_PER_READ, rows))
             yield self.read(_WORDS, part)
 
     def positions(self, max_tokens: int) -> Array:
-        """Return the sum of position and token-type embeddings, float32[rows, hidden].
+        """Return the sum of position and token-type embeddings for texts of up to `max_tokens` tokens.
 
-        Row 0 belongs to the first token. In encoders that count positions from the pad id (RoBERTa), row 0
-        belongs to pad tokens and row 1 to the first token.
+        It is float32[rows, hidden]. Row 0 belongs to the first token. In encoders that count positions from
+        the pad id (RoBERTa), row 0 belongs to pad tokens and row 1 to the first token.
         """
         first = self.config.pad_id if self.config.counts_from_pad else 0
-        # Short batches have up to three slots of padding, which plain position ids also count. RoBERTa uses
-        # row 0 for padding.
+        # Padding to a multiple of 4 adds up to three slots with position ids of their own (in RoBERTa, 0).
         rows = max_tokens + (1 if self.config.counts_from_pad else 3)
         end = min(first + rows, self.config.positions)
         table = self.read("embeddings.position_embeddings.weight", slice(first, end))
@@ -178,11 +178,11 @@ class Checkpoint:
         return table + token_type
 
     def embedding_norm(self) -> Norm:
-        """Return the LayerNorm over the summed embeddings."""
+        """Return the LayerNorm that is applied to the sum of the embeddings."""
         return self._norm("embeddings.LayerNorm")
 
     def layer(self, number: int) -> Layer:
-        """Return the weights of one encoder layer; weights of linear layers are [in, out]."""
+        """Return the weights of the encoder layer with this index, transposed to [in, out]."""
         at = f"encoder.layer.{number}"
         return Layer(
             query=self._linear(f"{at}.attention.self.query"),
@@ -203,10 +203,10 @@ class Checkpoint:
         return Norm(self.read(f"{name}.weight"), self.read(f"{name}.bias"))
 
     def _stored_names(self, stored: dict[str, Tensor]) -> dict[str, str]:
-        """Map each tensor to its name in the files, and check all tensors.
+        """Map the usual name of each tensor to its name in the files.
 
-        A tensor is accepted only if all supported versions of transformers load it. Tensors that they would
-        initialize at random, and duplicates, are errors.
+        It is an error if a supported version of transformers would not find a tensor, and thus initialize it
+        at random, or if a tensor is stored under two names.
         """
         own = _OWN_PREFIX[self.config.model_type] if self.config.buildable else ""
         # transformers 4.57 ignores names without the prefix if at least one name has it.
@@ -232,7 +232,7 @@ class Checkpoint:
         return names
 
     def _check_prefix(self, own: str, stored: dict[str, Tensor]) -> None:
-        """Reject names with an unknown prefix in one message instead of one line per tensor."""
+        """Report an unknown prefix in one message, instead of reporting every tensor as missing."""
         words = [name for name in stored if name.endswith("." + _WORDS)]
         if self.config.buildable and words and not {_WORDS, own + _WORDS} & stored.keys():
             raise CheckpointError(
@@ -243,9 +243,9 @@ class Checkpoint:
 
 
 def _spellings(name: str, own_prefix: str) -> list[str]:
-    """Return all names under which transformers finds a tensor.
+    """Return all names under which transformers looks for a tensor.
 
-    Checkpoints converted from TensorFlow use gamma and beta for LayerNorm weights.
+    In checkpoints converted from TensorFlow, LayerNorm weights are called gamma and beta.
     Source: "legacy" in transformers' conversion_mapping.py
     """
     old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
@@ -253,7 +253,6 @@ def _spellings(name: str, own_prefix: str) -> list[str]:
 
 
 def _misfit(name: str, tensor: Tensor, shape: tuple[int, ...]) -> str | None:
-    """Describe what is wrong with a tensor's shape or dtype, or return None."""
     floats = FLOATS.values()
     if tensor.shape != shape:
         return f"shape {tensor.shape}, config.json requires {shape}"
@@ -263,7 +262,7 @@ def _misfit(name: str, tensor: Tensor, shape: tuple[int, ...]) -> str | None:
 
 
 def _fetch(repository: str, revision: str | None) -> Path:
-    """Download a checkpoint from the Hub; .bin weights only if it has no safetensors."""
+    """Download a checkpoint from the Hub, with .bin weights only if the repository has no safetensors."""
     files = (*_SMALL_FILES, SAFETENSORS)
     folder = fetch(repository, revision, files)
     # The folder's name is the commit, so all downloads are of the same commit.
@@ -279,7 +278,7 @@ def _fetch(repository: str, revision: str | None) -> Path:
 
 
 def _hub_origin(folder: Path) -> tuple[str, str | None]:
-    """Return Hub id and commit of a folder in the Hub cache, or the folder's name and None.
+    """Return the Hub id and commit of a folder in the Hub cache; for other folders, the name and None.
 
     Snapshots are in models--OWNER--NAME/snapshots/COMMIT.
     Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache

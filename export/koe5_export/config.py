@@ -1,4 +1,4 @@
-"""Read a checkpoint's config.json: the shape of the encoder, and whether the graph builder supports it."""
+"""Read the shape of an encoder from config.json, and check if the graph builder (graph.py) supports it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def read_config(folder: Path, *, any_encoder: bool = False) -> EncoderConfig:
 
     Args:
         folder: The checkpoint.
-        any_encoder: Also accept encoders that the graph builder does not support.
+        any_encoder: True to also accept encoders that the graph builder does not support.
 
     Raises:
         CheckpointError: The file is missing or incomplete, or the encoder is not supported.
@@ -148,7 +148,7 @@ def _encoder_config(data: dict[str, Any], *, buildable: bool) -> EncoderConfig:
 
 
 def _unknown_trait(data: dict[str, Any]) -> str | None:
-    """Describe the first setting for which the graph builder would write a wrong graph, or return None."""
+    """Describe a setting that the graph builder does not support; None if there is none."""
     expected: dict[str, tuple[Any, ...]] = {
         "model_type": (*_ROBERTA_TYPES, "bert"),
         "hidden_act": ("gelu",),

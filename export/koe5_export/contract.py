@@ -1,9 +1,9 @@
 """Determine the contract of a checkpoint: pooling, normalization, prompts, token limit and similarity.
 
-The contract is read from the checkpoint's settings files as sentence-transformers reads them (settings.py),
-or from a table of Hub ids whose repositories lack these files. It is never guessed: servers that guess fall
-back to CLS pooling for KoE5 and return wrong embeddings. reference.py compares the contract with the model
-that sentence-transformers loads.
+The contract comes from the checkpoint's settings files, which are read as sentence-transformers reads them
+(settings.py). For some Hub ids whose repositories lack these files, it comes from the table `KNOWN`. It is
+never guessed: servers that guess fall back to CLS pooling for KoE5 and return wrong embeddings. reference.py
+compares the contract with the model that sentence-transformers loads.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from koe5_onnx import CheckpointError, CheckpointWarning, Contract, InputError
 _POOLINGS = ("mean", "cls")
 _SIMILARITIES = ("cosine", "dot")
 _SPECIALS = 2
-"""Number of special tokens per text, `<s>` and `</s>`; a token limit must be larger."""
+"""Number of special tokens per text (`<s>` and `</s>`), which a token limit must exceed."""
 _POOLING_FLAGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 _BASE_MODEL = re.compile(r"\A---\s.*?^base_model:(.*(?:\n[ -].*)*)", re.DOTALL | re.MULTILINE)
-"""Field `base_model` of a model card's metadata, which has one name or a list of names."""
+"""Matches the field `base_model` of a model card's metadata, which has one name or a list of names."""
 _E5_NAME = re.compile(r"(?<![a-z0-9])(ko)?e5(?![a-z0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class KnownContract:
-    """The part of a contract that is documented only in the model card."""
+    """The part of a contract that some repositories state only in the model card."""
 
     pooling: str
     prompts: Mapping[str, str]
@@ -71,9 +71,9 @@ class ContractOptions:
     """Properties of a model that its checkpoint does not record."""
 
     like: str | None = None
-    """Hub id in `KNOWN` with the same contract, for a local copy; None uses the checkpoint's own id."""
+    """Hub id in `KNOWN` whose contract applies, for a local copy; None uses the checkpoint's own id."""
     prompts: Mapping[str, str] = field(default_factory=dict)
-    """Prompts by name ("query", "passage"), for a checkpoint without stored prompts."""
+    """Prompts by name ("query", "passage") that the checkpoint's files lack."""
     matryoshka_dims: Sequence[int] | None = None
     """Matryoshka dimensions that the model was trained for; None reads them from the checkpoint."""
     unicode_form: str | None = "NFC"
@@ -132,7 +132,6 @@ def _known(checkpoint: Checkpoint, like: str | None) -> KnownContract | None:
 def _pooling(
     folder: Path, modules: Modules | None, repository: str, known: KnownContract | None
 ) -> tuple[str, bool]:
-    """Return the pooling, and whether embeddings are normalized."""
     if modules is not None:
         file = folder / modules.pooling / "config.json"
         if not file.is_file():
@@ -151,20 +150,20 @@ def _pooling(
 
 
 def pooling_mode(settings: Mapping[str, Any]) -> str:
-    """Return the pooling mode in the settings of a pooling module, in the old or the new format.
+    """Return the pooling mode from the settings of a pooling module, in the old or the new format.
 
-    If there are several modes, whose results sentence-transformers concatenates, join their names by "+".
+    Several modes, whose results sentence-transformers concatenates, are joined by "+".
     """
     modes = settings.get("pooling_mode")
     if modes is None:
-        # The old format has one flag per mode; sentence-transformers uses the mean if none is set.
+        # The old format has one flag per mode. If no flag is set, sentence-transformers uses the mean.
         flags = [flag for flag, value in settings.items() if flag.startswith("pooling_mode_") and value]
         modes = [_POOLING_FLAGS.get(flag, flag.removeprefix("pooling_mode_")) for flag in flags] or ["mean"]
     return modes if isinstance(modes, str) else "+".join(map(str, modes))
 
 
 def _max_tokens(folder: Path, modules: Modules | None, positions: int) -> int:
-    """Return the token limit of sentence-transformers, at most the number of the encoder's positions.
+    """Return the token limit that sentence-transformers uses, but at most `positions`, the encoder's limit.
 
     As in sentence-transformers, max_seq_length overrides the tokenizer's model_max_length.
     """
@@ -181,7 +180,7 @@ def _max_tokens(folder: Path, modules: Modules | None, positions: int) -> int:
 
 
 def _require_right_padding(checkpoint: Checkpoint) -> None:
-    """Reject left padding unless position ids skip pad tokens; embeddings would depend on the batch."""
+    """Reject left padding if position ids count pad tokens, because they would depend on the batch."""
     file = checkpoint.encoder_folder / "tokenizer_config.json"
     if read_settings(file).get("padding_side") == "left" and not checkpoint.config.counts_from_pad:
         raise CheckpointError(
@@ -193,10 +192,11 @@ def _require_right_padding(checkpoint: Checkpoint) -> None:
 def _prompts(
     file: Path, settings: Mapping[str, Any], known: KnownContract | None, given: Mapping[str, str]
 ) -> dict[str, str]:
-    """Merge the prompts of the model card, of the checkpoint and of `given`; later ones take precedence.
+    """Merge the prompts in `known`, in the checkpoint's `settings` and in `given`.
 
-    "query" and "passage" are always present. sentence-transformers also uses "document" for passages.
-    `given` may replace empty prompts, which sentence-transformers stores if none were set, but no others.
+    Later ones take precedence, but it is an error if `given` differs from a prompt in `settings` that is not
+    empty. sentence-transformers stores empty prompts if none were set. The result always has "query" and
+    "passage". "document" is the name that sentence-transformers uses for passages.
     """
     stored = settings.get("prompts") or {}
     if not isinstance(stored, dict) or not all(isinstance(prompt, str) for prompt in stored.values()):
@@ -253,7 +253,6 @@ def _warn_if_e5(checkpoint: Checkpoint) -> None:
 
 
 def _names(checkpoint: Checkpoint) -> list[str]:
-    """Return a checkpoint's names: its own, the one in config.json, and those of its base models."""
     names = [
         checkpoint.repository,
         str(read_json(checkpoint.encoder_folder / "config.json").get("_name_or_path", "")),

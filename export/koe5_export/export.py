@@ -35,7 +35,7 @@ class ExportOptions(PublishOptions):
     precision: str = "fp32"
     """Name in `PRECISIONS`: fp32, fp16, int8, int8-block or int4-block."""
     exporter: str = "builder"
-    """"builder" writes the graph from the weights; "optimum" traces PyTorch (fp32 only)."""
+    """"builder" writes the graph node by node (graph.py); "optimum" traces PyTorch (fp32 only)."""
     calibration: Sequence[str] = CALIBRATION
     """Texts for calibrating quantization; half of them get the query prompt, half the passage prompt."""
 
@@ -43,13 +43,13 @@ class ExportOptions(PublishOptions):
 def export_checkpoint(
     checkpoint: Checkpoint, out: Path, options: ExportOptions | None = None, progress: Progress = silent
 ) -> Artifact:
-    """Export a checkpoint, measure it against PyTorch, and publish it as the folder `out`.
+    """Export a checkpoint, measure the artifact against PyTorch, and publish it as the folder `out`.
 
     Args:
         checkpoint: The opened checkpoint.
         out: Folder of the artifact.
         options: See ExportOptions.
-        progress: Called as the stages advance.
+        progress: Callback for the progress of each stage.
 
     Returns:
         The published artifact; its manifest holds the certificate.
@@ -57,9 +57,9 @@ def export_checkpoint(
     Raises:
         InputError: `out` exists, an option is out of range, or the disk is full.
         CheckpointError: The checkpoint cannot be exported.
-        FidelityError: The artifact fails its gate; nothing is published.
-        MissingDependencyError: torch, transformers or sentence-transformers is not installed, or optimum is
-            the exporter and not installed.
+        FidelityError: The artifact is outside the bounds of its gate; nothing is published.
+        MissingDependencyError: torch, transformers, sentence-transformers or the requested exporter is not
+            installed.
     """
     options = options or ExportOptions()
     _require_exporter(checkpoint, options)
@@ -84,7 +84,6 @@ def export_checkpoint(
 
 
 def _require_exporter(checkpoint: Checkpoint, options: ExportOptions) -> None:
-    """Check that the exporter is known, installed, and supports the precision and the encoder."""
     if options.exporter == "optimum":
         require_optimum()
         if options.precision != "fp32":
@@ -102,18 +101,18 @@ def write_graph(
 
     Args:
         spec: Checkpoint, contract and precision.
-        calibration: Texts without prompts; used only if the precision smooths activations.
+        calibration: Texts without prompts; not used by precisions without smoothing.
         graph: File of the graph.
         weights: File of its weights, in the same folder.
-        report: Called with the number of layers done.
+        report: Called with the number of layers that are written.
 
     Returns:
-        Names of the linear layers that are written in smaller blocks than is usual for the precision.
+        Names of the linear layers in smaller blocks than usual (see `Precision.is_exception`).
     """
     exceptions: list[str] = []
     stage = "layers" if spec.precision.strengths is None else "calibrate"
     total = spec.checkpoint.config.layers
-    report(stage, 0, total)  # the embedding tables are written before the first layer
+    report(stage, 0, total)  # now, because writing the embedding tables before the first layer takes time
     with GraphWriter(graph, weights) as writer:
         ready = _layers(spec, calibration, graph.with_name(TOKENIZER), exceptions)
         layers = _counted(ready, lambda done: report(stage, done, total))
@@ -122,7 +121,7 @@ def write_graph(
 
 
 def _write_packed(spec: ArtifactSpec, graph: Path, exceptions: Sequence[str]) -> str:
-    """Write the packed graph if the encoder has one; return "yes", or "no: " and the reason."""
+    """Write the packed graph if possible; return "yes", or "no: " and the reason."""
     if "cuda" not in spec.precision.target.devices or "cpu" in spec.precision.target.devices:
         return _write_packed_cpu(spec, graph, exceptions)
     config = spec.checkpoint.config
@@ -133,9 +132,9 @@ def _write_packed(spec: ArtifactSpec, graph: Path, exceptions: Sequence[str]) ->
 
 
 def _write_packed_cpu(spec: ArtifactSpec, graph: Path, exceptions: Sequence[str]) -> str:
-    """Write the packed graph for CPUs; return "yes", or "no: " and the reason.
+    """Write the packed graph for CPUs if possible; return "yes", or "no: " and the reason.
 
-    The graph is not written if the fused kernels are not installed, because it could not be measured.
+    The fused kernels must be installed, because the graph must be measured.
     """
     config = spec.checkpoint.config
     if reason := why_not_packed_cpu(spec.precision.name, exceptions, config):
@@ -148,7 +147,6 @@ def _write_packed_cpu(spec: ArtifactSpec, graph: Path, exceptions: Sequence[str]
 
 
 def _recipe(precision: Precision, texts: Sequence[str], exceptions: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of the quantization, for the manifest."""
     recipe = dict(precision.recipe())
     if precision.strengths is not None:
         recipe |= {
@@ -163,9 +161,10 @@ def _recipe(precision: Precision, texts: Sequence[str], exceptions: Sequence[str
 def _layers(
     spec: ArtifactSpec, calibration: Sequence[str], tokenizer_file: Path, exceptions: list[str]
 ) -> Iterator[SmoothLayer]:
-    """Yield the layers in order, smoothed and rounded; each is read once, when it is requested.
+    """Yield the encoder layers in order, smoothed and rounded as the precision requires.
 
-    The names of linear layers in smaller blocks than usual are added to `exceptions`.
+    Each layer is read when it is requested. Names of linear layers in smaller blocks than usual (see
+    `Precision.is_exception`) are added to `exceptions`.
     """
     checkpoint, strengths = spec.checkpoint, spec.precision.strengths
     if strengths is None:
@@ -189,7 +188,7 @@ def _exceptions(layer: SmoothLayer, precision: Precision) -> Iterator[str]:
 
 
 def _read(checkpoint: Checkpoint) -> Iterator[tuple[Norm, Layer]]:
-    """Yield each layer together with the norm before it."""
+    """Yield each encoder layer together with the LayerNorm before it."""
     norm = checkpoint.embedding_norm()
     for number in range(checkpoint.config.layers):
         layer = checkpoint.layer(number)

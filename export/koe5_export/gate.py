@@ -1,4 +1,4 @@
-"""Bounds on a certificate. An artifact that fails its gate is not published."""
+"""The gate: bounds on the figures of a certificate. An artifact outside the bounds is not published."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class Gate:
     """Bounds on a certificate; they can be tightened but not loosened."""
 
     cosine_min: float
-    """Lower bound of the cosine of each embedding to its reference."""
+    """Smallest allowed cosine between an embedding and its reference."""
     cosine_mean: float
-    """Lower bound of the mean cosine to the reference."""
+    """Smallest allowed mean cosine between embeddings and their references."""
     max_abs_diff: float = float("inf")
-    """Upper bound of the difference of any component of unit-length embeddings; inf for no bound."""
+    """Largest allowed difference between corresponding components of unit-length embeddings; inf for any."""
     batch_cosine_min: float = 0.99999
-    """Lower bound of the cosine of a text embedded alone to the same text embedded in a batch."""
+    """Smallest allowed cosine between the embeddings of a text alone and in a batch with other texts."""
 
     def tightened(self, wanted: Mapping[str, float]) -> Gate:
         """Return this gate with some bounds replaced by stricter ones.
@@ -40,10 +40,10 @@ class Gate:
         return Gate(**bounds)
 
     def check(self, certificate: Certificate) -> None:
-        """Check a certificate against the bounds.
+        """Check that a certificate is within the bounds.
 
         Raises:
-            FidelityError: A value is outside its bound; the message has all values.
+            FidelityError: A value is outside its bound. The message has all values.
         """
         found = certificate.overall
         misses = [

@@ -4,6 +4,9 @@ The graph is built from the weights and uses ONNX Runtime's fused operators; not
 Weights are written to disk layer by layer. precision/ defines how linear layers are written.
 
     input_ids, attention_mask int64[n, width]  ->  sentence_embedding float32[n, hidden]
+
+n is the number of texts, and width their padded length. Functions with an argument `g` add nodes to the
+graph. They take the names of tensors, and return the names of their results.
 """
 
 from __future__ import annotations
@@ -26,31 +29,32 @@ from koe5_onnx.engine.batching import ROUNDED_TOKENS
 from koe5_onnx.engine.graphs import OUTPUT
 
 _MASKED = -3.4e38
-"""Attention score of padding keys; their softmax weight is exactly 0."""
+"""Attention score of padding keys, which makes their softmax weight exactly 0."""
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Inputs of attention other than its projections."""
+    """Inputs of all attention nodes other than query, key and value."""
 
     heads: int
     key_mask: str
     """Name of int32[n, width]: 1 for tokens, 0 for padding."""
     is_unmasked: str
-    """Name of a bool: True if attention can take its faster path without a mask."""
+    """Name of bool[1]: True if attention needs no mask, which is faster."""
     lengths: str | None
-    """Name of int32[n], tokens per text, for kernels that take lengths instead of a mask; None otherwise."""
+    """Name of int32[n], tokens per text, for precisions with lengths instead of a mask; None for others."""
 
 
 @dataclass(frozen=True)
 class Sum:
-    """Input of a norm: one tensor, or two tensors and a bias, whose sum the norm's node computes."""
+    """A residual sum as the input of a norm: one tensor, or terms that the norm's node adds."""
 
     x: str
+    """Name of the sum, or of its first term."""
     y: str | None = None
-    """Output of the residual branch; None if `x` is the complete sum."""
+    """Name of the second term, the output of a linear layer without its bias; None if `x` is the sum."""
     bias: Array | None = None
-    """float32[hidden], bias of the branch's linear layer; None if `x` includes it."""
+    """float32[hidden], the third term: the bias of this linear layer; None if `x` is the sum."""
 
 
 def write_encoder(
@@ -110,14 +114,14 @@ def _plain_positions(g: GraphWriter) -> str:
 
 
 def _attention(g: GraphWriter, heads: int, precision: Precision) -> Attention:
-    """Add the key mask and the condition for omitting it, or the lengths of texts, which replace both."""
+    """Add a mask and the condition under which attention omits it, or the lengths of texts instead."""
     mask = g.node("Cast", ["attention_mask"], "key_mask", to=TensorProto.INT32)
     if precision.masks_by_length:
         axis = g.constant("width_axes", np.array([1], dtype=np.int64))
         return Attention(heads, mask, "", g.node("ReduceSum", [mask, axis], "lengths", keepdims=0))
     smallest = g.node("ReduceMin", ["attention_mask"], "smallest_mask", keepdims=0)
     full = g.node("Cast", [smallest], "is_full", to=TensorProto.BOOL)
-    # A short text may be padded in one batch and not in another; it must take the same path in both.
+    # A short text may be padded in one batch and not in another, but must use the same kernel in both.
     short = g.constant("short_tokens", np.array([ROUNDED_TOKENS], dtype=np.int64))
     width = g.node("Shape", ["input_ids"], "batch_width", start=1, end=2)
     unmasked = g.node("And", [full, g.node("Greater", [width, short], "is_long")], "is_unmasked")
@@ -133,9 +137,9 @@ def _layer(
     attention: Attention,
     precision: Precision,
 ) -> Sum:
-    """Add one encoder layer, from the sum before its input norm to the sum before its output norm."""
-    # All sums except the embeddings are scaled. Their variance is multiplied by the square of the scale, so
-    # epsilon must be, too.
+    """Add the norm of `summed` and the encoder layer after it. Return the input of the layer's last norm."""
+    # `prepare` has scaled all residual sums except the embeddings. Their variance has thus been multiplied by
+    # the square of the scale, and so must be epsilon.
     epsilon = config.epsilon * precision.residual_scale**2
     x = _norm(g, summed, layer.input_norm, f"{at}.input", epsilon if summed.y else config.epsilon, precision)
     triple = [(f"{at}.{name}", getattr(layer, name)) for name in ("query", "key", "value")]
@@ -157,7 +161,7 @@ def _layer(
 def _project(
     g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]], precision: Precision
 ) -> list[str]:
-    """Add x @ weight for each (name, linear); rotate the shared input first if the layers require it."""
+    """Add x @ weight for each (name, linear layer); x is rotated first if the layers require it."""
     name, first = linears[0]
     if first.rotation is not None:
         x = _rotate(g, x, name, first, first.rotation)
@@ -165,7 +169,7 @@ def _project(
 
 
 def _rotate(g: GraphWriter, x: str, name: str, linear: Linear, rotation: Array) -> str:
-    """Rotate each block of the last axis of x float32[n, width, in]; the matrix includes `divisors`."""
+    """Divide each block of the last axis of x by `linear.divisors`, and rotate it."""
     block, width = len(rotation), len(linear.weight)
     in_blocks = g.constant(f"blocks_of_{block}", np.array([0, 0, -1, block], dtype=np.int64))
     whole = g.constant(f"rows_of_{width}", np.array([0, 0, width], dtype=np.int64))
@@ -178,7 +182,7 @@ def _rotate(g: GraphWriter, x: str, name: str, linear: Linear, rotation: Array) 
 
 
 def _attend(g: GraphWriter, inputs: list[str], name: str, attention: Attention) -> str:
-    """Add attention over the tokens of each text, given query, key, value, bias: float[n, width, hidden]."""
+    """Add attention over the tokens of each text. `inputs` are query, key, value and their bias."""
     settings: dict[str, Any] = {"domain": MICROSOFT, "num_heads": attention.heads}
     if attention.lengths is not None:
         return g.node("MultiHeadAttention", [*inputs, attention.lengths], name, **settings)
@@ -191,7 +195,10 @@ def _attend(g: GraphWriter, inputs: list[str], name: str, attention: Attention) 
 def _residual(
     g: GraphWriter, x: str, y: str, linear: Linear, skip: Array | None, name: str, precision: Precision
 ) -> Sum:
-    """Add x + y + bias; if x was smoothed, x * skip already includes the bias (see smooth.py)."""
+    """Add the residual sum x + y + bias, where y is the output of `linear` without its bias.
+
+    With smoothing, `skip` is not None, x is smoothed, and x * skip is the original x + bias (see smooth.py).
+    """
     if precision.adds_in_norm:
         return Sum(x, y, linear.bias)
     if skip is None:
@@ -214,7 +221,7 @@ def _norm(g: GraphWriter, summed: Sum, norm: Norm, name: str, epsilon: float, pr
 
 
 def pool(g: GraphWriter, hidden: str, pooling: str) -> str:
-    """Add pooling in fp32, from float32[n, width, hidden] and attention_mask to float32[n, hidden]."""
+    """Add pooling of `hidden`, float32[n, width, hidden], with the attention_mask: float32[n, hidden]."""
     axis = g.constant("width_axes", np.array([1], dtype=np.int64))
     if pooling == "cls":
         return g.node("Gather", [hidden, g.constant("first_token", np.int64(0))], "pooled", axis=1)
@@ -225,7 +232,7 @@ def pool(g: GraphWriter, hidden: str, pooling: str) -> str:
 
 
 def finish(g: GraphWriter, pooled: str, contract: Contract) -> None:
-    """Normalize float32[n, hidden] as the contract requires, and save the graph."""
+    """Normalize `pooled`, float32[n, hidden], if the contract requires it, and save the graph."""
     if contract.normalize:
         g.node("LpNormalization", [pooled], OUTPUT, axis=-1, p=2)
     else:

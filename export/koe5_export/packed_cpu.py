@@ -1,8 +1,9 @@
 """Write the packed graph for CPUs, which uses fused operators (distribution koe5-onnx-kernels).
 
-It finds the constants of the padded int8 graph by the names that graph.py gives them, and uses the same
-external-data file.
-Each layer has five nodes. The inputs are the tokens of all texts without padding, and offsets of the texts.
+The packed graph has the constants of the padded int8 graph and uses the same weight file. The constants are
+found by the names that graph.py gives them. Each encoder layer has five nodes. The inputs are the tokens of
+all texts without padding; `offsets` has the index of the first token of each text, and the number of all
+tokens.
 
     input_ids, position_ids int64[tokens], offsets int32[texts + 1]
         ->  sentence_embedding float32[texts, dim]
@@ -31,11 +32,14 @@ KERNELS = "koe5"
 
 
 def why_not_packed_cpu(precision: str, exceptions: Sequence[str], config: EncoderConfig) -> str | None:
-    """Return why no packed graph for CPUs can be written for an encoder, or None if one can."""
+    """Return why the packed graph for CPUs cannot be written; None if it can.
+
+    `exceptions` are the names of linear layers in smaller blocks (see `Precision.is_exception`).
+    """
     if precision != Int8.name:
         return f"fused kernels are for int8, not {precision}"
     if exceptions:
-        return f"{len(exceptions)} linear layers are in finer blocks, for example {', '.join(exceptions[:3])}"
+        return f"{len(exceptions)} linear layers are quantized in blocks, such as {', '.join(exceptions[:3])}"
     if config.hidden % LONGEST or config.intermediate % LONGEST or (config.hidden // config.heads) % 16:
         return (
             f"fused kernels require hidden and intermediate sizes that are multiples of {LONGEST}, and a "
@@ -45,12 +49,12 @@ def why_not_packed_cpu(precision: str, exceptions: Sequence[str], config: Encode
 
 
 def write_packed_cpu(padded: Path, packed: Path, config: EncoderConfig, contract: Contract) -> None:
-    """Write the packed graph in the folder of the padded int8 graph, whose weights it shares.
+    """Write the packed graph for CPUs.
 
     Args:
-        padded: File of the padded graph.
+        padded: File of the padded int8 graph.
         packed: File of the packed graph, in the same folder.
-        config: The encoder's shape.
+        config: Shape of the encoder.
         contract: Pooling and normalization.
     """
     writer = _Writer(onnx.load(padded, load_external_data=False), config, contract)
@@ -91,7 +95,7 @@ class _Writer:
         )
 
     def _layer(self, x: list[str], number: int) -> list[str]:
-        """Add one layer; input and output are (hidden states, their integers, their scales)."""
+        """Add one encoder layer. `x` and the result: names of hidden states, their uint8 form, and scales."""
         at = f"layer.{number}"
         following = "final_norm" if number == self._config.layers - 1 else f"layer.{number + 1}.input"
         triple = [f"{at}.{name}" for name in ("query", "key", "value")]
@@ -133,13 +137,12 @@ class _Writer:
         return self._fused("ProjectAddNorm", inputs, norm, **self._epsilon)
 
     def _factors(self, linear: str) -> str:
-        """Add the factors that are applied to each block of a linear layer's inputs before the rotation."""
+        """Add the factors by which each block of a layer's inputs is multiplied before the rotation."""
         matrix = numpy_helper.to_array(self._padded[f"{linear}.rotation"])
-        # Rows of a rotation have length 1, so the length of a scaled row is its factor.
+        # The padded graph's matrix is a rotation with scaled rows. Unscaled rows have length 1.
         return self._constant(f"{linear}.factors", np.linalg.norm(matrix, axis=1))
 
     def _embeddings(self) -> str:
-        """Add the sum of word, position and token-type embeddings: float32[tokens, hidden]."""
         integers = self._node("Gather", [self._keep("words.weight"), "input_ids"], "words.int8")
         scale = self._node("Gather", [self._keep("words.scale"), "input_ids"], "words.row_scale")
         block = table_block(self._config.hidden)
@@ -168,7 +171,7 @@ class _Writer:
         return [self._keep(f"{name}.gain"), self._keep(f"{name}.shift")]
 
     def _keep(self, name: str) -> str:
-        """Reuse a constant of the padded graph, including its location in the external data."""
+        """Use a constant of the padded graph, with the same location in the weight file; return its name."""
         self._used[name] = self._padded[name]
         return name
 

@@ -1,16 +1,17 @@
 """Write the packed graph for CUDA, whose inputs are the tokens of all texts without padding.
 
-It is the padded fp16 graph with three changes, so linear layers, norms and tables share its weights:
+It is a copy of the padded fp16 graph with three changes, and uses the same weight file:
 
-- Position ids are an input, because computing them on the host is cheaper.
-- Attention is PackedMultiHeadAttention, which uses the flash kernel for texts of any length.
+- Position ids are an input, because computing them on the CPU is cheaper.
+- Attention is PackedMultiHeadAttention, which uses flash attention for texts of any length.
 - Pooling sums the tokens of each text in fp32.
 
     input_ids, position_ids, text_of_token int64[tokens], token_offset int32[texts, longest],
     cumulative_lengths int32[texts + 1]  ->  sentence_embedding float32[texts, dim]
 
-Query, key and value are separate inputs. If they are one tensor, ONNX Runtime uses flash attention only for
-texts above 512 tokens, and has no other fast kernel for shorter ones on Hopper.
+Query, key and value are separate inputs of PackedMultiHeadAttention. If they were one tensor, ONNX Runtime
+would use flash attention only for texts above 512 tokens. For shorter texts, it has no other fast kernel on
+Hopper GPUs.
 Source: contrib_ops/cuda/bert/packed_multihead_attention.cc of https://github.com/microsoft/onnxruntime
 """
 
@@ -34,7 +35,7 @@ _HEAD_MULTIPLE, _LARGEST_HEAD = 8, 256
 
 
 def why_not_packed_cuda(precision: str, head_size: int) -> str | None:
-    """Return why no packed graph for CUDA can be written for an encoder, or None if one can."""
+    """Return why the packed graph for CUDA cannot be written; None if it can."""
     if precision != Fp16.name:
         return f"packed attention is for fp16 on CUDA, not {precision}"
     if head_size % _HEAD_MULTIPLE or head_size > _LARGEST_HEAD:
@@ -43,10 +44,10 @@ def why_not_packed_cuda(precision: str, head_size: int) -> str | None:
 
 
 def write_packed_cuda(padded: Path, packed: Path, contract: Contract) -> None:
-    """Write the packed graph in the folder of the padded fp16 graph, whose weights it shares.
+    """Write the packed graph for CUDA.
 
     Args:
-        padded: File of the padded graph.
+        padded: File of the padded fp16 graph.
         packed: File of the packed graph, in the same folder.
         contract: Pooling and normalization.
     """
@@ -70,7 +71,6 @@ def _is_attention(node: Any) -> bool:
 
 
 def _packed_attention(node: Any) -> Any:
-    """Return the same attention as a packed operator, with offsets of texts instead of their lengths."""
     query_key_value_bias = list(node.input)[:4]
     return helper.make_node(
         "PackedMultiHeadAttention",
@@ -83,7 +83,7 @@ def _packed_attention(node: Any) -> Any:
 
 
 def _pooling(contract: Contract) -> tuple[list[Any], list[Any]]:
-    """Return the nodes from final_norm float32[tokens, hidden] to the embeddings, and their constants."""
+    """Return the nodes that pool and normalize final_norm, float32[tokens, hidden], and their constants."""
     constants = {
         "first": np.array([0], np.int64),
         "second": np.array([1], np.int64),
@@ -102,7 +102,7 @@ def _pooling(contract: Contract) -> tuple[list[Any], list[Any]]:
             make("Sub", ["pool.ends", "pool.starts"], ["pool.lengths"]),
             make("Cast", ["pool.lengths"], ["pool.lengths.float"], to=TensorProto.FLOAT),
             make("Unsqueeze", ["pool.lengths.float", used["second"]], ["pool.counts"]),
-            # The zeros are a product, because operators that take a shape as input would run on the CPU.
+            # Zeros, float32[texts, hidden], from a product: ConstantOfShape requires the shape in CPU memory.
             make("Mul", ["pool.counts", used["zeros"]], ["pool.empty"]),
             make("Unsqueeze", ["text_of_token", used["second"]], ["pool.rows"]),
             make("ScatterND", ["pool.empty", "pool.rows", "final_norm"], ["pool.sums"], reduction="add"),
@@ -117,7 +117,7 @@ def _pooling(contract: Contract) -> tuple[list[Any], list[Any]]:
 
 def _pruned(nodes: Sequence[Any], initializers: Sequence[Any], dim: int) -> Any:
     """Return the graph with only the nodes and constants that its output depends on."""
-    # The padded graph's pooling has the same output; of two nodes with the same output, the last is used.
+    # Two nodes write the embeddings: the last one of the padded graph, and that of `_pooling`, which is used.
     producers: dict[str, Any] = {name: node for node in nodes for name in node.output}
     kept: dict[str, Any] = {}
     wanted = [OUTPUT]

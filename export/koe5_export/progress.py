@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""Callback with the stage name, the number of parts done and the total.
+"""Callback with the name of a stage, the number of parts that are done, and the number of all parts.
 
-The first call of a stage has 0 parts done, the last one all parts.
+In the first call of a stage, no part is done; in the last call, all parts are done.
 """
 
 

@@ -43,11 +43,11 @@ from koe5_onnx.artifact import (
 from koe5_onnx.engine.graphs import FUSED_OPERATORS
 
 Announce = Callable[[Certificate], None]
-"""Callback with a certificate that passed the gate, before its artifact is published."""
+"""Callback that gets a certificate which passed the gate, before the artifact is published."""
 Write = Callable[[Path, Path, Progress], Mapping[str, Any]]
-"""Function that writes the graph and its weights to two files and returns the recipe for the manifest.
+"""Function that writes a graph and its weights to the two files, and returns the recipe for the manifest.
 
-The artifact's tokenizer.json is already in the same folder."""
+The artifact's tokenizer.json is already in the folder of these files."""
 
 _FILES = (GRAPH, *PACKED_GRAPHS, WEIGHTS, TOKENIZER)
 _ROOM_FACTOR = 1.1
@@ -66,9 +66,9 @@ class PublishOptions(ContractOptions):
     gate: Mapping[str, float] = field(default_factory=dict)
     """Bounds stricter than those of the precision, by their names in `Gate`."""
     force: bool = False
-    """Replace an existing artifact after the new one has passed its gate."""
+    """True to replace an existing artifact after the new one has passed its gate."""
     announce: Announce = unannounced
-    """Called with each certificate before the artifact is published."""
+    """Called for each certificate: that of the padded graph and, if there is one, of the packed graph."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def publish(spec: ArtifactSpec, write: Write, out: Path, report: Progress = sile
     Raises:
         InputError: `out` exists and `force` is not set, a bound is out of range, or the disk is full.
         CheckpointError: The tokenizer does not match the weights.
-        FidelityError: The artifact fails its gate; nothing is published.
+        FidelityError: The artifact is outside the bounds of its gate; nothing is published.
         MissingDependencyError: torch, transformers or sentence-transformers is not installed.
     """
     options = spec.options
@@ -112,7 +112,6 @@ def publish(spec: ArtifactSpec, write: Write, out: Path, report: Progress = sile
 
 
 def _manifest(spec: ArtifactSpec, folder: Path, recipe: Mapping[str, Any], report: Progress) -> Manifest:
-    """Return the manifest of the files in `folder`, without a certificate."""
     source, files = _hashed(spec.checkpoint, [folder / name for name in _FILES], report)
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -130,7 +129,7 @@ def _manifest(spec: ArtifactSpec, folder: Path, recipe: Mapping[str, Any], repor
 
 
 def _probes(file: Path, contract: Contract) -> dict[str, tuple[int, ...]]:
-    """Return probe texts and their token ids, which all versions of the tokenizer must reproduce."""
+    """Return texts and their token ids, which other versions of the tokenizers library must reproduce."""
     tokenizer = Tokenizer(file, contract.max_tokens, contract.unicode_form)
     return {text: tuple(ids.tolist()) for text, ids in zip(PROBES, tokenizer.encode(PROBES).ids, strict=True)}
 
@@ -138,7 +137,6 @@ def _probes(file: Path, contract: Contract) -> dict[str, tuple[int, ...]]:
 def _hashed(
     checkpoint: Checkpoint, paths: Sequence[Path], report: Progress
 ) -> tuple[Source, dict[str, File]]:
-    """Hash the checkpoint's weights and the artifact's files that exist."""
     there = [path for path in paths if path.exists()]
     before = checkpoint.weight_bytes
     total = before + sum(path.stat().st_size for path in there)
@@ -192,7 +190,7 @@ def _named_when_done(out: Path, force: bool) -> Iterator[Path]:
 
 
 def _remove_leftover(partial: Path) -> None:
-    """Remove the files of an interrupted export; raise an error if there are others."""
+    """Remove the folder of an interrupted export; raise an error if it has files of another kind."""
     if not partial.exists():
         return
     names = {path.name for path in partial.iterdir()} if partial.is_dir() else {partial.name}
@@ -204,7 +202,7 @@ def _remove_leftover(partial: Path) -> None:
 
 
 def _put_in_place(partial: Path, out: Path) -> None:
-    """Rename `partial` to `out`; if that fails, restore the existing artifact."""
+    """Rename `partial` to `out`. If `out` exists, remove it afterwards, or restore it if renaming fails."""
     if not out.exists():
         partial.rename(out)
         return

@@ -1,8 +1,8 @@
 """Compute reference embeddings: `SentenceTransformer(checkpoint).encode(texts)` in fp32 on the CPU.
 
 Tokenizer, prompts, lowercasing, token limit, pooling and normalization are those of sentence-transformers,
-independent of the graph and the contract. If sentence-transformers and the contract differ, an error names
-the differences and nothing is exported.
+and depend neither on the exported graph nor on the contract. If sentence-transformers and the contract
+differ, an error names the differences and nothing is exported.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from koe5_onnx import CheckpointError, CheckpointWarning, Contract, MissingDepen
 
 _PACKAGES = ("torch", "transformers", "sentence_transformers")
 _BATCH_TOKENS = 1024
-"""Largest number of slots per batch: large enough for short texts to use all cores, and small enough for the
-memory that long texts need."""
+"""Maximum tokens per batch, padding included: enough for short texts to use all cores, but not too much
+memory for long texts."""
 _LEAST_FILL = 0.85
-"""Smallest ratio of the shortest to the longest text in a batch."""
+"""Minimum length of the shortest text in a batch, relative to the longest."""
 NO_PROMPT = ""
 """Prompt name that disables all prompts, including the default prompt."""
 
@@ -38,7 +38,7 @@ def require_reference() -> None:
     """Check that torch, transformers and sentence-transformers are installed.
 
     Raises:
-        MissingDependencyError: One of them is not installed; the message names the extra.
+        MissingDependencyError: One of these packages is not installed. The message names the extra.
     """
     for package in _PACKAGES:
         try:
@@ -81,8 +81,8 @@ class Reference:
             checkpoint.
 
     Raises:
-        CheckpointError: sentence-transformers cannot load the checkpoint, or its settings differ from the
-            contract; the message names each difference.
+        CheckpointError: sentence-transformers cannot load the checkpoint, or its settings there differ from
+            the contract. The message names each difference.
     """
 
     def __init__(self, checkpoint: Path, contract: Contract) -> None:
@@ -104,13 +104,13 @@ class Reference:
             texts: Texts without prompts.
             prompt_names: Prompt name per text: a name in the contract, None for the checkpoint's default,
                 `NO_PROMPT` for no prompt.
-            on_rows: Called with the indices of texts after they were embedded.
+            on_rows: Called after each batch with the indices of its texts.
 
         Returns:
             float32[len(texts), dim].
 
         Raises:
-            CheckpointError: The token limit in the settings is larger than the encoder supports.
+            CheckpointError: The encoder cannot embed as many tokens as its settings allow.
         """
         out = np.empty((len(texts), self._contract.dim), dtype=np.float32)
         if not texts:  # transformers' tokenizers reject an empty list
@@ -128,9 +128,9 @@ class Reference:
         gc.collect()  # the encoder has reference cycles
 
     def require_same_ids(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
-        """Check that transformers' tokenizer returns the same token ids for texts.
+        """Check that transformers' tokenizer and `tokenizer` return the same token ids.
 
-        The probe texts, and texts with each special or added token, are also compared.
+        Both tokenize `texts`, `PROBES`, and texts that contain special and added tokens.
 
         Raises:
             CheckpointError: The ids of a text differ, because tokenizer_config.json or a similar file
@@ -138,7 +138,7 @@ class Reference:
         """
         added = [f"가 {token} b{token}나 {token}{token}" for token in self._model.tokenizer.get_added_vocab()]
         prompted = [self._composed(text) for text in (*texts, *PROBES, *added)]
-        # sentence-transformers 6 lowercases in the tokenizer, older versions before it.
+        # sentence-transformers 6 lowercases texts in the tokenizer, older versions before tokenization.
         lower = getattr(self._model[0], "do_lower_case", False)
         cased = [text.lower() for text in prompted] if lower else prompted
         theirs = self._model.tokenizer(cased, truncation=True)["input_ids"]
@@ -153,7 +153,7 @@ class Reference:
                 )
 
     def prompt(self, name: str | None) -> str:
-        """Return the prompt for a prompt name."""
+        """Return the prompt with this name; the default prompt for None, "" for `NO_PROMPT`."""
         name = self._contract.default_prompt_name if name is None else name
         return "" if name in (None, NO_PROMPT) else self._contract.prompts[name]
 
@@ -162,7 +162,7 @@ class Reference:
         return unicodedata.normalize("NFC", text) if self._contract.unicode_form else text
 
     def _encode(self, texts: list[str], name: str | None) -> npt.NDArray[np.float32]:
-        # If possible, pass the name rather than the text, so that sentence-transformers looks up the prompt.
+        # If possible, pass the name, so that sentence-transformers looks up the prompt.
         own = name is None or (name in self._model.prompts and self._model.prompts[name] == self.prompt(name))
         prompt = {"prompt_name": name} if own else {"prompt": self.prompt(name)}
         try:
@@ -181,14 +181,14 @@ class Reference:
         return np.asarray(rows, np.float32)
 
     def _limit_to_positions(self) -> None:
-        """Lower a token limit above the number of positions, with which sentence-transformers would fail."""
+        """Lower the token limit to the number of positions, beyond which sentence-transformers would fail."""
         encoder = encoder_folder(self._checkpoint, read_modules(self._checkpoint))
         positions = read_config(encoder, any_encoder=True).max_tokens
         if (self._model.max_seq_length or positions) >= positions:
             self._model.max_seq_length = positions
 
     def _require_same_contract(self) -> None:
-        """Compare the settings of the model that sentence-transformers loaded with the contract."""
+        """Check that the model that sentence-transformers loaded has the settings in the contract."""
         differences = [
             f"{name} is {theirs!r} instead of {ours!r}"
             for name, theirs, ours in self._comparison()
@@ -209,7 +209,7 @@ class Reference:
             )
 
     def _comparison(self) -> Iterator[tuple[str, Any, Any]]:
-        """Yield each relevant setting: its name, its value in sentence-transformers and in the contract."""
+        """Yield the name of each setting, its value in sentence-transformers, and that in the contract."""
         model, contract = self._model, self._contract
         yield "modules", self._kinds[:2], ["Transformer", "Pooling"]
         yield "pooling", pooling_mode(model[1].get_config_dict()), contract.pooling
@@ -230,7 +230,7 @@ class Reference:
 
 
 def _batches(lengths: Sequence[int], prompt_names: Sequence[str | None]) -> Iterator[list[int]]:
-    """Yield batches of row indices with the same prompt and similar lengths, longest first."""
+    """Yield the indices of texts in batches with the same prompt and similar lengths, longest first."""
     for name in dict.fromkeys(prompt_names):
         rows = [row for row, other in enumerate(prompt_names) if other == name]
         batch: list[int] = []
@@ -266,7 +266,7 @@ def _load(checkpoint: Path) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Disable transformers' progress bars and its report of unused weights."""
+    """Context manager that disables transformers' progress bars and its report of unused weights."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

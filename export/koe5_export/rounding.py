@@ -1,10 +1,10 @@
-"""Round weights to integers such that the error of products, not of weights, is small.
+"""Round a weight to integers such that the error of inputs @ weight, not of the weight, is small.
 
-Rows are rounded one after the other, and each row compensates errors of earlier rows to the extent that their
-inputs are correlated. The covariance of calibration inputs is factored as H = U D U' with a unit upper
-triangular U, and row k is rounded after adding U[j, k] times the error of each earlier row j. The covariance
-is used instead of the Gram matrix because the error caused by the inputs' mean is constant and is corrected
-in the bias (smooth.py).
+The rows of the weight, one per input channel, are rounded one after the other. Each row compensates errors of
+earlier rows as far as the input channels are correlated. The covariance H of the inputs on calibration texts
+is factored as H = U D U' with a unit upper triangular U. Before row k is rounded, U[j, k] times the error of
+each earlier row j is added to it. H is the covariance, not the Gram matrix, because an error caused by the
+mean of the inputs is constant, and smooth.py corrects it in the bias.
 Source of the method (GPTQ in its LDLQ form): https://arxiv.org/abs/2210.17323,
 https://arxiv.org/abs/2307.13304.
 """
@@ -20,16 +20,16 @@ import numpy.typing as npt
 from koe5_export.weights import Array, Rounded
 
 DAMPING = 0.1
-"""Share of the mean variance that is added to each channel's variance. Without it, the covariance is singular
-if there are fewer tokens than channels."""
+"""Share of the mean variance of all channels that is added to the variance of each. Otherwise, the covariance
+would be singular if there are fewer tokens than channels."""
 _ROWS = 128
-"""Number of rows whose corrections are computed in one product."""
+"""Number of rows for which the corrections by earlier rows are computed in one product."""
 _COLUMNS = 256
 """Number of columns of a Cholesky factor that are computed in one product."""
 _SMALLEST_SCALE = np.float32(1e-12)
 _SHRINKS = tuple(np.float32(1 - 0.04 * step) for step in range(9))
-"""Fractions of the full range that are tried for each 4-bit block. A smaller range clips large values, but
-rounds the others more finely."""
+"""Factors that are tried for the scale of each 4-bit block. A smaller scale clips large values, but rounds
+the others more finely."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Compensation:
     """Factored covariance of a linear layer's inputs."""
 
     order: npt.NDArray[np.intp]
-    """Order in which rows are rounded: inputs with the largest variance first, because their errors matter
-    most."""
+    """intp[in]: order in which rows are rounded. Rows whose inputs have the largest variance come first:
+    their errors matter most, and later rows can compensate them."""
     feedback: Array
-    """Factor U for the rows in this order, float32[in, in]."""
+    """float32[in, in]: factor U for the rows in this order."""
 
     @classmethod
     def of(cls, covariance: Array) -> Self:
-        """Factor a covariance float32[in, in]."""
+        """Factor a covariance, float32[in, in]."""
         order = np.argsort(-np.diag(covariance), kind="stable")
-        # Reversing the rows and columns before and after the Cholesky factorization gives an upper triangular
-        # factor instead of a lower one.
+        # The Cholesky factor is lower triangular. Reversing rows and columns before and after the
+        # factorization gives an upper triangular factor.
         turned = covariance[np.ix_(order[::-1], order[::-1])]
         damping = max(DAMPING * float(turned.diagonal().mean(dtype=np.float64)), 1e-30)
         np.fill_diagonal(turned, turned.diagonal() + np.float32(damping))
@@ -56,7 +56,7 @@ class Compensation:
 
 
 def _cholesky(matrix: Array) -> Array:
-    """Factor a matrix in float32, or in float64 if rounding errors make it indefinite."""
+    """Return the lower Cholesky factor; compute it in float64 if rounding makes `matrix` indefinite."""
     try:
         return _factored(matrix)
     except np.linalg.LinAlgError:
@@ -64,7 +64,7 @@ def _cholesky(matrix: Array) -> Array:
 
 
 def _factored(matrix: Array) -> Array:
-    """Factor a matrix in blocks of columns, which takes a third of LAPACK's time for 4,096 channels."""
+    """Compute the Cholesky factor in blocks of columns, in a third of LAPACK's time for 4,096 channels."""
     lower = np.zeros_like(matrix)
     for start in range(0, len(matrix), _COLUMNS):
         end = min(start + _COLUMNS, len(matrix))
@@ -76,18 +76,18 @@ def _factored(matrix: Array) -> Array:
 
 
 def round_columns(weight: Array, compensation: Compensation | None = None) -> Rounded:
-    """Round a matrix to 8 bits with one scale per column.
+    """Round a weight to 8 bits, with one scale per column.
 
     Args:
         weight: float32[in, out].
-        compensation: Factored covariance of its inputs; None rounds to nearest.
+        compensation: Factored covariance of the inputs; None rounds each value to the nearest integer.
     """
     scale = _scale_of(np.abs(weight).max(axis=0, keepdims=True), 127)
     return _round(weight, scale, 127, compensation)
 
 
 def round_blocks(weight: Array, bits: int, block: int, compensation: Compensation | None = None) -> Rounded:
-    """Round a matrix with one scale for each block of rows in each column.
+    """Round a weight, with one scale for each block of rows in each column.
 
     Args:
         weight: float32[in, out].
@@ -108,7 +108,7 @@ def _scale_of(largest: Array, highest: int) -> Array:
 
 
 def _best_shrunk(weight: Array, scale: Array, highest: int) -> Array:
-    """Return each block's scale multiplied by the fraction in `_SHRINKS` with the smallest squared error."""
+    """Multiply the scale of each block by the factor in `_SHRINKS` that gives the smallest squared error."""
     blocks = weight.reshape(len(scale), -1, weight.shape[1])
     best, least = scale, np.full(scale.shape, np.inf, np.float32)
     for shrink in _SHRINKS:
@@ -132,7 +132,6 @@ def _round(weight: Array, scale: Array, highest: int, compensation: Compensation
 def _round_in_order(
     rows: Array, scale: Array, block_of_row: npt.NDArray[np.intp], highest: int, feedback: Array
 ) -> npt.NDArray[np.int8]:
-    """Round rows in order, each corrected by the errors of earlier rows."""
     integers = np.empty(rows.shape, dtype=np.int8)
     errors = np.zeros_like(rows)
     for start in range(0, len(rows), _ROWS):

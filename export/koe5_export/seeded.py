@@ -1,8 +1,9 @@
 """Write complete checkpoints with seeded random weights.
 
-They replace real checkpoints in the demo, in tests and in benchmarks if the Hub is not available. Embeddings
-are meaningless, but speed, size and memory are the same, because they do not depend on the values of weights.
-The exception is int8 if some linear layers are in smaller blocks; the manifest's recipe lists them.
+These replace real checkpoints in the demo, in tests and in benchmarks if the Hub is not available. Embeddings
+are meaningless, but speed, size and memory are those of a real checkpoint of the same shape. There is one
+exception: depending on the weights, int8 may quantize some linear layers in blocks, which are slower. The
+recipe in the manifest lists these layers.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ class Size:
     intermediate: int
     vocabulary: int
     model_type: str = "xlm-roberta"
-    """"xlm-roberta" or "bert"; "bert" has positions from 0, two token types and pad id 0."""
+    """"xlm-roberta" or "bert". BERT has position ids from 0, two token types and the pad id 0."""
     positions: int = 514
     """Rows of the position table: the token limit plus two in XLM-R, the token limit in BERT."""
     pooling: str = "mean"
     """"mean" or "cls"."""
     prompted: bool = True
-    """True if the checkpoint has E5's prompts."""
+    """True if the checkpoint has the prompts "query: " and "passage: "."""
 
 
 SIZES = {
@@ -115,10 +116,10 @@ def _write_tokenizer(file: Path, vocabulary: int, source: Path | None) -> None:
 def small_tokenizer(vocabulary: int) -> tokenizers.Tokenizer:
     """Build a Unigram tokenizer like XLM-R's from the most frequent pieces of this project's texts.
 
-    It is deterministic, unlike the trainer of the tokenizers library.
+    The result is deterministic, unlike that of the trainer in the tokenizers library.
     """
     rust = tokenizers.Tokenizer(models.Unigram())
-    # Like XLM-R's, this normalizer does not compose decomposed Hangul.
+    # As in XLM-R, the normalizer does not compose decomposed Hangul.
     rust.normalizer = normalizers.Replace(tokenizers.Regex(" {2,}"), " ")
     rust.pre_tokenizer = pre_tokenizers.Metaspace()
     rust.decoder = decoders.Metaspace()
@@ -212,7 +213,7 @@ def _write_json(file: Path, data: Any) -> None:
 
 
 def _write_weights(file: Path, config: EncoderConfig, seed: int) -> None:
-    """Write the safetensors file tensor by tensor; the library's writer would need 2.2 GB of memory.
+    """Write a safetensors file tensor by tensor, because the library's writer holds all of them in memory.
 
     Source of the format: https://huggingface.co/docs/safetensors/index#format
     """
@@ -239,11 +240,11 @@ def _seeded(
 
     Two choices make retrieval behave as in trained models:
 
-    - The components that all texts share are small: position embeddings are small compared with word
-      embeddings, and the second linear layer of the feed-forward network removes the positive mean of GELU
-      outputs. Otherwise, any two embeddings would have a cosine near 1.
-    - Residual branches are scaled by depth, as in the initialization of GPT-2. Otherwise, each layer would
-      amplify errors of its inputs, unlike trained layers.
+    - What all texts have in common is small: position embeddings are small compared with word embeddings, and
+      the second linear layer of the feed-forward network removes the positive mean of GELU outputs.
+      Otherwise, any two embeddings would have a cosine near 1.
+    - Outputs of residual branches are scaled by 1 / sqrt(2 x layers), as in the initialization of GPT-2.
+      Otherwise, each layer would amplify errors of its inputs, unlike trained layers.
       Source: Radford et al., Language Models are Unsupervised Multitask Learners (2019), 2.3
     """
     if name.endswith("LayerNorm.weight"):

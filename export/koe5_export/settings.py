@@ -1,13 +1,13 @@
 """Read a checkpoint's settings files as the loader of sentence-transformers reads them.
 
-Each key of these files is one of the following. No setting that changes embeddings is ignored silently.
+No setting that changes embeddings is ignored silently. Each key of these files is of one of four kinds:
 
-- read: it becomes part of the contract;
-- neutral: values that do not change embeddings are accepted, all others are rejected;
-- harmless: it does not change embeddings;
-- unknown: it is named in a warning.
+- read: the value becomes part of the contract.
+- neutral: values that do not change embeddings are accepted; all others are rejected.
+- harmless: no value changes embeddings.
+- unknown: a warning names the key.
 
-The files and keys are listed in docs/export.md.
+docs/export.md lists the files and keys.
 
 Source: `SentenceTransformer`, `Transformer`, `Pooling` and `Normalize` of sentence-transformers 5.4 to 6.2
 """
@@ -37,20 +37,18 @@ TRANSFORMER_SETTINGS = (
     "sentence_xlm-roberta_config.json",
     "sentence_xlnet_config.json",
 )
-"""Names that one file may have; the first non-empty one is read, as in sentence-transformers."""
+"""Possible names of one settings file. As in sentence-transformers, the first non-empty file is read."""
 _EXPECTED_MODULES = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
 
 
 @dataclass(frozen=True)
 class _Keys:
-    """Known keys of one file."""
-
     read: frozenset[str] = frozenset()
     harmless: frozenset[str] = frozenset()
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Values per key that do not change embeddings; null and empty values never do."""
+    """Accepted values per key, in addition to null and empty values."""
     complete: bool = True
-    """True if all other keys are unknown and named in a warning."""
+    """True if all keys that are not listed here are unknown; False if they are harmless."""
 
 
 def _keys(read: str = "", harmless: str = "", *, complete: bool = True, **neutral: tuple[Any, ...]) -> _Keys:
@@ -58,7 +56,7 @@ def _keys(read: str = "", harmless: str = "", *, complete: bool = True, **neutra
 
 
 _LOADING = "attn_implementation cache_dir device_map dtype low_cpu_mem_usage torch_dtype use_safetensors"
-"""Loading arguments that do not change embeddings; the reference always loads float32."""
+"""Loading arguments that do not change embeddings, because the reference always loads float32."""
 _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 _KEYS: Mapping[str, _Keys] = {
     MODULES: _keys(read="type path", harmless="idx name", kwargs=()),
@@ -91,9 +89,9 @@ _KEYS: Mapping[str, _Keys] = {
         include_prompt=(True,),
     ),
     "Normalize": _keys(module_input_name=("sentence_embedding",), module_output_name=("sentence_embedding",)),
-    # Other keys are ignored here, because reference.py compares the token ids of all texts.
+    # Other keys may change token ids, but reference.py compares the ids of all texts.
     "tokenizer_config.json": _keys(complete=False, truncation_side=("right",), auto_map=()),
-    # Other keys are ignored here, because transformers' classes read no others that change embeddings.
+    # config.py checks all other keys with which transformers would compute other embeddings.
     "config.json": _keys(
         complete=False, auto_map=(), pruned_heads=(), quantization_config=(), add_cross_attention=(False,)
     ),
@@ -176,12 +174,12 @@ def read_modules(folder: Path) -> Modules | None:
 
 
 def encoder_folder(folder: Path, modules: Modules | None) -> Path:
-    """Return the folder of config.json, tokenizer and weights; old checkpoints call it 0_Transformer."""
+    """Return the folder of config.json, tokenizer and weights (in old checkpoints a subfolder)."""
     return folder / (modules.transformer if modules else "")
 
 
 def _module_kind(module: Any) -> str:
-    """Return the class name of a sentence-transformers module, or the full dotted name of any other."""
+    """Return the class name of a module of sentence-transformers; for other modules, the dotted name."""
     if not isinstance(module, dict):
         return repr(module)
     type_ = str(module.get("type"))
@@ -212,9 +210,9 @@ def _check_loading_arguments(file: Path, data: Mapping[str, Any]) -> None:
 
 
 def write_tokenizer(folder: Path, out: Path) -> None:
-    """Write the checkpoint's tokenizer.json to `out`, with a lowercase normalizer if do_lower_case is set.
+    """Write the checkpoint's tokenizer.json to `out`; if do_lower_case is set, with a lowercase normalizer.
 
-    sentence-transformers 6 prepends the same normalizer.
+    The normalizer is added as in sentence-transformers 6.
     """
     modules = read_modules(folder)
     file, settings = read_transformer_settings(folder, modules)

@@ -3,7 +3,7 @@
 The graph can thus be measured without a GPU. All other nodes and the weights are unchanged; ONNX Runtime
 computes fp16 nodes in fp32 and rounds their outputs to fp16. Only the GPU kernels are not tested.
 
-Pooling uses ScatterND to sum tokens, with atomic additions on a GPU. On a CPU, threads of ONNX Runtime add to
+Pooling sums tokens with ScatterND. On a GPU, ScatterND adds atomically. On a CPU, several threads may add to
 the same row without synchronization, so ScatterND is replaced by a product with a matrix of zeros and ones.
 """
 
@@ -48,8 +48,8 @@ class SimulatedSession(Session):
 def spelled_out(model: Any) -> Any:
     """Return the graph with each PackedMultiHeadAttention and ScatterND replaced by other operators.
 
-    `token_offset` determines the slots to which tokens are scattered. MultiHeadAttention runs on padded texts
-    and their lengths, and tokens are gathered again. So wrong offsets cause wrong embeddings here too.
+    The tokens are scattered to the slots in `token_offset`, MultiHeadAttention runs on the padded texts, and
+    the tokens are gathered again. Wrong offsets thus cause wrong embeddings, as on a GPU.
     """
     graph = model.graph
     nodes = [*_shared(), *(one for node in graph.node for one in _unpacked(node))]
@@ -69,7 +69,7 @@ _CONSTANTS = {
 
 
 def _shared() -> list[Any]:
-    """Return the nodes that all layers use: slots of tokens, int64[tokens, 1], and lengths, int32[texts]."""
+    """Return nodes that compute slots of tokens, int64[tokens, 1], and lengths of texts, int32[texts]."""
     make = helper.make_node
     return [
         make("Shape", ["input_ids"], ["sim.tokens"]),
@@ -93,7 +93,7 @@ def _unpacked(node: Any) -> list[Any]:
 
 
 def _summed(node: Any) -> list[Any]:
-    """Replace ScatterND: add the rows `updates` to zeros at `indices` [tokens, 1]: float32[texts, hidden]."""
+    """Return nodes that replace ScatterND, which sums the tokens of each text: float32[texts, hidden]."""
     make, at = helper.make_node, node.name
     _, indices, updates = node.input
     on_off = numpy_helper.from_array(np.array([0, 1], np.float32), f"{at}.on_off")

@@ -1,22 +1,24 @@
 """Channel smoothing: move the range of outlier channels from activations to weights.
 
-One channel far larger than the others would determine the scale of its token. Dividing the channel by s and
-multiplying the corresponding weight rows by s does not change any product. At inference this costs nothing:
+Inputs of linear layers are quantized with one scale per token or block. A channel far larger than the others
+would determine this scale. Dividing the channel by s, and multiplying the corresponding row of the weight by
+s, does not change the product. At inference this costs nothing:
 
-* Query, key, value and the feed-forward network follow a LayerNorm, and the division is merged into its gain
-  and shift. The residual branch requires x itself, which takes one multiplication. This replaces the addition
-  of the residual sum's bias, which is merged into the norm's shift: with a = (x + bias) / s, the residual
-  branch uses a * s = x + bias, and linear layers with the input a use the bias b - bias @ W.
+* Query, key, value and the feed-forward network get the output x of a LayerNorm. The division is merged into
+  the norm's gain and shift. The next residual sum requires x itself, so it multiplies the norm's output by s.
+  In exchange, it need not add its bias, which is also merged into the norm's shift: the norm returns
+  a = (x + bias) / s, the residual sum uses a * s = x + bias, and linear layers with the input a have the bias
+  b - bias @ W instead of b.
 * The attention output is a weighted mean of values, so the division is merged into the value projection.
-* GELU outputs are multiplied by a rotation matrix, and the division is merged into its rows. All blocks share
-  this matrix, so channels at the same position of all blocks share a divisor. Inner channels are reordered
-  so that channels at the same position would have similar divisors.
+* GELU outputs are multiplied by a rotation matrix, and the division is merged into the rows of the matrix.
+  All blocks use the same matrix, so channels at the same position of their blocks must have the same divisor.
+  The inner channels of the feed-forward network are reordered so that such channels have similar divisors.
 
 Source of smoothing: https://arxiv.org/abs/2211.10438
 
-Smoothed inputs are also rotated (rotate.py). For the attention output, this costs nothing either: a block is
-a head or part of one, so the rotation is merged into the value projection's columns and the output layer's
-rows. Other inputs are rotated before they are quantized.
+Smoothed inputs are also rotated (rotate.py). The attention output is rotated at no cost: each block is a head
+or part of a head, so the rotation is merged into the columns of the value projection and the rows of the
+output layer. Other inputs are rotated before they are quantized.
 """
 
 from __future__ import annotations
@@ -36,21 +38,22 @@ from koe5_export.weights import Array, Layer, Linear, Norm, Rounded
 _SMALLEST = np.float32(1e-5)
 _SAMPLE_TOKENS = 256
 _PEAK_SQUARINGS = 3
-"""Number of squarings. The eighth power gives large values a high weight, not only the largest one."""
+"""Number of squarings that give the eighth power of a value. In a mean of eighth powers, all large values
+count, not only the largest one."""
 
 
 @dataclass(frozen=True)
 class Strengths:
-    """Shares of a channel's range that move to the weights, from 0 (nothing) to 1 (all of it)."""
+    """How much of a channel's range moves to the weight, from 0 (nothing) to 1 (all of it)."""
 
     attention: float
-    """Share for the inputs of query, key and value."""
+    """Strength for the inputs of query, key and value."""
     context: float
-    """Share for the attention output."""
+    """Strength for the inputs of the attention's output layer."""
     ffn: float
-    """Share for the inputs of the feed-forward network."""
+    """Strength for the inputs of the first linear layer of the feed-forward network."""
     gelu: float
-    """Share for the inputs of the second linear layer of the feed-forward network."""
+    """Strength for the inputs of the second linear layer of the feed-forward network."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,12 @@ class LinearInputs:
     values: Array
     """float32[tokens, in]."""
     peak: Array
-    """Magnitude of each channel's large values, float32[in]: the eighth root of the mean eighth power.
+    """float32[in]: magnitude of the large values of each channel, the eighth root of their mean eighth power.
     `shifted` and `rotated` do not update it."""
 
     @classmethod
     def of(cls, x: Array) -> Self:
-        """Measure inputs float32[tokens, in]."""
+        """Measure the inputs x, float32[tokens, in]."""
         largest = np.maximum(np.maximum(x.max(axis=0), -x.min(axis=0)), _SMALLEST)
         power = x / largest
         for _ in range(_PEAK_SQUARINGS):  # np.power takes ten times as long
@@ -74,18 +77,18 @@ class LinearInputs:
 
     @cached_property
     def mean(self) -> Array:
-        """Mean over tokens, float32[in]."""
+        """float32[in]: mean of each channel over the tokens."""
         return np.asarray(self.values.mean(axis=0))
 
     @property
     def covariance(self) -> Array:
-        """Covariance summed over tokens, float32[in, in]."""
+        """float32[in, in]: covariance of the channels, as a sum over the tokens."""
         centered = self.values - self.mean
         return np.asarray(centered.T @ centered)
 
     @cached_property
     def sample(self) -> Array:
-        """Evenly spaced subset of the values, float32[tokens, in]."""
+        """float32[tokens, in]: values of evenly spaced tokens, at most `_SAMPLE_TOKENS`."""
         return self.values[:: -(-len(self.values) // _SAMPLE_TOKENS)].copy()
 
     def shifted(self, shift: Array) -> LinearInputs:
@@ -101,26 +104,22 @@ class LinearInputs:
         return LinearInputs(self.values.take(order, axis=1), self.peak[order])
 
     def rotated(self, matrix: Array | None) -> LinearInputs:
-        """Return the inputs with each block of channels multiplied by a matrix."""
+        """Return the inputs with each block of channels multiplied by `matrix`, unless it is None."""
         return LinearInputs(rotated(self.values, matrix), self.peak)
 
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """Inputs of the linear layers of one encoder layer on calibration texts."""
+    """Inputs of the linear layers of one encoder layer on calibration texts; names are as in `Strengths`."""
 
     attention: LinearInputs
-    """Inputs of query, key and value."""
     context: LinearInputs
-    """Inputs of the attention's output layer."""
     ffn: LinearInputs
-    """Inputs of the first linear layer of the feed-forward network."""
     gelu: LinearInputs
-    """Inputs of the second linear layer of the feed-forward network."""
 
 
 Round = Callable[[Array, LinearInputs, Compensation], Rounded]
-"""Function that rounds a weight float32[in, out] for given inputs."""
+"""Function that rounds a weight, float32[in, out], for the given inputs and their `Compensation`."""
 
 
 @dataclass(frozen=True)
@@ -133,13 +132,14 @@ class SmoothLayer:
     value: Linear
     output: Linear
     attention_skip: Array | None
-    """float32[hidden] by which the smoothed input is multiplied to get x + output.bias; None without
-    smoothing."""
+    """float32[hidden]: s in the residual sum after the attention (see the module docstring), which uses
+    a * s = x + output.bias, where a is the output of `input_norm`. None without smoothing."""
     attention_norm: Norm
     up: Linear
     down: Linear
     ffn_skip: Array | None
-    """float32[hidden], the same for the feed-forward network and down.bias."""
+    """float32[hidden]: s in the residual sum after the feed-forward network, which uses
+    a * s = x + down.bias, where a is the output of `attention_norm`. None without smoothing."""
     output_norm: Norm
 
 
@@ -168,14 +168,14 @@ def smooth(
     heads: int,
     round_weight: Round | None = None,
 ) -> SmoothLayer:
-    """Smooth and rotate the inputs of a layer's linear layers, and round its weights.
+    """Smooth and rotate the inputs of all linear layers of an encoder layer, and round the weights.
 
-    Without rounding, the outputs of the layer do not change.
+    Without rounding, the outputs of the encoder layer do not change.
 
     Args:
-        input_norm: The norm before the layer.
-        layer: Weights of the layer.
-        inputs: Inputs of its linear layers on calibration texts.
+        input_norm: The norm before the encoder layer.
+        layer: Weights of the encoder layer.
+        inputs: Inputs of the linear layers on calibration texts.
         strengths: Strengths of smoothing.
         heads: Number of attention heads.
         round_weight: Function that rounds a weight; None for no rounding.
@@ -222,7 +222,6 @@ def smooth(
 
 
 def _divisors(peak: Array, weight: Array, strength: float) -> Array:
-    """Return the divisors of input channels, float32[in]."""
     return _balance(peak, np.abs(weight).max(axis=1), strength)
 
 
@@ -234,17 +233,22 @@ def _balance(peak: Array, rows: Array, strength: float) -> Array:
 def _inner_divisors(peak: Array, weight: Array, strength: float) -> Array:
     """Return the divisors of GELU outputs, float32[in].
 
-    Weight rows are measured by their root mean square, because the rotation spreads their largest values.
+    A row of the weight is measured by its root mean square instead of its largest value, which the rotation
+    will spread.
     """
     return _balance(peak, np.sqrt(np.square(weight).mean(axis=1)), strength)
 
 
 def _dealt(divisors: Array) -> tuple[npt.NDArray[np.intp], Array]:
-    """Return an order of the feed-forward network's inner channels, and divisors that all blocks share.
+    """Reorder the inner channels of the feed-forward network, so that all blocks can have the same divisors.
 
-    Channels, sorted by divisor, are distributed over the blocks in turn, so that each block has large and
-    small ones to rotate, and channels at the same position have similar divisors. These are replaced by their
-    geometric mean, so that the rotation matrix, which all blocks share, can include the division.
+    The channels are sorted by divisor and distributed over the blocks in turn. Each block thus has large and
+    small channels to rotate, and channels at the same position of all blocks have similar divisors. Their
+    geometric mean replaces these divisors, so that the rotation matrix of all blocks can include the
+    division.
+
+    Returns:
+        The order of the channels, intp[inner], and the divisors in this order, float32[inner].
     """
     matrix = rotation(len(divisors))
     if matrix is None:
@@ -257,7 +261,7 @@ def _dealt(divisors: Array) -> tuple[npt.NDArray[np.intp], Array]:
 
 
 def _divided(norm: Norm, divisors: Array, bias: Array) -> Norm:
-    """Return a norm with the output (x + bias) / divisors, if x is the output of `norm`."""
+    """Return a norm whose output is (x + bias) / divisors, where x is the output of `norm`."""
     return Norm(norm.gain / divisors, (norm.shift + bias) / divisors)
 
 
@@ -268,7 +272,7 @@ def _read_smoothed(linear: Linear, divisors: Array, bias: Array) -> Linear:
 
 
 def _read_rotated(linears: list[Linear], inputs: LinearInputs, round_weight: Round | None) -> list[Linear]:
-    """Return rounded linear layers that rotate their inputs."""
+    """Make linear layers rotate their inputs, and round the weights. `inputs` are not rotated yet."""
     matrix = rotation(len(inputs.mean))
     turned = [
         replace(linear, weight=rotated_rows(linear.weight, matrix), rotation=matrix) for linear in linears
@@ -277,7 +281,7 @@ def _read_rotated(linears: list[Linear], inputs: LinearInputs, round_weight: Rou
 
 
 def _rounded(linears: list[Linear], inputs: LinearInputs, round_weight: Round | None) -> list[Linear]:
-    """Round linear layers with the same inputs; the bias corrects the change of their mean outputs."""
+    """Round linear layers with the same inputs, and correct the biases so that mean outputs do not change."""
     if round_weight is None:
         return linears
     compensation = Compensation.of(inputs.covariance)

@@ -1,7 +1,7 @@
 """Read the weight files of a checkpoint: names, shapes, dtypes and rows of tensors.
 
-Safetensors and PyTorch's pickled `.bin` have the same interface. torch is imported only to read a `.bin`, and
-only tensors are unpickled: a file with other objects is rejected before any of its code runs.
+Safetensors and PyTorch's pickled `.bin` files are read through the same interface. torch is imported only for
+a `.bin`, and only tensors are unpickled: a file with other objects is rejected before any of its code runs.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ TORCH = "pytorch_model.bin"
 INDEX = ".index.json"
 """Suffix of the index of a sharded weight file."""
 FLOATS = {"torch.float64": "F64", "torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
-"""Supported dtypes. Others are quantized weights, which require scales."""
+"""Names of supported dtypes in torch and in safetensors. Weights of other dtypes are quantized."""
 
 _ZIP = b"PK\x03\x04"
 _MAPPED_BYTES = 64 << 20
-"""Bytes read from one memory map of a `.bin` before the file is mapped again."""
+"""Number of bytes that are read from one memory map of a `.bin` before the file is mapped again."""
 _DAMAGE = (
     ArithmeticError,
     AssertionError,
@@ -53,7 +53,7 @@ class Tensor(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: str
-    """A value of `FLOATS`, or the name in the file for a dtype that is not supported."""
+    """A value of `FLOATS`, or another name if the dtype is not supported."""
 
 
 class WeightFile(Protocol):
@@ -68,7 +68,7 @@ class WeightFile(Protocol):
 
         Raises:
             CheckpointError: The file is damaged, or contains objects other than tensors.
-            MissingDependencyError: It is a `.bin`, and torch is not installed.
+            MissingDependencyError: The file is a `.bin`, and torch is not installed.
         """
 
     def read(self, name: str, rows: slice) -> Array:
@@ -82,8 +82,8 @@ class WeightFile(Protocol):
 class SafetensorsFile:
     """A safetensors file.
 
-    Each read opens the file again, because pages read through a memory map count as memory until it is
-    closed.
+    Each read opens the file again, because pages that were read through a memory map count as memory of the
+    process until the map is closed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -117,9 +117,9 @@ class SafetensorsFile:
 class TorchFile:
     """A file written by `torch.save`.
 
-    Files in the zip format are memory-mapped, and mapped again after `_MAPPED_BYTES`: with one map for all
-    reads, memory use grows to the size of the file, and one map per read unpickles all names each time. Files
-    written before PyTorch 1.6 cannot be mapped and are loaded completely.
+    Files in the zip format are memory-mapped, and mapped again after reading `_MAPPED_BYTES`. With a single
+    map, memory use would grow to the size of the file; with a map per read, all tensor names would be
+    unpickled each time. Files written before PyTorch 1.6 cannot be mapped and are loaded completely.
     """
 
     def __init__(self, path: Path) -> None:
@@ -157,7 +157,7 @@ class TorchFile:
         try:
             loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=mmap)
         except _DAMAGE as error:
-            # The message of torch begins with advice to load the file unsafely; the reason is in the context.
+            # torch's message begins with advice to load the file unsafely. Its cause has the actual reason.
             reason = str(error.__context__ or error).partition("\n")[0]
             raise CheckpointError(
                 f"{self.path} is damaged, or contains objects other than tensors, which are not loaded "
@@ -185,7 +185,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def weight_files(folder: Path) -> list[WeightFile]:
-    """Return the weight files that transformers would load from a checkpoint, sorted by name.
+    """Return the weight files that transformers would load from a folder, sorted by name.
 
     Raises:
         CheckpointError: There are no weights, an index is damaged, or a shard is missing.
@@ -204,7 +204,7 @@ def weight_files(folder: Path) -> list[WeightFile]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """Return the file names in an index, sorted.
+    """Return the names of the weight files that an index lists, sorted.
 
     Raises:
         CheckpointError: The index is damaged.

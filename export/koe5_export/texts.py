@@ -1,7 +1,7 @@
 """Texts for calibration and verification, and samples for tests, written for this project.
 
-The sets are disjoint, so that artifacts are not measured on texts that they were calibrated with. In both
-text files, an empty line separates texts; in verification.txt, two empty lines separate subjects.
+The sets are disjoint, so that no artifact is measured on texts with which it was calibrated. In both text
+files, an empty line separates texts; in verification.txt, two empty lines separate subjects.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def _read(name: str) -> str:
 
 
 CALIBRATION = (*_read("calibration.txt").split("\n\n"), "")
-"""Korean and English texts of many kinds, and an empty text, whose activations must be in range too."""
+"""Korean and English texts of many kinds, and an empty text, for which quantization must work too."""
 
 SUBJECTS = tuple(tuple(subject.split("\n\n")) for subject in _read("verification.txt").split("\n\n\n"))
-"""Questions and passages by subject; texts on the same subject are plausible search results of each other."""
+"""Questions and passages by subject. Texts on one subject are plausible search results for each other."""
 
 EDGES = (
     "   띄어쓰기가     여러    번 \t 그리고\n줄바꿈도   있다   ",
@@ -49,9 +49,9 @@ SAMPLE_PASSAGES = (
 
 
 _USUAL = 512
-"""Usual token limit. Only two texts test positions above it, because more of them would take minutes."""
+"""Usual token limit. Only two texts are longer, because more such texts would take minutes to embed."""
 _LENGTHS = (64, 80, 100, 128, 160, 200, 256, 320)
-"""Lengths in tokens between those of single paragraphs and the usual limit."""
+"""Lengths in tokens of texts that are longer than a paragraph and shorter than the usual limit."""
 _DECOMPOSED_EVERY = 3
 _CASED_EVERY = 12
 
@@ -111,13 +111,14 @@ class VerificationText(NamedTuple):
 def verification_texts(
     tokenizer: Tokenizer, contract: Contract, given: Sequence[str] = ()
 ) -> list[VerificationText]:
-    """Return the texts on which an artifact is measured; the result is deterministic.
+    """Return the texts on which an artifact is measured, always the same for the same arguments.
 
     Args:
-        tokenizer: Counts tokens. With a limit of up to 512, there are texts of exactly limit - 1 and limit
-            tokens and one of twice the limit, which is truncated. With a larger limit, there are texts of
-            512 tokens, of 1,024 tokens or the limit, and of twice the limit.
-        contract: Texts get its prompt names, and None, in turn. Texts of an exact length get "".
+        tokenizer: Tokenizer with the artifact's token limit. The last text has twice as many tokens, and is
+            truncated. The two before it have limit - 1 and limit tokens if the limit is up to 512; otherwise
+            512 and 1,024 tokens (or the limit, if smaller).
+        contract: Contract whose prompt names, and None, the texts get in turn. Texts of an exact length get
+            no prompt.
         given: More texts, for example from the user's domain.
     """
     names = (None, *contract.prompts)
@@ -129,14 +130,13 @@ def verification_texts(
 
 
 def _variants() -> list[str]:
-    """Return some of the texts in decomposed Hangul, in uppercase and in lowercase."""
     decomposed = [unicodedata.normalize("NFD", subject[0]) for subject in SUBJECTS[::_DECOMPOSED_EVERY]]
     english = [text for text in VERIFICATION if text.isascii() and text[:1].isupper()][::_CASED_EVERY]
     return [*decomposed, *(text.upper() for text in english), *(text.lower() for text in english)]
 
 
 def _lengths(limit: int) -> list[int]:
-    """Return lengths in tokens up to twice the limit, about evenly spaced on a logarithmic scale."""
+    """Return lengths in tokens, up to twice the limit, about evenly spaced on a logarithmic scale."""
     between = [length for length in _LENGTHS if length < limit - 1]
     if limit <= _USUAL:
         return [*between, limit - 1, limit, 2 * limit]
@@ -144,7 +144,7 @@ def _lengths(limit: int) -> list[int]:
 
 
 def with_prompts(texts: Sequence[str], contract: Contract) -> list[str]:
-    """Prepend the query prompt and the passage prompt to the texts in turn."""
+    """Prepend the query prompt and the passage prompt to alternate texts."""
     prompts = (contract.prompts["query"], contract.prompts["passage"])
     return [prompts[turn % 2] + text for turn, text in enumerate(texts)]
 
@@ -153,9 +153,9 @@ def text_of_length(tokenizer: Tokenizer, tokens: int, turn: int = 0) -> str:
     """Return running text with `tokens` tokens, or slightly fewer if no cut gives exactly that number.
 
     Args:
-        tokenizer: Counts tokens.
+        tokenizer: Tokenizer that counts the tokens.
         tokens: Number of tokens, including special tokens.
-        turn: Index of the subject with which the text begins, modulo the number of subjects.
+        turn: Index of the subject with which the text begins; taken modulo the number of subjects.
     """
     start = turn % len(SUBJECTS)
     text = " ".join(text for subject in (*SUBJECTS[start:], *SUBJECTS[:start]) for text in subject)

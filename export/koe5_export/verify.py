@@ -1,4 +1,4 @@
-"""Compare an artifact with the reference on the same texts; gate.py defines the allowed differences."""
+"""Compare an artifact with PyTorch (the reference) on the same texts. gate.py has the allowed differences."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from koe5_onnx.options import GraphChoice
 
 _BATCH_TOKENS = 2048
 _ALONE = 28
-"""Number of lengths for which a text is embedded alone; the shortest ones may select the same text."""
+"""Number of lengths for which a text is embedded alone. Several lengths may select the same text."""
 _UNIT_LENGTH_ERROR = 1e-5
-"""Rounding error of a float32 sum over some thousand components."""
+"""Allowed difference between the length of an embedding and 1, for rounding errors of float32 sums."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class Expected:
 
     texts: Sequence[VerificationText]
     lengths: npt.NDArray[np.int32]
-    """Tokens per text with its prompt, after truncation, int32[n]."""
+    """int32[n]: tokens of each text with its prompt, after truncation."""
     embeddings: Array
     """float32[n, dim]."""
 
 
 _Key = tuple[Contract, tuple[str, ...], str]
 _EXPECTED: WeakKeyDictionary[Checkpoint, tuple[_Key, Expected]] = WeakKeyDictionary()
-"""Last result per open checkpoint, so that exports in several precisions run the reference once. The key has
-the SHA-256 of the tokenizer, because the token ids of another tokenizer must be compared too."""
+"""Latest result of `expect` per open checkpoint, so that exports in several precisions run PyTorch once. The
+key includes the SHA-256 of the tokenizer, because `expect` also checks token ids."""
 
 
 def expect(
@@ -72,17 +72,17 @@ def expect(
     given: Sequence[str] = (),
     report: Progress = silent,
 ) -> Expected:
-    """Compute the reference embeddings of the built-in and the given texts, with each prompt in turn.
+    """Compute the reference embeddings of the built-in and the given texts, with the prompts in turn.
 
     Args:
         checkpoint: Checkpoint of the artifact.
         contract: Contract of the artifact.
-        tokenizer_file: The artifact's tokenizer.json; its token ids are compared with those of transformers.
+        tokenizer_file: The artifact's tokenizer.json. Its token ids are compared with those of transformers.
         given: More texts, for example from the user's domain.
-        report: Called with the number of tokens done.
+        report: Called with the number of embedded tokens.
 
     Raises:
-        CheckpointError: The settings of sentence-transformers differ from the contract.
+        CheckpointError: The settings or token ids of sentence-transformers differ from the artifact's.
         MissingDependencyError: A package of the reference is not installed.
     """
     key = contract, tuple(given), sha256_of(tokenizer_file, remember=False)
@@ -112,10 +112,10 @@ def certify(
     graph: GraphChoice = "padded",
     report: Progress = silent,
 ) -> Certificate:
-    """Measure one graph of an artifact on all texts in shuffled batches, and on some texts embedded alone.
+    """Measure one graph of an artifact: all texts in shuffled batches, and some texts alone.
 
     Raises:
-        FidelityError: The certificate fails the gate.
+        FidelityError: A measured value is outside its bound.
     """
     rows = _rows_alone(expected.lengths, _batch_tokens(artifact.manifest.contract.max_tokens))
     stage = "measure" if graph == "padded" else "measure_packed"
@@ -150,8 +150,6 @@ def certify(
 
 
 class _Count:
-    """Progress of a stage, counted in tokens."""
-
     def __init__(self, stage: str, total: int, report: Progress) -> None:
         self._stage, self._total, self._report = stage, total, report
         self._done = 0
@@ -173,9 +171,9 @@ def _embed(embedder: Embedder, expected: Expected, rows: npt.NDArray[np.intp], c
 
 
 def _rows_alone(lengths: npt.NDArray[np.int32], batch_tokens: int) -> npt.NDArray[np.intp]:
-    """Choose texts that are also embedded alone, with lengths evenly spaced on a logarithmic scale.
+    """Choose texts to embed alone, with lengths evenly spaced on a logarithmic scale; return their indices.
 
-    Texts longer than half a batch are not chosen, because no other such text fits in their batch.
+    Texts longer than half a batch are not chosen, because they may be alone in the shuffled batches too.
     """
     candidates = np.flatnonzero(lengths <= batch_tokens // 2)
     found = lengths[candidates]
@@ -186,18 +184,19 @@ def _rows_alone(lengths: npt.NDArray[np.int32], batch_tokens: int) -> npt.NDArra
 
 
 def _batch_tokens(limit: int) -> int:
-    """Return the number of slots per batch: four of the longest texts, or one if it has thousands of tokens.
+    """Return the maximum tokens per batch: four texts of `limit` tokens, up to 2,048, but at least one text.
 
-    Without fused attention, memory for attention scores grows with the square of the length.
+    In graphs without fused attention, the memory for attention scores grows with the square of the length.
     """
     return min(4 * limit, max(limit, _BATCH_TOKENS))
 
 
 def _open(artifact: Artifact, graph: GraphChoice) -> Embedder:
-    """Open an embedder with large batches, on the CPU if the artifact supports it.
+    """Open an Embedder on the CPU if the artifact supports it, otherwise on CUDA if it is available.
 
-    If CUDA is not available, artifacts for CUDA are measured on the CPU, which `Embedder.open` rejects. ONNX
-    Runtime then computes in fp32 and rounds to fp16, and simulated.py replaces packed attention.
+    An artifact that supports only CUDA is measured on the CPU if there is no GPU, although `Embedder.open`
+    would reject this. ONNX Runtime then computes fp16 nodes in fp32 and rounds their outputs to fp16.
+    simulated.py replaces the packed attention, which has no CPU kernel.
     """
     device, target = "cpu", artifact.manifest.target
     if "cpu" not in target.devices:
@@ -215,7 +214,7 @@ def _open(artifact: Artifact, graph: GraphChoice) -> Embedder:
 
 
 def _require_unit_length(rows: Array) -> None:
-    """Check that embeddings have unit length, which cosines do not show."""
+    """Check that embeddings have unit length, because cosines do not depend on the length."""
     lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
     if not np.abs(lengths - 1).max() <= _UNIT_LENGTH_ERROR:
         raise FidelityError(
@@ -231,18 +230,18 @@ def verify_artifact(
     graph: GraphChoice = "auto",
     report: Progress = silent,
 ) -> Certificate:
-    """Measure a published artifact again.
+    """Measure a published artifact again, and return the new certificate.
 
     Args:
         artifact: The artifact.
-        checkpoint: The checkpoint from which it was exported.
+        checkpoint: The checkpoint from which the artifact was exported.
         given: Texts to measure on in addition to the built-in ones.
         tighten: Bounds stricter than those of the precision's gate, by name.
-        graph: Graph to measure; "auto" selects the one that runs on this machine.
-        report: Called as the stages advance.
+        graph: Graph to measure; "auto" selects the graph that an Embedder would run on this machine.
+        report: Callback for the progress of each stage.
 
     Raises:
-        FidelityError: The artifact fails the gate.
+        FidelityError: A measured value is outside its bound.
         InputError: The artifact was not exported from this checkpoint.
     """
     made_from = artifact.manifest.source.weights_sha256

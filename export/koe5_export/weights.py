@@ -12,12 +12,11 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Rounded:
-    """A quantized weight matrix: integers, with one scale for each block of rows in each column."""
+    """A quantized weight, int8[in, out]. In each column, each block of rows has one scale."""
 
     integers: npt.NDArray[np.int8]
-    """int8[in, out]."""
     scale: Array
-    """float32[blocks, out]; all blocks have the same number of rows. One block means one scale per column."""
+    """float32[blocks, out]; all blocks have the same number of rows."""
 
     @property
     def weight(self) -> Array:
@@ -28,33 +27,32 @@ class Rounded:
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer: y = x @ weight + bias."""
+    """A linear layer: y = x @ weight + bias, with the weight float32[in, out] and the bias float32[out]."""
 
     weight: Array
-    """float32[in, out]."""
     bias: Array
-    """float32[out]."""
     rounded: Rounded | None = None
     """Quantized weight; None if the weight is not quantized."""
     rotation: Array | None = None
-    """float32[block, block] by which each block of x is multiplied (rotate.py); None for no rotation."""
+    """float32[block, block]: matrix that rotates each block of x before the product (rotate.py), or None."""
     divisors: Array | None = None
-    """float32[block] by which each block of x is divided before it is rotated (smooth.py), or None."""
+    """float32[block]: divisors of each block of x before the rotation (smooth.py), or None."""
 
 
 @dataclass(frozen=True)
 class Norm:
-    """LayerNorm: (x - mean) / deviation * gain + shift, over the last axis."""
+    """LayerNorm over the last axis: (x - mean) / deviation * gain + shift, with float32[hidden] for both."""
 
     gain: Array
-    """float32[hidden]."""
     shift: Array
-    """float32[hidden]."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One post-norm encoder layer: each norm follows its residual sum."""
+    """Weights of one post-norm encoder layer, in which a norm follows each residual sum.
+
+    `output` belongs to the attention, `up` and `down` to the feed-forward network.
+    """
 
     query: Linear
     key: Linear

@@ -1,6 +1,6 @@
 """Write an ONNX graph node by node, with large tensors streamed to one external-data file.
 
-Tensors are written as they are added, so memory is bounded by the largest tensor or part of one.
+A tensor is written when it is added, as a whole or in parts. Only one tensor or part is in memory at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _IR_VERSION = 10
 _PAGE_BYTES = 4096
 """Page size; tensor offsets are multiples of it so that each tensor can be memory-mapped."""
 _INLINE_BYTES = 65536
-"""Largest tensor stored in the graph file; larger ones are stored in the external-data file."""
+"""Size of the largest tensor in the graph file; larger tensors are in the external-data file."""
 
 
 class GraphWriter(AbstractContextManager["GraphWriter"]):
@@ -69,7 +69,7 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
         self._nodes.append(node)
 
     def add_tensor(self, tensor: Any) -> None:
-        """Add a TensorProto whose data is stored inline (not external). Its values are not converted."""
+        """Add a TensorProto that contains its data. The dtype and the values do not change."""
         if not tensor.HasField("raw_data"):
             tensor = numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name)
         if len(tensor.raw_data) <= _INLINE_BYTES:
@@ -83,7 +83,7 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
         self._constants[tensor.name] = external
 
     def has(self, name: str) -> bool:
-        """Return True if a node with this name was added."""
+        """Return True if the graph has a node with this name."""
         return name in self._names
 
     def constant(self, name: str, value: npt.NDArray[Any] | np.generic) -> str:
@@ -99,7 +99,7 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
     def stream(
         self, name: str, dtype: npt.DTypeLike, shape: Sequence[int], parts: Iterable[npt.NDArray[Any]]
     ) -> str:
-        """Add a large constant in parts of its rows, each of which is written to disk immediately.
+        """Add a large constant and return its name. `parts` are groups of rows, written to disk one by one.
 
         Raises:
             ValueError: The parts do not add up to `shape`.
@@ -120,7 +120,7 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
         return self.node("If", [condition], name, then_branch=then, else_branch=otherwise)
 
     def save(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """Write the graph file."""
+        """Write the graph file, with the given graph inputs and outputs."""
         graph = helper.make_graph(
             self._nodes, "koe5", inputs, outputs, initializer=list(self._constants.values())
         )
@@ -135,7 +135,7 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
         onnx.save(model, self._graph)
 
     def _start_tensor(self) -> int:
-        """Pad the weights file to the next page and return the offset."""
+        """Pad the weights file to the next page, and return the file offset."""
         self._stream.write(b"\0" * (-self._stream.tell() % _PAGE_BYTES))
         return self._stream.tell()
 
@@ -148,7 +148,7 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
 
 
 def subgraph(op: str, inputs: Sequence[str], name: str, *, domain: str = "", **attributes: Any) -> Any:
-    """Return a branch of an `If` with one node; its inputs are names in the enclosing graph."""
+    """Return a graph with one node, as a branch of an `If`. `inputs` are names in the enclosing graph."""
     node = helper.make_node(op, inputs, [name], name=name, domain=domain, **attributes)
     output = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
     return helper.make_graph([node], name, [], [output])

@@ -1,8 +1,9 @@
 """Build XLM-RoBERTa's tokenizer from its vocabulary.
 
-Its normalizer contains SentencePiece's rule set nmt_nfkc for Unicode 11, compiled to a table. SentencePiece
-still ships this rule set, extended for later Unicode versions. The table is rebuilt by removing these
-additions and compiling the remaining rules; its SHA-256 is compared with that of the original table.
+The normalizer of this tokenizer contains SentencePiece's rule set nmt_nfkc for Unicode 11, compiled to a
+table. SentencePiece still ships this rule set, but extended for later Unicode versions. This module removes
+the extensions, compiles the remaining rules, and compares the SHA-256 of the result with the original
+table's.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _LATER_BLOCKS = (
     range(0x16100, 0x16140),  # Gurung Khema, Unicode 16
     range(0x16D40, 0x16D80),  # Kirat Rai, Unicode 16
 )
-"""Scripts with composed letters that XLM-R's table does not contain.
+"""Unicode blocks with composed letters that XLM-R's table does not contain.
 Source: https://www.unicode.org/Public/16.0.0/ucd/Blocks.txt"""
 _SENTENCEPIECE_ERRORS_ONLY = 2
 
@@ -36,9 +37,9 @@ def xlmr_tokenizer(
     """Build the tokenizer.
 
     Args:
-        pieces: Text and score of each token, by id.
-        special_ids: Ids of `<s>`, `<pad>`, `</s>` and `<unk>`; `<mask>` is looked up in `pieces`.
-        characters: Output of the normalizer per single character.
+        pieces: Text and Unigram score of each token; the index is the token id.
+        special_ids: Ids of `<s>`, `<pad>`, `</s>` and `<unk>`. `<mask>` is in `pieces`.
+        characters: Output of the normalizer for single characters.
 
     Raises:
         MissingDependencyError: sentencepiece is not installed.
@@ -61,7 +62,7 @@ def xlmr_tokenizer(
 
 
 def _charsmap(characters: Mapping[str, str]) -> bytes:
-    """Return the compiled table of the normalizer."""
+    """Return the compiled rules of the normalizer. `characters` has the rules for single characters."""
     try:
         import sentencepiece
     except ImportError as error:

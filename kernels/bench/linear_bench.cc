@@ -4,10 +4,10 @@
 //   build/kernels/linear_bench [--threads N] [--level amx|avx512_vnni|avx_vnni|avx2] [--rows 16,32,...] [--shape TEXT]
 //                              [--seconds S] [--hot]
 //
-// Prints one line per linear layer and number of rows: median and best milliseconds, giga-operations per
-// second (a product and a sum count as two), percentage of the ceiling, and weights read in GB/s. The ceiling is what
-// the same threads reach in the same run with the instruction on registers only. Without --hot, weights are cold as in
-// a model: calls cycle through 192 MiB of weights.
+// Prints one line per linear layer and number of rows: median and best milliseconds, giga-operations per second (a
+// product and a sum count as two), percentage of the ceiling, and weights read in GB/s. The ceiling is the rate of the
+// level's multiply instructions without memory access, measured with the same threads in the same run. Without --hot,
+// weights are not in cache, as in a model: calls cycle through 192 MiB of weights.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -30,7 +30,7 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Threads that spin between tasks, like ONNX Runtime's.
+// Threads that spin while they wait for tasks, like those of ONNX Runtime.
 class ThreadPool final : public koe5::Pool {
  public:
   explicit ThreadPool(int threads) : threads_(threads) {
@@ -75,7 +75,7 @@ class ThreadPool final : public koe5::Pool {
   void* context_ = nullptr;
 };
 
-// Runs the instruction 1,000 times on twelve (VNNI) or four (AMX) independent sums.
+// Runs VPDPBUSD 1,000 times on each of twelve independent sums.
 __attribute__((target("avx512f,avx512vnni"))) void vnni_alone() {
   for (int i = 0; i < 1000; ++i) {
     asm volatile(
@@ -87,7 +87,7 @@ __attribute__((target("avx512f,avx512vnni"))) void vnni_alone() {
   }
 }
 
-// The same on 256-bit registers.
+// Like vnni_alone, but on 256-bit registers.
 __attribute__((target("avx2,avxvnni"))) void avx_vnni_alone() {
   for (int i = 0; i < 1000; ++i) {
     asm volatile(
@@ -143,7 +143,7 @@ Alone alone_at(Level level) {
   return level == Level::avx_vnni ? Alone{avx_vnni_alone, 12000.0 * 32 * 2} : Alone{avx2_alone, 6000.0 * 16 * 2};
 }
 
-// Returns the operations per second of all threads, best of ten.
+// Returns the operations per second of all threads, the best of ten measurements.
 double ceiling(Level level, ThreadPool& pool) {
   const Alone alone = alone_at(level);
   double best = 1e9;

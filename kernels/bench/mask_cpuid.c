@@ -1,13 +1,13 @@
-// Makes a process see a CPU with fewer features: CPUID without AMX and AVX512 (KOE5_MASK_CPUID=avx_vnni), also without
-// AVX-VNNI (avx2), or also without AVX2 (sse).
+// Hides CPU features from a process: KOE5_MASK_CPUID=avx_vnni hides AMX and AVX512, =avx2 hides also AVX-VNNI, and =sse
+// hides also AVX2.
 //
 //   cc -O2 -shared -fPIC -o mask_cpuid.so kernels/bench/mask_cpuid.c
 //   KOE5_MASK_CPUID=avx2 LD_PRELOAD=./mask_cpuid.so python ...
 //
-// For measurements of ONNX Runtime and the kernels as on such CPUs, and for tests. The instructions themselves still
-// work. Linux can make CPUID fault on CPUs that support it (cpuid_fault in /proc/cpuinfo); the signal handler then
-// supplies the result. Threads and forked processes inherit the setting. Features that the dynamic loader and libc
-// detected earlier are not masked. The setting is per thread and CPUID is rare, so nothing else becomes slower.
+// For tests, and for measuring ONNX Runtime and the kernels as if on such a CPU. Only the results of CPUID change; the
+// instructions still work. Linux makes CPUID fault, if the CPU supports that (cpuid_fault in /proc/cpuinfo), and the
+// signal handler below supplies the result. Threads and forked processes inherit the setting. Features that the dynamic
+// loader and libc detected earlier are not hidden.
 #define _GNU_SOURCE
 #include <cpuid.h>
 #include <signal.h>
@@ -24,7 +24,8 @@ enum { kSetCpuid = 0x1012, kFaults = 0, kWorks = 1 };
 static struct sigaction before;
 static int without_vnni, without_avx2;
 
-// Leaf 7: Intel SDM, volume 2. Masks all of AVX512 and AMX; AVX-VNNI and AVX2 only if requested.
+// Clears the bits of AVX512 and AMX, and those of AVX-VNNI and AVX2 if requested. Source of the bits: Intel SDM, volume
+// 2, CPUID leaf 7.
 static void mask(uint32_t leaf, uint32_t subleaf, uint32_t r[4]) {
   if (leaf == 7 && subleaf == 0) {
     r[1] &= ~(1u << 16 | 1u << 17 | 1u << 21 | 1u << 26 | 1u << 27 | 1u << 28 | 1u << 30 | 1u << 31);
@@ -41,7 +42,7 @@ static void mask(uint32_t leaf, uint32_t subleaf, uint32_t r[4]) {
 static void answer(int signal, siginfo_t* info, void* context) {
   greg_t* const g = ((ucontext_t*)context)->uc_mcontext.gregs;
   const uint8_t* const at = (const uint8_t*)g[REG_RIP];
-  // A general protection fault has no address. After any other fault, RIP may not point to readable code.
+  // CPUID causes a general protection fault (SI_KERNEL). After other faults, RIP may not point to readable code.
   if (info->si_code != SI_KERNEL || at[0] != 0x0f || at[1] != 0xa2) {
     sigaction(signal, &before, NULL);  // restore the previous handler, which then receives the repeated fault
     return;

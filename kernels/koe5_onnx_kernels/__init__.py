@@ -31,7 +31,7 @@ def library() -> Path:
 
 
 def unavailable() -> str | None:
-    """Return one line with the reason if this machine cannot use the operators, or None if it can."""
+    """Return the reason in one line if this machine cannot use the operators, or None if it can."""
     try:
         loaded = _load()
     except OSError as error:
@@ -43,7 +43,7 @@ def unavailable() -> str | None:
 
 
 def level() -> str:
-    """Return the instruction set in use, a level of the README such as "amx" or "neon_i8mm", or "none".
+    """Return the instruction set in use, such as "amx" or "neon_i8mm" (see the README), or "none".
 
     Raises:
         OSError: The library is missing or does not load.
@@ -52,10 +52,10 @@ def level() -> str:
 
 
 def packed_layout() -> int:
-    """Return the version of the packed weight layout. Files of another version are replaced.
+    """Return the version of the layout of packed weights. Files with another version are replaced.
 
     A session stores packed weights in the folder that its config entry `koe5.packed_weights` names. Other
-    processes with the same entry map them. Use a separate folder for each graph.
+    processes whose sessions have this entry map the files. Use a separate folder for each graph.
 
     Raises:
         OSError: The library is missing or does not load.
@@ -64,9 +64,9 @@ def packed_layout() -> int:
 
 
 def sharing_problem() -> str | None:
-    """Return why a session created by this thread does not share its weights despite `koe5.packed_weights`.
+    """Return the first reason, since the last call, why weights are not shared despite `koe5.packed_weights`.
 
-    Each call returns the first reason since the last call, or None if there is none.
+    Only sessions that the calling thread created are considered. Returns None if they share their weights.
 
     Raises:
         OSError: The library is missing or does not load.

@@ -1,4 +1,4 @@
-// The AMX tile configuration that all products share. Include it only from units compiled for AMX.
+// The AMX tile configuration of all matrix products. Include it only in source files compiled for AMX.
 #pragma once
 
 #include <immintrin.h>
@@ -15,11 +15,13 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// GCC's tile loads do not tell the compiler that they read memory. This barrier forces pending writes to memory first.
+// GCC's intrinsics for tile loads do not declare that they read memory, so the compiler may move writes behind them.
+// This barrier prevents that.
 inline void finish_writes() { __asm__ volatile("" ::: "memory"); }
 
 inline void configure_tiles() {
-  // Static: GCC's intrinsic declares that it reads only 8 bytes, so the rest of a local object would be optimized away.
+  // Static, because GCC's intrinsic declares that it reads only 8 bytes, and GCC would not store the rest of a local
+  // object.
   static const TileConfig config;
   _tile_loadconfig(&config);
 }

@@ -1,7 +1,6 @@
-// Attention of some queries of one text in one head. Each instruction set has its own function and file.
-//   context = softmax(q k^T / sqrt(depth)) v, with bf16 operands and fp32 sums.
-// A query's result depends only on the tokens of its text, not on the other texts, on the other queries of the call, or
-// on the number of threads.
+// Attention for a range of queries of one text in one head, with one function per instruction set:
+//   context = softmax(q k^T / sqrt(depth)) v, where q, k and v are bf16 and sums are fp32.
+// The result for a query depends only on the tokens of its text, not on other texts, other queries or the threads.
 #pragma once
 
 #include <cstddef>
@@ -10,27 +9,27 @@
 namespace koe5 {
 
 struct AttentionTask {
-  const uint16_t* query;  // bf16[tokens, depth] of the text and the head
+  const uint16_t* query;  // query, key and value: bf16[tokens, depth] of the text and head
   const uint16_t* key;
   const uint16_t* value;
   int64_t tokens;  // in the text
-  int64_t depth;   // of the head; a multiple of 16
-  int64_t first;   // queries first..last-1, at most kQueriesPerTask
+  int64_t depth;   // values per head; a multiple of 16
+  int64_t first;   // computes queries first..last-1, at most kQueriesPerTask
   int64_t last;
   float* context;  // [tokens, depth]
   void* scratch;  // attention_scratch_bytes(depth), 64-byte aligned, owned by the calling thread
 };
 
-// Maximum number of queries per task. The task keeps a running maximum and sum for each.
+// Maximum number of queries per task. The scratch memory contains a running maximum and sum for each query.
 constexpr int64_t kQueriesPerTask = 512;
 
 size_t attention_scratch_bytes(int64_t depth);
 
-void attend_avx2(const AttentionTask& task);  // AVX2 and FMA: fp32
-void attend_vnni(const AttentionTask& task);  // AVX512 without bf16 dot-product instructions: fp32
-void attend_bf16(const AttentionTask& task);  // AVX512-BF16
-void attend_amx(const AttentionTask& task);   // AMX-BF16
-void attend_neon(const AttentionTask& task);    // any 64-bit ARM: fp32
-void attend_bfmmla(const AttentionTask& task);  // ARM with bf16
+void attend_avx2(const AttentionTask& task);    // fp32 products; requires AVX2 and FMA
+void attend_vnni(const AttentionTask& task);    // fp32 products; requires AVX512
+void attend_bf16(const AttentionTask& task);    // bf16 products; requires AVX512-BF16
+void attend_amx(const AttentionTask& task);     // bf16 products; requires AMX-BF16
+void attend_neon(const AttentionTask& task);    // fp32 products; any 64-bit ARM CPU
+void attend_bfmmla(const AttentionTask& task);  // bf16 products; requires ARM's bf16 extension
 
 }  // namespace koe5

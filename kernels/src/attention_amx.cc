@@ -1,5 +1,5 @@
-// Attention by AMX-BF16: a tile instruction multiplies 16 queries (or rows of weights) x 32 values by 32 x 16 columns.
-// At this level, most of the time is spent on the exponentials, not on the products.
+// Attention by AMX-BF16. A tile instruction multiplies a 16 x 32 matrix of queries or softmax weights by a 32 x 16
+// matrix of keys or values. Most of the time is spent on the exponentials of the softmax, not on the products.
 #include "amx_tiles.h"
 #include "attention_blocks.h"
 
@@ -7,14 +7,14 @@ namespace koe5 {
 namespace {
 
 constexpr int64_t kTileRows = 16;
-constexpr int64_t kTileSteps = 16;  // dwords per row: 32 bf16 values
+constexpr int64_t kTileSteps = 16;  // dwords per row of a tile, two bf16 values each
 constexpr int64_t kPackedBytes = kPanel * 4;
 
 void zero_queries(uint32_t* to, int64_t from, int64_t n) {
   for (int64_t i = from; i < n; i += 16) _mm512_storeu_si512(to + i, _mm512_setzero_si512());
 }
 
-// Copies queries to 16 or 32 rows of `steps` dwords, with zeros beyond the depth and beyond the last row.
+// Copies `rows` queries, starting at `query`, to 16 or 32 rows of `steps` dwords. Fills the rest with zeros.
 void copy_queries(const AttentionTask& task, int64_t query, int64_t rows, int64_t steps, uint32_t* to) {
   if (rows % kTileRows != 0 || steps != task.depth / 2) zero_queries(to, 0, round_up(rows, kTileRows) * steps);
   for (int64_t row = 0; row < rows; ++row) {
@@ -26,17 +26,17 @@ void copy_queries(const AttentionTask& task, int64_t query, int64_t rows, int64_
   }
 }
 
-// Operands and output of a product of tiles: out[16 or 32][columns] = left x packed.
+// The left operand and the output of out[16 or 32 rows][columns] = left x packed.
 struct TileProduct {
   const uint32_t* left;
   int64_t left_stride;  // dwords between rows
-  int64_t steps;
+  int64_t steps;        // dwords per row of `left`
   float* out;
   int64_t out_stride;
 };
 
-// 16 or 32 rows x 16 or 32 columns. Tiles 0 to 3 hold sums, 4 and 5 rows, 6 and 7 columns. Each loaded tile is used
-// twice.
+// Computes 16 or 32 rows x 16 or 32 columns. Tiles 0 to 3 hold sums, 4 and 5 rows of `left`, 6 and 7 columns of
+// `packed`.
 template <bool kTwoRows, bool kTwoColumns>
 void multiply_block(const TileProduct& x, const uint32_t* packed, float* out) {
   const int64_t left_bytes = 4 * x.left_stride, out_bytes = 4 * x.out_stride;

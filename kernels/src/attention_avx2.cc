@@ -3,7 +3,7 @@
 
 namespace koe5 {
 
-// Defined in this unit because every supported CPU has AVX2.
+// Defined here because every supported x86-64 CPU has AVX2.
 size_t attention_scratch_bytes(int64_t depth) { return sizeof(uint32_t) * AttentionScratch::dwords(depth); }
 
 void attend_avx2(const AttentionTask& task) { attend_by_registers<Fp32Product>(task); }

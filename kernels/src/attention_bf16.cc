@@ -1,4 +1,4 @@
-// Attention by AVX512-BF16: vdpbf16ps adds the products of two bf16 pairs to an fp32 sum.
+// Attention by AVX512-BF16, whose VDPBF16PS adds two products of bf16 values to each fp32 sum.
 #include "attention_registers.h"
 
 namespace koe5 {

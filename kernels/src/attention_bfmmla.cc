@@ -1,4 +1,5 @@
-// Attention by BFMMLA, which adds the products of four bf16 values of two rows and two columns to four sums.
+// Attention by BFMMLA, which multiplies a 2 x 4 by a 4 x 2 matrix of bf16 values and adds the result to 2 x 2 fp32
+// sums.
 //
 //   packed keys    bf16[keys / 16][depth / 4][16][4]
 //   packed values  bf16[depth / 16][keys / 4][16][4]
@@ -18,12 +19,12 @@ struct Product {
     return vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(low), high);
   }
   static KOE5_INLINE void store_eight(uint16_t* to, bfloat16x8_t weights, float32x4_t& sum) {
-    // Converted at run time, because GCC 12 loads this constant with an instruction of fp16 arithmetic.
+    // Converted at run time, because GCC 12 would load a constant with an instruction of ARM's fp16 extension.
     const bfloat16x8_t ones = weights_of(vdupq_n_f32(1), vdupq_n_f32(1));
     sum = vbfdotq_f32(sum, weights, ones);
     vst1q_u16(to, vreinterpretq_u16_bf16(weights));
   }
-  // As in Bf16Product: rounds the weights, sums the rounded values and stores them in half the space.
+  // Rounds the weights, sums the rounded weights, and stores them in half the space of the scores (see Bf16Product).
   static inline void store_weights(float* scores, int64_t i, Floats a, Floats b, Floats* sum, Floats*) {
     uint16_t* const to = reinterpret_cast<uint16_t*>(scores) + i;
     store_eight(to, weights_of(a.a, a.b), sum->a);
@@ -40,7 +41,7 @@ struct Dot {
   static KOE5_INLINE bfloat16x8_t load(const uint16_t* from) { return vreinterpretq_bf16_u16(vld1q_u16(from)); }
 };
 
-// Keys that fill up the last 16 are undefined. Their scores are not used.
+// Columns that fill up the last 16 keys are undefined, because their scores are not used.
 template <>
 void pack_keys<Product>(const uint16_t* key, int64_t keys, int64_t depth, int64_t, uint32_t* packed) {
   uint16_t* const to = reinterpret_cast<uint16_t*>(packed);
@@ -55,7 +56,7 @@ void pack_keys<Product>(const uint16_t* key, int64_t keys, int64_t depth, int64_
   }
 }
 
-// Values that fill up the last 32 are zero.
+// Rows that fill up the last 32 keys are zero.
 template <>
 void pack_values<Product>(const uint16_t* value, int64_t keys, int64_t depth, uint32_t* packed) {
   uint16_t* const to = reinterpret_cast<uint16_t*>(packed);
@@ -77,7 +78,7 @@ void pack_values<Product>(const uint16_t* value, int64_t keys, int64_t depth, ui
   }
 }
 
-// Rows of bf16 values and where their products go.
+// The left operand (bf16) and the output (fp32) of a product.
 struct Rows {
   const uint16_t* left;
   int64_t left_stride;
@@ -89,7 +90,7 @@ KOE5_INLINE bfloat16x8_t unit_of(const uint16_t* first, const uint16_t* second) 
   return vreinterpretq_bf16_u16(vcombine_u16(vld1_u16(first), vld1_u16(second)));
 }
 
-// out[2 kUsed][16] = left x packed, for `rows` of 2 kUsed rows. If the last one is missing, repeats the one before.
+// out[2 kUsed][16] = left x packed. If `rows` is odd, the last row is computed twice.
 template <int kUsed>
 void multiply_tile(const Rows& x, int64_t rows, const uint16_t* packed, int64_t steps) {
   UnitSums<Floats> s0{zeros(), zeros()}, s1 = s0, s2 = s0;
@@ -106,7 +107,7 @@ void multiply_tile(const Rows& x, int64_t rows, const uint16_t* packed, int64_t 
   if constexpr (kUsed > 2) store_two_rows(s2, x.out + 4 * x.out_stride, x.out + 5 * x.out_stride);
 }
 
-// The outputs have memory for an even number of rows and a multiple of 16 columns.
+// out[rows][columns] = left x packed. `x.out` must have space for an even number of rows and a multiple of 16 columns.
 void multiply(const Rows& x, int64_t rows, const uint32_t* packed, int64_t steps, int64_t columns) {
   constexpr decltype(&multiply_tile<1>) kByUnits[] = {multiply_tile<1>, multiply_tile<2>, multiply_tile<3>};
   for (int64_t column = 0; column < columns; column += kColumns) {

@@ -1,10 +1,11 @@
-// Code that the attention of all instruction sets shares: blocks of keys, their packing, and scratch memory.
+// Code of attention that all instruction sets share: blocks of keys, the packing of keys and values, scratch memory.
 // Local to the file that includes it; see sixteen.h.
 //
-// Products advance in steps of one dword per operand: two bf16 values (Bf16Product) or one fp32 value (Fp32Product).
-//   packed keys    dword[keys / 64][steps of depth][64]        panels of 64 keys, whose scores are summed together
+// Each step of a product multiplies one dword (32 bits) of each operand: two bf16 values (Bf16Product) or one fp32
+// value (Fp32Product). Keys and values are packed in panels of 64 columns:
+//   packed keys    dword[keys / 64][steps of depth][64]
 //   packed values  dword[depth / 64][steps of keys][64]
-// These layouts also suit AMX, which loads 16 x 16 dwords of them as one tile.
+// AMX loads 16 x 16 dwords of these layouts as one tile.
 #pragma once
 
 #include <cstdint>
@@ -17,12 +18,12 @@
 namespace koe5 {
 namespace {
 
-// Keys per block; longer texts take several blocks and keep running maxima. With a depth of 64, 512 keys take 64 KiB
-// packed as bf16, or 128 KiB as fp32, which fits in L2.
+// Keys per block. Longer texts take several blocks, with a running maximum and sum per query. With a depth of 64, 512
+// packed keys take 64 KiB in bf16 and 128 KiB in fp32, which fits in L2.
 constexpr int64_t kKeys = 512;
 constexpr int64_t kPanel = 64;
 constexpr int64_t kRows = 32;  // maximum number of queries per product
-// Distance between rows of scores, in dwords. Not a multiple of 1 KiB, so that rows do not share cache sets.
+// Dwords between rows of scores. Not a multiple of 1 KiB, so that rows do not compete for the same cache sets.
 constexpr int64_t kScoreStride = kKeys + 16;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -67,8 +68,8 @@ struct Bf16Product {
     store(to + pair * kPanel, value_pair(even, odd));
   }
 #ifdef __AVX512BF16__
-  // Rounds the weights to nearest even and sums the rounded values (as products with one), so that the weights applied to
-  // the values add up to one. Weights are half as wide as scores, so they never overwrite a score not yet read.
+  // Rounds the weights to nearest even. Sums the rounded weights, by multiplying them by ones, so that after the
+  // division by their sum they add up to one. A weight is half as wide as a score, so no unread score is overwritten.
   static inline void store_weights(float* scores, int64_t i, Floats a, Floats b, Floats* sum, Floats*) {
     const __m512bh weights = _mm512_cvtne2ps_pbh(b, a);
     const Ints ones = spread_int(0x3f803f80);
@@ -138,7 +139,7 @@ inline void transpose(Ints rows[16]) {
   }
 }
 
-// Loads dwords `pair`.. of 16 keys starting at `key`, with zeros beyond the last key and beyond the depth.
+// Loads 16 dwords of each of 16 keys. Only `keys` keys and `pairs` dwords exist; the others are loaded as zeros.
 inline void load_keys(const uint16_t* key, int64_t depth, int64_t keys, int64_t pairs, Ints rows[16]) {
 #pragma GCC unroll 16
   for (int64_t i = 0; i < 16; ++i) {
@@ -163,7 +164,7 @@ void pack_keys(const uint16_t* key, int64_t keys, int64_t depth, int64_t padded_
   }
 }
 
-// Packs `keys` values, padded with zeros to a multiple of 32.
+// Packs the values of `keys` keys, padded with zeros to a multiple of 32 keys.
 template <class Product>
 void pack_values(const uint16_t* value, int64_t keys, int64_t depth, uint32_t* to) {
   const int64_t padded = round_up(keys, 32), steps = padded / Product::kStep;
@@ -177,7 +178,7 @@ void pack_values(const uint16_t* value, int64_t keys, int64_t depth, uint32_t* t
   }
 }
 
-// log2(e) / sqrt(depth), because softmax is computed in base 2.
+// Factor of the scores. It contains log2(e), because the softmax is computed with powers of 2.
 inline float score_factor(int64_t depth) {
   return 1.44269504088896341f / root_of(static_cast<float>(depth));
 }
@@ -185,12 +186,13 @@ inline float score_factor(int64_t depth) {
 // One block of a text's keys.
 struct KeyBlock {
   int64_t keys;
-  int64_t padded;  // keys rounded up to 32; the number of scores per row
+  int64_t padded;  // keys rounded up to a multiple of 32; the number of scores per row
   bool first;
   bool last;
 };
 
-// Calls `attend_rows(block, first query, rows)` for every block of keys and every `rows` queries of the task.
+// Calls attend_rows(block, first query, number of queries) for every block of keys and every `rows` queries of the
+// task.
 template <class Product, class AttendRows>
 void for_each_block(const AttentionTask& task, int64_t padded_depth, int64_t rows, const AttentionScratch& scratch,
                            AttendRows attend_rows) {
@@ -209,12 +211,13 @@ void for_each_block(const AttentionTask& task, int64_t padded_depth, int64_t row
   }
 }
 
-// Turns the scores of `rows` queries into weights. `rescale` receives the factors for the context of earlier blocks.
+// Turns the scores of `rows` queries into weights. Stores, per query, the factor for the context of earlier blocks to
+// `rescale`.
 template <class Product>
 inline void weigh_rows(const KeyBlock& block, float factor, int64_t rows, float* scores, RunningSoftmax* running,
                               float rescale[kRows]) {
   float maxima[kRows];
-  // Find all maxima first, so that the exponentials of a row do not wait for a reduction.
+  // Find all maxima first, so that the exponentials of a row do not wait for its maximum.
   for (int64_t row = 0; row < rows; ++row) {
     forget_scores(scores + row * kScoreStride, block.keys, block.padded);
     maxima[row] = largest_score(scores + row * kScoreStride, block.padded);

@@ -32,7 +32,7 @@ Attend attend_at(Level level) {
 
 thread_local ThreadScratch thread_scratch;
 
-// Tensors and parameters of one call.
+// Tensors and parameters of one call of the operator.
 struct Call {
   const uint16_t* qkv;
   const int32_t* offsets;
@@ -68,7 +68,7 @@ struct Call {
     }
   }
 
-  // Returns false if scratch memory cannot be allocated.
+  // Computes a unit. Returns false if scratch memory cannot be allocated.
   bool run(const AttentionUnit& unit) const {
     void* scratch = thread_scratch.at_least(attention_scratch_bytes(depth));
     if (scratch == nullptr) return false;
@@ -82,7 +82,7 @@ struct Call {
   }
 };
 
-// Quantizes the rows of split texts in separate tasks.
+// Quantizes the rows of texts that were split over several units: their rows are complete only after all units.
 void quantize_split(const Call& call, const AttentionPlan& plan, Pool* pool) {
   struct Rows {
     int64_t first, count;

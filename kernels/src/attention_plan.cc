@@ -8,18 +8,18 @@
 namespace koe5 {
 namespace {
 
-// Tasks per thread. At the end, idle threads wait at most for one task: a quarter of a thread's share.
+// Tasks per thread. With four, a thread that finds no more tasks waits for at most a quarter of a thread's work.
 constexpr int64_t kTasksPerThread = 4;
-// The number of queries per task is a multiple of this: 96 is divisible by 6 rows of registers and by 2 tiles of 16.
+// The number of queries per task is a multiple of this. 96 is divisible by 6, the rows of a register tile, and by 32,
+// the rows of two AMX tiles.
 constexpr int64_t kQueryStep = 96;
-
-// Time of a token excluding its scores, in units of one score.
+// Estimated time per query without its scores, in units of the time per score.
 constexpr int64_t kTokenCost = 64;
 
-// Time of attention for `queries` of a text's tokens, in units of one score.
+// Estimated time of `queries` queries of a text with `tokens` tokens, in the same units.
 int64_t cost(int64_t queries, int64_t tokens) { return queries * (tokens + kTokenCost); }
 
-// Returns the number of queries per task that splits a text into at least `tasks` tasks over all heads.
+// Returns the number of queries per task that splits a text into about `tasks` tasks over all heads.
 int64_t queries_per_task(int64_t tokens, int64_t heads, int64_t tasks) {
   const int64_t queries = ceil_div(tokens, ceil_div(tasks, heads));
   return std::min(round_up(queries, kQueryStep), kQueriesPerTask);

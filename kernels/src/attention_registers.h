@@ -1,6 +1,6 @@
-// Attention in vector registers: six queries at a time against 64 keys, then against 64 columns of the values. On
-// AVX512, 24 sums of 16 lanes, 4 vectors of the packed operand and a broadcast use 29 of the 32 registers. AVX2 takes
-// 16 keys or columns at a time.
+// Attention in vector registers: multiplies six queries by 64 keys at a time, then six rows of weights by 64 columns of
+// the values. On AVX512, 24 sums, 4 vectors of keys or values and one broadcast query or weight use 29 of the 32
+// registers. On AVX2 and NEON, products have 16 columns instead of 64.
 #pragma once
 
 #include "attention_blocks.h"
@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kQueryRows = 6;
 
-// N vectors of 16 columns. Members instead of an array, because GCC keeps arrays of sums in memory.
+// Up to four vectors of 16 columns. Members instead of an array, because GCC keeps arrays of sums in memory.
 struct Vectors {
   Floats a, b, c, d;
 };
@@ -43,7 +43,7 @@ KOE5_INLINE void store_sums(float* to, const Vectors& sums) {
   if constexpr (N > 3) store(to + 48, sums.d);
 }
 
-// out[R][16 N] = left[R][steps] x packed[steps][64], for R rows and the first 16 N columns of a panel.
+// out[R][16 N] = left[R][steps] x packed[steps][64], for the first 16 N columns of a panel.
 template <class Product, int R, int N>
 void multiply_tile(const uint32_t* left, int64_t left_stride, const uint32_t* packed, int64_t steps, float* out,
                      int64_t out_stride) {
@@ -78,7 +78,7 @@ MultiplyTile multiply_of(int64_t rows) {
   return kByRows[rows - 1];
 }
 
-// out[rows][columns] = left x packed, in panels of 64 columns.
+// out[rows][columns] = left x packed, where `packed` consists of panels of 64 columns.
 template <class Product>
 void multiply_panels(const uint32_t* left, int64_t left_stride, const uint32_t* packed, int64_t steps,
                             int64_t rows, int64_t columns, float* out, int64_t out_stride) {

@@ -1,4 +1,4 @@
-// Interface between cpu.cc, which selects a level, and the detection for each architecture.
+// Interface between cpu.cc, which selects a level, and cpu_x86.cc and cpu_arm.cc, which detect the supported levels.
 #pragma once
 
 #include <vector>
@@ -9,7 +9,7 @@ namespace koe5 {
 
 struct Detected {
   Level fastest;       // or none
-  const char* reason;  // if `fastest` is none
+  const char* reason;  // why `fastest` is none; otherwise empty
   struct Candidate {
     Level level;
     bool supported;

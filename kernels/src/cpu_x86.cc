@@ -22,15 +22,15 @@ Registers cpuid(unsigned leaf, unsigned subleaf) {
 
 bool all(unsigned value, unsigned mask) { return (value & mask) == mask; }
 
-// Reads extended control register 0: the registers that the operating system saves. Bits: Intel SDM, volume 1,
-// section 13.3.
+// Reads extended control register 0, whose bits say which registers the operating system saves. Source: Intel SDM,
+// volume 1, section 13.3.
 uint64_t saved_registers() {
   unsigned low = 0, high = 0;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (static_cast<uint64_t>(high) << 32) | low;
 }
 
-// Linux enables tile data only on request. Source: arch/x86/include/uapi/asm/prctl.h, XFEATURE_XTILEDATA.
+// Linux enables AMX only on request. Source: arch/x86/include/uapi/asm/prctl.h, XFEATURE_XTILEDATA.
 bool ask_for_tiles() {
   constexpr long kRequestPermission = 0x1023;
   constexpr long kTileData = 18;
@@ -39,8 +39,8 @@ bool ask_for_tiles() {
 
 constexpr unsigned bit(int n) { return 1u << n; }
 
-// On Intel, vdpbf16ps takes two cycles on one port, and fp32 FMA half a cycle on two, so bf16 products are slower there
-// (measured: attention at 1 x 512 took 1.5 times as long).
+// On Intel, bf16 products are slower than fp32 products: attention on one text of 512 tokens took 1.5 times as long
+// (measured). An Intel core executes one VDPBF16PS per two cycles, but two fp32 FMAs per cycle.
 bool is_intel() { return cpuid(0, 0).ebx == 0x756e6547; }  // "Genu"
 
 // Features that the CPU has and whose registers the operating system saves.
@@ -48,7 +48,7 @@ struct Features {
   bool avx2 = false, avx_vnni = false, avx512_vnni = false, avx512_bf16 = false, amx = false;
 };
 
-// Feature bits: Intel SDM, volume 2, CPUID leaves 1 and 7.
+// Source of the feature bits: Intel SDM, volume 2, CPUID leaves 1 and 7.
 Features detect() {
   constexpr uint64_t kAvxState = 0x6, kAvx512State = 0xe6, kTileState = 0x60000;
   constexpr unsigned kAvx512 = bit(16) | bit(17) | bit(30) | bit(31);  // F, DQ, BW, VL
@@ -78,7 +78,8 @@ Detected choose(const Features& has) {
   if (has.avx512_bf16 && !is_intel()) return {Level::avx512_bf16, ""};
   if (has.avx512_vnni) return {Level::avx512_vnni, ""};
   if (has.avx_vnni) return {Level::avx_vnni, ""};
-  // Without VNNI, exact sums need four instructions; ONNX Runtime's sums, which may saturate, need three.
+  // Not avx2: without VNNI, an exact sum takes four instructions, while ONNX Runtime's, which may saturate, takes
+  // three.
   return {Level::none, has.avx2 ? kSlowerThanStock : kTooOld};
 }
 

@@ -12,12 +12,13 @@ namespace {
 
 using GeluTable = Tables<4, kGeluTable>;
 
-// kGeluShrink * GELU(x), with an absolute error of at most kGeluShrink * 1.4e-5. NaN and infinities give NaN. See
-// tools/gelu_table.py.
+// Returns kGeluShrink * GELU(x) with an absolute error of at most kGeluShrink * 1.4e-5, or NaN for NaN and infinities.
+// See tools/gelu_table.py.
 inline Floats gelu(Floats x, const GeluTable& table) {
   // Clamps x to [-kGeluEnd, kGeluEnd].
   const Floats inside = smaller_magnitude(x, spread(kGeluEnd));
-  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the lowest bits. The table uses the lowest five.
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the lowest bits of the float. The table uses the lowest
+  // five.
   const Floats shifted = multiply_add(inside, spread(kGeluSteps), spread(12582912.0f));
   const Ints segment = bits_of(shifted);
   Floats p = table.of<3>(segment);

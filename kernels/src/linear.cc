@@ -14,7 +14,7 @@ namespace koe5 {
 namespace {
 
 constexpr int64_t kColumnUnit = 64;
-// Rows per task for tasks that only apply a row function.
+// Rows per task that only finishes complete rows, such as by a layer norm.
 constexpr int64_t kRowsPerTask = 8;
 
 const LinearKernels& kernels_of(Level level) {
@@ -27,7 +27,7 @@ const LinearKernels& kernels_of(Level level) {
 #endif
 }
 
-// Separate memory for kernels and rows, because both are in use at the same time.
+// Separate memory for matrix products and for rows that are not complete, because both are in use at the same time.
 thread_local ThreadScratch kernel_scratch, row_scratch;
 
 char* required(ThreadScratch& scratch, int64_t bytes) {
@@ -46,7 +46,7 @@ struct Blocks {
   int64_t size(int64_t block) const { return begin(block + 1) - begin(block); }
 };
 
-// Blocks of rows and groups of columns, with one task per pair.
+// Blocks of rows and groups of columns, with one task per block and group.
 struct Grid {
   Blocks blocks;
   int64_t groups, group_columns;
@@ -55,8 +55,8 @@ struct Grid {
 Grid grid_of(const LinearKernels& kernels, int threads, int64_t rows, const WeightView& w) {
   const int64_t units = ceil_div(w.n, kColumnUnit);
   int64_t blocks = ceil_div(rows, kernels.most_rows(w.k)), groups = 1;
-  // Split columns first, so that each task reads fewer weights. Split rows when a task would have too few columns to
-  // pay for copying its rows.
+  // Split columns first, so that each task reads fewer weights. Split rows if tasks would otherwise have fewer than 8 x
+  // 64 columns, because each task also copies its rows.
   while (blocks * groups < threads) {
     if (units / (groups + 1) >= 8 || rows / (blocks + 1) < kernels.fewest_rows) {
       if (++groups >= units) break;
@@ -114,7 +114,7 @@ QuantizedOutput from_row(const QuantizedOutput& out, int64_t row, int64_t n) {
   return {out.q + row * n, out.scale + row};
 }
 
-// Panels in a thread's memory, for values kept until their row is complete.
+// Returns panels in the calling thread's memory, for values that are kept until their row is complete.
 template <class Store>
 Store panels_of(const float* bias, int64_t rows, int64_t n) {
   using Value = std::remove_pointer_t<decltype(Store::out)>;
@@ -127,14 +127,14 @@ Store panels_of(const float* bias, int64_t rows, int64_t n) {
   return store;
 }
 
-// Returns blocks for which each task computes all columns, or no blocks if that would leave threads idle.
+// Returns blocks of rows for tasks that compute all columns, or no blocks if there are too few rows for all threads.
 Blocks whole_rows(const LinearKernels& kernels, int threads, int64_t rows, int64_t most_rows) {
   if (rows < threads * kernels.fewest_rows) return {rows, kernels.tile_rows, 0};
   return {rows, kernels.tile_rows, ceil_div(rows, threads * most_rows) * threads};
 }
 
-// Writes values plus bias to panels and calls finish(values from `row` on, row, rows) for complete rows. `width` is the
-// number of values in a task's widest row. It limits the number of rows per task, so that they fit in L2.
+// Computes a @ w + bias in panels and calls finish(values from `row` on, row, number of rows) for complete rows.
+// `width` is the length of the longest row, of inputs or outputs. It limits the rows per task, so that they fit in L2.
 template <class Store, class Finish>
 void multiply_rows(const LinearKernels& kernels, Multiply<Store> multiply, Pool& pool, const Activations& a,
                    const WeightView& w, const float* bias, int64_t width, const Finish& finish) {

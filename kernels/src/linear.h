@@ -25,8 +25,8 @@ class PackedWeight {
     int64_t n;
   };
 
-  // Packs parts next to each other (Q, K and V become one weight). Every (k, n) must be supported(). If `file` is not
-  // empty, maps the packed weights from it and creates the file if it is missing (packed_file.h).
+  // Packs parts side by side, such as Q, K and V as one weight. (k, n) of each part must be supported(). If `file` is
+  // not empty, maps the packed weights from this file, which is created if it is missing (packed_file.h).
   PackedWeight(const Part* parts, int64_t count, int64_t k, const std::string& file = "");
 
   // With more than 65,536 inputs, a sum of u8 x s8 products could overflow int32.
@@ -39,28 +39,27 @@ class PackedWeight {
   WeightView view_{};
 };
 
-// Releases the whole pages inside [data, data + bytes) if they are mapped from a file and unmodified (Linux). The
-// system reads them from the file again on the next access.
+// On Linux, releases the whole pages inside [data, data + bytes) if they are mapped from a file and unmodified. The
+// next access reads them from the file again.
 void release_mapped_pages(const void* data, size_t bytes);
 
-// Rows of 8-bit activations: u8[rows, k] with f32[rows].
 struct Activations {
-  const uint8_t* q;
-  const float* scale;
+  const uint8_t* q;    // u8[rows, k]
+  const float* scale;  // f32[rows]
   int64_t rows;
 };
 
-// out bf16[n / width, rows, width] = a @ w + bias, rounded to nearest even; n and width are multiples of 16.
+// out bf16[n / width, rows, width] = a @ w + bias, rounded to nearest even. n and width are multiples of 16.
 void project(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const float* bias, int64_t width,
              uint16_t* out);
 
-// y f32[rows, n] = norm(x * skip + a @ w + bias) * gain + shift, and y rotated (rotation.h) and quantized to 8 bits; n
-// is a multiple of 64.
+// y f32[rows, n] = norm(x * skip + a @ w + bias) * gain + shift. out = y, rotated (rotation.h) and quantized to 8 bits.
+// n is a multiple of 64.
 void project_add_norm(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const AddNorm& with,
                       float* y, const QuantizedOutput& out);
 
-// out = GELU(a @ w + bias), with each block of 64 multiplied by `factors` f32[64], rotated, and quantized to 8 bits; n
-// is a multiple of 64.
+// out = GELU(a @ w + bias), of which each block of 64 values is multiplied by `factors` f32[64], rotated and quantized
+// to 8 bits. n is a multiple of 64.
 void project_gelu(Level level, Pool& pool, const Activations& a, const PackedWeight& w, const float* bias,
                   const float* factors, const QuantizedOutput& out);
 

@@ -1,13 +1,13 @@
 // Products of 8-bit integers by AMX (TDPBUSD). Compiled for AMX-INT8 and AVX512.
 //
 // Tiles 0 to 3 hold sums of 32 rows x 32 columns, 4 and 5 activations, 6 and 7 weights. Activations are first copied
-// into tiles of 1 KiB (16 rows x 64 k, zeros beyond rows and k). This avoids separate configurations for tails. It also
-// avoids reading rows that are a multiple of 4 KiB apart, which would compete for the same sets of the L1 cache.
+// into tiles of 1 KiB (16 rows x 64 k), padded with zeros. Therefore all tiles have the same configuration. Copying
+// also avoids reading rows that are a multiple of 4 KiB apart, which would compete for the same sets of the L1 cache.
 //
-// A slice of 1,024 inputs (k) by 32 columns stays in L1 while the activations of all rows are read from L2 with loads
-// that do not displace it. Meanwhile the next panel is prefetched into L2. While one block is multiplied, the sums of
-// the previous one are converted to results: up to 64 AVX512 instructions per step are free; each additional one costs
-// a cycle.
+// A slice of the weights, 1,024 k x 32 columns, stays in L1 while the activations of all rows are read from L2 with
+// loads that do not displace it. Meanwhile, the next panel is prefetched into L2. While one block is multiplied, the
+// sums of the previous block are converted to results: up to 64 AVX512 instructions per step of 64 k take no additional
+// time, and each further one takes a cycle.
 #include "amx_tiles.h"
 #include "linear_epilogue.h"
 #include "linear_kernels.h"
@@ -19,8 +19,9 @@ constexpr int64_t kRows = 32, kColumns = kPanelColumns;
 constexpr int64_t kTileInts = 256;
 // With fewer rows per task, reading the weights takes longer than multiplying.
 constexpr int64_t kFewestTileRows = 64;
-// Steps of k before switching to the next rows, so that the panel stays in L1. With few rows, storing and reloading the
-// sums costs more than that saves.
+// Steps of 64 k before switching to the next rows, so that the slice of weights stays in L1. With fewer than
+// kSlicedPairs blocks of rows, the weights are not sliced: storing and reloading the sums would cost more than this
+// saves.
 constexpr int64_t kSliceSteps = 16, kSlicedPairs = 4;
 
 // Copies rows [first, first + 16) of u8[rows, k] to tiles, 1 KiB per step of k.
@@ -37,11 +38,11 @@ void copy_rows(const Product& p, int64_t first, uint8_t* to) {
   }
 }
 
-// A block of 16 or 32 rows x 32 columns.
+// The product of 16 or 32 rows and 32 columns, over `steps` steps of 64 k.
 struct Block {
   const uint8_t *top, *bottom;  // activations of the first and last 16 rows
   const int8_t* weight;
-  const int32_t* initial;  // initial sum of each column; null: start with `sums`
+  const int32_t* initial;  // initial sum of each column, or null to continue with `sums`
   int64_t steps;
   int32_t* sums;         // [2][32][16]: left columns, then right columns
   const char* upcoming;  // data to prefetch into L2
@@ -148,7 +149,7 @@ int64_t scratch_bytes(int64_t rows, int64_t k) {
   return ceil_div(rows, kRows) * (kRows * padded + 4 * kTileInts * 4);
 }
 
-// Number of rows of k bytes that fit in half of a 2 MiB L2, but at least the fewest worthwhile rows.
+// Number of rows of k bytes that fit in half of a 2 MiB L2, but at least kFewestTileRows and at most 512.
 int64_t most_rows(int64_t k) {
   const int64_t fit = (int64_t{1} << 20) / k / kRows * kRows;
   return fit < kFewestTileRows ? kFewestTileRows : fit > 512 ? 512 : fit;

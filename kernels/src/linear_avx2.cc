@@ -1,13 +1,14 @@
 // Products of 8-bit integers by AVX2 alone. Compiled for AVX2.
 //
-// VPMADDUBSW, which multiplies bytes, saturates: two products of 255 x 127 do not fit into 16 bits. Here bytes are
-// widened to 16 bits, whose products VPMADDWD adds exactly: of four k the first and third, then the second and fourth.
+// VPMADDUBSW, which multiplies bytes, saturates: the sum of two products of 255 x 127 does not fit into 16 bits.
+// Instead, bytes are widened to 16 bits and multiplied by VPMADDWD, which is exact. Of each four k, the first and third
+// are multiplied first, then the second and fourth.
 #include "linear_avx2.h"
 
 namespace koe5 {
 namespace {
 
-// Uses 10 registers for sums, four for weights, one for activations and one for their products.
+// Uses ten registers for sums, four for weights, one for activations and one for products.
 struct Dot {
   static constexpr int64_t kTileRows = 5, kBytes = 2;
 
@@ -20,7 +21,7 @@ struct Dot {
     static KOE5_INLINE __m256i wide(__m256i w) { return _mm256_srai_epi16(w, 8); }
   };
 
-  // Widens activations to 16 bits: of four k the first and third, then the second and fourth.
+  // Widens activations to 16 bits. Of each four k, stores the first and third, then the second and fourth.
   static const uint8_t* activations(const Product& p, void* memory) {
     uint32_t* const out = static_cast<uint32_t*>(memory);
     for (int64_t i = 0; i < p.rows * p.w.k / 4; ++i) {

@@ -1,5 +1,5 @@
-// Products of 8-bit integers by AVX2, with or without VPDPBUSD. Included by the units of both.
-// A register tile has two registers per row.
+// Products of 8-bit integers by 256-bit registers, for linear_avx2.cc and linear_avx_vnni.cc. A register tile has two
+// registers of sums per row.
 #pragma once
 
 #include "linear_tiles.h"
@@ -41,12 +41,12 @@ void tile(const Operands& x, int32_t* sums) {
 #undef KOE5_MULTIPLY
 #undef KOE5_STORE
 
-// Dot provides: kBytes per activation; Weights, built from 16 columns of four k; and add(sum, four k of activations,
-// weights).
+// Dot provides: kBytes, the bytes per activation; Weights, constructed from four k of 16 columns; and add(sum, four k
+// of activations, weights).
 template <class Dot>
 constexpr Tile kTiles[] = {tile<Dot, 1>, tile<Dot, 2>, tile<Dot, 3>, tile<Dot, 4>, tile<Dot, 5>, tile<Dot, 6>};
 
-// Broadcasts four bytes to every column.
+// Broadcasts four bytes to all 32-bit lanes.
 KOE5_INLINE __m256i each(const uint8_t* from) {
   int32_t four;
   __builtin_memcpy(&four, from, 4);

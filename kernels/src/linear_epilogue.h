@@ -1,5 +1,5 @@
-// Turns int32 sums into results while they are still in cache. Included by the units of each instruction set, so that
-// all levels do the same operations in the same order and produce identical bits.
+// Turns int32 sums into results while they are still in cache. Included by the source file of each instruction set, so
+// that all do the same operations in the same order and produce identical bits.
 #pragma once
 
 #include "gelu.h"
@@ -29,7 +29,7 @@ inline Halves to_bf16(Floats x) {
 #endif
 }
 
-// Store policies for sixteen values.
+// PutX converts and stores sixteen values for the output StoreX of linear_kernels.h.
 struct PutBf16 {
   inline void operator()(uint16_t* to, Floats value) const {
     store_halves(to, to_bf16(value));
@@ -65,8 +65,8 @@ struct InitialSums {
   }
 };
 
-// Turns a block of sums into results, optionally a few rows at a time while the next sums are being computed:
-// value = scale[row] * sum * weight scale + bias.
+// Turns a block of sums into results: value = scale[row] * sum * weight scale + bias. The caller can do this a few rows
+// at a time, between the instructions that compute the next sums.
 template <class Store>
 class Finisher {
  public:

@@ -1,6 +1,6 @@
-// Interface between linear.cc, which splits the work, and the units compiled for one instruction set. Contains only
-// plain data and declarations of functions. The linker must never choose a copy compiled for AVX512 for an inline
-// function that runs on another CPU.
+// Interface between linear.cc, which splits the work, and the source files that are compiled for one instruction set.
+// Inline functions here must be static: otherwise the linker keeps one copy, possibly the one compiled for AVX512, and
+// code for other CPUs calls it.
 #pragma once
 
 #include <cstdint>
@@ -9,13 +9,13 @@
 
 namespace koe5 {
 
-// Packed weights s8[k, n]: [n/32][k/64][2][16][16][4].
+// Layout of packed weights s8[k, n]: [n/32][k/64][2][16][16][4], where k are the inputs and n the outputs (columns) of
+// a linear layer. k is padded with zeros to a multiple of 64, n to a multiple of 32.
 //
-// A panel is 32 columns. k advances in steps of 64: a step is two blocks of 1 KiB with 16 columns each, and a block is
-// 16 lines with four k of each of its columns, which is one AMX tile or 16 operands of VPDPBUSD. A panel is contiguous.
-// k is padded with zeros to a multiple of 64, n to a multiple of 32. "Four k" are four consecutive values of k.
-// Files store weights in this layout (packed_file.h): increment kPackedLayout whenever the order or the contents of a
-// panel change. On ARM, a block is [8][16][8] instead: eight k of two columns are one operand of SMMLA or SDOT.
+// A panel holds 32 columns. It consists of steps of 64 k. A step has two blocks of 1 KiB, with 16 columns each. A block
+// has 16 lines, with four consecutive k ("four k") of each column. A block is one AMX tile or 16 operands of VPDPBUSD.
+// On ARM, a block is [8][16][8] instead: eight k of two columns are one operand of SMMLA or SDOT.
+// Files contain this layout (packed_file.h): increment kPackedLayout when the order or the contents of a panel change.
 #if defined(__aarch64__)
 constexpr uint32_t kPackedLayout = 2;
 #else
@@ -35,8 +35,7 @@ constexpr int32_t kZeroPoint = 128;
 
 static inline const int8_t* panel_at(const WeightView& w, int64_t column) { return w.panels + column * w.padded_k; }
 
-// The part of a product that one task computes: all rows of `a` x columns [first, last) of `w`. `first` is a multiple of
-// 64.
+// The matrix product of one task: all rows of `a` x columns [first, last) of `w`. `first` is a multiple of 64.
 struct Product {
   const uint8_t* a;    // u8[rows, k]
   const float* scale;  // f32[rows]
@@ -45,23 +44,23 @@ struct Product {
   int64_t first, last;
 };
 
-// Output of a product: values plus bias, as [n / width][rows][width], starting at a task's first row. In this layout
-// the results of a block of columns are contiguous; in [rows, n] they would touch one cache line on each of many pages.
+// Output of a product plus bias, as [n / width][rows][width]. In this layout, the results of a block of columns are
+// contiguous. In [rows, n], each row of the block would be on another memory page.
 template <class Value>
 struct Store {
   const float* bias;
-  Value* out;
+  Value* out;  // at the first row of the task
   int64_t rows, width;
 };
 
 struct StoreBf16 : Store<uint16_t> {};
 
-// Sums kept until their row is complete, in panels of 32.
+// Values that are kept in panels of 32 columns until their row is complete.
 struct StoreSums : Store<float> {};
 
-// GELU values kept until their row is complete, as fp16 of kGeluShrink times the value: half the memory of fp32. The
-// range is 1.6e7 before rotation and 2e6 after it. Values have 11 significant bits, or an error of 8e-6 if they are
-// small.
+// Values after GELU that are kept in panels until their row is complete. kGeluShrink times the value is stored as fp16,
+// which takes half the memory of fp32. The largest magnitude is 1.6e7, or 2e6 after rotation, which multiplies the
+// stored values by 8. The relative error is 2^-11, and the absolute error of values near 0 is 8e-6.
 struct StoreGelu : Store<uint16_t> {};
 constexpr float kGeluShrink = 1.0f / 256;
 
@@ -86,22 +85,23 @@ struct LinearKernels {
   int64_t (*most_rows)(int64_t k);
   // With fewer rows per task, reading the weights takes longer than multiplying.
   int64_t fewest_rows;
-  // Scratch memory for a product, 64-byte aligned.
+  // Bytes of scratch memory for a product. The memory must be 64-byte aligned.
   int64_t (*scratch_bytes)(int64_t rows, int64_t k);
   void (*bf16)(const Product&, const StoreBf16&, void* scratch);
   void (*sums)(const Product&, const StoreSums&, void* scratch);
   void (*gelu)(const Product&, const StoreGelu&, void* scratch);
 };
 
-// For products without tiles. Blocks of 72 rows read the weights less often than blocks of 48, and batches of 512 rows
-// split more evenly than with 96 (measured). With fewer than 24 rows, each weight is used too few times per read.
+// most_rows and fewest_rows of instruction sets without matrix tiles. Blocks of 72 rows read the weights less often
+// than blocks of 48, and split a batch of 512 rows more evenly than blocks of 96 (measured).
 constexpr int64_t kVectorRows = 72, kFewestVectorRows = 24;
 
 extern const LinearKernels kAvx2Kernels, kAvxVnniKernels, kVnniKernels, kAmxKernels, kDotprodKernels,
     kI8mmKernels;
 
-// Packs up to 64 columns of s8[k, stride] into blocks, in groups of 16: the first block of group i is at blocks[i], the
-// next one 2 KiB later. `k` is a multiple of 4. `sums` receives the sums of the columns.
+// Packs up to 64 columns of s8[k, stride] into blocks, in groups of 16 columns: the first block of group i is at
+// blocks[i], and each further block of the group 2 KiB later. `k` is a multiple of 4. Stores the sum of each column to
+// `sums`.
 void pack_columns(const int8_t* weight, int64_t stride, int64_t k, int64_t columns, int8_t* const* blocks,
                   int32_t* sums);
 

@@ -17,7 +17,7 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 
-// Maps zeroed pages. If they fill huge pages, they start at one, which reduces TLB misses.
+// Maps zeroed pages. If they fill at least one huge page, they start at the boundary of one, which reduces TLB misses.
 char* map_pages(size_t bytes) {
   const size_t slack = bytes >= kHugePage ? kHugePage : 0;
   void* const mapped = mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -38,7 +38,8 @@ size_t whole_pages(size_t bytes) {
   return static_cast<size_t>(round_up(static_cast<int64_t>(bytes), sysconf(_SC_PAGESIZE)));
 }
 
-// One packing task: up to 64 columns of a part, starting at `column` of the whole weight.
+// Up to 64 columns that are packed together. The first is column `from` of `part` and column `column` of the packed
+// weight.
 struct Strip {
   const PackedWeight::Part* part;
   int64_t from, columns, column;
@@ -57,8 +58,8 @@ std::vector<Strip> strips_of(const PackedWeight::Part* parts, int64_t count) {
   return strips;
 }
 
-// Identifies the weights of a linear layer by all scales and two rows. Reading all weights would take longer than
-// packing them.
+// Returns a hash of all scales and of the first and last row of the weights. It does not read all weights, which would
+// cost as much as packing them.
 uint64_t source_of(const PackedWeight::Part* parts, int64_t count, int64_t k) {
   uint64_t hash = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -70,7 +71,7 @@ uint64_t source_of(const PackedWeight::Part* parts, int64_t count, int64_t k) {
   return hash;
 }
 
-// Offsets in the memory of a packed weight.
+// Addresses in the memory of a packed weight: panels, then scales, then column sums.
 struct Places {
   int64_t padded_k, padded_n;
 
@@ -133,9 +134,9 @@ bool is_file_mapping(uintptr_t first, uintptr_t last) {
   return false;
 }
 
-// Returns true if none of these pages was written to. ONNX Runtime maps files privately and writable, and releasing a
-// modified page would lose its contents. Bits (https://docs.kernel.org/admin-guide/mm/pagemap.html): 61 page of a file,
-// 62 swapped, 63 present.
+// Returns true if no page in [first, last) was modified: ONNX Runtime's mappings are private and writable, and
+// releasing a modified page would lose its contents. Bits of an entry: 61 page of a file, 62 swapped, 63 present.
+// Source: https://docs.kernel.org/admin-guide/mm/pagemap.html
 bool is_as_in_file(uintptr_t first, uintptr_t last, uintptr_t page) {
   const File pagemap(std::fopen("/proc/self/pagemap", "rbe"));
   if (pagemap == nullptr || std::fseek(pagemap.get(), static_cast<long>(first / page * 8), SEEK_SET) != 0) return false;

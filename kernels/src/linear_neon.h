@@ -1,7 +1,8 @@
-// Products of 8-bit integers by NEON. Included by the units of SDOT and SMMLA.
+// Products of 8-bit integers by NEON, for linear_neon_dotprod.cc and linear_neon_i8mm.cc.
 //
-// A unit (neon_tile.h) is eight k of one row twice (SDOT) or of two rows (SMMLA), and is multiplied by eight k of two
-// columns. Activations are converted to signed values, so that sums start at zero.
+// A unit (neon_tile.h) holds eight k of two rows for SMMLA. For SDOT, it holds eight k of one row twice. It is
+// multiplied by eight k of two columns. The zero point is subtracted from activations when they are copied, so sums
+// start at zero.
 #pragma once
 
 #include "linear_tiles.h"
@@ -38,7 +39,7 @@ void tile(const Operands& x, int32_t* sums) {
 template <class Dot>
 constexpr Tile kTiles[kUnits] = {tile<Dot, 1>, tile<Dot, 2>, tile<Dot, 3>};
 
-// Reads eight k of a row, or the last four followed by zeros, and makes them signed.
+// Reads eight k of a row, or the last four followed by zeros, and subtracts the zero point.
 inline uint64_t eight_of(const uint8_t* row, int64_t k, int64_t at) {
   constexpr uint64_t kZeros = uint64_t{0x0101010101010101} * kZeroPoint;
   uint64_t eight = kZeros;
@@ -59,7 +60,7 @@ struct NeonDot {
   static Tile tile(int64_t rows) { return kTiles<Derived>[(rows - 1) / kUnitRows]; }
   static int64_t row_bytes(int64_t k) { return round_up(k, kUnitDepth) * (kUnitBytes / kUnitDepth) / kUnitRows; }
 
-  // Copies the activations to [units][k / 8][16]. If a row is missing in the last unit, repeats the last row.
+  // Copies the activations to [units][k / 8][16]. If the last unit has only one row, repeats it.
   static const uint8_t* activations(const Product& p, void* memory) {
     uint64_t* out = static_cast<uint64_t*>(memory);
     for (int64_t row = 0; row < p.rows; row += kUnitRows) {

@@ -1,5 +1,5 @@
-// Products of 8-bit integers by SMMLA, which adds the products of eight k of two rows and two columns to four sums.
-// Compiled for i8mm.
+// Products of 8-bit integers by SMMLA, which multiplies eight k of two rows by eight k of two columns and adds the
+// result to 2 x 2 sums. Compiled for i8mm.
 #include "linear_neon.h"
 
 namespace koe5 {

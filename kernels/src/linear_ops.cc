@@ -8,9 +8,9 @@
 //             -> q u8[T, F], scale f32[T]
 //
 // 8-bit activations have the zero point 128. The 8-bit outputs of ProjectAddNorm and ProjectGelu are rotated
-// (rotation.h); y is not. Before rotating, ProjectGelu multiplies each block of 64 values by the same factors. Weights
-// and their scales are constants of the graph. They are packed when the session is created, or mapped if an earlier
-// session stored them packed. The file pages of the original weights are then released.
+// (rotation.h); y is not. Before rotating, ProjectGelu multiplies each block of 64 values by `factors`. Weights and
+// their scales are constants of the graph. When a session is created, it packs them, or maps them if an earlier session
+// stored them packed. Then it releases the file pages of the original weights.
 #include "linear.h"
 #include "op.h"
 #include "ops.h"
@@ -31,7 +31,7 @@ void check_weight(const Tensor& weight, const char* name) {
               std::to_string(weight.shape[1]) + "]. Use the padded graph");
 }
 
-// Packs weights next to each other. All must have as many rows as the first.
+// Packs weights side by side. All must have the same number of rows.
 PackedWeight pack(const KernelInfo& info, std::initializer_list<NamedWeight> names) {
   std::vector<PackedWeight::Part> parts;
   int64_t k = -1;
@@ -50,7 +50,7 @@ PackedWeight pack(const KernelInfo& info, std::initializer_list<NamedWeight> nam
   return packed;
 }
 
-// Packs weights whose outputs are rotated.
+// Packs the weight of an operator that rotates its outputs.
 PackedWeight pack_rotated(const KernelInfo& info) {
   PackedWeight packed = pack(info, {{"weight", 2, 3}});
   check_rotated(packed.view().n, "weight must have a number of columns (outputs)");
@@ -93,7 +93,7 @@ class ProjectQkv final : public Kernel {
 
  private:
   const PackedWeight weight_;
-  const int64_t heads_, depth_;  // heads of Q, K and V
+  const int64_t heads_, depth_;  // heads_ is the number of heads of Q, K and V together
 };
 
 class ProjectAddNorm final : public Kernel {

@@ -6,11 +6,11 @@
 namespace koe5 {
 namespace {
 
-// Packs eight k of 16 columns, of which `k` exist, and adds their sums to `sums`.
+// Packs eight k of 16 columns and adds their sums to `sums`. If `k` < 8, only `k` rows exist; the others are zero.
 inline void pack_eight(const int8_t* row, int64_t stride, int64_t k, int8_t* to, int32_t* sums) {
   int8x16_t rows[8], next[8];
   for (int i = 0; i < 8; ++i) rows[i] = i < k ? vld1q_s8(row + i * stride) : vdupq_n_s8(0);
-  // Each turn interleaves the bytes of rows that are half of the rows apart. Three turns transpose.
+  // Each turn interleaves the bytes of rows i and i + 4. Three turns transpose the eight rows.
   for (int turn = 0; turn < 3; ++turn) {
     for (int i = 0; i < 4; ++i) {
       next[2 * i] = vzip1q_s8(rows[i], rows[i + 4]);

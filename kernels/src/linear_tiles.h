@@ -1,4 +1,4 @@
-// Products of 8-bit integers by register tiles of a few rows x 16 columns. Included by the units of AVX2 and NEON.
+// Products of 8-bit integers by register tiles of a few rows x 16 columns, for AVX2 and NEON.
 //
 // While one panel is multiplied, each step of each tile prefetches a part of the next panel into L2.
 #pragma once
@@ -12,14 +12,14 @@ namespace {
 
 constexpr int64_t kColumns = 16;
 
-// Inputs of a tile: rows of activations, 16 columns of weights, and data to prefetch, `advance` bytes per four k.
+// Inputs of a tile: rows of activations and 16 columns of weights.
 struct Operands {
   const uint8_t* a;
   int64_t a_stride, k;
   const int8_t* b;
   const int32_t* initial;  // initial sum of each column
-  const char* upcoming;
-  int64_t advance;
+  const char* upcoming;  // weights to prefetch
+  int64_t advance;       // bytes of `upcoming` per four k
 };
 
 using Tile = void (*)(const Operands&, int32_t*);
@@ -28,8 +28,11 @@ inline const int8_t* weights_at(const WeightView& w, int64_t column) {
   return panel_at(w, column / kPanelColumns * kPanelColumns) + column % kPanelColumns / kColumns * kBlockBytes;
 }
 
-// Dot provides: kTileRows; tile(rows), the function for a number of rows; activations(p, memory), which lays out the
-// activations; row_bytes(k) of a row in this layout; and most_rows and scratch_bytes as in LinearKernels.
+// Dot is the part that depends on the instruction set. It provides:
+//   kTileRows, most_rows, scratch_bytes  as in LinearKernels
+//   tile(rows)                           the function that computes `rows` rows of a tile
+//   activations(p, memory)               p.a in the layout that tiles read, stored in `memory` if it differs
+//   row_bytes(k)                         bytes per row in this layout
 template <class Dot, class Store>
 void multiply_by(const Product& p, const Store& store, void* scratch) {
   int32_t* const sums = static_cast<int32_t*>(scratch);
@@ -41,7 +44,7 @@ void multiply_by(const Product& p, const Store& store, void* scratch) {
   const char* upcoming = nullptr;
   for (int64_t column = p.first; column < p.last; column += kColumns) {
     initial.set(p, column, kColumns);
-    // After the last panel, the next block of rows starts with the first panel.
+    // The last panel is followed by the first one, with which the next block of rows starts.
     const int64_t next = column + kPanelColumns < p.last ? column + kPanelColumns : p.first;
     if (column % kPanelColumns == 0) upcoming = reinterpret_cast<const char*>(panel_at(p.w, next));
     for (int64_t row = 0; row < p.rows; row += Dot::kTileRows, upcoming += k / 4 * advance) {

@@ -1,8 +1,8 @@
 // Products of 8-bit integers by VPDPBUSD. Compiled for AVX512-VNNI.
 //
-// A register tile is 6 rows x 64 columns: 24 sums, 4 weight operands and one operand of activations. A block of rows
+// A register tile is 6 rows x 64 columns: 24 registers of sums, 4 of weights and 1 of activations. A block of rows
 // stays in L1 and L2 while pairs of panels are read one after another. While one pair is multiplied, each register tile
-// prefetches a part of the next pair into L2; without this, the first tile of each pair would wait for memory.
+// prefetches a part of the next pair into L2. Otherwise, the first tile of each pair would wait for memory.
 #include "linear_epilogue.h"
 #include "linear_kernels.h"
 
@@ -11,7 +11,8 @@ namespace {
 
 constexpr int64_t kTileRows = 6, kTileColumns = 64;
 
-// Inputs of a tile: rows of activations and four tiles of weights. Each step prefetches `lines` of upcoming data.
+// Inputs of a tile: rows of activations, and weights of 16 columns each at b0 to b3. Each step of 64 k prefetches
+// `lines` cache lines from `upcoming`.
 struct Operands {
   const uint8_t* a;
   int64_t a_stride;
@@ -90,7 +91,7 @@ void multiply(const Product& p, const Store& store, void* scratch) {
     initial.set(p, column, columns);
     const int8_t* const left = panel_at(p.w, column);
     const int8_t* const right = full ? left + panel_bytes : left;
-    // After the last pair, the next block of rows starts with the first pair.
+    // The last pair is followed by the first one, with which the next block of rows starts.
     const int64_t next = column + kTileColumns < p.last ? column + kTileColumns : p.first;
     const char* const upcoming = reinterpret_cast<const char*>(panel_at(p.w, next));
     for (int64_t row = 0; row < p.rows; row += kTileRows) {

@@ -1,7 +1,8 @@
-// A register tile of NEON: up to three units x 16 columns, 24 sums. Local to the file that includes it; see sixteen.h.
+// A register tile of NEON: up to three units x 16 columns, in 24 registers of sums. Local to the file that includes it;
+// see sixteen.h.
 //
-// A unit is 16 bytes of the left operand. One instruction multiplies it by 16 bytes of the right operand, which belong
-// to two columns, and adds the products to a register of sums.
+// A unit is 16 bytes of the left operand. One instruction multiplies a unit by 16 bytes of the right operand, which
+// belong to two columns, and adds the products to a register of sums.
 #pragma once
 
 #include "sixteen.h"
@@ -26,7 +27,7 @@ KOE5_INLINE void multiply_two(const Operand (&units)[kUnits], Operand two, Regis
   if constexpr (kUsed > 2) sum2 = Dot::multiply(sum2, units[2], two);
 }
 
-// Adds the products of kUsed units and 16 columns. Dot provides multiply(sums, unit, two columns) and load(value).
+// Adds the products of kUsed units and 16 columns. Dot provides multiply(sums, unit, two columns) and load(address).
 template <class Dot, int kUsed, class Value, class Operand, class Sixteen>
 KOE5_INLINE void multiply_columns(const Operand (&units)[kUnits], const Value* columns, UnitSums<Sixteen>& s0,
                                   UnitSums<Sixteen>& s1, UnitSums<Sixteen>& s2) {
@@ -41,7 +42,7 @@ KOE5_INLINE void multiply_columns(const Operand (&units)[kUnits], const Value* c
   multiply_two<Dot, kUsed>(units, Dot::load(columns + 7 * kTwo), s0.right.d, s1.right.d, s2.right.d);
 }
 
-// Stores the sums of the two rows of a unit, if a register holds two columns of the first row, then of the second.
+// Stores the sums of a unit of two rows. Each register holds two columns of the first row, then of the second.
 template <class Sixteen, class Value>
 KOE5_INLINE void store_two_rows(const UnitSums<Sixteen>& sums, Value* first, Value* second) {
   const Sixteen &l = sums.left, &r = sums.right;

@@ -1,5 +1,5 @@
 // NormQuantize(x f32[T, H], gain f32[H], shift f32[H]; epsilon) -> y f32[T, H], q u8[T, H], scale f32[T]
-// Layer norm, and its result rotated and quantized to 8 bits. The first node of a packed graph.
+// y is the layer norm of x; q is y, rotated and quantized to 8 bits. The first koe5 operator of a packed graph.
 #include <algorithm>
 
 #include "op.h"

@@ -9,7 +9,7 @@
 namespace koe5 {
 namespace {
 
-// Throws the message of a status that ONNX Runtime returned as an error.
+// Throws the message of `status`, unless it is null, which means success. Releases the status.
 void check(const OrtApi* api, OrtStatus* status) {
   if (status == nullptr) return;
   const std::string text = abi::call<abi::GetErrorMessage>(api, static_cast<const OrtStatus*>(status));

@@ -19,7 +19,7 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// ONNXTensorElementDataType
+// Element types, with the values of ONNX Runtime's ONNXTensorElementDataType.
 enum class Type : int { f32 = 1, u8 = 2, s8 = 3, i32 = 6, bf16 = 16 };
 
 struct Tensor {
@@ -49,10 +49,10 @@ class KernelInfo {
   float attribute_float(const char* name) const;
   int64_t attribute_int(const char* name) const;
   std::string node_name() const;
-  // Returns the data of input `index`, which must be a constant of the graph. Valid only while the session is created.
+  // Returns input `index`, which must be a constant of the graph. Its data is valid only while the session is created.
   Tensor constant_input(size_t index, const char* name) const;
   int threads() const { return threads_; }
-  // Returns the file of this node's packed weights, or an empty string if the session does not share weights.
+  // Returns the path of the node's packed weights, or an empty string if the session does not share weights.
   std::string packed_file() const;
   const OrtApi* api() const { return api_; }
 
@@ -84,7 +84,7 @@ class Scratch {
   void* memory_ = nullptr;
 };
 
-// The session's own thread pool.
+// The thread pool of the ONNX Runtime session.
 class SessionPool final : public Pool {
  public:
   SessionPool(const OrtApi* api, const OrtKernelContext* context, int threads)

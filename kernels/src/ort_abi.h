@@ -26,8 +26,9 @@ struct OrtApiBase {
   const char* (*GetVersionString)();
 };
 
-// Fields up to GetVariadicOutputHomogeneity date from version 14, CreateKernelV2 and KernelComputeV2 from 16, the next
-// three from 17. ONNX Runtime reads fields of version 18 only from operators of that version; they are here as a guard.
+// Fields up to GetVariadicOutputHomogeneity exist since version 14 of the API, CreateKernelV2 and KernelComputeV2 since
+// 16, the next three since 17, and the last four since 18. ONNX Runtime must not read the last four, because the
+// operators declare version 17; they are declared as null in case it does.
 struct OrtCustomOp {
   uint32_t version;
   void* (*CreateKernel)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*);
@@ -61,7 +62,7 @@ struct OrtCustomOp {
 
 namespace koe5::abi {
 
-// The version of the newest slot below: KernelContext_ParallelFor, ONNX Runtime 1.17.
+// The version of the newest function used, KernelContext_ParallelFor of ONNX Runtime 1.17.
 constexpr uint32_t kApiVersion = 17;
 
 constexpr int kInvalidArgument = 2;  // OrtErrorCode
@@ -70,7 +71,7 @@ constexpr int kArenaAllocator = 1;    // OrtAllocatorType
 constexpr int kDefaultMemory = 0;     // OrtMemType
 constexpr int kRequired = 0;          // OrtCustomOpInputOutputCharacteristic
 
-// A function in the table: its index and its type.
+// The index and the type of a function in the table.
 template <size_t Index, class Function>
 struct Slot {
   using Pointer = Function*;
@@ -107,7 +108,7 @@ using GetSessionConfigEntry = Slot<238, OrtStatus*(const OrtSessionOptions*, con
 using KernelInfoGetNodeName = Slot<244, OrtStatus*(const OrtKernelInfo*, char*, size_t*)>;
 using KernelInfoGetConstantInput =
     Slot<249, OrtStatus*(const OrtKernelInfo*, size_t, int* is_constant, const OrtValue**)>;
-// Creates an OrtAllocator around the session's allocator. The caller releases it.
+// Creates an OrtAllocator around the session's allocator. The caller must release it with ReleaseAllocator.
 using KernelContextGetAllocator = Slot<253, OrtStatus*(const OrtKernelContext*, const OrtMemoryInfo*, OrtAllocator**)>;
 // version 17
 using KernelContextParallelFor =

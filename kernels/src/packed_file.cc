@@ -14,9 +14,9 @@ namespace koe5 {
 namespace {
 
 constexpr char kMagic[8] = {'K', 'O', 'E', '5', 'P', 'A', 'C', 'K'};
-constexpr size_t kLongestName = 240;  // file systems allow 255 bytes; the rest is for a temporary file's suffix
+constexpr size_t kLongestName = 240;  // file systems allow 255 bytes, of which ".packed.XXXXXX" takes 14
 
-// The end of a file. It follows the packed bytes so that these start at a huge page boundary.
+// The end of a file. It is not at the beginning, so that the packed bytes start at a huge page boundary.
 struct Footer {
   char magic[8];
   uint32_t layout, unused;
@@ -50,7 +50,7 @@ void note_problem(const char* what, const std::string& file) {
 }
 
 uint64_t mixed(uint64_t lane, uint64_t word) {
-  lane = (lane ^ word) * 0x9e3779b97f4a7c15;  // odd, so that different words give different results
+  lane = (lane ^ word) * 0x9e3779b97f4a7c15;  // an odd factor, so that different words give different results
   return lane ^ lane >> 32;
 }
 
@@ -66,7 +66,7 @@ bool write_all(int fd, const void* data, size_t bytes) {
   return true;
 }
 
-// Writes a complete new file next to `file`. Returns its name, or an empty string on failure.
+// Writes a complete temporary file next to `file`. Returns its path, or an empty string on failure.
 std::string write_temporary(const std::string& file, const PackedIdentity& identity, const char* packed) {
   std::string temporary = file + ".XXXXXX";
   const Descriptor made(mkostemp(temporary.data(), O_CLOEXEC));
@@ -79,7 +79,8 @@ std::string write_temporary(const std::string& file, const PackedIdentity& ident
   return "";
 }
 
-// Renames a complete file to its final name. Keeps an existing valid file, because other processes have mapped it.
+// Renames the temporary file to `file`, unless another process has created a valid one, which it may have mapped. Maps
+// `file`. Returns null on failure.
 Pages publish(const std::string& temporary, const std::string& file, const PackedIdentity& identity) {
   if (link(temporary.c_str(), file.c_str()) == 0) {
     unlink(temporary.c_str());

@@ -1,4 +1,4 @@
-// Interface to a thread pool, so that kernels do not depend on its owner.
+// Interface to a thread pool: that of an ONNX Runtime session, or of the benchmark.
 #pragma once
 
 #include <cstdint>
@@ -10,11 +10,11 @@ class Pool {
  public:
   virtual ~Pool() = default;
 
-  // Number of threads that may run tasks at once, as far as known. Affects how work is split, never the results.
+  // Returns the expected number of threads. Affects how work is split, never the results.
   virtual int threads() const = 0;
 
-  // Calls task(context, i) once for each i in 0..n-1, on any thread and in any order. Returns when all are done.
-  // Tasks must not throw.
+  // Calls task(context, i) once for each i in 0..n-1, on any thread and in any order, and waits for all calls. Tasks
+  // must not throw.
   virtual void run(int64_t n, void (*task)(void* context, int64_t index), void* context) = 0;
 
   template <class F>

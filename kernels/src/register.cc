@@ -1,4 +1,4 @@
-// Entry points of the library: RegisterCustomOps for ONNX Runtime, the koe5_kernels functions for Python.
+// Entry points of the library: RegisterCustomOps for ONNX Runtime, and the koe5_kernels_* functions for Python.
 #include <sched.h>
 
 #include <cstdlib>
@@ -32,15 +32,15 @@ OrtStatus* failure(const OrtApi* api, const std::string& text) {
   return abi::call<abi::CreateStatus>(api, abi::kInvalidArgument, text.c_str());
 }
 
-// A kernel with the context that its calls need.
+// The kernel of one node.
 struct Instance {
   const OrtApi* api;
-  std::string name;  // operator and node, for errors
+  std::string name;  // of operator and node, for error messages
   int threads;
   std::unique_ptr<Kernel> kernel;
 };
 
-// Session options for the operators: number of threads, and the folder of packed weights, or an empty string.
+// The number of threads and the folder of packed weights (or an empty string), from the session options.
 using Settings = std::pair<int, std::string>;
 
 // Adapts an OpDefinition to ONNX Runtime's custom operator struct.
@@ -52,7 +52,7 @@ struct Op : OrtCustomOp {
 
 const Op& self(const OrtCustomOp* op) { return *static_cast<const Op*>(op); }
 
-// Runs `f` and converts an exception to a status that names the operator and node.
+// Runs `f` and converts an exception to a status whose message starts with `where`.
 template <class F>
 OrtStatus* guarded(const OrtApi* api, const std::string& where, F&& f) {
   try {
@@ -128,7 +128,7 @@ std::string config_entry(const OrtApi* api, const OrtSessionOptions* options, co
   return status == nullptr ? text.c_str() : "";  // without the terminating zero
 }
 
-// Uses one thread per CPU if the session options do not set a number.
+// If the session options do not set the number of threads, it is the number of CPUs.
 Settings settings_of(const OrtApi* api, const OrtSessionOptions* options) {
   const int threads = std::atoi(config_entry(api, options, kThreadsKey).c_str());
   return {threads > 0 ? threads : allowed_cpus(), config_entry(api, options, kPackedFolderKey)};
@@ -139,7 +139,7 @@ struct Domain {
   std::list<Op> ops;
 };
 
-// Returns the domain for these settings. It is never freed, because sessions refer to it.
+// Sets `out` to the domain for these settings. Domains are never freed, because sessions refer to them.
 OrtStatus* domain_for(const OrtApi* api, const Settings& settings, OrtCustomOpDomain** out) {
   static std::mutex mutex;
   static auto& domains = *new std::map<Settings, Domain>;
@@ -158,7 +158,7 @@ OrtStatus* domain_for(const OrtApi* api, const Settings& settings, OrtCustomOpDo
   return status;
 }
 
-// Reports the error through version 1 of the API, which every ONNX Runtime has.
+// Creates the error by version 1 of the API, which every ONNX Runtime has.
 OrtStatus* too_old(const OrtApiBase* base) {
   const OrtApi* first = base->GetApi(1);
   if (first == nullptr) return nullptr;

@@ -1,10 +1,11 @@
 // Rotation of 64 values before they are rounded to 8 bits. It spreads a large value over all 64, which reduces the
 // row's scale and therefore the rounding error. Local to the file that includes it; see sixteen.h.
 //
-// The rotation is M (x) M (x) M / 8, with the matrix M below: a Walsh-Hadamard transform with 6 additions per value, in
-// the form whose rows all have the same sum, so that it also spreads the mean. Result 16j + 4k + i is the sum over
-// a, b, c of M[i][a] M[j][b] M[k][c] / 8 times value 16a + 4b + c. This is the order in which the registers end up; the
-// exporter rotates the weights in the same order (rotate.py).
+// The rotation is the Kronecker product of three matrices M (below), divided by 8: a Walsh-Hadamard transform, which
+// takes 6 additions per value. In this form of the transform, all rows have the same sum, so that it also spreads the
+// mean. Result 16j + 4k + i is the sum over a, b, c of M[i][a] M[j][b] M[k][c] / 8 times value 16a + 4b + c. This is
+// the order in which `rotate` leaves the results in registers. The exporter rotates the weights in the same order
+// (rotate.py).
 #pragma once
 
 #include "linear_kernels.h"
@@ -13,7 +14,7 @@
 namespace koe5 {
 namespace {
 
-// `rotate` returns results multiplied by this factor. Divide it out when scaling the values.
+// `rotate` does not divide by 8, so its results are the rotation multiplied by this factor.
 constexpr float kRotationGain = 8;
 
 //     1  1  1 -1
@@ -28,7 +29,7 @@ KOE5_INLINE void combine(Floats& a, Floats& b, Floats& c, Floats& d) {
   d = subtract(cd, a_b);
 }
 
-// The same 128 bits of the four registers hold 4 x 4 values: transposes each of these matrices.
+// Each 128-bit quarter of the four registers is a 4 x 4 matrix. Transposes the four matrices.
 KOE5_INLINE void exchange_values(Floats& a, Floats& b, Floats& c, Floats& d) {
   const Ints ab_low = interleave_low32(bits_of(a), bits_of(b)), ab_high = interleave_high32(bits_of(a), bits_of(b));
   const Ints cd_low = interleave_low32(bits_of(c), bits_of(d)), cd_high = interleave_high32(bits_of(c), bits_of(d));
@@ -38,7 +39,7 @@ KOE5_INLINE void exchange_values(Floats& a, Floats& b, Floats& c, Floats& d) {
   d = floats_of_bits(interleave_high64(ab_high, cd_high));
 }
 
-// Transposes the 4 x 4 matrix of 128-bit quarters.
+// Transposes the 4 x 4 matrix whose elements are the 128-bit quarters of the four registers.
 KOE5_INLINE void exchange_quarters(Floats& a, Floats& b, Floats& c, Floats& d) {
   const Ints ab_even = even_quarters(bits_of(a), bits_of(b)), ab_odd = odd_quarters(bits_of(a), bits_of(b));
   const Ints cd_even = even_quarters(bits_of(c), bits_of(d)), cd_odd = odd_quarters(bits_of(c), bits_of(d));

@@ -1,4 +1,4 @@
-// Functions on blocks of rows, in one version each for AVX512, AVX2 and NEON. `width` is a multiple of 16.
+// Functions on blocks of rows, compiled for AVX512, AVX2 and NEON.
 #pragma once
 
 #include <cstdint>
@@ -9,23 +9,25 @@
 namespace koe5 {
 
 struct RowKernels {
-  // y f32[rows, width] = norm(x), and y rotated in 8 bits. `rotated` is scratch for one row. width is a multiple of 64.
+  // y f32[rows, width] = norm(x). out = y, rotated and quantized to 8 bits. `rotated` is scratch memory for one row.
+  // width is a multiple of 64.
   void (*norm_quantize)(const float* x, const float* gain, const float* shift, float epsilon, int64_t rows,
                         int64_t width, float* rotated, float* y, const QuantizedOutput& out);
 
-  // Quantizes a token's row of x f32[heads, tokens, depth] to q u8[heads * depth] and returns its scale.
+  // Quantizes one token of x f32[heads, tokens, depth] to q u8[heads * depth] and returns its scale. x points to the
+  // token's values in the first head. depth is a multiple of 16.
   float (*quantize_heads)(const float* x, int64_t heads, int64_t tokens, int64_t depth, uint8_t* q);
 
-  // mean[j] = mean of column j < columns over `rows` rows that are `stride` values apart. columns is a multiple of 16.
+  // mean[j] = mean of column j over `rows` rows that are `stride` values apart. columns is a multiple of 16.
   void (*mean)(const float* x, int64_t rows, int64_t stride, int64_t columns, float* mean);
 
-  // y f32[rows, n] from the first `rows` rows of sums and of `with.x`, and y rotated in 8 bits. Overwrites the sums. n
-  // is a multiple of 64.
+  // y f32[rows, n] = norm(with.x * with.skip + sums) for the first `rows` rows. out = y, rotated and quantized to 8
+  // bits. Overwrites the sums. n is a multiple of 64.
   void (*add_norm_quantize)(const StoreSums& sums, int64_t rows, int64_t n, const AddNorm& with, float* y,
                             const QuantizedOutput& out);
 
-  // Quantizes the first `rows` rows of GELU values to 8 bits, after multiplying each block of 64 by `factors` f32[64]
-  // and rotating it. Overwrites the values. n is a multiple of 64.
+  // Multiplies each block of 64 values of the first `rows` rows by `factors` f32[64], rotates it and quantizes it to 8
+  // bits. Overwrites the values. n is a multiple of 64.
   void (*quantize_gelu)(const StoreGelu& values, int64_t rows, int64_t n, const float* factors,
                         const QuantizedOutput& out);
 };

@@ -34,7 +34,7 @@ void mean_of_rows(const float* x, int64_t rows, int64_t stride, int64_t columns,
   }
 }
 
-constexpr int64_t kGroup = 8;  // rows that are read together, 512 bytes per panel
+constexpr int64_t kGroup = 8;  // rows that are processed together: 512 contiguous bytes of each panel
 
 inline Ints halves_of(Floats low, Floats high) { return halves_of(to_fp16(low), to_fp16(high)); }
 
@@ -49,8 +49,8 @@ inline Floats multiply_halves(const uint16_t* values, Floats by) {
   return multiply(from_fp16(load_halves(values)), by);
 }
 
-// Multiplies a block of 64 GELU values, stored in two panels, by `by` and rotates it. Returns the maximum of `most` and
-// all magnitudes.
+// Multiplies a block of 64 values, 32 in each of two panels, by `by` and rotates it. Returns the larger of `most` and
+// the magnitudes of the results, per lane.
 inline Ints rotate_values(uint16_t* left, uint16_t* right, const Factors& by, Ints most) {
   Floats a = multiply_halves(left, by.a), b = multiply_halves(left + 16, by.b);
   Floats c = multiply_halves(right, by.c), d = multiply_halves(right + 16, by.d);
@@ -60,8 +60,9 @@ inline Ints rotate_values(uint16_t* left, uint16_t* right, const Factors& by, In
   return larger_halves(larger_halves(most, both(ab, all_but_sign)), both(cd, all_but_sign));
 }
 
-// Rotates the first `rows` rows (at most kGroup) and finds the largest magnitude of each, or NaN if a row contains it.
-// As integers, magnitudes sort like their values, and NaN sorts above infinity.
+// Multiplies the first `rows` rows (at most kGroup) by `factors` and rotates them. Stores the largest magnitude of each
+// row to `largest`, or NaN if the row contains NaN. Compares magnitudes by their bits: as integers, they sort like
+// their values, and NaN sorts above infinity.
 void rotate_group(const StoreGelu& values, int64_t rows, int64_t n, const float* factors, float* largest) {
   const Factors by(factors);
   Ints most[kGroup] = {};
@@ -85,7 +86,7 @@ inline Ints gelu_steps(const uint16_t* values, Floats inverse) {
 
 void quantize_group(const StoreGelu& values, int64_t rows, int64_t n, const float* factors,
                     const QuantizedOutput& out) {
-  constexpr float kGain = kRotationGain * kGeluShrink;  // factor in the stored values
+  constexpr float kGain = kRotationGain * kGeluShrink;  // the stored values are multiplied by this factor
   float inverse[kGroup];
   rotate_group(values, rows, n, factors, out.scale);
   for (int64_t row = 0; row < rows; ++row) {

@@ -1,5 +1,5 @@
-// Functions on one row of fp32 values: layer norm, rotation, quantization to 8 bits. Local to the file that includes
-// it; see sixteen.h. The order of each sum depends only on the row's length. n is a multiple of 16.
+// Functions on one row of n fp32 values: layer norm, rotation, quantization to 8 bits. n is a multiple of 16. The order
+// of additions depends only on n. Local to the file that includes it; see sixteen.h.
 #pragma once
 
 #include <cstdint>
@@ -45,8 +45,8 @@ inline float row_squares(const float* x, int64_t n, float mean) {
   return sum_of(add(add(a, b), add(c, d)));
 }
 
-// The statistics of a layer norm: y = (x - mean) * inverse * gain + shift. Computed in two passes (variance of the
-// distances from the mean), so that a large mean costs no precision.
+// A layer norm: y = (x - mean) * inverse * gain + shift. The mean is computed first, then the variance from the
+// distances to the mean, so that a large mean costs no precision.
 struct RowNorm {
   Floats mean, inverse;
   const float *gain, *shift;
@@ -65,8 +65,8 @@ struct RowNorm {
   }
 };
 
-// Returns the maxima of `largest` and the magnitudes of x, in 16 lanes. As integers, magnitudes sort like their values,
-// and NaN sorts above infinity.
+// Returns the larger of `largest` and the magnitudes of x, per lane. Compares magnitudes by their bits: as integers,
+// they sort like their values, and NaN sorts above infinity.
 inline Ints larger_magnitudes(Ints largest, const float* x, int64_t n) {
   const Ints all_but_sign = spread_int(0x7fffffff);
   Ints other = largest;
@@ -79,25 +79,26 @@ inline Ints larger_magnitudes(Ints largest, const float* x, int64_t n) {
   return larger_of(largest, other);
 }
 
-// Returns the maximum over all lanes, or NaN if there is one.
+// Returns the largest of 16 magnitudes, given by their bits, or NaN if one of them is NaN.
 inline float largest_magnitude(Ints lanes) {
   return first_of(floats_of_bits(spread_int(largest_of(lanes))));
 }
 
-// Rounds 32 values to 16-bit integers, in the order that to_bytes expects.
+// Multiplies 32 values by `inverse`, rounds them to 16-bit integers and adds `zero`. The order is the one that to_bytes
+// expects.
 inline Ints steps_of(Floats left, Floats right, Floats inverse, Ints zero) {
   return add_halves(pack_halves(rounded(multiply(left, inverse)), rounded(multiply(right, inverse))), zero);
 }
 
-// The same for 32 values from x on; only the first n exist, and the others count as 0.
+// Calls steps_of for 32 values at x. Only the first n exist; the others count as 0.
 inline Ints row_steps(const float* x, int64_t n, Floats inverse) {
   return steps_of(n > 0 ? load(x) : zeros(), n > 16 ? load(x + 16) : zeros(), inverse, spread_half(kZeroPoint));
 }
 
-// Returns the scale for values up to `largest`. If it is NaN or infinite, the 8-bit values are undefined.
+// Returns the scale with which `largest` becomes 127. If it is NaN or infinite, the 8-bit values are undefined.
 inline float scale_of(float largest) {
   const float scale = largest * (1.0f / 127);
-  return scale < 1e-12f ? 1e-12f : scale;  // for rows of zeros
+  return scale < 1e-12f ? 1e-12f : scale;  // prevents a division by zero in rows of zeros
 }
 
 // q = round(x / scale) + 128, half to even.
@@ -113,17 +114,17 @@ KOE5_INLINE Ints larger_magnitude(Ints largest, Floats x) {
   return larger_of(largest, both(spread_int(0x7fffffff), bits_of(x)));
 }
 
-// A row's rotated values, kept until their scale is known, in panels of 32.
+// Memory for the rotated values of a row, which are kept in panels of 32 values until the row's scale is known.
 struct RotatedRow {
   float* first;
-  int64_t panel;  // distance between panels
+  int64_t panel;  // values between the starts of two panels
 
-  // Pointer to value i, a multiple of 32.
+  // Returns the address of value i, which is a multiple of 32.
   KOE5_INLINE float* at(int64_t i) const { return first + i / kPanelColumns * panel; }
 };
 
-// Stores norm(x) to y and its rotation to `rotated`. Returns the largest magnitude of the rotation, multiplied by
-// kRotationGain. n is a multiple of 64. x and y may be the same.
+// Stores norm(x) to y, and kRotationGain times the rotated norm(x) to `rotated`. Returns the largest magnitude in
+// `rotated`. n is a multiple of 64. x and y may be the same.
 inline float norm_and_rotate(const float* x, int64_t n, const RowNorm& norm, float* y, const RotatedRow& rotated) {
   Ints largest = int_zeros();
   for (int64_t i = 0; i < n; i += kRotated) {
@@ -138,8 +139,8 @@ inline float norm_and_rotate(const float* x, int64_t n, const RowNorm& norm, flo
   return largest_magnitude(largest);
 }
 
-// y = norm(x); q = round(rotated y / scale) + 128, with the scale at which the largest magnitude is 127. Returns the
-// scale.
+// y = norm(x); q = round(rotated y / scale) + 128. Returns the scale, with which the largest magnitude becomes 127.
+// `rotated` is scratch memory.
 inline float norm_quantize_row(const float* x, int64_t n, const RowNorm& norm, float* y, const RotatedRow& rotated,
                                uint8_t* q) {
   const float scale = scale_of(norm_and_rotate(x, n, norm, y, rotated) / kRotationGain);

@@ -1,7 +1,7 @@
 // Sixteen floats or 32-bit integers: one AVX512 register, two AVX2 registers or four NEON registers. Code written with
-// these operations compiles for all of them, does the same operations in the same order and produces identical bits.
-// Everything in this header, and in the headers that include it, is local to the source file, so that the linker never
-// uses a copy compiled for AVX512 in code that runs on another CPU.
+// these types compiles for all three, does the same operations in the same order and produces identical bits.
+// Everything in this header, and in the headers that include it, is local to the source file that includes it, so that
+// the linker never uses a copy compiled for AVX512 in code that runs on another CPU.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@
 namespace koe5 {
 namespace {
 
-// Shifts sixteen 16-bit values to the upper halves of 32 bits, which converts bf16 to fp32.
+// Widens sixteen 16-bit values to the upper halves of 32-bit lanes, which converts bf16 to fp32.
 KOE5_INLINE Ints as_upper(Halves halves) { return shift_left<16>(widen(halves)); }
 
 }  // namespace

@@ -22,7 +22,7 @@ KOE5_PAIR(Floats, __m256)
 KOE5_PAIR(Ints, __m256i)
 #undef KOE5_PAIR
 
-// Maximum number of vectors of sixteen per row of a register tile: 16 registers hold 6 x 1 sums.
+// Maximum number of Floats per row of a register tile: with 6 rows, the sums take 12 of 16 registers.
 constexpr int kMostVectors = 1;
 
 KOE5_INLINE Floats zeros() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
@@ -49,7 +49,7 @@ KOE5_TWICE(Floats, add, _mm256_add_ps)
 KOE5_TWICE(Floats, subtract, _mm256_sub_ps)
 KOE5_TWICE(Floats, multiply, _mm256_mul_ps)
 KOE5_TWICE(Floats, divide, _mm256_div_ps)
-// Returns b if one of the two is NaN.
+// Returns b if a or b is NaN.
 KOE5_TWICE(Floats, larger_of, _mm256_max_ps)
 KOE5_TWICE(Ints, add, _mm256_add_epi32)
 KOE5_TWICE(Ints, subtract, _mm256_sub_epi32)
@@ -57,12 +57,12 @@ KOE5_TWICE(Ints, multiply, _mm256_mullo_epi32)
 KOE5_TWICE(Ints, larger_of, _mm256_max_epi32)
 KOE5_TWICE(Ints, both, _mm256_and_si256)
 KOE5_TWICE(Ints, either, _mm256_or_si256)
-// These operate within each 128 bits.
+// The next four operate within each 128 bits.
 KOE5_TWICE(Ints, interleave_low32, _mm256_unpacklo_epi32)
 KOE5_TWICE(Ints, interleave_high32, _mm256_unpackhi_epi32)
 KOE5_TWICE(Ints, interleave_low64, _mm256_unpacklo_epi64)
 KOE5_TWICE(Ints, interleave_high64, _mm256_unpackhi_epi64)
-// These operate on 16-bit lanes.
+// The next two operate on 16-bit lanes.
 KOE5_TWICE(Ints, add_halves, _mm256_add_epi16)
 KOE5_TWICE(Ints, larger_halves, _mm256_max_epu16)
 // Converts 32 values to 16 bits with saturation. Each 128 bits of the result hold four of a, then four of b.
@@ -76,7 +76,8 @@ KOE5_INLINE __m256 smaller_magnitude(__m256 x, __m256 end) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return _mm256_or_ps(_mm256_and_ps(sign, x), _mm256_min_ps(_mm256_andnot_ps(sign, x), end));
 }
-// Returns the smaller magnitude with the sign of x. If x is NaN, returns `end`, which is positive.
+// Returns the smaller of the magnitudes of x and `end`, with the sign of x. `end` counts as the smaller one if x is
+// NaN.
 KOE5_INLINE Floats smaller_magnitude(Floats x, Floats end) {
   return {smaller_magnitude(x.low, end.low), smaller_magnitude(x.high, end.high)};
 }
@@ -89,7 +90,8 @@ KOE5_INLINE Ints shift_right(Ints x) {
   return {_mm256_srli_epi32(x.low, kBits), _mm256_srli_epi32(x.high, kBits)};
 }
 
-// Adds halves, then quarters and so on, in the same order as AVX512's reductions.
+// Adds the lower and the upper half of the lanes, then the halves of the result, and so on, as _mm512_reduce_add_ps
+// does.
 KOE5_INLINE float sum_of(Floats x) {
   const __m256 eight = _mm256_add_ps(x.high, x.low);
   const __m128 four = _mm_add_ps(_mm256_extractf128_ps(eight, 1), _mm256_castps256_ps128(eight));
@@ -114,7 +116,7 @@ KOE5_INLINE Ints bits_of(Floats x) { return {_mm256_castps_si256(x.low), _mm256_
 KOE5_INLINE Floats floats_of_bits(Ints x) { return {_mm256_castsi256_ps(x.low), _mm256_castsi256_ps(x.high)}; }
 KOE5_INLINE Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
 KOE5_INLINE Ints rounded(Floats x) { return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)}; }
-// Restores the order of sixteen 16-bit values after packing interleaved their quarters.
+// Swaps the middle quarters, which a pack instruction has exchanged.
 KOE5_INLINE __m256i in_order(__m256i packed) { return _mm256_permute4x64_epi64(packed, 0xd8); }
 KOE5_INLINE Ints widen(__m256i halves) {
   return {_mm256_cvtepu16_epi32(_mm256_castsi256_si128(halves)),
@@ -134,7 +136,7 @@ KOE5_INLINE __m256i to_fp16(Floats x) {
 KOE5_INLINE __m256i where_nan(__m256 x, __m256i there, __m256i otherwise) {
   return _mm256_blendv_epi8(otherwise, there, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
 }
-// Returns `there` in lanes where x is NaN.
+// Returns `there` in lanes in which x is NaN, and `otherwise` in the others.
 KOE5_INLINE Ints where_nan(Floats x, Ints there, Ints otherwise) {
   return {where_nan(x.low, there.low, otherwise.low), where_nan(x.high, there.high, otherwise.high)};
 }
@@ -142,28 +144,28 @@ KOE5_INLINE Ints where_nan(Floats x, Ints there, Ints otherwise) {
 KOE5_INLINE Floats floor_of(Floats x) { return {_mm256_floor_ps(x.low), _mm256_floor_ps(x.high)}; }
 // Raises x to at least -127, for which scale_by_floor returns 0.
 KOE5_INLINE Floats exponent_in_range(Floats x) { return larger_of(spread(-127.0f), x); }
-// x - floor(x), and p * 2^floor(x) for x up to 127. NaN for NaN.
 KOE5_INLINE Floats fraction_of(Floats x) { return subtract(x, floor_of(x)); }
+// Returns p * 2^floor(x), for x up to 127, or NaN if x is NaN.
 KOE5_INLINE Floats scale_by_floor(Floats p, Floats x) {
   const Ints exponent = add(rounded(floor_of(x)), spread_int(127));
   return multiply(p, floats_of_bits(shift_left<23>(exponent)));
 }
 
-KOE5_INLINE __m256i lanes_from(int64_t n) {  // ones in lanes n and above of eight
+KOE5_INLINE __m256i lanes_from(int64_t n) {  // all bits set in lanes n..7
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return _mm256_cmpgt_epi32(lane, _mm256_set1_epi32(static_cast<int32_t>(n) - 1));
 }
 KOE5_INLINE __m256i lanes_below(int64_t n) { return _mm256_xor_si256(lanes_from(n), _mm256_set1_epi32(-1)); }
-// Loads sixteen 16-bit values, or returns zeros.
+// Loads sixteen 16-bit values if `present`, otherwise returns zeros.
 KOE5_INLINE __m256i load_halves_if(bool present, const uint16_t* from) {
   return present ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)) : _mm256_setzero_si256();
 }
-// Loads the first n >= 0 of sixteen values, with zeros beyond. Memory beyond them is not read.
+// Loads the first n >= 0 of sixteen 32-bit values. The others are zero, and their memory is not read.
 KOE5_INLINE Ints load_first(const void* from, int64_t n) {
   const int* const at = static_cast<const int*>(from);
   return {_mm256_maskload_epi32(at, lanes_below(n)), _mm256_maskload_epi32(at + 8, lanes_below(n - 8))};
 }
-// Stores x, except for the first n of its sixteen values.
+// Stores x without its first n values.
 KOE5_INLINE void store_beyond(float* to, int64_t n, Floats x) {
   _mm256_maskstore_ps(to, lanes_from(n), x.low);
   _mm256_maskstore_ps(to + 8, lanes_from(n - 8), x.high);
@@ -194,7 +196,7 @@ KOE5_INLINE void store_bytes(uint8_t* to, Ints bytes, int64_t n) {
   if (n > 48) _mm_storeu_si128(at + 3, _mm256_extracti128_si256(bytes.high, 1));
 }
 
-// Select the first and third (even) or second and fourth (odd) 128 bits of a, then of b.
+// Return the first and third (even) or second and fourth (odd) 128 bits of a, then those of b.
 KOE5_INLINE Ints even_quarters(Ints a, Ints b) {
   return {_mm256_permute2x128_si256(a.low, a.high, 0x20), _mm256_permute2x128_si256(b.low, b.high, 0x20)};
 }

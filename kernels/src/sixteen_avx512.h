@@ -9,7 +9,7 @@ namespace {
 using Floats = __m512;
 using Ints = __m512i;
 
-// Maximum number of vectors of sixteen per row of a register tile: 32 registers hold 6 x 4 sums.
+// Maximum number of Floats per row of a register tile: with 6 rows, the sums take 24 of 32 registers.
 constexpr int kMostVectors = 4;
 
 KOE5_INLINE Floats zeros() { return _mm512_setzero_ps(); }
@@ -27,9 +27,10 @@ KOE5_INLINE Floats subtract(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
 KOE5_INLINE Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 KOE5_INLINE Floats divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 KOE5_INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-// Returns b if one of the two is NaN.
+// Returns b if a or b is NaN.
 KOE5_INLINE Floats larger_of(Floats a, Floats b) { return _mm512_max_ps(a, b); }
-// Returns the smaller magnitude with the sign of x. If x is NaN, returns `end`, which is positive.
+// Returns the smaller of the magnitudes of x and `end`, with the sign of x. `end` counts as the smaller one if x is
+// NaN.
 KOE5_INLINE Floats smaller_magnitude(Floats x, Floats end) { return _mm512_range_ps(x, end, 2); }
 
 KOE5_INLINE Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
@@ -60,28 +61,29 @@ KOE5_INLINE Ints widen(__m256i halves) { return _mm512_cvtepu16_epi32(halves); }
 KOE5_INLINE __m256i upper_halves(Ints x) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(x, 16)); }
 KOE5_INLINE Floats from_fp16(__m256i x) { return _mm512_cvtph_ps(x); }
 KOE5_INLINE __m256i to_fp16(Floats x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
-// Returns `there` in lanes where x is NaN.
+// Returns `there` in lanes in which x is NaN, and `otherwise` in the others.
 KOE5_INLINE Ints where_nan(Floats x, Ints there, Ints otherwise) {
   return _mm512_mask_mov_epi32(otherwise, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), there);
 }
 
-// No limit: the two functions below accept any x.
+// On AVX512, fraction_of and scale_by_floor accept any x.
 KOE5_INLINE Floats exponent_in_range(Floats x) { return x; }
-// x - floor(x), and p * 2^floor(x).
+// Returns x - floor(x).
 KOE5_INLINE Floats fraction_of(Floats x) {
   return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 }
+// Returns p * 2^floor(x).
 KOE5_INLINE Floats scale_by_floor(Floats p, Floats x) { return _mm512_scalef_ps(p, x); }
 
-// Loads sixteen 16-bit values, or returns zeros.
+// Loads sixteen 16-bit values if `present`, otherwise returns zeros.
 KOE5_INLINE __m256i load_halves_if(bool present, const uint16_t* from) {
   return _mm256_maskz_loadu_epi16(present ? 0xffff : 0, from);
 }
-// Loads the first n >= 0 of sixteen values, with zeros beyond.
+// Loads the first n >= 0 of sixteen 32-bit values. The others are zero, and their memory is not read.
 KOE5_INLINE Ints load_first(const void* from, int64_t n) {
   return _mm512_maskz_loadu_epi32(n >= 16 ? 0xffff : static_cast<__mmask16>((1u << n) - 1), from);
 }
-// Stores x, except for the first n of its sixteen values.
+// Stores x without its first n values.
 KOE5_INLINE void store_beyond(float* to, int64_t n, Floats x) {
   _mm512_mask_storeu_ps(to, n <= 0 ? 0xffff : static_cast<__mmask16>(0xffffu << n), x);
 }
@@ -113,11 +115,11 @@ KOE5_INLINE Ints interleave_low32(Ints a, Ints b) { return _mm512_unpacklo_epi32
 KOE5_INLINE Ints interleave_high32(Ints a, Ints b) { return _mm512_unpackhi_epi32(a, b); }
 KOE5_INLINE Ints interleave_low64(Ints a, Ints b) { return _mm512_unpacklo_epi64(a, b); }
 KOE5_INLINE Ints interleave_high64(Ints a, Ints b) { return _mm512_unpackhi_epi64(a, b); }
-// Select the first and third (even) or second and fourth (odd) 128 bits of a, then of b.
+// Return the first and third (even) or second and fourth (odd) 128 bits of a, then those of b.
 KOE5_INLINE Ints even_quarters(Ints a, Ints b) { return _mm512_shuffle_i32x4(a, b, 0x88); }
 KOE5_INLINE Ints odd_quarters(Ints a, Ints b) { return _mm512_shuffle_i32x4(a, b, 0xdd); }
 
-// Tables of 32 values, sixteen lookups at a time. They stay in registers during a loop.
+// Tables of 32 values, sixteen lookups at a time. The tables stay in registers during a loop.
 template <int kTables, const float (&kValues)[kTables][32]>
 struct Tables {
   __m512 low[kTables], high[kTables];

@@ -1,4 +1,4 @@
-// Sixteen values in four registers; see sixteen.h. Requires only what every 64-bit ARM CPU has.
+// Sixteen values in four registers; see sixteen.h. Requires only instructions that every 64-bit ARM CPU has.
 #pragma once
 
 #include <arm_neon.h>
@@ -6,7 +6,7 @@
 namespace koe5 {
 namespace {
 
-// Copied member by member, as in sixteen_avx2.h.
+// Copied member by member for the reason given in sixteen_avx2.h.
 #define KOE5_QUARTERS(Type, Register)                                                                    \
   struct Type {                                                                                          \
     Register a, b, c, d;                                                                                 \
@@ -26,7 +26,7 @@ struct Halves {  // sixteen 16-bit values
   uint16x8_t low, high;
 };
 
-// Maximum number of vectors of sixteen per row of a register tile: 32 registers hold 6 x 1 sums.
+// Maximum number of Floats per row of a register tile: with 6 rows, the sums take 24 of 32 registers.
 constexpr int kMostVectors = 1;
 
 KOE5_INLINE Floats all(float32x4_t x) { return {x, x, x, x}; }
@@ -39,7 +39,7 @@ KOE5_INLINE Ints spread_int(int32_t x) { return all(vdupq_n_s32(x)); }
 KOE5_INLINE Floats load(const float* from) {
   return {vld1q_f32(from), vld1q_f32(from + 4), vld1q_f32(from + 8), vld1q_f32(from + 12)};
 }
-// Four values as bytes, which may lie at any address and have any type.
+// Loads quarter `quarter` of the 64 bytes at `from`. Loading bytes allows any type and alignment.
 KOE5_INLINE int32x4_t load_four(const void* from, int64_t quarter) {
   return vreinterpretq_s32_u8(vld1q_u8(static_cast<const uint8_t*>(from) + 16 * quarter));
 }
@@ -58,7 +58,7 @@ KOE5_INLINE void store(void* to, Ints x) {
 KOE5_INLINE Halves load_halves(const uint16_t* from) { return {vld1q_u16(from), vld1q_u16(from + 8)}; }
 KOE5_INLINE void store_halves(uint16_t* to, Halves x) { vst1q_u16(to, x.low), vst1q_u16(to + 8, x.high); }
 
-// Lanes of other widths than 32 bits.
+// Operations on the 16-bit or 64-bit lanes of one register.
 KOE5_INLINE int16x8_t as_s16(int32x4_t x) { return vreinterpretq_s16_s32(x); }
 KOE5_INLINE uint16x8_t as_u16(int32x4_t x) { return vreinterpretq_u16_s32(x); }
 KOE5_INLINE int32x4_t add_halves(int32x4_t x, int32x4_t y) {
@@ -88,7 +88,7 @@ KOE5_EACH(Floats, add, vaddq_f32)
 KOE5_EACH(Floats, subtract, vsubq_f32)
 KOE5_EACH(Floats, multiply, vmulq_f32)
 KOE5_EACH(Floats, divide, vdivq_f32)
-// Returns the other one if one of the two is NaN.
+// If one of x and y is NaN, returns the other one.
 KOE5_EACH(Floats, larger_of, vmaxnmq_f32)
 KOE5_EACH(Ints, add, vaddq_s32)
 KOE5_EACH(Ints, subtract, vsubq_s32)
@@ -98,7 +98,7 @@ KOE5_EACH(Ints, both, vandq_s32)
 KOE5_EACH(Ints, either, vorrq_s32)
 KOE5_EACH(Ints, add_halves, add_halves)
 KOE5_EACH(Ints, larger_halves, larger_halves)
-// These operate within each 128 bits.
+// The next four operate within each 128 bits.
 KOE5_EACH(Ints, interleave_low32, vzip1q_s32)
 KOE5_EACH(Ints, interleave_high32, vzip2q_s32)
 KOE5_EACH(Ints, interleave_low64, zip_low64)
@@ -120,7 +120,8 @@ KOE5_INLINE Floats multiply_add(Floats x, Floats y, Floats z) {
 KOE5_INLINE float32x4_t smaller_magnitude(float32x4_t x, float32x4_t end) {
   return vbslq_f32(vdupq_n_u32(0x80000000), x, vminnmq_f32(vabsq_f32(x), end));
 }
-// Returns the smaller magnitude with the sign of x. If x is NaN, returns `end` with the sign of x.
+// Returns the smaller of the magnitudes of x and `end`, with the sign of x. `end` counts as the smaller one if x is
+// NaN.
 KOE5_INLINE Floats smaller_magnitude(Floats x, Floats end) {
   return {smaller_magnitude(x.a, end.a), smaller_magnitude(x.b, end.b), smaller_magnitude(x.c, end.c),
           smaller_magnitude(x.d, end.d)};
@@ -138,7 +139,8 @@ KOE5_INLINE Ints shift_right(Ints x) {
   return {shift_right<kBits>(x.a), shift_right<kBits>(x.b), shift_right<kBits>(x.c), shift_right<kBits>(x.d)};
 }
 
-// Adds halves, then quarters and so on, in the same order as AVX512's reductions.
+// Adds the lower and the upper half of the lanes, then the halves of the result, and so on, as _mm512_reduce_add_ps
+// does.
 KOE5_INLINE float sum_of(Floats x) {
   const float32x4_t four = vaddq_f32(vaddq_f32(x.a, x.c), vaddq_f32(x.b, x.d));
   return vaddv_f32(vadd_f32(vget_low_f32(four), vget_high_f32(four)));
@@ -170,37 +172,38 @@ KOE5_INLINE Halves to_fp16(Floats x) { return {to_fp16(x.a, x.b), to_fp16(x.c, x
 KOE5_INLINE int32x4_t where_nan(float32x4_t x, int32x4_t there, int32x4_t otherwise) {
   return vbslq_s32(vceqq_f32(x, x), otherwise, there);
 }
-// Returns `there` in lanes where x is NaN.
+// Returns `there` in lanes in which x is NaN, and `otherwise` in the others.
 KOE5_INLINE Ints where_nan(Floats x, Ints there, Ints otherwise) {
   return {where_nan(x.a, there.a, otherwise.a), where_nan(x.b, there.b, otherwise.b),
           where_nan(x.c, there.c, otherwise.c), where_nan(x.d, there.d, otherwise.d)};
 }
 
-// Raises x to at least -127, for which scale_by_floor returns 0. NaN for NaN.
+// Raises x to at least -127, for which scale_by_floor returns 0. NaN stays NaN.
 KOE5_INLINE Floats exponent_in_range(Floats x) {
   const float32x4_t least = vdupq_n_f32(-127);
   return {vmaxq_f32(x.a, least), vmaxq_f32(x.b, least), vmaxq_f32(x.c, least), vmaxq_f32(x.d, least)};
 }
-// x - floor(x), and p * 2^floor(x) for x up to 127. NaN for NaN.
 KOE5_INLINE Floats fraction_of(Floats x) { return subtract(x, floor_of(x)); }
+// Returns p * 2^floor(x), for x up to 127, or NaN if x is NaN.
 KOE5_INLINE Floats scale_by_floor(Floats p, Floats x) {
   const Ints exponent = add(rounded(floor_of(x)), spread_int(127));
   return multiply(p, floats_of_bits(shift_left<23>(exponent)));
 }
 
-// Loads sixteen 16-bit values, or returns zeros.
+// Loads sixteen 16-bit values if `present`, otherwise returns zeros.
 KOE5_INLINE Halves load_halves_if(bool present, const uint16_t* from) {
   return present ? load_halves(from) : Halves{vdupq_n_u16(0), vdupq_n_u16(0)};
 }
 KOE5_INLINE int32x4_t load_four_if(bool present, const void* from, int64_t quarter) {
   return present ? load_four(from, quarter) : vdupq_n_s32(0);
 }
-// Loads the first n >= 0 of sixteen values, a multiple of 4, with zeros beyond. Memory beyond them is not read.
+// Loads the first n of sixteen 32-bit values, where n >= 0 is a multiple of 4. The others are zero, and their memory is
+// not read.
 KOE5_INLINE Ints load_first(const void* from, int64_t n) {
   return {load_four_if(n > 0, from, 0), load_four_if(n > 4, from, 1), load_four_if(n > 8, from, 2),
           load_four_if(n > 12, from, 3)};
 }
-// Stores x, except for the first n of its sixteen values, which must be readable.
+// Stores x without its first n values. Their memory is read and written back unchanged.
 KOE5_INLINE void store_beyond(float* to, int64_t n, Floats x) {
   const uint32_t first[4] = {0, 1, 2, 3};
   const uint32x4_t lane = vld1q_u32(first), from = vdupq_n_u32(n > 0 ? static_cast<uint32_t>(n) : 0);
@@ -241,12 +244,12 @@ KOE5_INLINE void store_bytes(uint8_t* to, Ints bytes, int64_t n) {
   if (n > 48) store_four(to, 3, bytes.d);
 }
 
-// Select the first and third (even) or second and fourth (odd) 128 bits of x, then of y.
+// Return the first and third (even) or second and fourth (odd) 128 bits of x, then those of y.
 KOE5_INLINE Ints even_quarters(Ints x, Ints y) { return {x.a, x.c, y.a, y.c}; }
 KOE5_INLINE Ints odd_quarters(Ints x, Ints y) { return {x.b, x.d, y.b, y.d}; }
 
-// Four tables of 32 values, sixteen lookups at a time. One load reads the four values of an index; the compiler shares
-// the loads of different tables.
+// Four tables of 32 values, sixteen lookups at a time. One load reads the values of an index in all four tables, which
+// are adjacent. If several tables are read at the same indices, the compiler loads them only once.
 template <int kTables, const float (&kValues)[kTables][32]>
 struct Tables {
   static_assert(kTables == 4);

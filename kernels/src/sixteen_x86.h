@@ -1,4 +1,4 @@
-// What AVX2 and AVX512 have in common; see sixteen.h.
+// Definitions for both AVX2 and AVX512; see sixteen.h.
 #pragma once
 
 #include <immintrin.h>

@@ -1,4 +1,4 @@
-// Softmax over a row of scores in blocks of keys. Local to the file that includes it; see sixteen.h.
+// Softmax over the scores of a query, one block of keys at a time. Local to the file that includes it; see sixteen.h.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,9 @@
 namespace koe5 {
 namespace {
 
-// 2^x for x <= 0 with a relative error below 1.6e-7; 0 for -infinity, NaN for NaN. A polynomial in the fraction of x
-// (minimax of degree 5 for the relative error on [0, 1), found by the Remez exchange), scaled by 2^floor(x).
+// Returns 2^x for x <= 0 with a relative error below 1.6e-7, 0 for -infinity, and NaN for NaN. Scales a polynomial in
+// the fraction of x by 2^floor(x). The polynomial has degree 5 and the least maximum relative error on [0, 1) (Remez
+// exchange).
 inline Floats exp2_nonpositive(Floats x) {
   x = exponent_in_range(x);
   const Floats fraction = fraction_of(x);
@@ -22,8 +23,8 @@ inline Floats exp2_nonpositive(Floats x) {
   return scale_by_floor(p, x);
 }
 
-// The same by a polynomial of degree 3, with a relative error below 7.5e-5, for weights that are then rounded to bf16,
-// whose rounding error is 52 times as large.
+// Like exp2_nonpositive, but with a polynomial of degree 3 and a relative error below 7.5e-5. For weights that are then
+// rounded to bf16, which has a 52 times larger rounding error.
 inline Floats exp2_for_bf16(Floats x) {
   x = exponent_in_range(x);
   const Floats fraction = fraction_of(x);
@@ -34,8 +35,8 @@ inline Floats exp2_for_bf16(Floats x) {
   return scale_by_floor(p, x);
 }
 
-// Returns the largest of n scores; n must be a multiple of 32. NaN scores are skipped here, but they make the softmax
-// sum NaN later in this file.
+// Returns the largest of n scores, where n is a multiple of 32. A NaN score may be ignored here, because it makes the
+// sum in weigh_row NaN.
 inline float largest_score(const float* scores, int64_t n) {
   Floats a = load(scores), b = load(scores + 16);
   for (int64_t i = 32; i < n; i += 32) {
@@ -51,9 +52,9 @@ struct RunningSoftmax {
   float sum;
 };
 
-// Turns n scores (a multiple of 32; -infinity beyond the last key; `maximum` is the largest) into weights
-// 2^(factor * (score - maximum)), in place. Product::store_weights packs and sums them. Returns the factor for the sums
-// of earlier blocks.
+// Replaces n scores by the weights 2^(factor * (score - running maximum)), which Product::store_weights packs and sums.
+// n is a multiple of 32, `maximum` is the largest of the n scores, and scores beyond the last key are -infinity.
+// Returns the factor for the sum and the context of earlier blocks.
 template <class Product>
 inline float weigh_row(float* scores, int64_t n, float maximum, float factor, bool first_block,
                        RunningSoftmax* running) {
@@ -82,7 +83,7 @@ inline void forget_scores(float* scores, int64_t keys, int64_t padded) {
   }
 }
 
-// context = context * rescale + block, or only block if it is the first. Divided by the sum if it is the last.
+// context = context * rescale + block. The first block replaces the context; the last one also divides it by `sum`.
 inline void merge_context(const float* block, int64_t width, bool first_block, bool last_block, float rescale,
                                  float sum, float* context) {
   const Floats by = spread(rescale), inverse = spread(1.0f / sum);

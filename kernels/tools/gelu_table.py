@@ -1,9 +1,9 @@
 """Write src/gelu_table.inc, the polynomials of gelu.h.
 
-GELU(x) = x Phi(x), with Phi the normal distribution, is split into 31 segments around i * STEP for i from -15
-to 15. Each is a polynomial of degree 3 in x, found by Chebyshev interpolation in float64 and multiplied by
-SHRINK, like the stored values. The first segment is 0, the last one is x. Segment i is in column
-i modulo 32.
+GELU(x) = x Phi(x), where Phi is the normal distribution function, is split into 31 segments around i * STEP
+for i from -15 to 15. Each segment is a polynomial of degree 3 in x, found by Chebyshev interpolation in
+float64. The first polynomial is 0, the last one is x. All are multiplied by SHRINK, because the kernels store
+GELU(x) * SHRINK. Segment i is in column i modulo 32.
 
     python tools/gelu_table.py > src/gelu_table.inc
 """
@@ -40,7 +40,7 @@ def segment(index: int) -> Array:
     nodes = np.cos(np.pi * (np.arange(64) + 0.5) / 64)
     series = chebyshev.chebfit(nodes, gelu((nodes / 2 + index) * STEP), DEGREE)
     power = np.ones(1)
-    for coefficient in chebyshev.cheb2poly(series):  # in nodes = 2 x / STEP - 2 index
+    for coefficient in chebyshev.cheb2poly(series):  # the variable of the series is 2 x / STEP - 2 index
         coefficients[: power.size] += coefficient * power
         power = polynomial.polymul(power, [-2.0 * index, 2 / STEP])
     if index == 0:  # make GELU(0) exactly 0

@@ -43,12 +43,12 @@ class Artifact:
 
         Args:
             path_or_hub_id: Folder, or Hub id "owner/name" if no such folder exists.
-            revision: Branch, tag or commit on the Hub.
+            revision: Branch, tag or commit on the Hub; None selects the default branch.
             check: Verify the SHA-256 of every file, which takes about one second per gigabyte and is cached
                 until the file changes. Sizes are always verified.
 
         Raises:
-            ArtifactError: A file is missing, damaged or in an unsupported format. The message names it.
+            ArtifactError: A file is missing, damaged or in an unsupported format. The message names the file.
         """
         path = _locate(path_or_hub_id, revision)
         file = path / MANIFEST

@@ -17,7 +17,8 @@ from koe5_onnx.files import cache_folder, cache_json
 _WORTH_REMEMBERING = 1 << 20
 """Size in bytes below which hashing is faster than a cache lookup."""
 _SETTLED_NS = 2_000_000_000
-"""Minimum age of a file in nanoseconds. A more recent file could change again without a new timestamp."""
+"""Minimum age of a file, in nanoseconds, for caching its hash. A newer file could still change without
+getting another timestamp."""
 
 
 def sha256_of(path: Path, *, remember: bool = True) -> str:

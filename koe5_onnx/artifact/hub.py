@@ -35,7 +35,7 @@ def fetch(
         kind: Repository type.
 
     Returns:
-        The snapshot folder. Its name is the commit of `revision`.
+        The downloaded snapshot in the local cache, a folder named after the commit.
 
     Raises:
         HubError: The repository or revision does not exist, or the network is unavailable.

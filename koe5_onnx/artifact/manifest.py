@@ -1,4 +1,4 @@
-"""The manifest of an artifact as dataclasses and as JSON. Export writes it, the runtime reads it."""
+"""The manifest of an artifact as dataclasses and as JSON. The export writes it and the runtime reads it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ GRAPH = "model.onnx"
 PACKED_CPU_GRAPH = "model.packed_cpu.onnx"
 PACKED_CUDA_GRAPH = "model.packed_cuda.onnx"
 PACKED_GRAPHS = (PACKED_CPU_GRAPH, PACKED_CUDA_GRAPH)
-"""File names of packed graphs. An artifact has at most one of them: the first if int8, the second if fp16."""
+"""File names of packed graphs. An int8 artifact may have the first one, an fp16 artifact the second one."""
 WEIGHTS = "model.onnx.data"
 TOKENIZER = "tokenizer.json"
 
 ERROR_BINS = tuple(float(f"{digit}e{power}") for power in range(-8, 1) for digit in (1, 3))
-"""Upper ends of the bins of 1 - cosine, two per decade. Values above the last end count in the last bin."""
+"""Upper ends of the bins in the histogram of 1 - cosine (`Agreement.error_counts`), two per decade."""
 
 PRECISIONS: Mapping[str, Sequence[str]] = {
     "fp32": ("cpu", "cuda"),
@@ -32,7 +32,7 @@ PRECISIONS: Mapping[str, Sequence[str]] = {
     "int8-block": ("cpu",),
     "int4-block": ("cpu",),
 }
-"""Devices of each precision, by `Manifest.precision`. koe5_export.precision defines how they are written."""
+"""Supported devices by precision (`Manifest.precision`). koe5_export.precision implements the precisions."""
 
 COUNTING_TYPES = (
     "xlm-roberta",
@@ -62,7 +62,7 @@ class Source:
     revision: str | None
     """Commit of the Hub repository; None for a local folder."""
     weights_sha256: str
-    """SHA-256 over the weight files (safetensors or pytorch_model.bin) in name order."""
+    """SHA-256 of the weight files (safetensors or pytorch_model.bin), sorted by name and concatenated."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Architecture:
     vocabulary: int
     """Rows of the token embedding table."""
     parameters: int
-    """Number of weights of the encoder."""
+    """Number of weights of the encoder, embedding tables included."""
 
     @property
     def counts_from_pad(self) -> bool:
@@ -103,13 +103,13 @@ class Contract:
     dim: int
     """Embedding dimension."""
     pad_id: int
-    """Token ID that pads short texts of a batch."""
+    """Id of the pad token."""
     prompts: Mapping[str, str]
     """Prompts by name, such as "query" and "passage"."""
     default_prompt_name: str | None = None
     """Name of the prompt for calls that pass none; None adds no prompt."""
     similarity: str = "cosine"
-    """Similarity function, "cosine" or "dot". They are equal for unit-length embeddings."""
+    """Similarity function: "cosine" or "dot", which are equal for unit-length embeddings."""
     unicode_form: str | None = "NFC"
     """Unicode normalization of each text with its prompt before tokenization; None disables it."""
     matryoshka_dims: Sequence[int] = ()
@@ -143,44 +143,45 @@ class Target:
     devices: Sequence[str]
     """Supported devices, "cpu" or "cuda". Opening the artifact on another device raises an error."""
     instructions: Sequence[str]
-    """CPU flags, as named by Linux. The artifact is fast and exact if the CPU has one of them; empty if
-    every CPU is suitable. The runtime warns if none is present."""
+    """CPU flags, as named by Linux. The artifact is fast and exact on CPUs that have at least one of these
+    flags; on other CPUs, the runtime warns. Empty if the artifact suits every CPU."""
     without: str
-    """Effect of running on a CPU that has none of `instructions`; empty if none is needed."""
+    """Consequences of running on a CPU with none of `instructions`, as text for the warning."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement of artifact and reference for a set of texts."""
+    """Agreement of an artifact's embeddings with those of the PyTorch reference, over a set of texts."""
 
     texts: int
     """Number of texts."""
     cosine_min: float
-    """Smallest cosine between an embedding and the reference."""
+    """Smallest cosine between an embedding and its reference embedding."""
     cosine_p1: float
-    """First percentile of the cosine."""
+    """First percentile of the cosines between embeddings and their reference embeddings."""
     cosine_mean: float
-    """Mean cosine."""
+    """Mean cosine between embeddings and their reference embeddings."""
     max_abs_diff: float
-    """Largest difference of a component, with both embeddings scaled to unit length."""
+    """Largest absolute difference between corresponding components of two unit-length embeddings."""
     error_counts: Mapping[str, int]
-    """Histogram of 1 - cosine: number of texts by upper end of the bin in ERROR_BINS, such as "0.0003"."""
+    """Histogram of 1 - cosine: number of texts per bin of ERROR_BINS, by the bin's upper end ("0.0003")."""
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Agreement of search results with the reference, among the texts of a certificate."""
+    """Agreement of an artifact's search results with those of the reference, among a certificate's texts."""
 
     texts: int
     """Number of texts. Each one is a query against all others."""
     neighbors: int
-    """Number of nearest neighbors compared: 10, or fewer if there are few texts."""
+    """Number of nearest neighbors compared per text: 10, or all other texts if there are fewer."""
     overlap: float
     """Fraction of nearest neighbors shared with the reference, averaged over the texts."""
     rank_correlation: float
-    """Spearman correlation of the similarities of a text to all others, averaged over the texts."""
+    """Spearman correlation between the artifact's and the reference's similarities of a text to all others,
+    averaged over the texts."""
     similarity_error: float
-    """Largest change of the cosine of a pair of texts."""
+    """Largest absolute difference between artifact and reference in the cosine of two texts."""
     similarity_p5: float | None = None
     """5th percentile of the pairwise cosines of the reference; None if not measured."""
     similarity_p50: float | None = None
@@ -196,19 +197,20 @@ class Certificate:
     overall: Agreement
     """Agreement over all texts."""
     by_length: Mapping[str, Agreement]
-    """Agreement by range of text lengths in tokens, such as "33-128"."""
+    """Agreement by range of text lengths in tokens, such as "33-64"."""
     batch_cosine_min: float
-    """Smallest cosine between a text embedded alone and in a mixed batch, over `batch_texts` texts."""
+    """Smallest cosine between a text embedded alone and the same text embedded in a batch with others, over
+    `batch_texts` texts."""
     retrieval: Retrieval
     """Agreement of search results."""
     gate: Mapping[str, float]
     """Bounds that the measurements had to satisfy."""
     texts_sha256: str
-    """SHA-256 of the texts and their prompt names, as JSON."""
+    """SHA-256 of a JSON list with a pair [text, prompt name] per text."""
     measured_with: Mapping[str, str]
     """CPU, execution provider and library versions."""
     batch_texts: int | None = None
-    """Number of texts that were also embedded alone; None means all."""
+    """Number of texts that were embedded both alone and in a batch; None means all."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ class Manifest:
     recipe: Mapping[str, Any]
     """Parameters of the conversion or quantization, free-form."""
     target: Target
-    """Devices and CPUs that can run it."""
+    """Devices and CPUs that can run the artifact."""
     contract: Contract
     """Pooling, prompts and limits."""
     files: Mapping[str, File]
@@ -246,7 +248,8 @@ class Manifest:
     packed_certificate: Certificate | None = None
     """Certificate of the packed graph; None if there is no packed graph."""
     tokenizer_probes: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Unusual texts and their token ids at export. Opening fails if the installed tokenizers differs."""
+    """Unusual texts and their token ids at export. Opening the artifact fails if the installed version of
+    the tokenizers library returns other ids."""
     fused_operators: int = 1
     """Version of the custom CPU operators that the packed graph requires."""
 
@@ -269,7 +272,7 @@ class Manifest:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the manifest, which contains those of all files."""
+        """SHA-256 of the manifest's JSON. It identifies the artifact, because it covers all file hashes."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:

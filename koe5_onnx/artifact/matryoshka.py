@@ -36,10 +36,9 @@ def require_dim(dim: int | None, contract: Contract, name: str = "dim") -> None:
 def shorten(
     embeddings: npt.NDArray[np.float32], dim: int | None, contract: Contract
 ) -> npt.NDArray[np.float32]:
-    """Keep the first `dim` components and normalize them again if the contract normalizes.
+    """Keep the first `dim` components, and scale the result to unit length if the contract normalizes.
 
-    Equivalent to `truncate_dim=dim` of sentence-transformers, with `normalize_embeddings=True` if the
-    contract normalizes.
+    Equivalent to `truncate_dim=dim, normalize_embeddings=contract.normalize` in sentence-transformers.
 
     Args:
         embeddings: float32[n, contract.dim].
@@ -56,13 +55,13 @@ def shorten(
 
 
 def unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Scale each row to unit length; zero rows stay zero."""
+    """Scale each row of float32[n, dim] to unit length; zero rows stay zero."""
     # Same epsilon as torch.nn.functional.normalize.
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 
 def to_int8(embeddings: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Return round(127 * x / max |x|) of each row, int8[n, dim], and its scale, float32[n]."""
+    """Quantize each row to integers from -127 to 127, int8[n, dim]; also return its scale, float32[n]."""
     scale = np.abs(embeddings).max(axis=1, initial=0) / np.float32(127)
     # Avoid a division by zero for a row of zeros, which a trained model does not produce.
     values = np.rint(embeddings / np.where(scale, scale, 1)[:, None]).astype(np.int8)
@@ -70,5 +69,5 @@ def to_int8(embeddings: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], 
 
 
 def to_bits(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Return one bit per component, 1 if above 0, the first one in the highest bit: uint8[n, dim / 8]."""
+    """Convert components to bits, 1 if above 0: uint8[n, dim / 8], with the first one in the highest bit."""
     return np.packbits(embeddings > 0, axis=1)

@@ -14,10 +14,10 @@ _T = TypeVar("_T")
 
 
 def build(kind: type[_T], data: Any, where: str) -> _T:
-    """Create the dataclass `kind` from parsed JSON.
+    """Create the dataclass `kind` from parsed JSON, which error messages call `where`.
 
-    Every field is required, even if it has a default in Python. Unknown fields are rejected, since they come
-    from a newer format.
+    Every field is required, even if it has a default in Python. Unknown fields are rejected, because only a
+    newer format can have them.
 
     Raises:
         ArtifactError: A field is missing, unknown or of the wrong type.
@@ -35,7 +35,6 @@ def build(kind: type[_T], data: Any, where: str) -> _T:
 
 
 def _value(hint: Any, data: Any, where: str) -> Any:
-    """Validate a JSON value against a type hint."""
     if hint is Any:
         return data
     if args := typing.get_args(hint):
@@ -50,7 +49,6 @@ def _value(hint: Any, data: Any, where: str) -> Any:
 
 
 def _generic_value(origin: Any, args: tuple[Any, ...], data: Any, where: str) -> Any:
-    """Validate a JSON value against `X | None`, `Mapping[str, X]` or `Sequence[X]`."""
     if origin is types.UnionType:
         return None if data is None else _value(args[0], data, where)
     kind, wanted = (dict, "an object") if origin is Mapping else (list, "a list")

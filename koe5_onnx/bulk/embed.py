@@ -8,14 +8,15 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from koe5_onnx import Artifact, EngineOptions, InputError
 from koe5_onnx.artifact.matryoshka import require_dim
 from koe5_onnx.bulk.formats import FORMATS
-from koe5_onnx.bulk.input_files import InputFiles, find, require_local
-from koe5_onnx.bulk.job import BulkJob, BulkOptions, Summary, hashes_of, is_begun
+from koe5_onnx.bulk.input_files import InputFiles, find
+from koe5_onnx.bulk.job import BulkJob, BulkOptions, Summary, hashes_of, require_same
 from koe5_onnx.bulk.local import run_here
 from koe5_onnx.bulk.plan import OnRead, Plan, make_plan, require_free_names
 from koe5_onnx.bulk.ray_engine import RayOptions, run_on_ray
@@ -23,6 +24,7 @@ from koe5_onnx.bulk.shards import JOB, PLAN, SUCCESS, OutputFolder, Receipt
 from koe5_onnx.bulk.vectors import column_names
 from koe5_onnx.bulk.worker import Progress, Task
 from koe5_onnx.engine.graphs import choose
+from koe5_onnx.stores import Location, locate
 from koe5_onnx.text.prompts import prompt_text
 
 OnProgress = Callable[[Progress], None]
@@ -49,8 +51,8 @@ def embed_files(
     """Embed the texts of files into a folder of files. Call it again to resume an interrupted job.
 
     Args:
-        source: A file or a folder of parquet, Arrow, JSON lines or CSV files.
-        output: Folder for this job only. It is created if it does not exist.
+        source: A file or a folder of parquet, Arrow, JSON lines or CSV files: a local path or a URL.
+        output: Folder for this job only, a local path or a URL. It is created if it does not exist.
         artifact: Folder made by `koe5-onnx export`, or the Hub ID of an artifact.
         options: Prompt, columns and format of the output.
         engine: Options of the engine. With `overflow="error"` a text above the token limit is a bad row. None
@@ -71,15 +73,14 @@ def embed_files(
             use by another process, a row is bad and `strict` is True, or too many rows are bad.
         ArtifactError: The artifact is missing or damaged.
         ProviderError: The device cannot run the artifact.
-        MissingDependencyError: `ray` is given and Ray is not installed.
+        MissingDependencyError: `ray` is given and Ray is not installed, or the driver of a URL is not.
         OSError: A file cannot be read or written.
     """
     if not 0 <= max_bad_share <= 1:
         raise InputError(f"max_bad_share is {max_bad_share:g}: expected a number from 0 to 1")
-    require_local(Path(output))
-    found = find(Path(source))
-    folder = OutputFolder(Path(output).resolve(), options.output_format)
-    _require_apart(Path(source).resolve(), folder.path)
+    folder = OutputFolder(locate(output), options.output_format)
+    found = find(locate(source))
+    _require_apart(found, folder.location)
     folder.require_usable()
     engine = engine or EngineOptions(parallel_batches=None)
     job = _job(artifact, engine, options, found)
@@ -91,13 +92,14 @@ def embed_files(
         # All workers use the graph that "auto" selected here. A worker without the kernels fails, because the
         # embeddings of the two graphs must not be mixed.
         engine = dataclasses.replace(engine, graph=job.graph)
-        task = Task(job, str(artifact), engine, found, plan, folder.path, strict, dedupe)
+        task = Task(job, str(artifact), engine, found, plan, folder.location, strict, dedupe)
         return _Run(task, folder, ray, max_bad_share, on_progress).finish()
 
 
-def _require_apart(source: Path, output: Path) -> None:
-    if source.is_dir() and output.is_relative_to(source):
-        raise InputError(f"the output {output} is in the input {source}. Pass a folder outside the input")
+def _require_apart(source: InputFiles, output: Location) -> None:
+    root = source.root
+    if source.is_folder and output.fs == root.fs and f"{output.path}/".startswith(f"{root.path}/"):
+        raise InputError(f"the output {output} is in the input {root}. Pass a folder outside the input")
 
 
 def _job(path: str | Path, engine: EngineOptions, options: BulkOptions, source: InputFiles) -> BulkJob:
@@ -108,19 +110,24 @@ def _job(path: str | Path, engine: EngineOptions, options: BulkOptions, source: 
     # dim=None and the full size are the same job.
     options = dataclasses.replace(options, dim=options.dim or contract.dim)
     graph: Literal["packed", "padded"] = "packed" if choose(artifact, engine).is_packed else "padded"
-    return BulkJob(options, engine.overflow, hashes_of(artifact), contract, graph, source.files)
+    return BulkJob(options, engine.overflow, hashes_of(artifact), contract, graph, source.entries)
 
 
 def _plan(
     folder: OutputFolder, job: BulkJob, source: InputFiles, max_bad_share: float, on_read: OnRead
 ) -> Plan:
     """Return the plan of a resumed job, or plan a new job. A job has started when its job file exists."""
-    if is_begun(folder, job):
-        return Plan.from_data(folder.read_json(PLAN))
+    if JOB in folder.sizes:
+        require_same(folder, job)
+        if PLAN in folder.sizes:
+            return Plan.from_data(folder.read_json(PLAN))
     plan = make_plan(source, job.options, max_bad_share, on_read)
     require_free_names(plan.schema, column_names(job.options.embedding_column, job.options.output_dtype))
+    with suppress(FileExistsError):
+        folder.write_json(JOB, job.as_data(), new=True)
+    # Another process may have started a different job in the meantime.
+    require_same(folder, job)
     folder.write_json(PLAN, plan.as_data())
-    folder.write_json(JOB, job.as_data())
     return plan
 
 
@@ -137,11 +144,11 @@ class _Run:
     ) -> None:
         self._max_bad_share = max_bad_share
         self._task, self._folder, self._ray, self._on_progress = task, folder, ray, on_progress
-        self._receipts = folder.receipts(len(task.plan.starts))
+        self._receipts = folder.receipts()
         self._before = dict(self._receipts)
         self._rows = sum(task.plan.shard(shard).rows for shard in self._receipts)
         self._tokens = sum(receipt.tokens for receipt in self._receipts.values())
-        self._bad = sum(len(receipt.bad) for receipt in self._receipts.values())
+        self._bad = sum(receipt.bad for receipt in self._receipts.values())
 
     def finish(self) -> Summary:
         """Embed the missing shards, complete the output folder and return the counts."""
@@ -150,7 +157,7 @@ class _Run:
         self._report(0, 0)
         self._require_good_share()
         if missing := [shard for shard in range(len(self._task.plan.starts)) if shard not in self._before]:
-            (self._folder.path / SUCCESS).unlink(missing_ok=True)
+            self._folder.remove_success()
             for receipt in self._make(missing):
                 self._count(receipt)
         seconds = time.perf_counter() - start
@@ -163,7 +170,7 @@ class _Run:
         return run_here(self._task, shards, self._report)
 
     def _require_strict(self) -> None:
-        bad = next((row for receipt in self._before.values() for row in receipt.bad), None)
+        bad = next(self._folder.bad_rows(self._before.values()), None)
         if self._task.strict and bad is not None:
             raise InputError(
                 f"an earlier run of this job found a bad row: {bad}. Fix the row, or run without --strict"
@@ -174,9 +181,10 @@ class _Run:
         total = self._task.plan.rows
         if self._bad <= self._max_bad_share * total:
             return
-        (self._folder.path / SUCCESS).unlink(missing_ok=True)
-        self._folder.write_errors(self._receipts[shard] for shard in sorted(self._receipts))
-        first = next(row for shard in sorted(self._receipts) for row in self._receipts[shard].bad)
+        self._folder.remove_success()
+        receipts = [self._receipts[shard] for shard in sorted(self._receipts)]
+        self._folder.write_errors(receipts)
+        first = next(self._folder.bad_rows(receipts))
         raise InputError(
             f"{self._bad:,} of {total:,} rows are bad, which is more than the maximum share of "
             f"{self._max_bad_share:g}. {first}. Check _errors.jsonl, and fix the input, or continue with a "
@@ -187,7 +195,7 @@ class _Run:
         self._receipts[receipt.shard] = receipt
         self._rows += self._task.plan.shard(receipt.shard).rows
         self._tokens += receipt.tokens
-        self._bad += len(receipt.bad)
+        self._bad += receipt.bad
         self._require_good_share()
         self._report(0, 0)
 
@@ -200,7 +208,7 @@ class _Run:
         self._folder.write_errors(receipts)
         summary = Summary(
             rows=sum(receipt.rows for receipt in receipts),
-            bad_rows=sum(len(receipt.bad) for receipt in receipts),
+            bad_rows=sum(receipt.bad for receipt in receipts),
             tokens=self._tokens,
             truncated=sum(receipt.truncated for receipt in receipts),
             composed=sum(receipt.composed for receipt in receipts),
@@ -212,9 +220,11 @@ class _Run:
         )
         names = ("rows", "bad_rows", "tokens", "truncated", "composed")
         counts = {name: getattr(summary, name) for name in names}
-        shards = {self._folder.parts(receipt.shard)[0].name: receipt.rows for receipt in receipts}
-        if not (self._folder.path / SUCCESS).is_file():
+        shards = {
+            self._folder.names(receipt.shard)[0].rpartition("/")[2]: receipt.rows for receipt in receipts
+        }
+        if SUCCESS not in self._folder.sizes:
             output_format = FORMATS[self._task.job.options.output_format]
-            output_format.publish(self._folder.path, [receipt.rows for receipt in receipts])
+            output_format.publish(Path(self._folder.location.path), [receipt.rows for receipt in receipts])
         self._folder.write_json(SUCCESS, {**counts, "shards": shards})
         return summary

@@ -5,14 +5,16 @@ This module does not read their content. The rows of the output have the order o
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import unquote
 
 from koe5_onnx import InputError
 from koe5_onnx.bulk.lines import COMPRESSIONS
+from koe5_onnx.stores import Entry, Location
 
 Kind = Literal["parquet", "arrow", "jsonl", "csv"]
 
@@ -29,114 +31,100 @@ _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True)
-class InputFile:
-    """An input file. It counts as unchanged while its name, size and modification time are the same."""
-
-    name: str
-    """Path relative to the input folder, with "/" as separator."""
-    bytes: int
-    mtime_ns: int
-
-
-@dataclass(frozen=True)
 class InputFiles:
     """Input files of one kind, in order."""
 
-    folder: Path
+    root: Location
+    is_folder: bool
+    """True if `root` is the folder of the files, False if it is the only file."""
     kind: Kind
-    files: tuple[InputFile, ...]
+    entries: Mapping[str, Entry]
+    """The files by name, which is the path relative to the folder."""
 
-    def path(self, index: int) -> Path:
-        """Return the path of an unchanged file.
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the files."""
+        return tuple(self.entries)
+
+    def location(self, name: str) -> Location:
+        """Return the location of a file."""
+        return self.root / name if self.is_folder else self.root
+
+    def unchanged(self, name: str) -> Location:
+        """Return the location of a file after checking that it has not changed.
 
         Raises:
-            InputError: The file has changed since the job started.
-            OSError: The file does not exist anymore.
+            InputError: The file has changed or was deleted since the job started.
         """
-        expected = self.files[index]
-        path = self.folder / expected.name
-        if _describe(path, self.folder) != expected:
-            raise InputError(f"{path} has changed since the job started. Start the job again with --restart")
-        return path
+        self._require_same(name, self.location(name).entry())
+        return self.location(name)
 
     def require_unchanged(self) -> None:
         """Check that no file has changed.
 
         Raises:
-            InputError: A file has changed since the job started.
-            OSError: A file does not exist anymore.
+            InputError: A file has changed or was deleted since the job started.
         """
-        for index in range(len(self.files)):
-            self.path(index)
+        now = _entries(self.root, self.is_folder)
+        for name in self.names:
+            self._require_same(name, now.get(name))
+
+    def _require_same(self, name: str, now: Entry | None) -> None:
+        if now != self.entries[name]:
+            raise InputError(
+                f"{self.location(name)} has changed since the job started. Start the job again with --restart"
+            )
 
 
-def find(path: Path) -> InputFiles:
-    """Find the input files at `path`, a file or a folder with subfolders. They are sorted by name.
+def find(root: Location) -> InputFiles:
+    """Find the input files at `root`, a file or a folder with subfolders. They are sorted by name.
 
     Files and folders whose names start with "." or "_" are ignored, as Spark and Arrow do.
 
     Raises:
-        InputError: The path does not exist, has no file of a known kind, or has files of several kinds.
+        InputError: The input does not exist, has no file of a known kind, or has files of several kinds.
     """
-    require_local(path)
-    if not path.exists():
-        raise InputError(f"the input {path} does not exist. Check the path")
-    path = path.resolve()
-    if path.is_file():
-        kind = _kind_of(path)
+    is_folder = root.is_folder()
+    entries = _entries(root, is_folder)
+    if not is_folder:
+        if not entries:
+            raise InputError(f"the input {root} does not exist. Check the path")
+        kind = _kind_of(root.name)
         if kind is None:
             raise InputError(
-                f"the input {path} has an unknown suffix: expected {_SUFFIXES}. Convert it first"
+                f"the input {root} has an unknown suffix: expected {_SUFFIXES}. Convert it first"
             )
-        return InputFiles(path.parent, kind, (_describe(path, path.parent),))
-    found = {file: kind for file in _walk(path) if (kind := _kind_of(file)) is not None}
+        return InputFiles(root, is_folder, kind, entries)
+    found = {name: kind for name in entries if (kind := _kind_of(name)) is not None}
     # Next to files of other kinds, .json files are usually metadata.
-    data = {file: kind for file, kind in found.items() if file.suffix.lower() != ".json"}
+    data = {name: kind for name, kind in found.items() if not name.lower().endswith(".json")}
     found = data or found
     kinds = sorted(set(found.values()))
     if len(kinds) != 1:
         held = f"files of {len(kinds)} kinds ({', '.join(kinds)})" if kinds else "no input files"
-        raise InputError(f"the input {path} has {held}: expected files of one kind of {_SUFFIXES}")
-    files = sorted((_describe(file, path) for file in found), key=lambda file: file.name)
-    return InputFiles(path, kinds[0], tuple(files))
+        raise InputError(f"the input {root} has {held}: expected files of one kind of {_SUFFIXES}")
+    return InputFiles(root, is_folder, kinds[0], {name: entries[name] for name in found})
 
 
-def _walk(folder: Path) -> list[Path]:
-    files = []
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
-        if not hidden and path.is_file():
-            files.append(path)
-    return files
+def _entries(root: Location, is_folder: bool) -> dict[str, Entry]:
+    if not is_folder:
+        entry = root.entry()
+        return {} if entry is None else {root.name: entry}
+    return {
+        name: entry
+        for name, entry in root.find().items()
+        if not any(part.startswith((".", "_")) for part in name.split("/"))
+    }
 
 
-def _kind_of(path: Path) -> Kind | None:
-    name = Path(path.name.lower())
-    if name.suffix in COMPRESSIONS:
-        return _TEXTS.get(Path(name.stem).suffix)
-    return _TABLES.get(name.suffix) or _TEXTS.get(name.suffix)
-
-
-def _describe(path: Path, folder: Path) -> InputFile:
-    found = path.stat()
-    return InputFile(path.relative_to(folder).as_posix(), found.st_size, found.st_mtime_ns)
+def _kind_of(name: str) -> Kind | None:
+    path = PurePosixPath(name.lower())
+    if path.suffix in COMPRESSIONS:
+        return _TEXTS.get(PurePosixPath(path.stem).suffix)
+    return _TABLES.get(path.suffix) or _TEXTS.get(path.suffix)
 
 
 def partitions(name: str) -> dict[str, str | None]:
     """Return the columns and values in the folders of a file: `lang=ko/a.parquet`, as from Hive and Spark."""
     pairs = [folder.split("=", 1) for folder in name.split("/")[:-1] if "=" in folder]
     return {unquote(key): None if value == _HIVE_NULL else unquote(value) for key, value in pairs}
-
-
-def require_local(path: Path) -> None:
-    """Check that a path is not a URL.
-
-    Raises:
-        InputError: The path is a URL.
-    """
-    # pathlib turns :// into :/.
-    if (url := re.match(r"([a-z][a-z0-9+.-]+):/", str(path))) is not None:
-        raise InputError(
-            f"{path} is a {url[1]}:// URL: expected a local path. Mount the bucket, or copy the input before "
-            "the job and the output after it"
-        )

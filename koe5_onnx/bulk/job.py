@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from koe5_onnx import Artifact, Contract, InputError
 from koe5_onnx.bulk.formats import require_format
-from koe5_onnx.bulk.input_files import InputFile
 from koe5_onnx.bulk.records import Dialect
 from koe5_onnx.bulk.rows import Text
-from koe5_onnx.bulk.shards import JOB, PLAN, OutputFolder
+from koe5_onnx.bulk.shards import JOB, OutputFolder
 from koe5_onnx.bulk.vectors import require_dtype
 from koe5_onnx.options import Overflow
+from koe5_onnx.stores import Entry
 from koe5_onnx.text.encoding import canonical
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 
 DEFAULT_SHARD_ROWS = 1024
@@ -94,7 +94,8 @@ class BulkJob:
     """Contract of the artifact, which the hashes do not cover."""
     graph: Literal["packed", "padded"]
     """Graph in use. The embeddings of the two graphs differ in their last bits."""
-    files: tuple[InputFile, ...]
+    files: Mapping[str, Entry]
+    """The input files by name."""
 
     def as_data(self) -> dict[str, Any]:
         """Return the job as plain data for a JSON file."""
@@ -106,7 +107,7 @@ class BulkJob:
             # JSON turns tuples into lists. Do the same here, so that the job equals one read from a file.
             "contract": json.loads(json.dumps(dataclasses.asdict(self.contract))),
             "graph": self.graph,
-            "files": [dataclasses.asdict(file) for file in self.files],
+            "files": {name: dataclasses.asdict(entry) for name, entry in self.files.items()},
         }
 
 
@@ -146,50 +147,38 @@ def hashes_of(artifact: Artifact) -> dict[str, str]:
     return {name: file.sha256 for name, file in artifact.manifest.files.items()}
 
 
-def is_begun(folder: OutputFolder, job: BulkJob) -> bool:
-    """Return True if the folder contains this job, False if it contains none.
+def require_same(folder: OutputFolder, job: BulkJob) -> None:
+    """Check that the job in the output folder is `job`.
 
     Raises:
         InputError: The folder belongs to a different job, or its job file is damaged.
     """
-    if not (folder.path / JOB).is_file():
-        return False
     before, now = folder.read_json(JOB), job.as_data()
     if before != now:
         raise InputError(
-            f"the output folder {folder.path} belongs to a different job: {_difference(before, now)}. "
+            f"the output folder {folder.location} belongs to a different job: {_difference(before, now)}. "
             "Resume it with its original arguments, choose another output folder, or pass --restart to "
             "delete the existing job and start again"
         )
-    if not (folder.path / PLAN).is_file():
-        raise InputError(f"{folder.path / PLAN} is missing. Start the job again with --restart")
-    return True
 
 
-def _difference(before: Any, now: dict[str, Any]) -> str:
-    if not isinstance(before, dict) or before.get("format_version") != FORMAT_VERSION:
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    if before.get("format_version") != FORMAT_VERSION:
         return "it was started by another version of koe5-onnx"
     names = [name for name in now if before.get(name) != now[name]]
     return "; ".join(_words(name, before.get(name), now[name]) for name in names)
 
 
 def _words(name: str, before: Any, now: Any) -> str:
-    if name == "files" and isinstance(before, list):
+    if name == "files":
         return _changed_files(before, now)
     if name == "artifact":
         return "the artifact is different"
     return f"{name} was {before!r} and is now {now!r}"
 
 
-def _changed_files(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> str:
-    old, new = ({file["name"]: file for file in files} for files in (before, now))
-    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-    kind = (
-        "has changed"
-        if changed[0] in old and changed[0] in new
-        else "is new"
-        if changed[0] in new
-        else "is missing"
-    )
-    return f"the input file {changed[0]} {kind}{more}"
+def _changed_files(before: dict[str, Any], now: dict[str, Any]) -> str:
+    first, *others = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    more = f" and {len(others)} more" if others else ""
+    kind = "is new" if first not in before else "is missing" if first not in now else "has changed"
+    return f"the input file {first} {kind}{more}"

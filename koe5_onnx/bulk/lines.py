@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from contextlib import closing
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import BinaryIO, Self, cast
 
 import pyarrow as pa
 
 from koe5_onnx import InputError
+from koe5_onnx.stores import Location
 from koe5_onnx.text import encoding as encodings
 
 MAX_RECORD_BYTES = 16 << 20
@@ -26,13 +27,13 @@ class Lines:
     """Iterator over the lines of a file, as bytes with line ends. Only LF ends a line.
 
     Args:
-        path: The file. It is decompressed if its name ends with .gz or .zst.
+        location: The file. It is decompressed if its name ends with .gz or .zst.
         encoding: Codec of the file.
     """
 
-    def __init__(self, path: Path, encoding: str) -> None:
-        self.path, self.encoding = path, encoding
-        self._compression = COMPRESSIONS.get(path.suffix.lower())
+    def __init__(self, location: Location, encoding: str) -> None:
+        self.location, self.encoding = location, encoding
+        self._compression = COMPRESSIONS.get(PurePosixPath(location.name.lower()).suffix)
         self._open()
 
     def _open(self) -> None:
@@ -40,11 +41,10 @@ class Lines:
         """Offset of the next line in the decompressed file, in bytes."""
         self.line = 0
         """Number of lines before the next line."""
-        if self._compression is None:
-            self._stream: BinaryIO = self.path.open("rb")
-            return
-        compressed = pa.CompressedInputStream(pa.OSFile(str(self.path)), self._compression)
-        self._stream = cast("BinaryIO", io.BufferedReader(compressed, encodings.SAMPLE_BYTES))
+        self._stream: BinaryIO = self.location.open()
+        if self._compression is not None:
+            file = pa.CompressedInputStream(pa.PythonFile(self._stream, "r"), self._compression)
+            self._stream = cast("BinaryIO", io.BufferedReader(file, encodings.SAMPLE_BYTES))
 
     def seek(self, offset: int, line: int) -> None:
         """Move to a recorded `offset` and `line`. In a compressed file this reads everything before it."""
@@ -108,22 +108,23 @@ class Lines:
             self.offset += len(skipped)
 
     def _require_plain(self, error: OSError) -> None:
-        if self._compression is not None:
+        if self._compression is not None and error.errno is None:
             raise InputError(
-                f"{self.path} is a damaged {self._compression} file ({error}). Create or download it again"
+                f"{self.location} is a damaged {self._compression} file ({error}). "
+                "Create or download it again"
             ) from error
 
 
-def codec_of(path: Path, encoding: str) -> str:
+def codec_of(location: Location, encoding: str) -> str:
     """Return the codec of a text file: `encoding`, or the detected codec if it is "auto" or "utf-16".
 
     Raises:
         InputError: The encoding is UTF-8, and the file probably has another one.
     """
-    with closing(Lines(path, "utf-8")) as lines:
+    with closing(Lines(location, "utf-8")) as lines:
         sample = lines.sample()
     likely = encodings.likely(sample)
     codec = encodings.codec_of(encoding, likely)
     if codec == "utf-8" and likely not in (None, codec):
-        raise InputError(f"{path} is not UTF-8. Pass --encoding {likely}, which it probably has, or auto")
+        raise InputError(f"{location} is not UTF-8. Pass --encoding {likely}, which it probably has, or auto")
     return codec

@@ -114,19 +114,19 @@ def make_plan(
         plan = _of_tables(source, options, on_read)
     else:
         plan = _TextPlan(source, options, max_bad_share).make(on_read)
-    names = dict.fromkeys(name for file in source.files for name in partitions(file.name))
+    names = dict.fromkeys(name for file in source.names for name in partitions(file))
     added = [pa.field(name, pa.string()) for name in names if name not in plan.schema.names]
     return replace(plan, schema=pa.schema([*plan.schema, *added]))
 
 
 def _of_tables(source: InputFiles, options: BulkOptions, on_read: OnRead) -> Plan:
     schemas, file_rows = [], []
-    for index, described in enumerate(source.files):
-        path = source.path(index)
-        with closing(open_table(path, source.kind)) as file:
-            schemas.append((path, file.schema))
+    for name, entry in source.entries.items():
+        location = source.unchanged(name)
+        with closing(open_table(location, source.kind)) as file:
+            schemas.append((location, file.schema))
             file_rows.append(sum(file.sizes))
-        on_read(described.bytes)
+        on_read(entry.bytes)
     schema = table_schema(schemas, options.text)
     shard_rows = options.shard_rows
     starts = []
@@ -153,26 +153,27 @@ class _TextPlan:
 
     def make(self, on_read: OnRead) -> Plan:
         file_rows = []
-        for index, described in enumerate(self._source.files):
+        for index, entry in enumerate(self._source.entries.values()):
             file_rows.append(self._scan(index))
-            on_read(described.bytes)
+            on_read(entry.bytes)
         schema = self._schema()
         self._require_good("")
         return Plan(schema, tuple(file_rows), tuple(self._starts), self._shard_rows, tuple(self._codecs))
 
     def _scan(self, index: int) -> int:
-        self._codecs.append(codec_of(self._source.path(index), self._options.encoding))
-        file = open_records(self._source, index, self._codecs[-1], self._options)
+        name = self._source.names[index]
+        self._codecs.append(codec_of(self._source.unchanged(name), self._options.encoding))
+        file = open_records(self._source, name, self._codecs[-1], self._options)
         rows = 0
         with closing(file):
             if isinstance(file, CsvFile):
                 self._text.require_columns(
-                    file.header, file.lines.path, " or the delimiter with --csv-delimiter"
+                    file.header, file.lines.location, " or the delimiter with --csv-delimiter"
                 )
                 self._headers.append(file.header)
             for records in in_parts(file.records()):
                 self._note_starts(index, rows, records)
-                good = self._good(self._source.files[index].name, rows, records)
+                good = self._good(name, rows, records)
                 rows += len(records)
                 if self._source.kind == "jsonl":
                     self._columns.add(records, good)
@@ -217,13 +218,13 @@ class _TextPlan:
         return self._columns.schema()
 
 
-def open_records(source: InputFiles, index: int, codec: str, options: BulkOptions) -> RecordFile:
+def open_records(source: InputFiles, name: str, codec: str, options: BulkOptions) -> RecordFile:
     """Open a text file of the input.
 
     Raises:
         InputError: The file has changed, or it is CSV without a valid header.
     """
-    lines = Lines(source.path(index), codec)
+    lines = Lines(source.unchanged(name), codec)
     return JsonLines(lines) if source.kind == "jsonl" else CsvFile(lines, options.csv)
 
 

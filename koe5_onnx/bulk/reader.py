@@ -66,11 +66,11 @@ class Reader:
             found = 0
             for part in self._read(cursor, here):
                 found += part.count
-                yield self._partitioned(part, self._source.files[cursor.file].name)
+                yield self._partitioned(part, self._source.names[cursor.file])
             if found != here:
-                path = self._source.folder / self._source.files[cursor.file].name
+                location = self._source.location(self._source.names[cursor.file])
                 raise InputError(
-                    f"{path} has fewer rows than when the job started. Start the job again with --restart"
+                    f"{location} has fewer rows than when the job started. Start the job again with --restart"
                 )
             cursor, left = Cursor(cursor.file + 1, 0), left - here
 
@@ -84,8 +84,7 @@ class Reader:
         file.lines.seek(cursor.offset, cursor.line)
         row = cursor.row
         for records in in_parts(islice(file.records(), count)):
-            name = self._source.files[cursor.file].name
-            yield rows_of(records, name, row, self._plan.schema, self._text)
+            yield rows_of(records, self._source.names[cursor.file], row, self._plan.schema, self._text)
             row += len(records)
 
     def _file(self, index: int) -> RecordFile | TableRows:
@@ -96,10 +95,11 @@ class Reader:
         return self._open[1]
 
     def _opened(self, index: int) -> RecordFile | TableRows:
+        name = self._source.names[index]
         if self._plan.codecs:
-            return open_records(self._source, index, self._plan.codecs[index], self._options)
-        file = open_table(self._source.path(index), self._source.kind)
-        return TableRows(file, self._source.files[index].name, self._plan.schema, self._text)
+            return open_records(self._source, name, self._plan.codecs[index], self._options)
+        file = open_table(self._source.unchanged(name), self._source.kind)
+        return TableRows(file, name, self._plan.schema, self._text)
 
     def _partitioned(self, rows: Rows, file: str) -> Rows:
         """Fill nulls in the rows with the values in the folder names of the file."""

@@ -15,7 +15,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from koe5_onnx import InputError
@@ -155,7 +154,7 @@ class CsvFile:
         self.lines = lines
         self._feed = _Feed(self.lines, dialect)
         try:
-            self.header = self._read_header(lines.path)
+            self.header = self._read_header()
         except InputError:
             self.close()
             raise
@@ -192,18 +191,22 @@ class CsvFile:
             return Record(number, offset, {}, self._feed.reason)
         return Record(number, offset, dict(zip(self.header, values, strict=True)))
 
-    def _read_header(self, path: Path) -> list[str]:
+    def _read_header(self) -> list[str]:
         try:
             names = next(self._feed.parser(), [])
         except (csv.Error, LineTooLongError) as error:
-            raise InputError(f"the header of {path} is not CSV ({error})") from error
+            raise InputError(f"the header of {self.lines.location} is not CSV ({error})") from error
         if not names or self._feed.reason is not None:
             encoding = self.lines.encoding.upper()
             raise InputError(
-                f"{path} has no header: expected the column names in the first line, in {encoding}"
+                f"{self.lines.location} has no header: expected the column names in the first line, "
+                f"in {encoding}"
             )
         if len(set(names)) < len(names):
-            raise InputError(f"the header of {path} has a name twice: {', '.join(names)}. Rename one of them")
+            raise InputError(
+                f"the header of {self.lines.location} has a name twice: {', '.join(names)}. "
+                "Rename one of them"
+            )
         return names
 
 
@@ -212,7 +215,7 @@ class _Feed:
 
     def __init__(self, lines: Lines, dialect: Dialect) -> None:
         self._lines, self._dialect = lines, dialect
-        self._delimiter = dialect.delimiter or ("\t" if ".tsv" in lines.path.name.lower() else ",")
+        self._delimiter = dialect.delimiter or ("\t" if ".tsv" in lines.location.name.lower() else ",")
         quote, escape = re.escape(dialect.quote), re.escape(dialect.escape or "")
         self._marks = re.compile(f"{quote}|{escape}.", re.DOTALL) if quote and escape else None
         self._begun = 0

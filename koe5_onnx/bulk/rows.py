@@ -8,7 +8,6 @@ from __future__ import annotations
 import string
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -134,7 +133,7 @@ class Text:
         found = (name for name in self.names if name not in names and name.partition(".")[0] not in names)
         return next(found, None)
 
-    def require_columns(self, names: Collection[str], subject: str | Path, hint: str = "") -> None:
+    def require_columns(self, names: Collection[str], subject: object, hint: str = "") -> None:
         """Check that the columns of the text are among the column names of `subject`; `hint` is more advice.
 
         Raises:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice
-from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 from koe5_onnx import InputError
 from koe5_onnx.bulk.input_files import Kind
 from koe5_onnx.bulk.rows import BadRow, Place, Rows, Text
+from koe5_onnx.stores import Location
 
 _BATCH_ROWS = 128
 _BATCH_BYTES = 4 << 20
@@ -32,7 +32,6 @@ _MANTISSA_BITS = {16: 11, 32: 24, 64: 53}
 class TableFile(Protocol):
     """An open parquet or Arrow file."""
 
-    path: Path
     schema: pa.Schema
     sizes: list[int]
     """Number of rows of each row group or record batch."""
@@ -45,9 +44,9 @@ class TableFile(Protocol):
 
 
 class _ParquetFile:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+    def __init__(self, location: Location) -> None:
+        self._stream = location.open()
+        self._file = pq.ParquetFile(self._stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         metadata = self._file.metadata
         self.schema = self._file.schema_arrow
         self.sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
@@ -58,16 +57,17 @@ class _ParquetFile:
             yield from self._file.iter_batches(rows, row_groups=[group], use_threads=False)
 
     def close(self) -> None:
-        self._file.close()
+        self._stream.close()
 
 
 class _ArrowFile:
     """A file of Arrow's IPC format (Feather), or of its stream format, which has no index of the batches."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._map = pa.memory_map(str(path))
-        self._is_stream = self._map.read(6) != b"ARROW1"
+    def __init__(self, location: Location) -> None:
+        self._source = (
+            pa.memory_map(location.path) if location.is_local else pa.PythonFile(location.open(), "r")
+        )
+        self._is_stream = self._source.read(6) != b"ARROW1"
         with self._reader() as reader:
             self.schema = reader.schema
         self.sizes = [batch.num_rows for batch in self._all(0)]
@@ -78,11 +78,11 @@ class _ArrowFile:
             yield from (batch.slice(start, rows) for start in range(0, batch.num_rows, rows))
 
     def close(self) -> None:
-        self._map.close()
+        self._source.close()
 
     def _reader(self) -> pa.RecordBatchFileReader | pa.RecordBatchStreamReader:
-        self._map.seek(0)
-        return pa.ipc.open_stream(self._map) if self._is_stream else pa.ipc.open_file(self._map)
+        self._source.seek(0)
+        return pa.ipc.open_stream(self._source) if self._is_stream else pa.ipc.open_file(self._source)
 
     def _all(self, first: int) -> Iterator[pa.RecordBatch]:
         reader = self._reader()
@@ -91,26 +91,26 @@ class _ArrowFile:
         return map(reader.get_batch, range(first, reader.num_record_batches))
 
 
-def open_table(path: Path, kind: Kind) -> TableFile:
+def open_table(location: Location, kind: Kind) -> TableFile:
     """Open a file and read its schema and the number of its rows.
 
     Raises:
         InputError: The file is damaged or has another format.
     """
     try:
-        return _ParquetFile(path) if kind == "parquet" else _ArrowFile(path)
+        return _ParquetFile(location) if kind == "parquet" else _ArrowFile(location)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         name = "a parquet file" if kind == "parquet" else "an Arrow file"
-        raise InputError(f"{path} is not {name} ({error}). Download it again") from error
+        raise InputError(f"{location} is not {name} ({error}). Download it again") from error
 
 
 def _rows_per_batch(size: int, rows: int) -> int:
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, size // max(1, rows))))
 
 
-def table_schema(files: Sequence[tuple[Path, pa.Schema]], text: Text) -> pa.Schema:
+def table_schema(files: Sequence[tuple[Location, pa.Schema]], text: Text) -> pa.Schema:
     """Return the columns of all files. A column that a file lacks is null in its rows.
 
     Raises:
@@ -118,25 +118,26 @@ def table_schema(files: Sequence[tuple[Path, pa.Schema]], text: Text) -> pa.Sche
             the same name, or the types of a column have no common type without loss.
     """
     types: dict[str, pa.DataType] = {}
-    origin: dict[str, Path] = {}
-    for path, schema in files:
-        text.require_columns(schema.names, path)
+    origin: dict[str, Location] = {}
+    for location, schema in files:
+        text.require_columns(schema.names, location)
         if duplicates := sorted(name for name, times in Counter(schema.names).items() if times > 1):
             raise InputError(
-                f"{path} has several columns with the same name: {', '.join(duplicates)}. Rename all but one"
+                f"{location} has several columns with the same name: {', '.join(duplicates)}. "
+                "Rename all but one"
             )
         for name in text.names:
-            _require_text_type(_type_at(schema, name), name, path)
+            _require_text_type(_type_at(schema, name), name, location)
         for field in schema:
             found = _promoted(types.get(field.name, pa.null()), field.type)
             if found is None:
                 raise InputError(
                     f"the columns of the input files do not match: {field.name!r} is {types[field.name]} in "
-                    f"{origin[field.name]} and {field.type} in {path}. No common type holds all values. "
+                    f"{origin[field.name]} and {field.type} in {location}. No common type holds all values. "
                     "Convert one of the files, or embed them separately"
                 )
             if found != types.get(field.name):
-                types[field.name], origin[field.name] = found, path
+                types[field.name], origin[field.name] = found, location
     return pa.schema(list(types.items()))
 
 
@@ -203,7 +204,7 @@ def _type_at(schema: pa.Schema, name: str) -> pa.DataType | None:
     return _type_at(pa.schema(list(found)), rest) if found is not None and pa.types.is_struct(found) else None
 
 
-def _require_text_type(found: pa.DataType | None, name: str, path: Path) -> None:
+def _require_text_type(found: pa.DataType | None, name: str, location: Location) -> None:
     inner = found.value_type if found is not None and pa.types.is_dictionary(found) else found
     kinds = (
         pa.types.is_string,
@@ -214,7 +215,7 @@ def _require_text_type(found: pa.DataType | None, name: str, path: Path) -> None
         pa.types.is_null,
     )
     if inner is None or not any(kind(inner) for kind in kinds):
-        raise InputError(f"the column {name!r} of {path} is {found}: expected text")
+        raise InputError(f"the column {name!r} of {location} is {found}: expected text")
 
 
 class TableRows:

@@ -22,11 +22,11 @@ from koe5_onnx.bulk.job import BulkJob
 from koe5_onnx.bulk.plan import Plan, Shard
 from koe5_onnx.bulk.reader import Reader
 from koe5_onnx.bulk.rows import BadRow, Rows
-from koe5_onnx.bulk.shards import OutputFolder, Receipt, size_of
+from koe5_onnx.bulk.shards import OutputFolder, Receipt
 from koe5_onnx.bulk.vectors import CONVENTIONS, arrow_fields, to_arrow
 from koe5_onnx.embedder import Encoded
 from koe5_onnx.engine.cache import Cache
-from koe5_onnx.files import atomic_path
+from koe5_onnx.stores import Location
 
 METADATA = b"koe5_onnx"
 """Key in the metadata of a shard's schema; the value is a description as JSON."""
@@ -57,7 +57,7 @@ class Task:
     engine: EngineOptions
     source: InputFiles
     plan: Plan
-    output: Path
+    output: Location
     strict: bool
     dedupe: bool
     """True to embed equal texts once, within a window of recent texts."""
@@ -91,12 +91,12 @@ class Worker:
             InputError: The input cannot be read, or a row is bad and the task is strict.
             OSError: The shard cannot be written.
         """
-        parts = self._output.parts(index)
+        locations = [self._output.location / name for name in self._output.names(index)]
         with ExitStack() as files:
-            temporary = [files.enter_context(atomic_path(part)) for part in parts]
-            receipt = self._write(self._task.plan.shard(index), temporary, on_done)
-        receipt = replace(receipt, bytes=size_of(parts))
-        self._output.sign(receipt)
+            temporary = [files.enter_context(location.writing()) for location in locations]
+            receipt, bad = self._write(self._task.plan.shard(index), temporary, on_done)
+            receipt = replace(receipt, bytes=sum(path.stat().st_size for path in temporary))
+        self._output.sign(receipt, bad)
         return receipt
 
     def close(self) -> None:
@@ -104,20 +104,24 @@ class Worker:
         self._reader.close()
         self._embedder.close()
 
-    def _write(self, shard: Shard, paths: list[Path], on_done: OnDone) -> Receipt:
-        receipt = Receipt(shard.index, rows=0, bad=(), tokens=0, truncated=0, composed=0, repeated=0, bytes=0)
+    def _write(self, shard: Shard, paths: list[Path], on_done: OnDone) -> tuple[Receipt, list[BadRow]]:
+        receipt = Receipt(shard.index, rows=0, bad=0, tokens=0, truncated=0, composed=0, repeated=0, bytes=0)
+        bad: list[BadRow] = []
         seen = 0
         options = self._task.job.options
         opened = FORMATS[options.output_format].open(paths, self._schema, options.embedding_column)
         with closing(opened) as writer:
             for chunk in self._reader.chunks(shard):
-                receipt = self._add(chunk, writer, receipt, seen, on_done)
+                receipt, more = self._add(chunk, writer, receipt, seen, on_done)
+                bad += more
                 seen += chunk.count
                 on_done(seen, receipt.tokens)
-        return receipt
+        return receipt, bad
 
-    def _add(self, chunk: Rows, writer: ShardWriter, receipt: Receipt, seen: int, on_done: OnDone) -> Receipt:
-        """Embed a chunk, write it to the shard's files and return the updated receipt."""
+    def _add(
+        self, chunk: Rows, writer: ShardWriter, receipt: Receipt, seen: int, on_done: OnDone
+    ) -> tuple[Receipt, list[BadRow]]:
+        """Embed a chunk, write it to the shard's files and return the updated receipt and the bad rows."""
         self._require_good(chunk.bad)
 
         def on_progress(done: int, total: int) -> None:
@@ -146,15 +150,16 @@ class Worker:
         if len(table):
             writer.write(pa.table([*table.columns, *columns], schema=self._schema))
         limit = self._embedder.contract.max_tokens
-        return replace(
+        receipt = replace(
             receipt,
             rows=receipt.rows + len(table),
-            bad=(*receipt.bad, *bad),
+            bad=receipt.bad + len(bad),
             tokens=receipt.tokens + int(np.minimum(encoded.tokens, limit).sum(dtype=np.int64)),
             truncated=receipt.truncated + int(encoded.truncated.sum()),
             composed=receipt.composed + int(encoded.composed.sum()),
             repeated=receipt.repeated + repeated,
         )
+        return receipt, bad
 
     def _too_long(
         self, chunk: Rows, tokens: npt.NDArray[np.int32], truncated: npt.NDArray[np.bool_]

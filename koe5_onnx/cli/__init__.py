@@ -40,8 +40,8 @@ class Verb(Protocol):
 
 
 def verbs() -> tuple[Verb, ...]:
-    """Return the modules of all subcommands, those of the export package first."""
-    # Imported by name, because the runtime must not depend on the export package of the same distribution.
+    """Return the modules of all subcommands, in the order of --help."""
+    # Imported by name, because modules of koe5_onnx must not contain an import of koe5_export.
     exporting: tuple[Verb, ...] = importlib.import_module("koe5_export.cli").VERBS
     return (*exporting, info, embed, bulk, serve, tune, doctor)
 
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_reporting_errors(args: argparse.Namespace) -> int:
     try:
         code = run(args)
-        # Flush here, so that a closed pipe raises inside this try and not when the interpreter exits.
+        # Flush here, so that a closed pipe raises an error in this block and not when the interpreter exits.
         print(end="", flush=True)
     except BrokenPipeError:
         _discard_stdout()
@@ -117,7 +117,7 @@ def _discard_stdout() -> None:
 
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
-    """Raise SystemExit, so that unfinished files are deleted."""
+    """Handle SIGTERM by raising SystemExit, so that `finally` blocks delete unfinished files."""
     raise SystemExit(128 + number)
 
 

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from koe5_onnx.cli.engine_arguments import (
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from koe5_onnx.bulk import Progress, RayOptions, Summary
 
 _LINE_SECONDS = 60
-"""Interval of progress lines if stderr is not a terminal."""
+"""Seconds between progress lines if stderr is not a terminal."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,11 +41,12 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "input",
         metavar="IN",
-        type=Path,
-        help="a file or folder: .parquet, .arrow, .feather, .ipc, or .jsonl, .ndjson, .json, .csv, .tsv, "
-        "also with .gz or .zst",
+        help="a file or folder, or its URL (s3://, gs://, hf://, https://): .parquet, .arrow, .feather, "
+        ".ipc, or .jsonl, .ndjson, .json, .csv, .tsv, also with .gz or .zst",
     )
-    parser.add_argument("output", metavar="OUT", type=Path, help="an output folder for this job only")
+    parser.add_argument(
+        "output", metavar="OUT", help="an output folder for this job only, or its URL (s3://, gs://, hf://)"
+    )
     add_text_arguments(parser)
     _add_rows(parser.add_argument_group("rows"))
     _add_engine(parser.add_argument_group("engine"))
@@ -185,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ray_options(args: argparse.Namespace) -> RayOptions | None:
-    """Return the options of --engine ray. Exit with a usage error if they are given for another engine."""
+    """Return the options --ray-*, which are a usage error with the local engine; None for this engine."""
     from koe5_onnx.bulk import RayOptions
 
     names = ("address", "actors", "cpus_per_actor", "gpus_per_actor")
@@ -199,7 +199,7 @@ def _ray_options(args: argparse.Namespace) -> RayOptions | None:
 
 @contextmanager
 def _hint_where_stopped() -> Iterator[None]:
-    """After Ctrl-C or SIGTERM, print how to resume the job."""
+    """Context manager that prints how to resume the job after Ctrl-C or SIGTERM."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -213,7 +213,7 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
     if not sys.stderr.isatty():
         yield _Lines()
         return
-    # Imported here because it is slow to import and needed only on a terminal.
+    # Imported here because the import is slow and needed only on a terminal.
     from huggingface_hub.utils import tqdm
 
     bar: Any = None
@@ -233,8 +233,6 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
 
 
 class _Lines:
-    """Print the progress, one line per minute."""
-
     def __init__(self) -> None:
         self._first: Progress | None = None
         self._start = self._last = time.monotonic()
@@ -258,7 +256,7 @@ def _total_tokens(progress: Progress) -> int | None:
     return max(progress.tokens, round(progress.tokens * progress.total_rows / progress.rows))
 
 
-def _words(summary: Summary, output: Path) -> str:
+def _words(summary: Summary, output: str) -> str:
     before = f", {summary.shards_before:,} of them by earlier runs" if summary.shards_before else ""
     bad = f"{counted(summary.bad_rows, 'bad row')} in _errors.jsonl" if summary.bad_rows else "no bad rows"
     repeated = f"{summary.repeated:,} repeated, " if summary.repeated else ""

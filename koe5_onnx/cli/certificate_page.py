@@ -1,4 +1,4 @@
-"""Render the certificate as an HTML page with the sections of manifest_report.py and with histograms.
+"""Render a manifest and its certificate as an HTML page, from the sections that manifest_report.py returns.
 
 The page is self-contained, without scripts or external resources. Every string of the manifest is passed
 through `escaped`, and the page's Content-Security-Policy also forbids scripts.
@@ -16,8 +16,8 @@ from koe5_onnx.cli.report import Fact, Histograms, Section, Table, counted, esca
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _EXPLANATION = (
-    "Each bar shows the number of texts with that distance to PyTorch (1 - cosine). Smaller distances are on "
-    "the left. All histograms have the same axis. Heights are relative to the largest bar of each histogram."
+    "Each bar shows how many texts have this distance to PyTorch (1 - cosine). Smaller distances are on the "
+    "left. All histograms have the same axis. Heights are relative to the largest bar of each histogram."
 )
 _GATE = (
     " The dashed line is the bound of the gate. An artifact with a text in the shaded area is not published."
@@ -91,7 +91,7 @@ def _table(table: Table) -> Iterator[str]:
 
 
 def _scrolling(label: str) -> str:
-    """Return the start tag of a scrollable region. It can be focused, so that the keyboard can scroll it."""
+    """Return the start tag of a scrollable region that can be focused, so that the keyboard can scroll it."""
     return f'<div class="wide" role="region" tabindex="0" aria-label="{escaped(label)}">'
 
 

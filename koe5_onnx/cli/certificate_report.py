@@ -1,6 +1,6 @@
-"""Describe a certificate in words: agreement with PyTorch, effects on batches and search, the gate.
+"""Describe a certificate in words: agreement with PyTorch, influence of batches, search results, the gate.
 
-This module measures nothing. It only compares the measured figures with the bounds of the gate.
+The gate is the set of bounds that the measured figures had to satisfy. This module measures nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from koe5_onnx.artifact import ERROR_BINS
 from koe5_onnx.cli.report import Fact, Histogram, Histograms, Section, Table, counted
 
 _NAMES = {"cpu": "CPU", "onnxruntime": "ONNX Runtime", "torch": "PyTorch"}
-"""Display names of keys of `measured_with`."""
+"""Display names of keys of `Certificate.measured_with`; other keys are shown as they are."""
 _BOUNDS: Mapping[str, tuple[str, Callable[[Certificate], float]]] = {
     "cosine_min": ("smallest cosine", lambda found: found.overall.cosine_min),
     "cosine_mean": ("mean cosine", lambda found: found.overall.cosine_mean),
@@ -44,7 +44,7 @@ def certificate_sections(found: Certificate, target: Target) -> Iterator[Section
 
 
 def verdict(found: Certificate) -> str:
-    """Return the result of the gate in one or two words."""
+    """Return the result of the gate in one or two words, such as "passed"."""
     results = [row[-1] for row in _gate_table(found).rows]
     for result in (_FAILED, _UNKNOWN):
         if result in results:
@@ -53,7 +53,7 @@ def verdict(found: Certificate) -> str:
 
 
 def agreement_in_words(found: Agreement) -> str:
-    """Return the cosines of some texts on one line."""
+    """Return the cosine statistics of an agreement on one line."""
     return (
         f"min {cosine(found.cosine_min)}, 1st percentile {cosine(found.cosine_p1)}, "
         f"mean {cosine(found.cosine_mean)} over {counted(found.texts, 'text')}"
@@ -67,7 +67,7 @@ def batch_in_words(certificate: Certificate) -> str:
 
 
 def cosine(value: float) -> str:
-    """Format a cosine with six decimals. Tables also show 1 - cosine for values near 1."""
+    """Format a cosine with six decimals."""
     return f"{value:.6f}"
 
 

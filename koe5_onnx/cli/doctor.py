@@ -1,4 +1,4 @@
-"""koe5-onnx doctor: check the installation, the machine, and whether an artifact works on it.
+"""koe5-onnx doctor: check the installation, the machine, and whether an artifact works on this machine.
 
 The command changes nothing. Each check is a `Finding`, and the exit code is 1 if any finding has a problem.
 """
@@ -76,7 +76,7 @@ _KERNEL_PROBLEMS = {
 }
 """Advice by the beginning of the reason why the kernels cannot run. Other reasons are no problems."""
 _MANY_CORES = 16
-"""Number of cores from which doctor mentions KOE5_ONNX_THREADS."""
+"""Minimum number of cores for which doctor mentions KOE5_ONNX_THREADS."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine(artifact: str | None, options: EngineOptions) -> list[Finding]:
-    """Run all checks; those of an artifact only if one is given."""
+    """Run all checks of the installation and the machine, and those of `artifact` unless it is None."""
     findings = [*_versions(), *_machine(), _gpus(), *_providers()]
     if artifact is not None:
         findings.extend(_artifact(artifact, options))
@@ -194,7 +194,7 @@ def _providers() -> Iterator[Finding]:
 
 
 def _provider(ort: Any, provider: str) -> Finding:
-    """Check that a provider loads. ONNX Runtime also lists providers whose libraries are missing."""
+    """Check that a provider loads, because ONNX Runtime also lists those whose libraries are missing."""
     try:
         _load(ort, provider)
     except ProviderError as error:
@@ -243,7 +243,6 @@ def _artifact(path: str, options: EngineOptions) -> Iterator[Finding]:
 
 
 def _attention(graph: Graph) -> Iterator[Finding]:
-    """Return which attention kernel a GPU uses."""
     driver = find_driver()
     if graph.layout != "packed_cuda" or isinstance(driver, str):
         return
@@ -251,7 +250,6 @@ def _attention(graph: Graph) -> Iterator[Finding]:
 
 
 def _embed(path: str, options: EngineOptions) -> npt.NDArray[np.float32]:
-    """Return the embedding of one text."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnsuitedCpuWarning)  # reported by `_this_cpu`
         with Embedder.open(path, options=options) as embedder:
@@ -277,7 +275,6 @@ def _certificate(certificate: Certificate) -> Iterator[Finding]:
 
 
 def _this_cpu(target: Target, graph: Graph) -> Finding:
-    """Check that this CPU has the instructions that the artifact needs."""
     name, features = "this CPU", cpu_features()
     if "cpu" not in target.devices:
         return Finding(name, f"not used: made for {' and '.join(target.devices)}")

@@ -1,7 +1,7 @@
 """koe5-onnx embed: embed a file of texts.
 
 The command reads all texts (input_file.py), embeds them in one call and then writes the output
-(output_file.py). Invalid input is found before any text is embedded, and an interrupted run leaves no output.
+(output_file.py). It reports invalid input before it embeds any text. An interrupted run leaves no output.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.set_defaults(run=run, usage_error=parser.error)
     parser.add_argument(
-        "input", metavar="INPUT", help=".txt or - (stdin): one text per line; .jsonl: one object per line"
+        "input",
+        metavar="INPUT",
+        help="a file or URL. .txt or - (stdin): one text per line; .jsonl: one object per line",
     )
     add_text_arguments(parser)
     parser.add_argument(
@@ -80,7 +82,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_usage(args: argparse.Namespace) -> None:
-    """Exit with a usage error if a file suffix is unknown or an option does not apply."""
     usage_error: Callable[[str], None] = args.usage_error
     if suffix_of_input(args.input) is None:
         usage_error(f"INPUT is {args.input!r}: expected -, a .txt file or a .jsonl file")
@@ -92,11 +93,10 @@ def _check_usage(args: argparse.Namespace) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """Show a progress bar if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
-    # Imported here because it is slow to import and needed only on a terminal.
+    # Imported here because the import is slow and needed only on a terminal.
     from huggingface_hub.utils import tqdm
 
     with tqdm(unit=" tokens", unit_scale=True, file=sys.stderr) as bar:

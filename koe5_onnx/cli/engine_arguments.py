@@ -1,4 +1,4 @@
-"""Arguments that several commands share: engine options, the prompt, the size of embeddings, the encoding."""
+"""Arguments that several commands share: engine options, prompt, size of embeddings, encoding of files."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def add_encoding(parser: argparse._ActionsContainer) -> None:
 
 
 def prompt_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return `prompt_name` and `prompt` for an Embedder."""
+    """Return the arguments `prompt_name` and `prompt` for `Embedder.encode`."""
     if args.prompt_name == "none":
         return {"prompt_name": None, "prompt": ""}
     return {"prompt_name": args.prompt_name, "prompt": args.prompt}

@@ -14,7 +14,7 @@ from koe5_onnx.cli.report import Histogram, Histograms, escaped
 
 
 def axis_of(histograms: Histograms) -> range:
-    """Return the bins that contain all texts and the bound of the gate, with one more bin on each side."""
+    """Return the indices of the shown bins: all with texts or the bound of the gate, and one on each side."""
     shown = list(histograms.used_bins())
     if histograms.bound is not None:
         shown.append(_bin_of(histograms.bound))
@@ -24,7 +24,7 @@ def axis_of(histograms: Histograms) -> range:
 
 
 def draw(panel: Histogram, bins: range, bound: float | None) -> Iterator[str]:
-    """Yield the HTML lines of one histogram: the area that the gate rejects, then one column per bin."""
+    """Yield the HTML lines of one histogram: the area beyond the gate's bound, then one column per bin."""
     gate = "no bound" if bound is None else f"the bound of the gate is {bound:.2g}"
     label = escaped(f"Number of texts by 1 - cosine: {panel.title}. {panel.summary}; {gate}.")
     yield f'<div class="histogram" role="img" aria-label="{label}">'
@@ -41,7 +41,7 @@ def draw(panel: Histogram, bins: range, bound: float | None) -> Iterator[str]:
 
 
 def _tick(index: int) -> str:
-    """Return the label of a bin whose upper end is a power of ten, else an empty string."""
+    """Return the axis label of a bin if its upper end is a power of ten, else an empty string."""
     mantissa, _, power = f"{ERROR_BINS[index]:e}".partition("e")
     if not mantissa.startswith("1"):
         return ""

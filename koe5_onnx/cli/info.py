@@ -1,7 +1,7 @@
 """koe5-onnx info: show an artifact's manifest and its certificate.
 
-The command reads only the manifest (manifest_report.py) and does not run the artifact. Use doctor to check
-hashes and embed a text, and verify to measure again. certificate_page.py writes the page of --html.
+The command shows what the manifest says (manifest_report.py) and does not run the artifact. `doctor` also
+checks file hashes and embeds a text, and `verify` measures the certificate again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "This checks the sizes of the files; doctor also checks their hashes.",
     )
     parser.set_defaults(run=run, usage_error=parser.error)
-    parser.add_argument("artifact", metavar="ARTIFACT", help="an artifact's folder or Hub ID")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub ID")
+    parser.add_argument("artifact", metavar="ARTIFACT", help="folder or Hub id of the artifact")
+    parser.add_argument("--revision", help="branch, tag or commit of the Hub id")
     parser.add_argument(
         "--html",
         type=Path,
@@ -59,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    """Check that the page can be written. An unknown suffix is a usage error."""
     usage_error: Callable[[str], None] = args.usage_error
     if args.html.suffix.lower() not in (".html", ".htm"):
         usage_error(f"--html is '{args.html}': expected a .html file")
@@ -84,7 +83,7 @@ def _section_lines(section: Section) -> Iterator[str]:
     yield from _fact_lines(section.facts)
     tables = [*section.tables, *([section.histograms.as_table()] if section.histograms else [])]
     for index, table in enumerate(tables):
-        if len(tables) > 1:  # the title of the section describes a single table
+        if len(tables) > 1:  # for a single table, the title of the section is enough
             yield from ("", f"  {table.caption}")[not index :]
         yield from _table_lines(table)
 

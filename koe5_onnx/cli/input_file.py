@@ -1,4 +1,4 @@
-"""Read the texts of an input file of the command line: stdin, .txt or .jsonl.
+"""Read texts for the command line from stdin, a .txt file or a .jsonl file.
 
 Only LF and CRLF end a line. A text may contain the other characters that str.splitlines splits at, such as
 U+2028 and form feeds.
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 from koe5_onnx import InputError
 from koe5_onnx.text import encoding as encodings
@@ -22,7 +22,9 @@ STDIN = "-"
 
 def suffix_of_input(name: str) -> str | None:
     """Return the kind of an input: ".txt" (also for stdin) or ".jsonl"; None for any other."""
-    suffix = ".txt" if name == STDIN else Path(name).suffix.lower()
+    # The query of a URL, as in presigned URLs, is not part of its name.
+    path = name.partition("?")[0] if "://" in name else name
+    suffix = ".txt" if name == STDIN else Path(path).suffix.lower()
     return suffix if suffix in (".txt", ".jsonl") else None
 
 
@@ -30,18 +32,19 @@ def read_texts(name: str, field: str, encoding: str = "utf-8") -> list[str]:
     """Read all texts of an input.
 
     Args:
-        name: A .txt or .jsonl file, or "-" for stdin.
+        name: A .txt or .jsonl file or its URL, or "-" for stdin.
         field: Name of the field with the text in a .jsonl file.
         encoding: Encoding of the file: an ASCII-compatible Python codec, "utf-16", or "auto" to detect it.
 
     Raises:
-        InputError: A line has another encoding, is not a JSON object or has no such text. The message has the
-            file and the line.
+        InputError: A line has another encoding, is not a JSON object, or has no string in `field`. The
+            message names the file and the line.
+        MissingDependencyError: The driver of the URL is not installed.
         OSError: The file cannot be read.
     """
     shown = "stdin" if name == STDIN else name
     encoding = encodings.canonical(encoding)
-    with nullcontext(sys.stdin.buffer) if name == STDIN else Path(name).open("rb") as opened:
+    with nullcontext(sys.stdin.buffer) if name == STDIN else _open(name) as opened:
         stream = io.BufferedReader(cast("io.RawIOBase", opened), encodings.SAMPLE_BYTES)
         try:
             lines = _lines(stream, encoding, shown)
@@ -50,6 +53,14 @@ def read_texts(name: str, field: str, encoding: str = "utf-8") -> list[str]:
             return [line for _, line in lines]
         finally:
             stream.detach()  # closing it would close stdin
+
+
+def _open(name: str) -> BinaryIO:
+    if "://" not in name:
+        return Path(name).open("rb")
+    from koe5_onnx.stores import locate  # slow to import
+
+    return locate(name).open()
 
 
 def _lines(stream: io.BufferedReader[io.RawIOBase], encoding: str, shown: str) -> Iterator[tuple[str, str]]:
@@ -71,12 +82,12 @@ def _lines(stream: io.BufferedReader[io.RawIOBase], encoding: str, shown: str) -
 
 
 def _not_text(line: bytes, codec: str, likely: str | None) -> int | None:
-    """Return the index of a byte that shows that a line has another encoding; None if there is none."""
+    """Return the index of a byte which shows that a line is not in `codec`; None if there is none."""
     try:
         line.decode(codec)
     except UnicodeDecodeError as error:
         return error.start
-    # The ASCII characters of UTF-16 are valid UTF-8, with NUL between them.
+    # ASCII characters encoded in UTF-16 are also valid UTF-8, but with a NUL after or before each one.
     looks_wide = likely is not None and likely.startswith("utf-16") and codec == "utf-8"
     return line.index(0) if looks_wide and 0 in line else None
 

@@ -1,6 +1,6 @@
-"""Describe a manifest in words, for info, its HTML page and doctor.
+"""Describe a manifest in words, for the command info, its HTML page and the command doctor.
 
-certificate_report.py describes the certificate, and report.py has the classes of a report.
+certificate_report.py describes the certificate, and report.py defines the classes of a report.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def source(found: Source) -> str:
 
 
 def contract(found: Contract) -> list[Fact]:
-    """Describe how texts become embeddings. The values can also be joined to one line."""
+    """Describe how texts become embeddings. The values are clear without the names (doctor joins them)."""
     prompts = ", ".join(f"{_quoted(text)} for {name}" for name, text in found.prompts.items())
     return [
         Fact("pooling", f"{found.pooling} pooling"),

@@ -1,7 +1,7 @@
-"""Classes of a report about an artifact. manifest_report.py creates them and its callers format them.
+"""Classes of a report about an artifact. manifest_report.py creates a report and its callers format it.
 
-All strings may come from an untrusted manifest. Print them only through `printable`, or through `escaped` in
-HTML.
+All strings may come from an untrusted manifest. Pass them through `printable` before printing them, or
+through `escaped` before writing them to HTML.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Number of texts by 1 - cosine."""
+    """Histogram of 1 - cosine, the distance of an embedding to PyTorch's."""
 
     title: str
     summary: str
@@ -51,7 +51,7 @@ class Histograms:
     """Largest 1 - cosine that the gate allows; None if the gate has no such bound."""
 
     def used_bins(self) -> range:
-        """Return the bins from the first to the last with texts in any panel."""
+        """Return the indices of the bins from the first to the last one with texts in any panel."""
         used = [index for panel in self.panels for index, count in enumerate(panel.counts) if count]
         return range(min(used), max(used) + 1) if used else range(0)
 
@@ -90,7 +90,8 @@ def counted(count: int, noun: str) -> str:
 def printable(text: str) -> str:
     """Return `text` with control characters, bidirectional marks and lone surrogates as escapes.
 
-    The first two could change what a terminal shows, and lone surrogates cannot be printed.
+    Control characters and bidirectional marks could change what a terminal shows. Lone surrogates cannot be
+    printed.
     """
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")

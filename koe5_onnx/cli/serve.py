@@ -86,7 +86,7 @@ def hash_keys(file: Path | None, environment: str) -> tuple[str, ...]:
     """Return the SHA-256 hashes of the keys in a file (one per line) and in a comma-separated string.
 
     Raises:
-        InputError: The file has no key, so that the server would require none.
+        InputError: The file has no key, which would let the server accept requests without a key.
         OSError: The file cannot be read.
     """
     lines = [] if file is None else _decoded(file).splitlines()
@@ -98,7 +98,7 @@ def hash_keys(file: Path | None, environment: str) -> tuple[str, ...]:
 
 
 def _decoded(file: Path) -> str:
-    """Return the text of a file in UTF-8, or in UTF-16 as PowerShell writes it, without a byte order mark."""
+    """Decode a file in UTF-8 or, as PowerShell writes it, in UTF-16, and remove the byte order mark."""
     data = file.read_bytes()
     codec = marked(data) or "utf-8"
     try:

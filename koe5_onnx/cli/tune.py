@@ -27,7 +27,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print and return the exit code.
+    """Measure, print the best settings and return the exit code.
 
     Raises:
         Koe5Error: The artifact cannot be opened or the device cannot run it.

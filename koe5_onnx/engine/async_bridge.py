@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     import asyncio
 
 BRIEF_CHARACTERS = 512
-"""Maximum size of calls that are tokenized in the event loop. Tokenizing them takes at most 0.2 ms; a thread
-switch takes 0.1 ms."""
+"""Maximum characters of a call that is tokenized in the event loop. This takes at most 0.2 ms; a switch to
+a thread would take 0.1 ms."""
 _SHORT_CHARACTERS = 16_384
-"""Maximum size of calls that use the thread for short texts, so that they do not wait for long ones."""
+"""Maximum characters of a call that is tokenized in the thread for short calls. Longer calls use another
+thread, so that short ones do not wait for them."""
 
 T = TypeVar("T")
 Tell = Callable[[BaseException | None], None]
-"""Completes a future, with an error or None; called once, from any thread."""
+"""Function that completes a future. Its argument is an error, or None for success. Any thread may call it."""
 
 
 class GivenUpError(Exception):
@@ -39,7 +40,7 @@ class GivenUpError(Exception):
 
 
 class Call:
-    """The rows of one call, submitted to a runner as one or more consecutive jobs. Can be cancelled."""
+    """A call whose texts are submitted to a runner as one job, or as several jobs one after the other."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -49,14 +50,14 @@ class Call:
         self._error: BaseException | None = None
 
     def submit(self, tokens: Tokens, out: npt.NDArray[np.float32], done: Tell) -> Job:
-        """Queue rows. `done` is called when they have finished.
+        """Queue a job that embeds texts into `out`, float32[n, dim]. `done` is called when it has ended.
 
         Raises:
             GivenUpError: The call was cancelled.
             ProviderError: See `Runner.submit`.
         """
         job = Job(tokens.ids, out, done, time.monotonic())
-        # Held until the runner has the job, so that `give_up` cannot miss it.
+        # The lock is held until the runner has the job, so that `give_up` cannot miss the job.
         with self._lock:
             if self._is_given_up:
                 raise GivenUpError
@@ -65,7 +66,7 @@ class Call:
         return job
 
     def run_blocking(self, tokens: Tokens, out: npt.NDArray[np.float32]) -> None:
-        """Run rows and block until they have finished."""
+        """Embed texts into `out`, float32[n, dim], and block until they are done."""
         self._ended.clear()
         self.submit(tokens, out, self._end)
         self._ended.wait()
@@ -98,8 +99,8 @@ class Tokenizing:
 
         Args:
             work: Function to run.
-            characters: Size of its texts, which selects the thread.
-            at_once: Run it in the event loop instead.
+            characters: Characters that `work` tokenizes; this selects the thread.
+            at_once: True to run `work` in the event loop instead.
         """
         if at_once:
             return work()
@@ -115,13 +116,13 @@ class Tokenizing:
 
 
 class Answers:
-    """Completes futures from other threads, with one wake-up of an event loop for all jobs of a batch."""
+    """Completes asyncio futures from other threads. All jobs of a batch wake their event loop only once."""
 
     def __init__(self) -> None:
         self._thread = threading.local()
 
     def expect(self) -> tuple[asyncio.Future[None], Tell]:
-        """Return a future of the running loop and the function that completes it."""
+        """Return a future of the running event loop, and the function that completes it."""
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -132,7 +133,7 @@ class Answers:
 
 
 class _ToldLoop:
-    """An event loop with the completed jobs that it has not been notified of yet."""
+    """An event loop, and the ended jobs that it has not been notified of yet."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -157,7 +158,7 @@ class _ToldLoop:
             self._ended.clear()
 
     def _tell(self) -> None:
-        # Reset first: a thread that saw True has already appended its future.
+        # Reset the flag before emptying the deque: a thread that saw True has already appended its future.
         self._is_waking = False
         while self._ended:
             future, error = self._ended.popleft()

@@ -1,9 +1,10 @@
 """Group texts into batches by length and build their padded or packed input arrays. NumPy only.
 
-A packed batch concatenates the tokens of all texts without padding. In a padded batch, the padded length of
-a text depends only on its own length. Otherwise an int8 embedding would depend on the other texts of the
-batch: another padded length changes the last bits of a softmax, which changes the rounding of some values,
-and these differences grow from layer to layer.
+A row is one text, and a slot is one token of a row, padding included. A packed batch concatenates the tokens
+of its rows without padding. In a padded batch, the padded length of a row depends only on its own length.
+Otherwise an int8 embedding would depend on the other rows of the batch: another padded length changes the
+last bits of a softmax, which changes the rounding of some values, and these differences grow from layer to
+layer.
 
 Example: lengths [30, 90, 31, 90] with a budget of 200 tokens result in two batches, longest first::
 
@@ -24,7 +25,7 @@ Int32: TypeAlias = npt.NDArray[np.int32]
 Int64: TypeAlias = npt.NDArray[np.int64]
 
 ROUNDED_TOKENS = 64
-"""Maximum length of texts that are padded to a multiple of 4, so that more of them fit into one batch."""
+"""Maximum length of rows that are padded to a multiple of 4, so that more rows can share a batch."""
 _ROUNDED_TO = 4
 
 
@@ -33,24 +34,24 @@ class Batch:
     """Rows of one batch."""
 
     rows: npt.NDArray[np.intp]
-    """intp[n]: indices into the caller's list."""
+    """intp[n]: indices of the rows in the caller's list of texts."""
     padded_length: int
-    """Tokens per row, padding included; 0 if rows are packed."""
+    """Slots per row; 0 if the batch is packed."""
 
 
 class PackedCudaInputs(NamedTuple):
     """Inputs of the packed CUDA graph, in the order of the graph's inputs."""
 
     input_ids: Int64
-    """int64[tokens]: concatenated texts."""
+    """int64[tokens]: ids of the concatenated rows."""
     position_ids: Int64
     """int64[tokens]: see `pack_cpu`."""
     text_of_token: Int64
-    """int64[tokens]: row of each token."""
+    """int64[tokens]: index in the batch of the row that each token belongs to."""
     token_offset: Int32
     """int32[n, longest]: see `token_offsets`."""
     cumulative_lengths: Int32
-    """int32[n + 1]: start of each text, and the end of the last one."""
+    """int32[n + 1]: index of the first token of each row, and the number of all tokens."""
 
 
 def padded_lengths(lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
@@ -67,7 +68,7 @@ def padded_batches(lengths: npt.NDArray[np.int32], max_batch_tokens: int) -> lis
 
     Args:
         lengths: int32[n], tokens of each row.
-        max_batch_tokens: Maximum of rows x padded length per batch, at least 1.
+        max_batch_tokens: Maximum slots per batch, at least 1.
     """
     padded = padded_lengths(lengths)
     order = np.argsort(-padded, kind="stable")
@@ -107,15 +108,15 @@ def pack_cpu(
     """Concatenate the rows of a batch.
 
     Args:
-        ids: int32[tokens] per row.
-        batch: Rows of the batch.
+        ids: int32[length] per text of the call.
+        batch: Selects the rows from `ids`.
         pad_id: Id of the pad token.
-        counts_from_pad: Number the tokens of a row as RoBERTa does: from 1, and 0 for a pad token that occurs
-            in the text itself. If False, number all tokens of a row from 0.
+        counts_from_pad: True to number the tokens of a row as RoBERTa does: from 1, and 0 for each pad token
+            that occurs in the text itself. False to number all tokens of a row from 0.
 
     Returns:
-        input_ids int64[tokens]; position_ids int64[tokens]; offsets int32[n + 1], the start of each row and
-        the end of the last one.
+        input_ids int64[tokens]; position_ids int64[tokens]; offsets int32[n + 1], the index of the first
+        token of each row and the number of all tokens.
     """
     rows = [ids[row] for row in batch.rows]
     offsets = np.zeros(len(rows) + 1, dtype=np.int32)
@@ -129,7 +130,7 @@ def pack_cpu(
 def pack_cuda(
     ids: Sequence[npt.NDArray[np.int32]], batch: Batch, pad_id: int, *, counts_from_pad: bool
 ) -> PackedCudaInputs:
-    """Concatenate the rows like `pack_cpu` and add the inputs for packed attention and pooling on CUDA."""
+    """Concatenate the rows like `pack_cpu`, with the additional inputs for attention and pooling on CUDA."""
     input_ids, position_ids, offsets = pack_cpu(ids, batch, pad_id, counts_from_pad=counts_from_pad)
     lengths = np.diff(offsets)
     text_of_token = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
@@ -139,13 +140,13 @@ def pack_cuda(
 def token_offsets(lengths: npt.NDArray[np.int32], padded_length: int | None = None) -> npt.NDArray[np.int32]:
     """Return the `token_offset` input of ONNX Runtime's PackedMultiHeadAttention.
 
-    It lists the slots that the packed tokens would have with padding on the right, followed by the slots of
-    the padding. Lengths [1, 2] result in [[0, 2], [3, 1]]: in two rows of two slots, the tokens are in slots
-    0, 2 and 3, and slot 1 is padding.
+    It lists the slots that the tokens would have if the rows were padded on the right, followed by the slots
+    of the padding. Lengths [1, 2] result in [[0, 2], [3, 1]]: in two rows of two slots, the tokens are in
+    slots 0, 2 and 3, and slot 1 is padding.
 
     Args:
-        lengths: int32[n], each at least 1.
-        padded_length: Slots per text; None uses the longest length.
+        lengths: int32[n], tokens of each row, at least 1.
+        padded_length: Slots per row; None uses the length of the longest row.
 
     Returns:
         int32[n, padded_length]: a permutation of 0 to n x padded_length - 1.

@@ -28,7 +28,7 @@ class Cache(Generic[Value]):
         return found
 
     def put(self, values: Mapping[bytes, Value]) -> None:
-        """Store values, and remove the least recently used ones above the limit."""
+        """Store values, and remove the least recently used ones if there are more than `entries`."""
         self._values.update(values)
         while len(self._values) > self._entries:
             self._values.popitem(last=False)

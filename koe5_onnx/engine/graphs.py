@@ -1,9 +1,9 @@
 """Select the padded or the packed graph of an artifact.
 
 Every artifact has a padded graph. It may also have a packed graph, which shares the weights and takes the
-concatenated tokens of a batch instead of padded rows. int8 artifacts have one for CPUs that requires the
-optional package koe5-onnx-kernels; fp16 artifacts have one for CUDA. The padded graph returns equivalent
-embeddings, but is slower. Each graph has its own certificate.
+concatenated tokens of a batch instead of padded rows. The packed graph of an int8 artifact runs on CPUs and
+requires the optional package koe5-onnx-kernels; that of an fp16 artifact runs on CUDA. The padded graph
+returns equivalent embeddings, but is slower. Each graph has its own certificate.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from koe5_onnx.options import EngineOptions
 
 Layout = Literal["padded", "packed_cpu", "packed_cuda"]
 """Input format of a graph: padded rows, concatenated tokens with offsets, or concatenated tokens with the
-inputs of packed attention on CUDA. Created by `pad`, `pack_cpu` and `pack_cuda` of batching.py."""
+inputs of packed attention on CUDA. `pad`, `pack_cpu` and `pack_cuda` of batching.py create these inputs."""
 
 INPUTS: Mapping[Layout, Sequence[str]] = {
     "padded": ("input_ids", "attention_mask"),
@@ -38,7 +38,7 @@ FUSED_OPERATORS = 4
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph that can be loaded."""
+    """A graph of an artifact that can run on this machine."""
 
     file: Path
     library: Path | None
@@ -70,7 +70,7 @@ def choose(artifact: Artifact, options: EngineOptions) -> Graph:
 
 
 def packed_cuda_graph(artifact: Artifact, reason: str) -> Graph:
-    """Return the packed graph for CUDA. The artifact must have one."""
+    """Return the packed graph for CUDA, which the artifact must have. `reason` says why it is selected."""
     return Graph(artifact.path / PACKED_CUDA_GRAPH, None, f"the packed graph, {reason}", "packed_cuda")
 
 
@@ -92,7 +92,6 @@ def _packed_on_cpu(artifact: Artifact) -> Graph | str:
 
 
 def _packed_on_cuda(artifact: Artifact) -> Graph | str:
-    """Return the packed graph for CUDA, or why it cannot run."""
     if PACKED_CUDA_GRAPH not in artifact.manifest.files:
         return "the artifact has no packed graph for CUDA (fp16 exports have one)"
     return packed_cuda_graph(artifact, "without padding")
@@ -130,7 +129,7 @@ def weight_layout() -> int:
 
 
 def sharing_problem() -> str | None:
-    """Return why this thread's latest session does not share packed weights, and clear the reason."""
+    """Return and clear the reason why this thread's latest session does not share packed weights, if any."""
     import koe5_onnx_kernels
 
     problem: str | None = koe5_onnx_kernels.sharing_problem()

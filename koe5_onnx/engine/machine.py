@@ -1,4 +1,4 @@
-"""Usable CPU cores and relevant CPU instructions, read from /proc and /sys."""
+"""Detect usable CPU cores and CPU instructions for int8 and bf16, from /proc and /sys."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def usable_cores(root: Path = Path("/")) -> Cores:
 
 
 def cpu_features(root: Path = Path("/")) -> tuple[str, ...]:
-    """Return the relevant CPU flags of this CPU, as named by Linux; empty if unknown."""
+    """Return the flags in `_SHOWN` that this CPU has, as named by Linux; empty if unknown."""
     info = root / "proc/cpuinfo"
     if not info.is_file():
         return ()

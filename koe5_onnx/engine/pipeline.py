@@ -1,7 +1,8 @@
 """Tokenize texts in windows and run the batches of each window in parallel.
 
-A window is tokenized while the previous one runs. Each window has its own batches. Several threads take
-batches and write the embeddings to their rows of a shared output array.
+A window is a fixed number of consecutive texts; it is tokenized while the previous window runs. The texts of
+a window are grouped into batches. Several threads take these batches and write the embeddings to a shared
+output array.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from koe5_onnx.errors import OutOfMemoryError, SmallerBatchWarning
 from koe5_onnx.text.tokenizer import Tokenizer, Tokens
 
 WINDOW_TEXTS = 4096
-"""Texts per window: enough to fill batches of nearly every padded length, while bounding memory for ids."""
+"""Texts per window: enough to fill batches of nearly every padded length, with bounded memory for the ids."""
 
 
 def tokenize_ahead(tokenizer: Tokenizer, texts: Sequence[str], window: int) -> Iterator[Tokens]:
@@ -45,7 +46,7 @@ def tokenize_ahead(tokenizer: Tokenizer, texts: Sequence[str], window: int) -> I
                 following = ahead.submit(tokenizer.encode, rest)
             yield tokens
     finally:
-        # The garbage collector may run this in the background thread, which cannot wait for itself.
+        # The garbage collector may close this generator in the background thread, which must not join itself.
         ahead.shutdown(wait=False, cancel_futures=True)
 
 
@@ -65,13 +66,13 @@ def run_batches(
         session: Session, which runs each batch on `session.threads` threads.
         tokens: Tokens of the window.
         out: float32[n, dim], written in place.
-        max_batch_tokens: Slots per batch.
+        max_batch_tokens: Maximum tokens per batch, padding included.
         parallel_batches: Batches that run at the same time, including one in the caller's thread.
         on_batch: Called after each batch with its number of tokens, never from two threads at once.
-        halve: Once a batch does not fit into device memory, split it and all later batches in half.
+        halve: True to split a batch that does not fit into device memory, and all later ones, in half.
 
     Raises:
-        OutOfMemoryError: A batch does not fit into device memory, or with `halve`, half of a batch.
+        OutOfMemoryError: A batch (with `halve`, half of a batch) does not fit into device memory.
     """
     lengths = tokens.lengths
     batches = (packed_batches if session.graph.is_packed else padded_batches)(lengths, max_batch_tokens)
@@ -95,7 +96,7 @@ def run_batches(
         for thread in others:
             thread.join()
     except BaseException as error:
-        work.error = error  # after an interrupt, the other threads stop after their current batch
+        work.error = error  # so that after an interrupt, the other threads stop after their current batch
         raise
     if work.error is not None:
         raise work.error
@@ -104,8 +105,9 @@ def run_batches(
 def run_batch(
     session: Session, ids: Sequence[npt.NDArray[np.int32]], batch: Batch, *, halve: bool = True
 ) -> npt.NDArray[np.float32]:
-    """Embed the rows of one batch, or its two halves after any batch did not fit into device memory.
+    """Embed the texts of one batch.
 
+    If the batch does not fit into device memory, this batch and all later ones are embedded in two halves.
     Batches are not divided further: if half of a batch does not fit, something else occupies the memory.
 
     Returns:
@@ -124,7 +126,7 @@ def run_batch(
             warnings.warn(
                 f"all further batches are split in half, because {error}", SmallerBatchWarning, stacklevel=2
             )
-    # Rows are sorted by length, so taking every second row balances the tokens of both halves.
+    # The texts are sorted by length, so halves of every second text have about equally many tokens.
     halves = [part for part in (slice(0, None, 2), slice(1, None, 2)) if len(batch.rows[part])]
     found = [
         session.run(*_inputs(session, ids, Batch(batch.rows[part], batch.padded_length))) for part in halves
@@ -138,7 +140,6 @@ def run_batch(
 def _inputs(
     session: Session, ids: Sequence[npt.NDArray[np.int32]], batch: Batch
 ) -> Sequence[npt.NDArray[np.int64] | npt.NDArray[np.int32]]:
-    """Create the input arrays of a batch for the session's graph."""
     if not session.graph.is_packed:
         return pad(ids, batch, session.pad_id)
     layout = pack_cpu if session.graph.layout == "packed_cpu" else pack_cuda

@@ -1,6 +1,6 @@
 """Import ONNX Runtime and check that an execution provider can run an artifact.
 
-Only this module imports onnxruntime. It passes the module on as an argument.
+Only this module imports onnxruntime. Other modules call `import_onnxruntime`, or get the module as `ort`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def import_onnxruntime() -> Any:
     Source: https://github.com/microsoft/onnxruntime/blob/main/docs/Privacy.md
 
     Raises:
-        MissingDependencyError: onnxruntime is not installed, or uninstalling a second wheel removed files.
+        MissingDependencyError: onnxruntime is not installed, or incomplete because onnxruntime-gpu, which has
+            the same files, was uninstalled.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     purpose = "running an artifact on the CPU (on CUDA, install the extra gpu instead)"

@@ -1,12 +1,14 @@
-"""A fair queue for the rows of concurrent calls. It is not thread-safe and uses no clock.
+"""A fair queue for the texts of concurrent calls. It is not thread-safe and uses no clock.
 
-Scheduling is start-time fair queueing with one flow per call (of an AsyncEmbedder) or request (to the
-server). The tag of a row is the virtual time at which it would start if all calls shared the machine
-equally, and the row with the lowest tag runs first. A query therefore runs before the remaining rows of a
-large call that arrived earlier. Rows of the same call run longest first.
+A job has the texts of one call of an AsyncEmbedder or of one request to the server; each text is a row.
+Scheduling is start-time fair queueing with one flow per job. The tag of a row is the virtual time at which
+it would start if all jobs shared the machine equally, and the row with the lowest tag runs first. A query
+therefore runs before the remaining rows of a large job that arrived earlier. Rows of the same job run
+longest first.
 
-With the padded graph, all rows of a batch have the same padded length. Short and long texts never share a
-batch, so that a query does not take as long as a long passage.
+A slot is one token of a row, padding included. With the padded graph, all rows of a batch have the same
+number of slots. Short and long rows never share a batch, so that a query does not take as long as a long
+passage.
 """
 
 from __future__ import annotations
@@ -20,23 +22,25 @@ import numpy as np
 import numpy.typing as npt
 
 SHORT_TOKENS = 128
-"""Maximum length of a short text in tokens, such as a query or a sentence."""
+"""Maximum tokens of a short row, such as a query or a sentence."""
 EXPRESS_TOKENS = 256
-"""Maximum tokens of a short batch that runs in addition to long ones."""
+"""Maximum slots of a batch of short rows that runs while all other running batches have long rows."""
 _MOST_GIVEN_UP = 4096
-"""Maximum number of cancelled rows in the heaps, or the number of active rows if that is larger."""
+"""The heaps are swept if they contain more cancelled rows than this, and more of them than active rows."""
 
 
 @dataclass(eq=False)
 class Job:
-    """The rows of one call or request."""
+    """The texts of one call or request."""
 
     ids: Sequence[npt.NDArray[np.int32]]
+    """int32[tokens] per row."""
     out: npt.NDArray[np.float32]
-    """float32[n, dim], filled row by row."""
+    """float32[n, dim], filled with the embeddings."""
     done: Callable[[BaseException | None], None]
     """Called once, from any thread, when all rows have run or one has failed."""
     arrived_s: float
+    """Time of arrival, from `time.monotonic`."""
     left: int = 0
     """Number of rows without a result."""
     waiting_tokens: int = 0
@@ -54,13 +58,14 @@ class Job:
 
 @dataclass(eq=False)
 class QueuedRow:
-    """A text of a job."""
+    """A row of a job."""
 
     job: Job
     number: int
+    """Index of the row in its job."""
     tokens: int
     slots: int
-    """Tokens with padding; the packed graph adds none."""
+    """Tokens with padding; equal to `tokens` if the graph is packed."""
 
 
 @dataclass
@@ -72,12 +77,12 @@ class QueuedBatch:
 
     @property
     def tokens(self) -> int:
-        """Tokens without padding."""
+        """Number of tokens without padding."""
         return sum(row.tokens for row in self.rows)
 
     @property
     def slots(self) -> int:
-        """Tokens with padding."""
+        """Number of tokens with padding."""
         return sum(row.slots for row in self.rows)
 
 
@@ -92,8 +97,8 @@ class BatchQueue:
     """Queued rows of all jobs.
 
     Args:
-        max_batch_tokens: Slots per batch; a longer row runs alone.
-        slots_per_row: See `Session.slots_per_row`.
+        max_batch_tokens: Maximum slots per batch; a longer row runs alone.
+        slots_per_row: Function from the tokens of rows, int32[n], to their slots, int32[n].
         is_packed: True if rows of different lengths may share a batch.
     """
 
@@ -119,7 +124,7 @@ class BatchQueue:
         lengths = np.fromiter((len(ids) for ids in job.ids), np.int32, len(job.ids))
         start = self._now
         tokens_of, slots_of = lengths.tolist(), self._slots_per_row(lengths).tolist()
-        # Longest first, so that rows of similar length end up in the same batch.
+        # Longest first, so that rows of similar length share a batch.
         for number in np.argsort(-lengths, kind="stable").tolist():
             tokens, slots = tokens_of[number], slots_of[number]
             group = (tokens <= SHORT_TOKENS, 0 if self._is_packed else slots)
@@ -148,14 +153,14 @@ class BatchQueue:
         if group is None:
             return None
         waiting = self._groups[group]
-        # An upper bound, because cancelled rows are included.
+        # The sum includes cancelled rows, so a batch may count as full too early.
         return waiting[0].row, sum(one.row.slots for one in waiting) >= self._max_batch_tokens
 
     def take(self, *, short_only: bool = False) -> QueuedBatch | None:
         """Remove and return the next batch; None if there is none.
 
         Args:
-            short_only: Take at most `EXPRESS_TOKENS` tokens, from short rows of jobs that have not started.
+            short_only: True to take only short rows of jobs that have not started, up to `EXPRESS_TOKENS`.
         """
         group = self._next_group(short_only=short_only)
         if group is None:
@@ -198,7 +203,7 @@ class BatchQueue:
         return best
 
     def _drop_ended(self, group: tuple[bool, int]) -> bool:
-        """Remove ended rows from the head of a group; return True if rows are left."""
+        """Remove rows of ended jobs from the head of a group; return True if the group is not empty."""
         waiting = self._groups[group]
         while waiting and waiting[0].row.job.ended:
             self._pop(waiting)

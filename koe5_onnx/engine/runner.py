@@ -1,9 +1,10 @@
 """Threads that take batches from the queue and run them on one session.
 
-Up to `parallel_batches` batches run at the same time. One additional batch may run if all running batches
-have long texts and it has only short texts of jobs that have not started, so that a query does not wait
-for a long passage. Short rows of started jobs wait, because sharing the cores slows down both batches. ONNX
-Runtime can run several batches of one session at the same time without a second copy of the weights.
+Up to `parallel_batches` batches run at the same time. While all of them have long texts, one additional
+batch may run, so that a query does not wait for a long passage. It contains only short texts of jobs that
+have not started: the additional batch slows down the others, which is not worth it for a job that is already
+running. All batches use the same weights in memory, because ONNX Runtime can run one session several times
+in parallel.
 """
 
 from __future__ import annotations
@@ -25,25 +26,24 @@ from koe5_onnx.engine.session import Session
 from koe5_onnx.errors import ProviderError
 
 _SMOOTHING = 0.2
-"""Weight of the latest batch in the moving average of the speed, from which the drain time is estimated."""
+"""Weight of the latest batch in the moving average of the speed (`Runner.tokens_per_s`)."""
 _RUNNERS: weakref.WeakSet[Runner] = weakref.WeakSet()
-"""All runners in this process, for `_stop_all`."""
 
 
 class Observer:
     """Callbacks for the events of a runner, called on its threads. The default methods ignore all events."""
 
     def job_started(self, waited_s: float) -> None:
-        """Handle the start of a job's first row, after `waited_s` seconds in the queue."""
+        """Handle the start of a job's first text, after `waited_s` seconds in the queue."""
 
     def batch_ran(self, batch: QueuedBatch, seconds: float) -> None:
         """Handle a batch that ran without an error."""
 
     def batch_failed(self, error: BaseException) -> None:
-        """Handle an error of a batch or of one of its rows."""
+        """Handle an error of a whole batch, or one that `faults_of` returned."""
 
     def faults_of(self, embeddings: npt.NDArray[np.float32]) -> Sequence[BaseException | None]:
-        """Check embeddings float32[n, dim]. Return for each row None, or an error that fails its job."""
+        """Check embeddings, float32[n, dim]. For each one, return None, or an error that fails its job."""
         return [None] * len(embeddings)
 
 
@@ -52,9 +52,9 @@ class Runner:
 
     Args:
         session: Session that all threads use.
-        max_batch_tokens: Slots per batch.
-        parallel_batches: Batches that run at the same time; one short batch may run in addition.
-        max_wait_s: Maximum time that a batch waits for more rows before it runs.
+        max_batch_tokens: Maximum tokens per batch, padding included.
+        parallel_batches: Batches that run at the same time; one batch of short texts may run in addition.
+        max_wait_s: Maximum seconds that a batch with free slots waits for more texts before it runs.
         observer: Callbacks for events; None ignores them.
     """
 
@@ -68,7 +68,7 @@ class Runner:
         observer: Observer | None = None,
     ) -> None:
         self.tokens_per_s = 0.0
-        """Moving average of the speed; 0 before the first batch."""
+        """Moving average of the speed of a batch; 0 before the first batch."""
         self.failure: BaseException | None = None
         """Error of the last batch; None if it succeeded."""
         self._session, self._observer = session, observer or Observer()
@@ -92,7 +92,7 @@ class Runner:
 
     @property
     def waiting_tokens(self) -> int:
-        """Queued tokens."""
+        """Number of queued tokens."""
         return self._queue.tokens
 
     def submit(self, job: Job) -> None:
@@ -114,7 +114,7 @@ class Runner:
                 self._queue.give_up(job)
 
     def drain_s(self) -> float:
-        """Estimate the seconds until half of the queue has run, at most 60."""
+        """Estimate the seconds until half of the queued tokens have run: at most 60; 1 without a speed."""
         return min(60.0, self._queue.tokens / 2 / self.tokens_per_s) if self.tokens_per_s else 1.0
 
     def close(self) -> None:
@@ -162,19 +162,19 @@ class Runner:
             return None
 
     def _wake_others(self) -> None:
-        """Wake the other threads only if another batch may run."""
+        """Wake the other threads if one of them may run another batch."""
         if self._may_begin():
             self._changed.notify_all()
 
     def _may_begin(self) -> bool:
-        """Return True if another batch may run. Beyond `parallel_batches`, it must be a short one."""
+        """Return True if another batch may run, even if only an additional one with short texts."""
         running = len(self._running)
         return running < self._permits or (
             running == self._permits and not any(one.is_short for one in self._running)
         )
 
     def _take(self) -> tuple[QueuedBatch | None, float | None]:
-        """Return a batch that may run now, or None and the seconds to wait (None: until notified)."""
+        """Return a batch that may run now, or the seconds until one may; both are None if this is unknown."""
         if not self._may_begin():
             return None, None
         beside = len(self._running) == self._permits
@@ -200,7 +200,7 @@ class Runner:
                     row.job.started_s = start
                     self._observer.job_started(start - row.job.arrived_s)
         ids = [row.job.ids[row.number] for row in batch.rows]
-        # All rows of a padded batch have the same padded length.
+        # All rows of a padded batch have equally many slots; a packed batch does not use this number.
         rows = Batch(np.arange(len(ids)), batch.rows[0].slots)
         embeddings = run_batch(self._session, ids, rows)
         seconds = time.monotonic() - start
@@ -212,7 +212,7 @@ class Runner:
     def _finish(
         self, batch: QueuedBatch, embeddings: npt.NDArray[np.float32] | None, error: BaseException | None
     ) -> None:
-        """Copy the rows into their jobs; end jobs that are complete or have a failed row."""
+        """Copy embeddings, float32[n, dim], to the jobs of a batch. End jobs that are complete or failed."""
         faults: Sequence[BaseException | None] = [error] * len(batch.rows)
         if embeddings is not None:
             faults = self._observer.faults_of(embeddings)
@@ -249,5 +249,5 @@ def _stop_all() -> None:
 
 atexit.register(_stop_all)
 if hasattr(os, "register_at_fork"):
-    # A child has no copies of the threads, and one of them may have held a lock at the fork.
+    # A child process has no runner threads to stop, and would wait forever for a lock that one of them held.
     os.register_at_fork(after_in_child=_RUNNERS.clear)

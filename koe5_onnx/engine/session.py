@@ -30,20 +30,19 @@ from koe5_onnx.errors import ArtifactError, OutOfMemoryError, ProviderError
 from koe5_onnx.options import EngineOptions
 
 _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
-"""All sessions in this process, for `_after_fork`."""
 
 
 class Session:
     """A graph loaded on one device. Thread-safe, and usable after a fork.
 
     ONNX Runtime's threads do not survive a fork, so the first run in a child process reloads the graph. The
-    child never frees its copy of the parent's graph (see `_leave_to_parent`); its pages are shared with the
-    parent.
+    child never frees the graph that it inherited, because this would block (see `_leave_to_parent`). The
+    memory pages of that graph are shared with the parent.
 
     Args:
         artifact: Opened artifact.
-        options: Engine options. If `threads` is None, all usable cores are used. Options for batches and
-            texts are ignored.
+        options: Engine options. `parallel_batches`, `max_batch_tokens` and `overflow` are ignored, and if
+            `threads` is None, all usable cores are used.
         graph: Graph to run; None selects it according to `options`.
 
     Raises:
@@ -75,9 +74,9 @@ class Session:
         return list(self._session().get_providers())
 
     def slots_per_row(self, lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """Return the slots of each row, int32[n]: its padded length, or its tokens with the packed graph.
+        """Convert tokens per text, int32[n], to tokens with padding, int32[n].
 
-        With the padded graph, only rows with equally many slots can share a batch.
+        With the padded graph, only texts with the same number of tokens with padding can share a batch.
         """
         return lengths if self.graph.is_packed else padded_lengths(lengths)
 
@@ -144,7 +143,7 @@ class Session:
         return list(INPUTS[self.graph.layout])
 
     def _source(self) -> str | bytes:
-        """Return the path of the graph."""
+        """Return the graph for `InferenceSession`: a path, or the bytes of a model."""
         return str(self.graph.file)
 
     def _session(self) -> Any:
@@ -184,7 +183,7 @@ class Session:
                 self._source(),
                 self._session_options(ort),
                 providers=[(self._provider, dict(provider_options or self._provider_options()))],
-                # By default, ONNX Runtime falls back to the CPU, when opening and even in a later run.
+                # By default, ONNX Runtime falls back to the CPU after an error, even in a later run.
                 enable_fallback=0,
             )
         except Exception as error:  # ONNX Runtime's errors have no common base class
@@ -208,8 +207,8 @@ class Session:
         folders = graph.resolve().parent, weights.resolve().parent
         if folders[0] != folders[1]:
             raise ProviderError(
-                f"{graph.name} is a file of {folders[0]} and {weights.name} one of {folders[1]}, but ONNX "
-                "Runtime requires both in one folder. Replace the links by files, for example with "
+                f"{graph.name} is in {folders[0]}, but {weights.name} is in {folders[1]}. ONNX Runtime "
+                "requires both in one folder. Replace links by files, for example with "
                 f"cp --recursive --dereference {graph.parent} COPY"
             ) from error
 
@@ -234,7 +233,7 @@ class Session:
         options.inter_op_num_threads = 1
         # The exported graph is already optimized. Higher levels fuse fast nodes into slower ones.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        # Memory patterns are kept for every shape, and shapes vary between batches.
+        # ONNX Runtime would keep a memory pattern for every input shape, and shapes vary between batches.
         options.enable_mem_pattern = False
         options.log_severity_level = 3
         if self.graph.library is not None:

@@ -2,9 +2,9 @@
 
 The fused kernels reorder ("pack") the weights. Without sharing, each process packs a private copy. With
 sharing, the kernels write the packed weights to files, which other processes verify and map
-(kernels/src/packed_file.h). A folder name identifies the weights and graph of an artifact and the layout
-version of the kernels. Only the current user can access it. When a file is opened, hashes of its content and
-of its source detect damaged or outdated files, which are then replaced.
+(kernels/src/packed_file.h). Each artifact has a folder that only the current user can access, named after
+hashes of its weights and graph and the version of the packed layout. When the kernels open a file, hashes of
+the packed and of the original weights show whether it is damaged or outdated; such files are replaced.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from koe5_onnx.errors import SharedWeightsWarning
 from koe5_onnx.files import cache_folder
 
 _UNUSED_S = 30 * 24 * 3600.0
-"""Time after which an unused folder is removed. Running processes keep their mappings."""
+"""Seconds without use after which a folder is removed. Running processes keep their mappings."""
 _UNFINISHED_S = 3600.0
-"""Time after which a temporary file is removed, since the process that wrote it must have been killed."""
+"""Seconds after which a temporary file is removed, since the process that wrote it must have been killed."""
 _FOLDER = re.compile(r"([0-9a-f]{32})-(\d+)")
 
 
 def weight_folders() -> Path:
-    """Return the folder that contains one folder per artifact. It can be deleted to free disk space.
+    """Return the folder that contains one folder per artifact. Users can delete it to free disk space.
 
     Raises:
         RuntimeError: KOE5_ONNX_CACHE is not set and the user has no home folder.
@@ -40,7 +40,7 @@ def weight_folders() -> Path:
 
 
 def kept_bytes() -> int:
-    """Return the total size of all packed weights in bytes.
+    """Return the total size of all packed weights in the cache, in bytes.
 
     Raises:
         RuntimeError: See `weight_folders`.
@@ -53,7 +53,7 @@ def kept_bytes() -> int:
 
 
 def prepare(artifact: Artifact, graph: Graph) -> Path | None:
-    """Create the folder for a graph's packed weights and remove unused folders.
+    """Create the folder for a graph's packed weights, and remove outdated folders and files.
 
     Returns:
         The folder, or None (with a `SharedWeightsWarning`) if it cannot be created.
@@ -84,7 +84,7 @@ def _folder_of(artifact: Artifact, graph: Graph) -> Path:
 
 
 def _tidy(used: Path) -> None:
-    """Remove other layouts of the same weights, unused folders, and files of killed processes."""
+    """Remove unused folders, folders with another layout of the same weights, and unfinished files."""
     now = time.time()
     for folder in used.parent.iterdir():
         named = _FOLDER.fullmatch(folder.name)

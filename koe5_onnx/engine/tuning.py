@@ -1,8 +1,8 @@
 """Find the fastest batch size and number of parallel batches on this machine.
 
-The best values depend on caches and cores, not on texts, so `tune` measures the graph with random tokens. It
-takes about a minute for KoE5 in int8, and stores the result in the user's cache folder. Opening an artifact
-only reads this result.
+The best values depend on caches and cores, not on texts, so `tune` measures the graph with random tokens. For
+KoE5 in int8, this takes about a minute. The result is stored in the user's cache folder. Opening an artifact
+reads the result, but never measures.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ from koe5_onnx.options import EngineOptions
 from koe5_onnx.text.tokenizer import Tokens, random_tokens
 
 DEFAULT_BATCH_TOKENS = 512
-"""Default tokens per batch on CPUs. Larger batches exceed the CPU cache; measurements are in
-benchmarks/decisions/cpu-throughput.md."""
+"""Default maximum of tokens per batch on CPUs. The activations of larger batches exceed the CPU cache;
+measurements are in benchmarks/decisions/cpu-throughput.md."""
 
 DEFAULT_AMX_BATCH_TOKENS = 2048
-"""The same for the fused kernels with AMX, which wait less for weights in larger batches: 9 to 12 % faster
-than 512 with two threads on Intel; see benchmarks/decisions/cpu-throughput.md."""
+"""Default for the fused kernels with AMX, which wait less for weights in larger batches. It is 9 to 12 %
+faster than 512 with two threads on an Intel CPU; see benchmarks/decisions/cpu-throughput.md."""
 
 DEFAULT_GPU_BATCH_TOKENS = 32768
-"""Default tokens per batch on GPUs. On an H200, throughput is 5 % lower with 16,384 and 1 % higher with
-65,536; see benchmarks/decisions/gpu.md."""
+"""Default maximum of tokens per batch on GPUs. On an H200, throughput is 5 % lower with 16,384 and 1 % higher
+with 65,536; see benchmarks/decisions/gpu.md."""
 
 _BUDGETS = (256, 512, 1024, 2048, 4096)
 _GPU_BUDGETS = (16384, 32768, 65536, 131072)
 _GPU_PARALLEL_BATCHES = (1, 2)
-"""With two, one batch is prepared and copied while the other one runs."""
+"""With two parallel batches, one is prepared and copied while the other one runs."""
 _GPU_SAMPLES = 100
-"""Repetitions of the sample on GPUs: 300,000 tokens, which is several of the largest batches."""
+"""Repetitions of the sample texts on GPUs. Their 300,000 tokens fill several of the largest batches."""
 _WORTHWHILE = 1.02
 """Minimum speedup for preferring larger batches or more parallel batches."""
 _SAMPLE_LENGTHS = (512, 512, 300, 200, 120, *(60, 45, 32, 24) * 10)
-"""Token lengths of the sample texts: long passages and sentences, with about half of the tokens each."""
+"""Token lengths of the sample texts. About half of the tokens are in long passages, half in sentences."""
 
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Parallel batches, threads per batch and tokens per batch."""
+    """Parallel batches, threads per batch and maximum tokens per batch."""
 
     parallel_batches: int
     threads: int
@@ -76,7 +76,7 @@ class Profile:
     lowest_latency: Arrangement
     """Fastest arrangement without parallel batches, in which a single text uses all cores."""
     tokens_per_second: Sequence[tuple[Arrangement, float]]
-    """Median speed of each arrangement, in the order of measurement."""
+    """Each measured arrangement with its median speed over all rounds."""
 
 
 def tune(
@@ -86,16 +86,16 @@ def tune(
     rounds: int = 3,
     report: Report = lambda _line: None,
 ) -> Profile:
-    """Measure arrangements on this machine and store the best.
+    """Measure arrangements on this machine and store the results.
 
-    Each round measures up to 20 arrangements with 3,000 tokens, or 8 with 300,000 tokens on CUDA. Every round
-    measures all arrangements, so that a temporary load on the machine affects all of them alike.
-    Arrangements that cannot run, or do not fit into GPU memory, are skipped.
+    There are up to 20 arrangements on a CPU, measured with 3,000 tokens each, and up to 8 on a GPU, measured
+    with 300,000 tokens each. Every round measures all arrangements, so that a temporary load on the machine
+    affects all of them alike. Arrangements that cannot run, or do not fit into GPU memory, are skipped.
 
     Args:
         artifact: Opened artifact.
-        options: Engine options. `parallel_batches`, `threads` and `max_batch_tokens` are varied if they are
-            None, and fixed otherwise.
+        options: Engine options. If `parallel_batches`, `threads` or `max_batch_tokens` is None, several of
+            its values are measured, otherwise only the given one.
         rounds: Number of rounds, at least 1.
         report: Called with a line of text for each arrangement.
 
@@ -142,11 +142,12 @@ def remembered(artifact: Artifact, options: EngineOptions) -> Profile | None:
 
 
 def arrange(artifact: Artifact, options: EngineOptions) -> tuple[Arrangement, int]:
-    """Return the arrangement for `options`; values that are None come from `tune`, or else from defaults.
+    """Fill in options that are None from the stored result of `tune` or, if there is none, from defaults.
 
     Returns:
-        The arrangement, and the tokens per batch of a queue with texts of several callers. Its default is
-        smaller on CPUs with AMX, because a short text waits for the batch that runs.
+        The arrangement for calls of an Embedder, and the maximum tokens per batch for an AsyncEmbedder and
+        the server. The default of the latter is smaller on CPUs with AMX, because a query has to wait until
+        the running batch has finished.
     """
     on_gpu, parallel_batches = options.gpu is not None, options.parallel_batches
     needed = None in (parallel_batches, options.max_batch_tokens) or on_gpu
@@ -187,8 +188,6 @@ def _with_fixed(arrangement: Arrangement, options: EngineOptions) -> Arrangement
 
 
 class _Sessions(AbstractContextManager["_Sessions"]):
-    """Sessions by number of threads, opened on first use."""
-
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         self._artifact, self._options = artifact, options
         self._opened: dict[int, Session] = {}
@@ -205,7 +204,7 @@ class _Sessions(AbstractContextManager["_Sessions"]):
 
 
 def _thread_counts() -> list[int]:
-    """Return threads per batch to try: all cores, 1, and on larger machines also 8 and 4."""
+    """Return the numbers of threads per batch to measure: all cores, 1, and 4 and 8 if below all cores."""
     cores = usable_cores().count
     return sorted({cores, 1, *(count for count in (4, 8) if count < cores)}, reverse=True)
 
@@ -217,11 +216,8 @@ def _arrangements() -> Iterator[Arrangement]:
 
 
 def _gpu_arrangements() -> Iterator[Arrangement]:
-    """Yield the arrangements for GPUs, all for the same graph.
-
-    The padded and packed graph are not compared, because repeated shapes hide the cost that new shapes have
-    in the padded graph.
-    """
+    # All are for the same graph. `tune` repeats the same input shapes, but real texts have new shapes, which
+    # are slow in the padded graph.
     for parallel_batches, budget in itertools.product(_GPU_PARALLEL_BATCHES, _GPU_BUDGETS):
         yield Arrangement(parallel_batches, usable_cores().count, budget)
 

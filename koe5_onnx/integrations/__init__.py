@@ -7,7 +7,7 @@
     sentence_transformers    SentenceEncoder: API of SentenceTransformer, without PyTorch
     mteb                     Koe5Encoder
 
-They add the prompt "query" or "passage" if the framework distinguishes queries from documents. Integrations
-with the same artifact and options share one Embedder (shared_embedders.py). Importing this package does not
-import the modules.
+The integrations add the prompt "query" or "passage" if the framework distinguishes queries from documents.
+Those with the same artifact and options share one Embedder (shared_embedders.py). Importing this package does
+not import its modules.
 """

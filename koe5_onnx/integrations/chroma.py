@@ -30,7 +30,8 @@ except ImportError as error:
 class Koe5EmbeddingFunction(EmbeddingFunction[Documents]):
     """Embeds documents with the prompt "passage" and queries with the prompt "query".
 
-    The artifact is opened for the first text, because Chroma creates new instances to compare configurations.
+    The artifact is not opened before the first text is embedded, because Chroma also creates instances only
+    to compare their configurations.
 
     Args:
         artifact: Folder created by `koe5-onnx export`, or Hub id of an artifact.
@@ -66,7 +67,7 @@ class Koe5EmbeddingFunction(EmbeddingFunction[Documents]):
         return "koe5_onnx"
 
     def get_config(self) -> dict[str, Any]:
-        """Return the configuration that Chroma stores: artifact, dimension and options."""
+        """Return the configuration that Chroma stores: artifact, dimension and changed options."""
         return {"artifact": self._artifact, "dim": self._dim, **self._options.changed()}
 
     @staticmethod
@@ -75,7 +76,7 @@ class Koe5EmbeddingFunction(EmbeddingFunction[Documents]):
         return Koe5EmbeddingFunction(**config)
 
     def default_space(self) -> Space:
-        """Return the default distance of a collection."""
+        """Return the distance that Chroma uses for new collections."""
         return "cosine"
 
     def _rows(self, texts: Documents, prompt_name: str) -> list[npt.NDArray[Any]]:

@@ -28,8 +28,6 @@ except ImportError as error:
 
 
 class _Opened:
-    """An artifact that is opened by `warm_up` or the first run."""
-
     def __init__(self, artifact: str | Path, dim: int | None, options: EngineOptions) -> None:
         self.artifact, self.dim, self.options = str(artifact), dim, options
         self._async: AsyncEmbedder | None = None
@@ -93,7 +91,7 @@ class Koe5TextEmbedder:
         return {"embedding": rows[0].tolist()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Serialize the component: artifact and options."""
+        """Serialize the arguments of the component."""
         saved: dict[str, Any] = default_to_dict(
             self, artifact=self._opened.artifact, dim=self._opened.dim, **self._opened.options.changed()
         )
@@ -113,7 +111,7 @@ class Koe5DocumentEmbedder:
     Args:
         artifact: Folder created by `koe5-onnx export`, or Hub id of an artifact.
         meta_fields_to_embed: Fields of `Document.meta` whose values are prepended to the content, if present.
-        embedding_separator: Separator between these values and the content.
+        embedding_separator: Separator after each of these values.
         dim: Number of components to keep, one of `contract.dims`; None keeps all.
         **options: Fields of `EngineOptions`.
     """
@@ -162,7 +160,7 @@ class Koe5DocumentEmbedder:
         return {"documents": _with_embeddings(documents, embeddings)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Serialize the component: artifact and options."""
+        """Serialize the arguments of the component."""
         saved: dict[str, Any] = default_to_dict(
             self,
             artifact=self._opened.artifact,

@@ -27,11 +27,12 @@ except ImportError as error:
 class Koe5Embedding(BaseEmbedding):
     """Embeds texts and nodes with the prompt "passage" and queries with the prompt "query".
 
-    Accepts every field of `EngineOptions` by name, or an `EngineOptions` object as `options`. `to_dict` and
-    `from_dict` preserve the artifact's name and the options. Instances that have both in common share one
-    Embedder.
-    `embed_batch_size` is the number of texts per call of LlamaIndex. Large values are faster, because batches
-    are formed by tokens within a call.
+    The constructor accepts every field of `EngineOptions` by name, or an `EngineOptions` object as `options`.
+    `to_dict` and `from_dict` preserve the name of the artifact and the options. Instances with the same
+    artifact and options share one Embedder.
+
+    `embed_batch_size` is the number of texts that LlamaIndex passes per call. Larger values are faster,
+    because texts of similar length are batched within a call.
 
     Raises:
         Koe5Error: The artifact cannot be opened (see `Embedder.open`), or it does not support `dim`.

@@ -1,12 +1,12 @@
-"""Encoder for MTEB, to evaluate an artifact on the same tasks as its checkpoint. Requires the extra `mteb`.
+"""Encoder for MTEB, which evaluates an artifact on the tasks of MTEB. Requires the extra `mteb`.
 
 import mteb
 from koe5_onnx.integrations.mteb import Koe5Encoder
 
 mteb.evaluate(Koe5Encoder("koe5-int8"), mteb.get_tasks(tasks=["Ko-StrategyQA"]))
 
-Prompts are the same as for KoE5 in MTEB: "query" and "passage" in retrieval tasks, and none in tasks without
-this distinction (STS, classification, clustering).
+Prompts are those that MTEB uses for KoE5: "query" and "passage" in retrieval tasks, and none in other tasks
+(STS, classification, clustering).
 Source: https://github.com/embeddings-benchmark/mteb/blob/main/mteb/models/model_implementations/korean_models.py
 """
 
@@ -33,7 +33,7 @@ except ImportError as error:
     raise MissingDependencyError("mteb", "mteb", "the MTEB integration") from error
 
 _PROMPTS = {PromptType.query: "query", PromptType.document: "passage"}
-"""Prompt names by MTEB's prompt types."""
+"""Prompt name of the artifact for each prompt type of MTEB."""
 
 
 class Koe5Encoder(AbsEncoder):
@@ -67,10 +67,10 @@ class Koe5Encoder(AbsEncoder):
         precision: str | None = None,
         **_without_effect: Any,
     ) -> npt.NDArray[np.float32]:
-        """Embed the texts of a data loader: float32[n, dim], in its order.
+        """Embed all texts of `inputs`: float32[n, dim], in the order of the texts.
 
         Args:
-            inputs: Batches with a list of texts under the key "text".
+            inputs: Data loader of MTEB, whose batches have a list of texts under the key "text".
             task_metadata: Metadata of the task, for error messages.
             hf_split: Not used.
             hf_subset: Not used.
@@ -94,7 +94,6 @@ class Koe5Encoder(AbsEncoder):
 
 
 def _facts(embedder: Embedder, dim: int) -> dict[str, Any]:
-    """Return the metadata of the model for MTEB's results."""
     manifest = embedder.artifact.manifest
     source, contract = manifest.source, manifest.contract
     shortened = "" if dim == contract.dim else f"-{dim}"

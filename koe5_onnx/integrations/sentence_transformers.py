@@ -1,7 +1,7 @@
 """A replacement for SentenceTransformer that runs an artifact, without sentence-transformers and PyTorch.
 
-Arguments have the same meaning as in sentence-transformers. Unsupported arguments raise an error if ignoring
-them would change the result. Differences:
+Arguments have the same meaning as in sentence-transformers. An unsupported argument raises an error if
+ignoring it would change the result. Differences:
 
 - `truncate_dim` must be a dimension that the model was trained for.
 - An empty list of texts returns float32[0, dim].
@@ -30,7 +30,7 @@ from koe5_onnx.integrations.tensors import import_torch, like, rows
 from koe5_onnx.options import EngineFields
 
 LOGGER = logging.getLogger(__name__)
-"""Logger whose level decides about progress bars if `show_progress_bar` is None."""
+"""Logger whose level determines if progress bars are shown when `show_progress_bar` is None."""
 
 _QUERY = ("query",)
 _DOCUMENT = ("document", "passage", "corpus")
@@ -113,8 +113,8 @@ class SentenceEncoder:
             precision: "float32", or one bit per component: "ubinary" (uint8) or "binary" (int8).
             convert_to_numpy: If False, return a list of tensors. Requires PyTorch.
             convert_to_tensor: If True, return a tensor. Requires PyTorch.
-            device: None, or the device on which the artifact is open.
-            normalize_embeddings: True scales to unit length after truncation.
+            device: None, or the device on which the artifact was opened.
+            normalize_embeddings: True scales embeddings to unit length after truncation to `truncate_dim`.
             truncate_dim: Number of components to keep; None uses the value of the constructor. Truncated
                 embeddings are only normalized if `normalize_embeddings` is True.
             pool: Must be None. Use `parallel_batches` instead.
@@ -123,8 +123,8 @@ class SentenceEncoder:
             sentences: Former name of `inputs`.
 
         Returns:
-            float32[dim] for a single text, otherwise float32[n, dim] in the caller's order. Bits are packed:
-            uint8 or int8 with dim / 8 columns. Tensors have the same shapes.
+            float32[dim] for a single text, otherwise float32[n, dim] in the caller's order. With one bit per
+            component, the dtype is uint8 or int8 and the last axis dim / 8. Tensors have the same shapes.
 
         Raises:
             InputError: An argument is unknown, out of range or not supported, or a text is invalid.
@@ -177,12 +177,12 @@ class SentenceEncoder:
         return like(a @ b.T, embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Compute the contract's similarity of corresponding rows: float32[n]."""
+        """Compute the similarity of corresponding rows: float32[n]. Arguments are as in `similarity`."""
         a, b = self._comparable(embeddings1), self._comparable(embeddings2)
         return like(np.einsum("nd,nd->n", a, b), embeddings1, embeddings2)
 
     def _comparable(self, embeddings: Any) -> npt.NDArray[np.float32]:
-        """Return rows whose dot products are the contract's similarities."""
+        """Return embeddings as float32[n, dim], scaled so that dot products are the contract's similarity."""
         found = rows(embeddings)
         return found if self.embedder.contract.similarity == "dot" else unit(found)
 
@@ -215,7 +215,6 @@ class SentenceEncoder:
         return "cuda" if "CUDAExecutionProvider" in self.embedder.session.providers else "cpu"
 
     def _refuse(self, output_value: str | None, precision: str, device: Any, pool: Any, size: int) -> None:
-        """Raise an error for unsupported arguments."""
         if output_value != "sentence_embedding":
             raise InputError(f"output_value is {output_value!r}: expected 'sentence_embedding'")
         if precision not in _PACKED:
@@ -283,12 +282,7 @@ _PACKED: dict[str, Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]] = {
 
 
 def _the_one(inputs: Any, sentences: Any) -> Any:
-    """Return `inputs` or its former name `sentences`, whichever is given.
-
-    Raises:
-        TypeError: Neither or both are given.
-        InputError: The argument is neither a text nor a sequence of texts.
-    """
+    """Return the texts from the argument `inputs` or from `sentences`, its former name."""
     if (inputs is None) == (sentences is None):
         raise TypeError("expected exactly one of `inputs` and `sentences` (the former name of `inputs`)")
     texts = sentences if inputs is None else inputs

@@ -1,7 +1,7 @@
 """Share one Embedder between integrations with the same artifact and options.
 
-Frameworks use a model in several components of a pipeline and recreate components from their configuration.
-Without sharing, every component would load the weights again.
+Frameworks use a model in several components of a pipeline, and recreate components from a configuration. If
+each component opened its own Embedder, the weights would be loaded several times.
 """
 
 from __future__ import annotations
@@ -33,6 +33,6 @@ def opened(artifact: Embedder | str | Path, options: EngineOptions) -> Embedder:
         return artifact
     folder = Path(artifact)
     key = (folder.resolve() if folder.exists() else str(artifact), options)
-    # No lock, because a child would inherit it locked if another thread held it at a fork. At worst, two
-    # threads open the artifact at the same time, and one Embedder is discarded.
+    # Without a lock, two threads may open the artifact at the same time, and one Embedder is discarded. But a
+    # lock that another thread holds during a fork would stay locked in the child.
     return _OPEN.get(key) or _OPEN.setdefault(key, Embedder.open(artifact, options=options))

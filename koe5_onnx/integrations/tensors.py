@@ -1,4 +1,4 @@
-"""Convert between NumPy arrays and PyTorch tensors, importing PyTorch only to create tensors."""
+"""Convert between NumPy arrays and PyTorch tensors. PyTorch is imported only to create tensors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def like(result: npt.NDArray[np.float32], *arguments: Any) -> Any:
-    """Convert the result to a tensor if an argument is a tensor or a list of tensors."""
+    """Return `result` as a tensor if one of `arguments` is a tensor or a list of tensors."""
     first = [one[0] if isinstance(one, list | tuple) and one else one for one in arguments]
     return import_torch().from_numpy(result) if any(map(_is_tensor, first)) else result
 

@@ -65,15 +65,26 @@ class PromptFields(Documented):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, given: Any) -> Any:
-        """Leave out fields that are null, because clients send null for every option that is not set."""
+    def _flat(cls, given: Any) -> Any:
+        """Move the fields of `parameters` to the top level, and leave out fields that are null.
+
+        Clients send null for every option that is not set.
+        """
         if not isinstance(given, dict):
             return given
-        return {name: value for name, value in given.items() if value is not None}
+        nested = given.get("parameters") if "parameters" in cls.model_fields else None
+        if isinstance(nested, dict):
+            given = _not_null(nested) | _not_null(given)
+            del given["parameters"]
+        return _not_null(given)
 
     def model_post_init(self, _context: object) -> None:
         """Keep only the names of unknown fields, because their values can take 20 times their bytes."""
         self.__pydantic_extra__ = dict.fromkeys(self.model_extra or ())
+
+
+def _not_null(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 class EmbedFields(PromptFields):

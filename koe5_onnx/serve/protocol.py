@@ -17,6 +17,7 @@ MAX_HEAD_BYTES = 65_536
 """Maximum bytes of the request line and the headers, or of the trailers.
 Source: uvicorn's limit with h11, https://www.uvicorn.org/settings/"""
 
+_OFFER_OPTIONS = (b"upgrade", b"http2-settings")
 _INVALID = "Invalid HTTP request received."
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
@@ -127,7 +128,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def _head_without_offer(self) -> bytes:
         version = self.scope["http_version"].encode()
         lines = [b"%s %s HTTP/%s" % (self.scope["method"].encode(), self.url, version)]
-        lines += [b"%s: %s" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        for name, value in self.headers:
+            if name == b"connection":  # older parsers do not find "close" before the options of an offer
+                options = [option.strip() for option in value.split(b",")]
+                value = b", ".join(option for option in options if option.lower() not in _OFFER_OPTIONS)
+            if name != b"upgrade":
+                lines.append(b"%s: %s" % (name, value))
         return b"\r\n".join([*lines, b"", b""])
 
     def _should_upgrade(self) -> bool:

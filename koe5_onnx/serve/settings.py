@@ -46,8 +46,8 @@ class Settings:
     """Maximum number of texts per request, the same as OpenAI's.
     Source: https://platform.openai.com/docs/api-reference/embeddings/create"""
     max_text_characters: int = 262_144
-    """Maximum number of characters, or of token IDs, per text. Tokenizing takes about 330 bytes per
-    character."""
+    """Maximum number of characters, or of token IDs, per text. Up to this length, tokenizing takes about 330
+    bytes per character."""
     max_request_tokens: int = 300_000
     """Maximum number of tokens per request, after truncation, the same as OpenAI's."""
     max_queue_tokens: int = 524_288

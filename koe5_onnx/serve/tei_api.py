@@ -28,7 +28,15 @@ memory of one that is embedded."""
 _EXAMPLE: dict[str, Any] = {"inputs": "대한민국의 수도는?", "prompt_name": "query"}
 
 
-class EmbedRequest(EmbedFields):
+class Nested(Documented):
+    """Field of all requests with `inputs`."""
+
+    parameters: dict[str, Any] | None = Field(
+        None, description="The other fields as an object. Those next to inputs take precedence"
+    )
+
+
+class EmbedRequest(Nested, EmbedFields):
     """Request for embeddings."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
@@ -46,17 +54,14 @@ class SimilarityInputs(Documented):
     """The other texts."""
 
 
-class SimilarityRequest(EmbedFields):
+class SimilarityRequest(Nested, EmbedFields):
     """Request for the similarity of texts."""
 
     inputs: SimilarityInputs
     """The texts to compare."""
-    parameters: EmbedFields | None = Field(
-        None, description="The other fields as an object, which replaces those next to inputs"
-    )
 
 
-class TokenizeRequest(PromptFields):
+class TokenizeRequest(Nested, PromptFields):
     """Request for the tokens of texts."""
 
     inputs: str | Texts
@@ -149,9 +154,8 @@ def tei_routes(requests: RequestEmbedder, names: ModelNames) -> APIRouter:
 
     @router.post("/similarity", response_model=list[float], summary="Compare texts")
     async def similarity(request: Request, body: SimilarityRequest) -> Response:
-        fields = body.parameters or body
-        inputs = requests.inputs.read(_texts(body.inputs), fields, "inputs")
-        encoded, headers = await requests.answer(request, inputs, fields.dimensions)
+        inputs = requests.inputs.read(_texts(body.inputs), body, "inputs")
+        encoded, headers = await requests.answer(request, inputs, body.dimensions)
         first, others = encoded.embeddings[:1], encoded.embeddings[1:]
         return _json(requests.embedder.similarity(first, others)[0], headers)
 

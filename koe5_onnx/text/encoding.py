@@ -1,7 +1,7 @@
 """Encodings of input files: UTF-8, and those that Excel and Windows write in Korea.
 
-A general detector such as charset-normalizer is not used, because it considers more encodings: its version
-3.5 takes a CP949 file with a single Korean word for Big5.
+A general detector such as charset-normalizer is not used, because it considers more encodings: version 3.5
+mistakes a CP949 file with a single Korean word for Big5.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from koe5_onnx.errors import InputError
 AUTO = "auto"
 SAMPLE_BYTES = 1 << 20
 _MAX_SAMPLES = 64
-"""Number of samples that are read at most. If all are ASCII, the file counts as ASCII."""
+"""Maximum number of samples, of `SAMPLE_BYTES` each, that are searched for a byte that is not ASCII."""
 
 _BOMS = {
     "utf-8": codecs.BOM_UTF8,
@@ -50,7 +50,7 @@ def canonical(name: str) -> str:
 
 
 def sample_of(stream: BinaryIO) -> bytes:
-    """Return the first chunk of one megabyte that is not ASCII, or the last chunk read if all are ASCII."""
+    """Return the first mebibyte of a file that is not pure ASCII; if there is none, the last one read."""
     sample = b""
     for _ in range(_MAX_SAMPLES):
         chunk = stream.read(SAMPLE_BYTES)
@@ -63,7 +63,7 @@ def sample_of(stream: BinaryIO) -> bytes:
 def codec_of(name: str, found: str | None) -> str:
     """Return the codec of a file: `name`, or the detected codec if `name` is "auto" or "utf-16".
 
-    "utf-16" does not say which byte order the file has.
+    "utf-16" does not state the byte order.
 
     Args:
         name: Result of `canonical`.
@@ -77,7 +77,7 @@ def codec_of(name: str, found: str | None) -> str:
 
 
 def likely(sample: bytes) -> str | None:
-    """Return "utf-8", "utf-16-le", "utf-16-be" or "cp949", which a sample probably has; None for others."""
+    """Guess the codec of a sample: "utf-8", "utf-16-le", "utf-16-be" or "cp949"; None if it is another."""
     if (found := _utf16(sample)) is not None:
         return found
     lines = [line for line in sample.split(b"\n")[:-1] or [sample] if not line.isascii()]
@@ -86,10 +86,10 @@ def likely(sample: bytes) -> str | None:
         return "utf-8"
     decoded = [text for text, reason in (decode(line, "cp949") for line in bad) if reason is None]
     text = "".join(decoded)
-    # Read as CP949, Chinese and Japanese become rare syllables mixed with hanja and single letters.
+    # Chinese or Japanese text decoded as CP949 becomes rare Hangul syllables, hanja and single letters.
     hangul, hanja, others = (len(kind.findall(text)) for kind in (_HANGUL, _HANJA, _NOT_ASCII))
     korean = 2 * hangul > others and hangul > 5 * hanja
-    # A few lines of CP949 in a file with other bytes that are not UTF-8 are damage, not an encoding.
+    # If a tenth or more of the lines that are not UTF-8 are not CP949 either, the file is not CP949.
     return "cp949" if korean and len(bad) > 10 * (len(bad) - len(decoded)) else None
 
 
@@ -116,7 +116,7 @@ def decode(content: bytes, encoding: str = "utf-8") -> tuple[str, str | None]:
 
 
 def without_mark(line: bytes, encoding: str) -> bytes:
-    """Return the first line of a file without a byte order mark."""
+    """Remove a byte order mark from the first line of a file."""
     return line.removeprefix(_BOMS.get(encoding, b""))
 
 
@@ -134,7 +134,7 @@ def read_line(stream: BinaryIO, encoding: str, limit: int) -> bytes:
         limit: Maximum number of bytes, an even number; -1 for no limit.
     """
     line = stream.readline(limit)
-    # In UTF-16, the byte 10 is also half of other characters.
+    # In UTF-16, a byte with the value of a line feed can be half of another character.
     while encoding in _LINE_ENDS and line and not ends(line, encoding) and len(line) != limit:
         more = stream.read(1) if len(line) % 2 else stream.readline(max(-1, limit - len(line)))
         if not more:

@@ -41,9 +41,9 @@ def count_doubled(texts: Sequence[str], prompt: str, prompts: Iterable[str]) -> 
     """Count the texts to which `prompt` is added although they begin with a prompt.
 
     Args:
-        texts: Texts without `prompt`.
-        prompt: Text of the prompt that is added; "" counts none.
-        prompts: All prompts of the contract. Spaces around them do not count.
+        texts: Texts before `prompt` is added.
+        prompt: Prompt that is added; if it is "", the result is 0.
+        prompts: All prompts of the contract. Spaces at their ends are ignored.
     """
     known = tuple(filter(None, map(str.strip, {prompt, *prompts})))
     return sum(text.lstrip().startswith(known) for text in texts) if prompt else 0

@@ -1,15 +1,16 @@
 """Convert texts to token ids: normalize to NFC, tokenize and truncate. Padding is in engine/batching.py.
 
-Decomposed Hangul, as in macOS file names and the output of many PDF extractors, is normalized to NFC first.
-SentencePiece, which was used in training, does the same; the Rust tokenizer does not.
+macOS file names and the output of many PDF extractors contain decomposed Hangul. SentencePiece, which was
+used in training, composes it, but the Rust tokenizer does not.
 Source: https://github.com/huggingface/tokenizers/issues/2116
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,16 @@ import numpy.typing as npt
 import tokenizers
 
 from koe5_onnx.errors import ArtifactError, InputError
+from koe5_onnx.text.parts import Parts
+
+Ids = npt.NDArray[np.int32]
+"""Token ids of a text or of a part of it: int32[length]."""
 
 _TEXTS_PER_CALL, _CHARACTERS_PER_CALL = 2048, 262_144
-"""Maximum texts and characters per call of the Rust tokenizer, to bound memory: its encodings take 250 to 330
-bytes per character until the ids are copied. A longer text is encoded in a separate call."""
+"""Maximum texts and characters per call of the Rust tokenizer. They bound the memory of the results, which
+take 250 to 330 bytes per character. A text with more characters is tokenized in parts."""
+_PART_CHARACTERS = 32_768
+"""Minimum length of a part of a longer text. The parts of a call are tokenized in parallel."""
 _UNCOUNTED = ("0.23.1", "0.23.2")
 """Versions of tokenizers that do not report truncated tokens.
 Source: https://github.com/huggingface/tokenizers/issues/2091"""
@@ -28,21 +35,24 @@ Source: https://github.com/huggingface/tokenizers/issues/2091"""
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of texts, without padding, in the caller's order."""
+    """Token ids of texts, without padding, in the caller's order.
 
-    ids: list[npt.NDArray[np.int32]]
-    """int32[length] per text, `<s>` and `</s>` included, at most max_tokens."""
+    With `overflow="average"`, a text above the token limit is split into parts that fit the limit.
+    """
+
+    ids: list[Ids]
+    """int32[length] per text, with `<s>` and `</s>`: the text truncated at the limit, or its first part."""
     full_lengths: npt.NDArray[np.int32]
-    """int32[n]: tokens of each text before truncation."""
+    """int32[n]: tokens of each text before truncation. See `Tokenizer.encode` for the texts whose number is
+    approximate."""
     composed: npt.NDArray[np.bool_]
     """bool[n]: True if Unicode normalization changed the text."""
-    further: Mapping[int, Sequence[npt.NDArray[np.int32]]] = field(default_factory=dict)
-    """Rest of each text above the token limit, by row, in parts like those of `ids`. Empty unless the texts
-    are averaged."""
+    further: Mapping[int, Sequence[Ids]] = field(default_factory=dict)
+    """Ids of the second and later parts of each split text, by the index of the text in `ids`."""
 
     @classmethod
-    def of(cls, ids: list[npt.NDArray[np.int32]]) -> Tokens:
-        """Create Tokens from ids alone, marked as neither truncated nor normalized."""
+    def of(cls, ids: list[Ids]) -> Tokens:
+        """Create Tokens for texts that were neither truncated nor normalized, from their ids."""
         lengths = np.fromiter(map(len, ids), dtype=np.int32, count=len(ids))
         return cls(ids, lengths, np.zeros(len(ids), dtype=np.bool_))
 
@@ -53,12 +63,17 @@ class Tokens:
         return Tokens(self.ids[rows], self.full_lengths[rows], self.composed[rows], further)
 
     @property
-    def parts(self) -> list[npt.NDArray[np.int32]]:
-        """Ids of all parts: `ids`, then the further parts of each text."""
+    def parts(self) -> list[Ids]:
+        """All arrays of `ids`, followed by all arrays of `further`."""
         return [*self.ids, *(ids for parts in self.further.values() for ids in parts)]
 
     def distinct(self) -> tuple[Tokens, npt.NDArray[np.intp]]:
-        """Return the distinct parts, and for each part the index of the distinct part that it equals."""
+        """Remove duplicates from `parts`.
+
+        Returns:
+            Tokens with the distinct parts as texts, and intp[parts]: the index of each part among these.
+            The Tokens are `self` if no part is a duplicate and no text is split.
+        """
         row_of: dict[bytes, int] = {}
         parts = self.parts
         rows = np.fromiter(
@@ -69,7 +84,7 @@ class Tokens:
         return Tokens.of([np.frombuffer(key, dtype=np.int32) for key in row_of]), rows
 
     def averaged(self, embeddings: npt.NDArray[np.float32], *, normalize: bool) -> npt.NDArray[np.float32]:
-        """Return the embeddings of the texts, float32[n, dim], from those of all parts.
+        """Average the embeddings of the parts of each text, weighted by their tokens: float32[n, dim].
 
         Args:
             embeddings: float32[parts, dim], in the order of `parts`.
@@ -98,7 +113,10 @@ class Tokens:
 
 
 def random_tokens(vocabulary: int, lengths: npt.NDArray[np.int64], seed: int = 0) -> Tokens:
-    """Return random ids for texts of the given lengths, int64[n], avoiding special tokens if possible."""
+    """Return random ids for texts of the given lengths, int64[n].
+
+    Ids below 4, which are special tokens in XLM-R, are avoided if the vocabulary is larger.
+    """
     rng = np.random.default_rng(seed)
     lowest = min(4, vocabulary - 1)
     return Tokens.of([rng.integers(lowest, vocabulary, length).astype(np.int32) for length in lengths])
@@ -125,7 +143,7 @@ class Tokenizer:
         file: A tokenizer.json. Its padding and truncation settings are ignored.
         max_tokens: Maximum number of tokens, special tokens included.
         unicode_form: Unicode normalization, as in `Contract.unicode_form`.
-        keep_rest: Keep the rest of texts above the limit in `Tokens.further`.
+        keep_rest: True to split texts above the limit instead of truncating them (see `Tokens`).
 
     Raises:
         ArtifactError: The file is missing or invalid, or the installed version of tokenizers does not report
@@ -150,12 +168,18 @@ class Tokenizer:
         # The tokenizer keeps </s> when it truncates; slicing the ids would drop it.
         self._rust.enable_truncation(max_tokens)
         self._specials = self._rust.num_special_tokens_to_add(is_pair=False)
+        self._parts = Parts(self._rust)
         self._composes, self._keep_rest = unicode_form is not None, keep_rest
         self.max_tokens = max_tokens
         self.vocabulary = self._rust.get_vocab_size(with_added_tokens=True)
 
     def encode(self, texts: Sequence[str]) -> Tokens:
-        """Encode texts in parallel.
+        """Tokenize texts on several threads.
+
+        A text of more than 262,144 characters is encoded in parts, which bounds memory and yields the same
+        ids. This requires spaces or line breaks between words. The tokens of a longer stretch without them
+        are counted approximately, in parts that are cut anywhere, unless the ids that truncation keeps depend
+        on the whole stretch: then it is encoded at once.
 
         Args:
             texts: Any number of texts. An empty text has only special tokens.
@@ -163,24 +187,28 @@ class Tokenizer:
         Raises:
             InputError: A text is not a str, or contains a lone surrogate (half of a UTF-16 pair).
         """
-        ids: list[npt.NDArray[np.int32]] = []
+        ids: list[Ids] = []
         full_lengths: list[int] = []
-        further: dict[int, Sequence[npt.NDArray[np.int32]]] = {}
+        further: dict[int, Sequence[Ids]] = {}
         require_unicode(texts)
         texts, composed = self._compose(texts)
         for chunk in _calls(texts):
-            for encoding in self._rust.encode_batch(chunk):
-                if self._keep_rest and (rest := encoding.overflowing):
-                    further[len(ids)] = [np.asarray(part.ids, dtype=np.int32) for part in rest]
-                ids.append(np.asarray(encoding.ids, dtype=np.int32))
-                full_lengths.append(self._full_length(encoding))
+            if len(chunk[0]) > _CHARACTERS_PER_CALL:
+                found = [self._encode_long(chunk[0])]
+            else:
+                found = [self._windows_of(encoding) for encoding in self._rust.encode_batch(chunk)]
+            for windows, full_length in found:
+                if self._keep_rest and len(windows) > 1:
+                    further[len(ids)] = windows[1:]
+                ids.append(windows[0])
+                full_lengths.append(full_length)
         return Tokens(ids, np.asarray(full_lengths, dtype=np.int32), composed, further)
 
     def require_ids(self, expected: Mapping[str, Sequence[int]], made_with: str) -> None:
         """Check that texts have the same ids as when the artifact was exported.
 
         Args:
-            expected: Ids by text.
+            expected: Ids at export, by text.
             made_with: Version of tokenizers at export.
 
         Raises:
@@ -203,7 +231,7 @@ class Tokenizer:
         """
         require_unicode([text])
         ((text,), _) = self._compose([text])
-        # Unlike encode, encode_batch lets other Python threads run.
+        # encode_batch releases the GIL; encode does not.
         (first,) = self._rust.encode_batch([text])
         parts = [_pieces_of(part, text) for part in (first, *first.overflowing)]
         body = [piece for part in parts for piece in part if not piece.special]
@@ -222,13 +250,65 @@ class Tokenizer:
             ]
         return texts, np.array(changed, dtype=np.bool_)
 
-    def _full_length(self, encoding: tokenizers.Encoding) -> int:
-        cut = sum(len(part.ids) - self._specials for part in encoding.overflowing)
-        return len(encoding.ids) + cut
+    def _windows_of(self, encoding: tokenizers.Encoding) -> tuple[list[Ids], int]:
+        """Return the ids of a text in windows of max_tokens, and their number before truncation.
+
+        There is a single window unless the rest is kept.
+        """
+        rest = encoding.overflowing
+        kept = (encoding, *rest) if self._keep_rest else (encoding,)
+        full_length = len(encoding.ids) + sum(len(part.ids) - self._specials for part in rest)
+        return [np.asarray(part.ids, dtype=np.int32) for part in kept], full_length
+
+    def _encode_long(self, text: str) -> tuple[list[Ids], int]:
+        """Return the same as `_windows_of` for a text that is encoded in parts."""
+        width = self.max_tokens - self._specials
+        body: list[Ids] = []
+        kept = total = 0
+        for chunk in _calls(self._parts.split(text, _PART_CHARACTERS)):
+            # One more than is kept, to know for certain that the text is truncated.
+            ids, count = self._body_of(chunk, max(0, width + 1 - kept))
+            total += count
+            if self._keep_rest or kept <= width:
+                body.append(ids)
+                kept += len(ids)
+        together = np.concatenate(body)
+        starts = range(0, max(1, len(together)), width)
+        opening, closing = self._frame
+        windows = [
+            np.concatenate((opening, together[start : start + width], closing))
+            for start in (starts if self._keep_rest else starts[:1])
+        ]
+        return windows, total + self._specials
+
+    def _body_of(self, parts: list[str], needed: int) -> tuple[Ids, int]:
+        """Return the first ids of parts, at least `needed`, and the number of all, without special tokens."""
+        is_too_long = len(parts[0]) > _CHARACTERS_PER_CALL and not self._keep_rest
+        if is_too_long and (head := self._parts.head(parts[0], needed)) is not None:
+            slices = (
+                parts[0][start : start + _PART_CHARACTERS]
+                for start in range(0, len(parts[0]), _PART_CHARACTERS)
+            )
+            count = sum(len(self._ids_of(call)) for call in _calls(slices))
+            return np.asarray(head, dtype=np.int32), max(count, len(head))
+        ids = self._ids_of(parts)
+        return ids, len(ids)
+
+    def _ids_of(self, parts: list[str]) -> Ids:
+        """Return the ids of all parts together, without special tokens."""
+        encodings = self._rust.encode_batch(parts, add_special_tokens=False)
+        rows = [row.ids for encoding in encodings for row in (encoding, *encoding.overflowing)]
+        return np.concatenate([np.asarray(row, dtype=np.int32) for row in rows])
+
+    @cached_property
+    def _frame(self) -> tuple[Ids, Ids]:
+        """Special tokens before and after the tokens of a text."""
+        (encoding,) = self._rust.encode_batch(["a"])
+        ids, mask = np.asarray(encoding.ids, dtype=np.int32), encoding.special_tokens_mask
+        return ids[: mask.index(0)], ids[len(ids) - mask[::-1].index(0) :]
 
 
-def _calls(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Split texts into chunks, each for one call of the Rust tokenizer."""
+def _calls(texts: Iterable[str]) -> Iterator[list[str]]:
     chunk: list[str] = []
     characters = 0
     for text in texts:
@@ -250,7 +330,7 @@ def _pieces_of(encoding: tokenizers.Encoding, text: str) -> list[Piece]:
 
 
 def require_unicode(texts: Sequence[str]) -> None:
-    """Reject texts that the Rust tokenizer would reject without naming the text.
+    """Check that all texts are valid, because errors of the Rust tokenizer do not name the text.
 
     Raises:
         InputError: A text is not a str, or contains a lone surrogate (half of a UTF-16 pair).

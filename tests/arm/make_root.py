@@ -27,7 +27,7 @@ CPU variant\t: 0x1
 CPU part\t: 0xd40
 CPU revision\t: 1
 """
-"""Arm's Neoverse V1. ONNX Runtime's wheel crashes while it is imported if it finds the file of an x86 CPU."""
+"""/proc/cpuinfo of a Neoverse V1. With the file of an x86 CPU, the import of ONNX Runtime's wheel crashes."""
 
 
 def main(folder: Path, architecture: str = "arm64", release: str | None = None) -> None:

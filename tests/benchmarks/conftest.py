@@ -1,4 +1,4 @@
-"""Shared by the benchmark tests: a tiny checkpoint, its artifacts, small datasets in files."""
+"""Fixtures of the benchmark tests: a tiny checkpoint, its artifacts, small datasets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def seeded(made_once):
 
 @pytest.fixture(scope="session")
 def exported(seeded, made_once):
-    """Return the checkpoint's exported folders by precision."""
+    """Return the folders of the checkpoint's artifacts by precision."""
 
     def export(precision):
         options = ExportOptions(precision=precision)
@@ -58,7 +58,7 @@ def write_beir(tmp_path):
 
 @pytest.fixture
 def demo_dataset(write_beir):
-    """Return a dataset made from the project's built-in texts; one passage exceeds every token limit."""
+    """Return the folder of a dataset with built-in texts, one of which exceeds every token limit."""
     passages = [*SAMPLE_PASSAGES, *CALIBRATION[:70], " ".join(CALIBRATION)]
     return write_beir(
         [{"_id": f"q{row}", "text": text} for row, text in enumerate(SAMPLE_QUERIES)],

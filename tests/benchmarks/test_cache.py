@@ -9,7 +9,7 @@ WHO = {"weights": "abc", "measured_with": {"torch": "2"}}
 
 
 class Counter:
-    """Embeds each text as its number. Can be interrupted."""
+    """Embeds each text as its number. Raises KeyboardInterrupt after `stop_after` texts."""
 
     def __init__(self, stop_after=None):
         self.seen = []
@@ -26,7 +26,7 @@ def expected():
     return np.array([[row, 1] for row in range(len(TEXTS))], dtype=np.float32)
 
 
-def test_the_second_time_nothing_is_embedded(tmp_path):
+def test_cached_texts_are_not_embedded_again(tmp_path):
     first, second = Counter(), Counter()
     np.testing.assert_array_equal(embed_cached(tmp_path / "new", WHO, TEXTS, first), expected())
     np.testing.assert_array_equal(embed_cached(tmp_path / "new", WHO, TEXTS, second), expected())
@@ -50,7 +50,7 @@ def test_an_interrupted_run_continues_where_it_stopped(tmp_path):
         (WHO, [f"texts {number}" for number in range(len(TEXTS))]),
     ],
 )
-def test_another_encoder_or_text_is_embedded_anew(tmp_path, who, texts):
+def test_another_encoder_or_text_is_not_found_in_the_cache(tmp_path, who, texts):
     embed_cached(tmp_path, WHO, TEXTS, Counter())
     second = Counter()
     embed_cached(tmp_path, who, texts, second)
@@ -63,7 +63,7 @@ def test_progress_counts_texts(tmp_path):
     assert seen == [(PART, len(TEXTS)), (2 * PART, len(TEXTS)), (len(TEXTS), len(TEXTS))]
 
 
-def test_a_damaged_file_is_named(tmp_path):
+def test_a_damaged_cache_file_is_an_error(tmp_path):
     embed_cached(tmp_path, WHO, TEXTS[:3], Counter())
     (file,) = tmp_path.iterdir()
     np.save(file, np.ones((2, 2), np.float32))

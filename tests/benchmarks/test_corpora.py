@@ -35,14 +35,14 @@ def folder(write_beir):
     return write_beir(QUERIES, PASSAGES, QRELS)
 
 
-def test_a_folder_by_its_path(folder):
+def test_a_folder_is_loaded_by_its_path(folder):
     dataset = load(str(folder))
     assert (dataset.name, dataset.source) == ("beir", str(folder))
     assert dataset.queries == ["a", "b", "c", "d"]
     assert dataset.passages == [name * 3 for name in "abcdefgh"]
 
 
-def test_a_known_dataset_in_a_folder_has_its_name_on_the_card(folder):
+def test_a_known_dataset_in_a_folder_keeps_its_title(folder):
     assert load("autorag", folder).name == "AutoRAG-benchmark"
 
 
@@ -53,7 +53,7 @@ def test_the_hash_covers_every_text_and_judgment(folder, write_beir):
     assert load(str(folder)).sha256 != load(str(other)).sha256
 
 
-def test_a_limit_keeps_what_is_relevant(folder):
+def test_a_limit_keeps_relevant_passages(folder):
     dataset = load("autorag", folder, limit=2)
     assert list(dataset.contents.queries) == ["qa", "qb"]
     assert list(dataset.contents.passages) == ["a", "b", "c", "d", "h"]
@@ -81,7 +81,7 @@ def test_two_folders_are_refused(folder):
         ([], "0 queries"),
     ],
 )
-def test_useless_judgments_are_refused(write_beir, qrels, message):
+def test_missing_judgments_or_passages_are_rejected(write_beir, qrels, message):
     with pytest.raises(InputError, match=message):
         load(str(write_beir(QUERIES, PASSAGES, qrels)))
 
@@ -95,7 +95,7 @@ def fetch(hub, tmp_path, repository=REPOSITORY):
     return done.stdout.strip()
 
 
-def test_the_hub_download_has_the_files_of_a_layout(folder, tmp_path):
+def test_only_dataset_files_are_downloaded(folder, tmp_path):
     files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     with serving({**files, "pictures/large.png": b"not wanted"}) as hub:
         assert fetch(hub, tmp_path) == f"AutoRAG-benchmark {REPOSITORY}@{COMMIT} 4 8"

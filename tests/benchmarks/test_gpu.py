@@ -39,7 +39,7 @@ def test_the_gpu_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "cpu"])
-def test_contenders_are_alike_but_for_what_they_compare(device):
+def test_contenders_differ_only_in_what_is_compared(device):
     found = gpu_contenders(device)
     assert tuple(found) == GPU_NAMES
     assert {one.environment for one in found.values()} == {OWN}
@@ -52,7 +52,7 @@ def test_contenders_are_alike_but_for_what_they_compare(device):
     assert [one.options["attention"] for one in torch] == ["sdpa", "flash_attention_2", "sdpa"]
 
 
-def test_a_pass_is_long_enough():
+def test_the_corpus_is_repeated_to_the_length_of_a_pass():
     corpus = Corpus("short", ["a", "b"], [3, 4])
     assert gpu.lengthened(corpus, 21).tokens == 21
     assert gpu.lengthened(corpus, 22).texts == ["a", "b"] * 4
@@ -68,7 +68,7 @@ def test_the_ceiling_counts_all_layers():
     assert ceiling.measure()["fp16"] > 0
 
 
-def test_a_missed_gate_is_a_fault_in_the_result(exported, seeded, monkeypatch):
+def test_a_failed_verification_is_recorded(exported, seeded, monkeypatch):
     def miss(*_args, **_kwargs):
         raise FidelityError("too far from PyTorch")
 
@@ -78,7 +78,7 @@ def test_a_missed_gate_is_a_fault_in_the_result(exported, seeded, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings of tracing
-def test_the_padded_fp16_graph_of_others(seeded, tmp_path):
+def test_the_fp16_graph_for_onnx_runtime(seeded, tmp_path):
     """The graph can be made without a GPU. On a CPU, ONNX Runtime computes in fp32 and rounds to fp16."""
     for kind, source in (("onnx", seeded), ("ort-fp16", tmp_path / "onnx")):
         (tmp_path / kind).mkdir()
@@ -99,7 +99,7 @@ def test_the_padded_fp16_graph_of_others(seeded, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::koe5_onnx.TruncationWarning")
-def test_the_cpu_replaces_the_gpu(seeded, tmp_path, capsys, monkeypatch):
+def test_a_complete_run_on_the_cpu(seeded, tmp_path, capsys, monkeypatch):
     pytest.importorskip("sentence_transformers")
     monkeypatch.setattr("benchmarks.speed.throughput.SETTLE_SECONDS", 0)
     names = ("koe5", "koe5-padded", "sentence-transformers-sdpa")

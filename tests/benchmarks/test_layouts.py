@@ -72,7 +72,7 @@ def test_beir_in_parquet_shards(tmp_path):
     assert relevant == {"1": {"a": 1}, "2": {"b": 2}}
 
 
-def test_faq_has_each_answer_and_each_question_once(tmp_path):
+def test_equal_faq_questions_and_answers_are_merged(tmp_path):
     rows = [("왜?", "그래서.\n\n정말로."), ("언제?", "그래서.\n\n정말로."), ("왜?", "아니라서, 또는")]
     (tmp_path / "data").mkdir()
     with (tmp_path / "data/korean.csv").open("w", encoding="utf-8", newline="") as stream:
@@ -83,7 +83,7 @@ def test_faq_has_each_answer_and_each_question_once(tmp_path):
     assert relevant == {"q0": {"p0": 1, "p1": 1}, "q1": {"p0": 1}}
 
 
-def test_an_unknown_layout_names_what_is_there(tmp_path):
+def test_an_unknown_layout_lists_the_files_found(tmp_path):
     (tmp_path / "corpus.jsonl").write_text("")
     with pytest.raises(InputError, match=r"Expected corpus.parquet.*found corpus.jsonl"):
         read_contents(tmp_path)
@@ -95,7 +95,7 @@ def test_an_unknown_layout_names_what_is_there(tmp_path):
     ("file", "text", "message"),
     [
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\nnonsense\n', "cannot be read"),
-        ("corpus.jsonl", '{"_id": "a"}\n', "row 1 has no text, which every row needs; it has _id"),
+        ("corpus.jsonl", '{"_id": "a"}\n', "row 1 has no text, expected one in every row; the row has _id"),
         ("corpus.jsonl", '{"_id": "a", "text": 3}\n', "text contains 3, expected only texts"),
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n', "'a' is not unique"),
         ("corpus.jsonl", "[1, 2]\n", "not JSON objects"),

@@ -19,12 +19,12 @@ def texts_of(svg: bytes) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]+)</text>", svg.decode("utf-8"))
 
 
-def test_the_committed_tables_are_those_of_the_results():
+def test_the_committed_tables_match_the_results():
     text = PAGE.read_text(encoding="utf-8")
     assert updated(text, tables(), PAGE.name) == text, "run python -m benchmarks performance"
 
 
-def test_the_committed_chart_is_that_of_the_results():
+def test_the_committed_chart_matches_the_results():
     pytest.importorskip("matplotlib")
     drawn = speed_chart(speeds())
     assert texts_of(CHART.read_bytes()) == texts_of(drawn), "run python -m benchmarks performance"

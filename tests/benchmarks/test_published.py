@@ -24,12 +24,12 @@ def test_whole_numbers_of_hits_give_all_published_figures(model):
 
 
 @pytest.mark.parametrize("model", PRINTED_MRR_3)
-def test_the_same_hits_in_the_same_order_give_the_printed_reciprocal_rank(model):
+def test_the_hits_in_reverse_order_give_the_printed_reciprocal_rank(model):
     first, second, third = autorag_hits(PUBLISHED[AUTORAG][model])
     assert round((first / 3 + second / 2 + third) / AUTORAG_QUERIES, 4) == PRINTED_MRR_3[model]
 
 
-def test_the_standard_figure_is_above_the_first_rank_alone():
+def test_the_standard_ndcg_3_is_above_ndcg_1():
     for published in PUBLISHED[AUTORAG].values():
         assert published.ndcg_3 < published.ndcg_1 < standard_autorag_ndcg_3(published)
     assert standard_autorag_ndcg_3(PUBLISHED[AUTORAG]["KoE5"]) == pytest.approx(

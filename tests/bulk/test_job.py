@@ -16,6 +16,7 @@ from edited_json import edited
 from koe5_onnx import ArtifactError, EngineOptions, InputError
 from koe5_onnx.bulk import BulkOptions, embed_files
 from koe5_onnx.bulk.shards import OutputFolder
+from koe5_onnx.stores import locate
 
 
 @pytest.fixture
@@ -81,9 +82,9 @@ def test_input_that_changes_while_it_is_read(embed, tmp_path, put, monkeypatch):
     put("in.jsonl", jsonl(*({"text": f"{row}"} for row in range(4))))
     sign = OutputFolder.sign
 
-    def change_then_sign(self, receipt):
+    def change_then_sign(self, *receipt):
         put("in.jsonl", jsonl(*({"text": f"other {row}"} for row in range(4))))
-        sign(self, receipt)
+        sign(self, *receipt)
 
     monkeypatch.setattr(OutputFolder, "sign", change_then_sign)
     with pytest.raises(InputError, match=r"in.jsonl has changed since the job started"):
@@ -117,7 +118,7 @@ def test_kernels_do_not_mix(begun, tmp_path):
 
 def test_two_at_once(embed, begun):
     with (
-        OutputFolder(begun, "parquet").locked(),
+        OutputFolder(locate(begun), "parquet").locked(),
         pytest.raises(InputError, match=r"another process writes to .*out"),
     ):
         embed("in")

@@ -415,20 +415,6 @@ def test_a_long_row_of_parquet_is_bad(embed, tmp_path, monkeypatch):
     assert reasons_of(tmp_path / "out") == [(2, None, "the text is longer than 1 MiB")]
 
 
-@pytest.mark.parametrize(
-    "url", ["s3://bucket/x", "gs://bucket/x.parquet", "hf://datasets/a/b", "https://host/x.csv"]
-)
-def test_urls(embed, tmp_path, put, capsys, url):
-    put("in.jsonl", jsonl({"text": "a"}))
-    local = str(tmp_path / "in.jsonl")
-    for source, output in ((url, str(tmp_path / "out")), (local, url)):
-        assert cli.main(["bulk", source, output, "--artifact", "none", "--prompt-name", "passage"]) == 1
-        assert (
-            f"is a {url.partition(':')[0]}:// URL: expected a local path. Mount the bucket"
-            in capsys.readouterr().err
-        )
-
-
 def test_the_command_line(tmp_path, put, artifact, embedder):
     put("in.csv", "title;body\n'가\\'나';다\n".encode("cp949"))
     arguments = [

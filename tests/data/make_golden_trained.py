@@ -1,7 +1,7 @@
-"""Make golden-trained.npz: python tests/data/make_golden_trained.py CHECKPOINT (made by `make trained`).
+"""Write golden-trained.npz: python tests/data/make_golden_trained.py CHECKPOINT (from `make trained`).
 
-It contains token ids and sentence-transformers' embeddings of the golden texts that have a prompt. Make it
-again only after an intended change of the checkpoint, and say so in the commit.
+The file contains token ids and sentence-transformers' embeddings of the golden texts that have a prompt.
+Write it again only after an intended change of the checkpoint, and say so in the commit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Embed each text alone."""
+    """Embed each text separately and write the file."""
     encoder = SentenceTransformer(sys.argv[1], device="cpu", local_files_only=True)
     data = json.loads((HERE / "golden.json").read_text(encoding="utf-8"))
     pairs = [pair for pair in zip(data["texts"], data["prompts"], strict=True) if pair[1] is not None]

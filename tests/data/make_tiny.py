@@ -1,7 +1,7 @@
-"""Make the artifact tests/data/tiny-int8 and its golden embeddings: python tests/data/make_tiny.py.
+"""Write the artifact tests/data/tiny-int8 and its golden embeddings: python tests/data/make_tiny.py.
 
-The folder is committed so that the runtime can be tested without PyTorch. Make it again after a change of the
-artifact format or of the int8 graph, and say so in the commit.
+The artifact is committed so that the runtime can be tested without PyTorch. Write it again after a change of
+the artifact format or of the int8 graph, and say so in the commit.
 """
 
 from __future__ import annotations

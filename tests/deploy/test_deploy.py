@@ -53,7 +53,7 @@ def documents(file=KUBERNETES[0]):
     return list(yaml.safe_load_all(file.read_text()))
 
 
-def test_replicas_follow_a_metric_that_the_server_has():
+def test_the_autoscaler_uses_a_metric_of_the_server():
     scaler, adapter = documents(KUBERNETES[1])
     deployment = documents()[0]
     target = scaler["spec"]["scaleTargetRef"]
@@ -80,7 +80,7 @@ def compose():
 
 
 def commands():
-    """Yield the arguments of every `koe5-onnx serve` in these files."""
+    """Yield the name of each deployment file and its arguments of `koe5-onnx serve`."""
     for file in DOCKERFILES:
         yield file.name, re.findall(r'"([^"]+)"', re.search(r"^CMD (\[.*\])", file.read_text(), re.M)[1])
     yield "compose.yaml", yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["koe5"]["command"]
@@ -89,7 +89,7 @@ def commands():
 
 
 @pytest.mark.parametrize(("file", "arguments"), list(commands()))
-def test_the_command_knows_its_options(file, arguments):
+def test_the_server_accepts_the_arguments_of_the_files(file, arguments):
     args = parse(["serve", *arguments])
     assert (args.artifact, args.host, args.port) == ("/model", "0.0.0.0", 8080)
     assert args.device == ("cuda" if file.endswith("cuda") else "cpu")
@@ -106,7 +106,7 @@ def test_ports_and_probes(container, compose):
         assert "http://127.0.0.1:8080/health" in file.read_text()
 
 
-def test_there_is_time_to_finish(container, compose):
+def test_the_grace_period_exceeds_the_shutdown_time(container, compose):
     def shutdown_s(arguments):
         return parse(["serve", *arguments]).shutdown_s
 
@@ -117,7 +117,7 @@ def test_there_is_time_to_finish(container, compose):
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
-def test_an_image_runs_as_nobody_and_installs_what_exists(file):
+def test_images_run_unprivileged_and_install_existing_extras(file):
     text = file.read_text()
     last_stage = text[text.rindex("\nFROM ") :]
     assert re.search(r"^USER 10001$", last_stage, re.M)
@@ -127,7 +127,7 @@ def test_an_image_runs_as_nobody_and_installs_what_exists(file):
         assert set(named.split(",")) <= set(extras)
 
 
-def test_what_the_image_needs_is_in_its_context():
+def test_the_build_context_contains_what_the_image_needs():
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
@@ -135,14 +135,14 @@ def test_what_the_image_needs_is_in_its_context():
     assert {"kernels", "constraints.txt", "pyproject.toml", "README.md", "LICENSE"} <= kept
 
 
-def test_nobody_can_write_to_the_image(container, compose):
+def test_the_root_file_system_is_read_only(container, compose):
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert compose["read_only"] is True
     mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert {"/model", "/cache", "/tmp"} <= mounted
 
 
-def test_the_documentation_names_the_metrics_that_there_are():
+def test_the_documentation_lists_all_metrics():
     pytest.importorskip("prometheus_client")
     from koe5_onnx.serve.metrics import Metrics
 

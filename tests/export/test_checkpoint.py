@@ -25,7 +25,7 @@ def change_weights(folder, change):
     save_file(change(tensors), file)
 
 
-def test_names_every_tensor_that_does_not_fit(folder):
+def test_names_every_missing_or_misshaped_tensor(folder):
     def damage(tensors):
         del tensors["encoder.layer.0.output.dense.bias"]
         tensors["encoder.layer.1.attention.self.key.weight"] = np.zeros((3, 5), np.float32)
@@ -55,8 +55,8 @@ def test_reads_prefixed_names_and_ignores_heads(folder, prefix):
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
-def test_quantized_weights_are_refused(folder, activation):
-    """int8 values without their scales would make graph and reference agree on meaningless embeddings."""
+def test_quantized_weights_are_rejected(folder, activation):
+    """Graph and reference would both ignore the missing scales, and so agree on meaningless embeddings."""
     change_config(folder, hidden_act=activation)
     name = "encoder.layer.1.output.dense.weight"
 
@@ -70,7 +70,7 @@ def test_quantized_weights_are_refused(folder, activation):
 
 
 @pytest.mark.parametrize("start", [b"\xff" * 8, (20).to_bytes(8, "little")])
-def test_a_corrupt_header_is_refused(folder, start):
+def test_a_corrupt_header_is_rejected(folder, start):
     file = folder / "model.safetensors"
     file.write_bytes(start + file.read_bytes()[8:])
     with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or truncated"):
@@ -78,7 +78,7 @@ def test_a_corrupt_header_is_refused(folder, start):
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1000])
-def test_a_file_cut_short_is_refused(folder, keep):
+def test_a_truncated_file_is_rejected(folder, keep):
     file = folder / "model.safetensors"
     data = file.read_bytes()
     file.write_bytes(data[:keep])
@@ -87,7 +87,7 @@ def test_a_file_cut_short_is_refused(folder, keep):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_is_refused_when_it_is_read(folder, value):
+def test_non_finite_weights_are_rejected_when_they_are_read(folder, value):
     name = "encoder.layer.1.output.dense.weight"
 
     def poison(tensors):
@@ -124,14 +124,14 @@ def test_a_missing_file_is_named_with_what_to_do(folder, missing, advice):
         {"is_decoder": True},
     ],
 )
-def test_another_encoder_is_refused_with_a_way_out(folder, change):
+def test_unsupported_encoders_are_rejected_with_advice(folder, change):
     change_config(folder, **change)
     with pytest.raises(CheckpointError, match=r"config\.json: .*--exporter optimum"):
         Checkpoint(folder, "x", None)
 
 
 @pytest.mark.parametrize("change", [{"num_hidden_layers": "many"}, {"vocab_size": None}])
-def test_a_config_with_a_wrong_type_is_refused(folder, change):
+def test_a_config_with_a_wrong_type_is_rejected(folder, change):
     change_config(folder, **change)
     with pytest.raises(CheckpointError, match=r"config\.json has a value of the wrong type"):
         Checkpoint(folder, "x", None)
@@ -155,7 +155,7 @@ def test_any_encoder_is_opened_for_tracing(folder):
         Checkpoint(folder, "x", None, any_encoder=True)
 
 
-def test_an_encoder_that_can_be_built_is_checked_whole(folder):
+def test_a_supported_encoder_is_checked_even_for_tracing(folder):
     change_weights(folder, lambda tensors: {"encoder.layer.0.output.dense.bias": np.zeros(3, np.float32)})
     with pytest.raises(CheckpointError, match="tensors do not match"):
         Checkpoint(folder, "x", None, any_encoder=True)
@@ -163,7 +163,7 @@ def test_an_encoder_that_can_be_built_is_checked_whole(folder):
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"3", b'{"weight_map": ["a"]}', b"\xff"])
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
-def test_a_json_file_of_another_form_is_named(folder, name, content):
+def test_an_invalid_json_file_is_named(folder, name, content):
     (folder / "model.safetensors").unlink()
     (folder / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=name):
@@ -207,7 +207,7 @@ def test_other_floats_are_read_as_float32(folder, dtype):
     np.testing.assert_array_equal(checkpoint.read(name, slice(3, 9)), found[3:9])
 
 
-def test_word_embeddings_come_in_blocks_that_add_up(seeded, monkeypatch):
+def test_word_embeddings_are_read_in_blocks(seeded, monkeypatch):
     monkeypatch.setattr("koe5_export.checkpoint._ROWS_PER_READ", 128)
     checkpoint = Checkpoint(seeded, "x", None)
     blocks = list(checkpoint.word_embeddings())
@@ -225,7 +225,7 @@ def test_positions_begin_at_the_pad_row_and_include_the_token_type(seeded):
 
 
 @pytest.mark.parametrize("name", ["nlpai-lab/KoE5", "someone/a--name"])
-def test_a_folder_of_the_hub_cache_knows_its_origin(seeded, tmp_path, monkeypatch, name):
+def test_the_hub_cache_tells_repository_and_revision(seeded, tmp_path, monkeypatch, name):
     snapshot = tmp_path / f"models--{name.replace('/', '--')}" / "snapshots" / "0123abcd"
     shutil.copytree(seeded, snapshot)
     monkeypatch.chdir(snapshot)
@@ -234,14 +234,14 @@ def test_a_folder_of_the_hub_cache_knows_its_origin(seeded, tmp_path, monkeypatc
         assert (source.repository, source.revision) == (name, "0123abcd")
 
 
-def test_any_other_folder_is_called_by_its_name(seeded):
+def test_the_repository_of_other_folders_is_their_name(seeded):
     source = Checkpoint.open(seeded).source()
     assert (source.repository, source.revision) == (seeded.name, None)
     assert source.weights_sha256 == hashlib.sha256((seeded / "model.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("name", ["no such folder", "a/b/c", "config.json"])
-def test_neither_folder_nor_hub_id(seeded, monkeypatch, name):
+def test_a_name_that_is_neither_folder_nor_hub_id_is_rejected(seeded, monkeypatch, name):
     monkeypatch.chdir(seeded)
     with pytest.raises(CheckpointError, match="neither"):
         Checkpoint.open(name)
@@ -249,8 +249,8 @@ def test_neither_folder_nor_hub_id(seeded, monkeypatch, name):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real checkpoints' headers are not next to the checkout")
 @pytest.mark.parametrize(("name", "max_tokens"), [("bge-m3", 8192), ("xlmr-large-ner", 512)])
-def test_real_layouts_fit(name, max_tokens, seeded, tmp_path):
-    """Headers of real files, with the weights as a hole in a sparse file."""
+def test_real_headers_are_read(name, max_tokens, seeded, tmp_path):
+    """The files have the headers of real checkpoints, and a hole instead of weights."""
     for file in ("config.json", "special_tokens_map.json", "tokenizer_config.json"):
         shutil.copy(REAL / name / file, tmp_path)
     shutil.copy(seeded / "tokenizer.json", tmp_path)

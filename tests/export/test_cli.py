@@ -43,7 +43,7 @@ def test_export_prints_the_certificate(checkpoint, tmp_path, capsys):
     assert Artifact.open(out).manifest.precision == "fp32"
 
 
-def test_export_refuses_an_existing_folder(checkpoint, artifact, capsys):
+def test_export_rejects_an_existing_folder(checkpoint, artifact, capsys):
     before = (artifact / "manifest.json").read_text()
     assert main(["export", str(checkpoint), str(artifact)]) == 1
     assert "--force" in capsys.readouterr().err
@@ -62,7 +62,7 @@ def test_a_gate_that_cannot_be_met_publishes_nothing(checkpoint, tmp_path, capsy
     ("gate", "message"),
     [("cosine_min=0.5", "only be tightened"), ("cosine=1", "is not a bound"), ("cosine_min", "NAME=VALUE")],
 )
-def test_a_bad_gate_is_refused_before_any_work(checkpoint, tmp_path, capsys, gate, message):
+def test_an_invalid_gate_is_rejected_before_any_work(checkpoint, tmp_path, capsys, gate, message):
     assert main(["export", str(checkpoint), str(tmp_path / "out"), "--gate", gate]) == 1
     assert message in capsys.readouterr().err
 
@@ -92,7 +92,7 @@ def test_verify_fails_with_the_figures(checkpoint, artifact, capsys):
 
 
 @pytest.mark.parametrize(("shift", "code"), [(0.0, 0), (0.1, 1)])
-def test_verify_holds_an_artifact_against_a_card(artifact, tmp_path, capsys, shift, code):
+def test_verify_compares_an_artifact_with_a_card(artifact, tmp_path, capsys, shift, code):
     sentences = ["query: 수도는?", "passage: 서울은 수도이다.", "passage: 고래는 포유류이다."]
     with Embedder.open(artifact) as embedder:
         found = embedder.encode(sentences)

@@ -12,7 +12,7 @@ class Clock:
         return self.now
 
 
-def test_a_line_when_a_stage_starts_when_it_ends_and_now_and_then(capsys):
+def test_lines_at_start_and_end_of_a_stage_and_every_20_seconds(capsys):
     clock = Clock()
     report = Lines(clock)
     for now, done in ((0, 0), (1, 100), (25, 2500), (26, 2600), (46, 5000), (100, 10_000)):
@@ -26,7 +26,7 @@ def test_a_line_when_a_stage_starts_when_it_ends_and_now_and_then(capsys):
     ]
 
 
-def test_stages_follow_each_other_and_each_has_its_own_time(capsys):
+def test_each_stage_has_its_own_time(capsys):
     clock = Clock()
     report = Lines(clock)
     for now, stage, done, total in (

@@ -54,50 +54,50 @@ def test_reads_pooling_in_both_forms(folder, pooling, expected):
         {"pooling_mode": ["mean", "cls"]},
     ],
 )
-def test_refuses_other_pooling(folder, pooling):
+def test_rejects_other_pooling(folder, pooling):
     write(folder, "1_Pooling/config.json", pooling)
     with pytest.raises(CheckpointError, match="1_Pooling"):
         contract(folder)
 
 
-def test_normalization_is_a_module(folder):
+def test_normalization_is_read_from_the_modules(folder):
     assert contract(folder).normalize
     modules(folder, "Transformer", "Pooling")
     assert not contract(folder).normalize
 
 
-def test_refuses_unknown_modules(folder):
+def test_rejects_unknown_modules(folder):
     modules(folder, "Transformer", "Pooling", "Dense")
     with pytest.raises(CheckpointError, match="Dense"):
         contract(folder)
 
 
 @pytest.mark.parametrize("content", [[], {}, [3], ["Transformer", "Pooling"], [{"path": ""}] * 2, None])
-def test_refuses_modules_of_another_form(folder, content):
+def test_rejects_invalid_modules(folder, content):
     write(folder, "modules.json", content)
     with pytest.raises(CheckpointError, match=r"modules\.json"):
         contract(folder)
 
 
-def test_a_pooling_that_modules_names_must_be_there(folder):
+def test_the_pooling_module_must_have_its_configuration(folder):
     (folder / "1_Pooling" / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"1_Pooling.*missing"):
         contract(folder)
 
 
-def test_the_files_of_a_checkpoint_win_over_the_table(folder):
+def test_files_take_precedence_over_known_contracts(folder):
     write(folder, "1_Pooling/config.json", {"pooling_mode_cls_token": True})
     assert contract(folder, like="nlpai-lab/KoE5").pooling == "cls"
 
 
 @pytest.mark.filterwarnings("ignore:.*sentence-transformers ignores:koe5_onnx.CheckpointWarning")
-def test_koe5_itself_is_known_by_its_id(folder):
+def test_the_contract_of_koe5_is_known_by_its_id(folder):
     (folder / "modules.json").unlink()
     assert read_contract(Checkpoint(folder, "nlpai-lab/KoE5", None)).pooling == "mean"
 
 
 @pytest.mark.filterwarnings("ignore:.*sentence-transformers ignores:koe5_onnx.CheckpointWarning")
-def test_a_copy_of_koe5_is_named_not_guessed(folder):
+def test_a_copy_of_koe5_requires_the_option_like(folder):
     (folder / "modules.json").unlink()
     (folder / "config_sentence_transformers.json").unlink()
     with pytest.raises(CheckpointError, match="--like"):
@@ -120,7 +120,7 @@ def test_a_copy_of_koe5_is_named_not_guessed(folder):
         (None, None, 512),
     ],
 )
-def test_the_limit_is_never_above_the_positions(folder, sentence_bert, tokenizer, expected):
+def test_the_token_limit_is_at_most_the_number_of_positions(folder, sentence_bert, tokenizer, expected):
     write(folder, "sentence_bert_config.json", {"max_seq_length": sentence_bert} if sentence_bert else {})
     write(folder, "tokenizer_config.json", {"model_max_length": tokenizer} if tokenizer else {})
     assert contract(folder).max_tokens == expected
@@ -130,20 +130,20 @@ def test_the_limit_is_never_above_the_positions(folder, sentence_bert, tokenizer
     ("model_type", "positions", "expected"),
     [("xlm-roberta", 8194, 8192), ("xlm-roberta", 514, 512), ("roberta", 514, 512), ("bert", 512, 512)],
 )
-def test_roberta_loses_two_of_its_positions(model_type, positions, expected):
+def test_roberta_has_two_positions_less(model_type, positions, expected):
     config = dataclasses.replace(encoder_config(SIZES["tiny"]), model_type=model_type, positions=positions)
     assert config.max_tokens == expected
 
 
 @pytest.mark.parametrize("limit", ["many", 0, -1, 2, [512]])
-def test_a_limit_that_is_none_is_refused(folder, limit):
+def test_an_invalid_token_limit_is_rejected(folder, limit):
     write(folder, "sentence_bert_config.json", {"max_seq_length": limit})
     with pytest.raises(CheckpointError, match="max_seq_length"):
         contract(folder)
 
 
 @pytest.mark.parametrize("stored", [["query: "], {"query": 3}, "query: "])
-def test_prompts_of_another_form_are_refused(folder, stored):
+def test_invalid_prompts_are_rejected(folder, stored):
     write(folder, "config_sentence_transformers.json", {"prompts": stored})
     with pytest.raises(CheckpointError, match="prompts"):
         contract(folder)
@@ -157,6 +157,6 @@ def test_prompts_of_another_form_are_refused(folder, stored):
         (None, {"query": "", "passage": ""}),
     ],
 )
-def test_prompts_have_this_projects_names(folder, stored, expected):
+def test_prompts_get_the_names_query_and_passage(folder, stored, expected):
     write(folder, "config_sentence_transformers.json", {"prompts": stored})
     assert contract(folder).prompts == expected

@@ -39,7 +39,7 @@ def test_the_same_checkpoint_gives_the_same_artifact(checkpoint, exported, tmp_p
     assert again.manifest.files == exported["int8"].manifest.files
 
 
-def test_progress_counts_every_stage_from_nothing_to_all(checkpoint, tmp_path):
+def test_progress_counts_every_stage_from_zero_to_its_total(checkpoint, tmp_path):
     found = {}
 
     def report(stage, done, total):
@@ -73,7 +73,7 @@ def test_an_interrupted_export_leaves_nothing(checkpoint, tmp_path, at, done):
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_damaged_checkpoint_leaves_nothing(folder, tmp_path, monkeypatch, precision):
-    """The damage is in the last layer and is found when most of the artifact is already written."""
+    """The damage is in the last layer, so most of the artifact is written when it is detected."""
     tensors = load_file(folder / "model.safetensors")
     tensors["encoder.layer.1.output.LayerNorm.bias"][3] = np.nan
     save_file(tensors, folder / "model.safetensors")
@@ -110,7 +110,7 @@ def test_force_keeps_the_old_artifact_until_the_new_one_is_verified(checkpoint, 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_force_removes_nothing_but_artifacts(checkpoint, tmp_path):
+def test_force_replaces_only_artifacts(checkpoint, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="not an artifact"):
@@ -118,7 +118,7 @@ def test_force_removes_nothing_but_artifacts(checkpoint, tmp_path):
     assert (tmp_path / "out" / "thesis.txt").exists()
 
 
-def test_a_full_disk_is_found_before_the_work(checkpoint, tmp_path, monkeypatch):
+def test_a_full_disk_is_detected_before_the_work(checkpoint, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**9, 10**9, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(InputError, match="MB free"):
@@ -126,18 +126,18 @@ def test_a_full_disk_is_found_before_the_work(checkpoint, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tokenizer_of_another_model_is_refused(folder, minilm, tmp_path):
+def test_a_tokenizer_of_another_model_is_rejected(folder, minilm, tmp_path):
     shutil.copy(minilm / "tokenizer.json", folder)
     with pytest.raises(CheckpointError, match="belongs to the weights"):
         export_checkpoint(Checkpoint.open(folder), tmp_path / "out")
 
 
-def test_an_unknown_precision_is_refused(checkpoint, tmp_path):
+def test_an_unknown_precision_is_rejected(checkpoint, tmp_path):
     with pytest.raises(InputError, match="fp32, fp16, int8, int8-block, int4-block"):
         export_checkpoint(checkpoint, tmp_path / "out", ExportOptions(precision="int2"))
 
 
-def test_an_unknown_exporter_is_refused(checkpoint, tmp_path):
+def test_an_unknown_exporter_is_rejected(checkpoint, tmp_path):
     with pytest.raises(InputError, match="builder or optimum"):
         export_checkpoint(checkpoint, tmp_path / "out", ExportOptions(exporter="torch"))
 
@@ -149,14 +149,14 @@ def test_optimum_writes_fp32_only(checkpoint, tmp_path, monkeypatch):
         export_checkpoint(checkpoint, tmp_path / "out", options)
 
 
-def test_without_optimum_the_extra_is_named(checkpoint, tmp_path, monkeypatch):
+def test_a_missing_optimum_names_the_extra(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optimum", None)
     with pytest.raises(MissingDependencyError, match=r"\.\[export,reference,optimum\]"):
         export_checkpoint(checkpoint, tmp_path / "out", ExportOptions(exporter="optimum"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_builder_refuses_what_was_opened_for_tracing(folder, tmp_path):
+def test_the_builder_rejects_encoders_that_it_does_not_support(folder, tmp_path):
     file = folder / "config.json"
     file.write_text(file.read_text().replace('"gelu"', '"relu"'))
     opened = Checkpoint.open(folder, any_encoder=True)
@@ -164,13 +164,13 @@ def test_the_builder_refuses_what_was_opened_for_tracing(folder, tmp_path):
         export_checkpoint(opened, tmp_path / "out")
 
 
-def test_given_texts_are_measured_too(checkpoint, exported, tmp_path):
+def test_additional_verification_texts_are_measured(checkpoint, exported, tmp_path):
     options = ExportOptions(verification=("하나", "둘"))
     found = export_checkpoint(checkpoint, tmp_path / "out", options).manifest.certificate
     assert found.overall.texts == exported["fp32"].manifest.certificate.overall.texts + 2
 
 
-def test_int8_is_fitted_to_queries_and_passages(checkpoint, tmp_path, monkeypatch):
+def test_calibration_texts_alternate_between_query_and_passage(checkpoint, tmp_path, monkeypatch):
     seen = []
 
     class Watched(Calibration):
@@ -193,7 +193,7 @@ def test_an_exported_artifact_embeds(exported):
             assert embedder.encode_queries(["수도는?"]).shape == (1, artifact.manifest.contract.dim)
 
 
-# VmHWM, not ru_maxrss: a child starts with the ru_maxrss of its parent, which includes PyTorch.
+# Uses VmHWM, because the ru_maxrss of a child includes that of its parent, which has imported PyTorch.
 MEASURE = """
 import re, sys
 from itertools import pairwise
@@ -220,7 +220,7 @@ print(peak() - before)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads peak memory from /proc")
 def test_weights_are_streamed(tmp_path):
-    """A table of 256 MB is written with a fraction of its size in memory."""
+    """Writing an embedding table of 256 MB takes less than half of its size in memory."""
     checkpoint = tmp_path / "wide"
     write_seeded_checkpoint(checkpoint, Size(1, 256, 4, 256, 250_000))
     for precision in ("fp32", "int8"):
@@ -235,7 +235,7 @@ def peak_of_writing(checkpoint, out, precision):
     return int(subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout)
 
 
-def test_force_keeps_the_old_name_if_the_last_step_fails(checkpoint, exported, tmp_path, monkeypatch):
+def test_force_restores_the_old_artifact_if_the_rename_fails(checkpoint, exported, tmp_path, monkeypatch):
     out = shutil.copytree(exported["fp32"].path, tmp_path / "out")
     rename = Path.rename
 
@@ -251,7 +251,7 @@ def test_force_keeps_the_old_name_if_the_last_step_fails(checkpoint, exported, t
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_another_partial_folder_is_kept(checkpoint, tmp_path):
+def test_a_partial_folder_with_other_files_is_kept(checkpoint, tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match=r"thesis\.txt"):

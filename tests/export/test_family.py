@@ -19,7 +19,7 @@ from koe5_onnx import Embedder, Tokenizer, TruncationWarning
 
 E5 = {"query": "query: ", "passage": "passage: "}
 LONG = {"positions": 8194, "pooling": "cls", "prompted": False}
-# Model type, positions and pooling are unchanged. Source: config.json and 1_Pooling/config.json of these ids
+# Model type, positions and pooling are real. Source: config.json and 1_Pooling/config.json of these models
 FAMILY = {
     "intfloat/multilingual-e5-small": Size(2, 64, 2, 256, 1200, model_type="bert", positions=512),
     "intfloat/multilingual-e5-base": Size(1, 64, 1, 256, 1200),
@@ -27,7 +27,7 @@ FAMILY = {
     "BAAI/bge-m3": Size(1, 64, 1, 256, 1200, **LONG),
     "nlpai-lab/KURE-v1": Size(2, 32, 1, 128, 1200, **LONG),
 }
-"""Shapes by Hub id."""
+"""Shapes of seeded checkpoints by Hub id."""
 
 
 @pytest.fixture(scope="module", params=FAMILY)
@@ -46,7 +46,7 @@ def bge(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_each_passes_every_gate_of_the_cpu(relative, tmp_path):
+def test_each_model_passes_its_gates_on_the_cpu(relative, tmp_path):
     _, folder = relative
     for precision in ("fp32", "int8"):
         options = ExportOptions(precision=precision)
@@ -56,8 +56,8 @@ def test_each_passes_every_gate_of_the_cpu(relative, tmp_path):
         assert longest.endswith(f"-{manifest.contract.max_tokens}")
 
 
-def test_the_table_matches_the_files(relative):
-    """A copy without sentence-transformers' files, named by --like, has the same contract."""
+def test_known_contracts_match_those_of_the_files(relative):
+    """A copy without sentence-transformers' files has the same contract if `like` names the model."""
     name, folder = relative
     checkpoint = Checkpoint.open(folder)
     expected = read_contract(checkpoint)
@@ -73,8 +73,8 @@ def test_the_table_matches_the_files(relative):
     assert (expected.max_tokens, expected.pooling) == ((512, "mean") if "e5" in name else (8192, "cls"))
 
 
-def test_multilingual_e5_small_pads_with_what_its_config_says(tmp_path):
-    """The pad id in config.json is 0, the tokenizer's <s>, not <pad>. Padding is masked, so both work."""
+def test_multilingual_e5_small_uses_the_pad_id_of_its_config(tmp_path):
+    """The pad id in config.json is 0, which is <s>, not <pad>. Padding is masked, so both give the same."""
     folder = tmp_path / "small"
     write_seeded_checkpoint(folder, FAMILY["intfloat/multilingual-e5-small"])
     checkpoint = Checkpoint.open(folder)
@@ -111,8 +111,7 @@ def long_artifact(bge, tmp_path_factory):
     return export_checkpoint(Checkpoint.open(bge), tmp_path_factory.mktemp("long") / "out")
 
 
-def test_cls_is_the_first_token_and_no_mean(long_artifact, bge):
-    """Compared with the hidden states of transformers itself."""
+def test_cls_pooling_takes_the_first_token(long_artifact, bge):
     torch = pytest.importorskip("torch")
     from transformers import AutoModel
 
@@ -128,14 +127,14 @@ def test_cls_is_the_first_token_and_no_mean(long_artifact, bge):
     assert np.abs(found - mean / np.linalg.norm(mean)).max() > DIFFERENT_ABS_DIFF
 
 
-def test_prompts_are_those_of_the_cards():
+def test_known_prompts_are_those_of_the_model_cards():
     for name, known in KNOWN.items():
         queries_only = {"query": "query: "} if "arctic" in name else {}
         assert known.prompts == (E5 if "5" in name else queries_only)
         assert known.pooling == ("mean" if "5" in name else "cls")
 
 
-def test_a_seeded_checkpoint_has_its_types_own_constants(tmp_path):
+def test_a_seeded_checkpoint_has_the_constants_of_its_type(tmp_path):
     size = FAMILY["intfloat/multilingual-e5-small"]
     write_seeded_checkpoint(tmp_path / "bert", size)
     assert Checkpoint.open(tmp_path / "bert").config == encoder_config(size)

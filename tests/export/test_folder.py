@@ -1,4 +1,4 @@
-"""Folders in Optimum's layout, made from this project's own graphs with token embeddings as output."""
+"""Import of folders in Optimum's layout, made from this project's graphs with token embeddings as output."""
 
 import re
 import shutil
@@ -34,7 +34,7 @@ def value(name, shape, kind=TensorProto.INT64):
 
 @pytest.fixture
 def model(exported):
-    """The encoder with token embeddings as output. Its unused pooling has names that the import also uses."""
+    """Return a graph with token embeddings as output. Names of its unused nodes clash with the import's."""
     model = onnx.load(exported["fp32"].graph)
     model.graph.node.append(helper.make_node("Identity", ["final_norm"], ["last_hidden_state"]))
     model.graph.output[0].CopyFrom(value("last_hidden_state", ["n", "width", 64], TensorProto.FLOAT))
@@ -96,7 +96,7 @@ def test_int32_inputs_are_cast(model, folder, exported, tmp_path):
 
 @pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.INT32])
 def test_token_types_are_zero(model, folder, exported, tmp_path, kind):
-    """Any other value would change every hidden state completely."""
+    """In this graph, any other token type would change all hidden states."""
     model.graph.input.append(value("token_type_ids", ["n", "width"], kind))
     axis = numpy_helper.from_array(np.array([2]), "last")
     model.graph.initializer.append(axis)
@@ -113,7 +113,7 @@ def test_token_types_are_zero(model, folder, exported, tmp_path, kind):
     assert difference(import_folder(folder, tmp_path / "out"), exported["fp32"]) <= FP32_MAX_ABS_DIFF
 
 
-def test_local_functions_are_written_out(model, folder, exported, tmp_path):
+def test_local_functions_are_inlined(model, folder, exported, tmp_path):
     """PyTorch's newer exporter wraps modules in local functions."""
     same = helper.make_node("Identity", ["x"], ["y"])
     opset = helper.make_opsetid("", model.opset_import[0].version)
@@ -133,7 +133,7 @@ def with_text_output(model, source):
     return value(OUTPUT, ["n", 64], TensorProto.FLOAT)
 
 
-def test_a_pooled_output_is_used_if_there_is_no_other(model, folder, exported, tmp_path):
+def test_a_pooled_output_is_used_if_it_is_the_only_one(model, folder, exported, tmp_path):
     model.graph.output[0].CopyFrom(with_text_output(model, "embedding"))
     save(model, folder)
     artifact = import_folder(folder, tmp_path / "out")
@@ -141,15 +141,15 @@ def test_a_pooled_output_is_used_if_there_is_no_other(model, folder, exported, t
     assert artifact.manifest.recipe["output"] == OUTPUT
 
 
-def test_token_embeddings_are_pooled_here(model, folder, exported, tmp_path):
-    """A pooled output of the graph is ignored, because its pooling mode may be a different one."""
+def test_the_import_adds_pooling_to_token_embeddings(model, folder, exported, tmp_path):
+    """A pooled output of the graph is ignored, because it may use another pooling mode."""
     model.graph.node[-1].output[0] = model.graph.output[0].name = "token_embeddings"
     model.graph.output.insert(0, with_text_output(model, "positions.weight"))
     save(model, folder)
     assert difference(import_folder(folder, tmp_path / "out"), exported["fp32"]) <= FP32_MAX_ABS_DIFF
 
 
-def test_half_precision_states_are_pooled_in_fp32(model, folder, tmp_path):
+def test_fp16_states_fail_the_fp32_gate(model, folder, tmp_path):
     model.graph.node[-1].CopyFrom(
         helper.make_node("Cast", ["final_norm"], ["last_hidden_state"], to=TensorProto.FLOAT16)
     )
@@ -199,7 +199,7 @@ def give_wider_states(model):
         (give_wider_states, "has outputs of dimension 128, but the checkpoint has 64"),
     ],
 )
-def test_a_graph_with_another_interface_is_refused(model, folder, tmp_path, monkeypatch, change, message):
+def test_a_graph_with_another_interface_is_rejected(model, folder, tmp_path, monkeypatch, change, message):
     monkeypatch.setattr("koe5_export.publish.expect", lambda *arguments: None)
     change(model)
     save(model, folder)
@@ -208,8 +208,8 @@ def test_a_graph_with_another_interface_is_refused(model, folder, tmp_path, monk
     assert [file.name for file in tmp_path.iterdir()] == [folder.name]
 
 
-def test_a_pooled_output_without_its_length_is_refused(model, folder, tmp_path, monkeypatch):
-    """Cosines would not detect that the graph normalizes, because they ignore the length."""
+def test_a_normalized_output_is_rejected_for_other_contracts(model, folder, tmp_path, monkeypatch):
+    """The checkpoint does not normalize. Cosines would not detect that the graph does."""
     monkeypatch.setattr("koe5_export.publish.expect", lambda *arguments: None)
     with edited(folder / "modules.json") as modules:
         del modules[2:]
@@ -219,13 +219,13 @@ def test_a_pooled_output_without_its_length_is_refused(model, folder, tmp_path, 
         import_folder(folder, tmp_path / "out")
 
 
-def test_what_is_no_graph_is_named(folder, tmp_path):
+def test_a_file_that_is_not_onnx_is_named(folder, tmp_path):
     (folder / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(InputError, match=r"model\.onnx cannot be read as ONNX"):
         import_folder(folder, tmp_path / "out")
 
 
-def test_missing_data_is_named(model, folder, tmp_path, monkeypatch):
+def test_missing_external_data_is_named(model, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("koe5_export.publish.expect", lambda *arguments: None)
     save(model, folder, save_as_external_data=True, location="model.onnx_data")
     (folder / "onnx" / "model.onnx_data").unlink()
@@ -233,7 +233,7 @@ def test_missing_data_is_named(model, folder, tmp_path, monkeypatch):
         import_folder(folder, tmp_path / "out")
 
 
-def test_a_folder_without_graph_says_what_it_has(folder, tmp_path):
+def test_a_folder_without_graph_lists_its_onnx_files(folder, tmp_path):
     with pytest.raises(InputError, match=r"has no onnx/model\.onnx or model\.onnx\. It has no \.onnx file"):
         import_folder(folder, tmp_path / "out")
     (folder / "model_O2.onnx").touch()
@@ -243,7 +243,7 @@ def test_a_folder_without_graph_says_what_it_has(folder, tmp_path):
         import_folder(folder / "nothing", tmp_path / "out")
 
 
-def test_nothing_is_verified_without_the_checkpoint(model, folder, exported, seeded, tmp_path):
+def test_an_import_requires_the_checkpoint(model, folder, exported, seeded, tmp_path):
     save(model, folder, "model_O2.onnx")
     (folder / "model.safetensors").unlink()
     with pytest.raises(
@@ -257,7 +257,7 @@ def test_nothing_is_verified_without_the_checkpoint(model, folder, exported, see
     assert difference(artifact, exported["fp32"]) <= FP32_MAX_ABS_DIFF
 
 
-def test_another_checkpoint_is_noticed(model, folder, tmp_path):
+def test_another_checkpoint_fails_the_gate(model, folder, tmp_path):
     save(model, folder)
     write_seeded_checkpoint(tmp_path / "other", Size(2, 64, 4, 128, 1200), seed=1)
     with pytest.raises(FidelityError, match="cosine_min"):
@@ -265,7 +265,7 @@ def test_another_checkpoint_is_noticed(model, folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_checkpoint_says_how_to_pool(model, folder, seeded, tmp_path):
+def test_the_contract_comes_from_the_checkpoint(model, folder, seeded, tmp_path):
     save(model, folder)
     checkpoint = shutil.copytree(seeded, tmp_path / "other")
     for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
@@ -306,13 +306,13 @@ def with_weight(kind):
         (with_weight(TensorProto.BFLOAT16), "bf16"),
     ],
 )
-def test_precision_is_found_in_the_graph(model, tmp_path, change, expected):
+def test_precision_is_detected_in_the_graph(model, tmp_path, change, expected):
     change(model)
     onnx.save(model, tmp_path / "model.onnx")
     assert detect_precision(tmp_path / "model.onnx") == expected
 
 
-def test_precision_is_found_in_branches_too(exported, tmp_path):
+def test_precision_is_detected_in_branches(exported, tmp_path):
     model = onnx.load(exported["fp32"].graph)
     branch = next(node for node in model.graph.node if node.op_type == "If").attribute[0].g
     branch.node[0].op_type = "QAttention"
@@ -320,7 +320,7 @@ def test_precision_is_found_in_branches_too(exported, tmp_path):
     assert detect_precision(tmp_path / "model.onnx") == "int8"
 
 
-def test_a_precision_without_a_gate_is_refused(model, folder, tmp_path):
+def test_a_precision_without_a_gate_is_rejected(model, folder, tmp_path):
     with_weight(TensorProto.BFLOAT16)(model)
     save(model, folder)
     with pytest.raises(InputError, match=r"is bf16, which has no gate\. .*--precision with one of fp32"):
@@ -330,7 +330,7 @@ def test_a_precision_without_a_gate_is_refused(model, folder, tmp_path):
 
 
 def without_branches(model):
-    """Keep only the masked attention, because ONNX Runtime's quantizer does not follow inputs of branches."""
+    """Replace each If node by its branch with masked attention, because the quantizer ignores branches."""
     for node in model.graph.node:
         if node.op_type == "If":
             branch = next(entry.g for entry in node.attribute if entry.name == "else_branch")
@@ -341,7 +341,7 @@ def without_branches(model):
 
 @pytest.mark.slow
 def test_dynamic_int8_of_onnxruntime_fails_the_gate(minilm, exported_minilm, tmp_path):
-    """With one scale per batch, a text's embedding depends on the other texts."""
+    """Dynamic int8 has one scale per batch, so an embedding depends on the other texts of the batch."""
     quantization = pytest.importorskip("onnxruntime.quantization")
     folder = shutil.copytree(minilm, tmp_path / "folder")
     model = onnx.load(exported_minilm["fp32"].graph)

@@ -26,12 +26,12 @@ def difference(artifact, folder):
     return np.abs(found - embed_reference(folder, artifact.manifest.contract, texts)).max()
 
 
-def test_fp32_is_pytorch_at_every_corner(exported, seeded):
+def test_fp32_equals_pytorch_for_edge_cases(exported, seeded):
     assert difference(exported["fp32"], seeded) <= FP32_MAX_ABS_DIFF
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_matrices_are_outside_at_page_boundaries(exported, precision):
+def test_matrices_are_external_data_at_page_boundaries(exported, precision):
     model = onnx.load(exported[precision].graph, load_external_data=False)
     outside = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
     keys = [{entry.key: entry.value for entry in tensor.external_data} for tensor in outside]
@@ -40,7 +40,7 @@ def test_matrices_are_outside_at_page_boundaries(exported, precision):
     assert len(model.SerializeToString()) < 1_000_000
 
 
-def test_int8_holds_its_matrices_in_int8_only(exported):
+def test_all_int8_matrices_are_int8(exported):
     model = onnx.load(exported["int8"].graph)
     matrices = [t for t in model.graph.initializer if len(t.dims) == 2 and t.name.endswith(".weight")]
     kinds = {t.name: t.data_type for t in matrices if t.name != "positions.weight"}
@@ -57,7 +57,7 @@ def for_the_cpu(exported):
 def test_no_operator_that_is_slow_on_the_cpu(exported):
     for artifact in for_the_cpu(exported).values():
         graph = onnx.load(artifact.graph, load_external_data=False).graph
-        # A single lookup of word embeddings costs almost nothing.
+        # Not the embedding tables, whose DequantizeLinear costs almost nothing.
         nodes = [node.op_type for node in graph.node if node.name not in {"words", "positions"}]
         assert not {"SkipLayerNormalization", "DequantizeLinear", "DynamicQuantizeLinear"} & set(nodes)
         assert nodes.count("If") == artifact.manifest.architecture.layers
@@ -83,7 +83,7 @@ def test_embeddings_without_normalization(folder, tmp_path, pooling):
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_bert_positions_count_from_zero(folder, tmp_path, precision):
-    """With a limit of 30 tokens, short texts may be padded beyond the limit."""
+    """The limit of 30 tokens is below some padded lengths."""
     with edited(folder / "config.json") as config, edited(folder / "sentence_bert_config.json") as settings:
         config["model_type"], settings["max_seq_length"] = "bert", 30
     options = ExportOptions(precision=precision)
@@ -95,11 +95,11 @@ def test_bert_positions_count_from_zero(folder, tmp_path, precision):
 
 @pytest.mark.parametrize("padding", [1, 3, 40, 447])
 def test_padding_does_not_change_fp32(exported, padding):
-    """Users of model.onnx without this runtime may pad in any way."""
+    """Other runtimes may run model.onnx with any padded length."""
     session = Session(exported["fp32"], EngineOptions(threads=1))
     rows = Tokenizer(exported["fp32"].tokenizer, 512).encode([VERIFICATION[0], "<pad> 네", ""]).ids
     rows.append(np.arange(4, 69, dtype=np.int32))
-    # 65 tokens: more than ROUNDED_TOKENS, so the graph may skip the attention mask for it.
+    # The row of 65 tokens is longer than ROUNDED_TOKENS, so the graph may skip its attention mask.
     width = max(map(len, rows)) + padding
     ids, mask = pad(rows, Batch(np.arange(len(rows)), width), exported["fp32"].manifest.contract.pad_id)
     together = session.run(ids, mask)
@@ -108,8 +108,8 @@ def test_padding_does_not_change_fp32(exported, padding):
         np.testing.assert_allclose(found[0], together[row], atol=FP32_MAX_ABS_DIFF, rtol=0)
 
 
-def test_the_graph_is_made_of_these_operators_only(exported):
-    """Measure an operator before adding it: some are an order of magnitude slower in ONNX Runtime."""
+def test_the_graph_consists_of_these_operators(exported):
+    """Before adding an operator, measure its speed: some operators of ONNX Runtime are 10 times slower."""
     shared = "Add And Cast CumSum Div Equal Gather Greater If LayerNormalization LpNormalization MatMul Mul"
     shared += " Not ReduceMin ReduceSum Shape Squeeze Unsqueeze BiasGelu"
     own = {
@@ -133,8 +133,8 @@ def test_the_graph_is_made_of_these_operators_only(exported):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_weights_take_the_bytes_that_their_type_needs(exported_minilm, precision):
-    """22.6 million weights: 1 byte each in int8 (except positions, scales, padding to pages), 4 in fp32."""
+def test_the_size_of_the_weights_matches_their_type(exported_minilm, precision):
+    """A weight takes 4 bytes in fp32 and 1 byte in int8, except positions, scales and padding to pages."""
     artifact = exported_minilm[precision]
     each = 4 if precision == "fp32" else 1
     rows = 259 if precision == "fp32" else 4 * 259

@@ -1,4 +1,4 @@
-"""Checkpoints from the Hub: huggingface_hub's own client with a minimal Hub on the loopback interface."""
+"""Export of checkpoints from the Hub, which is simulated by a server on the loopback interface."""
 
 import os
 import subprocess
@@ -55,14 +55,14 @@ def test_records_the_commit_and_works_offline_afterwards(hub, export_from):
     assert hub.fetched == []
 
 
-def test_a_checkpoint_that_is_not_there(hub, export_from):
+def test_a_missing_repository_is_an_error(hub, export_from):
     assert export_from(hub.endpoint, name="nobody/nothing").startswith(
         "HubError: cannot download nobody/nothing"
     )
     assert "HF_HUB_OFFLINE" in export_from(hub.endpoint, offline=True)
 
 
-def test_a_transfer_that_breaks_off_leaves_nothing(hub, export_from, tmp_path):
+def test_an_interrupted_transfer_leaves_nothing(hub, export_from, tmp_path):
     hub.break_off = "model.safetensors"
     assert export_from(hub.endpoint).startswith(("HubError", "CheckpointError"))
     assert not (tmp_path / "out").exists()

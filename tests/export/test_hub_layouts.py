@@ -1,4 +1,4 @@
-"""Hub repositories with the file names of real models: which files are downloaded, and that they can be read.
+"""Downloads from Hub repositories with the file names of real models.
 
 The names were listed without access to the Hub, so some may be missing or outdated. The weights are small and
 seeded. Every file that must not be downloaded contains only a line of text.
@@ -131,7 +131,7 @@ LAYOUTS = {
 
 
 def seeded_files(folder, layout):
-    """Return the files of a small seeded checkpoint, and its tensors with a pooler as in real checkpoints."""
+    """Return the files of a seeded checkpoint without weights, and its tensors with those of a pooler."""
     size = Size(1, 32, 2, 64, 1200, model_type=layout.model_type, positions=layout.positions)
     write_seeded_checkpoint(folder, size)
     tensors = load_file(folder / "model.safetensors")
@@ -164,7 +164,7 @@ def sharded(name, tensors, folder):
 
 
 def digests(tensors):
-    """Return the SHA-256 as float32 of each tensor that the encoder needs."""
+    """Return the SHA-256 of each tensor that the encoder needs, converted to float32."""
     return {
         name: hashlib.sha256(value.float().numpy()).hexdigest()
         for name, value in tensors.items()
@@ -186,7 +186,7 @@ def open_from(tmp_path):
 
 
 @pytest.mark.parametrize("repository", LAYOUTS)
-def test_a_real_layout_is_read_and_nothing_else_is_fetched(repository, open_from, tmp_path):
+def test_only_the_needed_files_of_a_layout_are_downloaded(repository, open_from, tmp_path):
     layout = LAYOUTS[repository]
     small, tensors = seeded_files(tmp_path / "seeded", layout)
     files = {name: small.get(name, f"{name}: not wanted".encode()) for name in layout.files}
@@ -204,7 +204,7 @@ def test_a_real_layout_is_read_and_nothing_else_is_fetched(repository, open_from
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_shards_are_fetched_by_their_index(name, open_from, tmp_path):
+def test_shards_are_downloaded_by_their_index(name, open_from, tmp_path):
     small, tensors = seeded_files(tmp_path / "seeded", Layout([], name))
     shards = sharded(name, tensors, tmp_path)
     unwanted = {
@@ -221,7 +221,7 @@ def test_shards_are_fetched_by_their_index(name, open_from, tmp_path):
         assert open_from(hub, offline=True) == opened
 
 
-def test_every_small_file_that_a_loader_may_read_is_fetched(open_from, tmp_path):
+def test_all_settings_files_are_downloaded(open_from, tmp_path):
     small, tensors = seeded_files(tmp_path / "seeded", Layout([], "model.safetensors"))
     kinds = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
     wanted = [f"sentence_{kind}_config.json" for kind in kinds]
@@ -242,7 +242,7 @@ def test_every_small_file_that_a_loader_may_read_is_fetched(open_from, tmp_path)
         assert sorted(hub.fetched) == sorted({*wanted, *small, "model.safetensors"})
 
 
-def test_a_repository_without_weights_for_pytorch_is_refused(open_from, tmp_path):
+def test_a_repository_without_pytorch_weights_is_rejected(open_from, tmp_path):
     small, _ = seeded_files(tmp_path / "seeded", Layout([], ""))
     with serving({**small, "tf_model.h5": b"not wanted", "onnx/model.onnx": b"not wanted"}) as hub:
         assert "has no weights. Expected model.safetensors" in open_from(hub)["error"]

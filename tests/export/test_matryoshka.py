@@ -1,4 +1,4 @@
-"""Where a checkpoint states its Matryoshka dimensions, and how an artifact gets them."""
+"""Sources of a checkpoint's Matryoshka dimensions, and their precedence."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def put(folder, name, **values):
 
 
 def put_card(folder, *losses):
-    """Write a model card like sentence-transformers: the parameters of the loss of each dataset."""
+    """Write a model card with the parameters of each loss, in the format of sentence-transformers."""
     blocks = [
         f"* Loss: MatryoshkaLoss with these parameters:\n  ```json\n{json.dumps(loss, indent=4)}\n  ```\n"
         for loss in losses
@@ -40,29 +40,29 @@ def dims(folder):
     return read_contract(Checkpoint(folder, "someone/model", None)).matryoshka_dims
 
 
-def test_most_checkpoints_name_none(folder):
+def test_checkpoints_without_matryoshka_dimensions(folder):
     assert dims(folder) == ()
     (folder / "README.md").write_text('A card that speaks of "matryoshka_dims" and of 256.', encoding="utf-8")
     put(folder, "config.json", matryoshka_dimensions=None, truncate_dim=None, is_matryoshka=True)
     assert dims(folder) == ()
 
 
-def test_config_names_them(folder):
+def test_dimensions_from_config_json(folder):
     put(folder, "config.json", matryoshka_dimensions=[16, 32, 64])
     assert dims(folder) == (16, 32)
     put(folder, "config.json", truncate_dim=8)
     assert dims(folder) == (8, 16, 32)
 
 
-def test_a_model_card_of_a_training_run_names_them(folder):
+def test_dimensions_from_a_model_card(folder):
     put_card(folder, LOSS)
     assert dims(folder) == (16, 32)
     put_card(folder, LOSS, {**LOSS, "matryoshka_dims": [64, 24]})
     assert dims(folder) == (16, 24, 32)
 
 
-def test_what_sentence_transformers_writes_is_read(folder, tmp_path):
-    """SentenceTransformer saves the checkpoint, and the parameters of its MatryoshkaLoss are in the card."""
+def test_dimensions_from_files_of_sentence_transformers(folder, tmp_path):
+    """The checkpoint and the loss parameters in the card are written by sentence-transformers."""
     library = pytest.importorskip("sentence_transformers")
     from sentence_transformers.sentence_transformer.losses import (
         MatryoshkaLoss,
@@ -82,7 +82,7 @@ def test_what_sentence_transformers_writes_is_read(folder, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [[0], [65], [16, "32"], "16", 1.5, [True], {"16": 1}])
-def test_other_widths_in_a_file_are_refused(folder, wrong):
+def test_invalid_dimensions_in_a_file_are_rejected(folder, wrong):
     put(folder, "config.json", matryoshka_dimensions=wrong)
     with pytest.raises(CheckpointError, match=r"config\.json: matryoshka_dimensions is .*--matryoshka-dims"):
         dims(folder)
@@ -90,7 +90,7 @@ def test_other_widths_in_a_file_are_refused(folder, wrong):
     assert found.matryoshka_dims == (32,), "the option does not replace them"
 
 
-def test_the_order_of_what_is_believed(folder):
+def test_options_precede_files_and_files_precede_known_dimensions(folder):
     checkpoint = Checkpoint.open(folder)
     assert matryoshka_dims(checkpoint, known=[48]) == (48,)
     put(folder, "config.json", matryoshka_dimensions=[16])
@@ -117,7 +117,7 @@ def test_koe5_has_none_and_arctic_has_256(tmp_path):
 
 
 @pytest.mark.parametrize(("option", "expected"), [((), [16]), (("--matryoshka-dims", "32,8"), [8, 32])])
-def test_the_artifact_has_them(folder, tmp_path, option, expected):
+def test_the_artifact_contains_the_dimensions(folder, tmp_path, option, expected):
     put(folder, "config.json", matryoshka_dimensions=[16])
     out = tmp_path / "artifact"
     assert cli.main(["export", str(folder), str(out), *option]) == 0

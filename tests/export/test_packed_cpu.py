@@ -1,4 +1,4 @@
-"""The packed graph for fused kernels: the same encoder with the same weights, without padding."""
+"""The packed graph for fused kernels, which has the weights of the padded graph."""
 
 import sys
 
@@ -54,7 +54,7 @@ def test_five_fused_nodes_per_layer(checkpoint, packed_graph):
     assert fused == ["NormQuantize", *layer * checkpoint.config.layers, *pooling]
 
 
-def test_its_weights_are_those_of_the_padded_graph(artifact, packed_graph):
+def test_both_graphs_share_their_weights(artifact, packed_graph):
     padded = onnx.load(artifact.graph, load_external_data=False)
     of_padded = {tensor.name: tensor for tensor in padded.graph.initializer}
     shared = [tensor for tensor in packed_graph.graph.initializer if tensor.external_data]
@@ -65,7 +65,7 @@ def test_its_weights_are_those_of_the_padded_graph(artifact, packed_graph):
     assert weights == {tensor.name for tensor in packed_graph.graph.initializer} & weights
 
 
-def test_why_not(checkpoint):
+def test_reasons_for_no_packed_graph(checkpoint):
     config = checkpoint.config
     assert why_not_packed_cpu("int8", [], config) is None
     assert "for int8, not fp32" in why_not_packed_cpu("fp32", [], config)
@@ -74,7 +74,7 @@ def test_why_not(checkpoint):
     assert "multiples of 64" in why_not_packed_cpu("int8", [], odd)
 
 
-def test_without_kernels_the_artifact_says_so(checkpoint, tmp_path, monkeypatch):
+def test_without_kernels_the_recipe_states_the_reason(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "koe5_onnx_kernels", None)
     made = export_checkpoint(checkpoint, tmp_path / "int8", ExportOptions(precision="int8"))
     assert made.manifest.packed_certificate is None
@@ -107,7 +107,7 @@ def test_agrees_with_the_padded_graph(artifact, max_batch_tokens):
 
 
 @needs_kernels
-def test_neither_other_texts_nor_threads_change_a_bit(artifact):
+def test_results_do_not_depend_on_other_texts_or_threads(artifact):
     with (
         pytest.warns(TruncationWarning),
         Embedder.open(artifact.path, graph="packed", threads=1) as embedder,
@@ -122,8 +122,8 @@ def test_neither_other_texts_nor_threads_change_a_bit(artifact):
 
 
 @needs_kernels
-def test_its_gate_can_fail(checkpoint, artifact):
-    """Negate the scales of one linear layer in the packed graph only."""
+def test_a_damaged_packed_graph_fails_its_gate(checkpoint, artifact):
+    """The damage negates the scales of one linear layer, in the packed graph only."""
     path = artifact.path / PACKED_CPU_GRAPH
     kept = path.read_bytes()
     graph = onnx.load(path, load_external_data=False)

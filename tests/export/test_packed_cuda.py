@@ -1,7 +1,7 @@
 """The packed fp16 graph for CUDA, tested without a GPU: structure, schema and numerical results.
 
-It runs in two ways: in onnx.reference with numpy operators (tests/packed_nodes.py), and in ONNX Runtime with
-its attention translated to standard operators (koe5_export/simulated.py).
+The graph runs in two ways: in onnx.reference with numpy operators (tests/packed_nodes.py), and in ONNX
+Runtime with the attention translated to standard operators (koe5_export/simulated.py).
 """
 
 import re
@@ -36,7 +36,7 @@ SHAPES = {
     "bert, mean": Size(2, 64, 8, 128, 1200, model_type="bert", positions=512),
 }
 NO_KERNEL = r"NOT_IMPLEMENTED : .*PackedMultiHeadAttention"
-"""The wording depends on the version of ONNX Runtime; the error code does not."""
+"""Pattern of ONNX Runtime's error for a missing kernel. The wording after the code depends on the version."""
 TEXTS = [*VERIFICATION[:12], "", "나라", "<pad> 가 <pad>", "<pad>", "길이 " * 700]
 
 
@@ -60,7 +60,7 @@ def packed(artifact):
 
 @pytest.fixture(scope="module")
 def on_cpu(artifact):
-    """Return the artifact with the CPU among its target devices; otherwise the runtime rejects it there."""
+    """Return the artifact with a manifest that also allows the CPU."""
     target = replace(artifact.manifest.target, devices=("cuda", "cpu"))
     return Artifact(artifact.path, replace(artifact.manifest, target=target))
 
@@ -85,7 +85,7 @@ def cosines(found, expected):
 
 def test_a_layer_is_ten_nodes(packed, artifact):
     kinds = [node.op_type for node in packed.graph.node if node.name.startswith("layer.")]
-    # The two parts of the last sum are converted to fp32 for the final norm.
+    # The two inputs of the last residual sum are converted to fp32 for the final norm.
     assert [kinds.pop(), kinds.pop()] == ["Cast", "Cast"]
     attend = ["MatMul", "MatMul", "MatMul", "PackedMultiHeadAttention", "MatMul"]
     layer = [*attend, "SkipLayerNormalization", "MatMul", "BiasGelu", "MatMul"]
@@ -94,25 +94,25 @@ def test_a_layer_is_ten_nodes(packed, artifact):
     assert kinds == ["LayerNormalization", *between, *layer]
 
 
-def test_each_node_is_needed_and_none_runs_on_shapes(packed, artifact):
+def test_all_nodes_are_used_and_none_computes_shapes(packed, artifact):
     used = {name for node in packed.graph.node for name in node.input} | {OUTPUT}
     assert {name for node in packed.graph.node for name in node.output} <= used
     assert {tensor.name for tensor in packed.graph.initializer} <= used
     by_first_token = artifact.manifest.contract.pooling == "cls"
     unread = {"text_of_token"} if by_first_token else set()
     assert {value.name for value in packed.graph.input} - used == unread
-    # Nodes that compute shapes run on the CPU, and an If node waits for the GPU.
+    # ONNX Runtime runs nodes that compute shapes on the CPU, and an If node waits for the GPU.
     assert not {"Shape", "ConstantOfShape", "If", "Range", "CumSum"} & {n.op_type for n in packed.graph.node}
 
 
-def test_its_interface(packed, artifact):
+def test_inputs_and_output_of_the_graph(packed, artifact):
     assert [value.name for value in packed.graph.input] == list(INPUTS["packed_cuda"])
     (output,) = packed.graph.output
     assert output.type.tensor_type.elem_type == TensorProto.FLOAT
     assert output.type.tensor_type.shape.dim[1].dim_value == artifact.manifest.contract.dim
 
 
-def test_its_weights_are_those_of_the_padded_graph(artifact, packed):
+def test_both_graphs_share_their_weights(artifact, packed):
     padded = onnx.load(artifact.graph, load_external_data=False)
     of_padded = {tensor.name: tensor for tensor in padded.graph.initializer}
     shared = [tensor for tensor in packed.graph.initializer if tensor.external_data]
@@ -131,18 +131,18 @@ def test_products_norms_and_attention_are_fp16_and_pooling_is_fp32(packed):
     assert kinds["layer.0.query.weight"] == kinds["layer.1.middle.gain"] == TensorProto.FLOAT16
     assert kinds["final_norm.gain"] == kinds["final_norm.bias"] == TensorProto.FLOAT
     casts = [node.input[0] for node in packed.graph.node if node.op_type == "Cast"]
-    # Only the last sum and the integer token counts are converted.
+    # Only the two inputs of the last sum and, for mean pooling, the integer token counts are converted.
     assert len(casts) in (2, 3)
 
 
-def test_onnxruntime_knows_the_schema_and_lacks_only_the_kernel(artifact):
+def test_onnxruntime_accepts_the_schema(artifact):
     """A CPU build checks attributes, types and shapes of the CUDA operator before it looks for a kernel."""
     with pytest.raises(Exception, match=NO_KERNEL):
         onnxruntime.InferenceSession(artifact.path / PACKED_CUDA_GRAPH, providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("damage", ["num_heads", "type", "inputs"])
-def test_a_wrong_node_would_fail_at_the_schema(artifact, tmp_path, damage):
+def test_onnxruntime_rejects_a_wrong_node(artifact, tmp_path, damage):
     model = onnx.load(artifact.path / PACKED_CUDA_GRAPH)
     node = next(node for node in model.graph.node if node.op_type == "PackedMultiHeadAttention")
     if damage == "num_heads":
@@ -157,14 +157,14 @@ def test_a_wrong_node_would_fail_at_the_schema(artifact, tmp_path, damage):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_the_very_graph_in_numpy_is_pytorch(artifact, arrays, expected):
+def test_the_graph_in_numpy_agrees_with_pytorch(artifact, arrays, expected):
     evaluator = ReferenceEvaluator(onnx.load(artifact.path / PACKED_CUDA_GRAPH), new_ops=OPERATORS)
     (found,) = evaluator.run(None, dict(zip(INPUTS["packed_cuda"], arrays, strict=True)))
     assert found.dtype == np.float32
     assert cosines(found, expected).min() >= PACKED_COSINE_MIN
 
 
-def test_it_agrees_with_the_padded_graph(on_cpu, arrays, expected):
+def test_the_simulated_graph_agrees_with_the_padded_graph(on_cpu, arrays, expected):
     simulated = SimulatedSession(on_cpu).run(*arrays)
     padded = Session(on_cpu, EngineOptions(graph="padded"))
     ids = np.split(arrays[0], arrays[4][1:-1])
@@ -174,8 +174,8 @@ def test_it_agrees_with_the_padded_graph(on_cpu, arrays, expected):
 
 
 @pytest.mark.parametrize("wrong", ["token_offset", "cumulative_lengths", "text_of_token", "position_ids"])
-def test_each_input_matters(on_cpu, arrays, wrong):
-    """The simulation must read every input; otherwise it could not detect wrong inputs."""
+def test_the_simulation_reads_every_input(on_cpu, arrays, wrong):
+    """If the simulation ignored an input, other tests could not detect wrong values of it."""
     if wrong == "text_of_token" and on_cpu.manifest.contract.pooling == "cls":
         pytest.skip("the cumulative lengths determine the first tokens")
     session = SimulatedSession(on_cpu)
@@ -197,7 +197,7 @@ def test_published_with_its_own_certificate(artifact):
     assert manifest.packed_certificate.overall.cosine_min >= manifest.packed_certificate.gate["cosine_min"]
 
 
-def test_its_gate_can_fail(checkpoint, artifact):
+def test_a_damaged_packed_graph_fails_its_gate(checkpoint, artifact):
     path = artifact.path / PACKED_CUDA_GRAPH
     kept = path.read_bytes()
     graph = onnx.load(path, load_external_data=False)
@@ -214,7 +214,7 @@ def test_its_gate_can_fail(checkpoint, artifact):
         path.write_bytes(kept)
 
 
-def test_which_graph_runs_on_cuda(artifact):
+def test_the_packed_graph_is_the_default_on_cuda(artifact):
     found = choose(artifact, EngineOptions(device="cuda"))
     assert (found.file.name, found.layout) == (PACKED_CUDA_GRAPH, "packed_cuda")
     assert choose(artifact, EngineOptions(device="cuda:1", graph="padded")).layout == "padded"
@@ -222,7 +222,7 @@ def test_which_graph_runs_on_cuda(artifact):
         choose(artifact, EngineOptions(graph="packed"))
 
 
-def test_fp16_artifacts_of_before_have_no_packed_graph(artifact):
+def test_older_fp16_artifacts_run_the_padded_graph(artifact):
     files = {name: file for name, file in artifact.manifest.files.items() if name != PACKED_CUDA_GRAPH}
     manifest = replace(artifact.manifest, files=files, packed_certificate=None)
     before = Artifact(artifact.path, manifest)
@@ -233,7 +233,7 @@ def test_fp16_artifacts_of_before_have_no_packed_graph(artifact):
         choose(before, EngineOptions(device="cuda", graph="packed"))
 
 
-def test_why_not():
+def test_reasons_for_no_packed_graph():
     assert why_not_packed_cuda("fp16", 64) is None
     assert "for fp16 on CUDA, not int8" in why_not_packed_cuda("int8", 64)
     assert "a head size of 20" in why_not_packed_cuda("fp16", 20)

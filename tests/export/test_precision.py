@@ -1,4 +1,4 @@
-"""Target and features of each precision, and the automatic choice."""
+"""Target devices, graphs and sizes of the precisions, and the automatic choice."""
 
 import numpy as np
 import onnx
@@ -22,7 +22,7 @@ from koe5_onnx.artifact import manifest as artifact
 from koe5_onnx.cli import main
 
 
-def test_the_runtime_knows_their_names():
+def test_the_runtime_knows_all_precisions():
     assert {name: one.target.devices for name, one in PRECISIONS.items()} == artifact.PRECISIONS
 
 
@@ -52,7 +52,7 @@ def test_export_auto(seeded, tmp_path, monkeypatch, capsys):
     assert Artifact.open(tmp_path / "out").manifest.precision == "int8-block"
 
 
-def test_the_manifest_says_what_it_is_good_for(exported, monkeypatch):
+def test_the_manifest_states_devices_and_instructions(exported, monkeypatch):
     targets = {precision: found.manifest.target for precision, found in exported.items()}
     assert targets["fp16"].devices == ("cuda",)
     assert "avx512_vnni" in targets["int8"].instructions
@@ -64,7 +64,7 @@ def test_the_manifest_says_what_it_is_good_for(exported, monkeypatch):
         Embedder.open(exported[precision].path).close()
 
 
-def test_fp16_is_refused_on_the_cpu(exported):
+def test_fp16_is_rejected_on_the_cpu(exported):
     with pytest.raises(
         ProviderError,
         match=r"runs on cuda but not on cpu.*for cpu: fp32, int8, int8-block, int4-block$",
@@ -88,7 +88,7 @@ def test_fp16_computes_norms_pooling_and_length_in_fp32(exported):
     assert all(attribute.name != "stash_type" for node in norms for attribute in node.attribute)
 
 
-def test_a_weight_beyond_fp16_is_refused_by_name(seeded, tmp_path):
+def test_a_weight_beyond_the_fp16_range_is_named(seeded, tmp_path):
     weights = load_file(seeded / "model.safetensors")
     weights["encoder.layer.1.output.dense.weight"][3, 4] = -70000 * 32
     folder = tmp_path / "checkpoint"
@@ -108,7 +108,7 @@ def test_a_weight_beyond_fp16_is_refused_by_name(seeded, tmp_path):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_block_products_are_those_of_the_rounded_weights(tmp_path, bits):
-    """Check packing, scales and their order with the operator itself. A wrong nibble would be obvious."""
+    """ONNX Runtime's operator checks the packing and the order of the scales."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((96, 7), dtype=np.float32) * np.linspace(1, 9, 96, dtype=np.float32)[:, None]
     precision = Block("int8-block", bits=bits, block=32, strength=0.5, gate=PRECISIONS["int8"].gate)
@@ -129,8 +129,8 @@ def rounding_of(sample, weight):
     return PRECISIONS["int8"].round_weight(weight, inputs, Compensation.of(inputs.covariance))
 
 
-def test_a_linear_that_int8_would_spoil_is_written_in_blocks():
-    """One channel with small weights is 1,000 times larger than the others, and would use all int8 steps."""
+def test_a_layer_with_an_outlier_is_quantized_in_blocks():
+    """One input channel is 1,000 times larger than the others, which int8 would round to almost nothing."""
     rng = np.random.default_rng(0)
     sample = rng.standard_normal((200, 512), dtype=np.float32)
     weight = rng.standard_normal((512, 16), dtype=np.float32)
@@ -145,7 +145,7 @@ def test_a_linear_that_int8_would_spoil_is_written_in_blocks():
 
 
 def run_int8(tmp_path, x, linears):
-    """Write int8 linear layers as a graph and run it. Return the outputs and the number of QuantizeLinear."""
+    """Run a graph of int8 linear layers. Return its outputs and its number of QuantizeLinear nodes."""
     precision, names = PRECISIONS["int8"], [name for name, _ in linears]
     width = x.shape[-1]
     with GraphWriter(tmp_path / "graph", tmp_path / "weights") as g:
@@ -164,7 +164,7 @@ def run_int8(tmp_path, x, linears):
     return [rows[:, 0] for rows in found], sum(node.op_type == "QuantizeLinear" for node in nodes)
 
 
-def test_the_measured_error_is_that_of_the_graph(tmp_path):
+def test_the_estimated_int8_products_match_the_graph(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((40, 64), dtype=np.float32)
     weight = rng.standard_normal((64, 7), dtype=np.float32)
@@ -177,7 +177,7 @@ def test_the_measured_error_is_that_of_the_graph(tmp_path):
     assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
-def test_int8_writes_linears_with_and_without_blocks(tmp_path):
+def test_int8_graphs_can_mix_layers_with_and_without_blocks(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((5, 64), dtype=np.float32)
     weight = rng.standard_normal((64, 7), dtype=np.float32)

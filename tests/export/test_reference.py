@@ -21,7 +21,7 @@ def contract(seeded):
 
 
 @pytest.mark.parametrize(("pooling", "normalize"), [("mean", True), ("cls", True), ("mean", False)])
-def test_together_is_alone_in_the_callers_order(tmp_path, pooling, normalize):
+def test_batches_do_not_change_embeddings_or_their_order(tmp_path, pooling, normalize):
     folder = tmp_path / "checkpoint"
     write_seeded_checkpoint(folder, replace(SIZE, pooling=pooling))
     if not normalize:

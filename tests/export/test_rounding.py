@@ -5,7 +5,7 @@ from koe5_export.rounding import DAMPING, Compensation, round_blocks, round_colu
 RNG = np.random.default_rng(0)
 
 
-def test_rounds_each_column_to_the_nearest_of_its_own_steps():
+def test_columns_are_rounded_to_the_nearest_step():
     weight = RNG.standard_normal((50, 20), dtype=np.float32) * np.logspace(-3, 3, 20, dtype=np.float32)
     rounded = round_columns(weight)
     assert rounded.integers.dtype == np.int8
@@ -14,8 +14,8 @@ def test_rounds_each_column_to_the_nearest_of_its_own_steps():
 
 
 @pytest.mark.parametrize(("bits", "highest"), [(8, 127), (4, 7)])
-def test_each_block_has_its_own_steps(bits, highest):
-    """Blocks of very different magnitude each have the precision of their own range."""
+def test_each_block_has_its_own_scale(bits, highest):
+    """Blocks of very different magnitude have the same relative error."""
     sizes = np.repeat(np.logspace(-3, 3, 4, dtype=np.float32), 16)[:, None]
     weight = RNG.standard_normal((64, 5), dtype=np.float32) * sizes
     rounded = round_blocks(weight, bits, 16)
@@ -25,7 +25,7 @@ def test_each_block_has_its_own_steps(bits, highest):
     assert (error < 1.5 / highest * np.linalg.norm(weight.reshape(4, -1), axis=1)).all()
 
 
-def test_four_bits_clip_a_little_for_smaller_steps():
+def test_four_bits_clip_to_reduce_the_error():
     weight = RNG.standard_normal((128, 50), dtype=np.float32)
     full = np.abs(weight).max(axis=0) / 7
     nearest = np.clip(np.rint(weight / full), -7, 7) * full
@@ -40,8 +40,8 @@ def test_a_column_of_zeros_stays_zero():
 
 
 @pytest.mark.parametrize("channels", [16, 200])
-def test_compensation_makes_the_products_closer(channels):
-    """With correlated inputs, like hidden states, the error of 8-bit products drops by a third or more."""
+def test_compensation_reduces_the_error_of_products(channels):
+    """With correlated inputs, such as hidden states, the error drops by a third or more."""
     mixing = RNG.standard_normal((channels // 4, channels), dtype=np.float32)
     inputs = RNG.standard_normal((2000, channels // 4), dtype=np.float32) @ mixing
     inputs += 0.05 * RNG.standard_normal(inputs.shape, dtype=np.float32)
@@ -56,7 +56,7 @@ def test_compensation_makes_the_products_closer(channels):
     assert error(four) < 0.67 * error(round_blocks(weight, 4, channels // 2))
 
 
-def test_more_channels_than_tokens_is_no_problem():
+def test_compensation_works_with_fewer_tokens_than_channels():
     inputs = RNG.standard_normal((5, 64), dtype=np.float32)
     weight = RNG.standard_normal((64, 8), dtype=np.float32)
     rounded = round_columns(weight, Compensation.of(inputs.T @ inputs))
@@ -65,15 +65,15 @@ def test_more_channels_than_tokens_is_no_problem():
 
 
 @pytest.mark.parametrize("covariance", [np.zeros((8, 8), np.float32), np.eye(8, dtype=np.float32)])
-def test_without_correlation_it_rounds_to_nearest(covariance):
+def test_compensation_without_correlation_rounds_to_nearest(covariance):
     weight = RNG.standard_normal((8, 5), dtype=np.float32)
     found, expected = round_columns(weight, Compensation.of(covariance)), round_columns(weight)
     np.testing.assert_array_equal(found.integers, expected.integers)
     np.testing.assert_array_equal(found.scale, expected.scale)
 
 
-def test_compensation_is_the_textbook_recursion():
-    """Compare with a simple implementation: row by row in float64, without blocks. The rows are sorted."""
+def test_compensation_matches_a_simple_implementation_of_gptq():
+    """The simple implementation processes one row at a time, in float64, in the order of `Compensation`."""
     channels = 300
     inputs = RNG.standard_normal((900, channels)) * np.linspace(3, 1, channels)
     inputs += RNG.standard_normal((900, 1))

@@ -1,6 +1,6 @@
 """Settings files of a checkpoint: each has the same effect as in sentence-transformers, or is rejected.
 
-Every comparison is with SentenceTransformer(folder).encode, called here and not by the exporter.
+Every comparison is with SentenceTransformer(folder).encode, which the tests call directly.
 """
 
 import json
@@ -31,7 +31,6 @@ LIMIT = {"max_seq_length": 64, "do_lower_case": False}
 
 
 def update(folder: Path, name: str, **changes):
-    """Change keys of a JSON file, creating the file if it is missing."""
     with edited(folder / name) as data:
         data |= changes
 
@@ -44,7 +43,7 @@ def remove_settings(folder: Path) -> None:
 
 
 def theirs(folder: Path, *prompts: dict[str, str | None]) -> list[np.ndarray]:
-    """Return the embeddings of sentence-transformers, for each set of arguments of its `encode`."""
+    """Return one set of embeddings by sentence-transformers for each set of keyword arguments of `encode`."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -70,7 +69,7 @@ def assert_same(folder: Path, names=(None, "query", "passage"), **options) -> No
 
 
 def assert_prompted(out: Path, folder: Path, prompts: dict[str, str]) -> None:
-    """Compare named prompts of the artifact with literal ones, both at unit length."""
+    """Check that each prompt name of the artifact gives the embeddings with that prompt, at unit length."""
     with Embedder.open(out) as embedder, warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)
         expectations = theirs(folder, *({"prompt": prompt} for prompt in prompts.values()))
@@ -157,7 +156,7 @@ HONORED = [
 
 
 @pytest.mark.parametrize("change", HONORED)
-def test_honored(folder, change):
+def test_settings_are_applied_as_by_sentence_transformers(folder, change):
     (before,) = theirs(folder, {})
     change(folder)
     if change is not weights_in_bfloat16 and change is not an_empty_name_gives_way:
@@ -183,14 +182,14 @@ def test_an_encoder_in_a_separate_folder(folder):
 
 
 def test_a_checkpoint_without_settings_files_gets_the_cards_prompts(folder):
-    """As for KoE5's repository: sentence-transformers uses mean pooling, no prompts, and no length limit."""
+    """KoE5's repository has none. sentence-transformers then uses mean pooling and no prompts."""
     remove_settings(folder)
     with pytest.warns(CheckpointWarning, match="does not normalize"):
         out = export(folder, like="nlpai-lab/KoE5")
     assert_prompted(out, folder, {"query": "query: ", "passage": "passage: "})
 
 
-def test_a_pooling_that_sentence_transformers_would_not_use_is_refused(folder):
+def test_a_pooling_different_from_sentence_transformers_is_rejected(folder):
     """The card of bge-m3 says CLS, but without its files sentence-transformers uses mean pooling."""
     remove_settings(folder)
     with pytest.raises(CheckpointError, match="pooling is 'mean' instead of 'cls'"):
@@ -229,7 +228,7 @@ def test_a_pooling_that_sentence_transformers_would_not_use_is_refused(folder):
         ("adapter_config.json", {"peft_type": "LORA"}, "adapter"),
     ],
 )
-def test_refused_by_name(folder, file, changes, message):
+def test_unsupported_settings_are_named(folder, file, changes, message):
     update(folder, file, **changes)
     with pytest.raises(CheckpointError, match=message) as raised:
         export(folder)
@@ -239,7 +238,7 @@ def test_refused_by_name(folder, file, changes, message):
 @pytest.mark.parametrize(
     "type_", ["models.Dense", "custom_st.Transformer", "models.Router", "models.LayerNorm"]
 )
-def test_other_modules_are_refused_by_name(folder, type_):
+def test_unsupported_modules_are_named(folder, type_):
     prefix = "" if type_.startswith("custom") else "sentence_transformers."
     with edited(folder / "modules.json") as modules:
         modules[0 if "Transformer" in type_ else 2]["type"] = prefix + type_
@@ -247,7 +246,7 @@ def test_other_modules_are_refused_by_name(folder, type_):
         export(folder)
 
 
-def test_modules_in_another_order_are_refused(folder):
+def test_modules_in_another_order_are_rejected(folder):
     with edited(folder / "modules.json") as modules:
         modules[:2] = modules[1], modules[0]
     with pytest.raises(CheckpointError, match="Pooling, Transformer, Normalize"):
@@ -255,14 +254,14 @@ def test_modules_in_another_order_are_refused(folder):
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc"])
-def test_a_module_outside_of_the_checkpoint_is_refused(folder, path):
+def test_a_module_outside_of_the_checkpoint_is_rejected(folder, path):
     with edited(folder / "modules.json") as modules:
         modules[1]["path"] = path
     with pytest.raises(CheckpointError, match="outside"):
         export(folder)
 
 
-def test_a_tokenizer_json_that_transformers_does_not_use_is_refused(folder):
+def test_a_tokenizer_json_that_differs_from_transformers_is_rejected(folder):
     """transformers prefers the special tokens of tokenizer_config.json to those of tokenizer.json."""
     update(
         folder, "tokenizer_config.json", extra_special_tokens=["[NEW]"], additional_special_tokens=["[NEW]"]
@@ -272,7 +271,7 @@ def test_a_tokenizer_json_that_transformers_does_not_use_is_refused(folder):
         export(folder)
 
 
-def test_padding_in_front_is_refused_where_it_shifts_positions(tmp_path):
+def test_left_padding_is_rejected_if_it_shifts_positions(tmp_path):
     folder = tmp_path / "bert"
     write_seeded_checkpoint(folder, Size(1, 64, 2, 128, 1200, model_type="bert", positions=512))
     update(folder, "tokenizer_config.json", padding_side="left")
@@ -280,7 +279,7 @@ def test_padding_in_front_is_refused_where_it_shifts_positions(tmp_path):
         export(folder)
 
 
-def test_padding_in_front_changes_nothing_where_positions_count_from_it(folder):
+def test_left_padding_is_accepted_if_positions_skip_it(folder):
     update(folder, "tokenizer_config.json", padding_side="left")
     assert_same(folder)
 
@@ -315,18 +314,18 @@ def test_e5_without_prompts_says_what_to_pass(folder, name, metadata, expected):
         export(folder)
 
 
-def test_given_prompts_are_used(folder):
+def test_prompts_from_options_are_used(folder):
     update(folder, "config_sentence_transformers.json", prompts={"query": "", "document": ""})
     out = export(folder, prompts={"query": "query: ", "passage": "passage: "})
     assert_prompted(out, folder, {"query": "query: ", "passage": "passage: ", "document": "passage: "})
 
 
-def test_given_prompts_do_not_contradict_the_files(folder):
+def test_prompts_that_contradict_the_files_are_rejected(folder):
     with pytest.raises(InputError, match="Omit the option"):
         export(folder, prompts={"query": "Q: "})
 
 
-def test_bert_checkpoints_lower_their_text_once(tmp_path):
+def test_lower_casing_of_bert_checkpoints(tmp_path):
     folder = tmp_path / "bert"
     write_seeded_checkpoint(folder, Size(2, 64, 2, 128, 1200, model_type="bert", positions=512))
     update(folder, "sentence_bert_config.json", do_lower_case=True)

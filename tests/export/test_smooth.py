@@ -41,7 +41,7 @@ def test_gelu_is_exact_enough():
     np.testing.assert_allclose(gelu(x), exact, atol=1e-6, rtol=0)
 
 
-def test_the_numpy_encoder_is_pytorchs(checkpoint, calibration):
+def test_the_numpy_encoder_agrees_with_pytorch(checkpoint, calibration):
     torch = pytest.importorskip("torch")
     from transformers import AutoModel
 
@@ -61,8 +61,7 @@ def test_the_numpy_encoder_is_pytorchs(checkpoint, calibration):
     np.testing.assert_allclose(found, np.concatenate(expected), atol=FP32_MAX_ABS_DIFF, rtol=0)
 
 
-def test_inputs_of_linears_are_pytorchs(checkpoint, calibration):
-    """Calibration measures the same inputs that PyTorch's own linear layers receive."""
+def test_inputs_of_linear_layers_agree_with_pytorch(checkpoint, calibration):
     torch = pytest.importorskip("torch")
     from transformers import AutoModel
 
@@ -94,7 +93,7 @@ def test_inputs_of_linears_are_pytorchs(checkpoint, calibration):
         norm = layer.output_norm
 
 
-def test_smoothing_changes_no_product(checkpoint, calibration):
+def test_smoothing_keeps_all_products(checkpoint, calibration):
     """On random hidden states, the outputs of linear layers are the same before and after smoothing."""
     layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
     smoothed = smooth(norm, layer, calibration.advance(norm, layer), STRENGTHS, checkpoint.config.heads)
@@ -110,14 +109,14 @@ def test_smoothing_changes_no_product(checkpoint, calibration):
     _close(smoothed_values @ smoothed.output.weight, values @ layer.output.weight)
     y, b = _affine(normal, layer.attention_norm), _affine(normal, smoothed.attention_norm)
     up, found = y @ layer.up.weight + layer.up.bias, _apply(b, smoothed.up)
-    _close(np.sort(found), np.sort(up))  # in another order, as in the next linear layer
+    _close(np.sort(found), np.sort(up))  # smoothing also reorders the inner channels
     _close(b * smoothed.ffn_skip, y + layer.down.bias)
     _close(_apply(gelu(found), smoothed.down), gelu(up) @ layer.down.weight + layer.down.bias)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.6, 1.0])
-def test_a_smoothed_encoder_is_the_same_encoder(checkpoint, calibration, tmp_path, strength):
-    """Run the whole graph with all layers smoothed, and with linear layers in fp32."""
+def test_a_smoothed_encoder_gives_the_same_embeddings(checkpoint, calibration, tmp_path, strength):
+    """All layers of the graph are smoothed, but not quantized."""
 
     def smoothed():
         norm = checkpoint.embedding_norm()
@@ -139,7 +138,7 @@ def test_a_smoothed_encoder_is_the_same_encoder(checkpoint, calibration, tmp_pat
         )
 
 
-def test_smoothing_evens_out_an_outlier_channel(checkpoint, calibration):
+def test_smoothing_reduces_an_outlier_channel(checkpoint, calibration):
     layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
     gain = norm.gain.copy()
     gain[5] *= 50
@@ -152,25 +151,24 @@ def test_smoothing_evens_out_an_outlier_channel(checkpoint, calibration):
     assert after.max() / np.median(after) < before.max() / np.median(before) / 3
 
 
-def test_inner_channels_are_dealt_out_to_the_blocks_by_their_divisors():
+def test_inner_channels_are_distributed_over_the_blocks_by_size():
     divisors = np.random.default_rng(0).permutation(256).astype(np.float32) + 1
     order, shared = _dealt(divisors)
     dealt = divisors[order].reshape(4, 64)
-    # Sort the channels by size: each group of four adjacent ones is spread over the four blocks, at the same
-    # position in each block.
+    # If the channels are sorted by size, each group of four adjacent channels is distributed over the four
+    # blocks, with the same rank in each block.
     assert ((np.sort(dealt) - 1) // 4 == np.arange(64)).all()
     expected = np.exp(np.log(dealt).mean(axis=0) - np.log(dealt).mean())
     np.testing.assert_allclose(shared.reshape(4, 64), np.tile(expected, (4, 1)), rtol=1e-5)
 
 
-def test_inner_channels_that_are_not_rotated_stay_as_they_are():
+def test_inner_channels_without_rotation_keep_their_order():
     order, shared = _dealt(np.arange(1, 16, dtype=np.float32))
     assert (order == np.arange(15)).all()
     assert (shared == 1).all()
 
 
-def test_gelu_outputs_are_evened_out(checkpoint, calibration):
-    """An outlier channel of GELU outputs becomes smaller if they are rotated."""
+def test_rotation_reduces_an_outlier_channel_of_gelu(checkpoint, calibration):
     layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
     bias = layer.up.bias.copy()
     bias[7] = 50
@@ -185,7 +183,7 @@ def test_gelu_outputs_are_evened_out(checkpoint, calibration):
 
 
 def test_rounding_keeps_the_mean_of_each_output(checkpoint, calibration):
-    """The effect of rounding on the mean of the inputs is added to the bias."""
+    """The bias is changed by the effect of rounding on the mean of the inputs."""
     layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
     inputs, heads = calibration.advance(norm, layer), checkpoint.config.heads
     exact = smooth(norm, layer, inputs, STRENGTHS, heads)
@@ -213,10 +211,7 @@ def test_rounding_keeps_the_mean_of_each_output(checkpoint, calibration):
 
 
 def _context(smoothed, layer, head):
-    """Return the divisors of the attention output.
-
-    They are recovered by undoing the rotation of the smoothed output weight and dividing by the original one.
-    """
+    """Return the divisors of the attention output: the smoothed weight, unrotated, by the original weight."""
     return (rotated_rows(smoothed.output.weight, head.T) / layer.output.weight)[:, 0]
 
 

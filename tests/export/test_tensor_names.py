@@ -1,7 +1,7 @@
-"""Names of tensors that are read: exactly those that transformers loads.
+"""Tensor names that are accepted: exactly those that transformers loads.
 
-The table is the behavior of transformers 4.57.6 and 5.23.0. If the two differ, or if a tensor would get
-random values without an error, the checkpoint is rejected.
+`table` is the behavior of transformers 4.57.6 and 5.23.0. A checkpoint is rejected if these versions differ,
+or if they would give a tensor random values without an error.
 """
 
 import json
@@ -49,7 +49,7 @@ def encoder_prefixed(prefix):
 
 
 def masked_lm(prefix):
-    """Names of a masked language model, whose decoder is the embedding table."""
+    """Return a function that renames tensors to those of a masked language model with tied embeddings."""
     head = {"lm_head.bias": np.zeros(900, np.float32), "lm_head.dense.weight": np.zeros((32, 32), np.float32)}
     return lambda tensors: {**prefixed(prefix)(tensors), **head, "lm_head.decoder.weight": tensors[WORDS]}
 
@@ -97,7 +97,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """A small checkpoint of each model type."""
+    """Return the folder of a small checkpoint by model type."""
     folders = {}
     for model_type in OWN:
         folder = folders[model_type] = tmp_path_factory.mktemp("names") / model_type
@@ -110,7 +110,7 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("model_type", "change", "loaded"), list(table()))
-def test_names_are_those_that_transformers_loads(checkpoints, tmp_path, model_type, change, loaded):
+def test_names_are_accepted_if_transformers_loads_them(checkpoints, tmp_path, model_type, change, loaded):
     folder = shutil.copytree(checkpoints[model_type], tmp_path / "checkpoint")
     written = load_file(folder / "model.safetensors")
     save_file(change(dict(written)), folder / "model.safetensors", {"format": "pt"})
@@ -143,7 +143,7 @@ def test_a_foreign_prefix_is_named(checkpoints, tmp_path, prefix):
         Checkpoint(folder, "x", None)
 
 
-def test_the_two_names_of_one_tensor_are_both_in_the_message(checkpoints, tmp_path):
+def test_two_names_of_one_tensor_are_both_named(checkpoints, tmp_path):
     folder = shutil.copytree(checkpoints["bert"], tmp_path / "checkpoint")
     tensors = load_file(folder / "model.safetensors")
     save_file({**tensors, f"bert.{WORDS}": tensors[WORDS]}, folder / "model.safetensors")

@@ -56,7 +56,7 @@ def test_a_bin_is_read_as_float32(seeded, folder, dtype, zipped):
 
 
 @FORMATS
-def test_parameters_shared_storages_and_other_entries_are_read_too(seeded, folder, zipped):
+def test_parameters_and_shared_storages_are_read(seeded, folder, zipped):
     tensors = tensors_of(seeded)
     words = "embeddings.word_embeddings.weight"
     tensors |= {
@@ -95,7 +95,7 @@ def test_shards_are_read_by_their_index(seeded, folder):
         Checkpoint(folder, "x", None)
 
 
-def test_files_are_preferred_as_by_transformers(folder):
+def test_weight_files_have_the_same_precedence_as_in_transformers(folder):
     order = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
     order.append("pytorch_model.bin.index.json")
     for name in order:
@@ -121,7 +121,7 @@ class Attack:
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
-def test_code_in_a_bin_is_refused_and_does_not_run(seeded, folder, tmp_path, kind):
+def test_code_in_a_bin_is_rejected_and_does_not_run(seeded, folder, tmp_path, kind):
     content = {**tensors_of(seeded), "attack": Attack(tmp_path / "ran")}
     file = folder / "pytorch_model.bin"
     if kind == "pickle":
@@ -139,14 +139,14 @@ def test_code_in_a_bin_is_refused_and_does_not_run(seeded, folder, tmp_path, kin
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, "nested"])
-def test_a_bin_without_tensors_by_name_is_refused(seeded, folder, content):
+def test_a_bin_without_tensors_by_name_is_rejected(seeded, folder, content):
     save({"state_dict": tensors_of(seeded)} if content == "nested" else content, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="without tensors; expected tensors by name"):
         Checkpoint(folder, "x", None)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch deprecates the type
-def test_quantized_tensors_are_refused(seeded, folder):
+def test_quantized_and_sparse_tensors_are_rejected(seeded, folder):
     tensors = tensors_of(seeded)
     int8 = torch.quantize_per_tensor(tensors[NAME], 0.1, 0, torch.qint8)
     save({**tensors, NAME: int8}, folder / "pytorch_model.bin")
@@ -159,7 +159,7 @@ def test_quantized_tensors_are_refused(seeded, folder):
 
 @FORMATS
 @pytest.mark.parametrize("keep", [0, 5, 100, -1000])
-def test_a_bin_cut_short_is_refused(seeded, folder, zipped, keep):
+def test_a_truncated_bin_is_rejected(seeded, folder, zipped, keep):
     file = folder / "pytorch_model.bin"
     save(tensors_of(seeded), file, zipped)
     file.write_bytes(file.read_bytes()[:keep])
@@ -170,7 +170,7 @@ def test_a_bin_cut_short_is_refused(seeded, folder, zipped, keep):
 @FORMATS
 @pytest.mark.filterwarnings("ignore::UserWarning")  # warnings of torch about unusual pickles
 def test_damage_anywhere_is_a_checkpoint_error(tmp_path, zipped):
-    """Random bytes are changed: the file is rejected, or it still contains readable tensors."""
+    """After random bytes are changed, a file either raises CheckpointError or is still readable."""
     file = tmp_path / "pytorch_model.bin"
     save({f"tensor {number}": torch.arange(400.0) for number in range(3)}, file, zipped)
     intact = file.read_bytes()
@@ -190,7 +190,7 @@ def test_damage_anywhere_is_a_checkpoint_error(tmp_path, zipped):
     assert 100 < refused < 300
 
 
-def test_torch_is_needed_for_a_bin_only(seeded, folder, monkeypatch):
+def test_only_a_bin_requires_torch(seeded, folder, monkeypatch):
     save(tensors_of(seeded), folder / "pytorch_model.bin")
     monkeypatch.setitem(sys.modules, "torch", None)
     Checkpoint(seeded, "x", None).layer(1)
@@ -210,8 +210,8 @@ def test_safetensors_are_read_without_importing_torch(seeded):
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="requires /proc/self/smaps")
-def test_a_mapping_does_not_grow_with_the_file(tmp_path, monkeypatch):
-    """At most 5 of 32 tensors of 1 MiB are resident: 4 MiB since the last mapping, and the current one."""
+def test_mapped_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
+    """The file is mapped again after each 4 MiB, so at most 5 of the 32 tensors of 1 MiB are resident."""
     monkeypatch.setattr("koe5_export.tensors._MAPPED_BYTES", 4 << 20)
     file = tmp_path / "pytorch_model.bin"
     save({str(number): torch.full((512, 512), float(number)) for number in range(32)}, file)

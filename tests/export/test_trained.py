@@ -1,4 +1,4 @@
-"""The trained weights of all-MiniLM-L6-v2, compared with embeddings computed with transformers only."""
+"""Artifacts of the trained all-MiniLM-L6-v2, compared with embeddings that only transformers computes."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_int8(exported_minilm, unseen_texts, expected):
 
 
 @pytest.mark.filterwarnings("ignore::koe5_onnx.TruncationWarning")
-def test_int8_alone_is_int8_in_any_batch(exported_minilm, unseen_texts):
+def test_int8_does_not_depend_on_the_batch(exported_minilm, unseen_texts):
     rng = np.random.default_rng(0)
     with Embedder.open(exported_minilm["int8"].path, max_batch_tokens=1) as embedder:
         alone = np.concatenate([embedder.encode([text]) for text in unseen_texts])

@@ -76,7 +76,7 @@ def test_each_bound_can_fail_and_says_by_how_much(name, value, broken):
         GATE.check(certificate(**{name: bad}))
 
 
-def test_a_gate_tightens_and_never_loosens():
+def test_a_gate_can_only_be_tightened():
     assert GATE.tightened({"cosine_min": 0.99, "max_abs_diff": 1e-6}).cosine_min == 0.99
     for name, value in (
         ("cosine_min", 0.9),
@@ -132,7 +132,7 @@ def test_an_embedding_that_depends_on_its_batch_fails(exported, seeded, monkeypa
         verify_artifact(exported["fp32"], Checkpoint.open(seeded))
 
 
-def test_another_checkpoint_is_refused(exported, tmp_path):
+def test_another_checkpoint_is_rejected(exported, tmp_path):
     other = tmp_path / "other"
     write_seeded_checkpoint(
         other, Size(layers=1, hidden=32, heads=2, intermediate=64, vocabulary=1200), seed=1
@@ -142,14 +142,14 @@ def test_another_checkpoint_is_refused(exported, tmp_path):
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers", "sentence-transformers"])
-def test_without_pytorch_the_extra_is_named(exported, seeded, monkeypatch, package):
+def test_missing_packages_name_the_extra(exported, seeded, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
     with pytest.raises(MissingDependencyError, match=rf"package {package}\. .*'\.\[reference\]'"):
         verify_artifact(exported["int8"], Checkpoint.open(seeded))
 
 
 @pytest.mark.parametrize("tokens", [16, 64, 255, 510, 511, 512, 1000])
-def test_texts_of_exactly_some_tokens(exported, tokens):
+def test_texts_have_the_requested_number_of_tokens(exported, tokens):
     tokenizer = Tokenizer(exported["fp32"].tokenizer, 512)
     assert tokenizer.encode([text_of_length(tokenizer, tokens)]).full_lengths[0] == tokens
 
@@ -160,7 +160,7 @@ def lengths_of(tokenizer, *given):
 
 
 @pytest.mark.parametrize("limit", [30, 256, 512])
-def test_texts_reach_the_limit_and_beyond(exported, limit):
+def test_verification_texts_reach_and_exceed_the_limit(exported, limit):
     lengths = lengths_of(Tokenizer(exported["fp32"].tokenizer, limit), "given")
     assert {limit - 1, limit, 2 * limit} <= set(lengths.tolist())
     assert np.histogram(np.log2(lengths), bins=np.arange(3, np.log2(limit) + 1))[0].all()
@@ -172,7 +172,7 @@ def test_a_high_limit_costs_two_long_texts(exported):
     assert (lengths > 512).sum() == 2
 
 
-def test_texts_take_prompts_in_turn_and_exact_lengths_none(exported):
+def test_texts_take_turns_in_prompts_except_those_of_exact_length(exported):
     contract = dataclasses.replace(UNPROMPTED, prompts={"query": "q: ", "passage": "p: ", "title": "t: "})
     tokenizer = Tokenizer(exported["fp32"].tokenizer, 512)
     rows = verification_texts(tokenizer, contract, ["given"])
@@ -192,13 +192,13 @@ def test_both_forms_of_hangul_and_both_cases_are_measured(exported):
     assert {"given", "", "<s> special </s> tokens <pad> typed by a user <unk>"} < texts
 
 
-def test_texts_of_a_subject_are_a_background_for_each_other():
+def test_verification_texts_are_distinct_and_share_subjects():
     assert len(VERIFICATION) > 250
     assert len(VERIFICATION) == len(set(VERIFICATION))
     assert all(len(subject) >= 7 for subject in SUBJECTS)
 
 
-def test_nothing_is_verified_on_calibration_texts():
+def test_verification_and_calibration_texts_are_disjoint():
     sets = [
         {line.strip() for text in texts for line in text.split("\n")} - {""}
         for texts in (CALIBRATION, VERIFICATION, (*SAMPLE_PASSAGES, *SAMPLE_QUERIES))
@@ -207,8 +207,7 @@ def test_nothing_is_verified_on_calibration_texts():
     assert len(CALIBRATION) == len(set(CALIBRATION))
 
 
-def test_the_certificate_says_what_was_measured(exported, seeded):
-    """Recompute the figures of the certificate from the texts and embeddings only."""
+def test_the_figures_of_the_certificate_can_be_recomputed(exported, seeded):
     artifact = exported["int8"]
     expected = expect(Checkpoint.open(seeded), artifact.manifest.contract, artifact.tokenizer)
     found = np.empty(expected.embeddings.shape)
@@ -229,8 +228,8 @@ def test_the_certificate_says_what_was_measured(exported, seeded):
         assert sum(text.prompt_name == name for text in expected.texts) > 10
 
 
-def test_the_token_ids_of_another_tokenizer_are_compared_too(seeded, exported, tmp_path):
-    """Embeddings of the reference are reused only for the tokenizer that they were compared with."""
+def test_another_tokenizer_is_compared_again(seeded, exported, tmp_path):
+    """The reference's embeddings are reused only for a tokenizer whose token ids were compared."""
     checkpoint, contract = Checkpoint.open(seeded), exported["int8"].manifest.contract
     own = expect(checkpoint, contract, exported["int8"].tokenizer)
     assert expect(checkpoint, contract, exported["fp32"].tokenizer) is own
@@ -243,7 +242,7 @@ def test_the_token_ids_of_another_tokenizer_are_compared_too(seeded, exported, t
         expect(checkpoint, contract, other)
 
 
-def test_embeddings_that_lost_their_unit_length_fail(exported, seeded, tmp_path):
+def test_embeddings_without_unit_length_fail(exported, seeded, tmp_path):
     folder = shutil.copytree(exported["fp32"].path, tmp_path / "changed")
     model = onnx.load(folder / GRAPH, load_external_data=False)
     last = model.graph.node[-1]

@@ -1,7 +1,7 @@
 """Events of the simulated CUDA libraries (standin/standin.h), and tiny artifacts to run on them.
 
-`make gpu` builds the simulated libraries, makes the artifacts, and loads both into an environment with ONNX
-Runtime's GPU wheel. Elsewhere these tests are skipped.
+`make gpu` builds the simulated libraries, exports the artifacts, and runs these tests in an environment with
+ONNX Runtime's GPU wheel. Otherwise, the tests are skipped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FOLDER = os.environ.get("STANDIN_ARTIFACTS")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip all tests if the simulated libraries are not loaded."""
     if FOLDER is None:
-        reason = "the stand-in for a GPU is loaded by `make gpu`"
+        reason = "requires the simulated CUDA libraries. Run make gpu"
         for item in items:
             if Path(__file__).parent in item.path.parents:
                 item.add_marker(pytest.mark.skip(reason=reason))
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Seen:
-    """Number of events and of bytes, by event name."""
+    """Numbers of events, and of the bytes that they copied or allocated, by event name."""
 
     times: dict[str, int]
     bytes: dict[str, int]

@@ -1,6 +1,6 @@
 """ONNX Runtime's GPU wheel on simulated CUDA libraries: what it launches, copies, captures and rejects.
 
-ONNX Runtime's provider, choice of kernels and memory management are real, but no results are computed.
+ONNX Runtime's provider, choice of kernels and memory management are real, but kernels compute nothing.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from koe5_onnx.engine.session import Session
 
 LAYERS = 3
 LAUNCHES_A_LAYER, LAUNCHES_AROUND = 11, 15
-"""Kernel launches of the packed graph. Per layer: six products, packing of Q, K and V, attention, two sums
-with norm, GELU. Around the layers: embeddings, pooling and their copies on the GPU."""
+"""Kernel launches of the packed graph, per layer and for the rest. A layer has six products, the packing of
+Q, K and V, attention, two residual sums with norm, and GELU. The rest are embeddings, pooling and their
+copies on the GPU."""
 STARTED = ("kernel ", "product ", "copy device to device")
 SENTENCE = "서울은 대한민국의 수도이다."
 DEAF = pytest.mark.filterwarnings("ignore::koe5_onnx.TruncationWarning")
@@ -39,7 +40,7 @@ def trusting(monkeypatch):
     monkeypatch.setattr(graph_capture, "_least_cosine", lambda a, b: 1.0 if a.shape == b.shape else 0.0)
 
 
-def test_it_opens_on_the_gpu_and_nowhere_else(fp16, monkeypatch):
+def test_an_embedder_opens_on_existing_gpus_only(fp16, monkeypatch):
     with Embedder.open(fp16, device="cuda") as embedder:
         assert embedder.session.providers[0] == "CUDAExecutionProvider"
         assert embedder.encode([SENTENCE, ""]).shape == (2, 128)
@@ -79,7 +80,7 @@ def test_attention_of_the_packed_graph(fp16, seen, monkeypatch, capability, kern
 
 
 def test_attention_of_the_padded_graph(fp16, seen, monkeypatch):
-    """Attention is fused on an A100. On an H100, ONNX Runtime uses cuDNN's, which is not simulated."""
+    """Attention is fused on an A100. An H100 uses cuDNN's attention, which is not simulated."""
     monkeypatch.setenv("STANDIN_CAPABILITY", "80")
     with Embedder.open(fp16, device="cuda", graph="padded") as embedder:
         seen()
@@ -94,7 +95,7 @@ def test_attention_of_the_padded_graph(fp16, seen, monkeypatch):
 
 
 def test_only_padded_graphs_need_cudnn(fp16, tmp_path):
-    """Runs in a separate process, because libraries stay loaded."""
+    """Run in a separate process, because the libraries stay loaded in this one."""
     for file in Path(os.environ["LD_LIBRARY_PATH"]).glob("lib*.so.*"):
         if "cudnn" not in file.name and file.suffix != ".map":
             (tmp_path / file.name).symlink_to(file)
@@ -115,7 +116,7 @@ def test_only_padded_graphs_need_cudnn(fp16, tmp_path):
     assert "model.onnx requires cuDNN. Run pip install 'onnxruntime-gpu[cudnn]'" in found.stderr
 
 
-def test_what_a_batch_starts_and_copies(fp16, seen):
+def test_launches_and_copies_of_a_batch(fp16, seen):
     with Embedder.open(fp16, device="cuda") as embedder:
         texts = [SENTENCE, "가", SENTENCE * 5]
         embedder.encode(texts)
@@ -137,7 +138,7 @@ def test_captured_graphs(fp16, seen, trusting):
         buckets = embedder.session._captured.buckets
         assert opened.times["capture begins"] == opened.times["capture ends"] == len(buckets)
         assert opened.count("forbidden", "capture lost") == 0
-        # At each replay, a copy from the host would read memory that has been released.
+        # A captured copy from the host would read released memory at each replay.
         assert {name for name in opened.times if name.startswith("captured copy")} == {
             "captured copy device to device"
         }
@@ -151,7 +152,7 @@ def test_captured_graphs(fp16, seen, trusting):
 
 
 def different(count):
-    """Return `count` different texts, because equal ones would be computed only once."""
+    """Return `count` different texts, because `encode` computes equal texts only once."""
     return [f"{number:04} {SENTENCE}" for number in range(count)]
 
 
@@ -164,8 +165,8 @@ def test_a_large_batch_is_not_replayed(fp16, seen, trusting):
         assert found.count("kernel ") > 0
 
 
-def test_graphs_serve_every_thread(fp16, seen, trusting):
-    """A captured graph belongs to its thread, so the caller's own thread could not replay it."""
+def test_calls_from_all_threads_replay_graphs(fp16, seen, trusting):
+    """ONNX Runtime stores captured graphs per thread, so the caller's thread cannot replay them itself."""
     with Embedder.open(fp16, device="cuda", cuda_graphs=True) as embedder:
         seen()
         threads = [threading.Thread(target=embedder.encode, args=([SENTENCE],)) for _ in range(8)]
@@ -178,13 +179,13 @@ def test_graphs_serve_every_thread(fp16, seen, trusting):
         assert found.count("kernel ", "capture") == 0
 
 
-def test_a_replay_of_other_results_is_not_trusted(fp16):
+def test_a_replay_with_different_results_is_an_error(fp16):
     with pytest.raises(ProviderError, match=r"graph for 16 tokens returns different embeddings"):
         Embedder.open(fp16, device="cuda", cuda_graphs=True)
 
 
 def test_a_capture_that_another_thread_invalidates(fp16, trusting, monkeypatch):
-    """Simulate another Embedder that allocates memory during the capture."""
+    """Another capture stands for another Embedder that allocates memory during the capture."""
     real = graph_capture.FixedRun.run
 
     def run(self, feeds):
@@ -225,7 +226,7 @@ def test_too_little_memory_halves_the_batches(fp16, seen, monkeypatch):
             embedder.encode(different(1000))
 
 
-def test_a_limit_that_onnxruntime_keeps(fp16):
+def test_onnxruntime_respects_gpu_mem_limit(fp16):
     with Embedder.open(fp16, device="cuda", gpu_mem_limit=4_000_000) as embedder:
         assert embedder.encode([SENTENCE]).shape == (1, 128)
         with pytest.raises(OutOfMemoryError), pytest.warns(SmallerBatchWarning):
@@ -254,8 +255,8 @@ def test_doctor(fp16, capsys):
     assert "attention flash attention" in shown
 
 
-def test_ids_of_a_batch_reach_the_gpu(fp16, seen):
-    """The copied bytes are those of the batch: 24 per token, 4 per slot, and the offsets of the texts."""
+def test_the_inputs_of_a_batch_are_copied_to_the_gpu(fp16, seen):
+    """The copied bytes are those of the batch's arrays: per token, per slot, and per text."""
     artifact = Artifact.open(fp16)
     session = Session(artifact, EngineOptions(device="cuda"))
     ids = [np.arange(4, 4 + length, dtype=np.int32) for length in (7, 3)]
@@ -267,8 +268,8 @@ def test_ids_of_a_batch_reach_the_gpu(fp16, seen):
     assert seen().bytes["copy pageable to device"] == expected == 3 * 80 + 2 * 28 + 12
 
 
-def test_the_stand_in_refuses_what_cuda_refuses():
-    """The simulation rejects what CUDA rejects during a capture, so the tests above show what is allowed."""
+def test_the_simulation_rejects_what_cuda_rejects():
+    """Because of these errors during a capture, the other tests show that captures call nothing forbidden."""
     runtime = ctypes.CDLL("libcudart.so.13")
     stream, graph, at = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
     runtime.cudaStreamCreate(ctypes.byref(stream))

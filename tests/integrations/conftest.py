@@ -1,4 +1,4 @@
-"""Shared by the adapters' tests: the tiny artifact, and no network access."""
+"""Fixtures of the adapters' tests: the tiny artifact, embeddings, and no network access."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from shortened import allow
 
 from koe5_onnx import Embedder
 
-# Read when the libraries are first imported. No test may use the network, for data or for telemetry.
-# Haystack 3 loads saved components of other packages only if they are trusted explicitly.
+# The libraries read these variables when they are first imported. Telemetry is disabled. Haystack 3 loads
+# saved components of other packages only if the variable lists them.
 os.environ |= {
     "ANONYMIZED_TELEMETRY": "False",
     "HAYSTACK_DESERIALIZATION_ALLOWLIST": "koe5_onnx.integrations.haystack",

@@ -1,4 +1,4 @@
-"""Chroma: collections in memory and on disk, reopened with and without passing the function."""
+"""Chroma: collections in memory and on disk, reopened with and without the embedding function."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def require_right(collection, texts, queries, passages):
         np.testing.assert_allclose(found["distances"][row], np.sort(distances), **SAME)
 
 
-def test_documents_are_passages_and_a_query_is_a_query(function, texts, queries, passages):
+def test_documents_get_the_passage_prompt_and_queries_the_query_prompt(function, texts, queries, passages):
     for found, expected in ((function(texts), passages), (function.embed_query(texts), queries)):
         np.testing.assert_allclose(found, expected, **SAME)
         assert {row.dtype for row in found} == {np.dtype(np.float32)}
@@ -102,12 +102,12 @@ def test_shortened_embeddings(client, allowed, short, texts):
         Koe5EmbeddingFunction(allowed, dim=9, threads=1)(texts)
 
 
-def test_it_opens_at_the_first_text():
+def test_the_artifact_is_opened_at_the_first_call():
     function = Koe5EmbeddingFunction("no-such-artifact")
     with pytest.raises(ArtifactError, match="no-such-artifact"):
         function(["서울"])
 
 
-def test_texts_that_cannot_be_used_are_refused(function):
+def test_values_that_are_not_text_are_rejected(function):
     with pytest.raises(InputError, match="text 1 is a int"):
         function(["서울", 3])

@@ -1,4 +1,4 @@
-"""Haystack: both components alone, in pipelines, in asynchronous pipelines, and saved as YAML."""
+"""Haystack: both components alone, asynchronously, in pipelines, and saved as YAML."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def embeddings_of(answer):
     return [document.embedding for document in answer["documents"]]
 
 
-def test_a_text_is_a_query_and_documents_are_passages(
+def test_texts_get_the_query_prompt_and_documents_the_passage_prompt(
     text_embedder, document_embedder, texts, documents, queries, passages
 ):
     for text, query in zip(texts, queries, strict=True):
@@ -52,7 +52,7 @@ def test_a_text_is_a_query_and_documents_are_passages(
     assert document_embedder.run([]) == {"documents": []}
 
 
-def test_the_asynchronous_ones_agree(text_embedder, document_embedder, texts, documents, queries, passages):
+def test_asynchronous_methods_agree(text_embedder, document_embedder, texts, documents, queries, passages):
     async def embed():
         return await asyncio.gather(
             document_embedder.run_async(documents), *map(text_embedder.run_async, texts)
@@ -87,7 +87,7 @@ def indexing_and_querying(text_embedder, document_embedder, store):
     return indexing, querying
 
 
-def test_pipelines_find_what_the_embedder_finds(
+def test_pipelines_rank_like_the_embedder(
     text_embedder, document_embedder, documents, texts, queries, passages
 ):
     store = InMemoryDocumentStore(embedding_similarity_function="cosine")
@@ -99,7 +99,7 @@ def test_pipelines_find_what_the_embedder_finds(
     np.testing.assert_allclose([document.score for document in found], np.sort(scores)[::-1], **SAME)
 
 
-def test_pipelines_are_saved(artifact_path, documents, texts, passages):
+def test_pipelines_can_be_saved_and_loaded(artifact_path, documents, texts, passages):
     pipeline = Pipeline()
     component = Koe5DocumentEmbedder(
         artifact_path, meta_fields_to_embed=["title"], embedding_separator="; ", threads=1, overflow="error"
@@ -137,13 +137,13 @@ def test_shortened_embeddings(allowed, short, texts, documents):
         Koe5TextEmbedder(allowed, dim=9, threads=1).warm_up()
 
 
-def test_it_opens_when_it_warms_up():
+def test_the_artifact_is_opened_by_warm_up():
     component = Koe5TextEmbedder("no-such-artifact")
     with pytest.raises(ArtifactError, match="no-such-artifact"):
         component.warm_up()
 
 
-def test_the_wrong_kind_of_input_is_refused(text_embedder, document_embedder, documents):
+def test_inputs_of_the_wrong_type_are_rejected(text_embedder, document_embedder, documents):
     with pytest.raises(TypeError, match="text is a list: expected a str"):
         text_embedder.run(documents)
     for wrong in ("서울", ["서울"], documents[0]):

@@ -49,7 +49,7 @@ class TestStandardIntegration(Tiny, standard.EmbeddingsIntegrationTests):
     """LangChain's integration tests."""
 
 
-def test_documents_are_passages_and_a_query_is_a_query(embedder, texts, queries, passages):
+def test_documents_get_the_passage_prompt_and_queries_the_query_prompt(embedder, texts, queries, passages):
     embeddings = Koe5Embeddings(embedder)
     np.testing.assert_allclose(embeddings.embed_documents(texts), passages, atol=SERVED, rtol=0)
     for text, query in zip(texts, queries, strict=True):
@@ -67,7 +67,7 @@ def test_shortened_embeddings(short, texts):
         Koe5Embeddings(short, dim=9)
 
 
-def test_the_asynchronous_ones_agree(embedder, texts, queries, passages):
+def test_asynchronous_methods_agree(embedder, texts, queries, passages):
     embeddings = Koe5Embeddings(embedder)
 
     async def embed():
@@ -80,7 +80,7 @@ def test_the_asynchronous_ones_agree(embedder, texts, queries, passages):
     np.testing.assert_allclose(found_queries, queries, atol=SERVED, rtol=0)
 
 
-def test_a_vector_store_finds_what_the_embedder_finds(embedder, texts, queries, passages):
+def test_a_vector_store_ranks_like_the_embedder(embedder, texts, queries, passages):
     store = InMemoryVectorStore(Koe5Embeddings(embedder))
     store.add_documents([Document(text, id=str(number)) for number, text in enumerate(texts)])
     found = store.similarity_search_with_score(texts[0], k=len(texts))

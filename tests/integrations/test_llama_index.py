@@ -27,7 +27,7 @@ def embedding(artifact_path):
     return Koe5Embedding(artifact_path, threads=1)
 
 
-def test_texts_are_passages_and_a_query_is_a_query(embedding, texts, queries, passages):
+def test_texts_get_the_passage_prompt_and_queries_the_query_prompt(embedding, texts, queries, passages):
     np.testing.assert_allclose(embedding.get_text_embedding_batch(texts), passages, **SAME)
     for text, query, passage in zip(texts, queries, passages, strict=True):
         np.testing.assert_allclose(embedding.get_query_embedding(text), query, **SAME)
@@ -51,7 +51,7 @@ def test_shortened_embeddings(allowed, short, texts):
         Koe5Embedding(allowed, dim=9, threads=1)
 
 
-def test_the_asynchronous_ones_agree(embedding, texts, queries, passages):
+def test_asynchronous_methods_agree(embedding, texts, queries, passages):
     async def embed():
         return (
             await asyncio.gather(*map(embedding.aget_query_embedding, texts)),
@@ -64,12 +64,12 @@ def test_the_asynchronous_ones_agree(embedding, texts, queries, passages):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 2048])
-def test_what_is_handed_over_at_once_changes_nothing(artifact_path, texts, passages, batch_size):
+def test_embed_batch_size_does_not_change_embeddings(artifact_path, texts, passages, batch_size):
     embedding = Koe5Embedding(artifact_path, threads=1, embed_batch_size=batch_size)
     np.testing.assert_allclose(embedding.get_text_embedding_batch(texts), passages, **SAME)
 
 
-def test_an_index_finds_what_the_embedder_finds(embedding, texts, queries, passages):
+def test_an_index_ranks_like_the_embedder(embedding, texts, queries, passages):
     nodes = [TextNode(text=text, id_=str(number)) for number, text in enumerate(texts) if text]
     index = VectorStoreIndex(nodes, embed_model=embedding)
     found = index.as_retriever(similarity_top_k=len(nodes)).retrieve(texts[0])
@@ -78,7 +78,7 @@ def test_an_index_finds_what_the_embedder_finds(embedding, texts, queries, passa
     np.testing.assert_allclose([one.score for one in found], sorted(scores.values(), reverse=True), **SAME)
 
 
-def test_it_is_serialized(artifact_path, texts, queries):
+def test_serialization_keeps_options_and_shares_the_embedder(artifact_path, texts, queries):
     embedding = Koe5Embedding(artifact_path, threads=1, max_batch_tokens=64, embed_batch_size=7)
     saved = embedding.to_dict()
     assert saved["class_name"] == "Koe5Embedding"
@@ -89,7 +89,7 @@ def test_it_is_serialized(artifact_path, texts, queries):
     np.testing.assert_allclose(loaded.get_query_embedding(texts[0]), queries[0], **SAME)
 
 
-def test_llama_index_takes_it(embedding):
+def test_llama_index_accepts_the_embedding(embedding):
     assert resolve_embed_model(embedding) is embedding
     assert embedding.model_name == "tiny-seeded"
     assert Koe5Embedding(embedding.artifact, threads=1, model_name="mine").model_name == "mine"

@@ -133,14 +133,14 @@ def test_shortened_embeddings(short, texts):
         Koe5Encoder(short, dim=9)
 
 
-def test_what_it_cannot_encode_is_refused(encoder, texts):
+def test_unsupported_inputs_and_precisions_are_rejected(encoder, texts):
     with pytest.raises(InputError, match="TinySTS has the inputs image: expected 'text'"):
         encode(encoder, [{"image": [None]}])
     with pytest.raises(InputError, match="precision is 'int8'"):
         encode(encoder, [{"text": texts}], precision="int8")
 
 
-def test_it_follows_the_protocol(encoder):
+def test_the_encoder_follows_the_protocol(encoder):
     assert isinstance(encoder, EncoderProtocol)
     meta = encoder.mteb_model_meta
     assert (meta.name, meta.embed_dim, meta.max_tokens) == ("koe5-onnx/tiny-seeded-int8", 64, 512)

@@ -1,4 +1,4 @@
-"""The drop-in replacement has SentenceTransformer's arguments and results, compared with the real class."""
+"""SentenceEncoder has the arguments and results of SentenceTransformer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def encoder(embedder):
 
 
 @pytest.mark.parametrize("verb", ["encode", "encode_query", "encode_document"])
-def test_every_argument_of_the_original_is_known(original, encoder, verb):
+def test_arguments_and_defaults_equal_the_original(original, encoder, verb):
     theirs = [
         one
         for one in inspect.signature(getattr(original, verb)).parameters.values()
@@ -77,13 +77,13 @@ def test_every_argument_of_the_original_is_known(original, encoder, verb):
     ],
     ids=str,
 )
-def test_embeddings_are_those_of_the_original(pair, texts, options):
+def test_embeddings_equal_the_original(pair, texts, options):
     theirs, ours = (model.encode(texts, **options) for model in pair)
     assert (type(ours), ours.dtype, ours.shape) == (type(theirs), theirs.dtype, theirs.shape)
     np.testing.assert_allclose(ours, theirs, **SAME)
 
 
-def test_each_verb_has_its_prompt(pair, texts):
+def test_each_method_uses_its_prompt(pair, texts):
     theirs, ours = pair
     np.testing.assert_allclose(ours.encode(texts), theirs.encode(texts), **SAME)
     np.testing.assert_allclose(ours.encode_query(texts), theirs.encode_query(texts), **SAME)
@@ -92,7 +92,7 @@ def test_each_verb_has_its_prompt(pair, texts):
 
 
 def test_the_original_ignores_the_prompt_of_passages(pair, texts):
-    """If this test fails, update the docstring of the drop-in replacement."""
+    """If this test fails, update the docstring of SentenceEncoder."""
     theirs, _ = pair
     assert theirs.prompts["document"] == ""
     np.testing.assert_allclose(theirs.encode_document(texts), theirs.encode(texts), **SAME)
@@ -133,7 +133,7 @@ def test_any_sequence_of_texts(pair, texts, kind):
     np.testing.assert_allclose(ours, theirs, **SAME)
 
 
-def test_similarities_are_those_of_the_original(pair, texts):
+def test_similarities_equal_the_original(pair, texts):
     theirs, ours = pair
     vectors = 3 * ours.encode(texts)
     tensors = ours.encode(texts, convert_to_tensor=True)
@@ -147,7 +147,7 @@ def test_similarities_are_those_of_the_original(pair, texts):
     assert type(ours.similarity(tensors, vectors)) is type(tensors)
 
 
-def test_properties_are_those_of_the_original(pair):
+def test_properties_equal_the_original(pair):
     theirs, ours = pair
     for name in ("max_seq_length", "similarity_fn_name", "default_prompt_name", "truncate_dim"):
         assert getattr(ours, name) == getattr(theirs, name), name
@@ -159,7 +159,7 @@ def test_properties_are_those_of_the_original(pair):
     assert str(ours.device) == str(theirs.device)
 
 
-def test_prompts_of_ones_own(pair, texts):
+def test_prompts_can_be_set(pair, texts):
     theirs, ours = pair
     ours = SentenceEncoder(ours.embedder, prompts={"topic": "주제: "}, default_prompt_name="topic")
     expected = theirs.encode(texts, prompt="주제: ")
@@ -168,7 +168,7 @@ def test_prompts_of_ones_own(pair, texts):
     np.testing.assert_allclose(ours.encode(texts, prompt=""), theirs.encode(texts), **SAME)
 
 
-def test_a_width_of_ones_own(short, texts):
+def test_truncate_dim_can_be_set(short, texts):
     encoder = SentenceEncoder(short, truncate_dim=8)
     assert encoder.get_sentence_embedding_dimension() == 8
     np.testing.assert_array_equal(encoder.encode(texts), short.encode(texts)[:, :8])
@@ -183,7 +183,7 @@ def test_a_width_of_ones_own(short, texts):
 
 
 @pytest.mark.parametrize("normalizes", [True, False])
-def test_an_embedder_shortens_as_the_original(original, tmp_path, texts, normalizes):
+def test_dim_of_an_embedder_equals_truncate_dim(original, tmp_path, texts, normalizes):
     """`dim` equals the original's `truncate_dim`, normalized again if the contract normalizes."""
     koe5_export = pytest.importorskip("koe5_export")
     from koe5_export.checkpoint import Checkpoint
@@ -214,7 +214,7 @@ def test_no_texts(encoder):
     assert encoder.encode([], precision="ubinary").shape == (0, encoder.embedder.dim // 8)
 
 
-def test_the_older_name_of_the_texts(encoder, texts):
+def test_the_older_parameter_name_sentences(encoder, texts):
     np.testing.assert_array_equal(encoder.encode(sentences=texts), encoder.encode(texts))
     for arguments in ({}, {"inputs": texts, "sentences": texts}):
         with pytest.raises(TypeError, match="`inputs`"):
@@ -240,12 +240,12 @@ def test_the_older_name_of_the_texts(encoder, texts):
     ],
     ids=str,
 )
-def test_what_cannot_be_honored_is_refused(encoder, arguments, message):
+def test_unsupported_arguments_are_rejected(encoder, arguments, message):
     with pytest.raises(InputError, match=message):
         encoder.encode(**{"inputs": ["서울"], **arguments})
 
 
-def test_unknown_arguments_are_refused(encoder):
+def test_unknown_arguments_are_rejected(encoder):
     with pytest.raises(TypeError, match="processing_kwargs"):
         encoder.encode("서울", processing_kwargs={})
     with pytest.raises(InputError, match="'topic'"):
@@ -254,13 +254,13 @@ def test_unknown_arguments_are_refused(encoder):
         SentenceEncoder(encoder.embedder, truncate_dim=0)
 
 
-def test_the_token_limit_is_the_artifacts(encoder):
+def test_the_token_limit_cannot_be_changed(encoder):
     encoder.max_seq_length = 512
     with pytest.raises(InputError, match="max_seq_length is 128: expected 512"):
         encoder.max_seq_length = 128
 
 
-def test_both_prompts(encoder, texts):
+def test_prompt_takes_precedence_over_prompt_name(encoder, texts):
     with pytest.warns(UserWarning, match="'passage' is ignored"):
         found = encoder.encode(texts, prompt_name="passage", prompt="query: ")
     np.testing.assert_array_equal(found, encoder.encode(texts, prompt_name="query"))

@@ -1,4 +1,4 @@
-"""All adapters of one artifact share an Embedder, with any options; importing the package loads nothing."""
+"""Adapters with the same artifact and options share an Embedder. They accept all options."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ ADAPTERS = {
     "mteb": ("Koe5Encoder", None),
     "sentence_transformers": ("SentenceEncoder", None),
 }
-"""Class by module, and the method that opens the artifact if the constructor does not."""
+"""Class by module, and a function that makes the instance open the artifact; None if the constructor does."""
 
 
 @pytest.mark.parametrize("module", ADAPTERS)
-def test_an_adapter_takes_every_option(module, monkeypatch):
+def test_adapters_pass_on_every_option(module, monkeypatch):
     given = []
 
     def stop(_artifact, options):
@@ -55,7 +55,7 @@ def test_an_adapter_takes_every_option(module, monkeypatch):
     assert given[0].changed() == OTHER
 
 
-def test_the_same_is_opened_once(artifact_path, monkeypatch):
+def test_equal_artifacts_and_options_are_opened_once(artifact_path, monkeypatch):
     first = opened(artifact_path, EngineOptions(threads=1))
     monkeypatch.chdir(artifact_path.parent)
     assert opened(artifact_path.name, EngineOptions(threads=1)) is first
@@ -76,7 +76,7 @@ def test_an_open_embedder_is_used_unchanged(embedder):
         opened(embedder, EngineOptions(threads=1))
 
 
-def test_wrong_options_are_refused(artifact_path):
+def test_wrong_options_are_rejected(artifact_path):
     with pytest.raises(InputError, match="threads is 0"):
         SentenceEncoder(artifact_path, threads=0)
     with pytest.raises(TypeError, match="trust_remote_code"):

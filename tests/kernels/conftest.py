@@ -1,4 +1,4 @@
-"""The kernels' library: named by KOE5_ONNX_KERNELS_LIBRARY, installed, or built here."""
+"""The kernels' library: KOE5_ONNX_KERNELS_LIBRARY if it is set, the installed one, or one built here."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def library(built_library: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def levels(library: Path) -> tuple[str, ...]:
-    """Return the levels of this CPU, lowest first. For a missing level the library selects a lower one."""
+    """Return the levels of this CPU, lowest first."""
     return tuple(level for level in LEVELS if _held_to(level, library) == level)
 
 
 def _held_to(level: str, library: Path) -> str:
-    """Return the level that a process selects if KOE5_ONNX_KERNELS_LEVEL names this one."""
+    """Return the level that a process selects if KOE5_ONNX_KERNELS_LEVEL is `level`."""
     code = (
         "import ctypes, sys; f = ctypes.CDLL(sys.argv[1]).koe5_kernels_level; "
         "f.restype = ctypes.c_char_p; print(f().decode())"
@@ -87,13 +87,13 @@ def _held_to(level: str, library: Path) -> str:
 
 @pytest.fixture(scope="session")
 def kernels(library: Path) -> Kernels:
-    """Return the operators at the level of this CPU."""
+    """Return the operators at the best level of this CPU."""
     return Kernels(library)
 
 
 @pytest.fixture(scope="session")
 def kernels_at(library: Path, levels: tuple[str, ...]) -> Iterator[Callable[[str], Kernels]]:
-    """Return a function from a level to its operators, which skips if this CPU lacks the level."""
+    """Return a function that returns the operators at a level. Skips if this CPU lacks the level."""
     made: dict[str, KernelsAt] = {}
 
     def at(level: str) -> Kernels:

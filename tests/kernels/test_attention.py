@@ -1,4 +1,4 @@
-"""RaggedAttention at each level compared with float64, and its independence of batch and threads."""
+"""RaggedAttention at each level (instruction set), compared with float64."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OUTPUTS = {"q": "u8", "scale": "f32"}
 HEADS = [(4, 16), (12, 32), (2, 48), (3, 64), (2, 80), (1, 128)]
 """Number of heads and depth: the tiny artifact, MiniLM, depths that end within a tile or exceed one panel."""
 BF16_LEVELS = ("avx512_bf16", "amx", "neon_i8mm")
-"""The others multiply in fp32."""
+"""Levels that multiply in bf16. The others multiply in fp32."""
 TOLERANCE = {
     level: tolerances.ATTENTION_BF16_STEPS if level in BF16_LEVELS else tolerances.ATTENTION_FP32_STEPS
     for level in LEVELS
@@ -78,7 +78,7 @@ def assert_attention(kernels: Kernels, level: str, qkv: Array, lengths: Sequence
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(("heads", "depth"), HEADS)
-def test_ragged(kernels_at: KernelsAtLevel, level: str, heads: int, depth: int) -> None:
+def test_texts_of_different_lengths(kernels_at: KernelsAtLevel, level: str, heads: int, depth: int) -> None:
     rng = np.random.default_rng(depth)
     lengths = [1, 2, 5, 6, 7, 15, 16, 17, 31, 33, 63, 65, 96, 129, *rng.integers(1, 600, 3).tolist()]
     rng.shuffle(lengths)
@@ -100,7 +100,7 @@ def test_longest_text(kernels_at: KernelsAtLevel, level: str) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_the_maximum_comes_late(kernels_at: KernelsAtLevel, level: str) -> None:
+def test_scores_that_grow_with_the_key(kernels_at: KernelsAtLevel, level: str) -> None:
     # Scores grow from block to block of keys, so the weights of earlier blocks must shrink to zero.
     tokens, depth = 1600, 64
     rng = np.random.default_rng(1)
@@ -130,13 +130,13 @@ def test_small_and_large_values(kernels_at: KernelsAtLevel, level: str, spread: 
 def assert_largest_key_wins(qkv: Array, lengths: Sequence[int], q: Array, scale: Array) -> None:
     expected = attention(qkv, lengths, 2)
     near = np.abs((q.astype(np.float64) - 128) * scale[:, None] - expected).max(axis=1) <= 0.52 * scale
-    # fp32 scores of millions are off by a few units, so two keys with nearly equal scores may swap.
+    # fp32 scores of millions have errors of a few units, so the wrong one of two similar keys may be largest.
     assert near.mean() > 0.98
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_weights_are_exponentials(kernels_at: KernelsAtLevel, level: str) -> None:
-    # Texts of two tokens with values 0 and 1, so the scale alone is the unrounded weight of the second key.
+    # Each text has two tokens with the values 0 and 1, so its scale is the weight of the second key.
     scores = np.linspace(-20, 0, 321)  # exact in bf16: steps of 1/16
     depth = 16
     rows = np.zeros((2 * len(scores), 3 * depth), dtype=np.float32)
@@ -151,7 +151,7 @@ def test_weights_are_exponentials(kernels_at: KernelsAtLevel, level: str) -> Non
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_threads_and_batch_do_not_matter(kernels_at: KernelsAtLevel, level: str) -> None:
+def test_results_do_not_depend_on_threads_or_other_texts(kernels_at: KernelsAtLevel, level: str) -> None:
     rng = np.random.default_rng(3)
     lengths = [300, 12, 1, 77, 530, 12, 64, 5]
     qkv = random_qkv(rng, sum(lengths), 4, 64)
@@ -170,7 +170,7 @@ def test_threads_and_batch_do_not_matter(kernels_at: KernelsAtLevel, level: str)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("part", ["query", "key", "value"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_stays_in_its_text(
+def test_non_finite_values_affect_only_their_text(
     kernels_at: KernelsAtLevel, level: str, part: str, bad: float
 ) -> None:
     lengths, heads, depth = [20, 50, 7], 2, 32
@@ -185,7 +185,7 @@ def test_what_is_not_finite_stays_in_its_text(
     np.testing.assert_array_equal(scale[~text], clean[1][~text])
     if np.isnan(bad) or part == "value":
         assert not np.isfinite(scale[text]).any()
-    else:  # an infinite key gives scores of -infinity (weight 0) in some rows, and of +infinity in the others
+    else:  # a score of -infinity is a weight of 0, so only rows with +infinity are not finite
         assert not np.isfinite(scale[text]).all()
 
 
@@ -196,14 +196,14 @@ def test_no_texts(kernels: Kernels) -> None:
 
 
 @pytest.mark.parametrize("offsets", [[0, 5, 5, 9], [1, 9], [0, 8], [0, 12], [0, 7, 3, 9], [0, -1, 9], []])
-def test_bad_offsets_are_refused(kernels: Kernels, offsets: list[int]) -> None:
+def test_invalid_offsets_are_rejected(kernels: Kernels, offsets: list[int]) -> None:
     inputs = {"qkv": np.zeros((6, 9, 16), dtype=np.uint16), "offsets": np.array(offsets, dtype=np.int32)}
     with pytest.raises(Exception, match=r"koe5.RaggedAttention \(node 'node'\): offsets must rise from 0 to"):
         kernels.run("RaggedAttention", inputs, OUTPUTS, {})
 
 
 @pytest.mark.parametrize(("parts", "depth"), [(6, 8), (6, 24), (3, 0), (3, 272), (4, 32), (0, 32)])
-def test_other_depths_are_refused(kernels: Kernels, parts: int, depth: int) -> None:
+def test_unsupported_depths_are_rejected(kernels: Kernels, parts: int, depth: int) -> None:
     inputs = {
         "qkv": np.zeros((parts, 9, depth), dtype=np.uint16),
         "offsets": np.array([0, 9], dtype=np.int32),
@@ -212,7 +212,7 @@ def test_other_depths_are_refused(kernels: Kernels, parts: int, depth: int) -> N
         kernels.run("RaggedAttention", inputs, OUTPUTS, {})
 
 
-def test_two_dimensions_are_refused(kernels: Kernels) -> None:
+def test_two_dimensions_are_rejected(kernels: Kernels) -> None:
     inputs = {"qkv": np.zeros((9, 96), dtype=np.uint16), "offsets": np.array([0, 9], dtype=np.int32)}
     with pytest.raises(Exception, match=r"qkv must have the shape \[any, any, any\]"):
         kernels.run("RaggedAttention", inputs, OUTPUTS, {})

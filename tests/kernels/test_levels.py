@@ -1,6 +1,6 @@
-"""Each level end to end, and the level that is selected on CPUs with fewer features than this one.
+"""Embeddings at each level (instruction set), and the level that is selected on CPUs with fewer features.
 
-Such a CPU is this one with CPUID masked (kernels/bench/mask_cpuid.c), if CPU, kernel and compiler support it.
+kernels/bench/mask_cpuid.c hides features of this CPU, if the CPU, the kernel and the compiler support that.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SAY = "import koe5_onnx_kernels as k; print(k.level(), k.unavailable())"
 
 @pytest.fixture(scope="session")
 def mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the library that masks CPUID. Skips if it cannot be built or used."""
+    """Return the library that hides CPU features. Skip if it cannot be built or used."""
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if "cpuid_fault" not in flags or compiler is None:
@@ -51,7 +51,7 @@ def mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def masked(mask: Path, package: Path) -> Masked:
-    """Return a function that runs code in a new interpreter with the features of the named CPU."""
+    """Return a function that runs code in a new interpreter with KOE5_MASK_CPUID set to `cpu`."""
 
     def run(cpu: str, code: str, **environment: str) -> str:
         try:
@@ -78,12 +78,11 @@ def test_a_cpu_with_avx_vnni(masked: Masked, levels: tuple[str, ...]) -> None:
     if "avx_vnni" not in levels:
         pytest.skip("this CPU has no avx_vnni")
     assert masked("avx_vnni", SAY) == "avx_vnni None"
-    # A level above the CPU's best is lowered.
     assert masked("avx_vnni", SAY, KOE5_ONNX_KERNELS_LEVEL="amx") == "avx_vnni None"
     assert masked("avx_vnni", SAY, KOE5_ONNX_KERNELS_LEVEL="avx2") == "avx2 None"
 
 
-def test_a_cpu_with_avx2_alone(masked: Masked) -> None:
+def test_a_cpu_with_avx2_but_no_vnni(masked: Masked) -> None:
     said = masked("avx2", SAY)
     assert said.startswith("none this CPU has AVX2 but no VNNI")
     assert "KOE5_ONNX_KERNELS_LEVEL=avx2 to use the fused kernels" in said
@@ -95,7 +94,7 @@ def test_a_cpu_with_avx2_alone(masked: Masked) -> None:
     assert masked("avx2", code, KOE5_ONNX_KERNELS_LEVEL="avx2").startswith("avx2 ")
 
 
-def test_a_cpu_with_less(masked: Masked) -> None:
+def test_a_cpu_without_avx2(masked: Masked) -> None:
     reason = "this CPU or operating system lacks AVX2 with FMA and F16C"
     assert masked("sse", SAY) == f"none {reason}"
     assert masked("sse", SAY, KOE5_ONNX_KERNELS_LEVEL="avx2") == f"none {reason}"

@@ -23,13 +23,13 @@ class ApiBase(ctypes.Structure):
     _fields_ = (("get_api", GET_API), ("version_string", VERSION_STRING))
 
 
-def test_an_older_onnxruntime_is_refused(library: Path) -> None:
+def test_an_older_onnxruntime_is_rejected(library: Path) -> None:
     messages: list[bytes] = []
 
     @CREATE_STATUS
     def create_status(code: int, message: bytes) -> int:
         messages.append(message)
-        return 0xBAD  # represents a status, because it is not null
+        return 0xBAD  # stands for a pointer to a status
 
     table = (ctypes.c_void_p * 102)(ctypes.cast(create_status, ctypes.c_void_p).value)
     # This fake ONNX Runtime has only version 1.
@@ -44,12 +44,12 @@ def test_an_older_onnxruntime_is_refused(library: Path) -> None:
 
 
 LAST_SLOTS = {0: -1, 1: 101, 4: 126, 5: 149, 13: 224, 14: 238, 15: 254, 16: 265, 17: 275}
-"""Last slot of OrtApi in each API version, up to the versions whose slots are used.
+"""Last slot of OrtApi by API version.
 
 Source: the static_asserts in onnxruntime_c_api.cc of https://github.com/microsoft/onnxruntime"""
 
 
-def test_each_slot_is_of_the_version_it_is_listed_under() -> None:
+def test_each_slot_belongs_to_its_listed_version() -> None:
     header = (Path(__file__).parents[2] / "kernels/src/ort_abi.h").read_text(encoding="utf-8")
     groups = re.split(r"^// version (\d+)$", header, flags=re.MULTILINE)[1:]
     found = {
@@ -64,7 +64,7 @@ def test_each_slot_is_of_the_version_it_is_listed_under() -> None:
 
 
 def test_the_installed_library_has_these_slots() -> None:
-    """The last function of version 15 takes no arguments and returns a text that no other one returns."""
+    """The last function of version 15, which returns build information, identifies its slot."""
     files = (Path(ort.__file__).parent / "capi").glob("*.so*")
     libraries = [library for library in map(ctypes.CDLL, files) if hasattr(library, "OrtGetApiBase")]
     if not libraries:
@@ -78,7 +78,7 @@ def test_the_installed_library_has_these_slots() -> None:
     assert build_info().startswith(b"ORT Build Info")
 
 
-def test_sessions_come_and_go(kernels: Kernels) -> None:
+def test_several_sessions_at_once(kernels: Kernels) -> None:
     inputs = {"y": np.ones((4, 32), dtype=np.float32), "offsets": np.array([0, 4], dtype=np.int32)}
     model = node_model("PoolMean", inputs, {"mean": "f32"}, {})
     held = [open_session(kernels.library, model, threads) for threads in (1, 2, 2, 3)]
@@ -87,7 +87,7 @@ def test_sessions_come_and_go(kernels: Kernels) -> None:
         np.testing.assert_array_equal(session.run(None, inputs)[0], np.ones((1, 32)))
 
 
-def test_threads_need_not_be_named(library: Path) -> None:
+def test_the_number_of_threads_is_optional(library: Path) -> None:
     inputs = {"y": np.ones((4, 32), dtype=np.float32), "offsets": np.array([0, 4], dtype=np.int32)}
     options = ort.SessionOptions()
     options.register_custom_ops_library(str(library))
@@ -111,7 +111,7 @@ except Exception as error:
         ("avx9", f"is 'avx9', expected {', '.join(reversed(LEVELS))} or none"),
     ],
 )
-def test_a_reason_where_it_cannot_be_used(library: Path, package: Path, level: str, reason: str) -> None:
+def test_an_unusable_level_has_a_reason(library: Path, package: Path, level: str, reason: str) -> None:
     say = "import koe5_onnx_kernels as k; print(k.unavailable(), k.level())"
     assert reason in (said := python(say, package, KOE5_ONNX_KERNELS_LEVEL=level))
     assert said.endswith(" none")
@@ -127,7 +127,7 @@ def test_available(library: Path, package: Path, levels: tuple[str, ...]) -> Non
     highest = levels[-1]
     assert python(say, package) in (f"None {highest}", f"None {SLOWER.get(highest, highest)}")
     assert python(say, package, KOE5_ONNX_KERNELS_LEVEL=levels[0]) == f"None {levels[0]}"
-    # A level that the CPU lacks selects the highest below it.
+    # If the CPU lacks the named level, the library selects the best one below it.
     assert python(say, package, KOE5_ONNX_KERNELS_LEVEL=LEVELS[-1]) == f"None {highest}"
     assert python(REGISTER, package) == ""
 
@@ -162,8 +162,8 @@ def bytes_in_use() -> int:
     return int(libc.mallinfo2().uordblks)
 
 
-def test_a_run_leaves_no_memory_behind(library: Path) -> None:
-    """Run a graph with all operators. A leak per run would fill a server's memory within days."""
+def test_runs_leak_no_memory(library: Path) -> None:
+    """The graph contains all operators."""
     artifact = Path(__file__).parents[1] / "data" / "tiny-int8"
     session = open_session(library, str(artifact / "model.packed_cpu.onnx"), threads=1)
     feeds = {

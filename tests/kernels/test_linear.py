@@ -18,9 +18,9 @@ Array = npt.NDArray[Any]
 EPSILON = 1e-5
 MIDDLE = 128
 WIDTHS = [(1024, 4096), (384, 1536), (64, 128), (192, 320), (448, 64)]
-"""Hidden and intermediate width: XLM-R-large, MiniLM, the tiny artifact, and odd multiples of 64."""
+"""Hidden and intermediate size: XLM-R-large, MiniLM, the tiny artifact, and odd multiples of 64."""
 QKV_WIDTHS = [1024, 384, 64, 48, 16, 112]
-"""Hidden widths, some of which do not fill a tile."""
+"""Hidden sizes, some of which do not fill a tile."""
 TOKENS = [1, 2, 5, 6, 7, 15, 16, 17, 31, 32, 33, 47, 48, 49, 95, 129, 600]
 
 QKV = {"qkv": "bf16"}
@@ -40,12 +40,12 @@ ATTRIBUTES: Mapping[str, dict[str, Any]] = {
 
 
 def depth_of(width: int) -> int:
-    """Return a head's depth for a hidden width: 64 as in the models, or 48, which ends between two tiles."""
+    """Return the depth of heads for a hidden size: the first of 64, 48, 32 and 16 that divides it."""
     return next(depth for depth in (64, 48, 32, 16) if width % depth == 0)
 
 
 def project(kernels: Any, op: str, inputs: Mapping[str, Array], **options: Any) -> list[Array]:
-    """Return the outputs, with Q, K and V next to each other as f32[T, 3 N]."""
+    """Run a linear operator and return its outputs. Q, K and V are joined to one f32[T, 3 N]."""
     attributes = options.pop("attributes", ATTRIBUTES[op])
     if op == "ProjectQkv":
         width = inputs["weight_q"].shape[1]
@@ -135,7 +135,7 @@ def assert_normed(found: list[Array], inputs: Mapping[str, Array]) -> None:
 
 
 def assert_gelu(found: list[Array], inputs: Mapping[str, Array]) -> None:
-    """Compare GELU outputs. The tolerance covers fp16 rounding, which the rotation spreads over the block."""
+    """Compare GELU outputs. The rotation distributes the fp16 rounding of a value over its block of 64."""
     a, a_scale, w, w_scale, bias, factors = inputs.values()
     exact = exact_gelu(product(a, a_scale, w, w_scale) + bias)
     each = np.tile(factors.astype(np.float64), exact.shape[1] // 64)
@@ -171,7 +171,7 @@ def test_project_gelu(kernels: Any, widths: tuple[int, int], tokens: int) -> Non
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_any_shape(each_level: Any, seed: int) -> None:
+def test_random_shapes(each_level: Any, seed: int) -> None:
     rng = np.random.default_rng(seed)
     tokens, k, n = (int(rng.integers(1, 200)), 4 * int(rng.integers(1, 160)), 64 * int(rng.integers(1, 10)))
     threads = int(rng.integers(1, 5))
@@ -183,7 +183,7 @@ def test_any_shape(each_level: Any, seed: int) -> None:
 
 @pytest.mark.parametrize("times", [1e-4, 1e3, 1e5, 1e9])
 def test_gelu_of_small_and_large_values(each_level: Any, times: float) -> None:
-    # Values are scaled down in fp16. Those above 65,504 must be preserved, or must not become finite.
+    # fp16 ends at 65,504, so values are stored divided by 256. Larger values must not become finite.
     inputs = gelu_inputs(20, 64, 128)
     inputs["a_scale"] = inputs["a_scale"] * np.float32(times)
     inputs["factors"] /= inputs["factors"].max()  # values above 2e6 overflow after the rotation
@@ -228,7 +228,7 @@ def rows_of(inputs: Mapping[str, Array], rows: slice) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("op", INPUTS)
-def test_threads_do_not_matter(each_level: Any, op: str) -> None:
+def test_results_do_not_depend_on_threads(each_level: Any, op: str) -> None:
     for tokens in (3, 50, 333):
         inputs = INPUTS[op](tokens)
         alone = project(each_level, op, inputs, threads=1)
@@ -238,7 +238,7 @@ def test_threads_do_not_matter(each_level: Any, op: str) -> None:
 
 
 @pytest.mark.parametrize("op", INPUTS)
-def test_other_rows_do_not_matter(each_level: Any, op: str) -> None:
+def test_results_do_not_depend_on_other_rows(each_level: Any, op: str) -> None:
     inputs = INPUTS[op](150)
     together = project(each_level, op, inputs)
     for rows in (slice(0, 1), slice(7, 40), slice(149, 150), slice(20, 133)):
@@ -247,7 +247,9 @@ def test_other_rows_do_not_matter(each_level: Any, op: str) -> None:
 
 
 @pytest.mark.parametrize("op", INPUTS)
-def test_levels_agree(kernels: Any, kernels_at: Any, levels: tuple[str, ...], op: str) -> None:
+def test_levels_give_identical_results(
+    kernels: Any, kernels_at: Any, levels: tuple[str, ...], op: str
+) -> None:
     for tokens in (5, 100):
         inputs = INPUTS[op](tokens)
         best = project(kernels, op, inputs)
@@ -264,7 +266,7 @@ def test_no_tokens(kernels: Any, op: str) -> None:
 
 @pytest.mark.parametrize("op", INPUTS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_stays_in_its_row(each_level: Any, op: str, bad: float) -> None:
+def test_non_finite_values_affect_only_their_row(each_level: Any, op: str, bad: float) -> None:
     inputs = INPUTS[op](50)
     clean = project(each_level, op, inputs)
     for name in ROWS.intersection(inputs):
@@ -299,7 +301,7 @@ def test_zero_rows(each_level: Any) -> None:
     np.testing.assert_array_equal(scale, np.float32(1e-12))
 
 
-def test_gelu_everywhere(each_level: Any) -> None:
+def test_gelu_over_its_range(each_level: Any) -> None:
     # The product is 0, so GELU's input is the bias: near 0, at its minimum, at its limits and far beyond.
     n = 4096
     x = np.concatenate([np.linspace(-8, 8, n - 6), [-0.0, 0.0, 1e-30, -1e-30, -1e6, 0.75]]).astype(np.float32)
@@ -311,31 +313,31 @@ def test_gelu_everywhere(each_level: Any) -> None:
 @pytest.mark.parametrize(
     ("k", "n", "message"), [(6, 16, "a multiple of 4 rows"), (64, 24, "a multiple of 16 columns")]
 )
-def test_shapes_refused(kernels: Any, k: int, n: int, message: str) -> None:
+def test_unsupported_shapes_are_rejected(kernels: Any, k: int, n: int, message: str) -> None:
     with pytest.raises(Exception, match=message):
         project(kernels, "ProjectGelu", gelu_inputs(2, k, n))
 
 
 @pytest.mark.parametrize("heads", [0, -1, 3, 8])
-def test_heads_refused(kernels: Any, heads: int) -> None:
+def test_invalid_heads_are_rejected(kernels: Any, heads: int) -> None:
     with pytest.raises(Exception, match="heads must divide the weights' columns into multiples of 16"):
         project(kernels, "ProjectQkv", qkv_inputs(2, 64), attributes={"heads": heads})
 
 
 @pytest.mark.parametrize(("op", "make"), [("ProjectGelu", gelu_inputs), ("ProjectAddNorm", add_norm_inputs)])
-def test_widths_that_cannot_be_rotated_are_refused(kernels: Any, op: str, make: Any) -> None:
+def test_outputs_must_be_a_multiple_of_64(kernels: Any, op: str, make: Any) -> None:
     with pytest.raises(Exception, match="a multiple of 64, but has 48"):
         project(kernels, op, make(2, 64, 48))
 
 
-def test_as_many_factors_as_values_are_rotated_together(kernels: Any) -> None:
+def test_factors_must_have_64_values(kernels: Any) -> None:
     inputs = gelu_inputs(2, 64, 128)
     inputs["factors"] = np.ones(128, np.float32)
     with pytest.raises(Exception, match=r"factors must have the shape \[64\]"):
         project(kernels, "ProjectGelu", inputs)
 
 
-def test_activations_of_another_width_are_refused(kernels: Any) -> None:
+def test_activations_of_another_width_are_rejected(kernels: Any) -> None:
     inputs = gelu_inputs(2, 64, 64)
     inputs["a"] = inputs["a"][:, :32]
     with pytest.raises(Exception, match=r"activations must have the shape \[any, 64\]"):
@@ -348,14 +350,14 @@ def test_weights_must_be_constant(kernels: Any) -> None:
 
 
 def resident_kib(path: Path) -> int:
-    """Return the resident part of a file's mappings."""
+    """Return the resident KiB of a file's mappings in this process."""
     lines = Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines()
     starts = [i for i, line in enumerate(lines) if line.endswith(str(path))]
     assert starts
     return sum(int(next(line for line in lines[i:] if line.startswith("Rss:")).split()[1]) for i in starts)
 
 
-def test_pages_of_packed_weights_are_given_back(kernels: Any, tmp_path: Path) -> None:
+def test_file_pages_of_packed_weights_are_released(kernels: Any, tmp_path: Path) -> None:
     inputs = gelu_inputs(40, 1024, 4096)
     attributes = ATTRIBUTES["ProjectGelu"]
     model = onnx.load_model_from_string(

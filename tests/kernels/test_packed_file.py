@@ -1,4 +1,4 @@
-"""Packed weights in files that processes share: equal results and one copy, also with damaged files."""
+"""Packed weights in files that processes share: results are identical, and memory exists once."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("op", list(INPUTS))
-def test_the_same_bits_written_mapped_and_without_a_file(sharing: Sharing, tmp_path: Path, op: str) -> None:
+def test_results_are_identical_with_and_without_a_file(sharing: Sharing, tmp_path: Path, op: str) -> None:
     expected = sharing.run(None, INPUTS[op], op)
     assert_same(sharing.run(tmp_path, INPUTS[op], op), expected)
     written = (tmp_path / "node.packed").stat()
@@ -81,7 +81,7 @@ def byte_changed(data: bytes) -> bytes:
 
 
 def zeroed(data: bytes) -> bytes:
-    """Return the file as after a crash: its size and footer are on disk, the rest is not."""
+    """Return the file as it may be after a crash of the machine: only its size and footer are on disk."""
     return bytes(len(data) - FOOTER.size) + data[-FOOTER.size :]
 
 
@@ -110,11 +110,11 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", list(DAMAGES))
-def test_a_file_that_is_not_right_is_replaced(sharing: Sharing, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_replaced(sharing: Sharing, tmp_path: Path, damage: str) -> None:
     expected = sharing.run(tmp_path)
     file = tmp_path / "node.packed"
     good = file.read_bytes()
-    # A new file, because the session above may still map the first one.
+    # Write a new file, because the session above may still map the first one.
     file.unlink()
     file.write_bytes(DAMAGES[damage](good))
     assert_same(sharing.run(tmp_path), expected)
@@ -123,7 +123,7 @@ def test_a_file_that_is_not_right_is_replaced(sharing: Sharing, tmp_path: Path, 
     assert sharing.problem() == ""
 
 
-def test_what_is_mapped_outlives_its_name(sharing: Sharing, tmp_path: Path) -> None:
+def test_a_mapping_remains_valid_after_its_file_is_replaced(sharing: Sharing, tmp_path: Path) -> None:
     expected = sharing.run(None)
     session = sharing.open(tmp_path)
     (tmp_path / "node.packed").unlink()
@@ -133,7 +133,7 @@ def test_what_is_mapped_outlives_its_name(sharing: Sharing, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("changed", ["weight", "weight_scale"])
 def test_other_weights_under_the_same_name(sharing: Sharing, tmp_path: Path, changed: str) -> None:
-    """A folder is for one graph, but results are correct even if two share it."""
+    """Each graph should have its own folder, but results are correct even if two graphs share one."""
     other = dict(GELU) | {changed: GELU[changed].copy()}
     other[changed].flat[-1] += 1
     sharing.run(tmp_path)
@@ -152,7 +152,7 @@ def test_other_weights_under_the_same_name(sharing: Sharing, tmp_path: Path, cha
         ("a" * 241, None),
     ],
 )
-def test_names_of_nodes(sharing: Sharing, tmp_path: Path, name: str, file: str | None) -> None:
+def test_file_names_of_nodes(sharing: Sharing, tmp_path: Path, name: str, file: str | None) -> None:
     model = renamed(model_of("ProjectGelu", GELU), name)
     open_session(sharing.library, model, threads=1, packed_weights=tmp_path)
     assert files_in(tmp_path) == ([] if file is None else [file])
@@ -165,7 +165,7 @@ def renamed(model: bytes, name: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["missing folder", "a file", "a folder of that name"])
-def test_where_nothing_can_be_written(sharing: Sharing, tmp_path: Path, kind: str) -> None:
+def test_folders_that_cannot_be_written(sharing: Sharing, tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "folder"
     if kind == "a file":
         folder.write_bytes(b"")
@@ -207,7 +207,7 @@ def test_processes_that_start_at_once_share_one_file(sharing: Sharing, tmp_path:
             one.end()
 
 
-def test_memory_is_really_shared(sharing: Sharing, tmp_path: Path) -> None:
+def test_memory_is_shared_between_processes(sharing: Sharing, tmp_path: Path) -> None:
     barrier = multiprocessing.get_context("spawn").Barrier(2)
     started = [Started(sharing.library, tmp_path, barrier) for _ in range(2)]
     try:
@@ -226,7 +226,7 @@ def descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def test_neither_descriptors_nor_mappings_stay(sharing: Sharing, tmp_path: Path) -> None:
+def test_descriptors_and_mappings_are_released(sharing: Sharing, tmp_path: Path) -> None:
     sharing.run(tmp_path)
     before = descriptors()
     for seed in (1, 0, 1):
@@ -235,7 +235,7 @@ def test_neither_descriptors_nor_mappings_stay(sharing: Sharing, tmp_path: Path)
     assert maps_of(os.getpid(), "node.packed") == set()
 
 
-def test_sessions_with_and_without_a_folder_work_side_by_side(sharing: Sharing, tmp_path: Path) -> None:
+def test_sessions_with_and_without_a_folder(sharing: Sharing, tmp_path: Path) -> None:
     folders = [tmp_path / "a", None, tmp_path / "b"]
     for folder in folders:
         if folder is not None:

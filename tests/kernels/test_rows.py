@@ -53,7 +53,7 @@ def test_norm_quantize(each_level: Kernels, tokens: int, width: int) -> None:
 
 
 def test_a_large_mean_costs_few_digits(each_level: Kernels) -> None:
-    # The mean is 500 times the spread; a variance from squares would be wrong in its second digit.
+    # The mean is 500 times the spread. The variance as mean of squares minus square of mean would be wrong.
     inputs = inputs_of(5, 1024, mean=1000.0)
     y, _, _ = run(each_level, inputs)
     np.testing.assert_allclose(y, normed(inputs), rtol=0, atol=tolerances.NORM_LARGE_MEAN_ATOL)
@@ -68,8 +68,8 @@ def test_rows_of_one_value(each_level: Kernels, value: float) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1, 4, 15, 16, 37, 63])
-def test_one_large_value_is_spread_over_its_block(each_level: Kernels, place: int) -> None:
-    """Only the shift is nonzero: every value of the block is an eighth of it, and the other block is zero."""
+def test_a_large_value_is_distributed_over_its_block(each_level: Kernels, place: int) -> None:
+    """One shift is not zero. All values of its block become an eighth of it; the other block stays zero."""
     shift = np.zeros(128, np.float32)
     shift[place] = 80
     inputs = inputs_of(2, 128) | {"gain": np.zeros(128, np.float32), "shift": shift}
@@ -92,7 +92,7 @@ def test_rows_of_zeros_quantize_to_the_zero_point(each_level: Kernels) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_stays_in_its_row(each_level: Kernels, bad: float) -> None:
+def test_non_finite_values_affect_only_their_row(each_level: Kernels, bad: float) -> None:
     inputs = inputs_of(20, 64)
     clean = run(each_level, inputs)
     inputs["x"][11, 40] = bad
@@ -102,7 +102,7 @@ def test_what_is_not_finite_stays_in_its_row(each_level: Kernels, bad: float) ->
     assert not np.isfinite(dirty[2][11])
 
 
-def test_threads_and_other_rows_do_not_matter(each_level: Kernels) -> None:
+def test_results_do_not_depend_on_threads_or_other_rows(each_level: Kernels) -> None:
     inputs = inputs_of(50, 384)
     together = run(each_level, inputs, threads=1)
     for threads in (2, 5):
@@ -122,7 +122,7 @@ def test_threads_and_other_rows_do_not_matter(each_level: Kernels) -> None:
         ("shift", (64, 1), r"shift must have the shape \[64\] but has \[64, 1\]"),
     ],
 )
-def test_other_shapes_are_refused(kernels: Kernels, name: str, shape: tuple[int, ...], message: str) -> None:
+def test_other_shapes_are_rejected(kernels: Kernels, name: str, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(Exception, match=r"koe5.NormQuantize \(node 'node'\): .*" + message):
         run(kernels, inputs_of(4, 64) | {name: np.zeros(shape, dtype=np.float32)})
 
@@ -166,7 +166,7 @@ def test_pool_mean_of_no_texts(kernels: Kernels) -> None:
 
 
 @pytest.mark.parametrize("offsets", [[0, 3], [0, 0, 4], [0, 5], [4]])
-def test_pool_mean_refuses_bad_offsets(kernels: Kernels, offsets: list[int]) -> None:
+def test_pool_mean_rejects_invalid_offsets(kernels: Kernels, offsets: list[int]) -> None:
     with pytest.raises(
         Exception, match=r"koe5.PoolMean \(node 'node'\): offsets must rise from 0 to .* 4, with"
     ):

@@ -409,9 +409,7 @@ def test_files_that_are_links_to_different_folders(linked_artifact, graph, tmp_p
     moved = file.resolve().rename(tmp_path / "other" / file.name)
     file.unlink()
     file.symlink_to(moved)
-    message = (
-        rf"{file.name} is a file of .*other and model.onnx.data one of .*blobs.*cp --recursive --dereference"
-    )
+    message = rf"{file.name} is in .*other, but model.onnx.data is in .*blobs.*cp --recursive --dereference"
     with pytest.raises(ProviderError, match=message):
         Embedder.open(linked_artifact, threads=1, graph=graph)
 

@@ -59,6 +59,30 @@ def test_a_field_that_is_null_is_one_that_is_not_sent(client, route):
     assert answer.json() == client.post(route, json=ROUTES[route]).json()
 
 
+@pytest.mark.parametrize("route", ["/", "/embed", "/similarity", "/tokenize"])
+def test_fields_may_be_nested_in_parameters(client, route):
+    """Clients of Hugging Face's inference API nest them."""
+    body = ROUTES.get(route, ROUTES["/embed"])
+    fields = {"prompt_name": "query", "truncate": True, "max_new_tokens": 5}
+    if route == "/tokenize":
+        fields = {"prompt_name": "query", "add_special_tokens": False, "max_new_tokens": 5}
+    expected = client.post(route, json=body | fields)
+    answer = client.post(route, json=body | {"parameters": fields, "prompt_name": None})
+    assert answer.status_code == expected.status_code == 200, answer.text
+    assert answer.json() == expected.json() != client.post(route, json=body).json()
+    assert answer.headers["x-ignored-fields"] == "max_new_tokens"
+    both = client.post(route, json=body | {"parameters": fields, "prompt_name": "passage"})
+    assert both.json() == client.post(route, json=body | fields | {"prompt_name": "passage"}).json()
+    assert client.post(route, json=body | {"parameters": {"prompt_name": "x"}}).status_code == 422
+    assert client.post(route, json=body | {"parameters": ["prompt_name"]}).status_code == 422
+    assert client.post(route, json=body | {"parameters": {}}).json() == client.post(route, json=body).json()
+
+
+def test_parameters_of_openais_requests_are_named(client):
+    body = ROUTES["/v1/embeddings"] | {"parameters": {"input_type": "query"}}
+    assert client.post("/v1/embeddings", json=body).headers["x-ignored-fields"] == "parameters"
+
+
 def test_a_null_does_not_hide_another_name_of_a_field(client):
     fields = {"output_dtype": None, "embedding_type": None, "embedding_types": ["ubinary"]}
     answer = client.post("/v1/embeddings", json={"input": "서울", **fields})

@@ -1,4 +1,4 @@
-"""Shared by the tests on trained weights; `make trained` passes the folder of the checkpoint."""
+"""Fixtures of the tests on trained weights. `make trained` passes the folder of the checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared/data"
 KORSTS, AUTORAG = SHARED / "korsts/sts-dev.tsv", SHARED / "autorag_ko"
 AUTORAG_QUERIES = 114
 EVERY_SENTENCE, EVERY_PAGE = 15, 22
-"""Sampling steps for the real texts to compare with sentence-transformers: 100 sentences and 33 pages."""
+"""Steps for sampling the real texts: they select 100 sentences and 33 pages."""
 
 Texts = dict[str, list[str]]
 """Texts without prompts, by prompt name."""
@@ -34,7 +34,7 @@ Embed = Callable[..., np.ndarray]
 
 @dataclass(frozen=True)
 class Golden:
-    """Texts, and the checkpoint's results for them when these files were made."""
+    """Texts, and their token ids and embeddings when the golden files were written."""
 
     texts: list[str]
     prompts: list[str]
@@ -54,7 +54,7 @@ def checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def reference(checkpoint) -> Embed:
-    """Return a function that embeds with sentence-transformers in fp32, with prompts by name."""
+    """Return a function that embeds `Texts` with sentence-transformers in fp32."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     encoder = sentence_transformers.SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
 
@@ -71,7 +71,7 @@ def reference(checkpoint) -> Embed:
 
 @pytest.fixture(scope="session")
 def embed(checkpoint, tmp_path_factory) -> Embed:
-    """Return a function that exports the checkpoint in a precision and embeds texts with the artifact."""
+    """Return a function that embeds `Texts` with the checkpoint's artifact of a precision."""
     folder, opened = tmp_path_factory.mktemp("trained"), Checkpoint.open(checkpoint)
     made: dict[str, Artifact] = {}
 
@@ -87,7 +87,7 @@ def embed(checkpoint, tmp_path_factory) -> Embed:
 
 @contextmanager
 def _opened(artifact: Artifact, graph: str) -> Iterator[Embedder]:
-    """Open an Embedder. Artifacts for GPUs run on the CPU, as during export."""
+    """Yield an Embedder. Artifacts for GPUs run on the CPU, as they do during export."""
     target = artifact.manifest.target
     if "cpu" in target.devices:
         with Embedder.open(artifact.path, graph=graph) as embedder:
@@ -130,7 +130,7 @@ def _korsts() -> list[tuple[str, str, float]]:
 
 @pytest.fixture(scope="session")
 def autorag() -> Dataset:
-    """Return AutoRAG's 114 queries and 228 of its 720 pages, because all would take fp32 two minutes."""
+    """Return AutoRAG's 114 queries and 228 of its 720 pages. All pages would take two minutes in fp32."""
     if not AUTORAG.is_dir():
         pytest.skip(f"no AutoRAG benchmark next to the checkout: {AUTORAG}")
     return load("autorag", AUTORAG, AUTORAG_QUERIES)

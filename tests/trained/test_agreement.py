@@ -26,8 +26,8 @@ def test_sentence_transformers_gives_the_recorded_embeddings(reference, golden):
     assert np.abs(found - golden.embeddings).max() <= tolerances.FP32_MAX_ABS_DIFF
 
 
-def test_the_bounds_can_fail(expected):
-    """Check that no two different texts are as similar as the bounds require for the same text."""
+def test_different_texts_fail_the_bounds(expected):
+    """Nearly all pairs of different texts are less similar than the bounds require for one text."""
     similar = expected.astype(np.float64) @ expected.T
     distinct = similar[similar < 1 - 1e-6]
     assert np.quantile(distinct, 0.99) < min(tolerances.ME5_COSINE_MIN.values())

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 REAL = Path(__file__).resolve().parents[3] / "shared/data/xlmr_tokenizer_full/tokenizer.json"
 RANGES = ((0x20, 0x3000), (0xAC00, 0xD7A4), (0x1100, 0x1200), (0xF900, 0xFFF0), (0x300, 0x370))
 RANGES += ((0x10000, 0x20000),)
-"""Most scripts, Hangul syllables and letters, compatibility forms, combining marks, the next plane."""
+"""Most scripts, Hangul, compatibility forms, combining marks, and the first supplementary plane."""
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def tokenizer(checkpoint):
 
 @pytest.fixture(scope="module")
 def odd_texts(texts):
-    """Return the real texts, and 2,000 random texts with all kinds of characters."""
+    """Return the fixture's texts, and 2,000 texts of random characters in `RANGES`."""
     choose = random.Random(0)
     made = [
         "".join(chr(choose.randrange(*choose.choice(RANGES))) for _ in range(choose.randrange(1, 60)))
@@ -29,7 +29,7 @@ def odd_texts(texts):
     return [*texts["query"], *texts["passage"], *made]
 
 
-def test_it_is_xlmrs(checkpoint):
+def test_the_tokenizer_equals_xlm_r(checkpoint):
     if not REAL.is_file():
         pytest.skip(f"no XLM-R tokenizer next to the checkout: {REAL}")
     found = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))

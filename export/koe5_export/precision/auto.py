@@ -1,4 +1,4 @@
-"""Choose a precision according to a CPU's instruction set extensions."""
+"""Choose a precision for a CPU from its instructions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Choice:
 
 
 def choose_precision(features: tuple[str, ...]) -> Choice:
-    """Choose a precision for a CPU with instruction set extensions, as named by Linux (see machine.py).
+    """Choose a precision for a CPU with the flags `features`, as named by Linux (see machine.py).
 
-    Without byte dot products, x86 adds pairs of u8 x s8 products in 16 bits, which may saturate without an
-    error. int8-block has separate kernels for AVX2 and NEON.
+    An x86 CPU without dot-product instructions for bytes adds two products of uint8 and int8 values in 16
+    bits. This sum may saturate without an error. int8-block runs other kernels on AVX2 and NEON.
     Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
     found = [name for name in INT8_INSTRUCTIONS if name in features]

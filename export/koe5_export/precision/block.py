@@ -1,8 +1,8 @@
 """Block-quantized 8-bit or 4-bit weights, for all CPUs; slower than int8 on CPUs with VNNI.
 
-The operator, MatMulNBits with accuracy level 4, quantizes its input in blocks, so an outlier affects only its
-own block. It also has kernels for AVX2 and ARM. We have not measured whether its sums can saturate without
-VNNI.
+Linear layers are MatMulNBits nodes with accuracy level 4. This operator quantizes its input in blocks, so an
+outlier affects only its own block. It has kernels for AVX2 and ARM too. We have not measured if its sums can
+saturate on CPUs without VNNI.
 Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits,
 https://github.com/microsoft/onnxruntime/pull/24491
 """
@@ -28,19 +28,20 @@ from koe5_onnx.artifact import PRECISIONS, Target
 SHORTEST_BLOCK = 16
 """Smallest block of MatMulNBits; the largest is 256."""
 _INT8_PRODUCTS = 4
-"""Accuracy level that computes integer products; by default, weights are converted to fp32."""
+"""Accuracy level at which MatMulNBits multiplies integers. By default, it converts weights to fp32."""
 
 
 class Block(Precision):
-    """Precision of weights in `bits` bits with one scale per `block` rows of a column.
+    """Precision with weights of `bits` bits. In each column, each block of `block` rows has one scale.
 
     Args:
         name: Name of the precision, in `PRECISIONS` of koe5_onnx.artifact.
         bits: 8 or 4.
-        block: Rows per block, a power of two from 16 to 256. A linear layer whose number of inputs is not a
-            multiple of it gets shorter blocks.
-        strength: Strength of channel smoothing; less than for int8, because outliers affect one block only.
-        gate: Bounds of its certificates.
+        block: Rows per block, a power of two from 16 to 256. If it does not divide the number of inputs of a
+            linear layer, that layer gets shorter blocks.
+        strength: Strength of channel smoothing. It is lower than for int8, because outliers affect only one
+            block.
+        gate: Bounds of the certificates.
     """
 
     table_bytes = 1.0
@@ -102,7 +103,7 @@ def block_of(longest: int, weight: Array) -> int:
 
 
 def block_product(g: GraphWriter, x: str, name: str, rounded: Rounded, bits: int) -> str:
-    """Add x @ weight for a weight in blocks of `bits` bits; x is float32[n, width, in]."""
+    """Add x @ weight, where x is float32[n, width, in] and the weight is quantized to `bits` bits."""
     rows, columns = rounded.integers.shape
     inputs = [
         x,
@@ -114,9 +115,9 @@ def block_product(g: GraphWriter, x: str, name: str, rounded: Rounded, bits: int
 
 
 def _packed(rounded: Rounded, bits: int) -> npt.NDArray[np.uint8]:
-    """Pack integers as uint8[out, blocks, block x bits / 8], with zero in mid-range.
+    """Pack integers as uint8[out, blocks, block x bits / 8], after adding half of the range to each.
 
-    Of two 4-bit values in a byte, the low half has the first.
+    A byte has one 8-bit value, or two 4-bit values with the first one in the low half.
     """
     columns = (rounded.integers.T.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
     if bits == 4:

@@ -6,10 +6,10 @@ outputs. The last norm, pooling and normalization are fp32 throughout.
 The largest fp16 value is 65,504, and trained encoders have residual channels far larger than the others. Two
 measures keep these channels in range at no cost:
 
-- A residual sum is never stored, because the norm's node adds it in fp32.
-- Activations between norms and linear layers are scaled by 1/32. Norms scale their outputs, the linear layers
-  after a norm have weights 32 times as large, and the linear layers before a norm scale their outputs. The
-  scale is a power of two, so scaling adds no rounding error, except to values that become subnormal.
+- A residual sum is never stored in fp16, because the node of the norm computes it in fp32.
+- Outputs of norms and terms of residual sums are scaled by 1/32. For this, the parameters of norms and of
+  linear layers before a residual sum are multiplied by 1/32, and the weights of linear layers after a norm by
+  32. The scale is a power of two, so it adds no rounding error, except to values that become subnormal.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Fp16(Precision):
 
     name = "fp16"
     gate = Gate(cosine_min=0.9999, cosine_mean=0.9999)
-    # ONNX Runtime has few fp16 kernels for x86 CPUs and would convert to fp32 and back at each node.
+    # CUDA only: ONNX Runtime has few fp16 kernels for x86 and would convert to fp32 and back at each node.
     target = Target(devices=PRECISIONS["fp16"], instructions=(), without="")
     weight_bytes = 2.0
     table_bytes = 2.0
@@ -91,12 +91,11 @@ def _norm_scaled(norm: Norm, scale: np.float32) -> Norm:
 
 
 def _read_scaled(linear: Linear, scale: np.float32) -> Linear:
-    """Return a linear layer that has the same outputs if its inputs are multiplied by `scale`."""
+    """Return a linear layer whose outputs stay the same if its inputs are multiplied by `scale`."""
     return replace(linear, weight=linear.weight / scale)
 
 
 def _result_scaled(linear: Linear, scale: np.float32) -> Linear:
-    """Return a linear layer whose outputs are multiplied by `scale`."""
     return replace(linear, weight=linear.weight * scale, bias=linear.bias * scale)
 
 

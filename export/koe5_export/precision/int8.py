@@ -1,7 +1,7 @@
 """8-bit weights and activations, for CPUs with dot-product instructions.
 
-A linear layer whose error on calibration texts would be too large is written in blocks (block.py), which are
-slower but confine outliers to one block. With smoothing this is rare.
+If the error of a linear layer on calibration texts would be too large, the layer is quantized in blocks
+(block.py). Blocks are slower, but an outlier affects only its own block. With smoothing this is rare.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from koe5_onnx.artifact import PRECISIONS, Target
 from koe5_onnx.engine.machine import INT8_INSTRUCTIONS
 
 _TOLERATED_ERROR = 0.05
-"""Relative error of outputs up to which a linear layer is not written in blocks. In a trained MiniLM, most
-layers have 0.01 and one has 0.02."""
+"""Maximum relative error of a linear layer's outputs without blocks. In a trained MiniLM, most layers have an
+error of 0.01, and one has 0.02."""
 _WORTHWHILE_GAIN = 2.0
-"""Factor by which blocks must reduce the error to be used, because they run at about half the speed."""
+"""Minimum factor by which blocks must reduce the error, because they run at about half the speed."""
 _FINER_BLOCK = 32
 _ZERO = 128
 """Zero point of the activations."""
 _TINY = np.float32(1e-12)
-"""Smallest scale, so that all-zero rows are not divided by zero."""
+"""Smallest scale, so that a row of zeros is not divided by zero."""
 
 
 class Int8(Precision):
-    """Precision of 8-bit weights with one scale per output channel and 8-bit activations with one per token.
+    """Precision with 8-bit weights (one scale per output channel) and activations (one scale per token).
 
-    Scales are per token, not per tensor, because the embedding of a text must not depend on the other texts
-    in its batch. Products are u8 x s8, for which CPUs have instructions; activations have the zero point 128.
+    Activations have a scale per token, not per tensor, because the embedding of a text must not depend on the
+    other texts in its batch. They are uint8 with the zero point 128, because CPUs have instructions for
+    products of uint8 and int8.
     """
 
     name = "int8"
@@ -93,9 +94,10 @@ class Int8(Precision):
 
 
 def relative_error(quantized: Array, rounded: Rounded, x: Array, weight: Array) -> float:
-    """Return the norm of quantized @ rounded - x @ weight relative to that of x @ weight.
+    """Return the relative error of quantized @ rounded, compared with x @ weight.
 
-    Means over tokens are subtracted from both, because biases correct them.
+    Error and exact product are measured by their norms, after subtracting means over the tokens: an error in
+    these means is corrected in the bias.
     """
     exact = x @ weight
     error = quantized @ rounded.weight - exact
@@ -104,19 +106,19 @@ def relative_error(quantized: Array, rounded: Rounded, x: Array, weight: Array) 
 
 
 def per_token(inputs: LinearInputs) -> Array:
-    """Quantize and dequantize the sample of the inputs, in the same way as the graph (see `project`)."""
+    """Quantize and dequantize the sample of the inputs, as the graph does (see `Int8.project`)."""
     return _per_block(inputs.sample, inputs.sample.shape[1])
 
 
 def _per_block(x: Array, block: int) -> Array:
-    """Round x to multiples of 1/127 of the largest magnitude in each block of a row."""
+    """Round each block of a row of x to multiples of 1/127 of its largest magnitude."""
     blocks = x.reshape(len(x), -1, block)
     scale = np.maximum(np.abs(blocks).max(axis=2, keepdims=True) / 127, _TINY)
     return np.asarray(np.rint(blocks / scale) * scale, dtype=np.float32).reshape(x.shape)
 
 
 def _scale(g: GraphWriter, x: str) -> str:
-    """Add the scale per token, 1/127 of its largest magnitude: float32[n, width, 1]."""
+    """Add the scale of each token of x, 1/127 of the token's largest magnitude: float32[n, width, 1]."""
     axes = g.constant("last_axis", np.array([-1], dtype=np.int64))
     largest = g.node("ReduceMax", [g.node("Abs", [x], f"{x}.abs"), axes], f"{x}.max", keepdims=1)
     step = g.node("Mul", [largest, g.constant("a_127th", np.float32(1 / 127))], f"{x}.step")
@@ -124,12 +126,12 @@ def _scale(g: GraphWriter, x: str) -> str:
 
 
 def _quantize(g: GraphWriter, x: str, scale: str, width: int) -> str:
-    """Add x / scale + 128, uint8[n, width, in], in one block per row; zero points have the scale's shape."""
+    """Add x / scale + 128 as uint8[n, width, in]. The argument `width` is the number of channels, `in`."""
     return g.node("QuantizeLinear", [x, scale, _zero_points(g)], f"{x}.uint8", axis=-1, block_size=width)
 
 
 def _zero_points(g: GraphWriter) -> str:
-    """Add uint8[n, width, 1] filled with 128, once per graph."""
+    """Add uint8[n, width, 1] filled with the zero point 128, once per graph."""
     if not g.has("zeros"):
         one = g.constant("shape_1", np.array([1], dtype=np.int64))
         g.node("Concat", [g.node("Shape", ["input_ids"], "ids_shape"), one], "rows_shape", axis=0)
@@ -153,12 +155,12 @@ def _rounded(linear: Linear) -> Rounded:
 
 
 def _product(g: GraphWriter, quantized: str, row_scale: str, name: str, linear: Linear) -> str:
-    """Add x @ weight for integers with one scale per row."""
+    """Add x @ weight, float32[n, width, out], where x is uint8 with one scale per token."""
     rounded = _rounded(linear)
     inputs = [
         quantized,
         g.constant(f"{name}.weight", rounded.integers),
-        # The input scale is 1, because the operator applies a scale per row on one thread only.
+        # Scale 1: the operator would apply scales per row on one thread only, so a Mul node applies them.
         g.constant("one", np.float32(1)),
         g.constant(f"{name}.scale", rounded.scale[0]),
         g.constant("zero", np.uint8(_ZERO)),

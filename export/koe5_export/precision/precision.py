@@ -1,4 +1,4 @@
-"""Interface of a precision, through which graph.py writes tables and linear layers."""
+"""Interface of a precision, with which graph.py writes embedding tables and linear layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from koe5_onnx import Target
 
 
 class Precision(ABC):
-    """Number format of weights and products, and of hidden states [n, width, hidden]."""
+    """Number format of weights, of products, and of the hidden states, float[n, width, hidden].
+
+    n is the number of texts, and width their padded length. float is float32 or float16. Methods with an
+    argument `g` add nodes to the graph. They take the names of tensors, and return the names of their
+    results.
+    """
 
     name: str
     gate: Gate
@@ -27,49 +32,52 @@ class Precision(ABC):
     strengths: Strengths | None = None
     """Strengths of channel smoothing (smooth.py); None for no smoothing and no calibration."""
     masks_by_length: bool = False
-    """True if attention takes lengths of texts (for CUDA) instead of an optional mask (for CPUs)."""
+    """True if attention takes the lengths of texts (for CUDA), False if it takes a mask (for CPUs)."""
     adds_in_norm: bool = False
-    """True if the norm's node adds the residual sum: one pass on a GPU, but three times slower on a CPU,
-    where this node is scalar code."""
+    """True if the node of a norm also computes the residual sum. This saves time on a GPU, but takes three
+    times as long on a CPU, where the node has scalar code."""
     residual_scale: float = 1.0
-    """Scale that `prepare` applies to activations between norms and linear layers."""
+    """Scale that `prepare` applies to outputs of norms and to terms of residual sums."""
 
     def prepare(self, layer: SmoothLayer) -> SmoothLayer:
-        """Return the layer with the weights to write; its output norm does not change."""
+        """Return the layer with the weights to write. `output_norm` must not change."""
         return layer
 
     def recipe(self) -> Mapping[str, Any]:
-        """Return the settings of the precision, for the manifest."""
+        """Return the settings of the precision for the recipe in the manifest."""
         return {}
 
     def round_weight(self, weight: Array, inputs: LinearInputs, compensation: Compensation) -> Rounded:
-        """Round the weight of a linear layer for given inputs; called only if `strengths` is not None."""
+        """Round a weight, float32[in, out], for its inputs on calibration texts, if `strengths` is set."""
         raise NotImplementedError
 
     @abstractmethod
     def table(
         self, g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str
     ) -> str:
-        """Add an embedding table and the lookup of ids int64[n, width]: float[n, width, hidden]."""
+        """Add an embedding table and a lookup of `ids`, int64[n, width], in it: float[n, width, hidden].
+
+        `shape` is that of the table, and `rows` yields groups of its rows, float32[rows, hidden].
+        """
 
     def is_exception(self, rounded: Rounded) -> bool:
-        """Return True if a weight is in smaller blocks than is usual for the precision."""
+        """Return True if a weight has smaller blocks, and thus more scales, than others in this precision."""
         del rounded
         return False
 
     def positions(self, g: GraphWriter, table: Array, ids: str) -> str:
-        """Add the position table float32[positions, hidden] and its lookup: float[n, width, hidden]."""
+        """Add the position table, float32[rows, hidden], and a lookup of position ids as in `table`."""
         return g.node("Gather", [g.constant("positions.weight", table), ids], "positions")
 
     @abstractmethod
     def project(self, g: GraphWriter, x: str, linears: Sequence[tuple[str, Linear]]) -> list[str]:
-        """Add x @ weight for each (name, linear); x is float[n, width, in], already rotated if required."""
+        """Add x @ weight for each (name, linear layer); x, float[n, width, in], is already rotated."""
 
     def vector(self, g: GraphWriter, name: str, value: Array) -> str:
         """Add a bias, gain or shift in the dtype of the hidden states."""
         return g.constant(name, value)
 
     def widen(self, g: GraphWriter, x: str) -> str:
-        """Convert hidden states to float32."""
+        """Add a node that converts hidden states to float32, if they are not."""
         del g
         return x

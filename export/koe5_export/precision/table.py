@@ -1,4 +1,4 @@
-"""The 8-bit embedding table of all quantized precisions."""
+"""8-bit embedding tables, which all quantized precisions use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def table_block(width: int) -> int:
 
 
 def int8_table(g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable[Array], ids: str) -> str:
-    """Add an int8 table with one scale per block of a row, and its lookup: float32[n, width, hidden]."""
+    """Add an int8 table with one scale per block of a row, and a lookup of ids (see `Precision.table`)."""
     block = table_block(shape[1])
     scales: list[Array] = []
 
@@ -33,7 +33,7 @@ def int8_table(g: GraphWriter, name: str, shape: tuple[int, int], rows: Iterable
 
     weight = g.stream(f"{name}.weight", np.int8, shape, quantized())
     scale = g.constant(f"{name}.scale", np.concatenate(scales))
-    # Gather first, because ONNX Runtime would fold DequantizeLinear of a constant to an fp32 table.
+    # Gather before dequantizing: ONNX Runtime would replace a dequantized constant by an fp32 table.
     looked_up = [
         g.node("Gather", [weight, ids], f"{name}.int8"),
         g.node("Gather", [scale, ids], f"{name}.row_scale"),

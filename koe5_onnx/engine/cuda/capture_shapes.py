@@ -1,7 +1,7 @@
 """Pad small batches to a few fixed shapes ("buckets"), with one captured CUDA graph per shape. NumPy only.
 
-A batch is filled up with filler texts of pad tokens. Their cost is negligible at this size, and they do not
-affect other texts, because tokens only attend to tokens of the same text.
+Filler texts of pad tokens fill a batch up to the shape of a bucket. Their cost is negligible at these sizes.
+They do not affect other texts, because tokens only attend to tokens of the same text.
 
 Example: in the bucket of 16 tokens and 4 texts, one text of 5 tokens runs as lengths [5, 1, 1, 9]. Its
 embedding is the first row of the result.
@@ -17,7 +17,7 @@ import numpy as np
 from koe5_onnx.engine.batching import Int32, PackedCudaInputs, token_offsets
 
 _TOKENS = (16, 32, 64, 128, 192, 256, 384)
-"""Bucket sizes in tokens. Up to about 128 tokens, reading the weights dominates the run time."""
+"""Bucket sizes in tokens. Up to about 128 tokens, reading the weights takes most of the run time."""
 _MOST_TEXTS, _TOKENS_A_TEXT = 16, 8
 _STEP = 16
 """Buckets are multiples of this size, since GPUs multiply matrices in tiles."""
@@ -25,13 +25,13 @@ _STEP = 16
 
 @dataclass(frozen=True)
 class Bucket:
-    """A fixed shape in tokens and texts. At least one of the texts is filler."""
+    """Number of tokens and texts of a captured graph. At least one of the texts is filler."""
 
     tokens: int
     texts: int
 
     def holds(self, tokens: int, texts: int) -> bool:
-        """Return True if a batch fits, with at least one token per filler text."""
+        """Return True if a batch of `tokens` and `texts` fits, with at least one token per filler text."""
         fillers = self.texts - texts
         return fillers >= 1 and tokens + fillers <= self.tokens
 
@@ -70,7 +70,7 @@ def fill(batch: PackedCudaInputs, bucket: Bucket, pad_id: int) -> PackedCudaInpu
 
 
 def _filler(bucket: Bucket, tokens: int, texts: int) -> Int32:
-    """Return the lengths of the filler texts, int32[n]: one token each, and the rest in the last one."""
+    """Return the lengths of the filler texts, int32[n]: 1, except for the last one, which fills the rest."""
     lengths = np.ones(bucket.texts - texts, dtype=np.int32)
     lengths[-1] += bucket.tokens - tokens - len(lengths)
     return lengths

@@ -1,11 +1,11 @@
-"""CUDA graphs for small batches: capture the packed graph once per bucket, then replay it.
+"""CUDA graphs for small batches: capture the packed graph once per bucket (a fixed shape), then replay it.
 
 A forward pass of KoE5 for a query launches 279 kernels of a few microseconds, and launching them one by one
 takes longer than running them. A replay launches all of them at once. It requires fixed shapes
 (capture_shapes.py) and fixed addresses (io_binding.py).
 
-ONNX Runtime binds a captured graph to the thread that captured it, and may assign memory that the graph
-writes to other batches of the same session. Captured graphs therefore use a separate thread and session.
+ONNX Runtime binds a CUDA graph to the thread that captured it. It may also give memory that the CUDA graph
+writes to other batches of the same session. CUDA graphs therefore use a separate thread and session.
 Source: cuda_execution_provider.h and cuda_graph.cc of https://github.com/microsoft/onnxruntime
 """
 
@@ -26,7 +26,7 @@ from koe5_onnx.errors import ProviderError
 from koe5_onnx.text.tokenizer import random_tokens
 
 _AGREEMENT = 0.999
-"""Minimum cosine between a replay and a normal run, which only differ in the order of some sums."""
+"""Minimum cosine between the embeddings of a replay and of a normal run, which only sum in another order."""
 
 Run = Callable[[PackedCudaInputs], npt.NDArray[np.float32]]
 
@@ -39,8 +39,8 @@ class CapturedGraphs:
 
     Args:
         ort: The onnxruntime module.
-        open_session: Opens the packed graph for capturing. Called and used on a dedicated thread.
-        ordinary: Runs a batch without a captured graph.
+        open_session: Function that opens the packed graph in an ONNX Runtime session for capturing.
+        ordinary: Function that runs a batch without a captured graph.
         manifest: Manifest of the artifact.
         device: Device type and index, such as ("cuda", 0).
 
@@ -75,7 +75,7 @@ class CapturedGraphs:
             ) from error
 
     def bucket_of(self, batch: PackedCudaInputs) -> Bucket | None:
-        """Return the smallest bucket that holds a batch; None if the batch is too large."""
+        """Return the smallest bucket into which a batch fits; None if it is larger than all buckets."""
         return smallest(self.buckets, batch)
 
     def run(self, batch: PackedCudaInputs, bucket: Bucket) -> npt.NDArray[np.float32]:
@@ -92,7 +92,7 @@ class CapturedGraphs:
 
     def _capture(self, ort: Any, open_session: Callable[[], Any], device: tuple[str, int]) -> None:
         session = open_session()
-        # Largest first, so that the others reuse its memory.
+        # Capture the largest graph first, so that the others reuse its memory.
         for number, bucket in enumerate(reversed(self.buckets), start=1):
             feeds = fill(self._random(bucket, seed=0), bucket, self._contract.pad_id)._asdict()
             run = FixedRun(ort, session, feeds, (bucket.texts, self._contract.dim), device, number)
@@ -122,7 +122,7 @@ class CapturedGraphs:
 
 
 def _least_cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
-    """Return the lowest cosine of all pairs of rows; NaN if a row is zero or contains NaN."""
+    """Return the lowest cosine between corresponding rows; NaN if a row is zero or contains NaN."""
     with np.errstate(all="ignore"):
         products = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     return float(products.min())

@@ -17,13 +17,13 @@ Source: onnxruntime_run_options_config_keys.h of https://github.com/microsoft/on
 
 
 class FixedRun:
-    """Inputs and output of one shape at fixed device addresses.
+    """Session with inputs and an output of fixed shapes at fixed device addresses.
 
     Args:
         ort: The onnxruntime module.
         session: Loaded ONNX Runtime session.
-        feeds: Inputs by name. All runs must use the same shapes.
-        shape: Shape of the output.
+        feeds: Inputs by name, which determine shapes and dtypes.
+        shape: Shape of the output, which is float32.
         device: Device type and index, such as ("cuda", 0).
         graph_id: Id of the CUDA graph: positive and unique per shape.
     """
@@ -50,7 +50,7 @@ class FixedRun:
         self._options.add_run_config_entry(_GRAPH_ID, str(graph_id))
 
     def run(self, feeds: Mapping[str, Array]) -> npt.NDArray[np.float32]:
-        """Run with new input values. ONNX Runtime captures the CUDA graph in the first run of an id."""
+        """Run with new inputs and return a copy of the output. The first run captures the CUDA graph."""
         for name, array in feeds.items():
             self._values[name].update_inplace(array)
         self._session.run_with_iobinding(self._binding, self._options)

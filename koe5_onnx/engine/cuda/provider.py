@@ -1,7 +1,7 @@
 """Detect GPUs, diagnose CUDA problems, and set the options of ONNX Runtime's CUDA provider.
 
-GPUs are detected through the NVIDIA driver, because ONNX Runtime falls back to the CPU if a library is
-missing and reports the reason only on stderr.
+GPUs are detected with the NVIDIA driver, not with ONNX Runtime. If a library is missing, ONNX Runtime falls
+back to the CPU and reports the reason only on stderr.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OUT_OF_MEMORY = (
     "out of memory",
     "status_alloc_failed",
 )
-"""Lowercase parts of the messages of ONNX Runtime, CUDA, cuBLAS and cuDNN; there is no specific error class.
+"""Lowercase parts of out-of-memory messages from ONNX Runtime, CUDA, cuBLAS and cuDNN.
 Source: https://github.com/microsoft/onnxruntime/issues/16307 and strings of the wheel 1.31.1"""
 _NO_CUDNN = "cudnn is unavailable"
 
@@ -132,9 +132,9 @@ def require_gpu(number: int) -> Gpu:
 
 
 def preload(ort: Any) -> str:
-    """Load CUDA and cuDNN from NVIDIA's Python packages, if installed, and return the error output.
+    """Load CUDA and cuDNN from NVIDIA's Python packages, if installed, and return the errors as text.
 
-    ONNX Runtime prints errors to stdout, which may be in use for embeddings.
+    ONNX Runtime prints these errors to stdout, where a command may write its output.
     """
     said = io.StringIO()
     if hasattr(ort, "preload_dlls"):  # missing in CPU wheels before 1.21
@@ -146,8 +146,9 @@ def preload(ort: Any) -> str:
 def missing_library(ort: Any) -> str | None:
     """Return the loader's error for the first missing library of the CUDA provider; None if none is missing.
 
-    Loading the provider library directly fails if a dependency is missing, before any of its code runs. If
-    all dependencies are present, it fails because of an undefined symbol, or is already loaded.
+    The provider library is loaded here without ONNX Runtime. If one of its dependencies is missing, the
+    loader says so. Otherwise it reports an undefined symbol, or no error if ONNX Runtime has already loaded
+    the library.
     """
     provider = Path(ort.__file__).parent / "capi" / _PROVIDER
     if not provider.is_file():
@@ -173,14 +174,14 @@ def provider_options(number: int, gpu_mem_limit: int | None) -> dict[str, str]:
 
     Args:
         number: Index of the GPU.
-        gpu_mem_limit: Memory limit of the arena in bytes; None sets no limit.
+        gpu_mem_limit: Limit for the memory arena in bytes; None sets no limit.
     """
     options = {
         "device_id": str(number),
-        # The first batch is the largest, so its memory is enough for the rest. The default strategy, which
-        # doubles the arena, can use twice as much.
+        # The first batch is the largest, so its memory is enough for the later ones. The default strategy
+        # doubles the arena, which can take twice as much memory.
         "arena_extend_strategy": "kSameAsRequested",
-        # Certificates and the scaling of the residuals assume that layer norms sum in fp32.
+        # fp16 artifacts are scaled and measured for layer norms that sum in fp32.
         "enable_skip_layer_norm_strict_mode": "1",
         # TF32 has a mantissa of 10 bits, too few for fp32 artifacts.
         "use_tf32": "0",
@@ -189,13 +190,13 @@ def provider_options(number: int, gpu_mem_limit: int | None) -> dict[str, str]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if ONNX Runtime ran out of memory."""
+    """Return True if an error of ONNX Runtime says that device memory is exhausted."""
     message = str(error).lower()
     return any(part in message for part in _OUT_OF_MEMORY)
 
 
 def lacks_cudnn(error: BaseException) -> bool:
-    """Return True if a node requires cuDNN and it is missing, which ONNX Runtime only reports in a run."""
+    """Return True if a node failed because it requires cuDNN, which is not installed."""
     return _NO_CUDNN in str(error).lower()
 
 

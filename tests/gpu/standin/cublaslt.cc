@@ -1,4 +1,4 @@
-// libcublasLt.so.13: counts products without computing them, and reports an algorithm for any of them.
+// libcublasLt.so.13: counts products without computing them, and reports an algorithm for every product.
 #include <cstring>
 
 #include "standin.h"

@@ -1,4 +1,4 @@
-// libcudart.so.13: memory, streams, capturing and launches, as ONNX Runtime's CUDA provider calls them.
+// libcudart.so.13: the functions for memory, streams, captures and launches that ONNX Runtime's CUDA provider calls.
 #include <cstdlib>
 #include <cstring>
 
@@ -58,7 +58,7 @@ const char* side_of(const void* at, size_t bytes) {
   return inside(state().locked, at, bytes) ? "locked" : "pageable";
 }
 
-// Performs or captures a copy, or returns the error code if it is not allowed now.
+// Performs or captures a copy. Returns an error code if CUDA would reject the copy during a capture.
 int copy(void* to, const void* from, size_t bytes, void* stream, bool waits) {
   const std::lock_guard lock(state().mutex);
   const std::string sides = std::string(side_of(from, bytes)) + " to " + side_of(to, bytes);
@@ -182,7 +182,7 @@ int cudaDriverGetVersion(int* version) {
 }
 int cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
 
-// Offsets of cudaDeviceProp in CUDA 13, and numbers of an H100.
+// Offsets of cudaDeviceProp in CUDA 13, and the values of an H100.
 // Source: https://docs.nvidia.com/cuda/archive/13.0.0/cuda-runtime-api/structcudaDeviceProp.html
 int cudaGetDeviceProperties(void* properties, int) {
   std::memset(properties, 0, 1008);

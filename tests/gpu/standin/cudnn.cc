@@ -1,4 +1,4 @@
-// libcudnn.so: present but without attention, so that ONNX Runtime uses its own kernels.
+// libcudnn.so.9: can be loaded, but supports only reductions. ONNX Runtime uses its own kernels instead.
 #include <cstddef>
 
 #include "standin.h"

@@ -1,2 +1,2 @@
-// libcurand.so.10: required at load time, never called.
+// libcurand.so.10: ONNX Runtime's library is linked to it, but never calls it.
 extern "C" int curand_standin() { return 0; }

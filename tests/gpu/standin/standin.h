@@ -1,4 +1,4 @@
-// State shared by the simulated CUDA libraries: kinds of memory, events, and capturing streams.
+// State that the simulated CUDA libraries share: kinds of memory, counted events, and capturing streams.
 //
 // Device memory is host memory. Copies are performed; kernels are counted by name and compute nothing.
 #pragma once
@@ -64,10 +64,9 @@ int forbidden_while_capturing(const char* function);
 // Returns true if the stream, which may be null, captures.
 bool captures(const void* stream);
 
-// Runs the work now, or adds it to the graph if `stream` captures.
+// Runs `work` now, or adds it to the graph if `stream` captures.
 void on_stream(void* stream, const std::function<void()>& work);
 
-// Counts a product.
 int product(const char* name);
 
 // Counts a kernel launch, and adds it to the graph if `stream` captures.
