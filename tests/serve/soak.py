@@ -46,7 +46,7 @@ WORDS = (
     "포유류이다",
     "검색",
 )
-MALFORMED = (b"{", b'{"input": 5}', b'{"input": []}', b'{"input": "\\ud8"}', b"\xff", b'{"model": "x"}')
+MALFORMED = (b"{", b'{"input": 5}', b'{"input": []}', b'{"input": "\\ud800"}', b"\xff", b'{"model": "x"}')
 
 
 @dataclass
