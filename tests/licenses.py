@@ -29,10 +29,12 @@ koe5-onnx-kernels and the weights of KoE5 are under the MIT license. The table h
 constraints.txt on Linux x86-64, and the license in the metadata of each package. The last column names the
 extras that require the package; "always" means every installation. `make licenses` writes this page.
 
-The library in koe5-onnx-kernels contains parts of GCC's libstdc++ and libgcc, linked statically. Their
-license is GPL-3.0 with the
-[GCC Runtime Library Exception](https://www.gnu.org/licenses/gcc-exception-3.1.html), which imposes no
-conditions on users and distributors of the compiled library.
+The wheels of koe5-onnx-kernels contain parts of LLVM's libc++, libc++abi, libunwind and compiler-rt, linked
+statically. Their license is Apache-2.0 with the
+[LLVM exception](https://llvm.org/docs/DeveloperPolicy.html#new-llvm-project-license-framework). Kernels that
+GCC compiled on your machine contain parts of libstdc++ and libgcc instead. Their license is GPL-3.0 with the
+[GCC Runtime Library Exception](https://www.gnu.org/licenses/gcc-exception-3.1.html). Both exceptions impose
+no conditions on users and distributors of the compiled library.
 
 | package | version | license | extra |
 | --- | --- | --- | --- |
