@@ -58,7 +58,7 @@ def write_with_optimum(
 
 
 def _trace(checkpoint: Path, folder: Path) -> None:
-    """Run Optimum, which writes model.onnx and, if the weights exceed 2 GB, model.onnx_data to `folder`."""
+    """Run Optimum, which writes model.onnx and, for large models, model.onnx_data to `folder`."""
     from optimum.exporters.onnx import main_export
     from optimum.utils import logging
 

@@ -61,7 +61,7 @@ class Precision(ABC):
         """
 
     def is_exception(self, rounded: Rounded) -> bool:
-        """Return True if a weight has smaller blocks, and thus more scales, than others in this precision."""
+        """Return True if a weight is quantized in smaller blocks than this precision normally uses."""
         del rounded
         return False
 
