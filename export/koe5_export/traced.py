@@ -224,7 +224,7 @@ def _loaded(tensor: Any, file: Path) -> Any:
 
 
 def _feed(g: GraphWriter, inputs: dict[str, int]) -> None:
-    """Connect the inputs of the original graph to the graph inputs. Token types are 0, transformers' default."""
+    """Connect the inputs of the original graph to the graph inputs. All token types are 0."""
     for name, kind in inputs.items():
         if name in _REQUIRED:
             value = name

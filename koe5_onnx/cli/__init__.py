@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse and run a command. Print expected errors as one line on stderr and return the exit code."""
+    """Parse and run a command. Print expected errors on stderr and return the exit code."""
     args = parse(argv)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -116,7 +116,7 @@ class Tokenizing:
 
 
 class Answers:
-    """Completes asyncio futures from other threads. All jobs of a batch wake their event loop only once."""
+    """Completes asyncio futures from other threads. Jobs that end at about the same time wake a loop once."""
 
     def __init__(self) -> None:
         self._thread = threading.local()

@@ -49,7 +49,7 @@ _GPU_BUDGETS = (16384, 32768, 65536, 131072)
 _GPU_PARALLEL_BATCHES = (1, 2)
 """With two parallel batches, one is prepared and copied while the other one runs."""
 _GPU_SAMPLES = 100
-"""Repetitions of the sample texts on GPUs. Their 300,000 tokens fill several of the largest batches."""
+"""Repetitions of the sample texts on GPUs. Their 300,000 tokens fill more than two of the largest batches."""
 _WORTHWHILE = 1.02
 """Minimum speedup for preferring larger batches or more parallel batches."""
 _SAMPLE_LENGTHS = (512, 512, 300, 200, 120, *(60, 45, 32, 24) * 10)
@@ -74,7 +74,7 @@ class Profile:
     best: Arrangement
     """Arrangement with the highest throughput."""
     lowest_latency: Arrangement
-    """Fastest arrangement without parallel batches, in which a single text uses all cores."""
+    """Fastest arrangement with one batch at a time; the same as `best` if none was measured."""
     tokens_per_second: Sequence[tuple[Arrangement, float]]
     """Each measured arrangement with its median speed over all rounds."""
 
