@@ -115,7 +115,7 @@ def _conditions(report: Report) -> str:
 
 
 def _summary(report: Report) -> list[str]:
-    """Return a section with changes from the baseline and speeds; nothing if there are no speeds."""
+    """Return a section with changes and speeds; nothing if there are no speeds and no failed contenders."""
     if not (report.speeds or report.impossible):
         return []
     head = ["run", "top-10 overlap, %", "worst query, %", "cosine min", "cosine mean", _NDCG_CHANGE]

@@ -432,7 +432,7 @@ class Embedder:
         )
 
     def _warn(self, kind: type[Koe5Warning], message: str) -> None:
-        """Issue a warning only once per kind and Embedder, since a server would repeat it for every request."""
+        """Issue a warning once per kind and Embedder, because a server would repeat it for every request."""
         mine = object()
         if self._warned.setdefault(kind, mine) is mine:  # atomic, so only one thread warns
             warnings.warn(message, kind, stacklevel=_caller_level())

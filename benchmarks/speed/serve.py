@@ -1,4 +1,4 @@
-"""Measure requests per second and latency over HTTP, against the Python API and the server infinity.
+"""Measure requests per second and latency over HTTP, compared with the Python API and other servers.
 
 Each of N clients requests the embedding of one text and waits for it before the next request. Servers and the
 Python API take turns in every round. The clients run on the same cores, and their CPU time is reported
@@ -41,7 +41,7 @@ _BULK_CLIENTS = 32
 _QUERIES = 10_000
 """Number of different queries in the query log."""
 _CALLS_IN_TURN = 20
-"""Number of calls of a lone query before the next server takes its turn."""
+"""Maximum number of calls of a lone query before the next server takes its turn."""
 
 
 @dataclass(frozen=True)

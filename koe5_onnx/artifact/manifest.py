@@ -92,7 +92,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Contract:
-    """Settings that determine the embedding of a text, such as pooling, normalization, prompts, token limit."""
+    """Settings that determine the embedding of a text, such as pooling, prompts and the token limit."""
 
     pooling: str
     """"mean" over the attention mask, or "cls"."""

@@ -3,8 +3,9 @@
 The fused kernels reorder ("pack") the weights. Without sharing, each process packs a private copy. With
 sharing, the kernels write the packed weights to files, which other processes verify and map
 (kernels/src/packed_file.h). Each packed graph has a folder that only the current user can access, named
-after hashes of the weights and the graph and the version of the packed layout. When the kernels open a file, hashes of
-the packed and of the original weights show whether it is damaged or outdated; such files are replaced.
+after a hash of the weights and the graph, and after the version of the packed layout. When the kernels open a
+file, hashes of the packed weights and of a sample of the original weights show whether it is damaged or
+outdated; such files are replaced.
 """
 
 from __future__ import annotations
