@@ -118,7 +118,7 @@ def figures(ranked: Sequence[str], relevant: set[str]) -> tuple[float, float, fl
 def measure(found: dict[str, list[list[str]]], questions: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the mean figures of each search, and how much NDCG@10 hybrid search gains over it.
 
-    The gain has a 95 % interval: paired bootstrap over the questions.
+    The gain has a 95 % interval by paired bootstrap over the questions.
     """
     relevant = [{doc_id for group in one["retrieval_gt"] for doc_id in group} for one in questions]
     per_query = {
