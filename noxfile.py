@@ -1,5 +1,4 @@
-"""The legs of `make check`: tests that require a separate environment, another build, or trained weights,
-and the builds of packages and documentation.
+"""Parts of `make check`, such as tests that require a separate environment or trained weights.
 
 `nox --list` lists them, `nox -s lean` runs one. Most legs create a new environment for each run (`nox -r`
 reuses it), so that leftovers cannot make a test pass.

@@ -113,7 +113,7 @@ def test_scores_that_grow_with_the_key(kernels_at: KernelsAtLevel, level: str) -
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("spread", [1e-30, 1e-3, 30.0, 1e4])
 def test_small_and_large_values(kernels_at: KernelsAtLevel, level: str, spread: float) -> None:
-    # At 1e4, scores are of the order of 1e8, and one key gets all the weight. At 1e-30, all weights are equal.
+    # At 1e4, scores are about 1e8, and one key gets all the weight. At 1e-30, all weights are equal.
     lengths = [40, 3, 200]
     qkv = random_qkv(np.random.default_rng(2), sum(lengths), 2, 64, spread)
     q, scale = attend(kernels_at(level), qkv, lengths, 2)
@@ -136,7 +136,7 @@ def assert_largest_key_wins(qkv: Array, lengths: Sequence[int], q: Array, scale:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_weights_are_exponentials(kernels_at: KernelsAtLevel, level: str) -> None:
-    # Each text has two tokens with the values 0 and 1, so 127 times its scale is the weight of the second key.
+    # Each text has two tokens with the values 0 and 1, so its scale x 127 is the weight of the second key.
     scores = np.linspace(-20, 0, 321)  # exact in bf16: steps of 1/16
     depth = 16
     rows = np.zeros((2 * len(scores), 3 * depth), dtype=np.float32)
