@@ -2,7 +2,7 @@
 
 The components of the tiny artifact's embeddings are about 0.14 in size, and two different golden texts have a
 cosine of at most 0.9935, so the bounds for it are much tighter than the difference of a wrong result. "A
-against B" is the agreement or the difference between the embeddings (or values) of A and B for the same texts.
+against B" is the agreement or difference between the embeddings (or values) of A and B for the same texts.
 """
 
 GOLDEN_COSINE_MIN = 0.9998

@@ -15,7 +15,7 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 if "KOE5_DIST" not in os.environ:
-    pytest.skip("KOE5_DIST names no folder of built packages. Run make dist", allow_module_level=True)
+    pytest.skip("KOE5_DIST is not set. Run make dist", allow_module_level=True)
 DIST = Path(os.environ["KOE5_DIST"])
 PACKAGES = {"koe5_onnx": CHECKOUT, "koe5_onnx_kernels": CHECKOUT / "kernels"}
 """Folder of the pyproject.toml by normalized package name."""

@@ -1,4 +1,4 @@
-"""Every example of a vector store, compared with an exhaustive search in numpy."""
+"""The examples of vector stores, compared with an exhaustive search in numpy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _numbers = count()
 
 @pytest.fixture
 def store(example, tmp_path, request):
-    """Return the store of the example: a new folder, or the connection string of a new database."""
+    """Return a path for a new store, or the connection string of a new database."""
     if example != "pgvector":
         return tmp_path / "store"
     import psycopg
@@ -169,7 +169,7 @@ def test_a_corpus_without_contents(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def benchmark(autorag, embedder, tmp_path_factory):
-    """Return the AutoRAG benchmark, its page embeddings in a file, and all cosines: float32[114, 720]."""
+    """Return the AutoRAG benchmark, a file with its pages and their embeddings, and float32[114, 720] cosines."""
     pytest.importorskip("ir_measures", reason="computes retrieval metrics. Run pip install --group bench")
     from benchmarks.corpora import load
 
@@ -187,7 +187,7 @@ def figures(dataset, ranking):
 
 
 def test_korean_retrieval_equals_brute_force(example, ask, autorag, benchmark):
-    """The FAISS example embeds the 720 pages. The others read their embeddings, which saves time."""
+    """The FAISS example embeds the 720 pages. Other examples read the embeddings from a file to save time."""
     dataset, embedded, scores = benchmark
     pages = list(dataset.contents.passages)
     found = ask(
