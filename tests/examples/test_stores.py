@@ -169,7 +169,7 @@ def test_a_corpus_without_contents(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def benchmark(autorag, embedder, tmp_path_factory):
-    """Return the AutoRAG benchmark, a file with its pages and their embeddings, and float32[114, 720] cosines."""
+    """Return the AutoRAG benchmark, a file of its embedded pages, and the cosines of queries and pages."""
     pytest.importorskip("ir_measures", reason="computes retrieval metrics. Run pip install --group bench")
     from benchmarks.corpora import load
 
