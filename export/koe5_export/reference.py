@@ -133,8 +133,8 @@ class Reference:
         Both tokenize `texts`, `PROBES`, and texts that contain special and added tokens.
 
         Raises:
-            CheckpointError: The ids of a text differ, because tokenizer_config.json or a similar file
-                overrides tokenizer.json.
+            CheckpointError: The ids of a text differ, for example because tokenizer_config.json overrides
+                tokenizer.json.
         """
         added = [f"가 {token} b{token}나 {token}{token}" for token in self._model.tokenizer.get_added_vocab()]
         prompted = [self._composed(text) for text in (*texts, *PROBES, *added)]

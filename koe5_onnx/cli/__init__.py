@@ -6,7 +6,7 @@ returns the exit code. Warnings of this package are printed as one line on stder
 Exit codes::
 
     0    success
-    1    error, explained by the last line on stderr; or doctor found a problem
+    1    error, explained on stderr; or doctor found a problem
     2    invalid usage
     130  interrupted (Ctrl-C)
     141  the reader of the output closed the pipe

@@ -88,9 +88,9 @@ def tune(
 ) -> Profile:
     """Measure arrangements on this machine and store the results.
 
-    There are up to 20 arrangements on a CPU, measured with 3,000 tokens each, and up to 8 on a GPU, measured
-    with 300,000 tokens each. Every round measures all arrangements, so that a temporary load on the machine
-    affects all of them alike. Arrangements that cannot run, or do not fit into GPU memory, are skipped.
+    There are up to 20 arrangements on a CPU, and up to 8 on a GPU. Every round measures all arrangements, so
+    that a temporary load on the machine does not affect only one of them. Arrangements that cannot run, or do
+    not fit into GPU memory, are skipped.
 
     Args:
         artifact: Opened artifact.
