@@ -242,7 +242,7 @@ def _lone(servers: Mapping[str, Server], offline: Embedder, setting: Setting) ->
     queries = sorted(queries_of(setting.corpora[0], *_QUERY_TOKENS), key=len)
     query = queries[len(queries) // 2]
     calls: dict[str, list[float]] = {"offline": [], **{name: [] for name in servers}}
-    # Each turn has few calls, so that temporary load on the machine affects all equally.
+    # Each turn has few calls, so that temporary load on the machine affects all servers similarly.
     for _ in range(setting.rounds * -(-setting.lone_calls // _CALLS_IN_TURN)):
         for _ in range(min(_CALLS_IN_TURN, setting.lone_calls)):
             start = time.perf_counter()

@@ -64,7 +64,7 @@ def _trace(checkpoint: Path, folder: Path) -> None:
 
     logging.set_verbosity_error()
     try:
-        # The tracer warns whenever it makes a shape constant. If this is an error, the certificate shows it.
+        # The tracer warns whenever it makes a shape constant. The certificate shows errors that this causes.
         with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             main_export(

@@ -293,7 +293,7 @@ int cudaMemsetAsync(void* at, int value, size_t bytes, void* stream) {
   on_stream(stream, [=] { std::memset(at, value, bytes); });
   return kSuccess;
 }
-// cudaPointerAttributes: kind at 0 (0 unregistered, 1 host, 2 device), GPU at 4, device address at 8, host address at 16.
+// cudaPointerAttributes: kind at 0 (0 unregistered, 1 host, 2 device), GPU at 4, addresses of device and host at 8, 16.
 int cudaPointerGetAttributes(void* attributes, const void* at) {
   const std::lock_guard lock(state().mutex);
   const bool on_device = inside(state().device, at, 1), is_locked = inside(state().locked, at, 1);

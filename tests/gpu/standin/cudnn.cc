@@ -1,4 +1,4 @@
-// libcudnn.so.9: counts reductions without computing them, and supports no graphs, so that ONNX Runtime uses its kernels.
+// libcudnn.so.9: counts reductions without computing them. Supports no graphs, so that ONNX Runtime uses its kernels.
 #include <cstddef>
 
 #include "standin.h"
