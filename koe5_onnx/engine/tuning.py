@@ -216,8 +216,8 @@ def _arrangements() -> Iterator[Arrangement]:
 
 
 def _gpu_arrangements() -> Iterator[Arrangement]:
-    # The graph is the same for all arrangements. `tune` repeats the same input shapes, but real texts have new
-    # shapes, which are slow in the padded graph.
+    # The graph is the same for all arrangements. `tune` repeats the same input shapes, but real texts have
+    # new shapes, which are slow in the padded graph.
     for parallel_batches, budget in itertools.product(_GPU_PARALLEL_BATCHES, _GPU_BUDGETS):
         yield Arrangement(parallel_batches, usable_cores().count, budget)
 
