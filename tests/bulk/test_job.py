@@ -1,4 +1,4 @@
-"""One job per folder: other arguments, other input and other processes are rejected."""
+"""An output folder belongs to one job. Other options, changed input and a second process are rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results from threads to event loops: delivered together, also if callers were canceled or loops closed."""
+"""Results that other threads deliver to event loops, also if a future was canceled or a loop was closed."""
 
 from __future__ import annotations
 

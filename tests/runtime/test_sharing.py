@@ -32,7 +32,7 @@ IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 @pytest.fixture
 def layout(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Fake the kernels' distribution, with `version` as its layout."""
+    """Replace `koe5_onnx_kernels` with a module whose attribute `version` is the layout of packed weights."""
     module = ModuleType("koe5_onnx_kernels")
     module.version = 7
     module.packed_layout = lambda: module.version
