@@ -130,8 +130,8 @@ def _summary(report: Report) -> list[str]:
     rows += [[name, "not possible", *blank] for name in report.impossible]
     table = _table([*head, *(f"tokens/s, {speed.checkpoint}" for speed in report.speeds)], rows)
     speeds = [
-        f"- tokens/s, {speed.checkpoint}: speed with the checkpoint {speed.checkpoint} ({CORPUS} of short and "
-        f"long texts; {speed.machine}), median and, in parentheses, maximum of the interleaved rounds"
+        f"- tokens/s, {speed.checkpoint}: speed with the checkpoint {speed.checkpoint} ({CORPUS} of short "
+        f"and long texts; {speed.machine}), median and, in parentheses, maximum of the interleaved rounds"
         for speed in report.speeds
     ]
     terms = [
@@ -235,8 +235,8 @@ def _change(change: Change) -> list[str]:
         f"- Spearman's rank correlation over all passages: {correlation.mean:.6f} on average, "
         f"{correlation.min:.6f} for the worst query",
         _table(["figure", "difference, points", "95 % interval"], differences),
-        f"Cosine between the embeddings of {change.baseline} and of {change.run}, by the number of tokens per "
-        "text:",
+        f"Cosine between the embeddings of {change.baseline} and of {change.run}, by the number of tokens "
+        "per text:",
         _table(["tokens", "texts", "min", "1st percentile", "mean"], cosines),
     ]
 

@@ -1,4 +1,4 @@
-"""How the server reports the runner's rejections and failures."""
+"""Tests of the queue and the cache of the server, and of its reports of rejections and failures."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_large_request_is_served_in_pieces(offline, monkeypatch):
 
 
 def computed(requests, monkeypatch):
-    """Return a list to which the numbers of texts of each submitted job are added."""
+    """Return a list that gets the number of texts of each submitted job."""
     submit, numbers = requests.runner.submit, []
     monkeypatch.setattr(requests.runner, "submit", lambda job: (numbers.append(len(job.ids)), submit(job)))
     return numbers
