@@ -1,4 +1,4 @@
-"""Results that other threads deliver to event loops, also if a future was canceled or a loop was closed."""
+"""Results of other threads reach their event loop, even if another future was canceled or a loop closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""koe5-onnx doctor: no problems on a working installation, and each problem is found."""
+"""koe5-onnx doctor reports no problem in a working installation, and finds each kind of problem."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed weights shared between processes: equal embeddings, one copy, and no accumulation of folders."""
+"""Processes that share packed weights get equal embeddings, use one copy, and remove unused folders."""
 
 from __future__ import annotations
 
@@ -135,9 +135,8 @@ def test_a_read_only_folder(artifact_path: Path, cache: Path) -> None:
     (folder,) = weight_folders().iterdir()
     folder.chmod(0o500)
     try:
-        assert (
-            embeddings(artifact_path, share_weights=True).tobytes() == expected.tobytes()
-        )  # complete and in use
+        # All files exist, so nothing is written.
+        assert embeddings(artifact_path, share_weights=True).tobytes() == expected.tobytes()
         folder.chmod(0o700)
         next(folder.iterdir()).unlink()
         folder.chmod(0o500)
