@@ -13,7 +13,7 @@ from koe5_onnx import Embedder, EngineOptions
 from koe5_onnx.bulk import BulkOptions, Summary, embed_files
 
 AUTORAG = Path(__file__).resolve().parents[3] / "shared/data/autorag_ko/corpus.parquet"
-"""Pages of the dataset AutoRAG, next to the checkout. Tests that need them may be skipped."""
+"""Pages of the dataset AutoRAG, next to the checkout. Tests are skipped if they need it and it is missing."""
 
 
 @pytest.fixture(scope="session")

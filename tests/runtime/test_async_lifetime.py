@@ -22,7 +22,7 @@ from koe5_onnx import AsyncEmbedder, Embedder, ProviderError
 
 @pytest.fixture
 def new_threads():
-    """Return the runtime's threads that this test started and that are still alive."""
+    """Return a function that returns the threads of koe5-onnx that started in this test and are alive."""
     before = set(threading.enumerate())
     return lambda: [one for one in set(threading.enumerate()) - before if one.name.startswith("koe5-")]
 
