@@ -176,7 +176,7 @@ class Session:
             cuda.require_gpu(self._gpu)
             cuda.preload(ort)
         elif self.graph.library is None:
-            # Fused kernels lose no accuracy on CPUs that they support, so only the padded graph needs a check.
+            # Fused kernels lose no accuracy on CPUs that they support. Only the padded graph needs a check.
             warn_if_unsuited(self._artifact)
         try:
             session = ort.InferenceSession(
