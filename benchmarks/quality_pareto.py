@@ -96,9 +96,9 @@ def draw_pareto(report: Report, speed: Speed, file: Path) -> None:
 
 
 def _frame(axes: Axes, report: Report, speed: Speed) -> None:
-    note = f", {report.note}" if report.note else ""
-    axes.set_title(f"{speed.checkpoint}{note}\n{report.dataset.name}; {speed.machine}", fontsize=10)
-    axes.set_xlabel(f"tokens per second, {CORPUS} of short and long texts (median of rounds)")
+    note = f"{report.note}\n" if report.note else ""
+    axes.set_title(f"{note}{report.dataset.name}; {speed.machine}", fontsize=10)
+    axes.set_xlabel(f"tokens/s, {speed.checkpoint}, {CORPUS} of short and long texts (median of rounds)")
     axes.set_ylabel("share of the reference's top 10, percent")
     axes.set_xlim(left=0)
     axes.margins(x=0.12, y=0.12)

@@ -41,7 +41,7 @@ class AsyncEmbedder:
     call that arrives alone runs immediately. Calls are scheduled fairly: a query waits for at most the
     running batch, not for 10,000 texts that were submitted earlier.
 
-    A call that is cancelled while queued never runs; a running call stops after its current batch. At most
+    A call that is canceled while queued never runs; a running call stops after its current batch. At most
     two calls of more than 4,096 texts run at the same time, each in windows of 4,096 texts; other such calls
     wait. While smaller calls are queued, their token ids take about as much memory as their texts.
 

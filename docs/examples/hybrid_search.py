@@ -63,8 +63,9 @@ class Passages:
     """Passages with the vectors of their parts.
 
     Args:
-        folder: Parquet with the columns doc_id, contents and embedding, as `koe5-onnx bulk` writes it. With
-            a column page_id, as split_passages.py writes it, each row is a part of that passage.
+        folder: Parquet with the columns doc_id, contents and embedding, as `koe5-onnx bulk` writes it. If it
+            also has the column page_id, which split_passages.py adds, each row is one part of the passage
+            that page_id names. Otherwise each row is a whole passage.
     """
 
     def __init__(self, folder: Path) -> None:

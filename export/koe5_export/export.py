@@ -163,8 +163,8 @@ def _layers(
 ) -> Iterator[SmoothLayer]:
     """Yield the encoder layers in order, smoothed and rounded as the precision requires.
 
-    Each layer is read when it is requested. Names of linear layers in smaller blocks than usual (see
-    `Precision.is_exception`) are added to `exceptions`.
+    Each layer is read when it is requested. Names of linear layers whose weights are quantized in
+    smaller blocks than usual (see `Precision.is_exception`) are added to `exceptions`.
     """
     checkpoint, strengths = spec.checkpoint, spec.precision.strengths
     if strengths is None:

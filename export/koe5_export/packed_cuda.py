@@ -31,7 +31,8 @@ from koe5_onnx import Contract
 from koe5_onnx.engine.graphs import INPUTS, OUTPUT
 
 _HEAD_MULTIPLE, _LARGEST_HEAD = 8, 256
-"""Head sizes that flash attention supports. Source: https://github.com/Dao-AILab/flash-attention"""
+"""Flash attention supports head sizes that are multiples of 8, up to 256.
+Source: https://github.com/Dao-AILab/flash-attention"""
 
 
 def why_not_packed_cuda(precision: str, head_size: int) -> str | None:

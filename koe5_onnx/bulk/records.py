@@ -1,11 +1,10 @@
 """Read JSON lines and CSV row by row, so that a bad row does not affect other rows.
 
-pyarrow's readers are not used: its JSON reader stops at a bad row, and none reports offsets for resuming.
+pyarrow's readers are not used: the one for JSON stops at a bad row, and none reports offsets for resuming.
 
 JSON lines have one object per line, and blank lines are ignored. CSV has a header; empty lines are ignored,
-and a quoted field may contain line ends. If the quoting of a CSV row is invalid, its first line
-is a bad row and reading continues on the next line, so that an unclosed quote does not consume the rest of
-the file.
+and a quoted field may contain line ends. If the quoting of a CSV row is invalid, its first line is a bad row
+and reading continues on the next line, so that an unclosed quote does not consume the rest of the file.
 """
 
 from __future__ import annotations

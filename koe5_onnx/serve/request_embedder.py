@@ -46,7 +46,7 @@ _PIECES = 8
 """Number of large requests that share the queue. Each uses at most its share, and submits its texts in pieces
 of that size. Without pieces, two requests of 300,000 tokens would fill the queue."""
 _LOGGED_TEXTS, _LOGGED_CHARACTERS = 4, 100
-_NOTICES = ("truncated", "averaged", "doubled_prompts", "ignored_fields", "replaced")
+_NOTICES = ("truncated", "averaged", "doubled_prompts", "ignored_fields")
 """Fields of a request's log line that are also headers of its response, if they are not 0."""
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""Token counts at every boundary, all of Unicode, and no use of the file's own padding or truncation."""
+"""Token counts around the limit and all of Unicode; padding and truncation in tokenizer.json are ignored."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Precision(ABC):
         return False
 
     def positions(self, g: GraphWriter, table: Array, ids: str) -> str:
-        """Add the position table, float32[rows, hidden], and a lookup of position ids as in `table`."""
+        """Add the position table, float32[rows, hidden], and a lookup of the position ids `ids` in it."""
         return g.node("Gather", [g.constant("positions.weight", table), ids], "positions")
 
     @abstractmethod
