@@ -149,7 +149,7 @@ def test_core_hours_match_the_rates_in_the_same_row():
     for row in rows:
         rate_per_core, short, pages = (int(figure.replace(",", "")) for figure in row)
         assert 1e9 * 100 / rate_per_core / 3600 == pytest.approx(short, rel=0.02)
-        assert 1e9 * 407 / rate_per_core / 3600 == pytest.approx(pages, rel=0.02)
+        assert 1e9 * 388 / rate_per_core / 3600 == pytest.approx(pages, rel=0.02)
 
 
 @pytest.fixture(scope="module")
