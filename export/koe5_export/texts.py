@@ -115,11 +115,8 @@ def verification_texts(
     """Return the texts on which an artifact is measured, always the same for the same arguments.
 
     Args:
-        tokenizer: Tokenizer with the artifact's token limit. The last text has twice as many tokens, and is
-            truncated. The two before it have limit - 1 and limit tokens if the limit is up to 512; otherwise
-            512 and 1,024 tokens (or the limit, if smaller).
-        contract: Contract whose prompt names, and None, the texts get in turn. Texts of an exact length get
-            no prompt.
+        tokenizer: Tokenizer with the artifact's token limit.
+        contract: Contract with the prompts. The texts use its prompt names and no prompt in turn.
         given: More texts, for example from the user's domain.
     """
     names = (None, *contract.prompts)

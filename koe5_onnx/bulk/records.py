@@ -38,7 +38,7 @@ class Record:
 
 
 def in_parts(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Group records into parts. The size of a part does not depend on the records before it."""
+    """Group records into parts of at most _PART_RECORDS records and about _PART_BYTES."""
     part: list[Record] = []
     for record in records:
         if part and (len(part) == _PART_RECORDS or record.offset - part[0].offset > _PART_BYTES):

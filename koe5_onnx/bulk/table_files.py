@@ -23,7 +23,7 @@ from koe5_onnx.stores import Location
 
 _BATCH_ROWS = 128
 _BATCH_BYTES = 4 << 20
-"""Maximum decompressed size of a batch if its rows have the average size, all columns together."""
+"""Maximum decompressed size of a batch over all columns, for rows of the average size of their row group."""
 _BUFFER_BYTES = 1 << 20
 """Size of the read buffer. Without a buffer Arrow reads whole column chunks into memory."""
 _MANTISSA_BITS = {16: 11, 32: 24, 64: 53}

@@ -112,7 +112,7 @@ def test_names_in_prose_exist():
 
 
 def templates() -> list[re.Pattern[str]]:
-    """Return a pattern for each string in the source with at least 15 characters. Placeholders match all."""
+    """Return a pattern for each string of 15 or more characters. The fields of an f-string match any text."""
     found = []
     for file in SOURCES:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

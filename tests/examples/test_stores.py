@@ -15,7 +15,7 @@ pa = pytest.importorskip("pyarrow", reason="the examples read Parquet. Run pip i
 pq = pytest.importorskip("pyarrow.parquet")
 
 STORES = {"faiss": "faiss", "lancedb": "lancedb", "qdrant": "qdrant_client", "pgvector": "pgvector"}
-"""Library by example."""
+"""Import name of the library that each example requires, by the name of the example."""
 PASSAGES = {
     "seoul": "서울은 대한민국의 수도이며 가장 큰 도시이다.",
     "whale": "고래는 바다에 사는 포유류이다.",

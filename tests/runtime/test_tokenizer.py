@@ -40,7 +40,7 @@ def tokenizer(file):
 
 @pytest.fixture(scope="module")
 def plain(file):
-    """Return the library's own tokenizer without truncation and padding, which gives the expected ids."""
+    """Return the tokenizer of the library tokenizers, which gives the expected ids of a whole text."""
     rust = tokenizers.Tokenizer.from_file(str(file))
     rust.no_padding()
     rust.no_truncation()
