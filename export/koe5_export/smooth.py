@@ -132,7 +132,7 @@ class SmoothLayer:
     value: Linear
     output: Linear
     attention_skip: Array | None
-    """float32[hidden]: the divisors s of `input_norm`. The residual sum after the attention multiplies by s (see
+    """float32[hidden]: the divisors s of `input_norm`. The sum after the attention multiplies by s (see
     the module docstring). None without smoothing."""
     attention_norm: Norm
     up: Linear

@@ -102,7 +102,7 @@ def places() -> dict[str, Place]:
 
 @pytest.fixture
 def place_of(places: dict[str, Place], environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory):
-    """Return a function from a page to the place in which its blocks run, with an artifact and input files."""
+    """Return a function from a page to the place where its blocks run, with an artifact and input files."""
 
     def of(page: str) -> Place:
         if page not in places:
