@@ -103,7 +103,7 @@ $(LARGE): | $(READY)
 	$(@D)/bin/python -m pip install --quiet -c $< 'infinity-emb[torch,server]' torch transformers
 	touch $@
 
-clean:  ## remove everything that make creates
+clean:  ## remove environments, builds and caches
 	rm -rf $(VENV) .coverage .nox .venv-contenders .venv-fastembed .venv-infinity build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # The file $(READY) exists only if the environment is complete, so an interrupted install starts again.

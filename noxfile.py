@@ -1,7 +1,7 @@
-"""The legs of `make check`: tests that require a separate environment, another build, or trained weights.
+"""Parts of `make check`, such as tests that require a separate environment or trained weights.
 
-`nox --list` lists them, `nox -s lean` runs one. Each run creates a new environment (`nox -r` reuses it), so
-that leftovers cannot make a test pass.
+`nox --list` lists them, `nox -s lean` runs one. Most legs create a new environment for each run (`nox -r`
+reuses it), so that leftovers cannot make a test pass.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ def lean(session: nox.Session) -> None:
 
 @nox.session
 def lowest(session: nox.Session) -> None:
-    """Run the tests of runtime, export, server and bulk with the lowest versions in pyproject.toml."""
+    """Run tests, such as those of runtime and export, with the lowest versions in pyproject.toml."""
     project = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = ("cpu", "export", "reference", "serve", "bulk")
     bounds = [

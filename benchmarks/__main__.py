@@ -56,7 +56,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a benchmark and return the exit code. Expected errors are printed as one line on stderr."""
+    """Run a benchmark and return the exit code. Expected errors are printed on stderr."""
     args = parse(argv)
     try:
         code: int = args.run(args)

@@ -1,9 +1,8 @@
 """Cache for embeddings, with one file per part of `PART` texts.
 
-PyTorch takes minutes per part on a CPU and half an hour per dataset. Each part is saved as soon as it is
-computed, so an interrupted run continues with the first missing part. A file's name is a hash of the texts
-with their prompts, and of everything else that can change an embedding (weights, tokenizer, pooling, library
-versions, CPU).
+PyTorch takes minutes per part on a CPU. Each part is saved as soon as it is computed, so an interrupted run
+continues with the first missing part. A file's name is a hash of the texts with their prompts, and of the
+encoder's identity: what else can change an embedding, such as weights and library versions.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def embed_cached(
 
     Args:
         folder: Folder of the cache; created if it is missing.
-        identity: JSON-serializable data that identifies the encoder. Encoders share no files.
+        identity: JSON-serializable data that identifies the encoder. Different identities share no files.
         texts: At least one text, including prompts.
         embed: Function that embeds the texts of a missing part.
         on_part: Called after each part with the number of finished texts and the number of all texts.

@@ -45,7 +45,7 @@ class Contents(NamedTuple):
     """Queries, passages and relevance judgments."""
 
     queries: dict[str, str]
-    """Text by id, for queries that have a relevant passage."""
+    """Text by id. In the BEIR layout, queries without a relevant passage are left out."""
     passages: dict[str, str]
     """Text by id."""
     relevant: dict[str, dict[str, int]]

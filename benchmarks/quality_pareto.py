@@ -96,9 +96,9 @@ def draw_pareto(report: Report, speed: Speed, file: Path) -> None:
 
 
 def _frame(axes: Axes, report: Report, speed: Speed) -> None:
-    note = f", {report.note}" if report.note else ""
-    axes.set_title(f"{speed.checkpoint}{note}\n{report.dataset.name}; {speed.machine}", fontsize=10)
-    axes.set_xlabel(f"tokens per second, {CORPUS} of short and long texts (median of rounds)")
+    note = f"{report.note}\n" if report.note else ""
+    axes.set_title(f"{note}{report.dataset.name}; {speed.machine}", fontsize=10)
+    axes.set_xlabel(f"tokens/s, {speed.checkpoint}, {CORPUS} of short and long texts (median of rounds)")
     axes.set_ylabel("share of the reference's top 10, percent")
     axes.set_xlim(left=0)
     axes.margins(x=0.12, y=0.12)
@@ -109,7 +109,7 @@ def _frame(axes: Axes, report: Report, speed: Speed) -> None:
 
 
 def _label(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
-    """Put each label at the first of `_OFFSETS` where it covers no mark and no other label."""
+    """Put each label at the first of `_OFFSETS` where it covers no mark or label, or else at the last one."""
     figure.draw_without_rendering()
     points = [axes.transData.transform((one.tokens_per_second, one.overlap_percent)) for one in marks]
     reach = 5 * figure.dpi / 72

@@ -18,7 +18,8 @@ REVERSED = "NDCG@3 reversed"
 _SHARED = ("NDCG@1", "F1@1", "NDCG@3", "F1@3")
 """Metrics that the model card publishes."""
 _DEFINITIONS = (
-    "The figures are means over the queries in percent, as trec_eval defines them:\n\n"
+    "The figures are means over the queries in percent. NDCG, recall, MRR and precision are defined as in "
+    "trec_eval:\n\n"
     "- NDCG@k: gain = relevance grade, discount = log2(rank + 1)\n"
     "- F1@k: harmonic mean of precision and recall of the first k passages\n"
     "- Recall@k: share of the relevant passages that are among the first k\n"
@@ -115,10 +116,11 @@ def _conditions(report: Report) -> str:
 
 
 def _summary(report: Report) -> list[str]:
-    """Return a section with changes from the baseline and speeds; nothing if there are no speeds."""
+    """Return a section with changes and speeds; nothing if there are no speeds and no failed contenders."""
     if not (report.speeds or report.impossible):
         return []
-    head = ["run", "top-10 overlap, %", "worst query, %", "cosine min", "cosine mean", _NDCG_CHANGE]
+    overlap = ("top-10 overlap, mean, %", "top-10 overlap, worst query, %")
+    head = ["run", *overlap, "cosine min", "cosine mean", _NDCG_CHANGE]
     changes = {change.run: change for change in report.changes}
     rows = [
         [run.label, *_changed(changes.get(run.label)), *(_rate(speed, run) for speed in report.speeds)]
@@ -128,12 +130,19 @@ def _summary(report: Report) -> list[str]:
     rows += [[name, "not possible", *blank] for name in report.impossible]
     table = _table([*head, *(f"tokens/s, {speed.checkpoint}" for speed in report.speeds)], rows)
     speeds = [
-        f"- tokens/s on {speed.checkpoint} ({CORPUS} of short and long texts; {speed.machine}): "
-        "median of the rounds, in parentheses the fastest round"
+        f"- tokens/s, {speed.checkpoint}: speed with the checkpoint {speed.checkpoint} ({CORPUS} of short "
+        f"and long texts; {speed.machine}), median and, in parentheses, maximum of the interleaved rounds"
         for speed in report.speeds
     ]
+    terms = [
+        f"- top-10 overlap: share of the ten best passages of {report.runs[0].label} that are also among the "
+        "ten best of the run",
+        f"- cosine: between the embeddings of {report.runs[0].label} and those of the run",
+    ]
+    if len(speeds) > 1:
+        speeds.append("- speeds of different columns cannot be compared")
     reasons = [f"- {name} is not possible: {reason}" for name, reason in report.impossible.items()]
-    return ["## Summary", table, "\n".join([*speeds, *reasons])]
+    return ["## Summary", table, "\n".join([*terms, *speeds, *reasons])]
 
 
 def _changed(change: Change | None) -> list[str]:
@@ -226,7 +235,8 @@ def _change(change: Change) -> list[str]:
         f"- Spearman's rank correlation over all passages: {correlation.mean:.6f} on average, "
         f"{correlation.min:.6f} for the worst query",
         _table(["figure", "difference, points", "95 % interval"], differences),
-        f"Cosine between the embeddings of {change.baseline} and of {change.run}, by the tokens of a text:",
+        f"Cosine between the embeddings of {change.baseline} and of {change.run}, by the number of tokens "
+        "per text:",
         _table(["tokens", "texts", "min", "1st percentile", "mean"], cosines),
     ]
 

@@ -63,5 +63,5 @@ def read_speeds(files: Sequence[Path]) -> list[Speed]:
 
 def _machine(result: dict[str, Any]) -> str:
     threads = result["threads"]
-    by = ", by processor time" if result.get("time") == "processor" else ""
+    by = ", computed from CPU time" if result.get("time") == "processor" else ""
     return f"{result['machine']['cpu']}, {threads} {'thread' if threads == 1 else 'threads'}{by}"

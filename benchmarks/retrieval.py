@@ -1,13 +1,13 @@
 """Rank passages by embeddings and compute retrieval metrics per query.
 
-The definitions are those of trec_eval, computed by ir-measures:
+ir-measures computes the metrics as trec_eval defines them, except F1, which is derived from P and R:
 
     NDCG@k    sum of grade / log2(rank + 1) over the top k, divided by the same sum of an ideal ranking
     Recall@k  share of the relevant passages that are in the top k
     F1@k      2PR / (P + R), where P = relevant passages in the top k / k and R = Recall@k
     MRR@10    1 / rank of the first relevant passage, or 0 if it is not in the top 10
 
-All are between 0 and 1. For several queries, each function returns one value per query.
+All are between 0 and 1.
 """
 
 from __future__ import annotations

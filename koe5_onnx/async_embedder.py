@@ -37,11 +37,11 @@ _ALL: weakref.WeakSet[AsyncEmbedder] = weakref.WeakSet()
 class AsyncEmbedder:
     """Computes embeddings without blocking the event loop. Tasks and event loops can share one instance.
 
-    Concurrent calls share batches, so many short calls are about as fast as one call with all their texts. A
-    call that arrives alone runs immediately. Calls are scheduled fairly: a query waits for at most the
-    running batch, not for 10,000 texts that were submitted earlier.
+    Concurrent calls share batches, so many short calls are faster than if they ran one by one. A call that
+    arrives alone runs immediately. Calls are scheduled fairly: a query does not wait until 10,000 texts that
+    were submitted earlier are done.
 
-    A call that is cancelled while queued never runs; a running call stops after its current batch. At most
+    A call that is canceled while queued never runs; a running call stops after its current batch. At most
     two calls of more than 4,096 texts run at the same time, each in windows of 4,096 texts; other such calls
     wait. While smaller calls are queued, their token ids take about as much memory as their texts.
 

@@ -78,8 +78,8 @@ class Embedder:
     first call in the child reloads the graph. Opening the artifact in the child instead is faster and needs
     less memory.
 
-    A pickled Embedder contains only the path of its artifact and its options. Unpickling and `copy.deepcopy`
-    open the artifact again.
+    A pickled Embedder contains only the path and hash of its artifact, and its options. Unpickling and
+    `copy.deepcopy` open the artifact again.
 
     ```python
     with Embedder.open("koe5-int8") as embedder:
@@ -198,8 +198,8 @@ class Embedder:
 
         Args:
             texts: Any number of texts. Empty texts are embedded too. Texts are processed in windows of 4,096;
-                equal texts of a window are computed once. A generator is read window by window, so that its
-                texts are never all in memory.
+                equal texts of a window are computed once. A generator is read window by window, so that only
+                the texts of one window are in memory.
             prompt_name: Name of a prompt in the contract ("query", "passage"); None uses the contract's
                 default prompt, or no prompt if it has none.
             prompt: Prompt text ("query: "), instead of `prompt_name`; "" adds no prompt.
@@ -432,7 +432,7 @@ class Embedder:
         )
 
     def _warn(self, kind: type[Koe5Warning], message: str) -> None:
-        """Issue a warning, but only once per kind, since a server would repeat it for every request."""
+        """Issue a warning once per kind and Embedder, because a server would repeat it for every request."""
         mine = object()
         if self._warned.setdefault(kind, mine) is mine:  # atomic, so only one thread warns
             warnings.warn(message, kind, stacklevel=_caller_level())

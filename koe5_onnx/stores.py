@@ -33,7 +33,7 @@ _VERSION_KEYS = ("ETag", "etag", "blob_id", "md5Hash", "mtime", "Last-Modified",
 
 @dataclass(frozen=True)
 class Entry:
-    """A file in a listing. A file counts as unchanged while its entry is the same."""
+    """Size and version of a file. A file counts as unchanged while both are the same."""
 
     bytes: int
     version: str
@@ -78,7 +78,7 @@ class Location:
         return None if info is None or info["type"] == "directory" else _entry(info)
 
     def is_folder(self) -> bool:
-        """Return True if the location is a folder, or the prefix of objects."""
+        """Return True if the location is a folder, or in an object store the prefix of existing objects."""
         info = self._info()
         return info is not None and info["type"] == "directory"
 
@@ -122,7 +122,7 @@ class Location:
     def writing(self, *, new: bool = False) -> Iterator[Path]:
         """Yield a temporary local path, whose file is published at this location when the block ends.
 
-        Readers see either nothing or the whole file: it is renamed locally, and is one upload remotely.
+        Readers see either nothing or the whole file: a local file is renamed, a remote file is one upload.
 
         Args:
             new: The file must not exist. S3 and Google Cloud Storage check this atomically.

@@ -1,4 +1,4 @@
-"""The fenced blocks of the documentation: location, language, and the reason if a block is not run."""
+"""Fenced blocks of the documentation: location, language, and why a block or a part of it is not run."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ REASONS: dict[str, Callable[[Sequence[str]], bool]] = {
 
 
 def check(words: Sequence[str]) -> None:
-    """Check everything about a command that can be checked without running it.
+    """Check the options, extras, targets and files of a command without running it.
 
     Raises:
         AssertionError: The command names an option, extra, target or file that does not exist.

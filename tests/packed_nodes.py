@@ -1,7 +1,8 @@
 """numpy implementations of ONNX Runtime's CUDA operators in the packed graph, for onnx.reference.
 
-Each computes in fp32 and returns fp16, like the GPU's kernels. Like flash attention, PackedMultiHeadAttention
-uses only the cumulative lengths. It also checks `token_offset`, which kernels without flash attention read.
+They add biases in the type of their inputs, compute the rest in at least fp32, and return the type of their
+inputs. Like flash attention, PackedMultiHeadAttention uses only the cumulative lengths. It also checks
+`token_offset`, which kernels without flash attention read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Find words in documentation, docstrings and comments that the house style replaces.
 
 `python tests/prose.py` checks the files in CHECKED, `python tests/prose.py FILE ...` checks the named files,
-and `--all` counts the findings in every file of the repository.
+and `--all` counts the findings in every Markdown and Python file of the repository.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""All tolerances of the tests, with their reasons. Test files define none.
+"""Tolerances of the tests, with their reasons.
 
 The components of the tiny artifact's embeddings are about 0.14 in size, and two different golden texts have a
-cosine of at most 0.9935, so each bound here is much tighter than the difference of a wrong result. "A against
-B" is the agreement or the difference between the embeddings (or values) of A and B for the same texts.
+cosine of at most 0.9935, so the bounds for it are much tighter than the difference of a wrong result. "A
+against B" is the agreement or difference between the embeddings (or values) of A and B for the same texts.
 """
 
 GOLDEN_COSINE_MIN = 0.9998
@@ -119,8 +119,8 @@ PACKED_COSINE_MIN = 0.9999
 """The packed fp16 graph against PyTorch in fp32, worst text: what the export requires; 0.9999995 measured."""
 
 SIMULATED_COSINE_MIN = 0.999999
-"""Packed against padded graph, both in fp16 on the CPU: 0.9999998 measured; one misplaced token gives
-0.999."""
+"""Two ways to embed the same texts in fp16 on the CPU (packed or padded graph; captured or ordinary run of
+the packed graph), worst text: 0.9999998 measured; one misplaced token gives 0.999."""
 
 PRINTED_SCORE_ATOL = 1e-5
 """A cosine that a vector store computed in float32 and an example printed with six decimals."""

@@ -1,9 +1,9 @@
 """The interface between a worker process and the library of a contender.
 
 Each supported library has an engine module in this package: `load()` imports the library,
-`open_engine(opening)` opens one contender's files, and `BATCHES` lists the batch sizes to try. A module that
-needs prepared files also has `prepare(request)`. All functions run in the library's environment, where few
-other packages are installed.
+`open_engine(opening)` opens one contender's files, and `BATCHES` lists the batch sizes to try. Modules that
+prepared.py names as `family` in `RECIPES` also have `prepare(request)`, which writes the files to open. All
+functions run in the library's environment, where few other packages are installed.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.contenders.engine import Request
 
 _CARRIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json")
-"""Files that the libraries expect next to every prepared model."""
+"""Files that are copied next to a prepared model if the source has them, because libraries need them."""
 
 
 def main() -> None:

@@ -126,7 +126,7 @@ def _pooled(encoder: Any) -> Any:
 def _quantize(graph: Path, out: Path) -> None:
     """Quantize like Optimum's `AutoQuantizationConfig.avx512_vnni(is_static=False)`: MatMul, per channel.
 
-    Products of two activations stay in fp32, which is the default of `quantize_dynamic` and faster.
+    Products of two activations stay in fp32, as is the default of `quantize_dynamic`.
     Source: https://github.com/huggingface/optimum-onnx/blob/main/optimum/onnxruntime/configuration.py
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic

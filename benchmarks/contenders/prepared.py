@@ -114,7 +114,7 @@ class Store:
 
 
 def calibration_texts() -> list[str]:
-    """Return texts with their prompts: sentences as queries, and groups of sentences as passages."""
+    """Return texts with their prompts: the first ones as queries, and groups of the others as passages."""
     queries = [f"query: {line}" for line in CALIBRATION[:_CALIBRATED]]
     rest = CALIBRATION[_CALIBRATED:]
     starts = range(0, _CALIBRATED * _LINES_A_PASSAGE, _LINES_A_PASSAGE)

@@ -1,4 +1,4 @@
-"""Options that all speed benchmarks share."""
+"""Options that most speed benchmarks share, and their validation."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ async def _client(connection: _Connection, server: Server, waiting: Iterator[byt
 
 
 def _is_right(answer: tuple[int, bytes], server: Server, texts: int) -> bool:
-    """Return True if the answer has one embedding of finite numbers and the right dimension per text."""
+    """Return True if the answer has one embedding per text, each finite and of the right dimension."""
     status, body = answer
     if status != 200:
         return False

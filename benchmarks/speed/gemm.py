@@ -1,7 +1,7 @@
 """Measure int8 matrix multiplication alone: the four products of an encoder layer.
 
     stock   ONNX Runtime's MatMulInteger, with unsigned activations and signed weights
-    fused   the linear operators of koe5-onnx-kernels, including everything up to the next product
+    fused   the linear operators of koe5-onnx-kernels, including the operations that they fuse
 
 The result, called the ceiling, is the tokens per second of an encoder that computes nothing else, with the
 number of rows that is fastest: rows / (layers x time of the four products). All four products are in one

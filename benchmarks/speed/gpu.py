@@ -2,7 +2,7 @@
 
 One command exports, verifies the padded and the packed graph on the device, tunes the batch sizes, measures
 in rounds, and writes JSON, so that a GPU is needed only briefly (benchmarks/decisions/gpu.md). Each round
-begins with the ceiling: the fp16 matrix products of the encoder alone (gpu_ceiling.py).
+also measures the ceiling: the fp16 matrix products of the encoder alone (gpu_ceiling.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measure requests per second and latency over HTTP, against the Python API and the server infinity.
+"""Measure requests per second and latency over HTTP, compared with the Python API and other servers.
 
 Each of N clients requests the embedding of one text and waits for it before the next request. Servers and the
 Python API take turns in every round. The clients run on the same cores, and their CPU time is reported
@@ -41,7 +41,7 @@ _BULK_CLIENTS = 32
 _QUERIES = 10_000
 """Number of different queries in the query log."""
 _CALLS_IN_TURN = 20
-"""Number of calls of a lone query before the next server takes its turn."""
+"""Maximum number of calls of a lone query before the next server takes its turn."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def _lone(servers: Mapping[str, Server], offline: Embedder, setting: Setting) ->
     queries = sorted(queries_of(setting.corpora[0], *_QUERY_TOKENS), key=len)
     query = queries[len(queries) // 2]
     calls: dict[str, list[float]] = {"offline": [], **{name: [] for name in servers}}
-    # Each turn has few calls, so that temporary load on the machine affects all equally.
+    # Each turn has few calls, so that temporary load on the machine affects all servers similarly.
     for _ in range(setting.rounds * -(-setting.lone_calls // _CALLS_IN_TURN)):
         for _ in range(min(_CALLS_IN_TURN, setting.lone_calls)):
             start = time.perf_counter()

@@ -40,7 +40,8 @@ _GENEROUS = 0.6
 """A bound is this fraction of the measured ratio."""
 
 Nodes = dict[str, dict[str, float]]
-"""Number of nodes by graph ("int8 padded") and by checkpoint ("tiny", "small") or "per layer"."""
+"""Number of nodes of each graph ("int8 padded"), by checkpoint ("tiny", "small"). The key "per layer" has the
+nodes that each further layer adds."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -70,7 +70,7 @@ def shape_of(setting: Setting) -> Shape:
 
 
 class Measurable(Protocol):
-    """A ceiling of the rates: the encoder's matrix products alone."""
+    """A measurement of only the encoder's matrix products, which no contender can exceed."""
 
     def measure(self) -> Mapping[str, float]:
         """Return the tokens per second, by kind of product."""

@@ -63,8 +63,9 @@ class Passages:
     """Passages with the vectors of their parts.
 
     Args:
-        folder: Parquet with the columns doc_id, contents and embedding, as `koe5-onnx bulk` writes it. With
-            a column page_id, as split_passages.py writes it, each row is a part of that passage.
+        folder: Parquet with the columns doc_id, contents and embedding, as `koe5-onnx bulk` writes it. If it
+            also has the column page_id, which split_passages.py adds, each row is one part of the passage
+            that page_id names. Otherwise each row is a whole passage.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -118,7 +119,7 @@ def figures(ranked: Sequence[str], relevant: set[str]) -> tuple[float, float, fl
 def measure(found: dict[str, list[list[str]]], questions: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the mean figures of each search, and how much NDCG@10 hybrid search gains over it.
 
-    The gain has a 95 % interval: paired bootstrap over the questions.
+    The gain has a 95 % interval by paired bootstrap over the questions.
     """
     relevant = [{doc_id for group in one["retrieval_gt"] for doc_id in group} for one in questions]
     per_query = {

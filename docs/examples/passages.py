@@ -19,7 +19,7 @@ import pyarrow.dataset
 from koe5_onnx import Embedder, InputError
 
 BATCH_ROWS = 1024
-"""Passages in memory at the same time."""
+"""Maximum number of passages per batch."""
 
 
 class Batch(NamedTuple):
@@ -37,7 +37,7 @@ class Hit(NamedTuple):
     doc_id: str
     contents: str
     score: float
-    """Cosine to the query: the inner product, as both have unit length."""
+    """Cosine to the query, or the fused score of hybrid_search.py."""
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -62,7 +62,7 @@ def passages(embedder: Embedder, corpus: Path) -> Iterator[Batch]:
     A column `embedding`, as `koe5-onnx bulk` writes it, is used unchanged. It must come from this artifact.
 
     Raises:
-        InputError: The corpus does not exist, a column is missing, or a passage is null.
+        InputError: The corpus does not exist, a column is missing, or an id or a passage is null.
     """
     if not corpus.exists():
         raise InputError(f"{corpus} does not exist. Pass a parquet file or a folder of them.")
@@ -84,7 +84,7 @@ def passages(embedder: Embedder, corpus: Path) -> Iterator[Batch]:
 
 @contextmanager
 def new_folder(store: str) -> Iterator[Path]:
-    """Yield a temporary folder and rename it to `store` at the end, so that no incomplete store exists.
+    """Yield a temporary folder and rename it to `store` at the end, so that `store` is never incomplete.
 
     Raises:
         InputError: The folder exists.

@@ -42,7 +42,8 @@ def search(store: str, queries: npt.NDArray[np.float32], top: int) -> list[list[
     """Return the best passages of each query. The operator `<#>` is the negative inner product."""
     with psycopg.connect(store) as connection:
         register_vector(connection)
-        # Candidates of an approximate search, 40 by default. It has no effect without an index.
+        # Number of candidates of an approximate search. The default of 40 would limit `top`. Without an
+        # index, the setting has no effect.
         connection.execute(f"SET hnsw.ef_search = {min(1000, max(100, top))}")
         nearest = (
             "SELECT doc_id, contents, -(embedding <#> %(query)s) FROM passages "

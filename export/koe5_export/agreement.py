@@ -1,4 +1,4 @@
-"""Compare two sets of embeddings of the same texts: cosines and retrieval metrics, in float64."""
+"""Compare two sets of embeddings of the same texts by cosines and retrieval metrics, in float64."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def length_buckets(lengths: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[np.b
 def retrieval(found: Array, reference: Array) -> Retrieval:
     """Use each text as a query for all others, with both sets of embeddings, and compare the results.
 
-    A neighbor in `found` counts as shared if its similarity to the query in `reference` is at least that of
-    the last neighbor there, because texts with equal similarities are equally good results.
+    A neighbor in `found` counts as shared if its similarity in `reference` is at least that of the query's
+    last neighbor in `reference`, because texts with equal similarities are equally good results.
     """
     ours, theirs = (_similarities_to_others(rows) for rows in (found, reference))
     neighbors = min(_NEIGHBORS, len(found) - 1)

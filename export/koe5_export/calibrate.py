@@ -1,7 +1,7 @@
 """Measure the inputs of linear layers on calibration texts, in NumPy, one layer at a time.
 
 Each layer that export.py reads is also applied to the hidden states of the calibration texts. Calibration
-thus requires neither PyTorch nor a second pass over the checkpoint.
+thus runs no PyTorch model, and does not read the layers a second time.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from koe5_export.smooth import LayerInputs, LinearInputs
 from koe5_export.weights import Array, Layer, Linear, Norm
 
 _GELU_VALUES = 1 << 16
-"""Number of values that `gelu` computes at a time, so that its dozen intermediate arrays fit in the cache."""
+"""Number of values that `gelu` computes at a time, so that its intermediate arrays fit in the cache."""
 
 
 class Calibration:
-    """Hidden states of the calibration texts after the layers applied so far, stored without padding.
+    """Hidden states of the calibration texts, stored without padding and updated layer by layer.
 
     Args:
         checkpoint: Checkpoint with the embedding tables.
@@ -67,9 +67,9 @@ class Calibration:
 
 
 def gelu(x: Array) -> Array:
-    """Compute GELU, x * (1 + erf(x / sqrt 2)) / 2, with an error of erf below 1.5e-7.
+    """Compute GELU, x * (1 + erf(x / sqrt 2)) / 2, with an approximation of erf.
 
-    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26 (error below 1.5e-7).
     """
     out = np.empty(x.size, dtype=np.float32)
     flat = np.ascontiguousarray(x).reshape(-1)

@@ -1,8 +1,8 @@
 """Open a PyTorch checkpoint, local or from the Hub, and read its tensors one at a time.
 
 This module decides which files of a Hub repository are downloaded, and maps tensor names. `tensors.py` reads
-the file formats. A tensor is not read before it is requested, so that an export holds one layer in memory at
-a time. But `.bin` files written before PyTorch 1.6 are loaded completely.
+the file formats. A tensor is not read before it is requested, so that an export need not hold all layers in
+memory. But `.bin` files written before PyTorch 1.6 are loaded completely.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SMALL_FILES = (
     SAFETENSORS + INDEX,
     TORCH + INDEX,
 )
-"""Files that transformers and sentence-transformers may read in addition to weights.
+"""Files that transformers, sentence-transformers or this package may read in addition to weights.
 A module's folder is named after its number and class, for example 1_Pooling. `onnx/` and `openvino/` contain
 other exports and are not downloaded."""
 _OWN_PREFIX = {"xlm-roberta": "roberta.", "roberta": "roberta.", "bert": "bert."}
@@ -59,8 +59,7 @@ class Checkpoint:
             can be traced and measured, but `layer` cannot read them.
 
     Raises:
-        CheckpointError: A file or tensor is missing, damaged or not supported. The message lists all tensors
-            with a problem.
+        CheckpointError: A file or tensor is missing, damaged or not supported.
         MissingDependencyError: The weights are in pytorch_model.bin, and torch is not installed.
     """
 
@@ -170,7 +169,7 @@ class Checkpoint:
         the pad id (RoBERTa), row 0 belongs to pad tokens and row 1 to the first token.
         """
         first = self.config.pad_id if self.config.counts_from_pad else 0
-        # Padding to a multiple of 4 adds up to three slots with position ids of their own (in RoBERTa, 0).
+        # Padding to a multiple of 4 adds up to three slots, which also need position ids (0 in RoBERTa).
         rows = max_tokens + (1 if self.config.counts_from_pad else 3)
         end = min(first + rows, self.config.positions)
         table = self.read("embeddings.position_embeddings.weight", slice(first, end))
@@ -206,7 +205,7 @@ class Checkpoint:
         """Map the usual name of each tensor to its name in the files.
 
         It is an error if a supported version of transformers would not find a tensor, and thus initialize it
-        at random, or if a tensor is stored under two names.
+        at random, if a tensor is stored under two names, or if its shape or dtype is not as expected.
         """
         own = _OWN_PREFIX[self.config.model_type] if self.config.buildable else ""
         # transformers 4.57 ignores names without the prefix if at least one name has it.
@@ -245,7 +244,7 @@ class Checkpoint:
 def _spellings(name: str, own_prefix: str) -> list[str]:
     """Return all names under which transformers looks for a tensor.
 
-    In checkpoints converted from TensorFlow, LayerNorm weights are called gamma and beta.
+    In checkpoints converted from TensorFlow, the parameters of LayerNorm are called gamma and beta.
     Source: "legacy" in transformers' conversion_mapping.py
     """
     old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")

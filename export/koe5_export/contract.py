@@ -1,9 +1,9 @@
 """Determine the contract of a checkpoint: pooling, normalization, prompts, token limit and similarity.
 
 The contract comes from the checkpoint's settings files, which are read as sentence-transformers reads them
-(settings.py). For some Hub ids whose repositories lack these files, it comes from the table `KNOWN`. It is
-never guessed: servers that guess fall back to CLS pooling for KoE5 and return wrong embeddings. reference.py
-compares the contract with the model that sentence-transformers loads.
+(settings.py), and from options. For some Hub ids, the table `KNOWN` provides what these files lack. If the
+pooling remains unknown, this is an error: servers that guess use CLS pooling for KoE5 and return wrong
+embeddings. reference.py compares the contract with the model that sentence-transformers loads.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _E5_NAME = re.compile(r"(?<![a-z0-9])(ko)?e5(?![a-z0-9])", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class KnownContract:
-    """The part of a contract that some repositories state only in the model card."""
+    """Pooling, prompts and Matryoshka dimensions of a model, used if its checkpoint's files lack them."""
 
     pooling: str
     prompts: Mapping[str, str]
@@ -68,7 +68,7 @@ KNOWN: Mapping[str, KnownContract] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ContractOptions:
-    """Properties of a model that its checkpoint does not record."""
+    """Options for properties of a model that its checkpoint may not record."""
 
     like: str | None = None
     """Hub id in `KNOWN` whose contract applies, for a local copy; None uses the checkpoint's own id."""
@@ -235,7 +235,7 @@ def _similarity(file: Path, settings: Mapping[str, Any]) -> str:
 
 
 def _warn_if_e5(checkpoint: Checkpoint) -> None:
-    """Warn if a checkpoint without prompts looks like E5, which was trained with prompts on all texts."""
+    """Warn if a checkpoint without prompts looks like an E5 model, because E5 was trained with prompts."""
     name = next((name for name in _names(checkpoint) if _E5_NAME.search(name)), None)
     if name is None:
         return

@@ -37,7 +37,7 @@ class ExportOptions(PublishOptions):
     exporter: str = "builder"
     """"builder" writes the graph node by node (graph.py); "optimum" traces PyTorch (fp32 only)."""
     calibration: Sequence[str] = CALIBRATION
-    """Texts for calibrating quantization; half of them get the query prompt, half the passage prompt."""
+    """Texts for calibrating quantization; they get the query prompt and the passage prompt in turn."""
 
 
 def export_checkpoint(
@@ -97,7 +97,7 @@ def _require_exporter(checkpoint: Checkpoint, options: ExportOptions) -> None:
 def write_graph(
     spec: ArtifactSpec, calibration: Sequence[str], graph: Path, weights: Path, report: Progress = silent
 ) -> list[str]:
-    """Write the graph and its weights, with one layer in memory at a time.
+    """Write the padded graph and its weights, layer by layer.
 
     Args:
         spec: Checkpoint, contract and precision.
@@ -163,8 +163,8 @@ def _layers(
 ) -> Iterator[SmoothLayer]:
     """Yield the encoder layers in order, smoothed and rounded as the precision requires.
 
-    Each layer is read when it is requested. Names of linear layers in smaller blocks than usual (see
-    `Precision.is_exception`) are added to `exceptions`.
+    Each layer is read when it is requested. The names of linear layers for which `Precision.is_exception` is
+    True are added to `exceptions`.
     """
     checkpoint, strengths = spec.checkpoint, spec.precision.strengths
     if strengths is None:

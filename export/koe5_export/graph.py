@@ -40,7 +40,7 @@ class Attention:
     key_mask: str
     """Name of int32[n, width]: 1 for tokens, 0 for padding."""
     is_unmasked: str
-    """Name of bool[1]: True if attention needs no mask, which is faster."""
+    """Name of bool[1]: True if attention needs no mask, which is faster; "" if `lengths` is not None."""
     lengths: str | None
     """Name of int32[n], tokens per text, for precisions with lengths instead of a mask; None for others."""
 

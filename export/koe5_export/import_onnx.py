@@ -103,7 +103,7 @@ def detect_precision(file: Path) -> str:
     graph = read_graph(file).graph
     nodes = list(_nodes(graph))
     if any(node.op_type == "MatMulIntegerToFloat" for node in nodes):
-        return "int8"  # exported by this project; a few linear layers may be quantized in blocks
+        return "int8"  # in exports of this project, a few linear layers may also be quantized in blocks
     for node in nodes:
         if node.op_type == "MatMulNBits":
             bits = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 4)

@@ -58,13 +58,13 @@ def write_with_optimum(
 
 
 def _trace(checkpoint: Path, folder: Path) -> None:
-    """Run Optimum, which writes model.onnx and, if the weights exceed 2 GB, model.onnx_data to `folder`."""
+    """Run Optimum, which writes model.onnx and, for large models, model.onnx_data to `folder`."""
     from optimum.exporters.onnx import main_export
     from optimum.utils import logging
 
     logging.set_verbosity_error()
     try:
-        # The tracer warns whenever it makes a shape constant. If this is an error, the certificate shows it.
+        # The tracer warns whenever it makes a shape constant. The certificate shows errors that this causes.
         with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             main_export(

@@ -1,7 +1,7 @@
 """Write the packed graph for CPUs, which uses fused operators (distribution koe5-onnx-kernels).
 
-The packed graph has the constants of the padded int8 graph and uses the same weight file. The constants are
-found by the names that graph.py gives them. Each encoder layer has five nodes. The inputs are the tokens of
+The packed graph uses constants and the weight file of the padded int8 graph. The constants are found by the
+names that graph.py gives them. Each encoder layer has five nodes. The inputs are the tokens of
 all texts without padding; `offsets` has the index of the first token of each text, and the number of all
 tokens.
 
@@ -34,7 +34,7 @@ KERNELS = "koe5"
 def why_not_packed_cpu(precision: str, exceptions: Sequence[str], config: EncoderConfig) -> str | None:
     """Return why the packed graph for CPUs cannot be written; None if it can.
 
-    `exceptions` are the names of linear layers in smaller blocks (see `Precision.is_exception`).
+    `exceptions` are the names of linear layers that are quantized in blocks (see `Precision.is_exception`).
     """
     if precision != Int8.name:
         return f"fused kernels are for int8, not {precision}"
@@ -95,7 +95,7 @@ class _Writer:
         )
 
     def _layer(self, x: list[str], number: int) -> list[str]:
-        """Add one encoder layer. `x` and the result: names of hidden states, their uint8 form, and scales."""
+        """Add one encoder layer. `x` and the result name hidden states, their quantized values and scales."""
         at = f"layer.{number}"
         following = "final_norm" if number == self._config.layers - 1 else f"layer.{number + 1}.input"
         triple = [f"{at}.{name}" for name in ("query", "key", "value")]

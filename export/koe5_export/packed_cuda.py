@@ -4,7 +4,7 @@ It is a copy of the padded fp16 graph with three changes, and uses the same weig
 
 - Position ids are an input, because computing them on the CPU is cheaper.
 - Attention is PackedMultiHeadAttention, which uses flash attention for texts of any length.
-- Pooling sums the tokens of each text in fp32.
+- Mean pooling sums the tokens of each text in fp32.
 
     input_ids, position_ids, text_of_token int64[tokens], token_offset int32[texts, longest],
     cumulative_lengths int32[texts + 1]  ->  sentence_embedding float32[texts, dim]
@@ -31,7 +31,8 @@ from koe5_onnx import Contract
 from koe5_onnx.engine.graphs import INPUTS, OUTPUT
 
 _HEAD_MULTIPLE, _LARGEST_HEAD = 8, 256
-"""Head sizes that flash attention supports. Source: https://github.com/Dao-AILab/flash-attention"""
+"""Flash attention supports head sizes that are multiples of 8, up to 256.
+Source: https://github.com/Dao-AILab/flash-attention"""
 
 
 def why_not_packed_cuda(precision: str, head_size: int) -> str | None:

@@ -45,7 +45,7 @@ from koe5_onnx.engine.graphs import FUSED_OPERATORS
 Announce = Callable[[Certificate], None]
 """Callback that gets a certificate which passed the gate, before the artifact is published."""
 Write = Callable[[Path, Path, Progress], Mapping[str, Any]]
-"""Function that writes a graph and its weights to the two files, and returns the recipe for the manifest.
+"""Function that writes a graph and its weights to two files, and returns the recipe for the manifest.
 
 The artifact's tokenizer.json is already in the folder of these files."""
 
@@ -202,7 +202,7 @@ def _remove_leftover(partial: Path) -> None:
 
 
 def _put_in_place(partial: Path, out: Path) -> None:
-    """Rename `partial` to `out`. If `out` exists, remove it afterwards, or restore it if renaming fails."""
+    """Rename `partial` to `out`. If `out` exists, remove it afterwards, or restore it on an error."""
     if not out.exists():
         partial.rename(out)
         return

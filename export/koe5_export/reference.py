@@ -1,8 +1,10 @@
 """Compute reference embeddings: `SentenceTransformer(checkpoint).encode(texts)` in fp32 on the CPU.
 
-Tokenizer, prompts, lowercasing, token limit, pooling and normalization are those of sentence-transformers,
-and depend neither on the exported graph nor on the contract. If sentence-transformers and the contract
-differ, an error names the differences and nothing is exported.
+Tokenizer, lowercasing, pooling, and the prompts that the checkpoint names are those of sentence-transformers,
+and do not depend on the exported graph. The contract determines Unicode normalization, whether embeddings are
+normalized, and prompts that sentence-transformers does not find. If a setting in sentence-transformers
+contradicts the contract, an error names it and nothing is exported. A missing Normalize module is not an
+error, but causes a warning.
 """
 
 from __future__ import annotations
@@ -133,8 +135,8 @@ class Reference:
         Both tokenize `texts`, `PROBES`, and texts that contain special and added tokens.
 
         Raises:
-            CheckpointError: The ids of a text differ, because tokenizer_config.json or a similar file
-                overrides tokenizer.json.
+            CheckpointError: The ids of a text differ, for example because tokenizer_config.json overrides
+                tokenizer.json.
         """
         added = [f"가 {token} b{token}나 {token}{token}" for token in self._model.tokenizer.get_added_vocab()]
         prompted = [self._composed(text) for text in (*texts, *PROBES, *added)]

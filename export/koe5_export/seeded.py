@@ -1,7 +1,7 @@
 """Write complete checkpoints with seeded random weights.
 
-These replace real checkpoints in the demo, in tests and in benchmarks if the Hub is not available. Embeddings
-are meaningless, but speed, size and memory are those of a real checkpoint of the same shape. There is one
+These replace real checkpoints in tests, in benchmarks, and in the demo if its download fails. Embeddings are
+meaningless, but speed, size and memory are those of a real checkpoint of the same shape. There is one
 exception: depending on the weights, int8 may quantize some linear layers in blocks, which are slower. The
 recipe in the manifest lists these layers.
 """
@@ -70,8 +70,8 @@ def write_seeded_checkpoint(
         tokenizer: A tokenizer.json to copy; None builds a small Unigram tokenizer from this project's texts.
 
     Raises:
-        InputError: The folder exists, the size is unknown, or the tokenizer has more entries than the word
-            embeddings have rows.
+        InputError: The folder exists, the size is unknown, or the tokenizer is missing or has more entries
+            than the word embeddings have rows.
     """
     if folder.exists():
         raise InputError(f"{folder} exists. Pass a new folder, or remove it first")
@@ -236,9 +236,9 @@ def _write_weights(file: Path, config: EncoderConfig, seed: int) -> None:
 def _seeded(
     rng: np.random.Generator, name: str, shape: tuple[int, ...], layers: int
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield the values of one tensor in parts: gains near 1, biases near 0, matrices that preserve variance.
+    """Yield the values of one tensor in parts: gains near 1, biases near 0, random matrices.
 
-    Two choices make retrieval behave as in trained models:
+    Two choices make retrieval behave more as in trained models:
 
     - What all texts have in common is small: position embeddings are small compared with word embeddings, and
       the second linear layer of the feed-forward network removes the positive mean of GELU outputs.

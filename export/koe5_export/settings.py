@@ -2,7 +2,7 @@
 
 No setting that changes embeddings is ignored silently. Each key of these files is of one of four kinds:
 
-- read: the value becomes part of the contract.
+- read: this package uses the value.
 - neutral: values that do not change embeddings are accepted; all others are rejected.
 - harmless: no value changes embeddings.
 - unknown: a warning names the key.
@@ -89,9 +89,9 @@ _KEYS: Mapping[str, _Keys] = {
         include_prompt=(True,),
     ),
     "Normalize": _keys(module_input_name=("sentence_embedding",), module_output_name=("sentence_embedding",)),
-    # Other keys may change token ids, but reference.py compares the ids of all texts.
+    # Other keys may change token ids, but reference.py compares the ids of all verification texts.
     "tokenizer_config.json": _keys(complete=False, truncation_side=("right",), auto_map=()),
-    # config.py checks all other keys with which transformers would compute other embeddings.
+    # config.py also checks keys of this file.
     "config.json": _keys(
         complete=False, auto_map=(), pruned_heads=(), quantization_config=(), add_cross_attention=(False,)
     ),
@@ -151,7 +151,8 @@ def read_modules(folder: Path) -> Modules | None:
     prompts and the tokenizer's token limit. See `warn_if_ignored`.
 
     Raises:
-        CheckpointError: The modules are not Transformer, Pooling and, optionally, Normalize.
+        CheckpointError: The modules are not Transformer, Pooling and, optionally, Normalize, or a setting or
+            path of a module is not supported.
     """
     file = folder / MODULES
     if not file.is_file():

@@ -1,7 +1,7 @@
 """Run the packed CUDA graph on a CPU, with attention and pooling replaced by operators with CPU kernels.
 
 The graph can thus be measured without a GPU. All other nodes and the weights are unchanged; ONNX Runtime
-computes fp16 nodes in fp32 and rounds their outputs to fp16. Only the GPU kernels are not tested.
+computes fp16 nodes in fp32 and rounds their outputs to fp16. This does not test the GPU kernels.
 
 Pooling sums tokens with ScatterND. On a GPU, ScatterND adds atomically. On a CPU, several threads may add to
 the same row without synchronization, so ScatterND is replaced by a product with a matrix of zeros and ones.

@@ -132,14 +132,14 @@ class SmoothLayer:
     value: Linear
     output: Linear
     attention_skip: Array | None
-    """float32[hidden]: s in the residual sum after the attention (see the module docstring), which uses
-    a * s = x + output.bias, where a is the output of `input_norm`. None without smoothing."""
+    """float32[hidden]: the divisors s of `input_norm`. The sum after the attention multiplies by s (see
+    the module docstring). None without smoothing."""
     attention_norm: Norm
     up: Linear
     down: Linear
     ffn_skip: Array | None
-    """float32[hidden]: s in the residual sum after the feed-forward network, which uses
-    a * s = x + down.bias, where a is the output of `attention_norm`. None without smoothing."""
+    """float32[hidden]: the divisors s of `attention_norm`, used after the feed-forward network. None without
+    smoothing."""
     output_norm: Norm
 
 

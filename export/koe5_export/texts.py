@@ -1,7 +1,8 @@
 """Texts for calibration and verification, and samples for tests, written for this project.
 
-The sets are disjoint, so that no artifact is measured on texts with which it was calibrated. In both text
-files, an empty line separates texts; in verification.txt, two empty lines separate subjects.
+Calibration and verification texts have only the empty text in common, so that an artifact is not measured on
+the texts with which it was calibrated. In both text files, an empty line separates texts; in
+verification.txt, two empty lines separate subjects.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ SAMPLE_PASSAGES = (
 
 
 _USUAL = 512
-"""Usual token limit. Only two texts are longer, because more such texts would take minutes to embed."""
+"""Usual token limit. At most two texts exceed it, because more such texts would take minutes to embed."""
 _LENGTHS = (64, 80, 100, 128, 160, 200, 256, 320)
 """Lengths in tokens of texts that are longer than a paragraph and shorter than the usual limit."""
 _DECOMPOSED_EVERY = 3
@@ -114,11 +115,8 @@ def verification_texts(
     """Return the texts on which an artifact is measured, always the same for the same arguments.
 
     Args:
-        tokenizer: Tokenizer with the artifact's token limit. The last text has twice as many tokens, and is
-            truncated. The two before it have limit - 1 and limit tokens if the limit is up to 512; otherwise
-            512 and 1,024 tokens (or the limit, if smaller).
-        contract: Contract whose prompt names, and None, the texts get in turn. Texts of an exact length get
-            no prompt.
+        tokenizer: Tokenizer with the artifact's token limit.
+        contract: Contract with the prompts. The texts use its prompt names and no prompt in turn.
         given: More texts, for example from the user's domain.
     """
     names = (None, *contract.prompts)

@@ -8,8 +8,8 @@ and the output has the interface of all padded graphs::
 
     input_ids, attention_mask int64[n, width]  ->  sentence_embedding float32[n, dim]
 
-Nodes are copied unchanged: nothing is fused, quantized or converted to another opset. Nodes and tensors on
-which the embedding does not depend are removed. Memory holds one tensor at a time.
+Nothing is fused, quantized or converted to another opset. Nodes and tensors on which the embedding does not
+depend are removed. External data is read one tensor at a time.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _needed(graph: Any, output: str) -> tuple[list[Any], set[str]]:
 
 
 def _reads(node: Any) -> Iterator[str]:
-    """Yield the names of all inputs of a node and of the nodes in its subgraphs."""
+    """Yield the names of a node's inputs, and of the inputs of nodes and the outputs in its subgraphs."""
     yield from node.input
     for graph in subgraphs(node):
         yield from (entry.name for entry in graph.output)
@@ -224,7 +224,7 @@ def _loaded(tensor: Any, file: Path) -> Any:
 
 
 def _feed(g: GraphWriter, inputs: dict[str, int]) -> None:
-    """Connect the inputs of the original graph to the graph inputs. Token types are 0, PyTorch's default."""
+    """Connect the inputs of the original graph to the graph inputs. All token types are 0."""
     for name, kind in inputs.items():
         if name in _REQUIRED:
             value = name

@@ -243,6 +243,7 @@ def verify_artifact(
     Raises:
         FidelityError: A measured value is outside its bound.
         InputError: The artifact was not exported from this checkpoint.
+        CheckpointError, MissingDependencyError: See `expect`.
     """
     made_from = artifact.manifest.source.weights_sha256
     total = checkpoint.weight_bytes

@@ -41,7 +41,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Norm:
-    """LayerNorm over the last axis: (x - mean) / deviation * gain + shift, with float32[hidden] for both."""
+    """LayerNorm over the last axis: (x - mean) / deviation * gain + shift. Both are float32[hidden]."""
 
     gain: Array
     shift: Array

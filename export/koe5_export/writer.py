@@ -1,6 +1,6 @@
 """Write an ONNX graph node by node, with large tensors streamed to one external-data file.
 
-A tensor is written when it is added, as a whole or in parts. Only one tensor or part is in memory at a time.
+A large tensor is written when it is added, as a whole or in parts, so the writer does not keep it in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _IR_VERSION = 10
 _PAGE_BYTES = 4096
 """Page size; tensor offsets are multiples of it so that each tensor can be memory-mapped."""
 _INLINE_BYTES = 65536
-"""Size of the largest tensor in the graph file; larger tensors are in the external-data file."""
+"""Largest size of a constant in the graph file; larger ones, and those of `stream`, are external data."""
 
 
 class GraphWriter(AbstractContextManager["GraphWriter"]):
@@ -83,7 +83,7 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
         self._constants[tensor.name] = external
 
     def has(self, name: str) -> bool:
-        """Return True if the graph has a node with this name."""
+        """Return True if a node with an output of this name has been added."""
         return name in self._names
 
     def constant(self, name: str, value: npt.NDArray[Any] | np.generic) -> str:

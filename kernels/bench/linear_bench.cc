@@ -7,7 +7,7 @@
 // Prints one line per linear layer and number of rows: median and best milliseconds, giga-operations per second (a
 // product and a sum count as two), percentage of the ceiling, and weights read in GB/s. The ceiling is the rate of the
 // level's multiply instructions without memory access, measured with the same threads in the same run. Without --hot,
-// weights are not in cache, as in a model: calls cycle through 192 MiB of weights.
+// calls cycle through 192 MiB of weights, most of which are thus not in cache, as in a model.
 #include <immintrin.h>
 
 #include <algorithm>

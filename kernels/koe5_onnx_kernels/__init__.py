@@ -54,8 +54,8 @@ def level() -> str:
 def packed_layout() -> int:
     """Return the version of the layout of packed weights. Files with another version are replaced.
 
-    A session stores packed weights in the folder that its config entry `koe5.packed_weights` names. Other
-    processes whose sessions have this entry map the files. Use a separate folder for each graph.
+    A session stores packed weights in the folder that its config entry `koe5.packed_weights` names. Sessions
+    of other processes with the same entry map these files. Use a separate folder for each graph.
 
     Raises:
         OSError: The library is missing or does not load.
@@ -66,7 +66,7 @@ def packed_layout() -> int:
 def sharing_problem() -> str | None:
     """Return the first reason, since the last call, why weights are not shared despite `koe5.packed_weights`.
 
-    Only sessions that the calling thread created are considered. Returns None if they share their weights.
+    Only sessions that the calling thread created are considered. Returns None if no reason was recorded.
 
     Raises:
         OSError: The library is missing or does not load.

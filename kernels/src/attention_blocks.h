@@ -1,8 +1,9 @@
-// Code of attention that all instruction sets share: blocks of keys, the packing of keys and values, scratch memory.
+// Code of attention that instruction sets share: blocks of keys, the packing of keys and values, scratch memory.
 // Local to the file that includes it; see sixteen.h.
 //
 // Each step of a product multiplies one dword (32 bits) of each operand: two bf16 values (Bf16Product) or one fp32
-// value (Fp32Product). Keys and values are packed in panels of 64 columns:
+// value (Fp32Product). Keys and values are packed in panels of 64 columns,
+// except for BFMMLA (attention_bfmmla.cc):
 //   packed keys    dword[keys / 64][steps of depth][64]
 //   packed values  dword[depth / 64][steps of keys][64]
 // AMX loads 16 x 16 dwords of these layouts as one tile.

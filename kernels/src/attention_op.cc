@@ -82,7 +82,7 @@ struct Call {
   }
 };
 
-// Quantizes the rows of texts that were split over several units: their rows are complete only after all units.
+// Quantizes the rows of texts that were split over several units. They are complete only after all units are done.
 void quantize_split(const Call& call, const AttentionPlan& plan, Pool* pool) {
   struct Rows {
     int64_t first, count;

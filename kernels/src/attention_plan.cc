@@ -8,10 +8,11 @@
 namespace koe5 {
 namespace {
 
-// Tasks per thread. With four, a thread that finds no more tasks waits for at most a quarter of a thread's work.
+// Tasks per thread. With four of similar size, a thread that finds no more tasks waits for about a quarter of a
+// thread's work or less.
 constexpr int64_t kTasksPerThread = 4;
-// The number of queries per task is a multiple of this. 96 is divisible by 6, the rows of a register tile, and by 32,
-// the rows of two AMX tiles.
+// The number of queries per task is a multiple of this, unless kQueriesPerTask or the text's length limits it. 96 is
+// divisible by 6, the rows of a register tile, and by 32, the rows of two AMX tiles.
 constexpr int64_t kQueryStep = 96;
 // Estimated time per query without its scores, in units of the time per score.
 constexpr int64_t kTokenCost = 64;

@@ -1,4 +1,4 @@
-// Splits attention over texts of different lengths into tasks: enough to occupy every thread, but few enough that
+// Splits attention over texts of different lengths into tasks: enough to occupy the threads, but few enough that
 // starting them costs little.
 #pragma once
 

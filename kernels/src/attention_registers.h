@@ -1,4 +1,4 @@
-// Attention in vector registers: multiplies six queries by 64 keys at a time, then six rows of weights by 64 columns of
+// Attention in vector registers: multiplies up to six queries by 64 keys at a time, then their weights by 64 columns of
 // the values. On AVX512, 24 sums, 4 vectors of keys or values and one broadcast query or weight use 29 of the 32
 // registers. On AVX2 and NEON, products have 16 columns instead of 64.
 #pragma once

@@ -31,7 +31,7 @@ bool is_apple(unsigned long features) {
 Detected detect_levels() {
   const unsigned long features = getauxval(AT_HWCAP);
   const bool dotprod = all(features, kDotProducts);
-  // Every CPU with i8mm also has bf16, and vice versa.
+  // neon_i8mm uses instructions of both extensions. All known CPUs have both or neither, so no level uses only one.
   const bool i8mm = dotprod && all(getauxval(AT_HWCAP2), kI8mm | kBf16);
   const Level fastest = i8mm && !is_apple(features) ? Level::neon_i8mm : Level::neon_dotprod;
   return {dotprod ? fastest : Level::none,

@@ -1,5 +1,5 @@
-// Exact (erf) GELU of 16 fp32 values at a time by a table of polynomials, in 9 AVX512 instructions. Local to the file
-// that includes it; see sixteen.h.
+// GELU (the erf form, not the tanh approximation) of 16 fp32 values at a time by a table of polynomials, in 9 AVX512
+// instructions. Local to the file that includes it; see sixteen.h.
 #pragma once
 
 #include "linear_kernels.h"

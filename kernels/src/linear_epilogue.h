@@ -1,5 +1,5 @@
 // Turns int32 sums into results while they are still in cache. Included by the source file of each instruction set, so
-// that all do the same operations in the same order and produce identical bits.
+// that all do the same operations in the same order.
 #pragma once
 
 #include "gelu.h"

@@ -81,7 +81,7 @@ struct QuantizedOutput {
 struct LinearKernels {
   // Rows of a register tile.
   int64_t tile_rows;
-  // Maximum number of rows of k bytes that stay in a core's L2 while all weights are read.
+  // Maximum number of rows per task, such that rows of k bytes stay in a core's L2 while all weights are read.
   int64_t (*most_rows)(int64_t k);
   // With fewer rows per task, reading the weights takes longer than multiplying.
   int64_t fewest_rows;
@@ -92,8 +92,8 @@ struct LinearKernels {
   void (*gelu)(const Product&, const StoreGelu&, void* scratch);
 };
 
-// most_rows and fewest_rows of instruction sets without matrix tiles. Blocks of 72 rows read the weights less often
-// than blocks of 48, and split a batch of 512 rows more evenly than blocks of 96 (measured).
+// most_rows (unless they define their own) and fewest_rows of instruction sets other than AMX. Blocks of 72 rows read
+// the weights less often than blocks of 48, and split a batch of 512 rows more evenly than blocks of 96.
 constexpr int64_t kVectorRows = 72, kFewestVectorRows = 24;
 
 extern const LinearKernels kAvx2Kernels, kAvxVnniKernels, kVnniKernels, kAmxKernels, kDotprodKernels,

@@ -1,4 +1,4 @@
-// Allocates memory for packed weights and releases the pages of the graph's original weights.
+// Packs weights into new memory or a file, and releases the pages of the graph's original weights.
 #include <sys/mman.h>
 #include <unistd.h>
 

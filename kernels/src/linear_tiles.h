@@ -1,4 +1,4 @@
-// Products of 8-bit integers by register tiles of a few rows x 16 columns, for AVX2 and NEON.
+// Products of 8-bit integers by register tiles of a few rows x 16 columns, for AVX2, AVX-VNNI and NEON.
 //
 // While one panel is multiplied, each step of each tile prefetches a part of the next panel into L2.
 #pragma once

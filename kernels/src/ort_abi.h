@@ -1,5 +1,5 @@
 // The part of ONNX Runtime's C ABI that the operators use: a table of functions that only grows at its end, and the
-// struct that describes a custom operator. Declared here because no package installs ONNX Runtime's header.
+// struct that describes a custom operator. Declared here because the onnxruntime wheels do not contain the header.
 // Source: onnxruntime_c_api.h (order of OrtApi and OrtCustomOp) and the static_asserts on slots in
 // onnxruntime_c_api.cc of microsoft/onnxruntime. Slots are grouped by the API version that introduced them.
 #pragma once

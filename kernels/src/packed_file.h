@@ -1,5 +1,4 @@
-// Packed weights in files, which all processes of a user map, so that the memory is shared. Does not depend on ONNX
-// Runtime.
+// Packed weights in files. Processes map the same file, so that they share its memory. Does not depend on ONNX Runtime.
 //
 // A file contains the packed bytes and then a footer that identifies them. It is complete before it gets its final
 // name, and it is never modified. If several processes start at once, the first file stays and all processes map it. A
@@ -28,7 +27,7 @@ struct PackedIdentity {
   uint64_t source;  // hash of a sample of the original weights
 };
 
-// Returns a 64-bit hash that detects damage, not forgery. Limited by the speed of memory.
+// Returns a 64-bit hash that detects damage, not forgery.
 uint64_t hash_bytes(const void* data, size_t bytes, uint64_t seed = 0);
 
 // Returns the path for a node's weights, or an empty string if `folder` is empty or `node` is empty or too long.

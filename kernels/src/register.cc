@@ -158,7 +158,7 @@ OrtStatus* domain_for(const OrtApi* api, const Settings& settings, OrtCustomOpDo
   return status;
 }
 
-// Creates the error by version 1 of the API, which every ONNX Runtime has.
+// Creates the error with version 1 of the API, which every ONNX Runtime has.
 OrtStatus* too_old(const OrtApiBase* base) {
   const OrtApi* first = base->GetApi(1);
   if (first == nullptr) return nullptr;

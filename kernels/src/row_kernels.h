@@ -1,4 +1,5 @@
-// Functions on blocks of rows, compiled for AVX512, AVX2 and NEON.
+// Kernels for layer norms, GELU, mean pooling and quantization, compiled for AVX512, AVX2 and NEON. Each handles
+// several rows (tokens) per call.
 #pragma once
 
 #include <cstdint>

@@ -119,7 +119,7 @@ struct RotatedRow {
   float* first;
   int64_t panel;  // values between the starts of two panels
 
-  // Returns the address of value i, which is a multiple of 32.
+  // Returns the address of value i. The index i is a multiple of 32.
   KOE5_INLINE float* at(int64_t i) const { return first + i / kPanelColumns * panel; }
 };
 

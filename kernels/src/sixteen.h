@@ -1,5 +1,6 @@
 // Sixteen floats or 32-bit integers: one AVX512 register, two AVX2 registers or four NEON registers. Code written with
-// these types compiles for all three, does the same operations in the same order and produces identical bits.
+// these types compiles for all three and does the same operations in the same order, so results differ only for NaN and
+// subnormal values.
 // Everything in this header, and in the headers that include it, is local to the source file that includes it, so that
 // the linker never uses a copy compiled for AVX512 in code that runs on another CPU.
 #pragma once

@@ -1,5 +1,5 @@
-// Rounds sizes up to whole units. The functions are static, so that the linker never uses a copy compiled for AVX512 in
-// code for another CPU.
+// Divisions of sizes by a unit, rounded up. The functions are static, so that the linker never uses a copy
+// compiled for AVX512 in code for another CPU.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,8 @@
 """Write src/gelu_table.inc, the polynomials of gelu.h.
 
 GELU(x) = x Phi(x), where Phi is the normal distribution function, is split into 31 segments around i * STEP
-for i from -15 to 15. Each segment is a polynomial of degree 3 in x, found by Chebyshev interpolation in
-float64. The first polynomial is 0, the last one is x. All are multiplied by SHRINK, because the kernels store
+for i from -15 to 15. Each segment is a polynomial of degree 3 in x, fitted at Chebyshev nodes in float64. The
+first polynomial is 0, the last one is x. All are multiplied by SHRINK, because the kernels store
 GELU(x) * SHRINK. Segment i is in column i modulo 32.
 
     python tools/gelu_table.py > src/gelu_table.inc

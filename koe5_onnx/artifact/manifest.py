@@ -92,7 +92,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Contract:
-    """Everything that determines the embedding of a text: pooling, normalization, prompts, token limit."""
+    """Settings that determine the embedding of a text, such as pooling, prompts and the token limit."""
 
     pooling: str
     """"mean" over the attention mask, or "cls"."""
@@ -144,7 +144,8 @@ class Target:
     """Supported devices, "cpu" or "cuda". Opening the artifact on another device raises an error."""
     instructions: Sequence[str]
     """CPU flags, as named by Linux. The artifact is fast and exact on CPUs that have at least one of these
-    flags; on other CPUs, the runtime warns. Empty if the artifact suits every CPU."""
+    flags; on other CPUs, the runtime warns if it runs the padded graph. Empty if the artifact suits every
+    CPU."""
     without: str
     """Consequences of running on a CPU with none of `instructions`, as text for the warning."""
 
@@ -208,7 +209,7 @@ class Certificate:
     texts_sha256: str
     """SHA-256 of a JSON list with a pair [text, prompt name] per text."""
     measured_with: Mapping[str, str]
-    """CPU, execution provider and library versions."""
+    """CPU, execution provider, graph file and library versions."""
     batch_texts: int | None = None
     """Number of texts that were embedded both alone and in a batch; None means all."""
 

@@ -1,7 +1,7 @@
 """Smaller embeddings: fewer components (Matryoshka embeddings), or components in int8 or in one bit.
 
-All interfaces (Python API, command line, server, integrations) use these functions, so they accept the same
-dimensions and return identical values.
+The Python API, the command line, the server and the integrations use this module, so they accept the same
+dimensions.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def to_int8(embeddings: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Quantize each row to integers from -127 to 127, int8[n, dim]; also return its scale, float32[n]."""
+    """Quantize rows to integers from -127 to 127. Return int8[n, dim], and the scale per row, float32[n]."""
     scale = np.abs(embeddings).max(axis=1, initial=0) / np.float32(127)
     # Avoid a division by zero for a row of zeros, which a trained model does not produce.
     values = np.rint(embeddings / np.where(scale, scale, 1)[:, None]).astype(np.int8)

@@ -16,8 +16,8 @@ _T = TypeVar("_T")
 def build(kind: type[_T], data: Any, where: str) -> _T:
     """Create the dataclass `kind` from parsed JSON, which error messages call `where`.
 
-    Every field is required, even if it has a default in Python. Unknown fields are rejected, because only a
-    newer format can have them.
+    Every field is required, even if it has a default in Python. Unknown fields are rejected, because
+    this version would ignore what they mean.
 
     Raises:
         ArtifactError: A field is missing, unknown or of the wrong type.

@@ -29,7 +29,7 @@ class JsonColumns:
     """Find the schema of JSON objects incrementally.
 
     Args:
-        text: The text of the rows.
+        text: Columns that contain the text of a row.
     """
 
     def __init__(self, text: Text) -> None:
@@ -61,7 +61,7 @@ class JsonColumns:
         """Return the schema, with columns in the order of their first appearance.
 
         Raises:
-            InputError: None of the objects has a column of the text.
+            InputError: A column of the text is in none of the objects.
         """
         if self._names:
             self._text.require_columns(self._names, "the input")
@@ -116,7 +116,7 @@ def rows_of(records: Sequence[Record], file: str, first_row: int, schema: pa.Sch
         file: Name of the file.
         first_row: Row number of the first record in the file.
         schema: Schema of the plan.
-        text: The text of the rows.
+        text: Columns that contain the text of a row.
     """
     found = [text_of(record, text) for record in records]
     try:

@@ -1,6 +1,7 @@
 """Entry point of bulk embedding.
 
-find the input -> lock the folder -> resume the job or make a plan -> missing shards -> errors file, _SUCCESS
+It finds the input files, locks the output folder, resumes its job or plans a new one, embeds the missing
+shards, and writes _errors.jsonl and _SUCCESS.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def embed_files(
         restart: Delete the output of an earlier job and start again.
         ray: Run on a Ray cluster; None runs in this process.
         on_progress: Called while shards are embedded.
-        on_read: Called with the bytes of each input file that the planning has read.
+        on_read: Called with the size in bytes of each input file that has been read to plan the job.
 
     Returns:
         Counts of the output and of this run.

@@ -27,9 +27,9 @@ from koe5_onnx import InputError, MissingDependencyError
 LANCE = "embeddings.lance"
 """Folder of the Lance dataset, in the output folder."""
 COLUMNS = "columns"
-"""Folder of the parquet files next to .npy files, which Arrow could not skip if they were in one folder."""
+"""Folder of the parquet files of the format npy. Arrow cannot read a folder that also has .npy files."""
 _LANCE_VERSION = "2.1"
-"""Version of Lance's file format, the same for all shards, even if other versions of Lance write them."""
+"""Version of Lance's file format. It is fixed, because different versions of Lance may write the shards."""
 _JSON_ROWS = 128
 """Rows that are converted to Python objects at once."""
 
@@ -71,7 +71,7 @@ def require_format(name: str) -> None:
 
 
 def _parquet(path: Path, schema: pa.Schema, columns: Sequence[str]) -> pq.ParquetWriter:
-    """Open a parquet file. `columns` have dictionaries, which do not make vectors smaller."""
+    """Create a parquet file. Only `columns` have dictionaries, which do not make vectors smaller."""
     return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=list(columns))
 
 

@@ -77,7 +77,7 @@ class BulkOptions:
 
     @property
     def text(self) -> Text:
-        """The text of a row."""
+        """Source of a row's text."""
         return Text(self.text_column, self.text_template)
 
 

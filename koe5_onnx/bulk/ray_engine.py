@@ -47,7 +47,8 @@ def run_on_ray(task: Task, shards: Sequence[int], options: RayOptions) -> Iterat
     Raises:
         MissingDependencyError: Ray is not installed.
         InputError: An option is out of range.
-        Koe5Error: A worker raised this error.
+        Koe5Error: An actor raised this error.
+        OSError: An actor could not read or write a file.
     """
     ray = _import_ray()
     _check(options, task)

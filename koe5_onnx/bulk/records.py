@@ -1,11 +1,10 @@
 """Read JSON lines and CSV row by row, so that a bad row does not affect other rows.
 
-pyarrow's readers are not used: its JSON reader stops at a bad row, and none reports offsets for resuming.
+pyarrow's readers are not used: the one for JSON stops at a bad row, and none reports offsets for resuming.
 
 JSON lines have one object per line, and blank lines are ignored. CSV has a header; empty lines are ignored,
-and a quoted field may contain line ends. If the quoting of a CSV row is invalid, its first line
-is a bad row and reading continues on the next line, so that an unclosed quote does not consume the rest of
-the file.
+and a quoted field may contain line ends. If the quoting of a CSV row is invalid, its first line is a bad row
+and reading continues on the next line, so that an unclosed quote does not consume the rest of the file.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Record:
 
 
 def in_parts(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Group records into parts. The size of a part does not depend on the records before it."""
+    """Group records into parts of at most _PART_RECORDS records and about _PART_BYTES."""
     part: list[Record] = []
     for record in records:
         if part and (len(part) == _PART_RECORDS or record.offset - part[0].offset > _PART_BYTES):

@@ -1,6 +1,7 @@
 """Rows of the input: the good ones as a table, the bad ones with a reason.
 
-A row is bad if it has no text that can be embedded. An empty text can be embedded.
+A row is bad if it cannot be parsed, does not fit the schema, or has no text that can be embedded. An empty
+text can be embedded.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class BadRow:
     row: int
     """Row number in the file, from 0. Empty lines and the header of a CSV file are not counted."""
     line: int | None
-    """Number of its first line in a text file, from 1; None for parquet."""
+    """Number of its first line in a text file, from 1; None for parquet and Arrow."""
     reason: str
 
     def __str__(self) -> str:
@@ -85,7 +86,7 @@ def reason_against(value: Any) -> str | None:
 
 
 class Text:
-    r"""The text of a row: a column, a field of a struct ("a.b"), or several in a template.
+    r"""Source of a row's text: a column, a field of a struct ("a.b"), or several of these in a template.
 
     Args:
         column: Name of the column or field.
@@ -129,12 +130,14 @@ class Text:
         ), None
 
     def missing(self, names: Container[str]) -> str | None:
-        """Return a name that is not among the column names; None if all are."""
+        """Return a column of the text that is not in `names`, the columns of the input; None if all are."""
         found = (name for name in self.names if name not in names and name.partition(".")[0] not in names)
         return next(found, None)
 
     def require_columns(self, names: Collection[str], subject: object, hint: str = "") -> None:
-        """Check that the columns of the text are among the column names of `subject`; `hint` is more advice.
+        """Check that all columns of the text are in `names`, the columns of `subject`.
+
+        The message ends with `hint`.
 
         Raises:
             InputError: A column is missing.

@@ -1,7 +1,8 @@
 """Read parquet and Arrow files as rows, in bounded memory even if a parquet file is a single row group.
 
 Reading continues where the last rows ended. Moving elsewhere decodes the row group from its start, because
-parquet has no random access within a row group. pyarrow.dataset has no position to resume at within a file.
+parquet has no random access within a row group. pyarrow.dataset is not used, because its scanner cannot be
+resumed within a file.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from koe5_onnx.stores import Location
 
 _BATCH_ROWS = 128
 _BATCH_BYTES = 4 << 20
-"""Average decompressed size of a batch, all columns together."""
+"""Maximum decompressed size of a batch over all columns, for rows of the average size of their row group."""
 _BUFFER_BYTES = 1 << 20
 """Size of the read buffer. Without a buffer Arrow reads whole column chunks into memory."""
 _MANTISSA_BITS = {16: 11, 32: 24, 64: 53}
@@ -225,7 +226,7 @@ class TableRows:
         file: The file, which `close` closes.
         name: Name of the file in bad rows and messages.
         schema: Schema of the plan.
-        text: The text of the rows.
+        text: Columns that contain the text of a row.
     """
 
     def __init__(self, file: TableFile, name: str, schema: pa.Schema, text: Text) -> None:

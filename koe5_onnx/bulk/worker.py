@@ -32,7 +32,7 @@ METADATA = b"koe5_onnx"
 """Key in the metadata of a shard's schema; the value is a description as JSON."""
 
 WINDOW_BYTES = 128 << 20
-"""Memory for the embeddings of recent texts, of 28,000 texts with 1,024 dimensions."""
+"""Memory for the embeddings of recent texts, enough for 28,000 texts with 1,024 dimensions."""
 
 OnDone = Callable[[int, int], None]
 """Called with the finished rows and tokens of the current shard."""
@@ -72,7 +72,8 @@ class Worker:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        # With overflow="error" the Embedder would raise. `_add` makes such a text a bad row instead.
+        # With overflow="error" the Embedder would raise an error for a text above the token limit. `_add`
+        # counts it as a bad row instead.
         self._embedder = Embedder.open(
             task.artifact,
             options=replace(
@@ -136,7 +137,7 @@ class Worker:
             on_progress=on_progress,
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncationWarning)  # the receipt counts them
+            warnings.simplefilter("ignore", TruncationWarning)  # the receipt counts truncated texts
             encoded, repeated = (
                 (encode(chunk.texts), 0) if self._recent is None else self._recent.encode(chunk.texts, encode)
             )
@@ -144,7 +145,7 @@ class Worker:
         if self._task.job.overflow == "error" and encoded.truncated.any():
             too_long = self._too_long(chunk, encoded.tokens, encoded.truncated)
             self._require_good(too_long)
-            bad = sorted([*bad, *too_long], key=lambda row: (row.file, row.row))  # as the files
+            bad = sorted([*bad, *too_long], key=lambda row: (row.file, row.row))  # as in the input
             table, embeddings = table.filter(pa.array(~encoded.truncated)), embeddings[~encoded.truncated]
         columns = to_arrow(embeddings, options.embedding_column, options.output_dtype)
         if len(table):
@@ -199,8 +200,8 @@ class Worker:
 class RecentTexts:
     """The results of recent texts, so that equal texts are embedded once.
 
-    `Embedder.encode` does this for the texts of a call, which are those of a chunk. This also finds texts of
-    earlier chunks and shards. In int8, the output has the same bits, because an embedding does not depend
+    `Embedder.encode` embeds equal texts of one call, here of one chunk, once. This class also finds texts
+    of earlier chunks and shards. In int8, the output has the same bits, because an embedding does not depend
     on the other texts of its batch.
 
     Args:
@@ -210,7 +211,9 @@ class RecentTexts:
 
     def __init__(self, dim: int, max_bytes: int = WINDOW_BYTES) -> None:
         self._dim = dim
-        self._results: Cache[Encoded] = Cache(max_bytes // (4 * dim + 700))  # objects take 700 bytes
+        self._results: Cache[Encoded] = Cache(
+            max_bytes // (4 * dim + 700)
+        )  # Python objects take 700 bytes per text
 
     def encode(self, texts: Sequence[str], encode: Callable[[Sequence[str]], Encoded]) -> tuple[Encoded, int]:
         """Return the results of texts with one prompt, and the number of texts that were not embedded.

@@ -6,7 +6,7 @@ returns the exit code. Warnings of this package are printed as one line on stder
 Exit codes::
 
     0    success
-    1    error, explained by the last line on stderr; or doctor found a problem
+    1    error, explained on stderr; or doctor found a problem
     2    invalid usage
     130  interrupted (Ctrl-C)
     141  the reader of the output closed the pipe
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse and run a command. Print expected errors as one line on stderr and return the exit code."""
+    """Parse and run a command. Print expected errors on stderr and return the exit code."""
     args = parse(argv)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:

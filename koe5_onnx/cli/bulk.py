@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from koe5_onnx.bulk import Progress, RayOptions, Summary
 
 _LINE_SECONDS = 60
-"""Seconds between progress lines if stderr is not a terminal."""
+"""Minimum seconds between progress lines if stderr is not a terminal."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -185,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ray_options(args: argparse.Namespace) -> RayOptions | None:
-    """Return the options --ray-*, which are a usage error with the local engine; None for this engine."""
+    """Return the options --ray-*; None for the local engine, with which they are a usage error."""
     from koe5_onnx.bulk import RayOptions
 
     names = ("address", "actors", "cpus_per_actor", "gpus_per_actor")
@@ -209,7 +209,7 @@ def _hint_where_stopped() -> Iterator[None]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[Progress], None]]:
-    """Show a progress bar on a terminal, or print one line per minute otherwise."""
+    """Show a progress bar on a terminal; otherwise print at most one line per minute."""
     if not sys.stderr.isatty():
         yield _Lines()
         return

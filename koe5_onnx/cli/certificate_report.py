@@ -72,7 +72,7 @@ def cosine(value: float) -> str:
 
 
 def short_hash(sha256: str) -> str:
-    """Return the first 12 characters of a hash."""
+    """Return the first 12 characters of a hash, followed by "..."."""
     return sha256 if len(sha256) <= 12 else f"{sha256[:12]}..."
 
 

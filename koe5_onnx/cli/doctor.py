@@ -1,6 +1,6 @@
 """koe5-onnx doctor: check the installation, the machine, and whether an artifact works on this machine.
 
-The command changes nothing. Each check is a `Finding`, and the exit code is 1 if any finding has a problem.
+The command repairs nothing. Each check is a `Finding`, and the exit code is 1 if any finding has a problem.
 """
 
 from __future__ import annotations

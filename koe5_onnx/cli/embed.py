@@ -1,7 +1,8 @@
 """koe5-onnx embed: embed a file of texts.
 
 The command reads all texts (input_file.py), embeds them in one call and then writes the output
-(output_file.py). It reports invalid input before it embeds any text. An interrupted run leaves no output.
+(output_file.py). It reports invalid input before it embeds any text. An interrupted run leaves no partial
+output.
 """
 
 from __future__ import annotations

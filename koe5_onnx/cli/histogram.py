@@ -14,7 +14,7 @@ from koe5_onnx.cli.report import Histogram, Histograms, escaped
 
 
 def axis_of(histograms: Histograms) -> range:
-    """Return the indices of the shown bins: all with texts or the bound of the gate, and one on each side."""
+    """Return the shown bins: from the first to the last with texts or the bound, and one on each side."""
     shown = list(histograms.used_bins())
     if histograms.bound is not None:
         shown.append(_bin_of(histograms.bound))

@@ -90,7 +90,7 @@ def _shortened(found: Contract) -> Iterator[Fact]:
 
 
 def _size_in_words(size_bytes: int) -> str:
-    """Format a size with a unit that leaves one to three digits before the decimal point."""
+    """Format a size in the largest unit, up to GB, in which it is at least 1."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size_bytes >= factor:
             return f"{size_bytes / factor:.1f} {unit}"

@@ -39,7 +39,7 @@ def write(stream: BinaryIO, encoded: Encoded, suffix: str | None) -> None:
     for index, embedding in enumerate(encoded.embeddings):
         record = {
             "index": index,
-            # Nine significant digits restore the same float32; float() alone would print seventeen.
+            # Nine significant digits restore the same float32; float() alone would print up to seventeen.
             "embedding": [float(f"{value:.9g}") for value in embedding.tolist()],
             "tokens": int(encoded.tokens[index]),
             "truncated": bool(encoded.truncated[index]),

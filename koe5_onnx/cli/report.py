@@ -100,5 +100,5 @@ def printable(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return `printable` text escaped for HTML."""
+    """Return `printable(text)`, escaped for HTML."""
     return html.escape(printable(text))

@@ -1,4 +1,4 @@
-"""Connect asyncio event loops with a Runner: tokenization threads, cancellable calls and their results.
+"""Connect asyncio event loops with a Runner: tokenization threads, cancelable calls and their results.
 
 Used by AsyncEmbedder and the server. Several event loops can share the objects of this module. asyncio is
 imported inside functions, because the import takes 20 ms and synchronous callers do not need it.
@@ -36,7 +36,7 @@ Tell = Callable[[BaseException | None], None]
 
 
 class GivenUpError(Exception):
-    """The call was cancelled."""
+    """The call was canceled."""
 
 
 class Call:
@@ -53,7 +53,7 @@ class Call:
         """Queue a job that embeds texts into `out`, float32[n, dim]. `done` is called when it has ended.
 
         Raises:
-            GivenUpError: The call was cancelled.
+            GivenUpError: The call was canceled.
             ProviderError: See `Runner.submit`.
         """
         job = Job(tokens.ids, out, done, time.monotonic())
@@ -116,7 +116,7 @@ class Tokenizing:
 
 
 class Answers:
-    """Completes asyncio futures from other threads. All jobs of a batch wake their event loop only once."""
+    """Completes asyncio futures from other threads. Jobs that end at about the same time wake a loop once."""
 
     def __init__(self) -> None:
         self._thread = threading.local()
@@ -162,7 +162,7 @@ class _ToldLoop:
         self._is_waking = False
         while self._ended:
             future, error = self._ended.popleft()
-            if future.done():  # cancelled
+            if future.done():  # canceled
                 continue
             if error is None:
                 future.set_result(None)

@@ -36,7 +36,7 @@ class Batch:
     rows: npt.NDArray[np.intp]
     """intp[n]: indices of the rows in the caller's list of texts."""
     padded_length: int
-    """Slots per row; 0 if the batch is packed."""
+    """Slots per row; not used if the batch is packed."""
 
 
 class PackedCudaInputs(NamedTuple):
@@ -63,8 +63,8 @@ def padded_lengths(lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
 def padded_batches(lengths: npt.NDArray[np.int32], max_batch_tokens: int) -> list[Batch]:
     """Group rows of equal padded length into batches of at most `max_batch_tokens` slots.
 
-    Long rows come first, so that the first batch makes the largest allocation. A row longer than the budget
-    runs alone.
+    Long rows come first, because the first batches should make the largest allocations. A row longer than the
+    budget runs alone.
 
     Args:
         lengths: int32[n], tokens of each row.

@@ -129,7 +129,7 @@ def weight_layout() -> int:
 
 
 def sharing_problem() -> str | None:
-    """Return and clear the reason why this thread's latest session does not share packed weights, if any."""
+    """Return and clear the reason why sessions of this thread do not share packed weights, if any."""
     import koe5_onnx_kernels
 
     problem: str | None = koe5_onnx_kernels.sharing_problem()

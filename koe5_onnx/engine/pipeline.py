@@ -147,7 +147,7 @@ def _inputs(
 
 
 class _Work:
-    """Batches distributed to several threads; the first error stops all of them."""
+    """Batches distributed to several threads; the first error stops all threads."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self.error: BaseException | None = None

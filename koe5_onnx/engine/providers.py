@@ -65,7 +65,7 @@ def require_provider(ort: Any, artifact: Artifact, provider: Provider) -> None:
 
 
 def warn_if_unsuited(artifact: Artifact) -> None:
-    """Warn if this CPU lacks the instructions that the artifact needs."""
+    """Warn if this CPU has none of the instruction sets that the artifact is intended for."""
     if reason := unsuited(artifact.manifest.target, cpu_features()):
         warnings.warn(
             f"{artifact.path} ({artifact.manifest.precision}) is {reason}", UnsuitedCpuWarning, stacklevel=2

@@ -26,7 +26,7 @@ SHORT_TOKENS = 128
 EXPRESS_TOKENS = 256
 """Maximum slots of a batch of short rows that runs while all other running batches have long rows."""
 _MOST_GIVEN_UP = 4096
-"""The heaps are swept if they contain more cancelled rows than this, and more of them than active rows."""
+"""The heaps are swept if they contain more canceled rows than this, and more of them than active rows."""
 
 
 @dataclass(eq=False)
@@ -48,7 +48,7 @@ class Job:
     """Time at which the first row started; None while all rows are queued."""
     waiting_rows: int = 0
     ended: bool = False
-    """True if the job is complete, failed or cancelled. Its remaining rows are skipped."""
+    """True if the job is complete, failed or canceled. Its remaining rows are skipped."""
 
     @property
     def has_begun(self) -> bool:
@@ -116,7 +116,7 @@ class BatchQueue:
         self._groups: dict[tuple[bool, int], list[_Tagged]] = {}
         self._now = 0.0
         self._rows = self._given_up = 0
-        """Number of rows in all heaps, and how many of them are cancelled."""
+        """Number of rows in all heaps, and how many of them are canceled."""
         self._order = itertools.count()
 
     def add(self, job: Job) -> None:
@@ -153,7 +153,7 @@ class BatchQueue:
         if group is None:
             return None
         waiting = self._groups[group]
-        # The sum includes cancelled rows, so a batch may count as full too early.
+        # The sum includes canceled rows, so a batch may count as full too early.
         return waiting[0].row, sum(one.row.slots for one in waiting) >= self._max_batch_tokens
 
     def take(self, *, short_only: bool = False) -> QueuedBatch | None:
@@ -218,7 +218,7 @@ class BatchQueue:
         return row
 
     def _sweep(self) -> None:
-        """Remove cancelled rows, since disconnecting clients would otherwise fill the memory."""
+        """Remove canceled rows, since disconnecting clients would otherwise fill the memory."""
         for group, waiting in list(self._groups.items()):
             kept = [one for one in waiting if not one.row.job.ended]
             if kept:

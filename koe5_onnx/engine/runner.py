@@ -249,5 +249,5 @@ def _stop_all() -> None:
 
 atexit.register(_stop_all)
 if hasattr(os, "register_at_fork"):
-    # A child process has no runner threads to stop, and would wait forever for a lock that one of them held.
+    # A child process has no runner threads to stop, and might wait forever for a lock that one of them held.
     os.register_at_fork(after_in_child=_RUNNERS.clear)

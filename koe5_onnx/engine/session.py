@@ -176,7 +176,7 @@ class Session:
             cuda.require_gpu(self._gpu)
             cuda.preload(ort)
         elif self.graph.library is None:
-            # Fused kernels are exact on every CPU that they support, so only the padded graph needs a check.
+            # Fused kernels lose no accuracy on CPUs that they support. Only the padded graph needs a check.
             warn_if_unsuited(self._artifact)
         try:
             session = ort.InferenceSession(
@@ -231,7 +231,7 @@ class Session:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        # The exported graph is already optimized. Higher levels fuse fast nodes into slower ones.
+        # Graphs built by koe5_export are already optimized. Higher levels fuse fast nodes into slower ones.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         # ONNX Runtime would keep a memory pattern for every input shape, and shapes vary between batches.
         options.enable_mem_pattern = False

@@ -2,9 +2,10 @@
 
 The fused kernels reorder ("pack") the weights. Without sharing, each process packs a private copy. With
 sharing, the kernels write the packed weights to files, which other processes verify and map
-(kernels/src/packed_file.h). Each artifact has a folder that only the current user can access, named after
-hashes of its weights and graph and the version of the packed layout. When the kernels open a file, hashes of
-the packed and of the original weights show whether it is damaged or outdated; such files are replaced.
+(kernels/src/packed_file.h). Each packed graph has a folder that only the current user can access, named
+after a hash of the weights and the graph, and after the version of the packed layout. When the kernels open a
+file, hashes of the packed weights and of a sample of the original weights show whether it is damaged or
+outdated; such files are replaced.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _FOLDER = re.compile(r"([0-9a-f]{32})-(\d+)")
 
 
 def weight_folders() -> Path:
-    """Return the folder that contains one folder per artifact. Users can delete it to free disk space.
+    """Return the folder that contains one folder per packed graph. Users can delete it to free disk space.
 
     Raises:
         RuntimeError: KOE5_ONNX_CACHE is not set and the user has no home folder.

@@ -49,7 +49,7 @@ _GPU_BUDGETS = (16384, 32768, 65536, 131072)
 _GPU_PARALLEL_BATCHES = (1, 2)
 """With two parallel batches, one is prepared and copied while the other one runs."""
 _GPU_SAMPLES = 100
-"""Repetitions of the sample texts on GPUs. Their 300,000 tokens fill several of the largest batches."""
+"""Repetitions of the sample texts on GPUs. Their 300,000 tokens fill more than two of the largest batches."""
 _WORTHWHILE = 1.02
 """Minimum speedup for preferring larger batches or more parallel batches."""
 _SAMPLE_LENGTHS = (512, 512, 300, 200, 120, *(60, 45, 32, 24) * 10)
@@ -74,7 +74,7 @@ class Profile:
     best: Arrangement
     """Arrangement with the highest throughput."""
     lowest_latency: Arrangement
-    """Fastest arrangement without parallel batches, in which a single text uses all cores."""
+    """Fastest arrangement with one batch at a time; the same as `best` if none was measured."""
     tokens_per_second: Sequence[tuple[Arrangement, float]]
     """Each measured arrangement with its median speed over all rounds."""
 
@@ -88,9 +88,9 @@ def tune(
 ) -> Profile:
     """Measure arrangements on this machine and store the results.
 
-    There are up to 20 arrangements on a CPU, measured with 3,000 tokens each, and up to 8 on a GPU, measured
-    with 300,000 tokens each. Every round measures all arrangements, so that a temporary load on the machine
-    affects all of them alike. Arrangements that cannot run, or do not fit into GPU memory, are skipped.
+    There are up to 20 arrangements on a CPU, and up to 8 on a GPU. Every round measures all arrangements, so
+    that a temporary load on the machine does not affect only one of them. Arrangements that cannot run, or do
+    not fit into GPU memory, are skipped.
 
     Args:
         artifact: Opened artifact.
@@ -216,8 +216,8 @@ def _arrangements() -> Iterator[Arrangement]:
 
 
 def _gpu_arrangements() -> Iterator[Arrangement]:
-    # All are for the same graph. `tune` repeats the same input shapes, but real texts have new shapes, which
-    # are slow in the padded graph.
+    # The graph is the same for all arrangements. `tune` repeats the same input shapes, but real texts have
+    # new shapes, which are slow in the padded graph.
     for parallel_batches, budget in itertools.product(_GPU_PARALLEL_BATCHES, _GPU_BUDGETS):
         yield Arrangement(parallel_batches, usable_cores().count, budget)
 

@@ -8,6 +8,6 @@
     mteb                     Koe5Encoder
 
 The integrations add the prompt "query" or "passage" if the framework distinguishes queries from documents.
-Those with the same artifact and options share one Embedder (shared_embedders.py). Importing this package does
-not import its modules.
+Components with the same artifact and options share one Embedder (shared_embedders.py). Importing this package
+does not import its modules.
 """

@@ -31,8 +31,8 @@ class Koe5Embedding(BaseEmbedding):
     `to_dict` and `from_dict` preserve the name of the artifact and the options. Instances with the same
     artifact and options share one Embedder.
 
-    `embed_batch_size` is the number of texts that LlamaIndex passes per call. Larger values are faster,
-    because texts of similar length are batched within a call.
+    `embed_batch_size` is the maximum number of texts that LlamaIndex passes per call. Larger values are
+    usually faster, because texts of similar length are batched within a call.
 
     Raises:
         Koe5Error: The artifact cannot be opened (see `Embedder.open`), or it does not support `dim`.

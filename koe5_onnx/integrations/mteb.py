@@ -74,7 +74,8 @@ class Koe5Encoder(AbsEncoder):
             task_metadata: Metadata of the task, for error messages.
             hf_split: Not used.
             hf_subset: Not used.
-            prompt_type: Query or document; None adds no prompt.
+            prompt_type: Query or document; None uses the contract's default prompt, or no prompt if it has
+                none.
             precision: None or "float32".
 
         Raises:

@@ -1,4 +1,4 @@
-"""The ASGI app: the routes of both APIs and of the pages, and the middleware around them."""
+"""The ASGI app: the routes of OpenAI's API, of TEI's API and of the pages, and the middleware around them."""
 
 from __future__ import annotations
 

@@ -19,14 +19,14 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Await `work` and return its result. Cancel it if the client disconnects.
 
     Raises:
-        ClientGoneError: The client disconnected and the work was cancelled.
+        ClientGoneError: The client disconnected and the work was canceled.
     """
     working = cast("asyncio.Task[Any]", asyncio.current_task())
     is_gone = is_over = False
 
     def stop(watching: asyncio.Task[None]) -> None:
         nonlocal is_gone
-        # This callback may run after the work has ended, when cancelling would hit later code.
+        # This callback may run after the work has ended, when canceling would hit later code.
         if not is_over and not watching.cancelled():
             is_gone = True
             working.cancel()

@@ -24,7 +24,7 @@ from koe5_onnx.serve.refusals import (
 from koe5_onnx.serve.settings import Settings
 
 RawInputs = str | list[str] | list[int] | list[list[int]]
-"""Inputs of both APIs: a text, a list of texts, the token IDs of a text, or a list of those."""
+"""Inputs in OpenAI's and TEI's API: a text, a list of texts, the token IDs of a text, or a list of those."""
 
 _QUERY, _PASSAGE = "query", "passage"
 INPUT_TYPES: Mapping[str, str] = {
@@ -37,7 +37,7 @@ INPUT_TYPES: Mapping[str, str] = {
 """Maps the input types of Cohere, Voyage AI and Jina AI to prompt names."""
 _NO_PROMPT, _LITERAL = "none", "literal"
 _NAMED, _NAMED_CHARACTERS = 16, 64
-"""Maximum number and length of the field names in the header x-ignored-fields, which the client chooses."""
+"""Maximum number and length of the names in the header x-ignored-fields. They come from the request."""
 
 
 class Documented(BaseModel):
@@ -47,7 +47,7 @@ class Documented(BaseModel):
 
 
 class PromptFields(Documented):
-    """Fields that select the prompt, with the names of several APIs."""
+    """Fields that select the prompt, under the names that different APIs have for them."""
 
     model_config = ConfigDict(extra="allow")
 

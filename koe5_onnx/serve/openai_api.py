@@ -245,5 +245,5 @@ def _vectors(
     if dtype == "int8":
         return to_int8(embeddings)
     bits = to_bits(embeddings)
-    # Other APIs call the bytes minus 128 "binary", as sentence-transformers does.
+    # As in sentence-transformers, "ubinary" is the bytes themselves, and "binary" each byte minus 128.
     return (bits if dtype == "ubinary" else (bits ^ 128).view(np.int8)), ()

@@ -71,7 +71,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._sending: asyncio.TimerHandle | None = None
         """Timer that runs while the server waits for data from the client."""
         self._taking: asyncio.TimerHandle | None = None
-        """Timer that runs while the client has data to read."""
+        """Timer that closes the connection if the client does not read. It starts when the write buffer is
+        full, or when the last response of the connection is complete. It stops when the client has read most
+        of the buffer, or the connection is lost."""
         self._bodiless_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""Call the endpoint of a request: path, method, JSON body, response.
+"""Call the endpoint of a request: find it by path and method, parse the JSON body, send the response.
 
 FastAPI's layers cost 80 us per request, half as much as everything else in the event loop. So FastAPI only
 declares the routes and describes them (page.py).
@@ -131,7 +131,7 @@ def _invalid(error: ValidationError) -> Refusal:
     if first["type"] == "missing":
         return Refusal(INVALID, f"{'.'.join(place)} is missing", param=place[0])
     if place[0] in ("input", "inputs"):
-        # There is an error per type, of which the closest one has it in the last item.
+        # There is an error for each type that the field may have. The closest type fails at the last item.
         items = [part for one in (first, *others) for part in one["loc"][:3] if isinstance(part, int)]
         name = f"{place[0]}[{max(items)}]" if items else place[0]
         expected = "a text, a list of texts, the token IDs of a text, or a list of those"

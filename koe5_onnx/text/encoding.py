@@ -50,7 +50,7 @@ def canonical(name: str) -> str:
 
 
 def sample_of(stream: BinaryIO) -> bytes:
-    """Return the first mebibyte of a file that is not pure ASCII; if there is none, the last one read."""
+    """Return the first chunk (1 MiB) that is not pure ASCII; if there is none, the last chunk read."""
     sample = b""
     for _ in range(_MAX_SAMPLES):
         chunk = stream.read(SAMPLE_BYTES)

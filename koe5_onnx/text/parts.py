@@ -1,7 +1,7 @@
 """Tokenize a long text in parts, so that memory does not grow with its length.
 
-The parts have the same ids as the whole text. This depends on what the tokenizer declares; other tokenizers
-get the whole text.
+The ids of all parts together are those of the whole text. This requires certain properties of the tokenizer;
+other tokenizers get the whole text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tokenizers import models, pre_tokenizers
 
 _BREAK = re.compile(r"(?<=\w)\s(?=\w)")
 _HEAD_CHARACTERS_PER_TOKEN = (32, 64, 128)
-"""Lengths of the beginning of a text that must have enough tokens, tried in turn."""
+"""Characters per wanted token of the beginning of a text that `Parts.head` encodes, tried in turn."""
 _MARGIN = 8
 """Characters after a cut that could combine with those before it, such as accents."""
 

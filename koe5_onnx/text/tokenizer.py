@@ -68,10 +68,10 @@ class Tokens:
         return [*self.ids, *(ids for parts in self.further.values() for ids in parts)]
 
     def distinct(self) -> tuple[Tokens, npt.NDArray[np.intp]]:
-        """Remove duplicates from `parts`.
+        """Return Tokens without duplicate parts. `self` does not change.
 
         Returns:
-            Tokens with the distinct parts as texts, and intp[parts]: the index of each part among these.
+            Tokens with one text per distinct part, and intp[parts]: for each part, the index of that text.
             The Tokens are `self` if no part is a duplicate and no text is split.
         """
         row_of: dict[bytes, int] = {}

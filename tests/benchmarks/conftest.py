@@ -58,7 +58,7 @@ def write_beir(tmp_path):
 
 @pytest.fixture
 def demo_dataset(write_beir):
-    """Return the folder of a dataset with built-in texts, one of which exceeds every token limit."""
+    """Return the folder of a dataset with built-in texts, one of which exceeds the token limit."""
     passages = [*SAMPLE_PASSAGES, *CALIBRATION[:70], " ".join(CALIBRATION)]
     return write_beir(
         [{"_id": f"q{row}", "text": text} for row, text in enumerate(SAMPLE_QUERIES)],

@@ -1,4 +1,4 @@
-"""Inputs, runs and outputs for the tests of koe5-onnx bulk, all with the tiny artifact."""
+"""Fixtures for the tests of koe5-onnx bulk, which use the tiny artifact."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from koe5_onnx import Embedder, EngineOptions
 from koe5_onnx.bulk import BulkOptions, Summary, embed_files
 
 AUTORAG = Path(__file__).resolve().parents[3] / "shared/data/autorag_ko/corpus.parquet"
-"""Next to the checkout; tests that need it skip if it is missing."""
+"""Pages of the dataset AutoRAG, next to the checkout. Tests are skipped if they need it and it is missing."""
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def artifact() -> Path:
 
 @pytest.fixture(scope="session")
 def allowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the artifact with Matryoshka dimensions."""
+    """Return a copy of the artifact that allows shorter embeddings."""
     return allow(ARTIFACT, tmp_path_factory.mktemp("allowed") / "artifact")
 
 

@@ -1,4 +1,4 @@
-"""Rows without a text: their location and reason are reported once each, and no other row is lost."""
+"""Each bad row is reported once with its location and reason, and no other row is lost."""
 
 from __future__ import annotations
 

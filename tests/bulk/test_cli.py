@@ -88,7 +88,7 @@ def test_when_weights_are_shared(run, monkeypatch, arguments, shares):
 
 
 def stop():
-    raise InputError("that was all")
+    raise InputError("stopped by the test")
 
 
 def test_errors_are_one_line(run, capsys):

@@ -1,4 +1,4 @@
-"""Shortened embeddings in files: values, schema, and no mixing of dimensions in one folder."""
+"""Files with shortened embeddings have the right values and schema, and one dimension per folder."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def test_another_width_is_another_job(embed, corpus, allowed, tmp_path):
             embed(corpus.name, artifact=allowed, dim=dim)
     assert output_of(tmp_path / "out").equals(before)
     embed(corpus.name, "full", artifact=allowed)
-    assert embed(corpus.name, "full", artifact=allowed, dim=64).shards_before == 1, "the same job by name"
+    assert embed(corpus.name, "full", artifact=allowed, dim=64).shards_before == 1, (
+        "the full size is the default"
+    )
 
 
 def test_others_are_refused_before_the_folder_is_used(embed, corpus, allowed, tmp_path):

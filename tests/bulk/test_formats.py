@@ -1,4 +1,4 @@
-"""All kinds of input: they are read, other columns are kept, and the embeddings equal those of encode."""
+"""Every kind of input is read, other columns are kept, and the embeddings equal those of `encode`."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def test_real_pages(embed, embedder, tmp_path, autorag):
 
 @pytest.mark.parametrize("overflow", ["truncate", "error", "average"])
 def test_dedupe_changes_no_row(embed, tmp_path, put, monkeypatch, overflow):
-    """Texts come back in later shards. The third one is above the token limit, the fourth is not in NFC."""
+    """The texts repeat in later shards. The third is above the token limit, and the fourth is not in NFC."""
     texts = ["서울", "고래 " * 9, "긴 글 " * 300, unicodedata.normalize("NFD", "한국"), ""]
     put("in.jsonl", jsonl(*({"id": row, "text": texts[(row * 3 + row // 7) % 5]} for row in range(40))))
     embed("in.jsonl", "plain", shard_rows=8, overflow=overflow)

@@ -1,4 +1,4 @@
-"""One job per folder: other arguments, other input and other processes are rejected."""
+"""An output folder belongs to one job. Other options, changed input and a second process are rejected."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_another_artifact(begun, tmp_path):
     copy = shutil.copytree(ARTIFACT, tmp_path / "artifact")
     tokenizer = json.loads((copy / "tokenizer.json").read_text())
     (copy / "tokenizer.json").write_text(json.dumps(tokenizer, indent=3))
-    with pytest.raises(ArtifactError):  # damaged, unless its manifest has the same size and hash
+    with pytest.raises(ArtifactError):  # the manifest still has the old size and hash
         embed_files(tmp_path / "in", begun, copy, BulkOptions("passage"), engine=EngineOptions(threads=1))
     from koe5_onnx.artifact import describe_file
 
@@ -129,7 +129,7 @@ def test_two_processes_at_once(tmp_path):
     first = start(tmp_path / "in.jsonl", tmp_path / "out", "--shard-rows", "50")
     while not list((tmp_path / "out").glob("part-*")):
         assert first.poll() is None
-    first.send_signal(signal.SIGSTOP)  # it keeps the lock while the second one starts
+    first.send_signal(signal.SIGSTOP)  # the stopped process keeps the lock
     second = run_to_end(tmp_path / "in.jsonl", tmp_path / "out", "--shard-rows", "50")
     first.send_signal(signal.SIGCONT)
     first.communicate()

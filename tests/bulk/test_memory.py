@@ -1,4 +1,4 @@
-"""Peak memory does not grow with the input: twenty times as many rows, in every file format."""
+"""Peak memory stays the same with twenty times as many rows, in every file format."""
 
 from __future__ import annotations
 

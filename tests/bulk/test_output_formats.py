@@ -142,7 +142,7 @@ def test_lance_missing(embed, table, monkeypatch):
 
 @pytest.fixture(params=DTYPES)
 def written(request, embed, allowed, tmp_path):
-    """Return a parquet output, its vectors, and their type as the Arrow table has it."""
+    """Return the folder of a parquet output, and its vectors as an array."""
     table = MORE.drop_columns(["when"])  # Spark has no nanoseconds
     pq.write_table(table, tmp_path / "in.parquet")
     options = {"shard_rows": SHARD_ROWS, "output_dtype": request.param, "dim": 16}

@@ -1,4 +1,4 @@
-"""Inputs and outputs in remote stores: the same rows and files as on the local disk.
+"""Jobs with inputs and outputs in remote stores write the same rows and files as on the local disk.
 
 The tests with S3 use moto's server on the loopback interface and the driver s3fs. They are skipped if one of
 these is not installed; `make remote` installs them.
@@ -50,7 +50,7 @@ def memory():
 
 
 def contents(fs, folder):
-    """Return the files of a folder that do not depend on where it is: all but the job file, and the lock."""
+    """Return the content of each output file by name, without the job file and the lock, which may differ."""
     start = len(folder.rstrip("/")) + 1
     files = {path[start:]: fs.cat_file(path) for path in fs.find(folder)}
     return {name: content for name, content in files.items() if name not in ("_job.json", "_lock")}
@@ -106,7 +106,7 @@ def test_file_urls(tmp_path):
 
 @pytest.fixture
 def done(memory):
-    """Run a job of three shards to its end."""
+    """Return the files of a finished job of three shards."""
     memory.pipe_file("/in.jsonl", jsonl(*({"text": f"글 {row}" if row != 3 else None} for row in range(6))))
     run("memory:///in.jsonl", "memory:///out")
     return contents(memory, "/out")
@@ -353,7 +353,7 @@ def test_http_input(web, tmp_path, monkeypatch, name):
     summary = run(f"{web}/{name}?signature=a/b", tmp_path / "out")
     assert (summary.rows, summary.bad_rows) == (8, 3)
     assert pq.read_table(tmp_path / "out/part-00000005.parquet").column("id").to_pylist() == []
-    # Another signature is the same file.
+    # A URL with another signature is the same file.
     assert run(f"{web}/{name}?signature=c", tmp_path / "out").shards_before == 6
 
 

@@ -1,4 +1,4 @@
-"""A job that is killed and resumed writes each row once, keeps finished shards, and returns the same bits."""
+"""A job that is killed and resumed writes each row once, keeps finished shards, and writes the same bytes."""
 
 from __future__ import annotations
 
@@ -48,14 +48,15 @@ def wait_for(folder, count, process):
 def kill_and_go_on(arguments, folder, shard_count, kills, rng):
     """Kill the command `kills` times at random moments, then let it finish.
 
-    If it finishes before it can be killed, as on a fast machine, start again from the beginning.
+    If it finishes before it can be killed, as on a fast machine, delete its output and start again.
     """
     killed = turn = 0
     while killed < kills:
         turn += 1
         assert turn < 20 * kills, "the job is always done before it can be killed"
         before = finished(folder)
-        # Every third kill happens during startup. The other kills wait for so few shards that work is left.
+        # Every third kill happens during startup. The others happen after a few more shards are finished, so
+        # that enough shards are left for the remaining kills.
         more = 0 if turn % 3 == 0 else rng.randint(1, max(1, shard_count // (kills + 1)))
         process = start(*arguments)
         wait_for(folder, len(before) + more, process)
@@ -64,7 +65,7 @@ def kill_and_go_on(arguments, folder, shard_count, kills, rng):
         process.communicate()
         assert process.returncode in (0, -signal.SIGKILL)
         now = finished(folder)
-        assert before.items() <= now.items(), "a finished shard was made again"
+        assert before.items() <= now.items(), "a finished shard was rewritten"
         if process.returncode == 0:
             shutil.rmtree(folder)
         else:
@@ -82,7 +83,7 @@ def assert_equal_jobs(folder, undisturbed):
         {re.sub("-[0-9a-f-]{36}.txn", "", str(path.relative_to(top))): path for path in top.rglob("*")}
         for top in (folder, undisturbed)
     )
-    assert sorted(files) == sorted(expected), "something was left behind"
+    assert sorted(files) == sorted(expected), "the folders have different files"
     for name in (name for name, path in expected.items() if path.stem.startswith("part-")):
         assert files[name].read_bytes() == expected[name].read_bytes()
 
@@ -133,7 +134,7 @@ def test_sigterm_leaves_whole_shards_only(tmp_path):
 
 @pytest.fixture
 def done(embed, tmp_path, put):
-    """Run a job of three shards to its end."""
+    """Return the output folder of a finished job of three shards. The folder "calm" is a copy of it."""
     put("in.jsonl", jsonl(*({"text": f"글 {row}" if row != 3 else None} for row in range(6))))
     embed("in.jsonl", shard_rows=2)
     shutil.copytree(tmp_path / "out", tmp_path / "calm")

@@ -1,4 +1,4 @@
-"""Files as other programs write them: encodings, dialects, compression, Arrow, partitions, mixed types."""
+"""Files of other programs, with their encodings, dialects, compression, partitions and mixed types."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def written(texts, kind):
 
 
 def assert_resumes(embed, folder, name, **options):
-    """A lost shard in the middle is made again from its position in the file."""
+    """Delete a shard in the middle, and check that the job rewrites only this shard."""
     before = output_of(folder)
     (folder / "part-00000002.parquet").unlink()
     assert embed(name, shard_rows=1, **options).shards_before == 3
@@ -169,7 +169,7 @@ def test_mostly_bad_rows_stop_before_anything_is_written(embed, tmp_path, put, t
 
 def test_too_many_bad_rows_are_no_success(embed, tmp_path):
     pq.write_table(pa.table({"text": ["a", None, None, "b", None, None, "c", "d"]}), tmp_path / "in.parquet")
-    embed("in.parquet", shard_rows=2)  # half is allowed
+    embed("in.parquet", shard_rows=2)  # the default allows half of the rows
     with pytest.raises(
         InputError,
         match=r"4 of 8 rows are bad, which is more than the maximum share of 0.4. in.parquet, row 1",
@@ -178,7 +178,7 @@ def test_too_many_bad_rows_are_no_success(embed, tmp_path):
     assert not (tmp_path / "out/_SUCCESS").exists()
     with pytest.raises(InputError, match="4 of 8 rows"):
         embed("in.parquet", "other", shard_rows=2, max_bad_share=0.3)
-    assert len(list((tmp_path / "other").glob("part-*"))) == 3  # it stops as soon as the share is certain
+    assert len(list((tmp_path / "other").glob("part-*"))) == 3  # the job stops as soon as there are too many
     assert len(errors_of(tmp_path / "other")) == 4
     summary = embed("in.parquet", "other", shard_rows=2, max_bad_share=0.5)
     assert (summary.rows, summary.bad_rows, summary.shards_before) == (4, 4, 3)

@@ -80,7 +80,7 @@ def compose():
 
 
 def commands():
-    """Yield the name of each deployment file and its arguments of `koe5-onnx serve`."""
+    """Yield the names of files that run `koe5-onnx serve`, each with its arguments."""
     for file in DOCKERFILES:
         yield file.name, re.findall(r'"([^"]+)"', re.search(r"^CMD (\[.*\])", file.read_text(), re.M)[1])
     yield "compose.yaml", yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["koe5"]["command"]

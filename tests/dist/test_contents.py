@@ -15,7 +15,7 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 if "KOE5_DIST" not in os.environ:
-    pytest.skip("KOE5_DIST names no folder of built packages. Run make dist", allow_module_level=True)
+    pytest.skip("KOE5_DIST is not set. Run make dist", allow_module_level=True)
 DIST = Path(os.environ["KOE5_DIST"])
 MACHINES = ("x86_64", "aarch64")
 """CPU architectures of the kernels' wheels."""

@@ -45,7 +45,7 @@ def test_every_package_has_a_license(rows):
 
 
 def test_the_runtime_and_the_server_need_no_package_under_the_gpl(rows):
-    """The MPL is allowed, because it applies only to its own files."""
+    """The MPL is allowed, because it does not apply to code that imports the package."""
     used = {name for name, row in rows.items() if {ALWAYS, "cpu", "serve"} & set(extras_of(row))}
     assert {"numpy", "onnxruntime", "uvicorn"} <= used
     assert not [name for name in used if re.search(r"\b[AL]?GPL", rows[name]["license"])]

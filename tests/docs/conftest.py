@@ -25,7 +25,7 @@ FILES = {
     "domain.txt": "계약은 당사자의 합의로 성립한다.\n소멸시효는 십 년이다.\nA contract needs consent.\n",
     "keys.txt": "# of the tests\nnot-a-secret\n",
 }
-"""Input files that the pages name. The pages create all other files."""
+"""Text files that the pages use as inputs."""
 _NOT_IN_KOE5S_REPOSITORY = {
     "modules.json",
     "sentence_bert_config.json",
@@ -60,7 +60,7 @@ class Place:
 def hub_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Yield environment variables of a simulated Hub, which has a small checkpoint under KoE5's name.
 
-    The checkpoint has only those files that KoE5's repository has.
+    The checkpoint lacks the settings files that KoE5's repository lacks.
     """
     pytest.importorskip("onnx")
     from koe5_export.seeded import Size, write_seeded_checkpoint
@@ -102,7 +102,7 @@ def places() -> dict[str, Place]:
 
 @pytest.fixture
 def place_of(places: dict[str, Place], environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory):
-    """Return a function that returns the folder of a page, with the artifact `koe5-int8` and input files."""
+    """Return a function from a page to the place where its blocks run, with an artifact and input files."""
 
     def of(page: str) -> Place:
         if page not in places:

@@ -1,4 +1,4 @@
-"""Every fenced block of the documentation runs, or states right before it why a part of it does not.
+"""Every Python, sh and console block of the documentation runs, or states why a part of it does not.
 
 A page runs from top to bottom: its blocks run in one folder, each Python block in a separate process. A
 block with `<!-- not run: REASON -->` is checked as far as possible.

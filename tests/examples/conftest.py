@@ -1,4 +1,4 @@
-"""Fixtures of the example tests: running examples, the artifact, a PostgreSQL server with pgvector."""
+"""Fixtures of the example tests, such as an artifact and a PostgreSQL server with pgvector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/examples/split_passages.py and hybrid_search.py, run in separate processes."""
+"""Tests of docs/examples/split_passages.py and docs/examples/hybrid_search.py."""
 
 from __future__ import annotations
 

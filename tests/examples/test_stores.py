@@ -1,4 +1,4 @@
-"""Every example of a vector store, compared with an exhaustive search in numpy."""
+"""The examples of vector stores, compared with an exhaustive search in numpy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pa = pytest.importorskip("pyarrow", reason="the examples read Parquet. Run pip i
 pq = pytest.importorskip("pyarrow.parquet")
 
 STORES = {"faiss": "faiss", "lancedb": "lancedb", "qdrant": "qdrant_client", "pgvector": "pgvector"}
-"""Library by example."""
+"""Import name of the library that each example requires, by the name of the example."""
 PASSAGES = {
     "seoul": "서울은 대한민국의 수도이며 가장 큰 도시이다.",
     "whale": "고래는 바다에 사는 포유류이다.",
@@ -43,7 +43,7 @@ _numbers = count()
 
 @pytest.fixture
 def store(example, tmp_path, request):
-    """Return the store of the example: a new folder, or the connection string of a new database."""
+    """Return a path for a new store, or the connection string of a new database."""
     if example != "pgvector":
         return tmp_path / "store"
     import psycopg
@@ -169,7 +169,7 @@ def test_a_corpus_without_contents(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def benchmark(autorag, embedder, tmp_path_factory):
-    """Return the AutoRAG benchmark, its page embeddings in a file, and all cosines: float32[114, 720]."""
+    """Return the AutoRAG benchmark, a file of its embedded pages, and the cosines of queries and pages."""
     pytest.importorskip("ir_measures", reason="computes retrieval metrics. Run pip install --group bench")
     from benchmarks.corpora import load
 
@@ -187,7 +187,7 @@ def figures(dataset, ranking):
 
 
 def test_korean_retrieval_equals_brute_force(example, ask, autorag, benchmark):
-    """The FAISS example embeds the 720 pages. The others read their embeddings, which saves time."""
+    """The FAISS example embeds the 720 pages. Other examples read the embeddings from a file to save time."""
     dataset, embedded, scores = benchmark
     pages = list(dataset.contents.passages)
     found = ask(

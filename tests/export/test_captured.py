@@ -1,6 +1,7 @@
 """CUDA graphs without a GPU: the packed graph, translated for the CPU, with fixed shapes and addresses.
 
-Only the capture is missing. Buckets, filler tokens, IO binding, the thread and the check of results are real.
+Nothing is captured. Buckets, filler tokens, IO binding, the thread and the check of results are those of the
+runtime.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Models related to KoE5, as seeded checkpoints with fewer layers, smaller dimensions and vocabularies."""
+"""Models related to KoE5.
+
+The tests use seeded checkpoints (random weights from a fixed seed) of the same architectures, with fewer
+layers, fewer dimensions and smaller vocabularies.
+"""
 
 import dataclasses
 import json

@@ -1,7 +1,7 @@
 """Downloads from Hub repositories with the file names of real models.
 
 The names were listed without access to the Hub, so some may be missing or outdated. The weights are small and
-seeded. Every file that must not be downloaded contains only a line of text.
+seeded. Files that must not be downloaded contain a line of text.
 """
 
 import hashlib

@@ -124,7 +124,7 @@ def test_an_encoder_that_optimum_does_not_support(seeded, tmp_path):
 
 
 def test_a_limit_above_the_positions_is_explained(seeded, tmp_path):
-    """Position ids of this model type start at pad_id + 1, but `COUNTING_TYPES` does not list the type."""
+    """MPNet's position ids start at pad_id + 1. The export cannot know this of the invented type "else"."""
     settings = {**WIDE, "max_position_embeddings": 66}
     folder = other_encoder("mpnet", settings, seeded, tmp_path / "checkpoint")
     opened = Checkpoint.open(folder, any_encoder=True)

@@ -56,7 +56,7 @@ def readers(number):
 
 
 def strengthen(weights):
-    """Scale up the weights of all layers. Otherwise, the outliers would hide how layers change the states."""
+    """Scale up weights of each layer. Otherwise, the outliers would hide how layers change the states."""
     for layer in range(SIZE.layers):
         for name in ("attention.output.dense", "output.dense"):
             weights[f"encoder.layer.{layer}.{name}.weight"] *= (2 * SIZE.layers) ** 0.5

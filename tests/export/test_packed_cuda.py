@@ -1,7 +1,7 @@
 """The packed fp16 graph for CUDA, tested without a GPU: structure, schema and numerical results.
 
 The graph runs in two ways: in onnx.reference with numpy operators (tests/packed_nodes.py), and in ONNX
-Runtime with the attention translated to standard operators (koe5_export/simulated.py).
+Runtime with operators that have CPU kernels (koe5_export/simulated.py).
 """
 
 import re

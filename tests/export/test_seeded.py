@@ -1,4 +1,4 @@
-"""Seeded checkpoints: invalid requests are rejected before anything is written."""
+"""Invalid requests for seeded checkpoints are rejected and leave no files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Settings files of a checkpoint: each has the same effect as in sentence-transformers, or is rejected.
 
-Every comparison is with SentenceTransformer(folder).encode, which the tests call directly.
+The expected embeddings are those of SentenceTransformer(folder).encode.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Tensor names that are accepted: exactly those that transformers loads.
+"""Tensor names that transformers loads are accepted, and others are rejected.
 
-`table` is the behavior of transformers 4.57.6 and 5.23.0. A checkpoint is rejected if these versions differ,
-or if they would give a tensor random values without an error.
+`table` is the behavior of transformers 4.57.6 and 5.23.0. A checkpoint is also rejected if these versions
+differ, or if they would give a tensor random values without an error.
 """
 
 import json

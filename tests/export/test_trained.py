@@ -1,4 +1,4 @@
-"""Artifacts of the trained all-MiniLM-L6-v2, compared with embeddings that only transformers computes."""
+"""Artifacts of the trained all-MiniLM-L6-v2, compared with embeddings that transformers computes."""
 
 import numpy as np
 import pytest

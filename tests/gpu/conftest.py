@@ -18,7 +18,7 @@ FOLDER = os.environ.get("STANDIN_ARTIFACTS")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip all tests if the simulated libraries are not loaded."""
+    """Skip the tests of this folder if there are no simulated libraries."""
     if FOLDER is None:
         reason = "requires the simulated CUDA libraries. Run make gpu"
         for item in items:

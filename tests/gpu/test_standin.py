@@ -256,7 +256,7 @@ def test_doctor(fp16, capsys):
 
 
 def test_the_inputs_of_a_batch_are_copied_to_the_gpu(fp16, seen):
-    """The copied bytes are those of the batch's arrays: per token, per slot, and per text."""
+    """The copied bytes are those of the batch's arrays."""
     artifact = Artifact.open(fp16)
     session = Session(artifact, EngineOptions(device="cuda"))
     ids = [np.arange(4, 4 + length, dtype=np.int32) for length in (7, 3)]

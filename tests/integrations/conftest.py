@@ -1,4 +1,4 @@
-"""Fixtures of the adapters' tests: the tiny artifact, embeddings, and no network access."""
+"""Fixtures of the adapters' tests: the tiny artifact, texts and their embeddings."""
 
 from __future__ import annotations
 

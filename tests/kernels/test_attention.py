@@ -113,7 +113,7 @@ def test_scores_that_grow_with_the_key(kernels_at: KernelsAtLevel, level: str) -
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("spread", [1e-30, 1e-3, 30.0, 1e4])
 def test_small_and_large_values(kernels_at: KernelsAtLevel, level: str, spread: float) -> None:
-    # At 1e4, scores differ by millions and one key gets all the weight. At 1e-30, all weights are equal.
+    # At 1e4, scores are about 1e8, and one key gets all the weight. At 1e-30, all weights are equal.
     lengths = [40, 3, 200]
     qkv = random_qkv(np.random.default_rng(2), sum(lengths), 2, 64, spread)
     q, scale = attend(kernels_at(level), qkv, lengths, 2)
@@ -130,13 +130,13 @@ def test_small_and_large_values(kernels_at: KernelsAtLevel, level: str, spread: 
 def assert_largest_key_wins(qkv: Array, lengths: Sequence[int], q: Array, scale: Array) -> None:
     expected = attention(qkv, lengths, 2)
     near = np.abs((q.astype(np.float64) - 128) * scale[:, None] - expected).max(axis=1) <= 0.52 * scale
-    # fp32 scores of millions have errors of a few units, so the wrong one of two similar keys may be largest.
+    # Scores of 1e8 have errors of several units in fp32, so the wrong one of two similar keys may be largest.
     assert near.mean() > 0.98
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_weights_are_exponentials(kernels_at: KernelsAtLevel, level: str) -> None:
-    # Each text has two tokens with the values 0 and 1, so its scale is the weight of the second key.
+    # Each text has two tokens with the values 0 and 1, so its scale x 127 is the weight of the second key.
     scores = np.linspace(-20, 0, 321)  # exact in bf16: steps of 1/16
     depth = 16
     rows = np.zeros((2 * len(scores), 3 * depth), dtype=np.float32)

@@ -183,7 +183,7 @@ def test_random_shapes(each_level: Any, seed: int) -> None:
 
 @pytest.mark.parametrize("times", [1e-4, 1e3, 1e5, 1e9])
 def test_gelu_of_small_and_large_values(each_level: Any, times: float) -> None:
-    # fp16 ends at 65,504, so values are stored divided by 256. Larger values must not become finite.
+    # fp16 ends at 65,504, so values are stored divided by 256. Values that overflow must not become finite.
     inputs = gelu_inputs(20, 64, 128)
     inputs["a_scale"] = inputs["a_scale"] * np.float32(times)
     inputs["factors"] /= inputs["factors"].max()  # values above 2e6 overflow after the rotation

@@ -1,4 +1,4 @@
-"""Packed weights in files that processes share: results are identical, and memory exists once."""
+"""Packed weights in files: results are identical to those without, and processes share the memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared by the runtime's tests: the tiny artifact, its golden embeddings, texts of a given length."""
+"""Fixtures for the tests of the runtime: tiny artifact, golden embeddings, texts of a given length."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def one_token_word(file: Path) -> str:
 def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs Python code, or "-m" and a module, in a process with koe5_onnx."""
     source = str(Path(koe5_onnx.__file__).resolve().parents[1])
-    # Importing onnxruntime here has set this variable. A new process must set it itself.
+    # `import_onnxruntime` has set this variable here. A new process must set it itself.
     inherited = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
 
     def run(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -97,7 +97,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 class Gate:
-    """Blocks `session.run`: lets batches pass one by one, or all after it is opened."""
+    """Blocks `session.run` until the test lets some batches pass (`let`) or all (`open`)."""
 
     def __init__(self, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
         self.batches: list[int] = []

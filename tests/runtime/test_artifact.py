@@ -1,4 +1,4 @@
-"""Opening an artifact, and an error for every kind of damage."""
+"""An artifact can be opened, and every kind of damage raises an error."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from koe5_onnx import Artifact, ArtifactError, Manifest
 from koe5_onnx.artifact import GRAPH, MANIFEST, TOKENIZER, WEIGHTS, describe_file
 
 MISSING = object()
-"""Placeholder for a value: remove the field."""
+"""Value with which `change` removes a field."""
 
 
 def change(folder: Path, path: str, value: object) -> None:
-    """Set the manifest's field at `path`, such as "contract/dim". MISSING removes it."""
+    """Set the manifest's field at `path`, such as "contract/dim"."""
     *parents, name = path.split("/")
     with edited(folder / MANIFEST) as manifest:
         owner = _at(manifest, parents)

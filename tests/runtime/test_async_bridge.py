@@ -1,4 +1,4 @@
-"""Results from threads to event loops: delivered together, also if callers were canceled or loops closed."""
+"""Results of other threads reach their event loop, even if another future was canceled or a loop closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AsyncEmbedder: results, and concurrent calls that share batches but not errors."""
+"""AsyncEmbedder returns the results of Embedder, and concurrent calls share batches but not errors."""
 
 from __future__ import annotations
 
@@ -102,9 +102,8 @@ def test_a_query_does_not_wait_for_the_texts_that_were_there_before(artifact_pat
             await gate.until_one_began()
             query = asyncio.create_task(asynchronous.encode_queries(["서울"]))
             await settled()
-            gate.let(
-                3
-            )  # the running batch, another one if a call was tokenized before the query, the query's
+            # The running batch, at most one batch of a call that was tokenized first, and the query's batch.
+            gate.let(3)
             await query
             batches = len(gate.batches)
             for call in calls:
@@ -208,7 +207,7 @@ def test_an_error_is_its_own_callers(artifact_path, text_of, gate_of):
         errors, found = asyncio.run(embed())
     kinds = [TextTooLongError, TextTooLongError, InputError, InputError, InputError, TypeError]
     assert [type(error) for error in errors] == kinds
-    assert sum(gate.batches) == 10, "a text of a call that failed ran"
+    assert sum(gate.batches) == 10, "texts of a failed call were embedded"
     for one in found:
         np.testing.assert_array_equal(one, expected)
 

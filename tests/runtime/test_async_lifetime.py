@@ -1,4 +1,4 @@
-"""How calls of an AsyncEmbedder end: canceled, closed, or with their loop, process or parent."""
+"""Calls of an AsyncEmbedder that end by cancellation, by close, or with their event loop or process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from koe5_onnx import AsyncEmbedder, Embedder, ProviderError
 
 @pytest.fixture
 def new_threads():
-    """Return the runtime's threads that this test started and that are still alive."""
+    """Return a function that returns the threads of koe5-onnx that started in this test and are alive."""
     before = set(threading.enumerate())
     return lambda: [one for one in set(threading.enumerate()) - before if one.name.startswith("koe5-")]
 
@@ -121,7 +121,7 @@ def test_one_that_is_dropped_unclosed_leaves_nothing_behind(artifact_path, new_t
         if session() is None and not new_threads():
             return
         time.sleep(0.01)
-    raise AssertionError(f"still running: {session()}, {new_threads()}")
+    raise AssertionError(f"still alive: {session()}, {new_threads()}")
 
 
 def test_an_idle_or_a_busy_one_does_not_hold_up_the_end_of_the_process(run_python, artifact_path):

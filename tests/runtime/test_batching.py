@@ -116,7 +116,7 @@ def test_token_offsets_by_hand():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_token_offsets_put_each_token_where_padding_would(seed):
-    """Packed tokens written to these slots equal the layout of `pad`; the other slots are padding."""
+    """Packed tokens written to these offsets equal the result of `pad`. The other slots are padding."""
     lengths, _ = random_lengths(seed)
     lengths = np.minimum(lengths[:20], 300) if len(lengths) else np.array([7], np.int32)
     ids = [np.arange(1, length + 1, dtype=np.int32) + 1000 * row for row, length in enumerate(lengths)]
@@ -133,7 +133,7 @@ def test_token_offsets_put_each_token_where_padding_would(seed):
 
 
 def test_positions_of_packed_texts():
-    """RoBERTa's position ids start at 1, with 0 for a literal pad token; those of others start at 0."""
+    """RoBERTa's position ids start at 1, with 0 for a literal pad token; those of other models start at 0."""
     ids = [np.array([0, 7, 1, 8, 2], np.int32), np.array([0, 2], np.int32), np.array([1], np.int32)]
     batch = Batch(np.array([0, 2, 1]), 0)
     counted = pack_cuda(ids, batch, 1, counts_from_pad=True)

@@ -11,7 +11,7 @@ from koe5_onnx import HubError, InputError, __version__, cli
 
 @pytest.fixture
 def run_verb(monkeypatch):
-    """Run main with a subcommand that the test defines."""
+    """Return a function that runs `main` with a subcommand that the test defines."""
 
     def run(action) -> int:
         monkeypatch.setattr(cli, "parse", lambda argv: argparse.Namespace(run=lambda args: action()))
@@ -48,7 +48,7 @@ def test_a_fault_of_the_program_is_not_hidden(run_verb):
 
 
 def test_warnings_of_others_keep_their_format(run_python):
-    """Runs in a separate process, because pytest replaces warnings.showwarning."""
+    """The command runs in a separate process, because pytest replaces warnings.showwarning."""
     code = """
 import argparse, warnings
 from koe5_onnx import TruncationWarning, cli
@@ -91,7 +91,7 @@ def test_as_a_command(run_python, artifact_path, tmp_path):
 
 
 def test_a_reader_that_closes_the_pipe(run_python):
-    """As in `koe5-onnx doctor | head -0`: no traceback."""
+    """The command prints no traceback, as in `koe5-onnx doctor | head -0`."""
     code = """
 import os, subprocess, sys
 reader, writer = os.pipe()

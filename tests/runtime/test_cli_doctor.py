@@ -1,4 +1,4 @@
-"""koe5-onnx doctor: no problems on a working installation, and each problem is found."""
+"""koe5-onnx doctor reports no problem in a working installation, and finds each kind of problem."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_no_onnxruntime(capsys, monkeypatch):
 
 
 class StubRuntime(SimpleNamespace):
-    """A fake onnxruntime whose CUDA wheel lacks a library."""
+    """Fake onnxruntime whose CUDA provider does not load, or opens the providers `loads_instead`."""
 
     def __init__(self, loads_instead: list[str] | None) -> None:
         super().__init__(loads_instead=loads_instead, __file__="nowhere/__init__.py")

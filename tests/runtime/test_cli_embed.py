@@ -1,4 +1,4 @@
-"""koe5-onnx embed: inputs, outputs, and no output file after an error."""
+"""koe5-onnx embed reads all inputs, writes all outputs, and leaves no output file after an error."""
 
 from __future__ import annotations
 

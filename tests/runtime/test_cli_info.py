@@ -1,4 +1,4 @@
-"""koe5-onnx info: the manifest as text and as a page, including manifests from other writers."""
+"""koe5-onnx info shows the manifest as text and as a page, including manifests of other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CUDA without a GPU: answers from a mocked driver, and messages about missing parts."""
+"""CUDA on a machine without a GPU, with a mocked driver, and messages about missing parts."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ class SmallMemory:
 
 @pytest.fixture
 def texts(text_of):
-    # Different texts, because equal ones are computed once.
+    # Different texts, because equal ones are embedded once.
     return [f"{number:03} {text_of(number % 8 * 8)}" for number in range(64)]
 
 
@@ -301,7 +301,7 @@ def test_another_error_stays_what_it_is(artifact_path):
 
 @pytest.mark.parametrize("graph", ["auto", "packed"])
 def test_graphs_are_captured_of_the_packed_graph(artifact_path, one_gpu, graph):
-    """This artifact has no packed graph for CUDA, and its padded graph is not captured instead."""
+    """The tiny artifact has no packed graph for CUDA, and its padded graph is not captured instead."""
     with pytest.raises(ProviderError, match=r"the packed graph cannot run: .*no packed graph for CUDA"):
         Embedder.open(artifact_path, device="cuda", graph=graph, cuda_graphs=True)
 

@@ -1,4 +1,4 @@
-"""Shortened embeddings: allowed dimensions, values, and identical bits from every call."""
+"""Shortened embeddings have only allowed dimensions, and the same bits from every call."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def short(folder):
 def test_the_first_components_at_unit_length(short, dim):
     found = short.encode(TEXTS, "query", dim=dim)
     assert (found.shape, found.dtype) == ((len(TEXTS), dim), np.float32)
-    assert found.base is None, "the full width is kept in memory"
+    assert found.base is None, "the full embeddings are kept in memory"
     np.testing.assert_allclose(found, cut(short.encode(TEXTS, "query"), dim), atol=SIMILARITY_ATOL, rtol=0)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=UNIT_LENGTH_ATOL)
     assert np.abs(np.linalg.norm(short.encode(TEXTS, "query")[:, :dim], axis=1) - 1).min() > 0.05

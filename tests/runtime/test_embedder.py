@@ -1,4 +1,4 @@
-"""The public API: correct embeddings in the caller's order, independent of the other texts."""
+"""The public API returns correct embeddings in the caller's order, independent of the other texts."""
 
 from __future__ import annotations
 
@@ -296,7 +296,9 @@ def test_a_generator_is_read_in_windows(embedder, small_windows):
     seen = []
     rows = embedder.encode(texts(), on_progress=lambda done, total: seen.append((done, total, len(read))))
     assert rows.shape == (5, embedder.dim)
-    assert [count for _done, _total, count in seen] == [2, 4, 5], "a window is read after the one before"
+    assert [count for _done, _total, count in seen] == [2, 4, 5], (
+        "a window is read before the previous one is done"
+    )
     assert [done for done, _total, _count in seen] == sorted(done for done, _total, _count in seen)
     assert embedder.encode(iter([])).shape == (0, embedder.dim)
 
@@ -332,7 +334,9 @@ def test_pickle_opens_the_artifact_again(embedder, artifact_path):
             assert copied is not embedder
             assert copied.session.threads == 1
             np.testing.assert_array_equal(copied.encode(TEXTS), expected)
-    assert pickle.dumps(embedder) == pickle.dumps(embedder), "datasets names its cache files by these bytes"
+    assert pickle.dumps(embedder) == pickle.dumps(embedder), (
+        "the package datasets hashes these bytes to name cache files"
+    )
 
 
 def test_an_asynchronous_one_and_an_adapter_are_pickled(embedder, artifact_path):
@@ -379,7 +383,7 @@ def test_one_that_was_not_opened_by_path(embedder):
 
 @pytest.fixture
 def linked_artifact(artifact_path, tmp_path):
-    """An artifact of links to files in one other folder, as in the Hub's cache and in ConfigMaps."""
+    """Return an artifact whose files are links into one folder, as in the Hub's cache and in ConfigMaps."""
     artifact, blobs = tmp_path / "artifact", tmp_path / "blobs"
     artifact.mkdir()
     blobs.mkdir()
@@ -402,7 +406,7 @@ def test_files_that_are_links_to_one_folder(linked_artifact, graph):
 
 @pytest.mark.skipif(ONNXRUNTIME < (1, 24), reason="this ONNX Runtime reads weights from any folder")
 def test_files_that_are_links_to_different_folders(linked_artifact, graph, tmp_path):
-    """Links of DVC and git-annex lead to a folder for each file."""
+    """With DVC and git-annex, the target of each link is in a different folder."""
     with Embedder.open(linked_artifact, threads=1, graph=graph) as embedder:
         file = linked_artifact / embedder.session.graph.file.name
     (tmp_path / "other").mkdir()
@@ -422,7 +426,7 @@ def averaging(artifact_path):
 
 @pytest.fixture
 def long(embedder):
-    """A text of some thousand tokens with its prompt, and its parts of 512 tokens."""
+    """Return a text of several thousand tokens, and the ids of its parts of 512 tokens."""
     text = "서울은 대한민국의 수도이다. " * 200
     first, closing = embedder.tokenize(["a"]).ids[0][[0, -1]]
     body = [piece.id for piece in embedder.pieces(text, "passage") if not piece.special]

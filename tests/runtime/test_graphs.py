@@ -28,7 +28,7 @@ def packed(padded):
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """Fake the kernels' distribution; `reason` says why it cannot run."""
+    """Replace `koe5_onnx_kernels` with a module that cannot run if its attribute `reason` is set."""
     module = ModuleType("koe5_onnx_kernels")
     module.reason = None
     module.unavailable = lambda: module.reason

@@ -1,4 +1,4 @@
-"""Artifacts from the Hub: huggingface_hub's own client with a minimal Hub on the loopback interface."""
+"""huggingface_hub's own client downloads artifacts from a minimal Hub on the loopback interface."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def hub(artifact_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def open_from(run_python, tmp_path: Path) -> Callable[..., str]:
-    """Open a Hub id in a separate process, because the client reads its settings when it is imported."""
+    """Return a function that opens a Hub id in a separate process and returns its output.
+
+    The client reads its settings when it is imported.
+    """
 
     def run(endpoint: str, name: str = REPOSITORY, revision: str = "", offline: bool = False) -> str:
         done: subprocess.CompletedProcess[str] = run_python(

@@ -116,7 +116,7 @@ WHOLE = ("unigram across words", "unigram with phrases", "stripped", "byte-level
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request, tmp_path_factory):
-    """Return the name of a tokenizer, and the tokenizer without truncation and with both kinds of it."""
+    """Return a name, the library's tokenizer without truncation, and ours without and with `keep_rest`."""
     file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     rust = KINDS[request.param]()
     rust.no_truncation()

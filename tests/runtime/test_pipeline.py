@@ -76,7 +76,7 @@ def test_an_overflow_error_in_a_late_window_too(artifact_path, texts, text_of, s
 
 
 def test_the_next_window_is_tokenized_while_one_is_used():
-    """It is at most one window ahead, and in order."""
+    """Tokenization is at most one window ahead, and in order."""
     started = []
     second = threading.Event()
 
@@ -95,7 +95,7 @@ def test_the_next_window_is_tokenized_while_one_is_used():
 
 
 def test_the_windows_may_be_closed_in_the_background_thread():
-    """The garbage collector runs in any thread, also on windows that a failed call did not use up."""
+    """The garbage collector, which runs in any thread, closes windows that a failed call did not use."""
     is_suspended = threading.Event()
     closed = queue.Queue()
 

@@ -1,4 +1,4 @@
-"""The runner's threads: shared batches, short and long jobs, cancellation, failure, closing."""
+"""Tests of the runner's threads: shared batches, short and long jobs, cancellation, failure, closing."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_short_text_runs_with_a_long_one(fake, runner):
     assert bulk.wait() == [None]
 
 
-@pytest.mark.parametrize("second", [30, 512], ids=["short beside short", "long beside long"])
+@pytest.mark.parametrize("second", [30, 512], ids=["two short", "two long"])
 def test_else_one_batch_runs_at_a_time(fake, runner, second):
     first, other = Asked(30 if second == 30 else 512), Asked(second)
     runner.submit(first.job)

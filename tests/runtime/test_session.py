@@ -77,7 +77,7 @@ embedder = Embedder.open(sys.argv[1], threads=int(sys.argv[2]))
 expected = embedder.encode(texts).tobytes()
 child = os.fork()
 if child == 0:
-    # A hang here would be the fault; the alarm turns it into a failure.
+    # If the child hangs, the alarm ends it and the test fails.
     import signal
     signal.alarm(30)
     if sys.argv[3] == "closes it":
@@ -86,7 +86,7 @@ if child == 0:
         own = embedder if sys.argv[3] == "uses it" else Embedder.open(sys.argv[1], threads=int(sys.argv[2]))
         if own.encode(texts).tobytes() != expected:
             sys.exit("other embeddings in the child")
-    # Not os._exit: what the interpreter frees on its way out must not hang either.
+    # Not os._exit, because the cleanup of the interpreter must not hang either.
     sys.exit(0)
 status = os.waitpid(child, 0)[1]
 assert embedder.encode(texts).tobytes() == expected

@@ -1,4 +1,4 @@
-"""Packed weights shared between processes: equal embeddings, one copy, and no accumulation of folders."""
+"""Processes that share packed weights get equal embeddings, use one copy, and remove unused folders."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 @pytest.fixture
 def layout(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Fake the kernels' distribution, with `version` as its layout."""
+    """Replace `koe5_onnx_kernels` with a module whose attribute `version` is the layout of packed weights."""
     module = ModuleType("koe5_onnx_kernels")
     module.version = 7
     module.packed_layout = lambda: module.version
@@ -135,9 +135,8 @@ def test_a_read_only_folder(artifact_path: Path, cache: Path) -> None:
     (folder,) = weight_folders().iterdir()
     folder.chmod(0o500)
     try:
-        assert (
-            embeddings(artifact_path, share_weights=True).tobytes() == expected.tobytes()
-        )  # complete and in use
+        # All files exist, so nothing is written.
+        assert embeddings(artifact_path, share_weights=True).tobytes() == expected.tobytes()
         folder.chmod(0o700)
         next(folder.iterdir()).unlink()
         folder.chmod(0o500)

@@ -1,4 +1,4 @@
-"""Token counts at every boundary, all of Unicode, and no use of the file's own padding or truncation."""
+"""Token counts around the limit and all of Unicode; padding and truncation in tokenizer.json are ignored."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def tokenizer(file):
 
 @pytest.fixture(scope="module")
 def plain(file):
-    """Return the library's own tokenizer without truncation and padding, which gives the expected ids."""
+    """Return the tokenizer of the library tokenizers, which gives the expected ids of a whole text."""
     rust = tokenizers.Tokenizer.from_file(str(file))
     rust.no_padding()
     rust.no_truncation()

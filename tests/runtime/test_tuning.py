@@ -45,7 +45,7 @@ def test_nothing_is_measured_unasked(artifact, cache):
     [("amx", "packed_cpu", 2048), ("amx", "padded", 512), ("vnni", "packed_cpu", 512)],
 )
 def test_the_default_batch_depends_on_the_kernels(artifact, monkeypatch, level, layout, offline):
-    """A queue with texts of several callers keeps small batches unless an option or `tune` differs."""
+    """A queue with texts of several callers uses small batches unless an option or `tune` sets the size."""
     graph = Graph(artifact.graph, None, "", layout)
     monkeypatch.setattr("koe5_onnx.engine.tuning.choose", lambda *_: graph)
     monkeypatch.setattr("koe5_onnx.engine.tuning.kernels_level", lambda: level)
@@ -56,7 +56,8 @@ def test_the_default_batch_depends_on_the_kernels(artifact, monkeypatch, level, 
 
 
 def test_what_is_found_is_used(artifact, clock):
-    # Two threads with budgets of 256 to 4096, then one thread; the second to last is the fastest.
+    # First one batch with two threads and budgets of 256 to 4096, then two batches with one thread each. The
+    # second to last measurement is the fastest.
     clock([5.0, 4.0, 2.0, 4.0, 5.0, 5.0, 4.0, 3.0, 1.0, 5.0])
     profile = tune(artifact, PADDED, rounds=1)
     assert profile.best == Arrangement(2, 1, 2048)

@@ -90,7 +90,7 @@ def test_a_part_of_tokens_is_theirs(artifact_path):
 
 
 def test_ids_that_another_version_changed_are_refused(artifact_copy):
-    """Simulates another version of tokenizers, which returns other ids than the export."""
+    """The changed manifest simulates another version of tokenizers, which returns different ids."""
     manifest = Manifest.from_json((artifact_copy / MANIFEST).read_text(encoding="utf-8"))
     assert len(manifest.tokenizer_probes) > 30
     assert unicodedata.normalize("NFD", "한글 각") in manifest.tokenizer_probes

@@ -1,4 +1,4 @@
-"""Servers for the tests, in a thread of this process, with settings chosen by the test."""
+"""Fixtures that run servers in a thread of this process, with settings that the test chooses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def artifact() -> Path:
 @pytest.fixture(scope="session")
 def offline() -> Iterator[Embedder]:
     with Embedder.open(ARTIFACT, threads=1) as opened:
-        with pytest.warns(TruncationWarning):  # it warns only once
+        with pytest.warns(TruncationWarning):  # an Embedder warns only once
             opened.encode(["가 " * 600])
         yield opened
 
@@ -54,7 +54,7 @@ def running(app: object, settings: Settings) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def serving() -> Serving:
-    """Return a context manager that serves the tiny artifact, or another, with the given settings."""
+    """Return a context manager that serves the tiny artifact, or another one, with the given settings."""
 
     @contextlib.contextmanager
     def start(artifact: Path = ARTIFACT, **settings: object) -> Iterator[httpx.Client]:

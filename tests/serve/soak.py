@@ -128,7 +128,7 @@ async def _request(session, offline, report, chance):
         async with session.post("/v1/embeddings", data=chance.choice(MALFORMED), headers=_JSON) as answer:
             report.statuses[str(answer.status)] += 1
             if answer.status != 400:
-                report.faults.append(f"malformed, and {answer.status}: {await answer.text()}")
+                report.faults.append(f"a malformed request got {answer.status}: {await answer.text()}")
     else:
         await _embed(session, offline, report, chance)
 

@@ -1,4 +1,4 @@
-"""Requests as clients, browsers and proxies send them: HEAD, CORS, slashes, prefixes, keys."""
+"""Requests as clients, browsers and proxies send them, with HEAD, CORS, extra slashes, prefixes and keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shortened embeddings over HTTP: the same bits as in Python, in both APIs, and rejected requests."""
+"""Shortened embeddings over HTTP have the same bits as in Python, and other dimensions are rejected."""
 
 from __future__ import annotations
 

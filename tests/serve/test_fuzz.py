@@ -1,4 +1,7 @@
-"""Requests generated from the OpenAPI description, valid or not: no 5xx, and only described answers."""
+"""Valid and invalid requests, generated from the server's OpenAPI description.
+
+No response has a status of 5xx, and the description covers every response.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Fields without an effect: reported in headers, the log line and metrics; rejected with --strict."""
+"""What the server reports in headers, the log line and metrics.
+
+This includes fields without an effect (rejected with --strict), truncated and repeated texts, and doubled
+prompts.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,7 @@ def test_fields_without_an_effect_are_named(serving, log, route):
         assert answer.status_code == 200, answer.text
         assert answer.headers["x-ignored-fields"] == "task, ?, a??b, c??d:?e"
         assert "koe5_ignored_fields_total 4.0" in client.get("/metrics").text
-        logged = log()  # complete: the response with the metrics came after this line was written
+        logged = log()  # the server wrote this line before it sent the metrics
         plain = client.post(route, json=ROUTES[route] | {"nothing": None})
     assert (logged["ignored_fields"], logged["user_agent"]) == ("task, ?, a??b, c??d:?e", "reader/1.0")
     assert "x-ignored-fields" not in plain.headers
@@ -61,7 +65,7 @@ def test_a_field_that_is_null_is_one_that_is_not_sent(client, route):
 
 @pytest.mark.parametrize("route", ["/", "/embed", "/similarity", "/tokenize"])
 def test_fields_may_be_nested_in_parameters(client, route):
-    """Clients of Hugging Face's inference API nest them."""
+    """Clients of Hugging Face's inference API nest the fields."""
     body = ROUTES.get(route, ROUTES["/embed"])
     fields = {"prompt_name": "query", "truncate": True, "max_new_tokens": 5}
     if route == "/tokenize":

@@ -1,4 +1,4 @@
-"""OpenAI's API: the unmodified official and LangChain clients, and errors for invalid requests."""
+"""The official OpenAI client and others work unmodified, and invalid requests get OpenAI's errors."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_langchain(client, offline):
 
 
 def test_azures_client(serving, offline):
-    """It puts the model into the path, has no "/v1", and sends its key as api-key."""
+    """Azure's client puts the model into the path, omits "/v1", and sends its key in the header api-key."""
     openai = pytest.importorskip("openai")
     keys = (hashlib.sha256(b"key").hexdigest(),)
     with (
@@ -253,7 +253,7 @@ WRONG = {
     "an empty row of ids": ({"input": [[]]}, "input", "begin with"),
     "ids with a prompt": ({"input": [0, 5, 2], "input_type": "query"}, "input", "no prompt"),
     "too many": ({"input": ["a"] * 2049}, "input", "2,049 texts: expected at most 2,048"),
-    "a prompt that is none": ({"input": "a", "input_type": "title"}, "input_type", "none, passage, query"),
+    "an unknown prompt name": ({"input": "a", "input_type": "title"}, "input_type", "none, passage, query"),
     "two prompts": ({"input": "a", "input_type": "query", "prompt_name": "passage"}, "prompt_name", "differ"),
     "a format": ({"input": "a", "encoding_format": "int4"}, "encoding_format", "encoding_format is invalid"),
     "a dtype": ({"input": "a", "output_dtype": "uint8"}, "output_dtype", "output_dtype is invalid"),

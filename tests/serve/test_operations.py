@@ -1,4 +1,4 @@
-"""The server as a process: readiness, graceful shutdown, metrics, workers."""
+"""Tests of the server in its own process: startup, graceful shutdown, metrics, workers, options, traces."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ARTIFACT = Path(__file__).resolve().parents[1] / "data" / "tiny-int8"
 
 @contextmanager
 def process(*arguments, artifact=ARTIFACT, **environment):
-    """Run the command in a separate process, and yield a client after the address was logged."""
+    """Run the server in a separate process. Yield the process, a client, and the lines of the log."""
     source = str(Path(koe5_onnx.__file__).resolve().parents[1])
     command = [sys.executable, "-m", "koe5_onnx.cli", "serve", str(artifact), "--port", "0", *arguments]
     with subprocess.Popen(
@@ -136,7 +136,7 @@ def test_what_is_for_a_gpu_reaches_the_embedder(monkeypatch):
 
     def opened(_artifact, options):
         told.append(options)
-        raise InputError("that was all")
+        raise InputError("stopped by the test")
 
     monkeypatch.setattr(Embedder, "open", opened)
     options = ("--device", "cuda:1", "--gpu-mem-limit", "9000000000", "--cuda-graphs")

@@ -1,4 +1,4 @@
-"""Limits on a connection: size and time of its headers, and answers that are not read."""
+"""Limits on the headers and the time of a connection, unread responses, and offers to upgrade."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def is_closed(opened):
 
 
 def send_all_of(opened, parts):
-    """Send until the server stops reading, and return the number of bytes sent."""
+    """Send the parts until the server closes the connection, and return the number of bytes sent."""
     sent = 0
     try:
         for part in parts:
@@ -137,7 +137,7 @@ def test_an_answer_that_is_not_read(serving):
         wait_for(client, "koe5_requests_in_work 1.0")
         wait_for(client, 'koe5_request_seconds_count{route="/tokenize",status="200"} 1.0')
         assert "koe5_requests_in_work 0.0" in client.get("/metrics").text
-        # The answer was not complete.
+        # The server closes the connection without sending the rest.
         assert is_closed(opened)
 
 

@@ -1,4 +1,4 @@
-"""How the server reports the runner's rejections and failures."""
+"""Tests of the queue and the cache of the server, and of its reports of rejections and failures."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_large_request_is_served_in_pieces(offline, monkeypatch):
 
 
 def computed(requests, monkeypatch):
-    """Return a list to which the numbers of texts of each submitted job are added."""
+    """Return a list that gets the number of texts of each submitted job."""
     submit, numbers = requests.runner.submit, []
     monkeypatch.setattr(requests.runner, "submit", lambda job: (numbers.append(len(job.ids)), submit(job)))
     return numbers
@@ -98,7 +98,7 @@ def test_equal_texts_of_a_request_are_computed_once(offline, monkeypatch):
 
 
 def test_a_cached_embedding_is_the_same_bit_for_bit(offline, monkeypatch):
-    """A cached embedding equals a new one, whatever other texts were in either batch."""
+    """A cached embedding equals a new one, even if the other texts of their batches differ."""
     requests, without = requests_to(offline, cache_entries=100), requests_to(offline)
     numbers = computed(requests, monkeypatch)
     texts = [f"{number} " + "서울의 밤 " * (number % 40) for number in range(60)]

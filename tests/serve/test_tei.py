@@ -1,4 +1,4 @@
-"""TEI's API: requests from its documentation, the format of its errors, and /info."""
+"""Requests from TEI's documentation, errors in TEI's format, and /info."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_embed(client, offline, inputs):
 
 @pytest.fixture
 def hub_online(monkeypatch):
-    """Let huggingface_hub contact loopback."""
+    """Let huggingface_hub connect to the server on this machine."""
     from huggingface_hub import utils
 
     # Before huggingface_hub 1.0, a session created offline stays offline.
@@ -44,7 +44,7 @@ def test_the_hubs_client_knows_the_address_only(client, offline, normalize):
 
 @pytest.mark.usefixtures("hub_online")
 def test_haystack(client, offline):
-    """It sends `normalize: false` unless told otherwise, and puts the prompt in front itself."""
+    """Haystack sends `normalize: false` by default, and adds the prompt itself."""
     embedders = pytest.importorskip(
         "haystack_integrations.components.embedders.huggingface_api", reason="Run make integrations"
     )

@@ -87,7 +87,7 @@ def embed(checkpoint, tmp_path_factory) -> Embed:
 
 @contextmanager
 def _opened(artifact: Artifact, graph: str) -> Iterator[Embedder]:
-    """Yield an Embedder. Artifacts for GPUs run on the CPU, as they do during export."""
+    """Yield an Embedder. Artifacts for GPUs run on the CPU, as in an export without a GPU."""
     target = artifact.manifest.target
     if "cpu" in target.devices:
         with Embedder.open(artifact.path, graph=graph) as embedder:

@@ -1,4 +1,4 @@
-"""The checkpoint's tokenizer equals XLM-R's own, and behaves the same in every library that reads it."""
+"""The checkpoint's tokenizer equals XLM-R's own, and returns the same ids in transformers."""
 
 import json
 import random

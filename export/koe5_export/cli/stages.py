@@ -36,7 +36,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 class Lines:
-    """Progress as lines of text: when a stage starts, every 20 seconds while it runs, and when it ends.
+    """Progress as lines of text: when a stage starts, about every 20 seconds, and when the stage ends.
 
     Args:
         clock: Function that returns a monotonic time in seconds.
@@ -48,7 +48,7 @@ class Lines:
         self._running = ""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Write a line if the stage starts or ends, or 20 seconds have passed."""
+        """Write a line if the stage starts or ends, or 20 seconds have passed since the last line."""
         words, unit = _STAGES[stage]
         now = self._clock()
         if stage != self._running:

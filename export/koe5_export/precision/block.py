@@ -39,8 +39,7 @@ class Block(Precision):
         bits: 8 or 4.
         block: Rows per block, a power of two from 16 to 256. If it does not divide the number of inputs of a
             linear layer, that layer gets shorter blocks.
-        strength: Strength of channel smoothing. It is lower than for int8, because outliers affect only one
-            block.
+        strength: Strength of channel smoothing, the same for the inputs of all linear layers.
         gate: Bounds of the certificates.
     """
 

@@ -61,12 +61,12 @@ class Precision(ABC):
         """
 
     def is_exception(self, rounded: Rounded) -> bool:
-        """Return True if a weight has smaller blocks, and thus more scales, than others in this precision."""
+        """Return True if a weight is quantized in smaller blocks than this precision normally uses."""
         del rounded
         return False
 
     def positions(self, g: GraphWriter, table: Array, ids: str) -> str:
-        """Add the position table, float32[rows, hidden], and a lookup of position ids as in `table`."""
+        """Add the position table, float32[rows, hidden], and a lookup of the position ids `ids` in it."""
         return g.node("Gather", [g.constant("positions.weight", table), ids], "positions")
 
     @abstractmethod

@@ -178,8 +178,8 @@ def provider_options(number: int, gpu_mem_limit: int | None) -> dict[str, str]:
     """
     options = {
         "device_id": str(number),
-        # The first batch is the largest, so its memory is enough for the later ones. The default strategy
-        # doubles the arena, which can take twice as much memory.
+        # The first batches are the largest, so their memory is enough for most later ones. The default
+        # strategy doubles the arena, which can take twice as much memory.
         "arena_extend_strategy": "kSameAsRequested",
         # fp16 artifacts are scaled and measured for layer norms that sum in fp32.
         "enable_skip_layer_norm_strict_mode": "1",

@@ -1,4 +1,4 @@
-// libcublas.so.13: counts products without computing them.
+// libcublas.so.13: counts products and other calls without computing them.
 #include "standin.h"
 
 using namespace standin;

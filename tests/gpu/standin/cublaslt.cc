@@ -39,7 +39,7 @@ NOTHING(cublasLtMatrixTransformDescDestroy)
 NOTHING(cublasLtMatmulAlgoConfigSetAttribute)
 NOTHING(cublasLtMatmulAlgoInit)
 
-// One result of 96 bytes: an algorithm, its workspace, and a status of 0.
+// Returns one result of 96 zero bytes, which include the status "success".
 // Source: https://docs.nvidia.com/cuda/archive/13.0.0/cublas/#cublasltmatmulheuristicresult-t
 int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int, void* results, int* found) {
   std::memset(results, 0, 96);

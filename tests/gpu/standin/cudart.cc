@@ -1,4 +1,4 @@
-// libcudart.so.13: the functions for memory, streams, captures and launches that ONNX Runtime's CUDA provider calls.
+// libcudart.so.13: functions that ONNX Runtime's CUDA provider calls.
 #include <cstdlib>
 #include <cstring>
 
@@ -182,7 +182,7 @@ int cudaDriverGetVersion(int* version) {
 }
 int cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
 
-// Offsets of cudaDeviceProp in CUDA 13, and the values of an H100.
+// Offsets of cudaDeviceProp in CUDA 13, and values of an H100.
 // Source: https://docs.nvidia.com/cuda/archive/13.0.0/cuda-runtime-api/structcudaDeviceProp.html
 int cudaGetDeviceProperties(void* properties, int) {
   std::memset(properties, 0, 1008);
@@ -293,7 +293,7 @@ int cudaMemsetAsync(void* at, int value, size_t bytes, void* stream) {
   on_stream(stream, [=] { std::memset(at, value, bytes); });
   return kSuccess;
 }
-// cudaPointerAttributes: kind at 0 (0 unregistered, 1 host, 2 device), GPU at 4, its two addresses at 8 and 16.
+// cudaPointerAttributes: kind at 0 (0 unregistered, 1 host, 2 device), GPU at 4, addresses of device and host at 8, 16.
 int cudaPointerGetAttributes(void* attributes, const void* at) {
   const std::lock_guard lock(state().mutex);
   const bool on_device = inside(state().device, at, 1), is_locked = inside(state().locked, at, 1);

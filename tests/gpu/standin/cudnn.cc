@@ -1,4 +1,4 @@
-// libcudnn.so.9: can be loaded, but supports only reductions. ONNX Runtime uses its own kernels instead.
+// libcudnn.so.9: counts reductions without computing them. Supports no graphs, so that ONNX Runtime uses its kernels.
 #include <cstddef>
 
 #include "standin.h"

@@ -1,4 +1,4 @@
-// libcuda.so.1: GPUs, page-locked memory, and the state that all simulated libraries share.
+// libcuda.so.1: GPUs, kernels loaded from images, and the state that the simulated libraries share.
 #include <sys/mman.h>
 
 #include <cstdlib>
@@ -9,7 +9,7 @@
 namespace standin {
 
 State& state() {
-  static State* const the_state = new State;  // never freed: libraries are unloaded in any order
+  static State* const the_state = new State;  // never freed, because libraries may be unloaded in any order
   return *the_state;
 }
 
@@ -179,7 +179,7 @@ int cuLinkComplete() { return kInvalidValue; }
 int cuLinkDestroy() { return kInvalidValue; }
 int cuGetErrorName(int code, const char** name) { return cuGetErrorString(code, name); }
 
-// Returns the events since the last call as lines of "times bytes event". Valid until the next call.
+// Returns the events since the last call as lines of "times bytes event". The text is valid until the next call.
 const char* standin_events() {
   static std::string text;
   const std::lock_guard lock(state().mutex);

@@ -1,4 +1,4 @@
-// State that the simulated CUDA libraries share: kinds of memory, counted events, and capturing streams.
+// State and functions that the simulated CUDA libraries share.
 //
 // Device memory is host memory. Copies are performed; kernels are counted by name and compute nothing.
 #pragma once
@@ -46,7 +46,7 @@ struct State {
 
 State& state();
 
-// Settings from the environment: STANDIN_GPUS, STANDIN_CAPABILITY (such as 90), STANDIN_MEMORY.
+// These return STANDIN_GPUS, STANDIN_CAPABILITY (such as 90) and STANDIN_MEMORY of the environment, or defaults.
 int64_t gpus();
 int capability_major();
 int capability_minor();
@@ -57,8 +57,7 @@ void count(const std::string& event, int64_t bytes = 0);
 // Returns true if [at, at + bytes) is inside one of the ranges.
 bool inside(const std::map<uintptr_t, size_t>& ranges, const void* at, size_t bytes);
 
-// For calls that CUDA rejects during a capture: if any stream captures, invalidates the capture and returns CUDA's error.
-// Otherwise returns kSuccess.
+// If any stream captures, invalidates the capture and returns CUDA's error. Otherwise, returns kSuccess.
 int forbidden_while_capturing(const char* function);
 
 // Returns true if the stream, which may be null, captures.
@@ -69,7 +68,7 @@ void on_stream(void* stream, const std::function<void()>& work);
 
 int product(const char* name);
 
-// Counts a kernel launch, and adds it to the graph if `stream` captures.
+// Counts a kernel launch.
 int launch(const void* kernel, void* stream);
 
 }  // namespace standin

@@ -10,7 +10,7 @@ const openai = new OpenAI({ baseURL, apiKey, maxRetries: 0 });
 const [asBase64, asFloat] = await Promise.all(
   [{}, { encoding_format: "float" }].map((format) => openai.embeddings.create({ model, input: texts, ...format })),
 );
-// By default it replaces line breaks with spaces.
+// By default, LangChain replaces line breaks with spaces.
 const langchain = new OpenAIEmbeddings({ model, apiKey, configuration: { baseURL }, stripNewLines: false });
 console.log(
   JSON.stringify({
