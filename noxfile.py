@@ -63,7 +63,7 @@ def lean(session: nox.Session) -> None:
 
 @nox.session
 def lowest(session: nox.Session) -> None:
-    """Run tests, such as those of runtime and export, with the lowest versions in pyproject.toml."""
+    """Run the tests that are not slow with the lowest versions in pyproject.toml."""
     project = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = ("cpu", "export", "reference", "serve", "bulk")
     bounds = [
@@ -79,7 +79,7 @@ def lowest(session: nox.Session) -> None:
     if shutil.which("c++"):
         session.install("--no-deps", "./kernels")
         tests.append("tests/kernels")
-    session.run("pytest", *tests)
+    session.run("pytest", "-m", "not slow", *tests)
 
 
 @nox.session
