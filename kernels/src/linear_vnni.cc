@@ -55,6 +55,9 @@ void tile(const Operands& x, int64_t depth, int32_t* sums) {
   const char* upcoming = x.upcoming;
   int64_t k = 0;
   while (k < depth) {
+#if defined(__clang__)
+#pragma clang loop unroll(disable)  // unrolled prefetches delay the loads of a tile with few rows
+#endif
     for (int64_t i = 0; i < x.lines; ++i, upcoming += 64) _mm_prefetch(upcoming, _MM_HINT_T1);
     const int64_t end = depth - k < kStepDepth ? depth : k + kStepDepth;
     for (int64_t at = 0; k < end; k += 4, at += 64) {
