@@ -30,7 +30,9 @@ INPUTS: Mapping[Layout, Sequence[str]] = {
 """Input names by layout, in the order in which batching.py returns the arrays."""
 
 OUTPUT = "sentence_embedding"
-"""Output name of every graph, as in sentence-transformers and Optimum: float32[n, dim]."""
+"""Output of every graph, float32[n, dim]. sentence-transformers and Optimum use the same name."""
+HIDDEN = "last_hidden_state"
+"""Output of padded graphs for other runtimes, which pool it themselves: float32[n, width, dim]."""
 
 FUSED_OPERATORS = 4
 """Version of the fused operators that this koe5-onnx requires: OPSET_VERSION of koe5-onnx-kernels."""

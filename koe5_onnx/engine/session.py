@@ -101,7 +101,7 @@ class Session:
             if captured is not None and (bucket := captured.bucket_of(batch := PackedCudaInputs(*arrays))):
                 return captured.run(batch, bucket)
             feeds = dict(zip(self._inputs, arrays, strict=True))
-            embeddings: npt.NDArray[np.float32] = self._session().run(None, feeds)[0]
+            embeddings: npt.NDArray[np.float32] = self._session().run([OUTPUT], feeds)[0]
             return embeddings
         except Exception as error:  # ONNX Runtime's errors have no common base class
             if cuda.is_out_of_memory(error):
@@ -217,11 +217,10 @@ class Session:
         names = [node.name for node in session.get_inputs()]
         if names != self._inputs:
             raise ArtifactError(f"{graph} has the inputs {names}: expected {self._inputs}. Export it again")
-        (output,) = session.get_outputs()
-        if (output.name, output.shape[-1]) != (OUTPUT, dim):
+        dims = {output.name: output.shape[-1] for output in session.get_outputs()}
+        if dims.get(OUTPUT) != dim:
             raise ArtifactError(
-                f"{graph} returns {output.name} with {output.shape[-1]} dimensions: "
-                f"expected {OUTPUT} with {dim}. Export it again"
+                f"{graph} has outputs of dimensions {dims}: expected {OUTPUT} with {dim}. Export it again"
             )
 
     def _provider_options(self) -> dict[str, str]:

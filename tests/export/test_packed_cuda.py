@@ -129,7 +129,7 @@ def test_products_norms_and_attention_are_fp16_and_pooling_is_fp32(packed):
     kinds = {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
     kinds |= {tensor.name: tensor.data_type for tensor in packed.graph.initializer}
     assert kinds["layer.0.query.weight"] == kinds["layer.1.middle.gain"] == TensorProto.FLOAT16
-    assert kinds["final_norm.gain"] == kinds["final_norm.bias"] == TensorProto.FLOAT
+    assert kinds["last_hidden_state.gain"] == kinds["last_hidden_state.bias"] == TensorProto.FLOAT
     casts = [node.input[0] for node in packed.graph.node if node.op_type == "Cast"]
     # Only the two inputs of the last sum and, for mean pooling, the integer token counts are converted.
     assert len(casts) in (2, 3)

@@ -76,9 +76,9 @@ def test_fp16_computes_norms_pooling_and_length_in_fp32(exported):
     model = onnx.load(exported["fp16"].graph, load_external_data=False)
     producers = {name: node for node in model.graph.node for name in node.output}
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    final = producers["final_norm"]
+    final = producers["last_hidden_state"]
     assert producers[final.input[0]].op_type == "Cast"
-    assert types["final_norm.gain"] == TensorProto.FLOAT
+    assert types["last_hidden_state.gain"] == TensorProto.FLOAT
     assert final.op_type == "SkipLayerNormalization"
     assert types["layer.0.query.weight"] == TensorProto.FLOAT16
     assert all(node.op_type != "If" for node in model.graph.node)

@@ -153,9 +153,7 @@ def test_a_manifest_of_another_width(artifact_path, dim):
     changed = dataclasses.replace(
         artifact, manifest=dataclasses.replace(artifact.manifest, contract=contract)
     )
-    with pytest.raises(
-        ArtifactError, match=rf"with \d+ dimensions: expected sentence_embedding with {dim}\."
-    ):
+    with pytest.raises(ArtifactError, match=rf"dimensions .*: expected sentence_embedding with {dim}\."):
         Session(changed, EngineOptions())
 
 
