@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +22,14 @@ from koe5_onnx.artifact.matryoshka import require_dim, shorten
 from koe5_onnx.engine.pipeline import WINDOW_TEXTS, run_batches, tokenize_ahead
 from koe5_onnx.engine.session import Session
 from koe5_onnx.engine.tuning import arrange
-from koe5_onnx.errors import ArtifactError, InputError, Koe5Warning, TextTooLongError, TruncationWarning
+from koe5_onnx.errors import (
+    ArtifactError,
+    FidelityError,
+    InputError,
+    Koe5Warning,
+    TextTooLongError,
+    TruncationWarning,
+)
 from koe5_onnx.options import EngineFields, EngineOptions, Overflow
 from koe5_onnx.text.prompts import prompt_text, put_in_front
 from koe5_onnx.text.tokenizer import Piece, Tokenizer, Tokens, require_unicode
@@ -30,6 +38,9 @@ Progress = Callable[[int, int], None]
 """Callback after each batch with the number of embedded tokens and the total, which is first estimated."""
 Window = tuple[Tokens, npt.NDArray[np.float32]]
 """Tokens of consecutive texts, and the array float32[n, dim] for their embeddings."""
+SELFTEST_COSINE = 0.999
+"""Smallest cosine that `EngineOptions.selftest` accepts. It allows the rounding differences between graphs
+and devices."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,7 @@ class Embedder:
                 tokenizers package produces different ids than the version used for the export.
             ProviderError: The device or graph cannot be used, or CUDA graph capture failed.
             InputError: An option is out of range, or two options contradict each other.
+            FidelityError: The self-test failed.
         """
         options = replace(options or EngineOptions(), **fields)
         artifact = Artifact.open(path_or_hub_id, revision=options.revision)
@@ -160,6 +172,8 @@ class Embedder:
         )
         path = Path(path_or_hub_id)
         embedder._opened = str(path.absolute() if path.is_dir() else path_or_hub_id), options
+        if options.selftest:
+            embedder._test_golden_embeddings()
         return embedder
 
     def __reduce__(self) -> tuple[Callable[..., Embedder], tuple[type[Embedder], str, EngineOptions, str]]:
@@ -401,6 +415,20 @@ class Embedder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _test_golden_embeddings(self) -> None:
+        golden = self.artifact.manifest.selftest
+        embeddings = self.encode([one.text for one in golden], prompt="")
+        for one, found in zip(golden, embeddings, strict=True):
+            expected = np.frombuffer(b64decode(one.embedding), "<f4")
+            cosine = float(found @ expected / (np.linalg.norm(found) * np.linalg.norm(expected)))
+            if not cosine >= SELFTEST_COSINE:
+                self.close()
+                raise FidelityError(
+                    f"the self-test of {self.artifact.path} failed: the embedding of {one.text!r} has the "
+                    f"cosine {cosine:.6f} to the one of the export, expected {SELFTEST_COSINE} or more, with "
+                    f"{self.session.graph.reason}. Update onnxruntime, or use another graph or device"
+                )
 
     def _require_ids(self, tokens: Tokens) -> None:
         limit, vocabulary = self.contract.max_tokens, self.artifact.manifest.architecture.vocabulary

@@ -46,7 +46,7 @@ class CheckpointError(Koe5Error, ValueError):
 
 
 class FidelityError(Koe5Error, ValueError):
-    """An artifact differs from the PyTorch reference by more than the bounds of its precision allow."""
+    """Embeddings differ from those of the PyTorch reference, or of the export, by more than allowed."""
 
 
 class ProviderError(Koe5Error, RuntimeError):

@@ -35,6 +35,7 @@ class EngineFields(TypedDict, total=False):
     gpu_mem_limit: int | None
     share_weights: bool
     cuda_graphs: bool
+    selftest: bool
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,9 @@ class EngineOptions:
     """Capture CUDA graphs of the packed graph for small batches, so that a query launches all kernels at
     once. Requires memory for a second copy of the weights; gpu_mem_limit applies to each copy. Nothing else
     in the process may use the GPU while the artifact is being opened."""
+    selftest: bool = False
+    """Embed the texts of the artifact's self-test after opening it, and raise an error if a cosine to the
+    embedding that the export stored is below 0.999."""
 
     def __post_init__(self) -> None:
         if re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is None:

@@ -55,14 +55,13 @@ def read_graph(file: Path) -> Any:
     return inliner.inline_local_functions(model) if model.functions else model
 
 
-def write_traced(file: Path, contract: Contract, graph: Path, weights: Path) -> dict[str, Any]:
+def write_traced(file: Path, contract: Contract, graph: Path) -> dict[str, Any]:
     """Convert the graph in `file` to a padded graph, with pooling and normalization as in the contract.
 
     Args:
         file: The original graph; its external data is in the same folder.
         contract: Pooling, normalization and dimension.
         graph: File of the converted graph.
-        weights: File of its large tensors, in the same folder.
 
     Returns:
         Producer, opset and output of the original graph, for the manifest's recipe.
@@ -77,7 +76,7 @@ def write_traced(file: Path, contract: Contract, graph: Path, weights: Path) -> 
     nodes, names = _needed(model.graph, output.name)
     for part in (*model.graph.initializer, *model.graph.output, *nodes):
         _rename(part)
-    with GraphWriter(graph, weights, opsets) as g:
+    with GraphWriter(graph, opsets) as g:
         _add_tensors(g, (t for t in model.graph.initializer if t.name.removeprefix(_PREFIX) in names), file)
         _feed(g, inputs)
         _add_nodes(g, nodes, file)

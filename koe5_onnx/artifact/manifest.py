@@ -14,12 +14,19 @@ from koe5_onnx.errors import ArtifactError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-GRAPH = "model.onnx"
-PACKED_CPU_GRAPH = "model.packed_cpu.onnx"
-PACKED_CUDA_GRAPH = "model.packed_cuda.onnx"
+GRAPHS: Mapping[str, str] = {
+    "fp32": "onnx/model.onnx",
+    "fp16": "onnx/model_fp16.onnx",
+    "int8": "onnx/model_quantized.onnx",
+    "int8-block": "onnx/model_int8.onnx",
+    "int4-block": "onnx/model_q4.onnx",
+}
+"""File of the padded graph by precision. Transformers.js finds it by this name.
+Source: https://huggingface.co/docs/transformers.js/guides/dtypes"""
+PACKED_CPU_GRAPH = "onnx/packed_cpu.onnx"
+PACKED_CUDA_GRAPH = "onnx/packed_cuda.onnx"
 PACKED_GRAPHS = (PACKED_CPU_GRAPH, PACKED_CUDA_GRAPH)
-"""File names of packed graphs. An int8 artifact may have the first one, an fp16 artifact the second one."""
-WEIGHTS = "model.onnx.data"
+"""Files of packed graphs. An int8 artifact may have the first one, an fp16 artifact the second one."""
 TOKENIZER = "tokenizer.json"
 
 ERROR_BINS = tuple(float(f"{digit}e{power}") for power in range(-8, 1) for digit in (1, 3))
@@ -51,6 +58,11 @@ Source: callers of create_position_ids_from_input_ids in
 https://github.com/huggingface/transformers/tree/v4.57.6/src/transformers/models"""
 
 AGAIN = "Export or download the artifact again"
+
+
+def weights_of(graph: str) -> str:
+    """Return the weights file of a padded graph. Its suffix is the one that Transformers.js expects."""
+    return f"{graph}_data"
 
 
 @dataclass(frozen=True)
@@ -215,6 +227,18 @@ class Certificate:
 
 
 @dataclass(frozen=True)
+class GoldenEmbedding:
+    """A text and its embedding, with which any runtime can test that it computes the same embeddings."""
+
+    text: str
+    """The text with its prompt, if any."""
+    ids: Sequence[int]
+    """Its token ids."""
+    embedding: str
+    """Its embedding by the padded graph, computed at export: float32[dim], little-endian, in base64."""
+
+
+@dataclass(frozen=True)
 class File:
     """Size and SHA-256 of a file of the artifact."""
 
@@ -243,7 +267,7 @@ class Manifest:
     contract: Contract
     """Pooling, prompts and limits."""
     files: Mapping[str, File]
-    """All files of the artifact by name, except the manifest."""
+    """All files of the artifact, except the manifest, by path relative to the artifact."""
     certificate: Certificate | None
     """Certificate of the padded graph; None before an export has been measured."""
     packed_certificate: Certificate | None = None
@@ -251,6 +275,8 @@ class Manifest:
     tokenizer_probes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Unusual texts and their token ids at export. Opening the artifact fails if the installed version of
     the tokenizers library returns other ids."""
+    selftest: Sequence[GoldenEmbedding] = ()
+    """Texts and their embeddings for `EngineOptions.selftest` and for other runtimes."""
     fused_operators: int = 1
     """Version of the custom CPU operators that the packed graph requires."""
 
@@ -265,6 +291,16 @@ class Manifest:
                 f"precision is {self.precision!r}: expected one of {', '.join(PRECISIONS)}. {AGAIN}, or "
                 "update koe5-onnx"
             )
+
+    @property
+    def graph(self) -> str:
+        """File of the padded graph."""
+        return GRAPHS[self.precision]
+
+    @property
+    def weights(self) -> str:
+        """File of the weights, which all graphs of the artifact share."""
+        return weights_of(self.graph)
 
     @property
     def total_bytes(self) -> int:

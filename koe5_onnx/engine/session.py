@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx.artifact import WEIGHTS, Artifact
+from koe5_onnx.artifact import Artifact
 from koe5_onnx.engine import shared_weights
 from koe5_onnx.engine.batching import PackedCudaInputs, padded_lengths
 from koe5_onnx.engine.cuda import provider as cuda
@@ -203,13 +203,13 @@ class Session:
 
     def _require_one_folder(self, error: Exception) -> None:
         """Explain the error if the graph and its weights are links to files in different folders."""
-        graph, weights = self.graph.file, self.graph.file.with_name(WEIGHTS)
+        graph, weights = self.graph.file, self._artifact.path / self._artifact.manifest.weights
         folders = graph.resolve().parent, weights.resolve().parent
         if folders[0] != folders[1]:
             raise ProviderError(
                 f"{graph.name} is in {folders[0]}, but {weights.name} is in {folders[1]}. ONNX Runtime "
                 "requires both in one folder. Replace links by files, for example with "
-                f"cp --recursive --dereference {graph.parent} COPY"
+                f"cp --recursive --dereference {self._artifact.path} COPY"
             ) from error
 
     def _require_interface(self, session: Any) -> None:

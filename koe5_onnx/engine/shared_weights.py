@@ -19,7 +19,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from koe5_onnx.artifact import WEIGHTS, Artifact
+from koe5_onnx.artifact import Artifact
 from koe5_onnx.engine.graphs import Graph, sharing_problem, weight_layout
 from koe5_onnx.errors import SharedWeightsWarning
 from koe5_onnx.files import cache_folder
@@ -80,7 +80,8 @@ def report() -> None:
 
 def _folder_of(artifact: Artifact, graph: Graph) -> Path:
     files = artifact.manifest.files
-    what = f"{files[WEIGHTS].sha256}\n{files[graph.file.name].sha256}"
+    name = graph.file.relative_to(artifact.path).as_posix()
+    what = f"{files[artifact.manifest.weights].sha256}\n{files[name].sha256}"
     return weight_folders() / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}-{weight_layout()}"
 
 

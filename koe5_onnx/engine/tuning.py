@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from koe5_onnx.artifact import WEIGHTS, Artifact
+from koe5_onnx.artifact import Artifact
 from koe5_onnx.engine.cuda.provider import require_gpu
 from koe5_onnx.engine.graphs import choose, kernels_level
 from koe5_onnx.engine.machine import cpu_features, cpu_name, usable_cores
@@ -246,7 +246,7 @@ def _best(medians: Sequence[tuple[Arrangement, float]]) -> Arrangement:
 def _profile_file(artifact: Artifact, options: EngineOptions) -> Path:
     graph = choose(artifact, options)
     what = [
-        artifact.manifest.files[WEIGHTS].sha256,
+        artifact.manifest.files[artifact.manifest.weights].sha256,
         graph.file.name,
         options.device,
         *([] if options.gpu is None else [str(require_gpu(options.gpu)), options.graph]),

@@ -25,10 +25,13 @@ from packed_nodes import OPERATORS
 from tolerances import PACKED_COSINE_MIN, SIMULATED_COSINE_MIN
 
 from koe5_onnx import Artifact, EngineOptions, FidelityError, ProviderError, Tokenizer
-from koe5_onnx.artifact import GRAPH, PACKED_CUDA_GRAPH, WEIGHTS
+from koe5_onnx.artifact import GRAPHS, PACKED_CUDA_GRAPH, weights_of
 from koe5_onnx.engine.batching import Batch, pack_cuda
 from koe5_onnx.engine.graphs import INPUTS, OUTPUT, choose
 from koe5_onnx.engine.session import Session
+
+GRAPH = GRAPHS["fp16"]
+WEIGHTS = weights_of(GRAPH)
 
 SHAPES = {
     "xlm-roberta": Size(3, 64, 4, 128, 1200),

@@ -18,7 +18,10 @@ from koe5_export.writer import GraphWriter
 from tolerances import FP32_MAX_ABS_DIFF, SMOOTHING_RELATIVE
 
 from koe5_onnx import Tokenizer
-from koe5_onnx.artifact import GRAPH, WEIGHTS
+from koe5_onnx.artifact import GRAPHS, weights_of
+
+GRAPH = GRAPHS["int8"]
+WEIGHTS = weights_of(GRAPH)
 
 STRENGTHS = Strengths(attention=0.8, context=0.4, ffn=0.6, gelu=0.4)
 TEXTS = ["서울은 대한민국의 수도이다.", "A longer sentence, with <pad> inside it.", "", "네"]

@@ -12,7 +12,10 @@ import pytest
 from edited_json import edited
 
 from koe5_onnx import Artifact, ArtifactError, Manifest
-from koe5_onnx.artifact import GRAPH, MANIFEST, TOKENIZER, WEIGHTS, describe_file
+from koe5_onnx.artifact import GRAPHS, MANIFEST, TOKENIZER, describe_file, weights_of
+
+GRAPH = GRAPHS["int8"]
+WEIGHTS = weights_of(GRAPH)
 
 MISSING = object()
 """Value with which `change` removes a field."""

@@ -14,7 +14,7 @@ import pytest
 from edited_json import edited
 
 from koe5_onnx import Embedder, EngineOptions, UnsuitedCpuWarning, cli
-from koe5_onnx.artifact import MANIFEST, PACKED_CPU_GRAPH, PACKED_CUDA_GRAPH, WEIGHTS
+from koe5_onnx.artifact import GRAPHS, MANIFEST, PACKED_CPU_GRAPH, PACKED_CUDA_GRAPH, weights_of
 from koe5_onnx.cli import doctor
 from koe5_onnx.engine import graphs
 from koe5_onnx.engine.cuda.provider import Driver, Gpu
@@ -23,6 +23,8 @@ from koe5_onnx.engine.machine import Cores
 DRIVER = Driver(
     "13.0", [Gpu("NVIDIA H200", 150_000_000_000, (9, 0)), Gpu("NVIDIA L4", 24_000_000_000, (8, 9))]
 )
+
+WEIGHTS = weights_of(GRAPHS["int8"])
 
 
 def report(capsys, *arguments: str) -> tuple[int, dict]:

@@ -14,8 +14,10 @@ import pytest
 from edited_json import edited
 
 from koe5_onnx import Artifact, Manifest, cli
-from koe5_onnx.artifact import ERROR_BINS, MANIFEST, WEIGHTS, describe_file
+from koe5_onnx.artifact import ERROR_BINS, GRAPHS, MANIFEST, describe_file, weights_of
 from koe5_onnx.cli.report import printable
+
+WEIGHTS = weights_of(GRAPHS["int8"])
 
 VOID = {"meta"}
 """HTML elements on the page without an end tag."""

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 from hub_server import COMMIT, REPOSITORY, Hub, serving, settings
 
-from koe5_onnx.artifact import GRAPH, MANIFEST, PACKED_CPU_GRAPH, TOKENIZER, WEIGHTS
+from koe5_onnx.artifact import MANIFEST, PACKED_CPU_GRAPH, TOKENIZER
 
 FILES = (MANIFEST, GRAPH, PACKED_CPU_GRAPH, WEIGHTS, TOKENIZER)
 
 OPEN = """
 import sys
 from koe5_onnx import Embedder, Koe5Error
+
+GRAPH = GRAPHS["int8"]
+WEIGHTS = weights_of(GRAPH)
 
 try:
     with Embedder.open(sys.argv[1], revision=sys.argv[2] or None, threads=1) as embedder:

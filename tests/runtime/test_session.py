@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from koe5_onnx import Artifact, ArtifactError, Embedder, EngineOptions, ProviderError
-from koe5_onnx.artifact import GRAPH, MANIFEST, describe_file
+from koe5_onnx.artifact import GRAPHS, MANIFEST, describe_file
 from koe5_onnx.cli.doctor import IDENTITY
 from koe5_onnx.engine.machine import usable_cores
 from koe5_onnx.engine.providers import import_onnxruntime
@@ -22,6 +22,8 @@ needs_cpu_wheel = pytest.mark.skipif(
     "CUDAExecutionProvider" in import_onnxruntime().get_available_providers(),
     reason="the GPU wheel is installed",
 )
+
+GRAPH = GRAPHS["int8"]
 
 
 @needs_cpu_wheel

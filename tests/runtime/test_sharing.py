@@ -18,9 +18,11 @@ from mapped_files import maps_of, memory_of
 
 import koe5_onnx
 from koe5_onnx import Artifact, Embedder, Koe5Warning, SharedWeightsWarning, cli
-from koe5_onnx.artifact import PACKED_CPU_GRAPH, WEIGHTS
+from koe5_onnx.artifact import GRAPHS, PACKED_CPU_GRAPH, weights_of
 from koe5_onnx.engine.graphs import Graph, installed_kernels
 from koe5_onnx.engine.shared_weights import kept_bytes, prepare, weight_folders
+
+WEIGHTS = weights_of(GRAPHS["int8"])
 
 needs_kernels = pytest.mark.skipif(isinstance(installed_kernels(), str), reason=str(installed_kernels()))
 TEXTS = ["하나", "둘 셋 넷", "다섯 " * 40, ""] * 3
