@@ -234,7 +234,7 @@ def pool(g: GraphWriter, hidden: str, pooling: str) -> str:
 
 
 def finish(g: GraphWriter, pooled: str, contract: Contract) -> None:
-    """Normalize `pooled`, float32[n, hidden], if the contract requires it, and save the graph with its outputs.
+    """Normalize `pooled`, float32[n, hidden], if the contract requires it, and save the graph.
 
     If the graph has HIDDEN, that is the first output, since other runtimes read the first one.
     """

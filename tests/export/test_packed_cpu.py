@@ -41,10 +41,8 @@ def artifact(checkpoint, tmp_path_factory):
 
 @pytest.fixture
 def packed_graph(checkpoint, artifact, tmp_path):
-    write_packed_cpu(
-        artifact.graph, tmp_path / PACKED_CPU_GRAPH, checkpoint.config, read_contract(checkpoint)
-    )
-    return onnx.load(tmp_path / PACKED_CPU_GRAPH, load_external_data=False)
+    write_packed_cpu(artifact.graph, tmp_path / "packed.onnx", checkpoint.config, read_contract(checkpoint))
+    return onnx.load(tmp_path / "packed.onnx", load_external_data=False)
 
 
 def test_five_fused_nodes_per_layer(checkpoint, packed_graph):

@@ -130,9 +130,9 @@ def test_a_smoothed_encoder_gives_the_same_embeddings(checkpoint, calibration, t
             norm = layer.output_norm
 
     contract = read_contract(checkpoint)
-    with GraphWriter(tmp_path / GRAPH, tmp_path / WEIGHTS) as writer:
+    with GraphWriter(tmp_path / "graph") as writer:
         write_encoder(writer, checkpoint, contract, smoothed(), PRECISIONS["fp32"])
-    session = onnxruntime.InferenceSession(tmp_path / GRAPH, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(tmp_path / "graph", providers=["CPUExecutionProvider"])
     expected = embed_reference(checkpoint.folder, contract, TEXTS)
     for row, ids in enumerate(Tokenizer(checkpoint.tokenizer, 512).encode(TEXTS).ids):
         feeds = {"input_ids": ids[None].astype(np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}

@@ -115,7 +115,7 @@ def test_only_padded_graphs_need_cudnn(fp16, tmp_path):
     )
     assert found.stdout == "(1, 128)\n"
     assert "ProviderError" in found.stderr
-    assert "model.onnx requires cuDNN. Run pip install 'onnxruntime-gpu[cudnn]'" in found.stderr
+    assert "model_fp16.onnx requires cuDNN. Run pip install 'onnxruntime-gpu[cudnn]'" in found.stderr
 
 
 def test_launches_and_copies_of_a_batch(fp16, seen):

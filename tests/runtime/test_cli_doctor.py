@@ -248,10 +248,10 @@ def test_the_gpu_wheel_without_a_driver(capsys, monkeypatch):
 
 
 def test_the_attention_kernel_of_the_packed_graph(capsys, monkeypatch, artifact_copy):
-    (artifact_copy / "model.packed_cpu.onnx").rename(artifact_copy / PACKED_CUDA_GRAPH)
+    (artifact_copy / PACKED_CPU_GRAPH).rename(artifact_copy / PACKED_CUDA_GRAPH)
     with edited(artifact_copy / MANIFEST) as manifest:
         manifest["target"] = {"devices": ["cuda"], "instructions": [], "without": ""}
-        manifest["files"][PACKED_CUDA_GRAPH] = manifest["files"].pop("model.packed_cpu.onnx")
+        manifest["files"][PACKED_CUDA_GRAPH] = manifest["files"].pop(PACKED_CPU_GRAPH)
     embedder = SimpleNamespace(encode=lambda texts: np.full((1, 64), 64**-0.5, np.float32))
     monkeypatch.setattr(doctor.Embedder, "open", lambda path, options: nullcontext(embedder))
     monkeypatch.setattr(doctor, "find_driver", lambda: DRIVER)

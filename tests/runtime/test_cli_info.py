@@ -131,13 +131,13 @@ def test_the_text_has_every_figure(info, changed):
         "calibration sha256 0d2582d2ecf1...",
         "devices cpu",
         "instructions one of amx_int8, avx512_vnni, avx_vnni, asimddp, i8mm",
-        "without them slow, and on x86 sums of products may saturate: export int8-block instead",
+        "without them int8 is slow, and on x86 sums of products may saturate. Export with int8-block instead",
         "pooling mean pooling",
         "length unit length",
         "embedding 64 dimensions",
         "input at most 512 tokens",
         'prompts "query: " for query, "passage: " for passage',
-        f"model.onnx.data {size / 1e3:.1f} kB {size:,} {describe_file(path / WEIGHTS).sha256[:12]}...",
+        f"{WEIGHTS} {size / 1e3:.1f} kB {size:,} {describe_file(path / WEIGHTS).sha256[:12]}...",
         "all lengths 41 0.999963 0.999967 0.999993 3.7e-05 3.5e-03",
         "65-128 tokens 41 0.999963 0.999967 1.000000 3.7e-05 3.5e-03",
         "length 1e-06 to 3e-06 3e-06 to 1e-05 1e-05 to 3e-05 3e-05 to 0.0001",
@@ -374,7 +374,7 @@ def test_a_hub_id(info, monkeypatch, artifact_path):
 
     monkeypatch.setattr("koe5_onnx.artifact.artifact.fetch", fetch)
     assert info("owner/name", "--revision", "v1").startswith("tiny-seeded, int8\n")
-    assert asked == [("owner/name", "v1")]
+    assert asked == [("owner/name", "v1"), ("owner/name", artifact_path.name)]
 
 
 def test_it_runs_without_onnxruntime(info, artifact_path, monkeypatch):

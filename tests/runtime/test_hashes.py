@@ -96,7 +96,7 @@ def test_the_folder(monkeypatch, tmp_path):
 def test_a_damaged_artifact_is_found_despite_the_cache(artifact_copy, file, monkeypatch):
     monkeypatch.setattr(hashes, "_WORTH_REMEMBERING", 0)
     Artifact.open(artifact_copy)
-    weights = artifact_copy / "model.onnx.data"
+    weights = artifact_copy / "onnx/model_quantized.onnx_data"
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
