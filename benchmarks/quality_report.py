@@ -171,7 +171,7 @@ def _run(run: Run) -> str:
     contender = CONTENDERS.get(run.timed_as)
     own = "its own weights instead of those of " if contender and contender.has_own_weights else ""
     return (
-        f"**{run.label}**: {own}checkpoint {source.repository}{at}, SHA-256 {source.weights_sha256[:16]}; "
+        f"**{run.label}**: {own}checkpoint `{source.repository}`{at}, SHA-256 {source.weights_sha256[:16]}; "
         f"{cut['queries']} queries and {cut['passages']} passages truncated at {run.max_tokens} tokens; "
         f"{_listed(facts['measured_with'])}"
     )
