@@ -60,7 +60,7 @@ performance: $(READY)  ## rewrite the tables and the chart of docs/performance.m
 
 contenders: $(CONTENDERS)  ## install the other systems for bench, in separate environments
 
-bench: $(READY) $(KERNELS) $(CONTENDERS) $(LARGE)  ## run all speed benchmarks, more than an hour: make bench DATA=FOLDER
+bench: $(READY) $(KERNELS) $(CONTENDERS) $(LARGE)  ## run the benchmarks of speed and memory on the CPU, more than an hour: make bench DATA=FOLDER
 	$(BIN)/python -m benchmarks throughput $(COMMON) $(addprefix --contender ,$(INT8)) --json $(SPEED)/int8.json
 	$(BIN)/python -m benchmarks throughput $(COMMON) $(addprefix --contender ,$(FLOAT)) --rounds 3 --json $(SPEED)/float.json
 	$(BIN)/python -m benchmarks latency $(COMMON) $(addprefix --contender ,$(INT8)) --json $(SPEED)/latency-int8.json
