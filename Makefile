@@ -49,7 +49,7 @@ $(LEGS): $(READY) $(KERNELS)
 
 docs:  ## build the documentation site in build/site
 
-legs: $(READY)  ## list the legs; run one with, for example, make lean
+legs: $(READY)  ## list the sessions of nox that check runs (legs); run one with, for example, make lean
 	$(BIN)/nox --list
 
 licenses: $(READY)  ## rewrite docs/licenses.md
@@ -119,5 +119,5 @@ $(READY): pyproject.toml constraints.txt
 $(KERNELS): $(READY) $(wildcard kernels/src/* kernels/koe5_onnx_kernels/*.py) kernels/CMakeLists.txt kernels/pyproject.toml
 	@$(BIN)/python -m pip install --quiet --force-reinstall --no-deps ./kernels >$(VENV)/kernels.log 2>&1 \
 	  && $(BIN)/python -c 'import koe5_onnx_kernels as k; print("fused kernels:", k.unavailable() or "ready, on " + k.level())' \
-	  || echo "fused kernels: not built, the padded graph runs: $$(grep -m1 koe5-onnx $(VENV)/kernels.log || tail -n1 $(VENV)/kernels.log)"
+	  || echo "fused kernels: not built, so the padded graph runs. Reason: $$(grep -m1 koe5-onnx $(VENV)/kernels.log || tail -n1 $(VENV)/kernels.log)"
 	@touch $@

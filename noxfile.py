@@ -84,7 +84,7 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def optimum(session: nox.Session) -> None:
-    """Run tests of the Optimum exporter, the reference and settings with the older transformers of Optimum."""
+    """Run tests of the Optimum exporter, reference and settings with the older transformers of Optimum."""
     extras = ".[cpu,export,reference,optimum]"
     install(session, constraints(session, pins_of("optimum.txt")), "-e", extras, "pytest")
     require_absent(session, "datasets", "onnxscript", "torchvision")

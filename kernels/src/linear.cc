@@ -56,7 +56,7 @@ Grid grid_of(const LinearKernels& kernels, int threads, int64_t rows, const Weig
   const int64_t units = ceil_div(w.n, kColumnUnit);
   int64_t blocks = ceil_div(rows, kernels.most_rows(w.k)), groups = 1;
   // Split columns first, so that each task reads fewer weights. Split rows if tasks would otherwise have fewer than 8 x
-  // 64 columns, because on most levels each task also copies its rows.
+  // 64 columns, because on some levels each task also copies its rows.
   while (blocks * groups < threads) {
     if (units / (groups + 1) >= 8 || rows / (blocks + 1) < kernels.fewest_rows) {
       if (++groups >= units) break;

@@ -15,8 +15,8 @@ Array = npt.NDArray[Any]
 KernelsAtLevel = Callable[[str], Kernels]
 OUTPUTS = {"q": "u8", "scale": "f32"}
 HEADS = [(4, 16), (12, 32), (2, 48), (3, 64), (2, 80), (1, 128)]
-"""Number of heads and depth: the tiny artifact, MiniLM, KoE5's depth, and depths that do not fill a tile or exceed
-one panel."""
+"""Number of heads and depth: the tiny artifact, MiniLM, KoE5's depth, and depths that do not fill a tile or
+exceed one panel."""
 BF16_LEVELS = ("avx512_bf16", "amx", "neon_i8mm")
 """Levels that multiply in bf16. The others multiply in fp32."""
 TOLERANCE = {
