@@ -10,23 +10,25 @@ GOLDEN_COSINE_MIN = 0.9998
 differently."""
 
 GOLDEN_MAX_ABS_DIFF = 0.009
-"""int8 against PyTorch, largest component: 0.005 on the machine that exported the tiny artifact."""
+"""int8 and int8-block against PyTorch, largest component: 0.005 on the machine that exported the tiny
+artifact."""
 
 ALONE_COSINE_MIN = 0.99999
-"""A text embedded alone against the same text in a batch: the minimum that the export requires."""
+"""A text alone or in a batch against the same text in another batch: the minimum that the export requires."""
 
 UNIT_LENGTH_ATOL = 1e-5
 """Length of an embedding against 1: float32 rounding over a few hundred components."""
 
 SIMILARITY_ATOL = 1e-5
-"""Product of unit vectors in float32 against float64."""
+"""Shortened embeddings and similarities in float32 against float64 or another library."""
 
 FP32_MAX_ABS_DIFF = 1e-5
-"""fp32 against PyTorch, largest component: the maximum that the export allows; 3e-7 measured."""
+"""fp32 against PyTorch or another fp32 graph, largest component: the maximum that the export allows; 3e-7
+measured."""
 
 SMOOTHING_RELATIVE = 2e-5
-"""Products with smoothed weights against the original ones, relative to the largest product: smoothing rounds
-to float32. A wrong divisor results in about 1."""
+"""Products with smoothed or rotated weights against the original ones, relative to the largest product: both
+round to float32. A wrong divisor or rotation results in about 1."""
 
 TRAINED_INT8_COSINE_MEAN = 0.9998
 """int8 against PyTorch, all-MiniLM-L6-v2, 300 unseen texts: 0.99983 measured, 0.99954 without rotation."""
@@ -35,7 +37,8 @@ TRAINED_INT8_COSINE_MIN = 0.9993
 """Like TRAINED_INT8_COSINE_MEAN, but the worst text: 0.99957 measured, 0.9989 without rotation."""
 
 CERTIFICATE_ATOL = 1e-6
-"""Figures of a certificate, recomputed in other batches. The cosine of int8 to PyTorch is about 1 - 1e-4."""
+"""Figures of a certificate, and embeddings, recomputed in other batches. The cosine of int8 to PyTorch is
+about 1 - 1e-4."""
 
 FIGURE_ATOL = 1e-12
 """A retrieval metric in float64 against its formula; with few queries, a wrong one differs by hundredths."""
@@ -59,8 +62,8 @@ NAIVE_INT8_COSINE_MEAN = 0.9
 """Upper bound for ONNX Runtime's per-tensor dynamic int8 with outliers: 0.89 measured, 0.999 without them."""
 
 FUSED_COSINE_MIN = 0.999
-"""The packed graph against the padded graph, both int8, worst text: attention in bf16, sums in another
-order."""
+"""The packed graph against the padded graph, both int8, worst text: sums in another order, and on some CPUs
+attention in bf16."""
 
 FUSED_COSINE_MEAN = 0.9995
 """Like FUSED_COSINE_MIN, but the mean over the texts."""
@@ -112,7 +115,7 @@ POOL_ATOL = 3e-6
 """A mean of up to 8,192 values of size about 1, summed in fp32 one by one."""
 
 SERVED = 1e-6
-"""Largest difference of a component between the server and the Python API, for the same text in different
+"""Largest difference of a component between the server or an adapter and an Embedder, for a text in different
 batches: a few times the last bit of a float near 1."""
 
 PACKED_COSINE_MIN = 0.9999
