@@ -1,4 +1,4 @@
-"""Check for regressions in under three minutes: graph nodes, and speed relative to plain ONNX Runtime.
+"""Check for regressions: number of graph nodes, and speed relative to plain ONNX Runtime.
 
 Node counts must equal those in smoke.json. Speeds are ratios of interleaved rounds, and must not be below the
 generous bounds in that file; absolute times are not checked. `--record` rewrites the file.
