@@ -316,6 +316,13 @@ def dist(session: nox.Session) -> None:
         session.log(f"{digest}  {name}")
 
 
+@nox.session(default=False)
+def bump(session: nox.Session) -> None:
+    """Set the version, date the changelog, commit and tag: nox -s bump -- minor."""
+    install(session, constraints(session, pins_of("dist.txt")), "bump-my-version")
+    session.run("bump-my-version", "bump", *session.posargs)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation site in build/site, and check that its pages load nothing from other hosts."""
