@@ -87,7 +87,7 @@ def test_a_damaged_checkpoint_leaves_nothing(folder, tmp_path, monkeypatch, prec
     tensors = load_file(folder / "model.safetensors")
     tensors["encoder.layer.1.output.LayerNorm.bias"][3] = np.nan
     save_file(tensors, folder / "model.safetensors")
-    monkeypatch.setattr("koe5_export.publish.expect", lambda *arguments: None)
+    monkeypatch.setattr("koe5_export.artifact_writer.expect", lambda *arguments: None)
     (tmp_path / "to").mkdir()
     with pytest.raises(CheckpointError, match="NaN"):
         export_checkpoint(Checkpoint.open(folder), tmp_path / "to" / "out", ExportOptions(precision))
@@ -212,7 +212,7 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
 from koe5_export.export import write_graph
 from koe5_export.precision import PRECISIONS
-from koe5_export.publish import ArtifactSpec, PublishOptions
+from koe5_export.artifact_writer import ArtifactSpec, ArtifactOptions
 from koe5_export.settings import write_tokenizer
 from koe5_export.texts import CALIBRATION
 def peak():
@@ -220,7 +220,7 @@ def peak():
 checkpoint = Checkpoint.open(sys.argv[1])
 before = peak()
 precision = PRECISIONS[sys.argv[3]]
-spec = ArtifactSpec(checkpoint, read_contract(checkpoint), precision, PublishOptions())
+spec = ArtifactSpec(checkpoint, read_contract(checkpoint), precision, ArtifactOptions())
 write_tokenizer(checkpoint.folder, Path(sys.argv[2]) / "tokenizer.json")
 (Path(sys.argv[2]) / "onnx").mkdir()
 write_graph(spec, CALIBRATION, Path(sys.argv[2]))
