@@ -10,7 +10,7 @@ Every error derives from `Koe5Error` and from a matching builtin error::
     ├── FidelityError(ValueError)            artifact differs too much from the PyTorch reference
     ├── ProviderError(RuntimeError)          requested device cannot run the artifact
     │   └── OutOfMemoryError                 batch does not fit into device memory
-    ├── HubError(OSError)                    repository cannot be downloaded
+    ├── HubError(OSError)                    download or upload failed
     └── MissingDependencyError(ImportError)  optional dependency not installed
 
     Koe5Warning(UserWarning)
@@ -58,7 +58,7 @@ class OutOfMemoryError(ProviderError):
 
 
 class HubError(Koe5Error, OSError):
-    """A repository cannot be downloaded from the Hub."""
+    """A download from the Hub or an upload to it failed."""
 
 
 class MissingDependencyError(Koe5Error, ImportError):

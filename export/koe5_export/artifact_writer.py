@@ -106,7 +106,7 @@ def write_artifact(spec: ArtifactSpec, write: Write, out: Path, report: Progress
         _require_room(folder, spec)
         (folder / "onnx").mkdir()
         write_tokenizer(spec.checkpoint.folder, folder / TOKENIZER)
-        write_foreign_settings(spec.checkpoint.encoder_folder, spec.contract, folder)
+        write_foreign_settings(spec.checkpoint.encoder_folder, spec.contract, spec.precision.name, folder)
         expected = expect(spec.checkpoint, spec.contract, folder / TOKENIZER, options.verification, report)
         recipe = write(folder, report)
         manifest = _manifest(spec, folder, recipe, report)
