@@ -19,7 +19,7 @@ PAGES = sorted(
     )
 )
 
-LANGUAGES = ("python", "sh", "console", "json", "yaml", "toml", "text")
+LANGUAGES = ("python", "sh", "console", "json", "yaml", "toml", "js", "java", "text")
 """Allowed languages of fences. "text" is for blocks that are neither code nor run, such as messages."""
 
 _FENCE = re.compile(r"^ *(`{3,})(.*)$")

@@ -67,13 +67,17 @@ def _sentence_transformers(contract: Contract) -> Mapping[str, Any]:
     steps = {"Transformer": "", "Pooling": "1_Pooling"}
     if contract.normalize:
         steps["Normalize"] = "2_Normalize"
+    prompts = dict(contract.prompts)
+    if "passage" in prompts:
+        # Without this name, SentenceTransformer.encode_document adds no prompt.
+        prompts.setdefault("document", prompts["passage"])
     return {
         MODULES: [
             {"idx": turn, "name": str(turn), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for turn, (kind, path) in enumerate(steps.items())
         ],
         MODEL_SETTINGS: {
-            "prompts": dict(contract.prompts),
+            "prompts": prompts,
             "default_prompt_name": contract.default_prompt_name,
             "similarity_fn_name": contract.similarity,
         },
