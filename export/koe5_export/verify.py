@@ -132,7 +132,8 @@ def certify(
         together = np.empty_like(expected.embeddings)
         together[order] = _embed(embedder, expected, order, count)
         alone = np.concatenate([_embed(embedder, expected, row, count) for row in rows[:, None]])
-        provider, file = embedder.session.providers[0], embedder.session.graph.file.name
+        provider = embedder.session.providers[0]
+        file = embedder.session.graph.file.relative_to(artifact.path).as_posix()
     if artifact.manifest.contract.normalize:
         _require_unit_length(together)
     certificate = Certificate(
