@@ -44,7 +44,10 @@ count, not only the largest one."""
 
 @dataclass(frozen=True)
 class Strengths:
-    """How much of a channel's range moves to the weight, from 0 (nothing) to 1 (all of it)."""
+    """Strengths of smoothing (alpha in SmoothQuant), from 0 to 1.
+
+    1 equalizes the ranges of the input channels; 0 equalizes those of the rows of the weight.
+    """
 
     attention: float
     """Strength for the inputs of query, key and value."""

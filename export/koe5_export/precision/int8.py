@@ -1,7 +1,7 @@
 """8-bit weights and activations, for CPUs with dot-product instructions.
 
-If the error of a linear layer on calibration texts would be too large, the layer is quantized in blocks
-(block.py). Blocks are slower, but an outlier affects only its own block. With smoothing this is rare.
+If the error of a linear layer on calibration texts would be too large, and blocks reduce it enough, the layer
+is quantized in blocks (block.py). Blocks are slower, but an outlier affects only its own block.
 """
 
 from __future__ import annotations
