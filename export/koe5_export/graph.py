@@ -139,8 +139,8 @@ def _layer(
     precision: Precision,
 ) -> Sum:
     """Add the norm of `summed` and the encoder layer after it. Return the input of the layer's last norm."""
-    # `prepare` has scaled all residual sums except the embeddings. Their variance has thus been multiplied by
-    # the square of the scale, and so must be epsilon.
+    # `prepare` has scaled all residual sums except the embeddings. This has multiplied the variance of these
+    # sums by the square of the scale, and epsilon must be multiplied by the same factor.
     epsilon = config.epsilon * precision.residual_scale**2
     x = _norm(g, summed, layer.input_norm, f"{at}.input", epsilon if summed.y else config.epsilon, precision)
     triple = [(f"{at}.{name}", getattr(layer, name)) for name in ("query", "key", "value")]

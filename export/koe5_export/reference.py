@@ -104,7 +104,7 @@ class Reference:
 
         Args:
             texts: Texts without prompts.
-            prompt_names: Prompt name per text: a name in the contract, None for the checkpoint's default,
+            prompt_names: Prompt name per text: a name in the contract, None for the default prompt,
                 `NO_PROMPT` for no prompt.
             on_rows: Called after each batch with the indices of its texts.
 

@@ -68,7 +68,7 @@ class WeightFile(Protocol):
         """Return shapes and dtypes of all tensors by name.
 
         Raises:
-            CheckpointError: The file is damaged, or contains objects other than tensors.
+            CheckpointError: The file is damaged, has no tensors, or contains objects that are not loaded.
             MissingDependencyError: The file is a `.bin`, and torch is not installed.
         """
 
