@@ -136,7 +136,7 @@ def _pooling(
     if modules is not None:
         file = folder / modules.pooling / "config.json"
         if not file.is_file():
-            raise CheckpointError(f"{file} is missing, but modules.json refers to it")
+            raise CheckpointError(f"{file} is missing, but modules.json refers to it. Download it again")
         settings = read_settings(file, "Pooling")
         pooling = pooling_mode(settings)
         if pooling not in _POOLINGS:
