@@ -162,9 +162,9 @@ def golden_embeddings(artifact: Artifact) -> tuple[GoldenEmbedding, ...]:
     pairs = zip(SAMPLE_QUERIES, SAMPLE_PASSAGES, strict=False)
     texts = with_prompts([text for pair in pairs for text in pair], artifact.manifest.contract)
     with _open(artifact, "padded") as embedder:
-        ids = [tuple(one.tolist()) for one in embedder.tokenize(texts, prompt="").ids]
-        embeddings = embedder.encode(texts, prompt="").astype("<f4")
-    return tuple(map(GoldenEmbedding, texts, ids, [b64encode(row).decode() for row in embeddings]))
+        tokens = embedder.tokenize(texts, prompt="")
+        embeddings = [b64encode(row).decode() for row in embedder.embed_tokens(tokens).astype("<f4")]
+    return tuple(map(GoldenEmbedding, texts, (tuple(ids.tolist()) for ids in tokens.ids), embeddings))
 
 
 class _Count:
