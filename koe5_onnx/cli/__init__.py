@@ -1,7 +1,7 @@
 """The command koe5-onnx, with one module per subcommand.
 
 A module has two functions: `add_parser(verbs)` declares its arguments, and `run(args) -> int` runs it and
-returns the exit code. Warnings of this package are printed as one line on stderr.
+returns the exit code. Each warning of this package is printed as one line on stderr.
 
 Exit codes::
 

@@ -203,7 +203,8 @@ def _hint_where_stopped() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        print("koe5-onnx: stopped. Run the same command to resume the job", file=sys.stderr)
+        advice = "Run the same command to resume the job, without --restart"
+        print(f"koe5-onnx: stopped. {advice}", file=sys.stderr)
         raise
 
 

@@ -50,7 +50,7 @@ class Call:
         self._error: BaseException | None = None
 
     def submit(self, tokens: Tokens, out: npt.NDArray[np.float32], done: Tell) -> Job:
-        """Queue a job that embeds texts into `out`, float32[n, dim]. `done` is called when it has ended.
+        """Queue a job that embeds texts into `out`, float32[n, dim]. `done` is called as in `Job`.
 
         Raises:
             GivenUpError: The call was canceled.
@@ -66,7 +66,12 @@ class Call:
         return job
 
     def run_blocking(self, tokens: Tokens, out: npt.NDArray[np.float32]) -> None:
-        """Embed texts into `out`, float32[n, dim], and block until they are done."""
+        """Embed texts into `out`, float32[n, dim], and block until they are done.
+
+        Raises:
+            GivenUpError: The call was canceled.
+            Exception: The error with which the job failed.
+        """
         self._ended.clear()
         self.submit(tokens, out, self._end)
         self._ended.wait()

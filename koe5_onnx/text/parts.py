@@ -16,13 +16,13 @@ from tokenizers import models, pre_tokenizers
 
 _BREAK = re.compile(r"(?<=\w)\s(?=\w)")
 _HEAD_CHARACTERS_PER_TOKEN = (32, 64, 128)
-"""Characters per wanted token of the beginning of a text that `Parts.head` encodes, tried in turn."""
+"""Lengths of the beginnings that `Parts.head` encodes, in characters per requested id; tried in turn."""
 _MARGIN = 8
-"""Characters after a cut that could combine with those before it, such as accents."""
+"""Number of characters after a cut that could combine with those before it, such as accents."""
 
 
 class Parts:
-    """Finds positions at which a tokenizer allows to cut a text.
+    """Finds positions at which a text can be cut without changing its ids.
 
     Args:
         rust: Tokenizer, which truncates at some number of tokens.
@@ -44,7 +44,7 @@ class Parts:
         self._is_break = lru_cache(4096)(self._keeps_words_apart)
 
     def split(self, text: str, size: int) -> Iterator[str]:
-        """Divide a text before single spaces and line breaks between words.
+        """Divide a text before single spaces or line breaks between words.
 
         The ids of the parts, without special tokens, are those of the text.
 
@@ -72,7 +72,8 @@ class Parts:
             tokens: Number of ids, at most the number at which the tokenizer truncates.
 
         Returns:
-            `tokens` ids; None if they depend on the rest of the text, or if the model is not Unigram.
+            `tokens` ids; None if they may depend on the rest of the text, or if the method cannot be used
+            with the tokenizer.
         """
         if tokens == 0:
             return []
@@ -111,7 +112,7 @@ class Parts:
         return is_separator and left.rstrip() == left != "" and self._normalize(around) == left + right
 
     def _keeps_positions(self, window: str) -> bool:
-        """Return True if normalization maps each character of a word to one character, independently."""
+        """Return True if normalization maps each character to one character, independently of the others."""
         one_by_one = [self._normalize(character) for character in window]
         return all(len(one) == 1 and not one.isspace() for one in one_by_one) and "".join(
             one_by_one

@@ -278,6 +278,8 @@ def test_too_long_a_text(embed, put, tmp_path, capsys, text_of):
     assert warning.startswith("koe5-onnx: warning: 1 of 2 texts have more than 512 tokens")
     assert summary.startswith("2 texts, 517 tokens in ")
     assert "1 truncated at 512" in summary
+    assert embed("in.txt", "out.npy", "--overflow", "average") == 0
+    assert capsys.readouterr().err.startswith("2 texts, 518 tokens in ")
 
 
 def test_a_literal_prompt(put, embedder, artifact_path, tmp_path):

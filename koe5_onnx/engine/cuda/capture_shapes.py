@@ -17,10 +17,10 @@ import numpy as np
 from koe5_onnx.engine.batching import Int32, PackedCudaInputs, token_offsets
 
 _TOKENS = (16, 32, 64, 128, 192, 256, 384)
-"""Bucket sizes in tokens. Up to about 128 tokens, reading the weights takes most of the run time."""
+"""Sizes in tokens of all buckets except the largest one."""
 _MOST_TEXTS, _TOKENS_A_TEXT = 16, 8
 _STEP = 16
-"""Buckets are multiples of this size, since GPUs multiply matrices in tiles."""
+"""Sizes of buckets are multiples of this number of tokens, since GPUs multiply matrices in tiles."""
 
 
 @dataclass(frozen=True)
