@@ -1,4 +1,4 @@
-"""koe5-onnx doctor reports no problem in a working installation, and finds each kind of problem."""
+"""koe5-onnx doctor reports no problem in a working installation, and names the problem otherwise."""
 
 from __future__ import annotations
 
