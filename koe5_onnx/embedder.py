@@ -199,10 +199,10 @@ class Embedder:
         """Embed texts.
 
         Args:
-            texts: Any number of texts. Empty texts are embedded too. Texts are processed in windows of 4,096
-                (a sequence as a whole with `overflow="error"`); equal texts of a window are computed once. An
-                iterator, such as a generator, is read window by window, so that its texts need not be in
-                memory at the same time. Errors then number the texts from the beginning of a window.
+            texts: Any number of texts. Empty texts are embedded too. Texts are processed in windows of 4,096;
+                equal texts of a window are computed once. With `overflow="error"`, a sequence is one window.
+                An iterator, such as a generator, is read window by window, so that its texts need not be in
+                memory at the same time; error messages count its texts from the beginning of the window.
             prompt_name: Name of a prompt in the contract ("query", "passage"); None uses the contract's
                 default prompt, or no prompt if it has none.
             prompt: Prompt text ("query: "), instead of `prompt_name`; "" adds no prompt.

@@ -162,7 +162,8 @@ class Agreement:
     cosine_mean: float
     """Mean cosine between embeddings and their reference embeddings."""
     max_abs_diff: float
-    """Largest absolute difference between corresponding components of two unit-length embeddings."""
+    """Largest absolute difference between a component of an embedding and the same component of its reference
+    embedding, both scaled to unit length."""
     error_counts: Mapping[str, int]
     """Histogram of 1 - cosine: number of texts per non-empty bin of ERROR_BINS, by the bin's upper end
     ("0.0003")."""

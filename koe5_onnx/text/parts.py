@@ -36,7 +36,8 @@ class Parts:
             token.rstrip or re.search(r"\s", token.content + self._normalize(token.content))
             for token in rust.get_added_tokens_decoder().values()
         )
-        # These two put a space in front of a text that begins with another character, such as a line break.
+        # These pre-tokenizers may prepend a space to a part that begins with another character, such as a
+        # line break.
         self._only_spaces = isinstance(steps[0], pre_tokenizers.Metaspace | pre_tokenizers.ByteLevel)
         self._has_heads = isinstance(rust.model, models.Unigram) and all(
             isinstance(step, pre_tokenizers.Metaspace | pre_tokenizers.WhitespaceSplit) for step in steps
@@ -62,10 +63,10 @@ class Parts:
     def head(self, text: str, tokens: int) -> list[int] | None:
         """Return the first ids of a long text without special tokens, from its beginning alone.
 
-        Unigram finds the best path to each position from left to right. The path of the text contains one of
-        the positions in any stretch that is as long as the longest token. So if the paths to all of these
-        positions begin with the same tokens, then so does the path of the text. This is not the case for long
-        runs of one character, whose first tokens depend on the length of the run.
+        Unigram finds the best tokens up to each position, from left to right. In any stretch that is as long
+        as the longest token, a token of the whole text ends. So if the best tokens up to each position of
+        such a stretch begin with the same ids, then so do those of the whole text. This is not the case in
+        long runs of one character, whose first tokens depend on the length of the run.
 
         Args:
             text: A text.
