@@ -62,8 +62,6 @@ class SentenceEncoder:
         Koe5Error: The artifact cannot be opened (see `Embedder.open`).
     """
 
-    similarity_fn_name = "cosine"
-
     def __init__(
         self,
         artifact: Embedder | str | Path,
@@ -208,6 +206,11 @@ class SentenceEncoder:
                 f"max_seq_length is {value}: expected {self.max_seq_length}, the artifact's token limit. "
                 "Shorten the texts instead"
             )
+
+    @property
+    def similarity_fn_name(self) -> str:
+        """Similarity function of the contract: "cosine" or "dot"."""
+        return self.embedder.contract.similarity
 
     @property
     def device(self) -> str:
