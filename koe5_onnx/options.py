@@ -72,7 +72,8 @@ class EngineOptions:
     do not fit are split in half, with a warning."""
     share_weights: bool = False
     """Map the weights that the fused kernels have reordered (KoE5: 302 MB) from files in the user's cache, so
-    that all processes with the same artifact share one copy. No effect without fused kernels."""
+    that all processes that open the artifact with this option share one copy. No effect without fused
+    kernels."""
     cuda_graphs: bool = False
     """Capture CUDA graphs of the packed graph for small batches, so that all kernels of a query are launched
     at once. Requires memory for a second copy of the weights; gpu_mem_limit applies to each copy. Nothing

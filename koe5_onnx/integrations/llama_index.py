@@ -39,7 +39,7 @@ class Koe5Embedding(BaseEmbedding):
     """
 
     artifact: str = Field(description="Folder created by `koe5-onnx export`, or Hub id of an artifact.")
-    embed_batch_size: int = Field(default=512, gt=0, le=2048, description="Number of texts per call.")
+    embed_batch_size: int = Field(default=512, gt=0, le=2048, description="Maximum number of texts per call.")
     dim: int | None = Field(default=None, description="Number of components to keep; None keeps all.")
     options: EngineOptions = Field(default_factory=EngineOptions, description="Engine options.")
 

@@ -1,7 +1,7 @@
 """Pad small batches to a few fixed shapes ("buckets"), with one captured CUDA graph per shape. NumPy only.
 
-Filler texts of pad tokens fill a batch up to the shape of a bucket. Their cost is negligible at these sizes.
-They do not affect other texts, because tokens only attend to tokens of the same text.
+Filler texts of pad tokens fill a batch up to the shape of a bucket. They do not affect other texts, because
+tokens only attend to tokens of the same text.
 
 Example: in the bucket of 32 tokens and 4 texts, one text of 5 tokens runs as lengths [5, 1, 1, 25]. Its
 embedding is the first row of the result.
