@@ -260,8 +260,9 @@ def _metadata(folder: Path) -> Mapping[str, Any]:
     try:
         return metadata_load(file) or {}
     except Exception as error:  # the exception classes are those of huggingface_hub's YAML parser
+        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"the metadata of {file} is not valid YAML ({error}). Correct or remove it"
+            f"the metadata of {file} is not valid YAML ({reason}). Correct or remove it"
         ) from error
 
 

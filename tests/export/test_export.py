@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -48,6 +49,22 @@ def test_the_same_checkpoint_gives_the_same_artifact(checkpoint, exported, tmp_p
     again = export_checkpoint(checkpoint, tmp_path / "again", ExportOptions(precision="int8"))
     assert Artifact.open(again.path).manifest == again.manifest
     assert again.manifest.files == exported["int8"].manifest.files
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", "fp32"), ("fp16", "fp16"), ("int8", "q8"), ("int8-block", "int8"), ("int4-block", "q4")],
+)
+def test_settings_for_other_runtimes(exported, precision, dtype):
+    """tests/interop opens an int8 artifact with these settings."""
+    artifact = exported[precision]
+    config, model = (
+        json.loads((artifact.path / name).read_text(encoding="utf-8"))
+        for name in ("config.json", "config_sentence_transformers.json")
+    )
+    assert config["transformers.js_config"] == {"dtype": dtype, "use_external_data_format": True}
+    assert config["model_type"] == "xlm-roberta"
+    assert model["prompts"] == {"query": "query: ", "passage": "passage: ", "document": "passage: "}
 
 
 def test_progress_counts_every_stage_from_zero_to_its_total(checkpoint, tmp_path):
