@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, JSONResponse
 
-from koe5_onnx.serve.refusals import UNKNOWN_ROUTE, Refusal
+from koe5_onnx.serve.refusals import Reason, Refusal
 
 _SWAGGER_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 
@@ -48,7 +48,7 @@ def page_routes(described: FastAPI, prefix: str) -> APIRouter:
     @router.get("/docs-files/{name}", include_in_schema=False)
     async def docs_file(name: str) -> Response:
         if name not in _SWAGGER_FILES:
-            raise Refusal(UNKNOWN_ROUTE, f"there is no file {name[:200]!r}")
+            raise Refusal(Reason.UNKNOWN_ROUTE, f"there is no file {name[:200]!r}")
         return FileResponse(static / name)
 
     return router

@@ -39,10 +39,12 @@ class Reply:
         """
         if message["type"] == "http.response.start":
             await self._start(message)
-        elif message["type"] == "http.response.body":
-            await self._send_body(message)
-        else:
-            await self._send(message)
+            return
+        body = memoryview(message.get("body", b""))
+        while len(body) > _PIECE_BYTES:
+            await self._send({"type": message["type"], "body": body[:_PIECE_BYTES], "more_body": True})
+            body = body[_PIECE_BYTES:]
+        await self._send({**message, "body": body})
 
     async def _start(self, message: MutableMapping[str, Any]) -> None:
         headers = [*message.get("headers", ())]
@@ -52,17 +54,6 @@ class Reply:
         self.status = message["status"]
         headers.append((b"x-request-id", self.request_id.encode("ascii")))
         await self._send({**message, "headers": headers})
-
-    async def _send_body(self, message: MutableMapping[str, Any]) -> None:
-        if len(message.get("body", b"")) <= _PIECE_BYTES:
-            await self._send(message)
-            return
-        body = memoryview(message["body"])
-        more = message.get("more_body", False)
-        while len(body) > _PIECE_BYTES:
-            await self._send({"type": "http.response.body", "body": body[:_PIECE_BYTES], "more_body": True})
-            body = body[_PIECE_BYTES:]
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 def header_of(scope: Scope, name: bytes) -> str:

@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from koe5_onnx.serve.refusals import INVALID, UNKNOWN_ROUTE, WRONG_METHOD, Refusal
+from koe5_onnx.serve.refusals import Reason, Refusal
 from koe5_onnx.serve.response import header_of
 
 BODY = "koe5.body"
@@ -54,7 +54,9 @@ class Routing:
                 continue
             (method,) = route.methods or ("GET",)
             model = get_type_hints(route.endpoint)["body"] if method == "POST" else None
-            self.paths.setdefault(route.path, {})[method] = _Action(route.endpoint, model)
+            # uvicorn leaves the body out of a response to HEAD.
+            for name in ("GET", "HEAD") if method == "GET" else (method,):
+                self.paths.setdefault(route.path, {})[name] = _Action(route.endpoint, model)
             if route.param_convertors:
                 self._patterns.append(route)
 
@@ -73,9 +75,7 @@ class Routing:
 
     async def _answer(self, request: Request) -> Response:
         methods, parameters = self._find(request.scope["path"])
-        # The connection leaves the body out of a response to HEAD.
-        action = methods.get("GET" if request.method == "HEAD" else request.method)
-        if action is None:
+        if (action := methods.get(request.method)) is None:
             raise _unknown(request, methods)
         if action.model is None:
             found = await action.endpoint(**parameters)
@@ -98,9 +98,9 @@ class Routing:
 def _unknown(request: Request, methods: Iterable[str]) -> Refusal:
     where = f"{request.method} {request.scope['path'][:200]}"
     if not methods:
-        return Refusal(UNKNOWN_ROUTE, f"there is no {where}. See /docs for all routes")
-    allowed = ", ".join(sorted({*methods, "HEAD"} if "GET" in methods else methods))
-    return Refusal(WRONG_METHOD, f"there is no {where}: use {allowed}", allow=allowed)
+        return Refusal(Reason.UNKNOWN_ROUTE, f"there is no {where}. See /docs for all routes")
+    allow = ", ".join(sorted(methods))
+    return Refusal(Reason.WRONG_METHOD, f"there is no {where}: use {allow}", allow=allow)
 
 
 def _body(model: type[BaseModel], scope: Scope) -> BaseModel:
@@ -112,12 +112,12 @@ def _body(model: type[BaseModel], scope: Scope) -> BaseModel:
     kind = header_of(scope, b"content-type").partition(";")[0].strip().lower()
     # Browsers send other content types to any host without a CORS preflight.
     if not kind.startswith("application/") or not kind.endswith(("/json", "+json")):
-        raise Refusal(INVALID, f"content-type is {kind[:40]!r}: expected application/json")
+        raise Refusal(Reason.INVALID, f"content-type is {kind[:40]!r}: expected application/json")
     try:
         # orjson needs 105 MiB less for a body of 8 MiB of empty lists than pydantic's parser.
         return model.model_validate(orjson.loads(scope[BODY].removeprefix(codecs.BOM_UTF8)))
     except orjson.JSONDecodeError as error:
-        raise Refusal(INVALID, f"the body is not JSON in UTF-8: {error}") from None
+        raise Refusal(Reason.INVALID, f"the body is not JSON in UTF-8: {error}") from None
     except ValidationError as error:
         raise _invalid(error) from None
 
@@ -127,13 +127,13 @@ def _invalid(error: ValidationError) -> Refusal:
     first, *others = error.errors(include_url=False, include_input=False)
     place = [str(part) for part in first["loc"]]
     if not place:
-        return Refusal(INVALID, f"the body is invalid ({first['msg']}): expected a JSON object")
+        return Refusal(Reason.INVALID, f"the body is invalid ({first['msg']}): expected a JSON object")
     if first["type"] == "missing":
-        return Refusal(INVALID, f"{'.'.join(place)} is missing", param=place[0])
+        return Refusal(Reason.INVALID, f"{'.'.join(place)} is missing", place[0])
     if place[0] in ("input", "inputs"):
         # There is an error for each type that the field may have. The closest type fails at the last item.
         items = [part for one in (first, *others) for part in one["loc"][:3] if isinstance(part, int)]
         name = f"{place[0]}[{max(items)}]" if items else place[0]
         expected = "a text, a list of texts, the token IDs of a text, or a list of those"
-        return Refusal(INVALID, f"{name} is invalid: expected {expected}", param=place[0])
-    return Refusal(INVALID, f"{place[0]} is invalid: {first['msg']}", param=place[0])
+        return Refusal(Reason.INVALID, f"{name} is invalid: expected {expected}", place[0])
+    return Refusal(Reason.INVALID, f"{place[0]} is invalid: {first['msg']}", place[0])

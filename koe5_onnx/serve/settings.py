@@ -1,13 +1,9 @@
-"""Settings of the server. The command line creates them, and worker processes receive them as JSON."""
+"""Settings of the server, which the command line creates."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from koe5_onnx import EngineOptions, InputError
 
@@ -82,28 +78,11 @@ class Settings:
     """Endpoint for OpenTelemetry spans; None for no tracing."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_body_bytes", "max_inputs", "max_text_characters", "max_request_tokens",
-            "max_queue_tokens", "max_requests", "max_pending_bytes", "timeout_s", "body_timeout_s",
-            "keep_alive_s", "shutdown_s",
-        ):  # fmt: skip
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name} is {getattr(self, name)}: expected more than 0")
+        may_be_zero = ("max_wait_ms", "cache_entries")
+        numbers = {name: value for name, value in vars(self).items() if type(value) in (int, float)}
+        for name, value in numbers.items():
+            if value < 0 or (value == 0 and name not in may_be_zero):
+                expected = "0 or more" if name in may_be_zero else "more than 0"
+                raise InputError(f"{name} is {value}: expected {expected}")
         if self.root_path and not re.fullmatch("(/[^/]+)+", self.root_path):
             raise InputError(f"root_path is {self.root_path!r}: expected a path like '/embeddings'")
-        for name in ("max_wait_ms", "cache_entries"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}: expected 0 or more")
-
-    def to_json(self) -> str:
-        """Return the settings as JSON, for the environment of a worker process."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Settings:
-        """Return the settings from the result of `to_json`."""
-        found: Mapping[str, Any] = json.loads(text)
-        given: Any = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
-        }
-        return cls(**given | {"engine": EngineOptions(**given["engine"])})

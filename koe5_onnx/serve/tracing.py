@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from koe5_onnx import MissingDependencyError, __version__
@@ -28,27 +27,18 @@ class Tracing:
         span: AbstractContextManager[Any] = self._tracer.start_as_current_span(name)
         return span
 
-    def job(self, job: Job) -> AbstractContextManager[None]:
-        """Return a context manager that records the spans "queue" and "run", which other threads timed."""
-        return nullcontext() if self._tracer is None else self._around(job)
-
-    @contextmanager
-    def _around(self, job: Job) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            if job.started_s is not None:
-                self._spans_of(job)
-
-    def _spans_of(self, job: Job) -> None:
+    def job(self, job: Job) -> None:
+        """Record the spans "queue" and "run" of a job that has ended, which other threads timed."""
+        if self._tracer is None or job.started_s is None:
+            return
         now_s, now_ns = time.monotonic(), time.time_ns()
 
         def wall_ns(moment_s: float) -> int:
             return now_ns - int(1e9 * (now_s - moment_s))
 
         attributes = {"koe5.texts": len(job.ids), "koe5.tokens": sum(map(len, job.ids))}
-        started_s = job.started_s or now_s
-        for name, start_s, end_s in (("queue", job.arrived_s, started_s), ("run", started_s, now_s)):
+        times = (("queue", job.arrived_s, job.started_s), ("run", job.started_s, now_s))
+        for name, start_s, end_s in times:
             span = self._tracer.start_span(name, start_time=wall_ns(start_s), attributes=attributes)
             span.end(end_time=wall_ns(end_s))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -294,7 +295,7 @@ def test_metrics(serving):
 def test_settings_survive_the_way_to_a_worker():
     engine = EngineOptions(threads=3, graph="padded")
     settings = Settings("a", engine, model_names=("x", "y"), api_keys_sha256=("00",), timeout_s=1.5)
-    assert Settings.from_json(settings.to_json()) == settings
+    assert pickle.loads(pickle.dumps(settings)) == settings
 
 
 def test_traces(serving, monkeypatch):
