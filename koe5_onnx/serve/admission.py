@@ -14,10 +14,6 @@ class Admission:
     """Count open requests and their bytes, and reject requests above the limits.
 
     Not thread-safe: use it from the event loop only.
-
-    Args:
-        settings: The limits.
-        metrics: Metrics that count the open requests.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:

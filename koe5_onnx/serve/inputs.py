@@ -129,12 +129,7 @@ class Inputs:
 
 
 class InputReader:
-    """Converts the fields of requests to Inputs, and Inputs to Tokens.
-
-    Args:
-        embedder: An open Embedder.
-        settings: Limits and defaults.
-    """
+    """Converts the fields of requests to Inputs, and Inputs to Tokens."""
 
     def __init__(self, embedder: Embedder, settings: Settings) -> None:
         self._embedder, self._settings, self._contract = embedder, settings, embedder.contract
@@ -147,11 +142,8 @@ class InputReader:
     ) -> Inputs:
         """Return the inputs of a request.
 
-        Args:
-            raw: Texts or token IDs.
-            fields: The other fields.
-            param: Name of the field with the inputs.
-            of_model: Prompt name in the suffix of the model name.
+        `param` is the name of the field with the inputs, `raw` its value, and `of_model` the prompt name in
+        the suffix of the model name.
 
         Raises:
             Refusal: There are no inputs or too many, an input is too long, a field is invalid, or the request

@@ -41,7 +41,7 @@ _NOTICED = {
 class Metrics(Observer):
     """Metrics of one server process.
 
-    As the observer of the runner it also logs failed batches and rejects embeddings that are not finite.
+    As the observer of the runner, it also logs failed batches and rejects embeddings that are not finite.
     """
 
     def __init__(self) -> None:
@@ -50,9 +50,11 @@ class Metrics(Observer):
         seconds = partial(histogram, buckets=_SECONDS)
         counter = partial(Counter, registry=registry)
         live = partial(Gauge, multiprocess_mode="livesum", registry=registry)
-        words = "Seconds from the start of a request to the end of its response"
+        words = "Seconds from the headers of a request to the end of its response"
         self._request = seconds("koe5_request_seconds", words, ["route", "status"])
-        self._queue = seconds("koe5_queue_seconds", "Seconds that the first text of a request is queued")
+        self._queue = seconds(
+            "koe5_queue_seconds", "Seconds that the first text of a request, or of a piece of it, is queued"
+        )
         self.tokenize = seconds("koe5_tokenize_seconds", "Seconds to tokenize a request")
         self._run = seconds("koe5_run_seconds", "Seconds to run a batch")
         self._batch_tokens = histogram(
@@ -60,8 +62,8 @@ class Metrics(Observer):
         )
         self._batch_texts = histogram("koe5_batch_texts", "Texts per batch", buckets=_TEXTS)
         self._padding = histogram("koe5_padding_share", "Share of a batch that is padding", buckets=_SHARES)
-        self._inputs = counter("koe5_inputs", "Texts embedded, by prompt name", ["prompt_name"])
-        self._tokens = counter("koe5_tokens", "Tokens embedded, without those cut by truncation")
+        self._inputs = counter("koe5_inputs", "Texts of answered requests, by prompt name", ["prompt_name"])
+        self._tokens = counter("koe5_tokens", "Tokens of answered requests, without those cut by truncation")
         self._noticed = {name: counter(*metric) for name, metric in _NOTICED.items()}
         self.ignored = counter("koe5_ignored_fields", "Fields of requests that had no effect")
         self.gone = counter("koe5_clients_gone", "Requests whose client disconnected early")
@@ -90,7 +92,7 @@ class Metrics(Observer):
         self._waiting.set(self.waiting_tokens())
 
     def job_started(self, waited_s: float) -> None:
-        """Record the time that the first row of a request waited in the queue."""
+        """Record the time that the first row of a job waited in the queue."""
         self._queue.observe(waited_s)
 
     def batch_failed(self, error: BaseException) -> None:
@@ -104,12 +106,7 @@ class Metrics(Observer):
         return [None if is_finite else fault for is_finite in are_finite.tolist()]
 
     def answered(self, notes: Mapping[str, Any], tokens: int) -> None:
-        """Record an answered request.
-
-        Args:
-            notes: Fields of its log line: number of texts, prompt name, and the counts in `_noticed`.
-            tokens: Number of its tokens.
-        """
+        """Record an answered request with this number of tokens, and with `notes` in its log line."""
         self._inputs_of(notes["prompt_name"] or "none").inc(notes["inputs"])
         self._tokens.inc(tokens)
         for name, counter in self._noticed.items():

@@ -124,7 +124,7 @@ class ErrorDetail(Documented):
     """Details of an error."""
 
     message: str
-    """What was found, what was expected, and what to do."""
+    """Reason, and what to do."""
     type: str
     """Kind of error, one of OpenAI's types."""
     param: str | None

@@ -59,17 +59,10 @@ def policy_for(html: str) -> str:
 
     Source: https://www.w3.org/TR/CSP3/#framework-directive-source-list
     """
-    script, style = (
-        " ".join(
-            f"'sha256-{_digest(body)}'" for body in re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
-        )
-        for tag in ("script", "style")
-    )
+    parts = [re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL) for tag in ("script", "style")]
+    digests = [hashlib.sha256(body.encode()).digest() for (body,) in parts]
+    script, style = (f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     return (
         f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-
-
-def _digest(body: str) -> str:
-    return base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from koe5_onnx.serve.admission import Admission
@@ -17,12 +18,12 @@ from koe5_onnx.serve.connection import ClientGoneError
 from koe5_onnx.serve.logs import LOGGER
 from koe5_onnx.serve.metrics import Metrics
 from koe5_onnx.serve.refusals import Reason, Refusal
-from koe5_onnx.serve.response import Reply, header_of
+from koe5_onnx.serve.response import Reply
 from koe5_onnx.serve.routing import BODY, NOTES
 from koe5_onnx.serve.settings import Settings
 
 _OPEN_PATHS = re.compile("/(|health|metrics|docs|openapi[.]json|docs-files/.*)")
-"""Paths that require no API key, because they show no texts."""
+"""Paths of which GET requires no API key, because the responses contain no texts of clients."""
 _WITHOUT_VERSION = re.compile("/(embeddings$|models(/|$))")
 CLIENT_GONE = 499
 """Status in logs and metrics of a request whose client disconnected early; nginx uses the same number."""
@@ -33,14 +34,7 @@ _QUIET_PATHS = frozenset({"/health", "/metrics"})
 
 
 class Protection:
-    """The outermost ASGI middleware.
-
-    Args:
-        app: The wrapped app.
-        settings: Limits and API keys.
-        metrics: Metrics that record each request.
-        paths: Known paths. All other paths share one label in the metrics.
-    """
+    """ASGI middleware. In logs and metrics, all paths that are not in `paths` are called "other"."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, paths: Container[str]) -> None:
         self._app, self._settings, self._metrics, self._paths = app, settings, metrics, paths
@@ -61,7 +55,7 @@ class Protection:
             scope[NOTES] |= {
                 "rejected": refusal.code,
                 "param": refusal.param,
-                "user_agent": header_of(scope, b"user-agent")[:100],
+                "user_agent": Headers(scope=scope).get("user-agent", "")[:100],
             }
             await refusal.response(scope["path"])(scope, receive, reply)
         except ClientGoneError:
@@ -74,21 +68,22 @@ class Protection:
             self._ended(scope, reply, time.monotonic() - start)
 
     async def _serve(self, scope: Scope, receive: Receive, reply: Reply) -> None:
-        if self._settings.api_keys_sha256 and not is_open(scope["method"], scope["path"]):
-            require_key(scope, self._settings.api_keys_sha256)
+        headers = Headers(scope=scope)
+        is_open = scope["method"] in ("GET", "HEAD") and _OPEN_PATHS.fullmatch(scope["path"])
+        if self._settings.api_keys_sha256 and not is_open:
+            require_key(headers, self._settings.api_keys_sha256)
         if scope["method"] not in ("POST", "PUT", "PATCH"):
             await self._app(scope, receive, reply)
             return
-        _require_plain(scope)
+        _require_plain(headers)
+        if (declared := headers.get("content-length", "")).isdecimal() and len(declared) < 20:
+            self._require_size(int(declared))
         with self._admission.admit() as hold:
-            scope[BODY] = await self._body(scope, receive, hold)
+            scope[BODY] = await self._body(receive, hold)
             reply.hold = hold
             await self._app(scope, receive, reply)
 
-    async def _body(self, scope: Scope, receive: Receive, hold: Callable[[int], None]) -> bytes:
-        declared = header_of(scope, b"content-length")
-        if declared.isdecimal() and len(declared) < 20:
-            self._require_size(int(declared))
+    async def _body(self, receive: Receive, hold: Callable[[int], None]) -> bytes:
         limit_s = self._settings.body_timeout_s
         # One buffer, because a body that arrives byte by byte must not create one object per byte.
         body = bytearray()
@@ -129,11 +124,6 @@ class Protection:
         LOGGER.info("request", extra={"fields": fields})
 
 
-def is_open(method: str, path: str) -> bool:
-    """Return True if a request requires no API key."""
-    return method in ("GET", "HEAD") and _OPEN_PATHS.fullmatch(path) is not None
-
-
 def canonical(path: str, root_path: str = "") -> str:
     """Return a path without the proxy's prefix `root_path`, repeated slashes and a trailing slash.
 
@@ -148,13 +138,13 @@ def canonical(path: str, root_path: str = "") -> str:
     return f"/v1{path}" if _WITHOUT_VERSION.match(path) else path
 
 
-def require_key(scope: Scope, keys_sha256: Sequence[str]) -> None:
+def require_key(headers: Headers, keys_sha256: Sequence[str]) -> None:
     """Check the API key of a request in constant time.
 
     Raises:
         Refusal: The headers contain none of the keys.
     """
-    digests = [hashlib.sha256(key.encode("latin-1")).hexdigest() for key in _keys_of(scope)]
+    digests = [hashlib.sha256(key.encode("latin-1")).hexdigest() for key in _keys_of(headers)]
     # Compare with every key, so that the time does not reveal which one matched.
     matches = [hmac.compare_digest(digest, known) for digest in digests for known in keys_sha256]
     if not any(matches):
@@ -162,15 +152,15 @@ def require_key(scope: Scope, keys_sha256: Sequence[str]) -> None:
         raise Refusal(Reason.NO_KEY, f"no valid API key: expected {expected}")
 
 
-def _keys_of(scope: Scope) -> Iterator[str]:
-    scheme, _, key = header_of(scope, b"authorization").partition(" ")
+def _keys_of(headers: Headers) -> Iterator[str]:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         yield key.strip()
-    yield from filter(None, (header_of(scope, name).strip() for name in (b"x-api-key", b"api-key")))
+    yield from filter(None, (headers.get(name, "").strip() for name in ("x-api-key", "api-key")))
 
 
-def _require_plain(scope: Scope) -> None:
-    found = header_of(scope, b"content-encoding") or "identity"
+def _require_plain(headers: Headers) -> None:
+    found = headers.get("content-encoding") or "identity"
     # Some clients send a character set here, which other servers ignore.
     if found.lower() not in ("identity", "utf-8"):
         message = f"content-encoding is {found[:40]!r}: send a body that is not compressed"

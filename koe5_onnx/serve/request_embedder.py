@@ -23,7 +23,6 @@ from koe5_onnx.serve.connection import unless_gone
 from koe5_onnx.serve.inputs import InputReader, Inputs
 from koe5_onnx.serve.metrics import Metrics
 from koe5_onnx.serve.refusals import Reason, Refusal
-from koe5_onnx.serve.response import header_of
 from koe5_onnx.serve.routing import NOTES
 from koe5_onnx.serve.settings import Settings
 from koe5_onnx.serve.tracing import Tracing
@@ -47,14 +46,7 @@ about 300 for Python objects."""
 
 
 class RequestEmbedder:
-    """Embeds the inputs of all requests with one artifact.
-
-    Args:
-        embedder: An open Embedder.
-        settings: Limits and timeouts.
-        metrics: Metrics that record requests and batches.
-        tracing: Source of the spans of each request.
-    """
+    """Embeds the inputs of all requests with one artifact."""
 
     def __init__(self, embedder: Embedder, settings: Settings, metrics: Metrics, tracing: Tracing) -> None:
         self.embedder, self.settings, self.metrics = embedder, settings, metrics
@@ -122,15 +114,11 @@ class RequestEmbedder:
         noted |= notes
         headers = {f"x-{name.replace('_', '-')}": str(noted[name]) for name in _NOTICES if noted.get(name)}
         if headers:
-            noted["user_agent"] = header_of(request.scope, b"user-agent")[:_LOGGED_CHARACTERS]
+            noted["user_agent"] = request.headers.get("user-agent", "")[:_LOGGED_CHARACTERS]
         return headers
 
     async def embed(self, inputs: Inputs, dim: int | None = None) -> tuple[Encoded, dict[str, Any]]:
-        """Embed the inputs of one request.
-
-        Args:
-            inputs: The inputs.
-            dim: Size of the embeddings, which the caller has validated; None for the full size.
+        """Embed the inputs of one request, with `dim` components; None for all.
 
         Returns:
             The embeddings, and the fields of the request's log line: counts, and texts only with `log_texts`.

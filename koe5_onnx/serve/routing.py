@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import NamedTuple, get_type_hints
+from typing import NamedTuple, get_args, get_type_hints
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -17,7 +17,6 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from koe5_onnx.serve.refusals import Reason, Refusal
-from koe5_onnx.serve.response import header_of
 
 BODY = "koe5.body"
 """Key in the ASGI scope of the body of a request."""
@@ -32,13 +31,10 @@ class _Action(NamedTuple):
 
 
 class Routing:
-    """ASGI app that calls the endpoints of routers.
+    """ASGI app that calls the endpoints of routers, and passes the lifespan to another app.
 
     An endpoint of POST takes the request and its body, one of GET the parameters of its path. It returns a
     response or a model, or raises Refusal.
-
-    Args:
-        lifespan: ASGI app that handles the lifespan.
     """
 
     def __init__(self, lifespan: ASGIApp) -> None:
@@ -80,7 +76,7 @@ class Routing:
         if action.model is None:
             found = await action.endpoint(**parameters)
         else:
-            found = await action.endpoint(request, _body(action.model, request.scope))
+            found = await action.endpoint(request, _body(action.model, request))
         if isinstance(found, Response):
             return found
         return Response(found.model_dump_json(), media_type="application/json")
@@ -103,37 +99,41 @@ def _unknown(request: Request, methods: Iterable[str]) -> Refusal:
     return Refusal(Reason.WRONG_METHOD, f"there is no {where}: use {allow}", allow=allow)
 
 
-def _body(model: type[BaseModel], scope: Scope) -> BaseModel:
+def _body(model: type[BaseModel], request: Request) -> BaseModel:
     """Return the validated body.
 
     Raises:
         Refusal: The body is invalid.
     """
-    kind = header_of(scope, b"content-type").partition(";")[0].strip().lower()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     # Browsers send other content types to any host without a CORS preflight.
     if not kind.startswith("application/") or not kind.endswith(("/json", "+json")):
         raise Refusal(Reason.INVALID, f"content-type is {kind[:40]!r}: expected application/json")
     try:
         # orjson needs 105 MiB less for a body of 8 MiB of empty lists than pydantic's parser.
-        return model.model_validate(orjson.loads(scope[BODY].removeprefix(codecs.BOM_UTF8)))
+        return model.model_validate(orjson.loads(request.scope[BODY].removeprefix(codecs.BOM_UTF8)))
     except orjson.JSONDecodeError as error:
         raise Refusal(Reason.INVALID, f"the body is not JSON in UTF-8: {error}") from None
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise _invalid(model, error) from None
 
 
-def _invalid(error: ValidationError) -> Refusal:
+def _invalid(model: type[BaseModel], error: ValidationError) -> Refusal:
     """Return a refusal that describes an invalid body without quoting its values."""
     first, *others = error.errors(include_url=False, include_input=False)
     place = [str(part) for part in first["loc"]]
     if not place:
         return Refusal(Reason.INVALID, f"the body is invalid ({first['msg']}): expected a JSON object")
+    name, field = place[0], model.model_fields.get(place[0])
     if first["type"] == "missing":
-        return Refusal(Reason.INVALID, f"{'.'.join(place)} is missing", place[0])
-    if place[0] in ("input", "inputs"):
-        # There is an error for each type that the field may have. The closest type fails at the last item.
-        items = [part for one in (first, *others) for part in one["loc"][:3] if isinstance(part, int)]
-        name = f"{place[0]}[{max(items)}]" if items else place[0]
-        expected = "a text, a list of texts, the token IDs of a text, or a list of those"
-        return Refusal(Reason.INVALID, f"{name} is invalid: expected {expected}", place[0])
-    return Refusal(Reason.INVALID, f"{place[0]} is invalid: {first['msg']}", place[0])
+        return Refusal(Reason.INVALID, f"{'.'.join(place)} is missing", name)
+    if name not in ("input", "inputs") or field is None:
+        return Refusal(Reason.INVALID, f"{name} is invalid: {first['msg']}", name)
+    if not get_args(field.annotation):
+        return Refusal(Reason.INVALID, f"{'.'.join(place)} is invalid: {first['msg']}", name)
+    # There is an error for each type that the field may have. The closest type fails at the last item.
+    items = [part for one in (first, *others) for part in one["loc"][:3] if isinstance(part, int)]
+    found = f"{name}[{max(items)}]" if items else name
+    described = str(field.description)
+    expected = described[0].lower() + described[1:].removesuffix(".")
+    return Refusal(Reason.INVALID, f"{found} is invalid: expected {expected}", name)

@@ -42,12 +42,8 @@ def serve(settings: Settings, *, host: str, port: int, workers: int = 1, log_lev
     log_as_json(log_level)
     if workers > 1:
         return _serve_workers(settings, host, port, workers, log_level)
-    with _open(settings) as embedder:
+    with Embedder.open(settings.artifact, options=settings.engine) as embedder:
         return _serve_here(settings, create_app(embedder, settings), host, port)
-
-
-def _open(settings: Settings) -> Embedder:
-    return Embedder.open(settings.artifact, options=settings.engine)
 
 
 def worker_app(settings: Settings, log_level: str) -> Any:
@@ -58,7 +54,7 @@ def worker_app(settings: Settings, log_level: str) -> Any:
     """
     log_as_json(log_level)
     try:
-        return create_app(_open(settings), settings)
+        return create_app(Embedder.open(settings.artifact, options=settings.engine), settings)
     except (Koe5Error, OSError) as error:
         LOGGER.error("a worker cannot start: %s", error)
         raise SystemExit(STARTUP_FAILURE) from error

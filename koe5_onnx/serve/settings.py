@@ -13,7 +13,7 @@ class Settings:
     """Settings of the server.
 
     Raises:
-        InputError: A value is out of range, or two values contradict each other.
+        InputError: A number is out of range, or `root_path` is not a path.
     """
 
     artifact: str
@@ -24,7 +24,7 @@ class Settings:
     max_wait_ms: float = 0.0
     """Time that a batch with free slots waits for more texts; measured in benchmarks/decisions/server.md."""
     default_prompt_name: str | None = None
-    """Prompt name of requests without one."""
+    """Prompt name of requests without one; None for the default of the contract."""
     strict: bool = False
     """True to reject requests with fields that have no effect, instead of naming these in the response."""
     model_names: tuple[str, ...] = ()

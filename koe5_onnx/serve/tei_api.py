@@ -72,9 +72,9 @@ class Token(Documented):
     special: bool
     """True for `<s>` and `</s>`."""
     start: int
-    """Offset of the first character."""
+    """Offset of the first character in the NFC form of the text with its prompt; 0 for a special token."""
     stop: int
-    """Offset after the last character."""
+    """Offset after the last character; 0 for a special token."""
 
 
 class Info(Documented):
@@ -119,7 +119,7 @@ class TeiError(Documented):
     """Error in TEI's format."""
 
     error: str
-    """What was found, what was expected, and what to do."""
+    """Reason, and what to do."""
     error_type: str
     """Kind of error, one of TEI's types."""
 

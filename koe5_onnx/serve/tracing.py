@@ -11,11 +11,7 @@ from koe5_onnx.engine.queue import Job
 
 
 class Tracing:
-    """Spans of a request: tokenize, queue, run.
-
-    Args:
-        tracer: OpenTelemetry tracer; None for no spans.
-    """
+    """Spans of a request: tokenize, queue, run. There are none without an OpenTelemetry tracer."""
 
     def __init__(self, tracer: Any = None) -> None:
         self._tracer = tracer

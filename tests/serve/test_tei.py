@@ -139,3 +139,24 @@ def test_wrong_requests_get_teis_error(client, body, status, kind, words):
     error = answer.json()
     assert (answer.status_code, error["error_type"]) == (status, kind)
     assert words in error["error"]
+
+
+@pytest.mark.parametrize(
+    ("route", "inputs", "words"),
+    [
+        ("/embed", 5, "inputs is invalid: expected a text, a list of texts, the token IDs of a text, or"),
+        ("/tokenize", [0, 5, 2], "inputs[0] is invalid: expected a text or a list of texts"),
+        ("/similarity", "a", "inputs is invalid: Input should be"),
+        ("/similarity", {"source_sentence": "a"}, "inputs.sentences is missing"),
+        (
+            "/similarity",
+            {"source_sentence": "a", "sentences": [5]},
+            "inputs.sentences.0 is invalid: Input sh",
+        ),
+        ("/similarity", {"source_sentence": "a", "sentences": []}, "sentences is empty"),
+    ],
+)
+def test_errors_describe_the_inputs_of_their_route(client, route, inputs, words):
+    answer = client.post(route, json={"inputs": inputs})
+    assert answer.status_code == (400 if "empty" in words else 422)
+    assert answer.json()["error"].startswith(words)
