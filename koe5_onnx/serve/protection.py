@@ -24,13 +24,14 @@ from koe5_onnx.serve.settings import Settings
 
 _OPEN_PATHS = re.compile("/(|health|metrics|docs|openapi[.]json|docs-files/.*)")
 """Paths of which GET requires no API key, because the responses contain no texts of clients."""
-_WITHOUT_VERSION = re.compile("/(embeddings$|models(/|$))")
+_OPENAI_PATHS = re.compile("^(/v1)*(?=/(embeddings$|models(/|$)))")
 CLIENT_GONE = 499
 """Status in logs and metrics of a request whose client disconnected early; nginx uses the same number."""
 FAILED = "the server failed on this request. Search its log for the x-request-id of this response"
 
 _QUIET_PATHS = frozenset({"/health", "/metrics"})
-"""Paths that monitoring polls every few seconds. Only their errors are logged."""
+"""Paths that monitoring polls every few seconds. Only their errors are logged, and those of OPTIONS, which
+HAProxy uses for its checks by default."""
 
 
 class Protection:
@@ -69,10 +70,11 @@ class Protection:
 
     async def _serve(self, scope: Scope, receive: Receive, reply: Reply) -> None:
         headers = Headers(scope=scope)
-        is_open = scope["method"] in ("GET", "HEAD") and _OPEN_PATHS.fullmatch(scope["path"])
+        method = scope["method"]
+        is_open = method == "OPTIONS" or (method in ("GET", "HEAD") and _OPEN_PATHS.fullmatch(scope["path"]))
         if self._settings.api_keys_sha256 and not is_open:
             require_key(headers, self._settings.api_keys_sha256)
-        if scope["method"] not in ("POST", "PUT", "PATCH"):
+        if method not in ("POST", "PUT", "PATCH"):
             await self._app(scope, receive, reply)
             return
         _require_plain(headers)
@@ -110,7 +112,8 @@ class Protection:
         path = scope["path"] if scope["path"] in self._paths else "other"
         status = reply.status or CLIENT_GONE
         self._metrics.request_of(path, status).observe(seconds)
-        if (path in _QUIET_PATHS and status < 400) or not LOGGER.isEnabledFor(logging.INFO):
+        is_quiet = path in _QUIET_PATHS or scope["method"] == "OPTIONS"
+        if (is_quiet and status < 400) or not LOGGER.isEnabledFor(logging.INFO):
             return
         fields = {
             "request_id": reply.request_id,
@@ -128,14 +131,13 @@ def canonical(path: str, root_path: str = "") -> str:
     """Return a path without the proxy's prefix `root_path`, repeated slashes and a trailing slash.
 
     Clients produce such paths from a base URL that ends with a slash. The server does not redirect them,
-    because some clients omit the API key or the body after a redirect. If "/v1" is missing, as in the base
-    URLs of some clients and in Azure's paths, it is added.
+    because some clients omit the API key or the body after a redirect. A path of OpenAI's API begins with one
+    "/v1" in the result: Azure's paths have none, and some clients add a second one to their base URL.
     """
     path = re.sub("/{2,}", "/", path)
     if root_path and f"{path}/".startswith(f"{root_path}/"):
         path = path.removeprefix(root_path)
-    path = path.rstrip("/") or "/"
-    return f"/v1{path}" if _WITHOUT_VERSION.match(path) else path
+    return _OPENAI_PATHS.sub("/v1", path.rstrip("/") or "/")
 
 
 def require_key(headers: Headers, keys_sha256: Sequence[str]) -> None:

@@ -72,7 +72,7 @@ class Routing:
     async def _answer(self, request: Request) -> Response:
         methods, parameters = self._find(request.scope["path"])
         if (action := methods.get(request.method)) is None:
-            raise _unknown(request, methods)
+            return _without_action(request, methods)
         if action.model is None:
             found = await action.endpoint(**parameters)
         else:
@@ -91,12 +91,21 @@ class Routing:
         return {}, {}
 
 
-def _unknown(request: Request, methods: Iterable[str]) -> Refusal:
-    where = f"{request.method} {request.scope['path'][:200]}"
+def _without_action(request: Request, methods: Iterable[str]) -> Response:
+    """Respond to OPTIONS, except for CORS preflights, which app.py answers if CORS is allowed.
+
+    Raises:
+        Refusal: The path or the method is unknown.
+    """
+    path = request.scope["path"]
+    allow = ", ".join(sorted(methods)) or "GET, HEAD, POST"
+    is_preflight = "access-control-request-method" in request.headers
+    if request.method == "OPTIONS" and not is_preflight and (methods or path == "*"):
+        return Response(status_code=204, headers={"allow": allow})
+    where = f"{request.method} {path[:200]}"
     if not methods:
-        return Refusal(Reason.UNKNOWN_ROUTE, f"there is no {where}. See /docs for all routes")
-    allow = ", ".join(sorted(methods))
-    return Refusal(Reason.WRONG_METHOD, f"there is no {where}: use {allow}", allow=allow)
+        raise Refusal(Reason.UNKNOWN_ROUTE, f"there is no {where}. See /docs for all routes")
+    raise Refusal(Reason.WRONG_METHOD, f"there is no {where}: use {allow}", allow=allow)
 
 
 def _body(model: type[BaseModel], request: Request) -> BaseModel:
