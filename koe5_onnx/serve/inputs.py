@@ -84,7 +84,8 @@ class EmbedFields(PromptFields):
     truncate: Annotated[
         Literal["NONE", "END"] | bool | None, Field(validation_alias=AliasChoices("truncate", "truncation"))
     ] = None
-    """Truncate texts above the token limit. The default is the server's --overflow."""
+    """True or 'END' to accept texts above the token limit, False or 'NONE' to reject them. The server's
+    --overflow is the default, and determines whether accepted texts are truncated or averaged."""
     truncation_direction: Literal["Left", "Right", "left", "right"] = "Right"
     """End at which texts are truncated. "Left" is rejected."""
     dimensions: Annotated[

@@ -155,7 +155,8 @@ def openai_routes(requests: RequestEmbedder, names: ModelNames) -> APIRouter:
         dtype = _dtype_of(body)
         inputs = requests.inputs.read(body.input, body, "input", of_model=names.prompt_of(body.model))
         encoded, headers = await requests.answer(request, inputs, body.dimensions)
-        ran = sum(min(tokens, contract.max_tokens) for tokens in encoded.tokens.tolist())
+        counts = zip(encoded.tokens.tolist(), encoded.truncated.tolist(), strict=True)
+        ran = sum(contract.max_tokens if truncated else tokens for tokens, truncated in counts)
         answer = {
             "object": "list",
             "data": _items(encoded, dtype, as_base64="base64" in (body.encoding_format, body.output_dtype)),

@@ -19,8 +19,8 @@ class Settings:
     artifact: str
     """Folder or Hub ID of an exported artifact."""
     engine: EngineOptions = field(default_factory=EngineOptions)
-    """Options of the engine. One short batch may run in addition to `parallel_batches`. `overflow` applies to
-    requests that do not set `truncate`."""
+    """Options of the engine. One short batch may run in addition to `parallel_batches`. The field `truncate`
+    of a request determines whether longer texts are rejected; `overflow` is its default."""
     max_wait_ms: float = 0.0
     """Time that a batch with free slots waits for more texts; measured in benchmarks/decisions/server.md."""
     default_prompt_name: str | None = None

@@ -166,7 +166,9 @@ def test_averages_of_long_texts(serving, artifact):
             assert "x-truncated" not in answer.headers
             np.testing.assert_allclose(answer.json(), expected[: len(inputs)], atol=UNIT_LENGTH_ATOL)
         assert client.post("/embed", json={"inputs": text, "truncate": False}).status_code == 413
-        assert "koe5_averaged_inputs_total 2.0" in client.get("/metrics").text
+        usage = client.post("/v1/embeddings", json={"input": text, "truncate": True}).json()["usage"]
+        assert usage == {"prompt_tokens": len(ids), "total_tokens": len(ids)}
+        assert "koe5_averaged_inputs_total 3.0" in client.get("/metrics").text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tests of the server in its own process: startup, graceful shutdown, metrics, workers, options, traces."""
+"""Startup, graceful shutdown, workers, options, metrics and traces, mostly in a process of its own."""
 
 from __future__ import annotations
 

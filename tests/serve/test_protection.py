@@ -1,4 +1,4 @@
-"""No client can fill the memory, read texts in the log, guess a key, or receive non-finite numbers."""
+"""Invalid requests, limits of memory, keys, logs without texts, and embeddings that are not finite."""
 
 from __future__ import annotations
 
