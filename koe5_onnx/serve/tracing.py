@@ -24,7 +24,7 @@ class Tracing:
         return span
 
     def job(self, job: Job) -> None:
-        """Record the spans "queue" and "run" of a job that has ended, which other threads timed."""
+        """Record the spans "queue" and "run" of a job, whose start other threads timed. "run" ends now."""
         if self._tracer is None or job.started_s is None:
             return
         now_s, now_ns = time.monotonic(), time.time_ns()
@@ -40,7 +40,9 @@ class Tracing:
 
 
 def open_tracing(app: Any, endpoint: str | None) -> tuple[Any, Tracing]:
-    """Send a span for each request to `endpoint` (OTLP over HTTP); None leaves `app` unchanged.
+    """Send a span for each request to `endpoint` (OTLP over HTTP), except for /health and /metrics.
+
+    None leaves `app` unchanged.
 
     Returns:
         The app to serve and the object that records the other spans of a request.
