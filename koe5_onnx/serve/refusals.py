@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, unique
 from typing import Any
 
 import orjson
 from fastapi import Response
 
 
+@unique
 class Reason(Enum):
     """A kind of error: status, type and code in OpenAI's API, then status and type in TEI's."""
 
