@@ -297,7 +297,10 @@ class Tokenizer:
         return self._framed(np.concatenate(body)), total + self._specials
 
     def _framed(self, body: Ids) -> list[Ids]:
-        """Divide ids without special tokens into windows of max_tokens, with special tokens in each."""
+        """Divide ids into windows of max_tokens, with special tokens added to each.
+
+        There is a single window unless the rest is kept.
+        """
         width = self.max_tokens - self._specials
         starts = range(0, max(1, len(body)), width)
         opening, closing = self._frame
