@@ -33,7 +33,7 @@ _NAMED, _NAMED_CHARACTERS = 16, 64
 
 
 class Documented(BaseModel):
-    """Body of a request or response, whose fields are described by their docstrings."""
+    """Body of a request or response. Docstrings of fields are their descriptions in the OpenAPI schema."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 

@@ -2,7 +2,7 @@
 
 Source: https://platform.openai.com/docs/api-reference/embeddings. Requests may also have the fields of
 `EmbedFields` and `output_dtype`, which has other names in the APIs of Jina AI and Cohere. Each embedding in a
-response also has `tokens`, `truncated` and `scale`.
+response also has `tokens`, `truncated` and, in int8, `scale`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Embed the inputs of a request: tokenize in a thread, submit to the queue, wait for the result.
+"""Embed the inputs of a request: tokenize, submit to the queue, wait for the result.
 
-This code runs in the event loop. The threads of koe5_onnx/engine/runner.py run the batches, as they do for an
-AsyncEmbedder.
+This code runs in the event loop. Long texts are tokenized in threads, and the threads of
+koe5_onnx/engine/runner.py run the batches, as they do for an AsyncEmbedder.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class RequestEmbedder:
 
     @contextmanager
     def _reserved(self, tokens: int) -> Iterator[None]:
-        """Reserve room in the queue for the pieces of a request. The first request always fits.
+        """Reserve room in the queue for the pieces of a request. Without other requests, it always fits.
 
         Raises:
             Refusal: The queue is full.
