@@ -59,6 +59,14 @@ def test_haystack(client, offline):
     np.testing.assert_allclose([one.embedding for one in found], expected, atol=SERVED, rtol=0)
 
 
+def test_chromas_client(client, offline):
+    functions = pytest.importorskip("chromadb.utils.embedding_functions", reason="Run make integrations")
+    embed = functions.HuggingFaceEmbeddingServer(url=f"{client.base_url}/embed")
+    found = embed(["passage: 서울", "passage: 가"])
+    embed._session.close()  # it has no public method for this
+    np.testing.assert_allclose(found, offline.encode_passages(["서울", "가"]), atol=SERVED, rtol=0)
+
+
 @pytest.mark.parametrize("route", ["rerank", "predict", "embed_all", "embed_sparse", "decode"])
 def test_unsupported_features_are_reported(client, route):
     answer = client.post(f"/{route}", json={"inputs": "a"})
