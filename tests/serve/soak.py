@@ -73,7 +73,7 @@ class Report:
 
 
 def texts_of(chance: random.Random) -> list[str]:
-    """Return one to eight texts of 1 to 600 words, mostly short."""
+    """Return 1, 2 or 8 texts of 1 to 600 words, mostly short."""
     lengths = [int(chance.paretovariate(0.8)) for _ in range(chance.choice((1, 1, 1, 2, 8)))]
     return [" ".join(chance.choices(WORDS, k=min(600, length))) for length in lengths]
 
