@@ -16,13 +16,13 @@ from koe5_onnx import Artifact, Contract, InputError
 from koe5_onnx.bulk.formats import require_format
 from koe5_onnx.bulk.records import Dialect
 from koe5_onnx.bulk.rows import Text
-from koe5_onnx.bulk.shards import JOB, OutputFolder
+from koe5_onnx.bulk.shards import JOB, Counts, OutputFolder
 from koe5_onnx.bulk.vectors import require_dtype
 from koe5_onnx.options import Overflow
 from koe5_onnx.stores import Entry
 from koe5_onnx.text.encoding import canonical
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 
 
 DEFAULT_SHARD_ROWS = 1024
@@ -111,22 +111,10 @@ class BulkJob:
         }
 
 
-@dataclass(frozen=True)
-class Summary:
+@dataclass(frozen=True, kw_only=True)
+class Summary(Counts):
     """Counts of a finished job and of the run that finished it."""
 
-    rows: int
-    """Number of rows in the output."""
-    bad_rows: int
-    """Number of rows in _errors.jsonl."""
-    tokens: int
-    """Number of embedded tokens, after truncation."""
-    truncated: int
-    """Number of rows whose text was truncated."""
-    composed: int
-    """Number of rows whose text was in decomposed Unicode and was normalized to NFC."""
-    repeated: int
-    """Number of rows that were not embedded again because of `dedupe`."""
     shards: int
     """Number of shards."""
     shards_before: int

@@ -8,7 +8,6 @@ compared with embedding. It reads only the footers of parquet files.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,17 +15,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from koe5_onnx import InputError
 from koe5_onnx.bulk.columns import JsonColumns, csv_schema, text_of
 from koe5_onnx.bulk.input_files import InputFiles, partitions
 from koe5_onnx.bulk.job import BulkOptions
 from koe5_onnx.bulk.lines import Lines, codec_of
 from koe5_onnx.bulk.records import CsvFile, JsonLines, Record, RecordFile, in_parts
-from koe5_onnx.bulk.rows import BadRow
+from koe5_onnx.bulk.rows import BadRow, too_many_bad
 from koe5_onnx.bulk.table_files import open_table, table_schema
-
-OnRead = Callable[[int], None]
-"""Called with the size in bytes of each file that has been read."""
 
 _FIRST_ROWS = 1000
 """Number of rows of text files after which too many bad rows stop the planning."""
@@ -98,12 +93,7 @@ class Plan:
         return cls(schema, tuple(data["file_rows"]), starts, data["shard_rows"], tuple(data["codecs"]))
 
 
-def make_plan(
-    source: InputFiles,
-    options: BulkOptions,
-    max_bad_share: float = 1.0,
-    on_read: OnRead = lambda _bytes: None,
-) -> Plan:
+def make_plan(source: InputFiles, options: BulkOptions, max_bad_share: float) -> Plan:
     """Divide the input into shards.
 
     Raises:
@@ -111,22 +101,21 @@ def make_plan(
             `max_bad_share` allows.
     """
     if source.kind in ("parquet", "arrow"):
-        plan = _of_tables(source, options, on_read)
+        plan = _of_tables(source, options)
     else:
-        plan = _TextPlan(source, options, max_bad_share).make(on_read)
+        plan = _TextPlan(source, options, max_bad_share).make()
     names = dict.fromkeys(name for file in source.names for name in partitions(file))
     added = [pa.field(name, pa.string()) for name in names if name not in plan.schema.names]
     return replace(plan, schema=pa.schema([*plan.schema, *added]))
 
 
-def _of_tables(source: InputFiles, options: BulkOptions, on_read: OnRead) -> Plan:
+def _of_tables(source: InputFiles, options: BulkOptions) -> Plan:
     schemas, file_rows = [], []
-    for name, entry in source.entries.items():
+    for name in source.names:
         location = source.unchanged(name)
         with closing(open_table(location, source.kind)) as file:
             schemas.append((location, file.schema))
             file_rows.append(sum(file.sizes))
-        on_read(entry.bytes)
     schema = table_schema(schemas, options.text)
     shard_rows = options.shard_rows
     starts = []
@@ -151,11 +140,8 @@ class _TextPlan:
         self._rows = self._bad = 0
         self._first_bad: BadRow | None = None
 
-    def make(self, on_read: OnRead) -> Plan:
-        file_rows = []
-        for index, entry in enumerate(self._source.entries.values()):
-            file_rows.append(self._scan(index))
-            on_read(entry.bytes)
+    def make(self) -> Plan:
+        file_rows = [self._scan(index) for index in range(len(self._source.names))]
         schema = self._schema()
         self._require_good("")
         return Plan(schema, tuple(file_rows), tuple(self._starts), self._shard_rows, tuple(self._codecs))
@@ -200,10 +186,12 @@ class _TextPlan:
                 if self._source.kind == "csv"
                 else "--text-column, --encoding, and that a line is a JSON object (jq -c .[] splits an array)"
             )
-            raise InputError(
-                f"{self._bad:,} of the {which}{self._rows:,} rows are bad, which is more than the maximum "
-                f"share of {self._max_bad_share:g}. {self._first_bad}. Check {check}, or pass a higher "
-                "--max-bad-share"
+            raise too_many_bad(
+                self._bad,
+                f"the {which}{self._rows:,} rows",
+                self._max_bad_share,
+                self._first_bad,
+                f"Check {check}, or pass a higher --max-bad-share",
             )
 
     def _note_starts(self, file: int, row: int, records: list[Record]) -> None:
@@ -226,15 +214,3 @@ def open_records(source: InputFiles, name: str, codec: str, options: BulkOptions
     """
     lines = Lines(source.unchanged(name), codec)
     return JsonLines(lines) if source.kind == "jsonl" else CsvFile(lines, options.csv)
-
-
-def require_free_names(schema: pa.Schema, names: list[str]) -> None:
-    """Check that the input has no column with the name of an embedding column.
-
-    Raises:
-        InputError: The input has such a column.
-    """
-    if taken := [name for name in names if name in schema.names]:
-        raise InputError(
-            f"the input already has a column {taken[0]!r}. Pass another name with --embedding-column"
-        )

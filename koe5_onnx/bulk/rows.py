@@ -85,6 +85,13 @@ def reason_against(value: Any) -> str | None:
     return None
 
 
+def too_many_bad(bad: int, rows: str, max_share: float, first: object, advice: str) -> InputError:
+    """Return the error for more bad rows than the maximum share. `rows` is what it is a share of."""
+    return InputError(
+        f"{bad:,} of {rows} are bad, which is more than the maximum share of {max_share:g}. {first}. {advice}"
+    )
+
+
 class Text:
     r"""Source of a row's text: a column, a field of a struct ("a.b"), or several of these in a template.
 

@@ -47,38 +47,49 @@ _REQUESTS = 32
 """Number of small files that are read or deleted at the same time."""
 
 
-@dataclass(frozen=True)
-class Receipt:
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Counts of rows and tokens. They can be added."""
+
+    rows: int = 0
+    """Number of rows with an embedding."""
+    bad_rows: int = 0
+    """Number of rows without an embedding, which are in _errors.jsonl."""
+    tokens: int = 0
+    """Number of embedded tokens, after truncation."""
+    truncated: int = 0
+    """Number of rows whose text was truncated."""
+    composed: int = 0
+    """Number of rows whose text was not in NFC and was normalized."""
+    repeated: int = 0
+    """Number of rows that were not embedded because `dedupe` found their text among recent texts."""
+
+    def __add__(self, other: Counts) -> Counts:
+        """Return the sums of the counts."""
+        names = [field.name for field in dataclasses.fields(Counts)]
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt(Counts):
     """Counts of a finished shard."""
 
     shard: int
     """Index of the shard."""
-    rows: int
-    """Number of rows with an embedding."""
-    bad: int
-    """Number of bad rows."""
-    tokens: int
-    """Number of embedded tokens, after truncation."""
-    truncated: int
-    """Number of rows whose text was truncated."""
-    composed: int
-    """Number of rows whose text was in decomposed Unicode and was normalized to NFC."""
-    repeated: int
-    """Number of rows with the text of a recent row, which were not embedded again."""
     bytes: int
     """Size of the shard's files."""
 
     @property
     def name(self) -> str:
         """Name of the receipt's file in the output folder, such as "_progress/00000003,rows=1024,...json"."""
-        first, *others = dataclasses.asdict(self).items()
-        return f"{PROGRESS}/{first[1]:08d}{''.join(f',{name}={count}' for name, count in others)}.json"
+        counts = "".join(f",{name}={count}" for name, count in vars(self).items() if name != "shard")
+        return f"{PROGRESS}/{self.shard:08d}{counts}.json"
 
     @classmethod
     def from_name(cls, name: str) -> Receipt:
         """Return the receipt with this file name."""
-        shard, *others = name.removeprefix(f"{PROGRESS}/").removesuffix(".json").split(",")
-        return cls(int(shard), *(int(count.partition("=")[2]) for count in others))
+        shard, *counts = name.removeprefix(f"{PROGRESS}/").removesuffix(".json").split(",")
+        return cls(shard=int(shard), **{key: int(value) for key, value in (one.split("=") for one in counts)})
 
 
 class OutputFolder:
@@ -208,7 +219,7 @@ class OutputFolder:
 
     def bad_rows(self, receipts: Iterable[Receipt]) -> Iterator[BadRow]:
         """Yield the bad rows of finished shards."""
-        files = [self.location / receipt.name for receipt in receipts if receipt.bad]
+        files = [self.location / receipt.name for receipt in receipts if receipt.bad_rows]
         with ThreadPoolExecutor(_REQUESTS) as pool:
             for start in range(0, len(files), _REQUESTS):
                 for content in pool.map(Location.read, files[start : start + _REQUESTS]):
