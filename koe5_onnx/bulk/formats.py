@@ -73,7 +73,8 @@ def require_format(name: str) -> None:
 def _parquet(paths: Sequence[Path], schema: pa.Schema, column: str) -> ShardWriter:
     """Create a parquet file. The vectors have no dictionary, which would not make them smaller."""
     others = [name for name in schema.names if name not in (column, f"{column}_scale")]
-    return pq.ParquetWriter(paths[0], schema, compression="zstd", use_dictionary=others)
+    writer: ShardWriter = pq.ParquetWriter(paths[0], schema, compression="zstd", use_dictionary=others)
+    return writer
 
 
 class _Npy:

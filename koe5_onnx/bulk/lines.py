@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import PurePosixPath
 from typing import BinaryIO, Self, cast
 
@@ -48,14 +49,11 @@ class Lines:
 
     def seek(self, offset: int, line: int) -> None:
         """Move to a recorded `offset` and `line`. In a compressed file this reads everything before it."""
-        try:
+        with self._named_damage():
             if self._compression is None:
                 self._stream.seek(offset)
             else:
                 self._skip_to(offset)
-        except OSError as error:
-            self._require_plain(error)
-            raise
         self.offset, self.line = offset, line
 
     def __iter__(self) -> Self:
@@ -74,22 +72,16 @@ class Lines:
 
     def sample(self) -> bytes:
         """Return a part of the file from which its encoding can be detected."""
-        try:
+        with self._named_damage():
             return encodings.sample_of(self._stream)
-        except OSError as error:
-            self._require_plain(error)
-            raise
 
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
 
     def _read(self) -> bytes:
-        try:
+        with self._named_damage():
             content = encodings.read_line(self._stream, self.encoding, MAX_RECORD_BYTES + 2)
-        except OSError as error:
-            self._require_plain(error)
-            raise
         self.offset += len(content)
         return content
 
@@ -107,8 +99,13 @@ class Lines:
                 return
             self.offset += len(skipped)
 
-    def _require_plain(self, error: OSError) -> None:
-        if self._compression is not None and error.errno is None:
+    @contextmanager
+    def _named_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self._compression is None or error.errno is not None:
+                raise
             raise InputError(
                 f"{self.location} is a damaged {self._compression} file ({error}). "
                 "Create or download it again"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from koe5_onnx.bulk.columns import JsonColumns, csv_schema, text_of
+from koe5_onnx.bulk.columns import JsonColumns, text_of
 from koe5_onnx.bulk.input_files import InputFiles, partitions
 from koe5_onnx.bulk.job import BulkOptions
 from koe5_onnx.bulk.lines import Lines, codec_of
@@ -201,9 +201,9 @@ class _TextPlan:
         self._rows += len(records)
 
     def _schema(self) -> pa.Schema:
-        if self._source.kind == "csv":
-            return csv_schema(self._headers)
-        return self._columns.schema()
+        if self._source.kind == "jsonl":
+            return self._columns.schema()
+        return pa.schema({name: pa.string() for header in self._headers for name in header})
 
 
 def open_records(source: InputFiles, name: str, codec: str, options: BulkOptions) -> RecordFile:

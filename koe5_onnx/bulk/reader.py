@@ -81,7 +81,7 @@ class Reader:
         if isinstance(file, TableRows):
             yield from file.read(cursor.row, count)
             return
-        file.lines.seek(cursor.offset, cursor.line)
+        file.lines.seek(*max((cursor.offset, cursor.line), file.start))
         row = cursor.row
         for records in in_parts(islice(file.records(), count)):
             yield rows_of(records, self._source.names[cursor.file], row, self._plan.schema, self._text)
@@ -135,6 +135,6 @@ def _gather(parts: Iterable[Rows]) -> Iterator[Rows]:
 def _fit(parts: Sequence[Rows]) -> bool:
     return (
         sum(part.count for part in parts) <= _CHUNK_ROWS
-        and sum(part.characters for part in parts) <= _CHUNK_CHARACTERS
+        and sum(len(text) for part in parts for text in part.texts) <= _CHUNK_CHARACTERS
         and sum(part.table.nbytes for part in parts) <= _CHUNK_BYTES
     )

@@ -53,10 +53,23 @@ class Rows:
     """Positions of the good rows in the input."""
     bad: list[BadRow]
 
-    @property
-    def characters(self) -> int:
-        """Total number of characters of the texts."""
-        return sum(map(len, self.texts))
+    @classmethod
+    def of(cls, places: Sequence[Place], found: Sequence[tuple[str, str | None]], table: pa.Table) -> Rows:
+        """Separate good rows from bad ones.
+
+        Args:
+            places: Positions of the rows.
+            found: For each row its text and None, or an empty text and the reason why the row is bad.
+            table: The good rows.
+        """
+        pairs = list(zip(places, found, strict=True))
+        return cls(
+            count=len(pairs),
+            table=table,
+            texts=[text for text, reason in found if reason is None],
+            places=[place for place, (_, reason) in pairs if reason is None],
+            bad=[BadRow(*place, reason) for place, (_, reason) in pairs if reason is not None],
+        )
 
 
 def join(parts: Sequence[Rows]) -> Rows:
@@ -68,21 +81,6 @@ def join(parts: Sequence[Rows]) -> Rows:
         places=[place for part in parts for place in part.places],
         bad=[row for part in parts for row in part.bad],
     )
-
-
-def reason_against(value: Any) -> str | None:
-    """Return the reason why `value` cannot be embedded; None if it can."""
-    if value is None:
-        return "expected text, found null"
-    if not isinstance(value, str):
-        return f"expected text, found {_JSON_NAMES.get(type(value), type(value).__name__)}"
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return (
-            f"not valid Unicode (lone surrogate U+{ord(value[error.start]):04X} at character {error.start})"
-        )
-    return None
 
 
 def too_many_bad(bad: int, rows: str, max_share: float, first: object, advice: str) -> InputError:
@@ -164,12 +162,14 @@ def _value(fields: Mapping[str, Any], name: str) -> Any:
 
 
 def _text_of(value: Any) -> tuple[str, str | None]:
-    if isinstance(value, bytes):
-        if len(value) > MAX_RECORD_BYTES:
-            return "", f"the text is longer than {MAX_RECORD_BYTES >> 20} MiB"
-        return decode(value)
-    reason = reason_against(value)
-    return (value, None) if reason is None else ("", reason)
+    if isinstance(value, str):
+        return value, None
+    if not isinstance(value, bytes):
+        found = "null" if value is None else _JSON_NAMES.get(type(value), type(value).__name__)
+        return "", f"expected text, found {found}"
+    if len(value) > MAX_RECORD_BYTES:
+        return "", f"the text is longer than {MAX_RECORD_BYTES >> 20} MiB"
+    return decode(value)
 
 
 _JSON_NAMES: dict[type, str] = {
