@@ -1,9 +1,9 @@
 """Input columns: find their types, and convert records to a table of those types.
 
-Parquet files have a schema. CSV columns are all text, because guessing types would turn 007 into 7. The
-schema of JSON lines comes from all objects of all files, before any text is embedded. Integers mixed with
-floats become float64, and objects become structs with all fields. A column whose values have no common type
-becomes text, in which values other than strings are written as JSON.
+Parquet and Arrow files have a schema. CSV columns are all text, because guessing types would turn 007 into 7.
+The schema of JSON lines comes from the good rows of all files, before any text is embedded. Integers mixed
+with floats become float64, and objects become structs with all fields. A column whose values have no common
+type becomes text, in which values other than strings are written as JSON.
 """
 
 from __future__ import annotations
@@ -96,22 +96,14 @@ def _type_of(values: Sequence[Any]) -> pa.DataType | None:
 
 
 def _is_storable(found: pa.DataType) -> bool:
-    """Return True if parquet can store the type: structs need at least one field, and not too many."""
+    """Return True if each struct in a type has a field, which parquet requires, and at most _MAX_FIELDS."""
     if pa.types.is_struct(found):
         return 0 < found.num_fields <= _MAX_FIELDS and all(_is_storable(field.type) for field in found)
     return not pa.types.is_list(found) or _is_storable(found.value_type)
 
 
 def rows_of(records: Sequence[Record], file: str, first_row: int, schema: pa.Schema, text: Text) -> Rows:
-    """Convert records to rows with the types of the schema. Records that do not fit are bad rows.
-
-    Args:
-        records: Consecutive records of a file.
-        file: Name of the file.
-        first_row: Row number of the first record in the file.
-        schema: Schema of the plan.
-        text: Columns that contain the text of a row.
-    """
+    """Convert consecutive records of a file to rows of the schema. Records that do not fit are bad rows."""
     found = [text_of(record, text) for record in records]
     try:
         table = _table(_good(records, found), schema)

@@ -17,7 +17,7 @@ from koe5_onnx import Artifact, EngineOptions, InputError
 from koe5_onnx.artifact.matryoshka import require_dim
 from koe5_onnx.bulk.formats import FORMATS
 from koe5_onnx.bulk.input_files import InputFiles, find
-from koe5_onnx.bulk.job import BulkJob, BulkOptions, Summary, hashes_of, require_same
+from koe5_onnx.bulk.job import BulkJob, BulkOptions, Summary, require_same
 from koe5_onnx.bulk.plan import Plan, make_plan
 from koe5_onnx.bulk.ray_engine import RayOptions, run_on_ray
 from koe5_onnx.bulk.rows import too_many_bad
@@ -109,7 +109,8 @@ def _job(path: str | Path, engine: EngineOptions, options: BulkOptions, source: 
     # dim=None and the full size are the same job.
     options = dataclasses.replace(options, dim=options.dim or contract.dim)
     graph: Literal["packed", "padded"] = "packed" if choose(artifact, engine).is_packed else "padded"
-    return BulkJob(options, engine.overflow, hashes_of(artifact), contract, graph, source.entries)
+    hashes = {name: file.sha256 for name, file in artifact.manifest.files.items()}
+    return BulkJob(options, engine.overflow, hashes, contract, graph, source.entries)
 
 
 def _plan(folder: OutputFolder, job: BulkJob, source: InputFiles, max_bad_share: float) -> Plan:

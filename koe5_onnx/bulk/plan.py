@@ -1,8 +1,8 @@
 """Plan of a job: the division of the input into shards, made before any text is embedded.
 
 A shard is `shard_rows` consecutive rows of the input, including bad rows. It may span files, and only the
-last shard may be smaller. Planning reads text files once, which also finds their schema and takes little time
-compared with embedding. It reads only the footers of parquet files.
+last shard may be smaller. Planning reads text files completely, which also finds the schema of JSON lines and
+takes little time compared with embedding. Of parquet files it reads only the footers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from koe5_onnx.bulk.rows import BadRow, too_many_bad
 from koe5_onnx.bulk.table_files import open_table, table_schema
 
 _FIRST_ROWS = 1000
-"""Number of rows of text files after which too many bad rows stop the planning."""
+"""Planning checks the share of bad rows after about this number of rows of text files, and at the end."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Plan:
     """Position of the first row of each shard."""
     shard_rows: int
     codecs: tuple[str, ...] = ()
-    """Codec of each text file."""
+    """Codec of each text file; empty for parquet and Arrow."""
 
     @cached_property
     def rows(self) -> int:

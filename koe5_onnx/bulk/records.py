@@ -39,7 +39,7 @@ class Record:
 
 
 def in_parts(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Group records into parts of at most _PART_RECORDS records and about _PART_BYTES."""
+    """Group records into parts of at most _PART_RECORDS. A part ends after about _PART_BYTES."""
     part: list[Record] = []
     for record in records:
         if part and (len(part) == _PART_RECORDS or record.offset - part[0].offset > _PART_BYTES):
@@ -60,7 +60,7 @@ class RecordFile(ABC):
         self.lines = lines
 
     def records(self) -> Iterator[Record]:
-        """Yield the rows from the position of `lines` on."""
+        """Yield the rows from the position of `lines` on, without empty lines."""
         while True:
             offset, number = self.lines.offset, self.lines.line + 1
             try:
@@ -85,14 +85,13 @@ class JsonLines(RecordFile):
     """A file of JSON lines."""
 
     def _next(self) -> tuple[dict[str, Any], str | None] | None:
-        content = next(self.lines)
-        return _object_of(content, self.lines.encoding) if content.strip() else None
+        text, reason = decode(next(self.lines), self.lines.encoding)
+        if reason is not None:
+            return {}, reason
+        return _object_of(text) if text.strip() else None
 
 
-def _object_of(content: bytes, encoding: str) -> tuple[dict[str, Any], str | None]:
-    text, reason = decode(content, encoding)
-    if reason is not None:
-        return {}, reason
+def _object_of(text: str) -> tuple[dict[str, Any], str | None]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
@@ -124,7 +123,7 @@ class Dialect:
             doubled quote.
 
     Raises:
-        InputError: A value is not one character, or two are the same.
+        InputError: A value is not one character or is a line end, or two are the same.
     """
 
     delimiter: str | None = None
@@ -136,7 +135,7 @@ class Dialect:
         if any(len(value) != 1 or value in "\r\n" for value in given) or len(set(given)) < len(given):
             raise InputError(
                 f"the CSV delimiter, quote and escape are {self.delimiter!r}, {self.quote!r} and "
-                f"{self.escape!r}: expected different single characters"
+                f"{self.escape!r}: expected different single characters other than line ends"
             )
 
 

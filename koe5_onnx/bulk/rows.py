@@ -1,7 +1,7 @@
 """Rows of the input: the good ones as a table, the bad ones with a reason.
 
-A row is bad if it cannot be parsed, does not fit the schema, or has no text that can be embedded. An empty
-text can be embedded.
+A row is bad if it cannot be parsed, does not fit the schema, or has no valid text. An empty text is valid. With
+overflow="error", `worker` also finds bad rows: those whose text is above the token limit.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Text:
             counts as an empty text, unless all columns of the template are null.
 
     Raises:
-        InputError: The template is invalid or has no name.
+        InputError: The template is invalid.
     """
 
     def __init__(self, column: str, template: str | None = None) -> None:
@@ -123,26 +123,23 @@ class Text:
         """Return the text of the values of `names` and None, or an empty text and the reason."""
         if self._template is None:
             return _text_of(values[0])
+        nulls_are_empty = any(value is not None for value in values)
         texts: list[str] = []
         for name, value in zip(self.names, values, strict=True):
-            text, reason = _text_of(value)
-            if reason is not None and (value is not None or not any(one is not None for one in values)):
+            text, reason = _text_of("" if value is None and nulls_are_empty else value)
+            if reason is not None:
                 return "", f"column {name!r}: {reason}"
             texts.append(text)
         left = iter(texts)
-        return "".join(
-            literal if name is None else literal + next(left) for literal, name in self._parts
-        ), None
+        return "".join(literal + (next(left) if name else "") for literal, name in self._parts), None
 
     def missing(self, names: Container[str]) -> str | None:
-        """Return a column of the text that is not in `names`, the columns of the input; None if all are."""
+        """Return a name for which neither a column nor a struct is in `names`; None if there is none."""
         found = (name for name in self.names if name not in names and name.partition(".")[0] not in names)
         return next(found, None)
 
     def require_columns(self, names: Collection[str], subject: object, hint: str = "") -> None:
-        """Check that all columns of the text are in `names`, the columns of `subject`.
-
-        The message ends with `hint`.
+        """Check that no column of the text is `missing`. The message names `subject` and ends with `hint`.
 
         Raises:
             InputError: A column is missing.

@@ -56,13 +56,13 @@ class Counts:
     bad_rows: int = 0
     """Number of rows without an embedding, which are in _errors.jsonl."""
     tokens: int = 0
-    """Number of embedded tokens, after truncation."""
+    """Number of tokens of the texts, at most the token limit per text."""
     truncated: int = 0
-    """Number of rows whose text was truncated."""
+    """Number of rows with an embedding whose text was truncated."""
     composed: int = 0
     """Number of rows whose text was not in NFC and was normalized."""
     repeated: int = 0
-    """Number of rows that were not embedded because `dedupe` found their text among recent texts."""
+    """Number of rows that `dedupe` did not embed, because their text was embedded recently."""
 
     def __add__(self, other: Counts) -> Counts:
         """Return the sums of the counts."""

@@ -1,8 +1,8 @@
 """Read parquet and Arrow files as rows, in bounded memory even if a parquet file is a single row group.
 
-Reading continues where the last rows ended. Moving elsewhere decodes the row group from its start, because
-parquet has no random access within a row group. pyarrow.dataset is not used, because its scanner cannot be
-resumed within a file.
+Reading continues after the rows read last. Moving to other rows decodes their row group from its start,
+because parquet has no random access within a row group. pyarrow.dataset is not used for parquet, because its
+scanner keeps a whole row group in memory.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TableFile(Protocol):
     """Number of rows of each row group or record batch."""
 
     def batches(self, first: int) -> Iterator[pa.RecordBatch]:
-        """Yield the rows in small batches, from the row group `first` on."""
+        """Yield the rows in small batches, from the row group or record batch `first` on."""
 
     def close(self) -> None:
         """Close the file."""
@@ -200,14 +200,7 @@ def _require_text(column: pa.ChunkedArray | None, name: str, location: Location)
 
 
 class TableRows:
-    """Rows of an open table. Reading is fastest in ascending order of rows.
-
-    Args:
-        file: The file, which `close` closes.
-        name: Name of the file in bad rows and messages.
-        schema: Schema of the plan.
-        text: Columns that contain the text of a row.
-    """
+    """Rows of an open table, with the columns of a schema. Reading is fastest in ascending order of rows."""
 
     def __init__(self, file: TableFile, name: str, schema: pa.Schema, text: Text) -> None:
         self._file, self._name, self._schema, self._text = file, name, schema, text

@@ -50,7 +50,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that a worker needs, as plain data that can be sent to another machine."""
+    """Everything that a worker needs. It can be pickled and sent to another machine."""
 
     job: BulkJob
     artifact: str
@@ -60,7 +60,7 @@ class Task:
     output: Location
     strict: bool
     dedupe: bool
-    """True to embed equal texts once, within a window of recent texts."""
+    """Embed equal texts once, within a window of recent texts."""
 
 
 class Worker:
@@ -145,7 +145,7 @@ class Worker:
             rows=len(table),
             bad_rows=len(bad),
             tokens=int(np.minimum(encoded.tokens, limit).sum(dtype=np.int64)),
-            truncated=int(encoded.truncated.sum()),
+            truncated=0 if self._task.job.overflow == "error" else int(encoded.truncated.sum()),
             composed=int(encoded.composed.sum()),
             repeated=repeated,
         ), bad
@@ -218,12 +218,7 @@ class RecentTexts:
         )  # Python objects take 700 bytes per text
 
     def encode(self, texts: Sequence[str], encode: Callable[[Sequence[str]], Encoded]) -> tuple[Encoded, int]:
-        """Return the results of texts with one prompt, and the number of texts that were not embedded.
-
-        Args:
-            texts: Valid texts.
-            encode: Embeds texts.
-        """
+        """Return the results of texts, and the number of texts that `encode` did not have to embed."""
         keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
         text_of = dict(zip(keys, texts, strict=True))
         known = self._results.get(text_of)

@@ -260,7 +260,7 @@ def test_overflow(embed, tmp_path, put, recwarn):
     assert (summary.rows, summary.bad_rows, summary.truncated) == (2 + 1, 1, 2)
     assert not [warning for warning in recwarn if issubclass(warning.category, TruncationWarning)]
     summary = embed("in.jsonl", "refused", overflow="error", max_bad_share=0.75)
-    assert (summary.rows, summary.bad_rows) == (1, 3)
+    assert (summary.rows, summary.bad_rows, summary.truncated) == (1, 3, 0)
     assert [row["row"] for row in errors_of(tmp_path / "refused")] == [0, 2, 3]
     assert "tokens, expected at most 512" in errors_of(tmp_path / "refused")[0]["reason"]
     with pytest.raises(
