@@ -78,7 +78,6 @@ class Plan:
         """Return the plan as plain data for a JSON file."""
         return {
             "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
-            "columns": {field.name: str(field.type) for field in self.schema},
             "file_rows": self.file_rows,
             "shard_rows": self.shard_rows,
             "codecs": self.codecs,

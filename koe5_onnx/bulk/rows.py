@@ -1,7 +1,7 @@
 """Rows of the input: the good ones as a table, the bad ones with a reason.
 
-A row is bad if it cannot be parsed, does not fit the schema, or has no valid text. An empty text is valid. With
-overflow="error", `worker` also finds bad rows: those whose text is above the token limit.
+A row is bad if it cannot be parsed, does not fit the schema, or has no valid text. An empty text is valid.
+With overflow="error", `worker` also finds bad rows: those whose text is above the token limit.
 """
 
 from __future__ import annotations

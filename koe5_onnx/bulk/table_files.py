@@ -10,11 +10,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, islice
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from koe5_onnx import InputError
@@ -100,13 +100,18 @@ def open_table(location: Location, kind: Kind) -> TableFile:
     Raises:
         InputError: The file is damaged or has another format.
     """
-    try:
+    with _named_damage(f"{location} is not {'a parquet' if kind == 'parquet' else 'an Arrow'} file"):
         return _ParquetFile(location) if kind == "parquet" else _ArrowFile(location)
+
+
+@contextmanager
+def _named_damage(problem: str) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise
-        name = "a parquet file" if kind == "parquet" else "an Arrow file"
-        raise InputError(f"{location} is not {name} ({error}). Download it again") from error
+            raise  # an error of the disk or of the network
+        raise InputError(f"{problem} ({error}). Download it again") from error
 
 
 def _rows_per_batch(size: int, rows: int) -> int:
@@ -239,12 +244,8 @@ class TableRows:
         """Read batches up to the one with this row. Return False at the end of the file."""
         while row >= self._row + len(self._batch):
             self._row += len(self._batch)
-            try:
+            with _named_damage(f"{self._name} is damaged after row {self._row}"):
                 batch = next(self._batches, None)
-            except (pa.ArrowException, OSError) as error:
-                raise InputError(
-                    f"{self._name} is damaged after row {self._row} ({error}). Download it again"
-                ) from error
             self._batch = self._batch.slice(0, 0) if batch is None else pa.Table.from_batches([batch])
             if batch is None:
                 return False
@@ -261,33 +262,16 @@ class TableRows:
         """Return the table with the columns of the schema, in their order. Missing columns are null."""
         columns = []
         for field in self._schema:
-            if field.name not in table.column_names:
-                columns.append(pa.nulls(len(table), field.type))
-                continue
-            column = table.column(field.name)
+            exists = field.name in table.column_names
+            column = table.column(field.name) if exists else pa.nulls(len(table), field.type)
             try:
-                columns.append(column if column.type == field.type else _cast(column, field.type))
+                columns.append(column.cast(field.type))
             except pa.ArrowException as error:
                 raise InputError(
                     f"the column {field.name!r} of {self._name} does not fit into {field.type}, its type in "
                     f"other files ({error}). Convert the column, or embed the files separately"
                 ) from error
         return pa.table(columns, schema=self._schema)
-
-
-def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """Cast a column. pyarrow 17 cannot cast a struct to one with more fields."""
-    if not pa.types.is_struct(kind) or not pa.types.is_struct(column.type):
-        return column.cast(kind)
-    names = [field.name for field in column.type]
-    fields = [
-        _cast(pc.struct_field(column, [field.name]), field.type).combine_chunks()
-        if field.name in names
-        else pa.nulls(len(column), field.type)
-        for field in kind
-    ]
-    mask = column.is_null().combine_chunks()
-    return pa.chunked_array([pa.StructArray.from_arrays(fields, fields=list(kind), mask=mask)])
 
 
 def _bytes_of(table: pa.Table, name: str) -> list[bytes | None]:
