@@ -27,7 +27,7 @@ from koe5_onnx import InputError, MissingDependencyError
 LANCE = "embeddings.lance"
 """Folder of the Lance dataset, in the output folder."""
 COLUMNS = "columns"
-"""Folder of the parquet files of the format npy. Arrow cannot read a folder that also has .npy files."""
+"""Folder of the parquet files of the format npy. Arrow cannot read a folder of parquet and .npy files."""
 _LANCE_VERSION = "2.1"
 """Version of Lance's file format. It is fixed, because different versions of Lance may write the shards."""
 _JSON_ROWS = 128

@@ -5,13 +5,14 @@ Files of the folder::
     part-00000000.parquet ...   the shards, named in the order of the input rows; formats.py has other formats
     _job.json, _plan.json       the description of the job and its plan
     _progress/...               one receipt per finished shard: counts in its name, bad rows in its content
-    _errors.jsonl               all bad rows, in the order of the input; written when the job ends
+    _errors.jsonl               bad rows, in the order of the input; written when the job ends or has too many
     _SUCCESS                    JSON with counts and the rows of each shard; written last
     _lock                       locked by the process that writes to a local folder
 
-Arrow and Spark ignore names that start with "_", so they read the folder as one table. A file appears when it
-is complete. A shard is finished if its receipt exists and its files have the size in the receipt; otherwise
-it is embedded again. Receipts have their counts in their names, so that resuming needs only a listing.
+Arrow and Spark ignore names that start with "_", so they read a folder of parquet files as one table. A file
+appears when it is complete. A shard is finished if its receipt exists and its files have the size in the
+receipt; otherwise it is embedded again. Receipts have their counts in their names, so that a resumed job reads
+a listing instead of every receipt.
 """
 
 from __future__ import annotations
@@ -226,7 +227,7 @@ class OutputFolder:
                     yield from (BadRow(**row) for row in json.loads(content))
 
     def write_errors(self, receipts: Iterable[Receipt]) -> None:
-        """Write the bad rows of all shards to one file, one JSON object per line."""
+        """Write the bad rows of shards to _errors.jsonl."""
         with (
             (self.location / ERRORS).writing() as temporary,
             temporary.open("w", encoding="utf-8") as stream,
