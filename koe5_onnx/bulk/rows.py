@@ -54,15 +54,15 @@ class Rows:
     bad: list[BadRow]
 
     @classmethod
-    def of(cls, places: Sequence[Place], found: Sequence[tuple[str, str | None]], table: pa.Table) -> Rows:
+    def of(cls, rows: Sequence[Place], found: Sequence[tuple[str, str | None]], table: pa.Table) -> Rows:
         """Separate good rows from bad ones.
 
         Args:
-            places: Positions of the rows.
-            found: For each row its text and None, or an empty text and the reason why the row is bad.
+            rows: The position of each row.
+            found: The text of each row and None, or an empty text and the reason why the row is bad.
             table: The good rows.
         """
-        pairs = list(zip(places, found, strict=True))
+        pairs = list(zip(rows, found, strict=True))
         return cls(
             count=len(pairs),
             table=table,

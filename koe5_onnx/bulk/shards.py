@@ -11,8 +11,8 @@ Files of the folder::
 
 Arrow and Spark ignore names that start with "_", so they read a folder of parquet files as one table. A file
 appears when it is complete. A shard is finished if its receipt exists and its files have the size in the
-receipt; otherwise it is embedded again. Receipts have their counts in their names, so that a resumed job reads
-a listing instead of every receipt.
+receipt; otherwise it is embedded again. Receipts have their counts in their names, so that a resumed job
+reads a listing instead of every receipt.
 """
 
 from __future__ import annotations
