@@ -1,8 +1,8 @@
 """Jobs with inputs and outputs in remote stores write the same rows and files as on the local disk.
 
-The tests use servers on the loopback interface: moto for S3, gcp-storage-emulator for Google Cloud Storage, and
-hub_server.py for the Hub. Tests are skipped if a server or a driver is not installed; `make remote` installs
-them.
+The tests use servers on the loopback interface: moto for S3, gcp-storage-emulator for Google Cloud Storage,
+and hub_server.py for the Hub. Tests are skipped if a server or a driver is not installed; `make remote`
+installs them.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def test_missing_files_are_made_again(memory, done, lost, left):
 
 
 def test_resume_reads_one_listing(memory, done, monkeypatch):
-    """The number of requests does not depend on the number of finished shards."""
+    """A resumed job lists the output once, and reads no receipts except those of shards with bad rows."""
     calls = []
 
     def count(name):
@@ -478,7 +478,7 @@ def test_kill_9_on_s3(s3, tmp_path):
     while killed < KILLS:
         before = count_parts(s3, "out")
         process = start(*arguments)
-        # Every third kill happens during startup.
+        # Every third kill waits for no shard, and usually happens during startup.
         enough = before + (0 if killed % 3 == 2 else rng.randint(1, ROWS // SHARD_ROWS // KILLS // 2))
         while count_parts(s3, "out") < enough and process.poll() is None:
             time.sleep(0.01)

@@ -24,7 +24,7 @@ def exact(embedder):
 
 @pytest.fixture
 def column(embed, tmp_path, put):
-    """Embed TEXTS with an output dtype and return a column as an array."""
+    """Return a function that embeds TEXTS with an output dtype and returns a column as an array."""
 
     put("in.jsonl", jsonl(*({"text": text} for text in TEXTS)))
 
