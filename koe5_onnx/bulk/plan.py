@@ -24,7 +24,7 @@ from koe5_onnx.bulk.rows import BadRow, too_many_bad
 from koe5_onnx.bulk.table_files import open_table, table_schema
 
 _FIRST_ROWS = 1000
-"""Planning checks the share of bad rows after about this number of rows of text files, and at the end."""
+"""Planning checks the share of bad rows after this number of rows of text files, and at the end."""
 
 
 @dataclass(frozen=True)
@@ -146,37 +146,40 @@ class _TextPlan:
         return Plan(schema, tuple(file_rows), tuple(self._starts), self._shard_rows, tuple(self._codecs))
 
     def _scan(self, index: int) -> int:
+        """Read a file and return the number of its rows."""
         name = self._source.names[index]
         self._codecs.append(codec_of(self._source.unchanged(name), self._options.encoding))
-        file = open_records(self._source, name, self._codecs[-1], self._options)
         rows = 0
-        with closing(file):
+        with closing(open_records(self._source, name, self._codecs[-1], self._options)) as file:
             if isinstance(file, CsvFile):
                 self._text.require_columns(
                     file.header, file.lines.location, " or the delimiter with --csv-delimiter"
                 )
                 self._headers.append(file.header)
             for records in in_parts(file.records()):
-                self._note_starts(index, rows, records)
-                good = self._good(name, rows, records)
+                good = [
+                    record.fields
+                    for row, record in enumerate(records, rows)
+                    if self._count(record, index, row)
+                ]
                 rows += len(records)
                 if self._source.kind == "jsonl":
                     self._columns.add(records, good)
         return rows
 
-    def _good(self, file: str, row: int, records: list[Record]) -> list[dict[str, Any]]:
-        """Count the bad rows and return the fields of the others."""
-        good = []
-        for place, record in enumerate(records):
-            reason = text_of(record, self._text)[1]
-            if reason is None:
-                good.append(record.fields)
-            else:
-                self._bad += 1
-                self._first_bad = self._first_bad or BadRow(file, row + place, record.line, reason)
-        if self._rows - len(records) < _FIRST_ROWS <= self._rows:
+    def _count(self, record: Record, file: int, row: int) -> bool:
+        """Count a row, note its position if a shard starts with it, and return True if it is good."""
+        if self._rows % self._shard_rows == 0:
+            self._starts.append(Cursor(file, row, record.offset, record.line - 1))
+        self._rows += 1
+        reason = text_of(record, self._text)[1]
+        if reason is not None:
+            self._bad += 1
+            name = self._source.names[file]
+            self._first_bad = self._first_bad or BadRow(name, row, record.line, reason)
+        if self._rows == _FIRST_ROWS:
             self._require_good("first ")
-        return good
+        return reason is None
 
     def _require_good(self, which: str) -> None:
         if self._bad > self._max_bad_share * self._rows:
@@ -192,12 +195,6 @@ class _TextPlan:
                 self._first_bad,
                 f"Check {check}, or pass a higher --max-bad-share",
             )
-
-    def _note_starts(self, file: int, row: int, records: list[Record]) -> None:
-        for place in range(-self._rows % self._shard_rows, len(records), self._shard_rows):
-            record = records[place]
-            self._starts.append(Cursor(file, row + place, record.offset, record.line - 1))
-        self._rows += len(records)
 
     def _schema(self) -> pa.Schema:
         if self._source.kind == "jsonl":
