@@ -104,7 +104,7 @@ def ray(session: nox.Session) -> None:
 def remote(session: nox.Session) -> None:
     """Run the tests of bulk with remote stores, on local servers for S3 and Google Cloud Storage."""
     pins = constraints(session, pins_of("remote.txt"))
-    # moto's extra `server` has the dependencies of all services. S3 alone requires only Flask.
+    # moto's extra `server` has the dependencies of all services. S3 alone requires only flask and flask-cors.
     servers = ("flask", "flask-cors", "gcp-storage-emulator", "moto[s3]")
     install(session, pins, "-e", ".[cpu,bulk]", "aiohttp", "gcsfs", "pytest", "s3fs", *servers)
     # The tests skip if one of these is missing.
