@@ -81,7 +81,8 @@ class _Npy:
     def __init__(self, paths: Sequence[Path], schema: pa.Schema, column: str) -> None:
         self._column, vectors = column, schema.field(column).type
         self._dim = vectors.list_size
-        self._dtype = np.dtype(vectors.value_type.to_pandas_dtype())
+        # In pyarrow 21, `to_pandas_dtype` requires pandas.
+        self._dtype = pa.array([], vectors.value_type).to_numpy().dtype
         self._others = _parquet(paths, schema.remove(schema.get_field_index(column)), column)
         self._file = paths[1].open("wb")
         self._rows = 0

@@ -71,7 +71,7 @@ class BulkOptions:
         require_format(self.output_format)
         require_dtype(self.output_dtype)
         object.__setattr__(self, "encoding", canonical(self.encoding))
-        _ = self.text
+        _ = self.text  # checks the template
         if self.shard_rows < 1:
             raise InputError(f"shard_rows is {self.shard_rows}: expected 1 or more")
 
