@@ -109,7 +109,7 @@ def test_padding_does_not_change_fp32(exported, padding):
 
 
 def test_the_graph_consists_of_these_operators(exported):
-    """Before adding an operator, measure its speed: some operators of ONNX Runtime are 10 times slower."""
+    """Measure the speed of an operator before adding it, because some are slow in ONNX Runtime."""
     shared = "Add And Cast CumSum Div Equal Gather Greater If LayerNormalization LpNormalization MatMul Mul"
     shared += " Not ReduceMin ReduceSum Shape Squeeze Unsqueeze BiasGelu"
     own = {
