@@ -90,7 +90,8 @@ class Receipt(Counts):
     def from_name(cls, name: str) -> Receipt:
         """Return the receipt with this file name."""
         shard, *counts = name.removeprefix(f"{PROGRESS}/").removesuffix(".json").split(",")
-        return cls(shard=int(shard), **{key: int(value) for key, value in (one.split("=") for one in counts)})
+        pairs = (count.split("=") for count in counts)
+        return cls(shard=int(shard), **{name: int(count) for name, count in pairs})
 
 
 class OutputFolder:
