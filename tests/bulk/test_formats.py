@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import gzip
 import json
 import unicodedata
@@ -14,7 +15,7 @@ import pytest
 from bulk_output import ARTIFACT, errors_of, jsonl, output_of, rows_of_shards
 
 from koe5_onnx import Embedder, InputError, TextTooLongError, TruncationWarning
-from koe5_onnx.bulk import plan
+from koe5_onnx.bulk import plan, table_files
 from koe5_onnx.bulk.table_files import open_table
 from koe5_onnx.bulk.worker import RecentTexts
 from koe5_onnx.embedder import Encoded
@@ -242,6 +243,22 @@ def test_invalid_parquet_is_rejected(embed, tmp_path):
     parquet(tmp_path / "in/b.parquet", {"text": ["x"], "id": ["one"]})
     with pytest.raises(InputError, match="the columns of the input files do not match"):
         embed("in")
+
+
+def test_damage_and_disk_errors_in_parquet(embed, tmp_path, monkeypatch):
+    parquet(tmp_path / "in.parquet", {"text": [f"글 {row}" for row in range(500)]}, compression="zstd")
+    content = (tmp_path / "in.parquet").read_bytes()
+    (tmp_path / "in.parquet").write_bytes(content[:99] + b"?" * 99 + content[198:])
+    with pytest.raises(InputError, match=r"in.parquet is damaged after row 0 \(.*\)\. Download it again"):
+        embed("in.parquet")
+
+    def fail(_file, _first):
+        yield from ()
+        raise OSError(errno.EIO, "the disk failed")
+
+    monkeypatch.setattr(table_files._ParquetFile, "batches", fail)
+    with pytest.raises(OSError, match="the disk failed"):
+        embed("in.parquet")
 
 
 def test_hidden_files_of_other_programs_are_ignored(embed, tmp_path, put):
