@@ -3,10 +3,12 @@
 The graph is built from the weights and uses ONNX Runtime's fused operators; nothing is traced or optimized.
 Weights are written to disk layer by layer. precision/ defines how tables and linear layers are written.
 
-    input_ids, attention_mask int64[n, width]  ->  sentence_embedding float32[n, hidden]
+    input_ids, attention_mask int64[n, width]
+        ->  last_hidden_state float32[n, width, hidden], sentence_embedding float32[n, hidden]
 
-n is the number of texts, and width their padded length. Functions with an argument `g` add nodes to the
-graph. They take the names of tensors, and return the names of their results.
+n is the number of texts, and width their padded length. This runtime reads only sentence_embedding.
+Functions with an argument `g` add nodes to the graph. They take the names of tensors, and return the names
+of their results.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from koe5_export.weights import Array, Linear, Norm
 from koe5_export.writer import MICROSOFT, GraphWriter, subgraph
 from koe5_onnx import Contract
 from koe5_onnx.engine.batching import ROUNDED_TOKENS
-from koe5_onnx.engine.graphs import OUTPUT
+from koe5_onnx.engine.graphs import HIDDEN, OUTPUT
 
 _MASKED = -3.4e38
 """Attention score of padding keys, which makes their softmax weight exactly 0."""
@@ -84,7 +86,7 @@ def write_encoder(
         norm = layer.output_norm
     widened = replace(summed, x=precision.widen(g, summed.x), y=summed.y and precision.widen(g, summed.y))
     epsilon = config.epsilon * precision.residual_scale**2
-    hidden = _norm(g, widened, norm, "final_norm", epsilon, PRECISIONS["fp32"])
+    hidden = _norm(g, widened, norm, HIDDEN, epsilon, PRECISIONS["fp32"])
     finish(g, pool(g, hidden, contract.pooling), contract)
 
 
@@ -233,7 +235,10 @@ def pool(g: GraphWriter, hidden: str, pooling: str) -> str:
 
 
 def finish(g: GraphWriter, pooled: str, contract: Contract) -> None:
-    """Normalize `pooled`, float32[n, hidden], if the contract requires it, and save the graph."""
+    """Normalize `pooled`, float32[n, hidden], if the contract requires it, and save the graph.
+
+    If the graph has HIDDEN, that is the first output, since other runtimes read the first one.
+    """
     if contract.normalize:
         g.node("LpNormalization", [pooled], OUTPUT, axis=-1, p=2)
     else:
@@ -242,5 +247,8 @@ def finish(g: GraphWriter, pooled: str, contract: Contract) -> None:
         helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "width"])
         for name in ("input_ids", "attention_mask")
     ]
-    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["texts", contract.dim])
-    g.save(inputs, [output])
+    outputs = [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["texts", contract.dim])]
+    if g.has(HIDDEN):
+        shape = ["texts", "width", contract.dim]
+        outputs.insert(0, helper.make_tensor_value_info(HIDDEN, TensorProto.FLOAT, shape))
+    g.save(inputs, outputs)

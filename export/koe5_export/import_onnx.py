@@ -21,7 +21,7 @@ from koe5_export.publish import ArtifactSpec, PublishOptions, publish
 from koe5_export.tensors import SAFETENSORS, TORCH, has_weights
 from koe5_export.traced import read_graph, subgraphs, write_traced
 from koe5_onnx import Artifact, InputError
-from koe5_onnx.artifact import describe_file
+from koe5_onnx.artifact import GRAPHS, describe_file
 
 _PLACES = ("onnx/model.onnx", "model.onnx")
 _INT8_OPERATORS = {
@@ -84,9 +84,9 @@ def import_folder(
         options=options,
     )
 
-    def write(graph: Path, weights: Path, report: Progress) -> Mapping[str, Any]:
+    def write(folder: Path, report: Progress) -> Mapping[str, Any]:
         report("import", 0, 1)
-        about = write_traced(file, spec.contract, graph, weights)
+        about = write_traced(file, spec.contract, folder / GRAPHS[precision.name])
         report("import", 1, 1)
         imported = {"file": name, "file_sha256": describe_file(file).sha256, "detected_precision": detected}
         return {"exporter": "import", **imported, **about}

@@ -24,7 +24,7 @@ from koe5_export.precision.table import table_block
 from koe5_export.rotate import LONGEST
 from koe5_export.writer import MICROSOFT, OPSET
 from koe5_onnx import Contract
-from koe5_onnx.engine.graphs import FUSED_OPERATORS, OUTPUT
+from koe5_onnx.engine.graphs import FUSED_OPERATORS, HIDDEN, OUTPUT
 
 KERNELS = "koe5"
 """Domain of the fused operators."""
@@ -99,7 +99,7 @@ class _Writer:
         `x` and the result are names of tensors: hidden states, their quantized values, and the scales.
         """
         at = f"layer.{number}"
-        following = "final_norm" if number == self._config.layers - 1 else f"layer.{number + 1}.input"
+        following = HIDDEN if number == self._config.layers - 1 else f"layer.{number + 1}.input"
         triple = [f"{at}.{name}" for name in ("query", "key", "value")]
         weights = [self._keep(f"{name}.{part}") for part in ("weight", "scale") for name in triple]
         (qkv,) = self._fused(

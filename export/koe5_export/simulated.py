@@ -42,7 +42,7 @@ class SimulatedSession(Session):
 
     def _session_options(self, ort: Any) -> Any:
         options = super()._session_options(ort)
-        options.add_session_config_entry(FOLDER_OF_WEIGHTS, str(self._artifact.path))
+        options.add_session_config_entry(FOLDER_OF_WEIGHTS, str(self.graph.file.parent))
         return options
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,13 @@ from koe5_export.precision import PRECISIONS
 from koe5_export.progress import Progress, silent
 from koe5_export.reference import NO_PROMPT, Reference, reference_versions, require_reference
 from koe5_export.simulated import SimulatedSession
-from koe5_export.texts import VerificationText, verification_texts
+from koe5_export.texts import (
+    SAMPLE_PASSAGES,
+    SAMPLE_QUERIES,
+    VerificationText,
+    verification_texts,
+    with_prompts,
+)
 from koe5_export.weights import Array
 from koe5_onnx import (
     Artifact,
@@ -33,7 +40,7 @@ from koe5_onnx import (
     Tokenizer,
     Tokens,
 )
-from koe5_onnx.artifact import PACKED_CUDA_GRAPH
+from koe5_onnx.artifact import PACKED_CUDA_GRAPH, GoldenEmbedding
 from koe5_onnx.artifact.hashes import sha256_of
 from koe5_onnx.engine.cuda.provider import Driver, find_driver
 from koe5_onnx.engine.machine import cpu_name
@@ -125,7 +132,8 @@ def certify(
         together = np.empty_like(expected.embeddings)
         together[order] = _embed(embedder, expected, order, count)
         alone = np.concatenate([_embed(embedder, expected, row, count) for row in rows[:, None]])
-        provider, file = embedder.session.providers[0], embedder.session.graph.file.name
+        provider = embedder.session.providers[0]
+        file = embedder.session.graph.file.relative_to(artifact.path).as_posix()
     if artifact.manifest.contract.normalize:
         _require_unit_length(together)
     certificate = Certificate(
@@ -147,6 +155,16 @@ def certify(
     )
     gate.check(certificate)
     return certificate
+
+
+def golden_embeddings(artifact: Artifact) -> tuple[GoldenEmbedding, ...]:
+    """Embed the texts of the self-test with the padded graph."""
+    pairs = zip(SAMPLE_QUERIES, SAMPLE_PASSAGES, strict=False)
+    texts = with_prompts([text for pair in pairs for text in pair], artifact.manifest.contract)
+    with _open(artifact, "padded") as embedder:
+        tokens = embedder.tokenize(texts, prompt="")
+        embeddings = [b64encode(row).decode() for row in embedder.embed_tokens(tokens).astype("<f4")]
+    return tuple(map(GoldenEmbedding, texts, (tuple(ids.tolist()) for ids in tokens.ids), embeddings))
 
 
 class _Count:

@@ -107,7 +107,8 @@ def _add_rows(group: argparse._ArgumentGroup) -> None:
         "--shard-rows",
         type=int,
         metavar="N",
-        help="input rows per output file (default: 1024); an interruption loses at most the work on one file",
+        help="input rows per output file (default: 1024); an interruption loses at most the work on one file "
+        "per process",
     )
     group.add_argument("--strict", action="store_true", help="stop at the first bad row")
     group.add_argument(
@@ -119,7 +120,7 @@ def _add_rows(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--dedupe",
         action="store_true",
-        help="embed equal texts once, within the latest 128 MiB of embeddings",
+        help="embed equal texts once, if the earlier result is among the latest 128 MiB of results",
     )
     group.add_argument("--restart", action="store_true", help="delete an earlier job in OUT and start again")
 
@@ -203,7 +204,8 @@ def _hint_where_stopped() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        print("koe5-onnx: stopped. Run the same command to resume the job", file=sys.stderr)
+        advice = "Run the same command to resume the job, without --restart"
+        print(f"koe5-onnx: stopped. {advice}", file=sys.stderr)
         raise
 
 

@@ -76,9 +76,9 @@ def test_fp16_computes_norms_pooling_and_length_in_fp32(exported):
     model = onnx.load(exported["fp16"].graph, load_external_data=False)
     producers = {name: node for node in model.graph.node for name in node.output}
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    final = producers["final_norm"]
+    final = producers["last_hidden_state"]
     assert producers[final.input[0]].op_type == "Cast"
-    assert types["final_norm.gain"] == TensorProto.FLOAT
+    assert types["last_hidden_state.gain"] == TensorProto.FLOAT
     assert final.op_type == "SkipLayerNormalization"
     assert types["layer.0.query.weight"] == TensorProto.FLOAT16
     assert all(node.op_type != "If" for node in model.graph.node)
@@ -113,7 +113,7 @@ def test_block_products_are_those_of_the_rounded_weights(tmp_path, bits):
     weight = rng.standard_normal((96, 7), dtype=np.float32) * np.linspace(1, 9, 96, dtype=np.float32)[:, None]
     precision = Block("int8-block", bits=bits, block=32, strength=0.5, gate=PRECISIONS["int8"].gate)
     rounded = round_blocks(weight, bits, 32)
-    with GraphWriter(tmp_path / "graph", tmp_path / "weights") as g:
+    with GraphWriter(tmp_path / "graph") as g:
         linear = Linear(weight, np.zeros(7, np.float32), rounded)
         (y,) = precision.project(g, "x", [("y", linear)])
         ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", w]) for n, w in (("x", 96), (y, 7))]
@@ -148,7 +148,7 @@ def run_int8(tmp_path, x, linears):
     """Run a graph of int8 linear layers. Return its outputs and its number of QuantizeLinear nodes."""
     precision, names = PRECISIONS["int8"], [name for name, _ in linears]
     width = x.shape[-1]
-    with GraphWriter(tmp_path / "graph", tmp_path / "weights") as g:
+    with GraphWriter(tmp_path / "graph") as g:
         g.node("Identity", ["x"], "copy")
         precision.project(g, "copy", linears)
         inputs = [
@@ -192,7 +192,7 @@ def test_int8_graphs_can_mix_layers_with_and_without_blocks(tmp_path):
 
 
 def test_sizes_fall_with_the_bits(exported):
-    sizes = {name: found.manifest.files["model.onnx.data"].bytes for name, found in exported.items()}
+    sizes = {name: found.manifest.files[found.manifest.weights].bytes for name, found in exported.items()}
     assert sizes["fp16"] < 0.55 * sizes["fp32"]
     assert sizes["int8"] < 0.55 * sizes["fp32"]
     assert sizes["int4-block"] < 0.55 * sizes["int8"]

@@ -40,7 +40,7 @@ from koe5_onnx import (
     Tokenizer,
     TruncationWarning,
 )
-from koe5_onnx.artifact import GRAPH, MANIFEST, WEIGHTS, describe_file
+from koe5_onnx.artifact import GRAPHS, MANIFEST, describe_file, weights_of
 
 
 def certificate(**changes):
@@ -58,6 +58,9 @@ def certificate(**changes):
 UNPROMPTED = Contract(
     "mean", normalize=True, max_tokens=512, dim=64, pad_id=1, prompts={"query": "", "passage": ""}
 )
+
+GRAPH = GRAPHS["int8"]
+WEIGHTS = weights_of(GRAPH)
 GATE = Gate(cosine_min=0.98, cosine_mean=0.995, max_abs_diff=1e-5)
 
 
