@@ -48,7 +48,7 @@ def embed_files(
     ray: RayOptions | None = None,
     on_progress: OnProgress = lambda _progress: None,
 ) -> Summary:
-    """Embed the texts of files into a folder of files. Call it again to resume an interrupted job.
+    """Embed the texts of files and write the embeddings to a folder. Call it again to resume an interrupted job.
 
     Args:
         source: A file or a folder of parquet, Arrow, JSON lines or CSV files: a local path or a URL.
@@ -72,7 +72,9 @@ def embed_files(
             use by another process, a row is bad and `strict` is True, or too many rows are bad.
         ArtifactError: The artifact is missing or damaged.
         ProviderError: The device cannot run the artifact.
-        MissingDependencyError: `ray` is given and Ray is not installed, or the driver of a URL is not.
+        MissingDependencyError: `ray` is given and Ray is not installed, or a URL needs a driver of fsspec
+            (such as s3fs) that is not installed.
+        FidelityError: The self-test failed.
         OSError: A file cannot be read or written.
     """
     if not 0 <= max_bad_share <= 1:

@@ -203,8 +203,8 @@ class RecentTexts:
     """The results of recent texts, so that equal texts are embedded once.
 
     `Embedder.encode` embeds equal texts of one call, here of one chunk, once. This class also finds texts
-    of earlier chunks and shards. In int8, the output has the same bits, because an embedding does not depend
-    on the other texts of its batch.
+    of earlier chunks and shards. In int8, the output is bitwise the same as without it, because an embedding
+    does not depend on the other texts of its batch.
 
     Args:
         dim: Size of the embeddings.
