@@ -48,7 +48,7 @@ def embed_files(
     ray: RayOptions | None = None,
     on_progress: OnProgress = lambda _progress: None,
 ) -> Summary:
-    """Embed the texts of files and write the embeddings to a folder. Call it again to resume an interrupted job.
+    """Embed the texts of files and write the embeddings to a folder. Call again to resume an interrupted job.
 
     Args:
         source: A file or a folder of parquet, Arrow, JSON lines or CSV files: a local path or a URL.
