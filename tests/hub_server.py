@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 REPOSITORY = "owner/koe5-int8"
 TOKEN = "hf_of_the_owner"
@@ -52,7 +52,7 @@ class Hub:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """The routes that `snapshot_download` and `create_commit` use.
+    """The routes of `snapshot_download`, `HfFileSystem` and `create_commit`.
 
     Source: https://huggingface.co/docs/hub/api
     """
@@ -64,7 +64,8 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = urlsplit(self.path).path.strip("/")
+        url = urlsplit(self.path)
+        path = unquote(url.path).strip("/")
         # Datasets have the same routes under another prefix.
         path = path.replace("api/datasets/", "api/models/").removeprefix("datasets/")
         repository = self.hub.repository
@@ -72,8 +73,9 @@ class Handler(BaseHTTPRequestHandler):
         if path in (model, *(f"{model}/revision/{name}" for name in ("main", "v1", COMMIT))):
             siblings = [{"rfilename": name} for name in self.hub.files]
             self.reply_json({"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings})
-        elif path in (f"{model}/tree/main", f"{model}/tree/{COMMIT}"):
-            self.reply_json([self.describe(name) for name in self.hub.files])
+        elif path.startswith((f"{model}/tree/main", f"{model}/tree/{COMMIT}")):
+            folder = path.removeprefix(f"{model}/tree/").partition("/")[2]
+            self.reply_tree(folder, "recursive=true" in url.query.lower())
         elif path.startswith((f"{repository}/resolve/{COMMIT}/", f"{repository}/resolve/main/")):
             self.reply_file(path.removeprefix(f"{repository}/resolve/").partition("/")[2])
         elif path.startswith(f"{model}/tree/"):
@@ -82,6 +84,19 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, b"", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
         else:
             self.reply(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+
+    def reply_tree(self, folder: str, is_recursive: bool) -> None:
+        start = f"{folder}/" if folder else ""
+        names = [name for name in self.hub.files if name.startswith(start)]
+        if not names:
+            self.reply(404, b"", {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
+            return
+        folders = {
+            start + name[len(start) :].partition("/")[0] for name in names if "/" in name[len(start) :]
+        }
+        listed = [name for name in names if is_recursive or "/" not in name[len(start) :]]
+        directories = [{"type": "directory", "path": path, "size": 0, "oid": COMMIT} for path in folders]
+        self.reply_json([*directories, *map(self.describe, listed)])
 
     def do_POST(self) -> None:
         path = urlsplit(self.path).path.strip("/")
@@ -96,28 +111,23 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.created = json.loads(body)
             self.reply_json({"url": f"{self.hub.endpoint}/{repository}"})
         elif path.startswith((f"{model}/preupload/", f"{model}/branch/")):
-            files = json.loads(body).get("files", [])
-            # Like the Hub, treat weights as large files.
-            modes = {name: "lfs" if "onnx" in name else "regular" for name in (one["path"] for one in files)}
-            self.reply_json(
-                {
-                    "files": [
-                        {"path": name, "uploadMode": mode, "shouldIgnore": False}
-                        for name, mode in modes.items()
-                    ]
-                }
-            )
+            files = [one["path"] for one in json.loads(body).get("files", [])]
+            self.reply_json({"files": [self.upload_mode(name) for name in files]})
         elif path == f"{repository}.git/info/lfs/objects/batch":
-            objects = [
-                one
-                | {"actions": {"upload": {"href": f"{self.hub.endpoint}/objects/{one['oid']}", "header": {}}}}
-                for one in json.loads(body)["objects"]
-            ]
+            objects = [one | self.upload_action(one["oid"]) for one in json.loads(body)["objects"]]
             self.reply_json({"transfer": "basic", "objects": objects})
         elif path.startswith(f"{model}/commit/"):
             self.commit([json.loads(line) for line in body.splitlines()])
         else:
             self.reply(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+
+    def upload_mode(self, name: str) -> dict[str, object]:
+        # Like the Hub, treat weights as large files.
+        mode = "lfs" if "onnx" in name else "regular"
+        return {"path": name, "uploadMode": mode, "shouldIgnore": False}
+
+    def upload_action(self, oid: str) -> dict[str, object]:
+        return {"actions": {"upload": {"href": f"{self.hub.endpoint}/objects/{oid}", "header": {}}}}
 
     def do_PUT(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
@@ -136,18 +146,15 @@ class Handler(BaseHTTPRequestHandler):
         _header, *operations = lines
         done = []
         for operation in operations:
-            name, value = operation["value"]["path"], operation["value"]
+            value = operation["value"]
             if operation["key"] == "deletedFile":
-                del self.hub.files[name]
-                done.append(f"-{name}")
+                del self.hub.files[value["path"]]
+                done.append(f"-{value['path']}")
                 continue
-            content = (
-                base64.b64decode(value["content"])
-                if operation["key"] == "file"
-                else self.hub.objects[value["oid"]]
-            )
-            self.hub.files[name] = content
-            done.append(name)
+            is_large = operation["key"] == "lfsFile"
+            content = self.hub.objects[value["oid"]] if is_large else base64.b64decode(value["content"])
+            self.hub.files[value["path"]] = content
+            done.append(value["path"])
         self.hub.commits.append(done)
         address = f"{self.hub.endpoint}/{self.hub.repository}/commit/{COMMIT}"
         self.reply_json({"commitUrl": address, "commitOid": COMMIT})

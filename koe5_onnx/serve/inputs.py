@@ -287,5 +287,5 @@ class ModelNames:
 
     @property
     def all(self) -> list[str]:
-        """All names: first those without a prompt name, then those with one."""
+        """The names that GET /v1/models lists: first those without a prompt name, then those with one."""
         return [*self.names, *(f"{name}:{prompt}" for name in self.names for prompt in self.prompts)]

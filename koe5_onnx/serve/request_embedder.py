@@ -220,8 +220,8 @@ class RequestEmbedder:
         """
         most, reserved = self.settings.max_queue_tokens, self._reserved_tokens
         if reserved and reserved + tokens > most:
-            found = f"the queue holds {reserved:,} tokens: expected at most {most:,}, including this request"
-            message = f"{found}. Try again later"
+            found = f"open requests have reserved {reserved:,} of the {most:,} tokens of the queue"
+            message = f"{found}, so this request with {tokens:,} tokens does not fit. Try again later"
             raise Refusal(Reason.OVERLOADED, message, retry_after_s=self.runner.drain_s())
         self._reserved_tokens += tokens
         try:

@@ -31,7 +31,7 @@ class Reply:
         """Send a message to the client.
 
         Raises:
-            Refusal: All open requests use too many bytes to begin this response.
+            Refusal: The open requests together use too many bytes, so this response cannot begin.
         """
         if message["type"] == "http.response.start":
             await self._start(message)

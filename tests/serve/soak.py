@@ -57,7 +57,7 @@ class Report:
     answered: int = 0
     """Requests whose answer equals that of the Python API."""
     left: int = 0
-    """Requests whose client disconnected on purpose."""
+    """Requests whose client waits at most 50 ms and then disconnects."""
     cut_off: int = 0
     """Connections that ended after SIGTERM with an error that the client saw."""
     faults: list[str] = field(default_factory=list)

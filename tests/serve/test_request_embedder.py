@@ -30,7 +30,9 @@ def test_a_full_queue_says_when_to_retry(offline):
     async def crowd(requests):
         first = asyncio.ensure_future(requests.embed(LONG))
         await began(requests)
-        with pytest.raises(Refusal, match="the queue holds 512 tokens: expected at most 600") as caught:
+        with pytest.raises(
+            Refusal, match="open requests have reserved 512 of the 600 tokens of the queue"
+        ) as caught:
             await requests.embed(LONG)
         assert caught.value.reason is Reason.OVERLOADED
         assert int(caught.value.headers["retry-after"]) >= 1
