@@ -76,7 +76,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Identified:
-    """What made the vectors, and how well queries of the artifact find them."""
+    """Result of `identify`: what made the vectors, and how well queries of the artifact find them."""
 
     texts: int
     """Number of different texts that were compared."""
@@ -166,8 +166,8 @@ def _sample(vectors: npt.NDArray[Any], texts: Sequence[str]) -> list[int]:
     """Return the rows of up to `MAX_TEXTS` different texts of all lengths, including the longest one."""
     if vectors.ndim != 2 or len(vectors) != len(texts):
         raise InputError(
-            f"the vectors have shape {vectors.shape} and there are {len(texts)} texts: expected one vector per "
-            "text, in the same order"
+            f"the vectors have shape {vectors.shape} and there are {len(texts)} texts: expected one vector "
+            "per text, in the same order"
         )
     # An empty text has no tokens to pool.
     row_of = {text: row for row, text in enumerate(texts) if text.strip()}
@@ -280,7 +280,10 @@ def _precision(
         return "unknown"
     manifest = embedder.artifact.manifest
     errors = [] if has_reference else [1 - maker.cosine_mean]
-    if maker.pooling == manifest.contract.pooling and maker.max_tokens in (None, manifest.contract.max_tokens):
+    if maker.pooling == manifest.contract.pooling and maker.max_tokens in (
+        None,
+        manifest.contract.max_tokens,
+    ):
         # In addition to the padded graph, because the packed graph rounds differently.
         made = embedder.encode(texts, prompt=maker.prompt)[:, : given.shape[1]]
         errors.append(1 - _compare(given, _unit(made))["cosine_mean"])
