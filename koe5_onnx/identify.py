@@ -285,8 +285,8 @@ def _precision(
         manifest.contract.max_tokens,
     ):
         # In addition to the padded graph, because the packed graph rounds differently.
-        made = embedder.encode(texts, prompt=maker.prompt)[:, : given.shape[1]]
-        errors.append(1 - _compare(given, _unit(made))["cosine_mean"])
+        made = _embed(embedder, texts, maker.prompt, given.shape[1])
+        errors.append(1 - _compare(given, made)["cosine_mean"])
     certificate = manifest.certificate
     own = 0.0 if certificate is None else 1 - certificate.overall.cosine_mean
     if min(errors, default=1.0) <= max(_EQUAL, own / 4):
@@ -299,7 +299,7 @@ def _precision(
 def _overlap(given: Float64, texts: Sequence[str], embedder: Embedder, neighbors: int) -> float:
     """Return the fraction of the best results of each text, as a query, that both indexes share."""
     queries, passages = (
-        _unit(embedder.encode(texts, prompt=embedder.contract.prompts.get(name, ""))[:, : given.shape[1]])
+        _embed(embedder, texts, embedder.contract.prompts.get(name, ""), given.shape[1])
         for name in ("query", "passage")
     )
     found, expected = queries @ given.T, queries @ passages.T
@@ -308,6 +308,11 @@ def _overlap(given: Float64, texts: Sequence[str], embedder: Embedder, neighbors
     last = -np.sort(-expected, axis=1)[:, neighbors - 1 : neighbors]
     best = np.argsort(-found, axis=1, kind="stable")[:, :neighbors]
     return float((np.take_along_axis(expected, best, axis=1) >= last - _EQUAL).mean())
+
+
+def _embed(embedder: Embedder, texts: Sequence[str], prompt: str, dim: int) -> Float64:
+    # Unlike `encode`, this does not warn about texts that are truncated.
+    return _unit(embedder.embed_tokens(embedder.tokenize(texts, prompt=prompt))[:, :dim])
 
 
 def _unit(rows: npt.NDArray[Any]) -> Float64:
