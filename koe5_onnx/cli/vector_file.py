@@ -30,7 +30,7 @@ def read_vectors(name: str) -> Array:
     """
     try:
         return np.asarray(np.load(name, mmap_mode="r", allow_pickle=False))
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise InputError(f"{name} is not an array in NumPy's format ({error})") from error
 
 

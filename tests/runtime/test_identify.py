@@ -293,7 +293,11 @@ def test_invalid_records(lines, message, run, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("index.npy", b"no array"), ("index.csv", b'text,v\n"' + b"a" * 200_000 + b'",[1]\n')],
+    [
+        ("index.npy", b"no array"),
+        ("index.npy", b""),
+        ("index.csv", b'text,v\n"' + b"a" * 200_000 + b'",[1]\n'),
+    ],
 )
 def test_invalid_files(name, content, run, tmp_path):
     (tmp_path / name).write_bytes(content)
