@@ -11,7 +11,7 @@ those between vectors and candidates of different texts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias
@@ -43,6 +43,9 @@ NO_LOSS, MAX_LOSS = 0.01, 0.1
 _LIMITS = (512, 256, 128)
 """Token limits that other systems use by default. Those above the contract's limit are ignored."""
 _NEIGHBORS = 10
+_TIE = 1.2
+"""Largest ratio of distances that quantization can reverse. In E5 models, the tokens `<s>` and `</s>` have
+nearly the same embedding, so CLS and last-token pooling have nearly the same distance."""
 _EQUAL = 1e-6
 """Cosines that differ by at most this count as equal, because vectors are rounded to float32."""
 _UNIT = 1e-3
@@ -147,7 +150,7 @@ def identify(
     maker = overlap = None
     if given.shape[1] <= embedder.dim:
         given = _unit(given)
-        candidates = sorted(_candidates(given, texts, embedder, reference), key=lambda one: one.distance)
+        candidates = _ranked(list(_candidates(given, texts, embedder, reference)))
         overlap = _overlap(given, texts, embedder, neighbors)
         maker = candidates[0] if candidates[0].distance <= MAX_DISTANCE else None
     return Identified(
@@ -188,8 +191,9 @@ def _candidates(
     def tokenizer_of(limit: int) -> Tokenizer:
         return Tokenizer(embedder.artifact.tokenizer, limit, contract.unicode_form)
 
-    with closing(embedder.session.padded()) as session:
-        pooled = _Pooled(reference or session.token_embeddings, contract.pad_id, embedder.max_batch_tokens)
+    with ExitStack() as stack:
+        compute = reference or stack.enter_context(closing(embedder.session.padded())).token_embeddings
+        pooled = _Pooled(compute, contract.pad_id, embedder.max_batch_tokens)
         for prompt, name in _prompts(contract).items():
             prompted = [prompt + text for text in texts]
             longest = int(tokenizer_of(limits[0]).encode(prompted).full_lengths.max())
@@ -205,6 +209,12 @@ def _candidates(
                         longest_tokens=longest,
                         **_compare(given, _unit(made[:, column])),
                     )
+
+
+def _ranked(candidates: list[Candidate]) -> list[Candidate]:
+    """Sort candidates by distance. Nearly equal ones keep their order, in which common settings come first."""
+    tied = _TIE * min(one.distance for one in candidates)
+    return sorted(candidates, key=lambda one: max(one.distance, tied))
 
 
 def _prompts(contract: Contract) -> dict[str, str]:
@@ -280,10 +290,8 @@ def _precision(
         return "unknown"
     manifest = embedder.artifact.manifest
     errors = [] if has_reference else [1 - maker.cosine_mean]
-    if maker.pooling == manifest.contract.pooling and maker.max_tokens in (
-        None,
-        manifest.contract.max_tokens,
-    ):
+    is_whole = maker.max_tokens in (None, manifest.contract.max_tokens)
+    if maker.pooling == manifest.contract.pooling and is_whole:
         # In addition to the padded graph, because the packed graph rounds differently.
         made = _embed(embedder, texts, maker.prompt, given.shape[1])
         errors.append(1 - _compare(given, made)["cosine_mean"])

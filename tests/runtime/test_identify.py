@@ -80,6 +80,14 @@ def test_prompt_and_pooling(name, pooling, make, texts, opened):
     assert not found.unit_length
 
 
+def test_of_nearly_equal_candidates_the_more_common_one_comes_first(make, texts, opened):
+    cls, last = (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in map(make, ("", ""), ("cls", "last"))
+    )
+    for weight, expected in ((1.05, "cls"), (1.5, "last")):
+        assert identify(cls + weight * last, texts, opened).candidates[0].pooling == expected
+
+
 @pytest.mark.parametrize("limit", [128, 256, 512])
 def test_truncation(limit, make, texts, opened):
     found = identify(make("passage: ", limit=limit), texts, opened)
