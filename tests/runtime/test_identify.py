@@ -12,7 +12,7 @@ import tokenizers
 
 from koe5_onnx import ArtifactError, Embedder, InputError, TruncationWarning, cli
 from koe5_onnx.artifact import GRAPHS
-from koe5_onnx.identify import MAX_DISTANCE, MAX_TEXTS, identify
+from koe5_onnx.identify import MAX_DISTANCE, MAX_TEXTS, POOLINGS, identify
 
 POOL = {
     "mean": lambda states: states.mean(axis=0),
@@ -80,12 +80,12 @@ def test_prompt_and_pooling(name, pooling, make, texts, opened):
     assert not found.unit_length
 
 
-def test_of_nearly_equal_candidates_the_more_common_one_comes_first(make, texts, opened):
-    cls, last = (
-        rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in map(make, ("", ""), ("cls", "last"))
-    )
-    for weight, expected in ((1.05, "cls"), (1.5, "last")):
-        assert identify(cls + weight * last, texts, opened).candidates[0].pooling == expected
+def test_of_nearly_equal_candidates_the_more_common_one_comes_first(make, texts, opened, monkeypatch):
+    monkeypatch.setitem(POOL, "second", lambda states: states[1])
+    monkeypatch.setitem(POOLINGS, "last", lambda hidden, _: hidden[:, 0] + 0.05 * hidden[:, 1])
+    for share, expected in ((0.51, "cls"), (0.6, "last")):
+        vectors = make(pooling="cls") + share * 0.05 * make(pooling="second")
+        assert identify(vectors, texts, opened).maker.pooling == expected
 
 
 @pytest.mark.parametrize("limit", [128, 256, 512])
