@@ -55,7 +55,7 @@ def export_checkpoint(
         The published artifact; its manifest holds the certificate.
 
     Raises:
-        InputError: `out` exists, an option is out of range, or the disk is full.
+        InputError: `out` exists and cannot be replaced, an option is not valid, or the disk is full.
         CheckpointError: The checkpoint cannot be exported.
         FidelityError: The artifact is outside the bounds of its gate; nothing is published.
         MissingDependencyError: torch, transformers, sentence-transformers or the requested exporter is not
@@ -103,10 +103,10 @@ def write_graph(
         spec: Checkpoint, contract and precision.
         calibration: Texts without prompts; not used by precisions without smoothing.
         folder: Folder of the artifact, with its tokenizer.json.
-        report: Called with the number of layers that are written.
+        report: Called with the number of layers written so far.
 
     Returns:
-        Names of the linear layers in smaller blocks than usual (see `Precision.is_exception`).
+        Names of the linear layers for which `Precision.is_exception` is True.
     """
     exceptions: list[str] = []
     stage = "layers" if spec.precision.strengths is None else "calibrate"

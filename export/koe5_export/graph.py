@@ -1,7 +1,7 @@
 """Write the padded graph of an encoder as ONNX nodes: embeddings, layers and pooling.
 
 The graph is built from the weights and uses ONNX Runtime's fused operators; nothing is traced or optimized.
-Weights are written to disk layer by layer. precision/ defines how linear layers are written.
+Weights are written to disk layer by layer. precision/ defines how tables and linear layers are written.
 
     input_ids, attention_mask int64[n, width]
         ->  last_hidden_state float32[n, width, hidden], sentence_embedding float32[n, hidden]
@@ -36,13 +36,14 @@ _MASKED = -3.4e38
 
 @dataclass(frozen=True)
 class Attention:
-    """Inputs of all attention nodes other than query, key and value."""
+    """Settings and inputs that all attention nodes of a graph share."""
 
     heads: int
     key_mask: str
     """Name of int32[n, width]: 1 for tokens, 0 for padding."""
     is_unmasked: str
-    """Name of bool[1]: True if attention needs no mask, which is faster; "" if `lengths` is not None."""
+    """Name of bool[1]: True if attention runs without a mask, which is faster; "" if `lengths` is not
+    None."""
     lengths: str | None
     """Name of int32[n], tokens per text, for precisions with lengths instead of a mask; None for others."""
 
@@ -100,7 +101,7 @@ def _embeddings(g: GraphWriter, checkpoint: Checkpoint, contract: Contract, prec
 
 
 def _counted_positions(g: GraphWriter, pad_id: int) -> str:
-    """Add RoBERTa's position ids: a running count of tokens, and 0 for pad tokens, also inside a text."""
+    """Add RoBERTa's position ids minus `pad_id`: 0 for pad tokens, and a running count of all others."""
     pad = g.constant("pad_id", np.int64(pad_id))
     axis = g.constant("width_axis", np.int64(1))
     is_pad = g.node("Equal", ["input_ids", pad], "is_pad")
@@ -140,8 +141,8 @@ def _layer(
     precision: Precision,
 ) -> Sum:
     """Add the norm of `summed` and the encoder layer after it. Return the input of the layer's last norm."""
-    # `prepare` has scaled all residual sums except the embeddings. Their variance has thus been multiplied by
-    # the square of the scale, and so must be epsilon.
+    # `prepare` has scaled all residual sums except the embeddings. This has multiplied the variance of these
+    # sums by the square of the scale, and epsilon must be multiplied by the same factor.
     epsilon = config.epsilon * precision.residual_scale**2
     x = _norm(g, summed, layer.input_norm, f"{at}.input", epsilon if summed.y else config.epsilon, precision)
     triple = [(f"{at}.{name}", getattr(layer, name)) for name in ("query", "key", "value")]
@@ -171,7 +172,7 @@ def _project(
 
 
 def _rotate(g: GraphWriter, x: str, name: str, linear: Linear, rotation: Array) -> str:
-    """Divide each block of the last axis of x by `linear.divisors`, and rotate it."""
+    """Divide each block of the last axis of x by `linear.divisors`, if there are any, and rotate it."""
     block, width = len(rotation), len(linear.weight)
     in_blocks = g.constant(f"blocks_of_{block}", np.array([0, 0, -1, block], dtype=np.int64))
     whole = g.constant(f"rows_of_{width}", np.array([0, 0, width], dtype=np.int64))

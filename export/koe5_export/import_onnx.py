@@ -66,7 +66,7 @@ def import_folder(
 
     Raises:
         InputError: The graph or the checkpoint is missing, the graph's interface or precision is not
-            supported, `out` exists, or an option is out of range.
+            supported, `out` exists and cannot be replaced, an option is not valid, or the disk is full.
         CheckpointError: The checkpoint is not supported.
         FidelityError: The graph is outside the bounds of its precision; nothing is published.
         MissingDependencyError: torch, transformers or sentence-transformers is not installed.
@@ -146,7 +146,7 @@ def _checkpoint(folder: Path, name: str | Path | None) -> Checkpoint:
 def _require_known(file: Path, precision: str) -> str:
     if precision not in PRECISIONS:
         raise InputError(
-            f"{file} is {precision}, which has no gate. To apply the gate of another precision, pass "
-            f"--precision with one of {', '.join(PRECISIONS)}"
+            f"no gate is known for the precision {precision} of {file}. To choose a gate, pass --precision "
+            f"with one of {', '.join(PRECISIONS)}"
         )
     return precision

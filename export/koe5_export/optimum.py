@@ -1,8 +1,8 @@
 """Export with Optimum's ONNX exporter, which traces PyTorch. Only this module imports optimum.
 
 Optimum supports more encoders than the graph builder (graph.py), and is an independent check of the builder.
-traced.py converts the graph that Optimum writes. This graph must satisfy the same bounds as a built one. It
-has no fused operators and is therefore slower.
+traced.py converts the graph that Optimum writes. The converted graph must satisfy the same bounds as one of
+the builder. It has no fused operators and is therefore slower.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ It is a copy of the padded fp16 graph with three changes, and uses the same weig
 
 - Position ids are an input, because computing them on the CPU is cheaper.
 - Attention is PackedMultiHeadAttention, which uses flash attention for texts of any length.
-- Mean pooling sums the tokens of each text in fp32.
+- Pooling finds the tokens of each text by the inputs below instead of a mask.
 
     input_ids, position_ids, text_of_token int64[tokens], token_offset int32[texts, longest],
     cumulative_lengths int32[texts + 1]  ->  sentence_embedding float32[texts, dim]

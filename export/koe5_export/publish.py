@@ -94,8 +94,9 @@ def publish(spec: ArtifactSpec, write: Write, out: Path, report: Progress = sile
     """Write an artifact, measure it against PyTorch, and rename it to `out`.
 
     Raises:
-        InputError: `out` exists and `force` is not set, a bound is out of range, or the disk is full.
-        CheckpointError: The tokenizer does not match the weights.
+        InputError: `out` exists and cannot be replaced, a bound is not valid, or the disk is full.
+        CheckpointError: The tokenizer does not match the weights, or sentence-transformers differs from the
+            contract.
         FidelityError: The artifact is outside the bounds of its gate; nothing is published.
         MissingDependencyError: torch, transformers or sentence-transformers is not installed.
     """

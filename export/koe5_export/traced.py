@@ -128,7 +128,10 @@ def _inputs(file: Path, graph: Any) -> dict[str, int]:
 
 
 def _output(file: Path, graph: Any, contract: Contract) -> Any:
-    """Return the graph output with token embeddings or, if there is none, the one with pooled embeddings."""
+    """Return the graph output with token embeddings or, if there is none, the one with pooled embeddings.
+
+    Pooled embeddings may be normalized, so they are accepted only if the contract normalizes.
+    """
     outputs = {entry.name: entry for entry in graph.output}
     names = _TOKEN_OUTPUTS if not contract.normalize else (*_TOKEN_OUTPUTS, OUTPUT)
     found = next((outputs[name] for name in names if name in outputs), None)
@@ -158,7 +161,7 @@ def _needed(graph: Any, output: str) -> tuple[list[Any], set[str]]:
 
 
 def _reads(node: Any) -> Iterator[str]:
-    """Yield the names of a node's inputs, and of the inputs of nodes and the outputs in its subgraphs."""
+    """Yield the names of a node's inputs and, for its subgraphs, of all outputs and inputs of nodes."""
     yield from node.input
     for graph in subgraphs(node):
         yield from (entry.name for entry in graph.output)
@@ -167,7 +170,7 @@ def _reads(node: Any) -> Iterator[str]:
 
 
 def _rename(part: Any) -> None:
-    """Add the prefix to all names in a node with its subgraphs, or to the name of a tensor or value."""
+    """Add the prefix to all names in a node and its subgraphs, or to the name of a tensor or value."""
     part.name = _PREFIX + part.name if part.name else ""
     if not hasattr(part, "op_type"):
         return

@@ -21,18 +21,18 @@ from pathlib import Path
 from koe5_onnx.artifact.hashes import sha256_of
 from koe5_onnx.artifact.hub import fetch, is_hub_id
 from koe5_onnx.artifact.manifest import (
-    AGAIN,
     MANIFEST,
     TOKENIZER,
     File,
     Manifest,
 )
+from koe5_onnx.artifact.parsing import AGAIN
 from koe5_onnx.errors import ArtifactError, HubError
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact folder with a parsed manifest and checked files."""
+    """An artifact folder and its parsed manifest."""
 
     path: Path
     manifest: Manifest
@@ -44,11 +44,12 @@ class Artifact:
         Args:
             path_or_hub_id: Folder, or Hub id "owner/name" if no such folder exists.
             revision: Branch, tag or commit on the Hub; None selects the default branch.
-            check: Verify the SHA-256 of every file, which takes about one second per gigabyte and is cached
-                until the file changes. Sizes are always verified.
+            check: Verify the SHA-256 of every file in the manifest. Hashing takes about one second per
+                gigabyte; hashes are cached until a file changes. Sizes are always verified.
 
         Raises:
-            ArtifactError: A file is missing, damaged or in an unsupported format. The message names the file.
+            ArtifactError: The folder or a file is missing, a file is damaged or in an unsupported format, or
+                the download failed.
         """
         if (path := _local_folder(path_or_hub_id)) is not None:
             artifact = cls(path, _read_manifest(path))

@@ -90,7 +90,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--artifact",
         metavar="DIR",
-        help="check this artifact: hashes, certificate, the embedding of one text",
+        help="check the hashes of this artifact, show its certificate and embed one text",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     add_engine_arguments(parser.add_argument_group("engine, for the artifact"))
@@ -233,7 +233,7 @@ def _artifact(path: str, options: EngineOptions) -> Iterator[Finding]:
         return
     yield Finding("artifact", f"{path}: all file hashes match")
     yield Finding("graph", graph.reason)
-    yield from _attention(graph)
+    yield from _attention(graph, options.gpu or 0)
     without = PACKED_CPU_GRAPH not in manifest.files or manifest.fused_operators != FUSED_OPERATORS
     if manifest.precision == "int8" and without:
         faster = "export the artifact again with the fused kernels installed, which adds a packed graph"
@@ -242,11 +242,11 @@ def _artifact(path: str, options: EngineOptions) -> Iterator[Finding]:
     yield _one_text(embedding, manifest.contract)
 
 
-def _attention(graph: Graph) -> Iterator[Finding]:
+def _attention(graph: Graph, gpu: int) -> Iterator[Finding]:
     driver = find_driver()
     if graph.layout != "packed_cuda" or isinstance(driver, str):
         return
-    yield Finding("attention", attention_kernel(driver.gpus[0]))
+    yield Finding("attention", attention_kernel(driver.gpus[gpu]))
 
 
 def _embed(path: str, options: EngineOptions) -> npt.NDArray[np.float32]:

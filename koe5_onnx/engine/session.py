@@ -34,7 +34,7 @@ _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 class Session:
-    """A graph loaded on one device. Thread-safe, and usable after a fork.
+    """A graph loaded on one device. Thread-safe, and on the CPU usable after a fork.
 
     ONNX Runtime's threads do not survive a fork, so the first run in a child process reloads the graph. The
     child never frees the graph that it inherited, because this would block (see `_leave_to_parent`). The
@@ -42,12 +42,13 @@ class Session:
 
     Args:
         artifact: Opened artifact.
-        options: Engine options. `parallel_batches`, `max_batch_tokens` and `overflow` are ignored, and if
-            `threads` is None, all usable cores are used.
+        options: Engine options. `revision`, `parallel_batches`, `max_batch_tokens` and `overflow` are
+            ignored. If `threads` is None, all usable cores are used.
         graph: Graph to run; None selects it according to `options`.
 
     Raises:
         ProviderError: The device or the graph cannot be used. There is no fallback to another device.
+        ArtifactError: The graph does not have the expected inputs and output.
         MissingDependencyError: Neither onnxruntime nor onnxruntime-gpu is installed.
     """
 
@@ -77,7 +78,7 @@ class Session:
     def slots_per_row(self, lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """Convert tokens per text, int32[n], to tokens with padding, int32[n].
 
-        With the padded graph, only texts with the same number of tokens with padding can share a batch.
+        With the padded graph, only texts for which the result is equal can share a batch.
         """
         return lengths if self.graph.is_packed else padded_lengths(lengths)
 
@@ -91,11 +92,11 @@ class Session:
                 "packed_cuda".
 
         Returns:
-            float32[n, dim], pooled and normalized by the graph.
+            float32[n, dim], pooled by the graph, and normalized if the contract normalizes.
 
         Raises:
             OutOfMemoryError: The batch does not fit into device memory.
-            ProviderError: The graph requires cuDNN, which is not installed.
+            ProviderError: The session is closed, or the graph requires cuDNN, which is not installed.
         """
         try:
             captured = self._captured
@@ -166,7 +167,7 @@ class Session:
         return list(INPUTS[self.graph.layout])
 
     def _source(self) -> str | bytes:
-        """Return the graph for `InferenceSession`: a path, or the bytes of a model."""
+        """Return the graph for `InferenceSession`: a path here, the bytes of a model in SimulatedSession."""
         return str(self.graph.file)
 
     def _session(self) -> Any:

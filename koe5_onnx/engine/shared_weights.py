@@ -35,7 +35,7 @@ def weight_folders() -> Path:
     """Return the folder that contains one folder per packed graph. Users can delete it to free disk space.
 
     Raises:
-        RuntimeError: KOE5_ONNX_CACHE is not set and the user has no home folder.
+        RuntimeError: See `cache_folder`.
     """
     return cache_folder() / "packed-weights"
 
@@ -44,7 +44,7 @@ def kept_bytes() -> int:
     """Return the total size of all packed weights in the cache, in bytes.
 
     Raises:
-        RuntimeError: See `weight_folders`.
+        RuntimeError: See `cache_folder`.
     """
     sizes = 0
     for file in weight_folders().glob("*/*"):
@@ -86,7 +86,7 @@ def _folder_of(artifact: Artifact, graph: Graph) -> Path:
 
 
 def _tidy(used: Path) -> None:
-    """Remove unused folders, folders with another layout of the same weights, and unfinished files."""
+    """Remove unused folders, folders with another layout of the same weights, and abandoned files."""
     now = time.time()
     for folder in used.parent.iterdir():
         named = _FOLDER.fullmatch(folder.name)

@@ -32,6 +32,7 @@ ARTIFACT = [
     "modules.json",
     "onnx",
     "sentence_bert_config.json",
+    "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
 ]

@@ -34,7 +34,7 @@ def value(name, shape, kind=TensorProto.INT64):
 
 @pytest.fixture
 def model(exported):
-    """Return a graph with token embeddings as output. Names of its unused nodes clash with the import's."""
+    """Return a graph with token embeddings as output. It has unused nodes with names that the import adds."""
     model = onnx.load(exported["fp32"].graph)
     for node in model.graph.node:
         for names in (node.input, node.output):
@@ -130,7 +130,7 @@ def test_local_functions_are_inlined(model, folder, exported, tmp_path):
 
 
 def with_text_output(model, source):
-    """Add the output sentence_embedding, three times the source, and rename the original to `embedding`."""
+    """Add a node for sentence_embedding, three times the source; rename the original one to `embedding`."""
     for node in model.graph.node:
         node.output[:] = ["embedding" if name == OUTPUT else name for name in node.output]
     model.graph.node.append(helper.make_node("Mul", [source, "three"], [OUTPUT]))
@@ -326,7 +326,7 @@ def test_precision_is_detected_in_branches(exported, tmp_path):
 def test_a_precision_without_a_gate_is_rejected(model, folder, tmp_path):
     with_weight(TensorProto.BFLOAT16)(model)
     save(model, folder)
-    with pytest.raises(InputError, match=r"is bf16, which has no gate\. .*--precision with one of fp32"):
+    with pytest.raises(InputError, match=r"for the precision bf16 of .*--precision with one of fp32"):
         import_folder(folder, tmp_path / "out")
     artifact = import_folder(folder, tmp_path / "out", ImportOptions(precision="fp32"))
     assert artifact.manifest.recipe["detected_precision"] == "bf16"
@@ -371,4 +371,4 @@ def test_the_command_line(model, folder, tmp_path, capsys):
     assert main(["import", str(folder), str(out)]) == 1
     assert "--force" in capsys.readouterr().err
     assert main(["import", str(folder), str(out), "--force", "--precision", "int3"]) == 1
-    assert "is int3" in capsys.readouterr().err
+    assert "no gate is known for the precision int3" in capsys.readouterr().err

@@ -33,7 +33,7 @@ OTHERS = {
 
 
 def other_encoder(model_type, settings, seeded, folder):
-    """Write a sentence-transformers checkpoint of another architecture, with seeded weights."""
+    """Write a sentence-transformers checkpoint of an encoder of this model type, with seeded weights."""
     import torch
     from transformers import AutoConfig, AutoModel
 

@@ -186,7 +186,7 @@ def test_rotation_reduces_an_outlier_channel_of_gelu(checkpoint, calibration):
 
 
 def test_rounding_keeps_the_mean_of_each_output(checkpoint, calibration):
-    """The bias is changed by the effect of rounding on the mean of the inputs."""
+    """Rounding changes the mean of each output, and a change of the bias corrects this."""
     layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
     inputs, heads = calibration.advance(norm, layer), checkpoint.config.heads
     exact = smooth(norm, layer, inputs, STRENGTHS, heads)
@@ -214,7 +214,7 @@ def test_rounding_keeps_the_mean_of_each_output(checkpoint, calibration):
 
 
 def _context(smoothed, layer, head):
-    """Return the divisors of the attention output: the smoothed weight, unrotated, by the original weight."""
+    """Return the divisors of the attention output: the unrotated smoothed weight / the original weight."""
     return (rotated_rows(smoothed.output.weight, head.T) / layer.output.weight)[:, 0]
 
 

@@ -1,4 +1,4 @@
-"""An artifact can be opened, and every kind of damage raises an error."""
+"""An artifact can be opened; missing or damaged files and unsupported manifests raise an error."""
 
 from __future__ import annotations
 

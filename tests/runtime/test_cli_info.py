@@ -1,4 +1,4 @@
-"""koe5-onnx info shows the manifest as text and as a page, including manifests of other programs."""
+"""koe5-onnx info shows the manifest as text and as a page, and treats its strings as untrusted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def info(capsys, tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def changed(artifact_copy: Path) -> Callable[[Callable[[dict], object]], Path]:
-    """Change the tiny artifact's manifest and return the artifact."""
+    """Return a function that edits the manifest of a copy of the tiny artifact and returns the copy."""
 
     def change(edit: Callable[[dict], object]) -> Path:
         with edited(artifact_copy / MANIFEST) as manifest:
@@ -56,7 +56,7 @@ def page_of(info, tmp_path: Path) -> Callable[[Path], Page]:
 
 
 class Page(HTMLParser):
-    """Parses a page and checks that its tags are balanced; collects elements, ids and text."""
+    """Parses a page and checks that its tags are balanced; collects elements and text."""
 
     def __init__(self, source: str) -> None:
         super().__init__()

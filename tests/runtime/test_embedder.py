@@ -53,7 +53,7 @@ def encode_golden(embedder: Embedder, golden) -> np.ndarray:
 
 @pytest.fixture
 def texts(text_of):
-    """Return 60 texts: short, long, empty, repeated and one very large, none above the token limit."""
+    """Return 60 texts, of which two are empty and one has 500 words, none above the token limit."""
     lengths = np.random.default_rng(5).integers(0, 60, 57)
     return [
         *(f"{number} {text_of(int(length))}" for number, length in enumerate(lengths)),
@@ -443,7 +443,7 @@ def averaging(artifact_path):
 
 @pytest.fixture
 def long(embedder):
-    """Return a text of several thousand tokens, and the ids of its parts of 512 tokens."""
+    """Return a text above the token limit and, with the prompt "passage", the ids of its parts."""
     text = "서울은 대한민국의 수도이다. " * 200
     first, closing = embedder.tokenize(["a"]).ids[0][[0, -1]]
     body = [piece.id for piece in embedder.pieces(text, "passage") if not piece.special]

@@ -16,7 +16,7 @@ OLD = time.time() - 3600
 
 @pytest.fixture
 def file(tmp_path, cache, monkeypatch):
-    """Return a file of 2 MB. Its ctime cannot be set back, so lower the age at which hashes are cached."""
+    """Return a file of 2 MiB. Its ctime cannot be set back, so lower the age at which hashes are cached."""
     monkeypatch.setattr(hashes, "_SETTLED_NS", -1)
     path = tmp_path / "weights"
     path.write_bytes(os.urandom(2 << 20))

@@ -41,9 +41,9 @@ def hub(artifact_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def open_from(run_python, tmp_path: Path) -> Callable[..., str]:
-    """Return a function that opens a Hub id in a separate process and returns its output.
+    """Return a function that opens a Hub id in a separate process and returns the output.
 
-    The client reads its settings when it is imported.
+    huggingface_hub reads its settings when it is imported, so they cannot be changed in this process.
     """
 
     def run(endpoint: str, name: str = REPOSITORY, revision: str = "", offline: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Devices, threads, forks, and an ONNX Runtime that is missing or does not load."""
+"""Devices, threads, forks, a missing ONNX Runtime, and graphs that do not load or do not fit."""
 
 from __future__ import annotations
 

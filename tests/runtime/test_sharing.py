@@ -34,7 +34,7 @@ IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 @pytest.fixture
 def layout(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Replace `koe5_onnx_kernels` with a module whose attribute `version` is the layout of packed weights."""
+    """Replace `koe5_onnx_kernels` with a module whose attribute `version` is the version of the layout."""
     module = ModuleType("koe5_onnx_kernels")
     module.version = 7
     module.packed_layout = lambda: module.version
@@ -47,7 +47,7 @@ def graph_of(artifact: Artifact) -> Graph:
 
 
 def packed_files(cache: Path) -> dict[str, tuple[int, int]]:
-    """Return inode and time of each packed file by name."""
+    """Return inode and modification time of each packed file by name."""
     return {
         file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in cache.glob("packed-weights/*/*")
     }

@@ -31,6 +31,6 @@ def choose_precision(features: tuple[str, ...]) -> Choice:
         )
     return Choice(
         "int8-block",
-        f"this CPU has none of {', '.join(INT8_INSTRUCTIONS)}, so sums of int8 products may saturate without "
-        "an error; int8-block is slower but uses other kernels",
+        f"this CPU has none of {', '.join(INT8_INSTRUCTIONS)}, so int8 is slow, and on x86 sums of products "
+        "may saturate without an error; int8-block uses other kernels",
     )
