@@ -87,6 +87,7 @@ def test_another_checkpoint_is_unknown(find, encode, checkpoint_of):
     assert (found.maker, found.verdict) == (None, "embed the index again")
 
 
+@pytest.mark.slow
 def test_minilm_is_unknown(exported, encode, minilm):
     """Vectors of trained all-MiniLM-L6-v2, also cut to the dimension of the artifact, have another maker."""
     vectors = encode(minilm)
