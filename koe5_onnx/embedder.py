@@ -356,6 +356,16 @@ class Embedder:
         prompt = prompt_text(self.contract, prompt_name, prompt)
         return self._tokenizer.encode(put_in_front(prompt, texts, self._warn))
 
+    def tokens_of(self, rows: Sequence[Sequence[int]]) -> Tokens:
+        """Return Tokens for texts that the caller has tokenized. Each row has the ids of one text.
+
+        Rows above the token limit are truncated or split, like the texts of `tokenize`.
+
+        Raises:
+            InputError: A row lacks the special tokens of a text, or contains an id outside the vocabulary.
+        """
+        return self._tokenizer.of_ids(rows)
+
     def pieces(self, text: str, prompt_name: str | None = None, *, prompt: str | None = None) -> list[Piece]:
         """Return all tokens of a text with their character ranges, special tokens included.
 
@@ -431,9 +441,10 @@ class Embedder:
             if not cosine >= SELFTEST_COSINE:
                 self.close()
                 raise FidelityError(
-                    f"the self-test of {self.artifact.path} failed: the embedding of {one.text!r} has the "
-                    f"cosine {cosine:.6f} to the one of the export, expected {SELFTEST_COSINE} or more, with "
-                    f"{self.session.graph.reason}. Update onnxruntime, or use another graph or device"
+                    f"the self-test of {self.artifact.path} failed. The cosine between the embedding of "
+                    f"{one.text!r} and the one stored at export is {cosine:.6f}: expected "
+                    f"{SELFTEST_COSINE} or more. Graph: {self.session.graph.reason}. Update onnxruntime, or "
+                    "use another graph or device"
                 )
 
     def _require_ids(self, tokens: Tokens) -> None:
