@@ -107,6 +107,7 @@ def _check_usage(args: argparse.Namespace) -> None:
 
 def _reference(checkpoint: str, contract: Contract) -> Any:
     # Imported by name, because modules of koe5_onnx must not contain an import of koe5_export.
+    importlib.import_module("koe5_export.cli.export").import_export()
     checkpoints = importlib.import_module("koe5_export.checkpoint")
     references = importlib.import_module("koe5_export.reference")
     references.require_reference()

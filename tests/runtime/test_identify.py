@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 
 import numpy as np
 import onnxruntime
@@ -313,6 +314,14 @@ def test_invalid_files(name, content, run, tmp_path):
     code, _, error = run(name, "--texts", "texts.txt")
     assert code == 1
     assert error.startswith(f"koe5-onnx: error: {name}")
+
+
+def test_a_checkpoint_requires_the_export(run, tmp_path, texts, opened, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "koe5_export.export", raising=False)
+    code, _, error = run(*_npy(tmp_path, texts, opened.encode(texts)), "--checkpoint", "checkpoint")
+    assert code == 1
+    assert "requires the package" in error
 
 
 @pytest.mark.parametrize("arguments", [["index.npy"], ["index.bin"], ["index.npy", "--texts", "texts.csv"]])
