@@ -178,18 +178,27 @@ constexpr Shape kShapes[] = {
     {"ProjectAddNorm 1536 -> 384   ", Shape::add_norm, 1536, 384},
 };
 
+// The mean of four bytes: nearly normal with a standard deviation of 37, as in weights of rotated layers.
+int8_t mean_of_bytes(uint32_t four) {
+  four = (four ^ four >> 15) * 0x9e3779b1u;
+  four ^= four >> 13;
+  int sum = 0;
+  for (int i = 0; i < 4; ++i) sum += static_cast<int8_t>(four >> 8 * i);
+  return static_cast<int8_t>(sum / 4);
+}
+
 // Inputs, outputs and weights of one shape.
 class Work {
  public:
-  Work(const Shape& shape, int64_t rows, bool hot)
+  Work(Level level, const Shape& shape, int64_t rows, bool hot)
       : shape_(shape), rows_(rows), a_(rows * shape.k), q_(rows * shape.n), bf16_(rows * shape.n),
         scale_(rows, 0.01f), out_scale_(rows), x_(rows * shape.n, 0.5f), y_(rows * shape.n), column_(shape.n, 0.01f) {
     for (size_t i = 0; i < a_.size(); ++i) a_[i] = static_cast<uint8_t>(i * 2654435761u >> 24);
     std::vector<int8_t> weight(shape.k * shape.n);
-    for (size_t i = 0; i < weight.size(); ++i) weight[i] = static_cast<int8_t>(i * 2246822519u >> 24);
+    for (size_t i = 0; i < weight.size(); ++i) weight[i] = mean_of_bytes(static_cast<uint32_t>(i) * 2246822519u);
     const koe5::PackedWeight::Part part{weight.data(), column_.data(), shape.n};
     const int64_t copies = hot ? 1 : (int64_t{192} << 20) / (shape.k * shape.n);
-    for (int64_t i = 0; i < copies; ++i) weights_.emplace_back(&part, 1, shape.k);
+    for (int64_t i = 0; i < copies; ++i) weights_.emplace_back(level, &part, 1, shape.k);
   }
 
   void run(Level level, koe5::Pool& pool) {
@@ -216,7 +225,7 @@ class Work {
 
 void measure(const Shape& shape, Level level, const Options& options, ThreadPool& pool, double peak) {
   for (const int64_t rows : options.rows) {
-    Work work(shape, rows, options.hot);
+    Work work(level, shape, rows, options.hot);
     std::vector<double> times;
     work.run(level, pool);
     for (const double start = now(); now() - start < options.seconds;) {

@@ -5,7 +5,7 @@ namespace koe5 {
 namespace {
 
 // Uses 12 registers for sums, two for weights and one for activations.
-struct Dot {
+struct Dot : SameInitial {
   static constexpr int64_t kTileRows = 6, kBytes = 1;
 
   using Weights = Ints;
