@@ -7,9 +7,8 @@ namespace koe5 {
 // and neon_i8mm on Apple's cores (cpu_arm.cc). A CPU need not support all levels below its highest.
 enum class Level { none, avx2, avx_vnni, avx512_vnni, avx512_bf16, amx, neon_dotprod, neon_i8mm };
 
-// Returns the level that this process uses. The default is the fastest that this CPU and operating system support,
-// except that avx2 is never the default. KOE5_ONNX_KERNELS_LEVEL selects another level, or the highest supported one
-// below it.
+// Returns the level that this process uses. The default is the fastest that this CPU and operating system support.
+// KOE5_ONNX_KERNELS_LEVEL selects another level, or the highest supported one below it.
 Level cpu_level();
 
 const char* level_name(Level level);

@@ -79,9 +79,9 @@ void transpose_evens(const uint8_t* a, int64_t k, int64_t rows, int64_t depth, u
   for (int64_t i = 0; i < depth / 2; ++i) _mm_store_si128(reinterpret_cast<__m128i*>(to + i * stride), from[i]);
 }
 
-// Uses 12 registers for sums, two for weights, one for activations and one for products.
+// Uses ten registers for sums, two for weights, one for activations, one for products and one for ones.
 struct Dot {
-  static constexpr int64_t kTileRows = 6, kBytes = 1, kInitialStride = kColumns;
+  static constexpr int64_t kTileRows = 5, kBytes = 1, kInitialStride = kColumns;
 
   using Weights = Ints;
 
