@@ -138,8 +138,8 @@ def _machine() -> Iterator[Finding]:
     cores = usable_cores()
     yield Finding("CPU", cpu_name())
     yield Finding("instructions", " ".join(features) or "unknown")
-    yield Finding("int8 here", _int8_here(features))
     kernels = installed_kernels()
+    yield Finding("int8 here", _int8_here(features, None if isinstance(kernels, str) else kernels_level()))
     value = kernels if isinstance(kernels, str) else f"ready, on {kernels_level()}"
     advice = [text for start, text in _KERNEL_PROBLEMS.items() if value.startswith(start)]
     yield Finding("fused kernels", value, advice[0] if advice else None)
@@ -150,14 +150,19 @@ def _machine() -> Iterator[Finding]:
     yield Finding("threads", f"{cores.count} ({cores.reason}){hint}")
 
 
-def _int8_here(features: Sequence[str]) -> str:
+def _int8_here(features: Sequence[str], level: str | None) -> str:
     if not features:
         return f"unknown: {_UNNAMED}"
+    if level == "avx2":
+        return "fast: fused kernels (avx2), exact sums"
     if "amx_int8" in features:
         return "fastest: matrix instructions (AMX), exact sums"
     if found := [name for name in INT8_INSTRUCTIONS if name in features]:
         return f"fast: dot product instructions ({found[0]}), exact sums"
-    return "slow: no dot product instructions; sums may saturate on x86. Export with --precision int8-block"
+    return (
+        "slow: no dot product instructions; sums may saturate on x86. Install the fused kernels if the CPU has "
+        "AVX2, or export with --precision int8-block"
+    )
 
 
 def _shared_weights() -> str:

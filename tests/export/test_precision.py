@@ -27,24 +27,26 @@ def test_the_runtime_knows_all_precisions():
 
 
 @pytest.mark.parametrize(
-    ("features", "precision", "reason"),
+    ("features", "kernels", "precision", "reason"),
     [
-        (("avx512_vnni", "avx2"), "int8", "avx512_vnni"),
-        (("amx_int8", "avx512_vnni"), "int8", "amx_int8"),
-        (("avx_vnni",), "int8", "avx_vnni"),
-        (("asimddp",), "int8", "asimddp"),
-        (("avx2",), "int8-block", "saturate"),
-        ((), "int8-block", "does not list"),
+        (("avx512_vnni", "avx2"), None, "int8", "avx512_vnni"),
+        (("amx_int8", "avx512_vnni"), "amx", "int8", "amx_int8"),
+        (("avx_vnni",), None, "int8", "avx_vnni"),
+        (("asimddp",), None, "int8", "asimddp"),
+        (("avx2",), "avx2", "int8", "on avx2"),
+        (("avx2",), None, "int8-block", "saturate"),
+        ((), None, "int8-block", "does not list"),
     ],
 )
-def test_auto_chooses_by_instructions_and_says_why(features, precision, reason):
-    choice = choose_precision(features)
+def test_auto_chooses_by_instructions_and_kernels_and_says_why(features, kernels, precision, reason):
+    choice = choose_precision(features, kernels)
     assert choice.precision == precision
     assert reason in choice.reason
 
 
 def test_export_auto(seeded, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("koe5_export.cli.export.cpu_features", lambda: ("avx2",))
+    monkeypatch.setattr("koe5_export.cli.export.installed_kernels", lambda: "none here")
     assert main(["export", str(seeded), str(tmp_path / "out"), "--precision", "auto"]) == 0
     shown = capsys.readouterr()
     assert "precision int8-block: this CPU has none of" in shown.err

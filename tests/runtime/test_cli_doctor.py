@@ -144,17 +144,20 @@ def test_a_provider_that_is_listed_but_does_not_load(capsys, monkeypatch, instea
 
 
 @pytest.mark.parametrize(
-    ("features", "words"),
+    ("features", "level", "words"),
     [
-        ((), "unknown"),
-        (("amx_int8", "avx512_vnni"), "fastest: matrix instructions (AMX)"),
-        (("avx512_vnni", "avx2"), "fast: dot product instructions (avx512_vnni)"),
-        (("asimddp",), "fast: dot product instructions (asimddp)"),
-        (("avx512f", "avx2"), "slow: no dot product instructions"),
+        ((), None, "unknown"),
+        (("amx_int8", "avx512_vnni"), "amx", "fastest: matrix instructions (AMX)"),
+        (("avx512_vnni", "avx2"), None, "fast: dot product instructions (avx512_vnni)"),
+        (("asimddp",), "neon_dotprod", "fast: dot product instructions (asimddp)"),
+        (("avx512f", "avx2"), None, "slow: no dot product instructions"),
+        (("avx512f", "avx2"), "avx2", "fast: fused kernels (avx2), exact sums"),
     ],
 )
-def test_what_the_cpu_means_for_int8(capsys, monkeypatch, features, words):
+def test_what_the_cpu_means_for_int8(capsys, monkeypatch, features, level, words):
     monkeypatch.setattr(doctor, "cpu_features", lambda: features)
+    monkeypatch.setattr(doctor, "installed_kernels", lambda: "none here" if level is None else Path("a.so"))
+    monkeypatch.setattr(doctor, "kernels_level", lambda: level)
     assert report(capsys)[1]["findings"]["int8 here"].startswith(words)
 
 

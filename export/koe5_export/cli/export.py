@@ -12,6 +12,7 @@ from koe5_export.cli.stages import progress
 from koe5_onnx import Artifact, Certificate, InputError, MissingDependencyError
 from koe5_onnx.artifact import PRECISIONS
 from koe5_onnx.cli.input_file import read_texts, suffix_of_input
+from koe5_onnx.engine.graphs import installed_kernels, kernels_level
 from koe5_onnx.engine.machine import cpu_features
 
 DEFAULT_CHECKPOINT = "nlpai-lab/KoE5"
@@ -159,7 +160,8 @@ def run(args: argparse.Namespace) -> int:
 def _chosen_precision() -> str:
     from koe5_export.precision.auto import choose_precision
 
-    choice = choose_precision(cpu_features())
+    kernels = None if isinstance(installed_kernels(), str) else kernels_level()
+    choice = choose_precision(cpu_features(), kernels)
     print(f"precision {choice.precision}: {choice.reason}", file=sys.stderr)
     return choice.precision
 
