@@ -9,7 +9,7 @@
 namespace koe5 {
 namespace {
 
-// Number of rows that are multiplied by remainders at the same time.
+// Largest number of rows that are multiplied by remainders at the same time.
 constexpr int64_t kStripRows = 32;
 
 inline __m128i load16(const uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
@@ -22,24 +22,25 @@ KOE5_INLINE void add_remainders(Ints& sum, __m128i first, __m128i second, __m256
   sum.high = _mm256_add_epi32(sum.high, _mm256_madd_epi16(high, values));
 }
 
-// Computes the sums of the products of a strip of rows and the remainders [from, end) of a column. `evens` are the
+// Computes the sums of the products of 16 or 32 rows and the remainders [from, end) of a column. `evens` are the
 // activations with an even k, as u8[k / 2, stride].
+template <bool kBoth>
 void multiply_remainders(const Remainders* from, const Remainders* end, const uint8_t* evens, int64_t stride,
                          int32_t* sums) {
-  Ints left{_mm256_setzero_si256(), _mm256_setzero_si256()}, right = left;
+  Ints left = int_zeros(), right = left;
   for (; from < end; ++from) {
     const uint8_t *const first = evens + from->pair[0] * stride, *const second = evens + from->pair[1] * stride;
     const __m256i values = each(from->value);
     add_remainders(left, load16(first), load16(second), values);
-    add_remainders(right, load16(first + 16), load16(second + 16), values);
+    if constexpr (kBoth) add_remainders(right, load16(first + 16), load16(second + 16), values);
   }
   store(sums, left);
-  store(sums + 16, right);
+  if constexpr (kBoth) store(sums + 16, right);
 }
 
-// Transposes sums[16 columns][strip] and adds `same`, the initial sums that all rows have.
-void add_transposed(const int32_t* sums, const int32_t* same, int32_t* to) {
-  for (int64_t row = 0; row < kStripRows; row += 4) {
+// Transposes the first `rows` rows of sums[16 columns][kStripRows] and adds `same`, the initial sums that all rows have.
+void add_transposed(const int32_t* sums, const int32_t* same, int64_t rows, int32_t* to) {
+  for (int64_t row = 0; row < rows; row += 4) {
     for (int64_t column = 0; column < kColumns; column += 4) {
       __m128 four[4];
       for (int i = 0; i < 4; ++i) {
@@ -98,8 +99,8 @@ struct Dot {
   // Stores the activations with an even k to `memory`, by k, for the remainders.
   static const uint8_t* activations(const Product& p, void* memory) {
     uint8_t* const evens = static_cast<uint8_t*>(memory);
-    const int64_t k = p.w.k, stride = round_up(p.rows, kStripRows);
-    for (int64_t row = 0; row < stride; row += 16) {
+    const int64_t k = p.w.k, stride = round_up(p.rows, 16);
+    for (int64_t row = 0; row < p.rows; row += 16) {
       for (int64_t at = 0; at < k; at += 32) {
         const int64_t depth = k - at < 32 ? k - at : 32;
         transpose_evens(p.a + row * k + at, k, p.rows - row, depth, evens + at / 2 * stride + row, stride);
@@ -109,17 +110,18 @@ struct Dot {
   }
 
   static const int32_t* initial(const Product& p, int64_t column, const int32_t* same, void* memory) {
-    const int64_t stride = round_up(p.rows, kStripRows);
+    const int64_t stride = round_up(p.rows, 16);
     const uint8_t* const evens = static_cast<const uint8_t*>(memory);
     int32_t* const to = reinterpret_cast<int32_t*>(static_cast<uint8_t*>(memory) + p.w.k / 2 * stride);
     for (int64_t row = 0; row < p.rows; row += kStripRows) {
+      const int64_t rows = p.rows - row < kStripRows ? p.rows - row : kStripRows;
+      const auto multiply = rows > 16 ? multiply_remainders<true> : multiply_remainders<false>;
       alignas(64) int32_t sums[kColumns * kStripRows];
       for (int64_t i = 0; i < kColumns; ++i) {
         const int32_t* const ends = p.w.remainder_ends + column + i;
-        multiply_remainders(p.w.remainders + ends[-1], p.w.remainders + ends[0], evens + row, stride,
-                            sums + i * kStripRows);
+        multiply(p.w.remainders + ends[-1], p.w.remainders + ends[0], evens + row, stride, sums + i * kStripRows);
       }
-      add_transposed(sums, same, to + row * kColumns);
+      add_transposed(sums, same, rows, to + row * kColumns);
     }
     return to;
   }
@@ -128,7 +130,7 @@ struct Dot {
   static int64_t row_bytes(int64_t k) { return k * kBytes; }
   static int64_t most_rows(int64_t) { return 60; }
   static int64_t scratch_bytes(int64_t rows, int64_t k) {
-    return kTileRows * kColumns * 4 + round_up(rows, kStripRows) * (k / 2 + kColumns * 4);
+    return kTileRows * kColumns * 4 + round_up(rows, 16) * (k / 2 + kColumns * 4);
   }
 };
 
