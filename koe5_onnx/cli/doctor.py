@@ -160,8 +160,8 @@ def _int8_here(features: Sequence[str], level: str | None) -> str:
     if found := [name for name in INT8_INSTRUCTIONS if name in features]:
         return f"fast: dot product instructions ({found[0]}), exact sums"
     return (
-        "slow: no dot product instructions; sums may saturate on x86. Install the fused kernels if the CPU has "
-        "AVX2, or export with --precision int8-block"
+        "slow: no dot product instructions; sums may saturate on x86. Install the fused kernels if the CPU "
+        "has AVX2, or export with --precision int8-block"
     )
 
 

@@ -1,7 +1,7 @@
 """Embeddings at each level (instruction set), and the level that is selected on CPUs with fewer features.
 
-kernels/bench/mask_cpuid.c hides features of this CPU. On a CPU without CPUID faulting, patch_cpuid.py changes the
-library for that.
+kernels/bench/mask_cpuid.c hides features of this CPU. On a CPU without CPUID faulting, patch_cpuid.py
+prepares the library for that.
 """
 
 from __future__ import annotations
