@@ -197,8 +197,8 @@ int8_t mean_of_bytes(uint32_t four) {
 class Work {
  public:
   Work(Level level, const Shape& shape, int64_t rows, bool hot)
-      : shape_(shape), rows_(rows), a_(rows * shape.k), q_(rows * shape.n), bf16_(rows * shape.n),
-        scale_(rows, 0.01f), out_scale_(rows), x_(rows * shape.n, 0.5f), y_(rows * shape.n), column_(shape.n, 0.01f) {
+      : shape_(shape), rows_(rows), a_(rows * shape.k), q_(rows * shape.n), bf16_(rows * shape.n), scale_(rows, 0.01f),
+        out_scale_(rows), x_(rows * shape.n, 0.5f), y_(rows * shape.n), column_(shape.n, 0.01f) {
     for (size_t i = 0; i < a_.size(); ++i) a_[i] = static_cast<uint8_t>(i * 2654435761u >> 24);
     std::vector<int8_t> weight(shape.k * shape.n);
     for (size_t i = 0; i < weight.size(); ++i) weight[i] = mean_of_bytes(static_cast<uint32_t>(i) * 2246822519u);

@@ -51,7 +51,8 @@ static void answer(int signal, siginfo_t* info, void* context) {
   // CPUID causes a general protection fault (SI_KERNEL). After other faults, RIP may not point to readable code.
   const int is_ud2 = signal == SIGILL && at[0] == 0x0f && at[1] == 0x0b;
   if (!is_ud2 && (signal == SIGILL || info->si_code != SI_KERNEL || at[0] != 0x0f || at[1] != 0xa2)) {
-    sigaction(signal, signal == SIGILL ? &before_ud2 : &before_fault, NULL);  // restore the previous handler, which then receives the repeated fault
+    // Restore the previous handler, which then receives the repeated fault.
+    sigaction(signal, signal == SIGILL ? &before_ud2 : &before_fault, NULL);
     return;
   }
   const uint32_t leaf = (uint32_t)g[REG_RAX], subleaf = (uint32_t)g[REG_RCX];

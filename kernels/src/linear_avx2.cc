@@ -82,15 +82,13 @@ void transpose_evens(const uint8_t* a, int64_t k, int64_t rows, int64_t depth, u
 
 // Uses ten registers for sums, two for weights, one for activations, one for products and one for ones.
 struct Dot {
-  static constexpr int64_t kTileRows = 5, kBytes = 1, kInitialStride = kColumns;
-
-  using Weights = Ints;
+  static constexpr int64_t kTileRows = 5, kInitialStride = kColumns;
 
   static KOE5_INLINE __m256i products(__m256i a, __m256i w) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(a, w), _mm256_set1_epi16(1));
   }
 
-  static KOE5_INLINE void add(Ints& sum, const uint8_t* a, const Weights& w) {
+  static KOE5_INLINE void add(Ints& sum, const uint8_t* a, const Ints& w) {
     const __m256i four = each(a);
     sum.low = _mm256_add_epi32(sum.low, products(four, w.low));
     sum.high = _mm256_add_epi32(sum.high, products(four, w.high));
@@ -127,7 +125,7 @@ struct Dot {
   }
 
   static Tile tile(int64_t rows) { return kTiles<Dot>[rows - 1]; }
-  static int64_t row_bytes(int64_t k) { return k * kBytes; }
+  static int64_t row_bytes(int64_t k) { return k; }
   static int64_t most_rows(int64_t) { return 60; }
   static int64_t scratch_bytes(int64_t rows, int64_t k) {
     return kTileRows * kColumns * 4 + round_up(rows, 16) * (k / 2 + kColumns * 4);

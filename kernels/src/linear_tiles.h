@@ -53,9 +53,8 @@ void multiply_by(const Product& p, const Store& store, void* scratch) {
     if (column % kPanelColumns == 0) upcoming = reinterpret_cast<const char*>(panel_at(p.w, next));
     for (int64_t row = 0; row < p.rows; row += Dot::kTileRows, upcoming += k / 4 * advance) {
       const int64_t rows = p.rows - row < Dot::kTileRows ? p.rows - row : Dot::kTileRows;
-      const Operands operands{
-          a + row * stride, stride, k, weights_at(p.w, column), initial + row * Dot::kInitialStride, upcoming, advance};
-      Dot::tile(rows)(operands, sums);
+      const int32_t* const from = initial + row * Dot::kInitialStride;
+      Dot::tile(rows)({a + row * stride, stride, k, weights_at(p.w, column), from, upcoming, advance}, sums);
       finisher.begin({sums, kColumns, kColumns, row, rows, column, kColumns});
       finisher.complete();
     }
