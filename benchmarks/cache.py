@@ -1,7 +1,7 @@
-"""Cache for embeddings, with one file per part of `PART` texts.
+"""Cache for embeddings, with one file per part of up to `PART` texts.
 
-PyTorch takes minutes per part on a CPU. Each part is saved as soon as it is computed, so an interrupted run
-continues with the first missing part. A file's name is a hash of the texts with their prompts, and of the
+PyTorch can take minutes per part on a CPU. Each part is saved as soon as it is computed, so an interrupted
+run continues with the first missing part. A file's name is a hash of the texts with their prompts, and of the
 encoder's identity: what else can change an embedding, such as weights and library versions.
 """
 
@@ -24,7 +24,7 @@ Embed = Callable[[Sequence[str]], Array]
 """Function that embeds texts that include their prompts, and returns float32[texts, dim]."""
 
 PART = 60
-"""Texts per file: about two and a half minutes of PyTorch with KoE5 on two cores."""
+"""Maximum number of texts per file. PyTorch takes one to three minutes for as many pages on two cores."""
 
 
 def embed_cached(

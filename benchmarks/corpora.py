@@ -1,4 +1,4 @@
-"""Datasets of the benchmarks, by name or folder. layouts.py reads their files."""
+"""Retrieval datasets, by name or folder. layouts.py reads their files."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 python -m benchmarks export build/large --precision int8 --json build/export.json
 
-The table shows the elapsed time, and the CPU time divided by the number of cores. The latter does not depend
+The table shows the elapsed time, and the CPU time divided by the number of cores. The CPU time depends less
 on other load on the machine.
 """
 
@@ -32,7 +32,7 @@ class Stage:
 
     name: str
     parts: int
-    """Number of tokens, layers or bytes, depending on the stage."""
+    """Number of tokens, layers or bytes, depending on the stage; 1 for the stage "opening"."""
     seconds: float
     processor_seconds: float
     peak_rss_bytes: int
@@ -108,7 +108,7 @@ def _certificate(artifact: Artifact) -> dict[str, Any]:
 
 
 def table(stages: list[Stage], cores: int) -> str:
-    """Return the stages and their sum as a Markdown table."""
+    """Return the stages, their total time and the highest peak memory as a Markdown table."""
     total = Stage(
         "all",
         0,

@@ -4,7 +4,7 @@ corpora.py handles names and the Hub. The layout is recognized by the files in t
 
     AutoRAG  corpus.parquet (doc_id, contents) and qa.parquet (qid, query, retrieval_gt: groups of doc_ids)
     BEIR     corpus (_id, title, text), queries (_id, text), qrels (query-id, corpus-id, score) of the split
-             "test", or else "dev"; as .jsonl, .tsv or Parquet
+             "test", or else "dev"; as .jsonl or Parquet, qrels also as .tsv
     FAQ      korean.csv (question, answer): each answer is the passage of its question
 
 Source: https://marker-inc-korea.github.io/AutoRAG/data_creation/data_format.html (AutoRAG),
@@ -77,7 +77,7 @@ def read_contents(folder: Path) -> Contents:
 
 
 def _find(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """Return the files that match the first of the patterns with a match, or none."""
+    """Return the files that match the first pattern that has a match; none if no pattern has one."""
     return next((files for pattern in patterns if (files := sorted(folder.glob(pattern)))), [])
 
 

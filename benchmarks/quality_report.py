@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from benchmarks.contenders.registry import CONTENDERS
 from benchmarks.corpora import Dataset
 from benchmarks.published import AUTORAG, CARD, PUBLISHED, Figures, standard_autorag_ndcg_3
 from benchmarks.quality_change import Change, Difference
@@ -54,7 +55,7 @@ class Report:
 
 
 def as_data(report: Report) -> dict[str, Any]:
-    """Return the report as JSON-serializable data. Metrics are between 0 and 1."""
+    """Return the report as JSON-serializable data. Metrics of the runs are between 0 and 1."""
     dataset = report.dataset
     return {
         "dataset": {
@@ -167,8 +168,10 @@ def _run(run: Run) -> str:
     facts = run.describe()
     source, cut = run.source, facts["truncated"]
     at = f" at {source.revision}" if source.revision else ""
+    contender = CONTENDERS.get(run.timed_as)
+    own = "its own weights instead of those of " if contender and contender.has_own_weights else ""
     return (
-        f"**{run.label}**: checkpoint {source.repository}{at}, SHA-256 {source.weights_sha256[:16]}; "
+        f"**{run.label}**: {own}checkpoint `{source.repository}`{at}, SHA-256 {source.weights_sha256[:16]}; "
         f"{cut['queries']} queries and {cut['passages']} passages truncated at {run.max_tokens} tokens; "
         f"{_listed(facts['measured_with'])}"
     )
@@ -251,7 +254,7 @@ def _percent(value: float) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table with aligned columns; numbers are right-aligned."""
+    """Return a Markdown table with aligned columns: the first one left-aligned, the others right-aligned."""
     cells = [list(head), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [_line(row, widths) for row in cells]

@@ -138,7 +138,7 @@ def open_checkpoint(checkpoint: Checkpoint, contract: Contract) -> Iterator[Enco
 
     Raises:
         CheckpointError: The checkpoint cannot be used.
-        MissingDependencyError: torch or transformers is not installed.
+        MissingDependencyError: A package of the reference is not installed.
     """
     require_reference()
     source = checkpoint.source()
@@ -167,7 +167,7 @@ def open_contender(
     """Yield an encoder that embeds with a contender. Prepare missing files and start the contender's process.
 
     Raises:
-        ImpossibleError: The contender does not support the checkpoint or the contract.
+        ImpossibleError: The contender does not support the checkpoint or the contract, or it failed.
         InputError: The contender's Python environment is missing.
     """
     if (contract.pooling, contract.normalize, contract.max_tokens) != ("mean", True, MAX_TOKENS):
@@ -202,7 +202,10 @@ def _contender_encoder(
             opened.append(worker.ask("open"))
         found = worker.embed(texts)
         if found.shape[1] != contract.dim:
-            raise ImpossibleError(contender.name, f"it has {found.shape[1]} dimensions, not {contract.dim}")
+            raise ImpossibleError(
+                contender.name,
+                f"its embeddings have {found.shape[1]} dimensions, expected {contract.dim}",
+            )
         return found
 
     return Encoder(contender.name, source, contract, identity, checkpoint.tokenizer, embed, contender.name)

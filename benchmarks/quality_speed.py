@@ -39,7 +39,8 @@ def read_speeds(files: Sequence[Path]) -> list[Speed]:
     If several files of one checkpoint contain a contender, the first file takes precedence.
 
     Raises:
-        InputError: A file is not a throughput result, or files of one checkpoint are from different machines.
+        InputError: A file is not a throughput result, or files of one checkpoint differ in machine, number of
+            threads or kind of time.
     """
     found: dict[str, Speed] = {}
     for file in files:
@@ -55,7 +56,7 @@ def read_speeds(files: Sequence[Path]) -> list[Speed]:
         if earlier is not None and earlier.machine != machine:
             raise InputError(
                 f"{file} was measured on {machine}, but another file of {name} on {earlier.machine}. "
-                "Pass files of only one machine"
+                "Pass files with the same conditions"
             )
         found[name] = Speed(name, machine, rounds | dict(earlier.rounds if earlier else {}))
     return list(found.values())

@@ -17,7 +17,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Set one cache folder for all tests and the processes that they start."""
+    """Set a temporary cache folder for the tests of this process and the processes that they start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KOE5_ONNX_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

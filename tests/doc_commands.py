@@ -65,7 +65,8 @@ def check(words: Sequence[str]) -> None:
     """Check the options, extras, targets and files of a command without running it.
 
     Raises:
-        AssertionError: The command names an option, extra, target or file that does not exist.
+        AssertionError: The command names an extra, a target or a file that does not exist.
+        SystemExit: `koe5-onnx` or `python -m benchmarks` rejects the arguments.
     """
     if words[0] == "koe5-onnx":
         parse(_plain(words[1:]))

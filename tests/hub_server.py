@@ -1,4 +1,4 @@
-"""A minimal server with the Hub's API on the loopback interface."""
+"""A minimal simulation of the Hub on the loopback interface."""
 
 from __future__ import annotations
 

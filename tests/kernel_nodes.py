@@ -1,6 +1,6 @@
-"""Build and run graphs with one operator of the kernels, at the best level of this CPU or at a lower one.
+"""Build and run graphs with one operator of the kernels, at the default level of this CPU or at a given one.
 
-A level is an instruction set. A process selects it only once, so each lower level runs in another process.
+A level is an instruction set. A process selects it only once, so each given level runs in another process.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def python(code: str, folder: Path, **environment: str) -> str:
 
 
 class Kernels:
-    """Runs one-node graphs with the library in this process, at the best level of this CPU."""
+    """Runs one-node graphs with the library in this process, at the default level of this CPU."""
 
     def __init__(self, library: Path) -> None:
         self.library = library

@@ -24,7 +24,7 @@ _OURS = "koe5-onnx-kernels"
 
 _HEAD = """# Licenses of the dependencies
 
-This page lists the packages that each extra of koe5-onnx installs, with their licenses. koe5-onnx,
+This page lists the packages that koe5-onnx and most of its extras install, with their licenses. koe5-onnx,
 koe5-onnx-kernels and the weights of KoE5 are under the MIT license. The table has the versions of
 constraints.txt on Linux x86-64, and the license in the metadata of each package. The last column names the
 extras that require the package; "always" means every installation. `make licenses` writes this page.

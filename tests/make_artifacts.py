@@ -1,4 +1,4 @@
-"""Export a checkpoint with seeded weights, in several precisions, for a session of nox.
+"""Export a checkpoint with random weights from a fixed seed, in several precisions, for a session of nox.
 
 python tests/make_artifacts.py FOLDER SHAPE PRECISION...
 """
@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent / "data"))
 from make_tiny import SIZE
 
 SHAPES = {"tiny": SIZE, "heads-of-64": Size(3, 128, 2, 256, 1200)}
-"""Shapes of checkpoints: the one of the golden embeddings, and one whose heads have 64 values, as in KoE5."""
+"""Shapes of checkpoints: that of the tiny artifact, and one whose heads have 64 values, as in KoE5."""
 
 folder, shape, *precisions = sys.argv[1:]
 checkpoint = Path(folder, "checkpoint")

@@ -1,8 +1,8 @@
-"""numpy implementations of ONNX Runtime's CUDA operators in the packed graph, for onnx.reference.
+"""numpy implementations of operators of the packed CUDA graph, for onnx.reference.
 
-They add biases in the type of their inputs, compute the rest in at least fp32, and return the type of their
-inputs. Like flash attention, PackedMultiHeadAttention uses only the cumulative lengths. It also checks
-`token_offset`, which kernels without flash attention read.
+They compute in at least fp32 and return the type of their inputs. Attention and BiasGelu add their biases in
+the type of the inputs. Like flash attention, PackedMultiHeadAttention uses only the cumulative lengths. It
+also checks `token_offset`, which kernels without flash attention read.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ class SpotCheck:
 
     cosine_min: float
     own_is_nearest: bool
-    """True if each embedding is nearest to PyTorch's embedding of the same text. With random weights, the
-    embeddings of all texts are similar, so cosines alone are not a sufficient check."""
+    """True if each embedding is nearest to PyTorch's embedding of the same text. Cosines alone are not a
+    sufficient check, because different texts can have similar embeddings."""
 
     def fault(self, contender: Contender) -> str | None:
         """Return a description of the disagreement, or None."""

@@ -50,9 +50,9 @@ def prepare(request: Request) -> None:
 
 
 def _acceptable(checkpoint: Path, folder: Path) -> None:
-    """Copy the checkpoint with links to its weights, and add what the converter needs.
+    """Copy the checkpoint with links to its weights, and add what the converter requires.
 
-    It requires one vocabulary entry per row of the embedding table, and an old configuration key.
+    The converter requires one vocabulary entry per row of the embedding table, and an old configuration key.
     """
     for file in checkpoint.iterdir():
         if file.suffix == ".safetensors":

@@ -2,8 +2,8 @@
 
 Each supported library has an engine module in this package: `load()` imports the library,
 `open_engine(opening)` opens one contender's files, and `BATCHES` lists the batch sizes to try. Modules that
-prepared.py names as `family` in `RECIPES` also have `prepare(request)`, which writes the files to open. All
-functions run in the library's environment, where few other packages are installed.
+prepared.py names as `family` in `RECIPES` also have `prepare(request)`, which writes the files to open. These
+functions run in an environment that may lack the packages of other libraries.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Opening:
     options: Mapping[str, Any]
     """Options that distinguish contenders of the same library."""
     batch: int
-    """Batch size in texts or tokens with padding, depending on the library; 0 uses the library's default."""
+    """Batch size in texts or tokens with padding, depending on the library; 0 uses the default of the engine
+    module."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from benchmarks.contenders.engine import Array, Engine, Opening
 
 BATCHES: Sequence[int] = ()
-"""Empty, because the default batch size is measured."""
+"""Empty, because the default batch size is measured, or the one that `tune` has stored."""
 
 
 def load() -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""Prepare a contender's files in the environment of its library; prepared.py runs this as a child process.
+"""Prepare a contender's files. prepared.py runs this module in the environment that has the packages.
 
 python -m benchmarks.contenders.make FAMILY KIND SOURCE OUT < texts.json
 """

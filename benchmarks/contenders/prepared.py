@@ -1,8 +1,8 @@
 """Prepare the contenders' files once per checkpoint.
 
-Files are in FOLDER/KEY/KIND, where KEY is the hash of the checkpoint's weights. A folder gets its final name
-when it is complete. Each kind of files is prepared in its own process. Only one of these processes runs at a
-time, because each needs the memory of a large encoder.
+Files are in FOLDER/KEY/KIND, where KEY is the beginning of the hash of the checkpoint's weights. A folder
+gets its final name when it is complete. Each kind of files is prepared in its own process. A benchmark runs
+only one of these processes at a time, because each needs the memory of a large encoder.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Store:
 
         Raises:
             PreparationError: The folder could not be prepared.
-            InputError: The artifact that was passed does not exist.
+            InputError: The artifact that was passed does not exist, or a Python environment is missing.
         """
         where, _, kind = contender.files.partition(" ")
         if where == "checkpoint":
@@ -92,7 +92,7 @@ class Store:
         if precision in self.artifacts:
             given = self.artifacts[precision]
             if not (given / "manifest.json").is_file():
-                raise InputError(f"{given} is not an artifact. Expected one of precision {precision}")
+                raise InputError(f"{given} is not an artifact. Pass one of precision {precision}")
             return given
         out = self.own / f"koe5-{precision}"
         if not out.is_dir():
@@ -114,7 +114,7 @@ class Store:
 
 
 def calibration_texts() -> list[str]:
-    """Return texts with their prompts: the first ones as queries, and groups of the others as passages."""
+    """Return texts with their prompts: the first ones as queries, and groups of the next ones as passages."""
     queries = [f"query: {line}" for line in CALIBRATION[:_CALIBRATED]]
     rest = CALIBRATION[_CALIBRATED:]
     starts = range(0, _CALIBRATED * _LINES_A_PASSAGE, _LINES_A_PASSAGE)

@@ -35,7 +35,7 @@ class Memory:
     rss_bytes: int
     peak_rss_bytes: int
     anonymous_bytes: int
-    """Memory of this process only. The rest is mapped from files, and the kernel can release it."""
+    """Memory that is not mapped from files, such as the heap."""
 
     @property
     def file_bytes(self) -> int:
@@ -89,7 +89,7 @@ class ContenderProcess:
         return self._process.pid
 
     def ask(self, do: str, **rest: Any) -> dict[str, Any]:
-        """Send a request of worker.py and return the reply.
+        """Send the command `do` of worker.py and return the reply.
 
         Raises:
             ContenderError: The reply is an error, or the process has ended.

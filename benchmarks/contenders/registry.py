@@ -57,12 +57,15 @@ def python_of(environment: str) -> Path:
         return Path(sys.executable)
     python = ROOT / f".venv-{environment}" / "bin" / "python"
     if not python.is_file():
-        raise InputError(f"{python} is missing. Run make contenders, or leave out its contenders")
+        raise InputError(
+            f"{python} is missing. Run make contenders, or leave out the contenders that need {environment}"
+        )
     return python
 
 
 _FP32, _BF16, _INT8, _INT4 = 0.9999, 0.99, 0.97, 0.85
-# Lower than _INT8: activations have one scale per tensor. With trained weights, users report 0.89 to 0.98.
+# Lower than _INT8, because with one activation scale per tensor, outliers of trained weights cause large
+# errors (benchmarks/decisions/retrieval-quality.md).
 _INT8_PER_TENSOR = 0.85
 
 CONTENDERS: Mapping[str, Contender] = {

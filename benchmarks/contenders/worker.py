@@ -27,7 +27,7 @@ Reply = dict[str, Any]
 
 
 class Commands:
-    """The worker's commands. `load` comes first, then `open`, then the others in any order."""
+    """The worker's commands. The others require `open`."""
 
     def __init__(self, module: EngineModule, opening: Opening) -> None:
         self._module, self._opening = module, opening

@@ -42,7 +42,12 @@ def add_arguments(
         help="use this existing artifact; artifacts of other precisions are exported; repeatable",
     )
     add_cache(parser)
-    parser.add_argument("--contender", action="append", choices=contenders, help="repeatable (default: all)")
+    parser.add_argument(
+        "--contender",
+        action="append",
+        choices=contenders,
+        help="repeatable (default: all that use the checkpoint's weights)",
+    )
     parser.add_argument("--corpus", action="append", choices=corpora, help="repeatable (default: all)")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder with korsts/ and autorag_ko/")
     parser.add_argument("--texts", type=int, metavar="N", help="number of texts per corpus")

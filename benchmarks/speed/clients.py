@@ -36,7 +36,7 @@ class Load:
     server_seconds: float = 0.0
     """CPU time of the server, all threads."""
     milliseconds: list[float] = field(default_factory=list)
-    """Latency of each answered request."""
+    """Latency of each request with a correct answer."""
 
 
 class _Connection(asyncio.Protocol):

@@ -17,7 +17,8 @@ from benchmarks.speed.results import head, write_json
 from benchmarks.speed.statistics import rotated, spread
 
 STEPS = ("import", "open", "first", "total")
-"""Time to import the library, to open the contender and to embed the first text, and their total."""
+"""Time to start the process and import the library, to open the contender and to embed the first text, and
+their total."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -32,7 +32,7 @@ from koe5_onnx.options import GraphChoice
 
 BASELINE = "sentence-transformers-sdpa"
 _PASS_TOKENS = 400_000
-"""Tokens per pass over a corpus: about half a second on a fast GPU."""
+"""Minimum number of tokens per pass over a corpus: about one second on a fast GPU."""
 _SWEEP_TOKENS = 200_000
 
 

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def query_of(setting: Setting) -> str:
-    """Return the query of median length among those with `QUERY_TOKENS` tokens."""
+    """Return the query with the median number of characters among those with `QUERY_TOKENS` tokens."""
     found = sorted(queries_of(setting.corpora[0], *QUERY_TOKENS), key=len)
     return found[len(found) // 2]
 

@@ -40,7 +40,7 @@ class Opened:
     about: str
     cosine_min: float
     batch: dict[str, int] = field(default_factory=dict)
-    """Batch size by corpus; 0 is the library's default."""
+    """Batch size by corpus; 0 is the default of the engine module."""
 
     def describe(self) -> dict[str, Any]:
         """Return versions, graph, lowest cosine and batch sizes as JSON-serializable data."""
@@ -63,7 +63,10 @@ class Field:
 
 @contextmanager
 def open_field(setting: Setting) -> Iterator[Field]:
-    """Prepare, start and check the contenders one by one. Their processes run until the context ends."""
+    """Prepare all files, then start and check the contenders one by one.
+
+    The processes of contenders with correct embeddings run until the context ends.
+    """
     files = {one.name: setting.store.files_of(one) for one in setting.contenders}
     texts = list(dict.fromkeys(text for one in setting.corpora for text in one.texts[:CHECKED_TEXTS]))
     reference = reference_of(setting.store.checkpoint, texts, setting.store.own / "reference")
@@ -106,14 +109,15 @@ def choose_batches(
     machine: str | None = None,
     tokens: int = _SWEEP_TOKENS,
 ) -> None:
-    """Choose the fastest batch size for each corpus, by a new sweep or from a saved one for the same machine.
+    """Choose the fastest batch size for each corpus, by a new sweep or from a saved one.
 
     Args:
         opened: The contender, whose `batch` is filled in.
         corpora: Corpora to choose batch sizes for.
-        folder: Folder in which sweeps are saved.
+        folder: Folder in which sweeps are saved. A saved sweep is used again for the same corpus, number of
+            threads, machine and versions.
         threads: Number of threads of the library.
-        machine: Name of the machine, with which sweeps are saved; None uses the CPU's name.
+        machine: Name of the machine; None uses the CPU's name.
         tokens: Number of tokens in the sample that the sweep embeds.
     """
     file = folder / "batches" / f"{opened.contender.name}.json"
@@ -165,5 +169,6 @@ def _require_memory(contender: Contender) -> None:
             free = int(line.split()[1]) * 1024
             if free < _LEAST_FREE_BYTES:
                 raise InputError(
-                    f"only {free >> 20} MiB are available for {contender.name}. Select fewer with --contender"
+                    f"{free >> 20} MiB of memory are available for {contender.name}, expected at least "
+                    f"{_LEAST_FREE_BYTES >> 20}. Select fewer contenders with --contender"
                 )

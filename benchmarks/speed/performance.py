@@ -1,4 +1,4 @@
-"""Write the tables of docs/performance.md and the speed chart from the committed results."""
+"""Write the marked tables of docs/performance.md and the speed chart from the committed results."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def updated(text: str, found: Mapping[str, str], page: str) -> str:
 
 
 def speed_chart(machines: Mapping[str, Sequence[Result]]) -> bytes:
-    """Return the SVG chart: tokens per second of every system, one panel per machine."""
+    """Return the SVG chart: tokens per second by system, without disturbed results, one panel per machine."""
     panels = []
     for machine, results in machines.items():
         found = {name: throughput(undisturbed(results), name, CHART_CORPUS) for name in CONTENDERS}

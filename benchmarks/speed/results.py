@@ -1,4 +1,4 @@
-"""Write and read results as JSON: the machine, what was measured, and every round."""
+"""Write and read results as JSON, with the machine and the commit."""
 
 from __future__ import annotations
 
@@ -63,10 +63,9 @@ def read_result(file: Path) -> dict[str, Any]:
         InputError: The file is not JSON, or has another format.
         OSError: The file cannot be read.
     """
-    advice = "measure again with --json"
-    found: dict[str, Any] = read_json(file, InputError, advice)
+    found: dict[str, Any] = read_json(file, InputError, "measure again with --json")
     if found.get("format") != FORMAT:
-        raise InputError(f"{file} is not a result of format {FORMAT}: {advice}")
+        raise InputError(f"{file} is not a result of format {FORMAT}. Measure again with --json")
     return found
 
 

@@ -36,7 +36,7 @@ _QUERY_TOKENS = (29, 55)
 _LEAST_COSINE = 0.97
 """Minimum cosine of a peer's embedding to that of the Python API. The peer computes in fp32, not in int8."""
 _PAGE_CHARACTERS = 3000
-"""Length of a page: more than 512 tokens of Korean, which have about 2 characters each."""
+"""Length of a page: more than 512 tokens, because a token of Korean has about 2 characters."""
 _BULK_CLIENTS = 32
 _QUERIES = 10_000
 """Number of different queries in the query log."""
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--artifact", type=Path, metavar="FOLDER", help="artifact to serve (default: the checkpoint in int8)"
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="checkpoint for the peer")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="checkpoint folder")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder with korsts/ and autorag_ko/")
     parser.add_argument("--texts", type=int, metavar="N", help="number of texts per corpus")
     parser.add_argument("--corpus", action="append", choices=("short", "pages"), help="default: short")

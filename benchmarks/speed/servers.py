@@ -83,7 +83,7 @@ class Server:
         return found
 
     def metric(self, name: str) -> float:
-        """Return the first Prometheus metric whose name starts with `name`, of this project's server."""
+        """Return the value of the first Prometheus line that starts with `name`, of this project's server."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:  # noqa: S310 - loopback
             lines: list[str] = answer.read().decode().splitlines()
         return float(next(line for line in lines if line.startswith(name)).split()[-1])

@@ -32,7 +32,9 @@ def ratio(rounds: Sequence[float], baseline: Sequence[float]) -> float:
         InputError: The numbers of rounds differ, or there are none.
     """
     if len(rounds) != len(baseline) or not rounds:
-        raise InputError(f"cannot compare {len(rounds)} rounds with {len(baseline)}. Expected equal numbers")
+        raise InputError(
+            f"cannot compare {len(rounds)} rounds with {len(baseline)}. Expected equal numbers above 0"
+        )
     return statistics.median(one / other for one, other in zip(rounds, baseline, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Markdown tables of docs/performance.md, made from the committed results."""
+"""The marked tables of docs/performance.md, made from the committed results."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def undisturbed(results: Iterable[Result]) -> list[Result]:
 
 
 def tables() -> dict[str, str]:
-    """Return the tables of docs/performance.md as Markdown, by name."""
+    """Return the marked tables of docs/performance.md as Markdown, by name."""
     machines = speeds()
     quiet = {machine: undisturbed(found) for machine, found in machines.items()}
     serve = {machine: read_result(RESULTS / f"serve-{machine}.json") for machine in MACHINES}

@@ -19,7 +19,7 @@ from koe5_onnx import InputError, Tokenizer
 MAX_TOKENS = 512
 CORPORA = ("short", "pages", "mix")
 DEFAULT_TEXTS = {"short": 192, "pages": 16, "mix": 48}
-"""Number of texts, about 5,000 tokens per corpus: a few seconds for a fast contender."""
+"""Number of texts. With `--data`, they have 5,000 to 10,000 tokens per corpus (docs/performance.md)."""
 _KORSTS, _AUTORAG = Path("korsts/sts-dev.tsv"), Path("autorag_ko")
 _LINES_A_PAGE = 25
 _SEED = 5
@@ -82,7 +82,9 @@ def _corpus(name: str, sentences: list[str], pages: list[str], counter: Tokenize
     for some, wanted in zip((sentences, pages), of_each, strict=True):
         if wanted > len(some):
             kind = "sentences" if some is sentences else "pages"
-            raise InputError(f"{name} needs {wanted} {kind}, but the data has only {len(some)}")
+            raise InputError(
+                f"{name} needs {wanted} {kind}, but the data has only {len(some)}. Reduce --texts"
+            )
         found += shuffle.sample(some, wanted)
     shuffle.shuffle(found)
     return Corpus(name, found, counter.encode(found).lengths.tolist())

@@ -70,7 +70,7 @@ def shape_of(setting: Setting) -> Shape:
 
 
 class Measurable(Protocol):
-    """A measurement of only the encoder's matrix products, which no contender can exceed."""
+    """A measurement of only the encoder's matrix products."""
 
     def measure(self) -> Mapping[str, float]:
         """Return the tokens per second, by kind of product."""

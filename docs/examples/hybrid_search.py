@@ -50,7 +50,10 @@ def morphemes(kiwi: Kiwi, text: str) -> list[str]:
 
 
 def fuse(*searches: Floats) -> Floats:
-    """Return the sum of 1 / (60 + rank) over the searches that found a passage (reciprocal rank fusion)."""
+    """Return the sum of 1 / (60 + rank) over the searches with a passage among their best 100; -inf if none.
+
+    This is reciprocal rank fusion.
+    """
     fused = np.zeros(len(searches[0]))
     for scores in searches:
         best = np.argsort(-scores, kind="stable")[:DEPTH]

@@ -1,4 +1,4 @@
-"""Shared code of the examples: the command line, passages from parquet, printed hits.
+"""Shared code of the vector store examples: the command line, passages from parquet, printed hits.
 
 corpus.parquet -> `passages` embeds -> the example's store -> `show` prints what a query finds
 """
@@ -41,7 +41,7 @@ class Hit(NamedTuple):
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """Return the command line that every example has."""
+    """Return the command line of the vector store examples."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=raw)
     parser.add_argument("--artifact", required=True, help="folder or Hub id of an exported artifact")

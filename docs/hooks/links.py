@@ -26,9 +26,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links to files outside the site into links to the repository, or into text if it has no address.
+    """Turn links to files outside the site into links to the repository.
 
-    Images are copied into the site, so that pages load nothing from other hosts.
+    They become text if pyproject.toml has no URL of the repository. Images are copied into the site, so that
+    pages load nothing from other hosts.
     """
     repository = _PROJECT["urls"].get("Repository")
     folder = posixpath.dirname(page.file.src_uri)

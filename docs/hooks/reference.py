@@ -44,8 +44,8 @@ def python_page() -> Iterator[str]:
     names = [name for name in koe5_onnx.__all__ if name not in {*_manifest_classes(), *_MAIN}]
     problems = [name for name in names if issubclass(getattr(koe5_onnx, name), Exception | Warning)]
     yield "# Python API\n"
-    yield "Everything that you can import from `koe5_onnx`, and from `koe5_export` to export checkpoints."
-    yield "The classes of an artifact's manifest have [a page of their own](manifest.md).\n"
+    yield "The public names of `koe5_onnx`, and those of `koe5_export` for exporting checkpoints."
+    yield "The classes of an artifact's manifest are on [another page](manifest.md).\n"
     yield "## Embed texts\n"
     yield from _directives("koe5_onnx", [*_MAIN, *(name for name in names if name not in problems)])
     yield "## Export and verify\n"
@@ -59,7 +59,7 @@ def _directives(package: str, names: Iterable[str]) -> Iterator[str]:
 
 
 def cli_page() -> Iterator[str]:
-    """Yield the help text of each subcommand."""
+    """Yield the help text of each subcommand, and the exit codes."""
     os.environ |= {"COLUMNS": _HELP_COLUMNS, "NO_COLOR": "1"}  # argparse has no other public setting
     parsers = argparse.ArgumentParser(prog="koe5-onnx").add_subparsers()
     for verb in verbs():

@@ -38,7 +38,9 @@ def unavailable() -> str | None:
         return f"the library does not load: {error}"
     version = int(loaded.koe5_kernels_version())
     if version != OPSET_VERSION:
-        return f"the library has operator set {version}, but {OPSET_VERSION} is required. Reinstall it"
+        return (
+            f"the library has operator set {version}, expected {OPSET_VERSION}. Reinstall koe5-onnx-kernels"
+        )
     return _text(loaded.koe5_kernels_unavailable()) or None
 
 

@@ -15,8 +15,8 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// GCC's intrinsics for tile loads do not declare that they read memory, so the compiler may move writes behind them.
-// This barrier prevents that.
+// GCC's intrinsics for tile loads do not declare that they read memory, so the compiler may move earlier writes after
+// them. This barrier prevents that.
 inline void finish_writes() { __asm__ volatile("" ::: "memory"); }
 
 inline void configure_tiles() {

@@ -1,5 +1,5 @@
 // Attention by AMX-BF16. A tile instruction multiplies a 16 x 32 matrix of queries or softmax weights by a 32 x 16
-// matrix of keys or values. Most of the time is spent on the exponentials of the softmax, not on the products.
+// matrix of keys or values.
 #include "amx_tiles.h"
 #include "attention_blocks.h"
 

@@ -1,4 +1,4 @@
-// Attention that reads bf16 inputs and computes in fp32, for CPUs with AVX2 but without AVX512.
+// Attention that reads bf16 inputs and computes in fp32, for the levels avx2 and avx_vnni.
 #include "attention_registers.h"
 
 namespace koe5 {

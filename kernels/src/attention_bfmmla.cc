@@ -41,7 +41,7 @@ struct Dot {
   static KOE5_INLINE bfloat16x8_t load(const uint16_t* from) { return vreinterpretq_bf16_u16(vld1q_u16(from)); }
 };
 
-// Columns that fill up the last 16 keys are undefined, because their scores are not used.
+// If the number of keys is not a multiple of 16, the last columns are undefined. Their scores are not used.
 template <>
 void pack_keys<Product>(const uint16_t* key, int64_t keys, int64_t depth, int64_t, uint32_t* packed) {
   uint16_t* const to = reinterpret_cast<uint16_t*>(packed);
@@ -56,7 +56,7 @@ void pack_keys<Product>(const uint16_t* key, int64_t keys, int64_t depth, int64_
   }
 }
 
-// Rows that fill up the last 32 keys are zero.
+// Pads the values with zeros to a multiple of 32 keys.
 template <>
 void pack_values<Product>(const uint16_t* value, int64_t keys, int64_t depth, uint32_t* packed) {
   uint16_t* const to = reinterpret_cast<uint16_t*>(packed);

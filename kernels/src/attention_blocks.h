@@ -2,8 +2,7 @@
 // Local to the file that includes it; see sixteen.h.
 //
 // Each step of a product multiplies one dword (32 bits) of each operand: two bf16 values (Bf16Product) or one fp32
-// value (Fp32Product). Keys and values are packed in panels of 64 columns,
-// except for BFMMLA (attention_bfmmla.cc):
+// value (Fp32Product). Keys and values are packed in panels of 64 columns, except for BFMMLA (attention_bfmmla.cc):
 //   packed keys    dword[keys / 64][steps of depth][64]
 //   packed values  dword[depth / 64][steps of keys][64]
 // AMX loads 16 x 16 dwords of these layouts as one tile.
@@ -80,7 +79,7 @@ struct Bf16Product {
 #endif
 };
 
-// One fp32 value per step, converted from bf16, for CPUs without bf16 dot-product instructions.
+// One fp32 value per step, converted from bf16, for the levels whose attention computes in fp32.
 struct Fp32Product {
   static constexpr int64_t kStep = 1;
 
@@ -192,8 +191,8 @@ struct KeyBlock {
   bool last;
 };
 
-// Calls attend_rows(block, first query, number of queries) for every block of keys and every `rows` queries of the
-// task.
+// Calls attend_rows(block, first query, number of queries) for each block of keys and each group of up to `rows`
+// queries of the task.
 template <class Product, class AttendRows>
 void for_each_block(const AttentionTask& task, int64_t padded_depth, int64_t rows, const AttentionScratch& scratch,
                            AttendRows attend_rows) {

@@ -1,4 +1,4 @@
-// Attention that reads bf16 inputs and computes in fp32, for ARM CPUs without bf16 instructions.
+// Attention that reads bf16 inputs and computes in fp32, for the level neon_dotprod.
 #include "attention_registers.h"
 
 namespace koe5 {

@@ -1,5 +1,4 @@
-// Attention that reads bf16 inputs and computes in fp32, for CPUs with AVX512 but without bf16 dot-product
-// instructions.
+// Attention that reads bf16 inputs and computes in fp32, for the level avx512_vnni.
 #include "attention_registers.h"
 
 namespace koe5 {

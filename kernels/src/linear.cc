@@ -56,7 +56,7 @@ Grid grid_of(const LinearKernels& kernels, int threads, int64_t rows, const Weig
   const int64_t units = ceil_div(w.n, kColumnUnit);
   int64_t blocks = ceil_div(rows, kernels.most_rows(w.k)), groups = 1;
   // Split columns first, so that each task reads fewer weights. Split rows if tasks would otherwise have fewer than 8 x
-  // 64 columns, because each task also copies its rows.
+  // 64 columns, because on some levels each task also copies its rows.
   while (blocks * groups < threads) {
     if (units / (groups + 1) >= 8 || rows / (blocks + 1) < kernels.fewest_rows) {
       if (++groups >= units) break;
@@ -134,7 +134,7 @@ Blocks whole_rows(const LinearKernels& kernels, int threads, int64_t rows, int64
 }
 
 // Computes a @ w + bias in panels and calls finish(values from `row` on, row, number of rows) for complete rows.
-// `width` is the length of the longest row, of inputs or outputs. It limits the rows per task, so that they fit in L2.
+// Limits the rows per task, so that rows of `width` values (inputs or outputs) fit in L2.
 template <class Store, class Finish>
 void multiply_rows(const LinearKernels& kernels, Multiply<Store> multiply, Pool& pool, const Activations& a,
                    const WeightView& w, const float* bias, int64_t width, const Finish& finish) {

@@ -1,8 +1,9 @@
 // Products of 8-bit integers by AMX (TDPBUSD). Compiled for AMX-INT8 and AVX512.
 //
 // Tiles 0 to 3 hold sums of 32 rows x 32 columns, 4 and 5 activations, 6 and 7 weights. Activations are first copied
-// into tiles of 1 KiB (16 rows x 64 k), padded with zeros. Therefore all tiles have the same configuration. Copying
-// also avoids reading rows that are a multiple of 4 KiB apart, which would compete for the same sets of the L1 cache.
+// in the layout of tiles (1 KiB: 16 rows x 64 inputs k), padded with zeros. Therefore all tiles have the same
+// configuration. Copying also avoids reading rows that are a multiple of 4 KiB apart, which would compete for the same
+// sets of the L1 cache.
 //
 // A slice of the weights, 1,024 k x 32 columns, stays in L1 while the activations of all rows are read from L2 with
 // loads that do not displace it. Meanwhile, the next panel is prefetched into L2. While one block is multiplied, the

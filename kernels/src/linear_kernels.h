@@ -13,9 +13,9 @@ namespace koe5 {
 // a linear layer. k is padded with zeros to a multiple of 64, n to a multiple of 32.
 //
 // A panel holds 32 columns. It consists of steps of 64 k. A step has two blocks of 1 KiB, with 16 columns each. A block
-// has 16 lines, with four consecutive k ("four k") of each column. A block is one AMX tile or 16 operands of VPDPBUSD.
-// On ARM, a block is [8][16][8] instead: eight k of two columns are one operand of SMMLA or SDOT.
-// At the level avx2, weights are limited, and WeightView::remainders contains the rest (linear_avx2.cc).
+// has 16 lines, with four consecutive k ("four k") of each column. A block is one AMX tile, and a line is one operand
+// of a 512-bit VPDPBUSD. On ARM, a block is [8][16][8] instead: eight k of two columns are one operand of SMMLA or
+// SDOT. At the level avx2, weights are limited, and WeightView::remainders contains the rest (linear_avx2.cc).
 // Files contain this layout (packed_file.h): add a value when the order or the contents of packed weights change.
 enum class PackedLayout : uint32_t { x86 = 1, arm = 2, avx2 = 3 };
 constexpr int64_t kStepDepth = 64, kPanelColumns = 32, kBlockBytes = 1024;

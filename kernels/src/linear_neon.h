@@ -1,8 +1,8 @@
 // Products of 8-bit integers by NEON, for linear_neon_dotprod.cc and linear_neon_i8mm.cc.
 //
-// A unit (neon_tile.h) holds eight k of two rows for SMMLA. For SDOT, it holds eight k of one row twice. It is
-// multiplied by eight k of two columns. The zero point is subtracted from activations when they are copied, so sums
-// start at zero.
+// A unit (neon_tile.h) holds eight consecutive inputs k of two rows for SMMLA. For SDOT, it holds eight k of one row
+// twice. It is multiplied by eight k of two columns. The zero point is subtracted from activations when they are
+// copied, so sums start at zero.
 #pragma once
 
 #include "linear_tiles.h"

@@ -1,4 +1,4 @@
-// Packs weights. Compiled for AVX2, which every supported CPU has.
+// Packs weights. Compiled for AVX2, which every supported x86-64 CPU has.
 #include <immintrin.h>
 
 #include "linear_kernels.h"

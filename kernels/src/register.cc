@@ -128,7 +128,7 @@ std::string config_entry(const OrtApi* api, const OrtSessionOptions* options, co
   return status == nullptr ? text.c_str() : "";  // without the terminating zero
 }
 
-// If the session options do not set the number of threads, it is the number of CPUs.
+// If the session options do not set the number of threads, it is the number of CPUs that this process may use.
 Settings settings_of(const OrtApi* api, const OrtSessionOptions* options) {
   const int threads = std::atoi(config_entry(api, options, kThreadsKey).c_str());
   return {threads > 0 ? threads : allowed_cpus(), config_entry(api, options, kPackedFolderKey)};

@@ -29,7 +29,7 @@ KOE5_INLINE void combine(Floats& a, Floats& b, Floats& c, Floats& d) {
   d = subtract(cd, a_b);
 }
 
-// Each 128-bit quarter of the four registers is a 4 x 4 matrix. Transposes the four matrices.
+// The 128-bit quarters with the same index in the four registers form a 4 x 4 matrix. Transposes the four matrices.
 KOE5_INLINE void exchange_values(Floats& a, Floats& b, Floats& c, Floats& d) {
   const Ints ab_low = interleave_low32(bits_of(a), bits_of(b)), ab_high = interleave_high32(bits_of(a), bits_of(b));
   const Ints cd_low = interleave_low32(bits_of(c), bits_of(d)), cd_high = interleave_high32(bits_of(c), bits_of(d));

@@ -1,5 +1,5 @@
-// Kernels for layer norms, GELU, mean pooling and quantization, compiled for AVX512, AVX2 and NEON. Each handles
-// several rows (tokens) per call.
+// Functions on rows of fp32 or fp16 values: layer norm, rotation, quantization and mean pooling. Compiled for AVX512,
+// AVX2 and NEON.
 #pragma once
 
 #include <cstdint>

@@ -55,7 +55,7 @@ def main(folder: Path, architecture: str = "arm64", release: str | None = None) 
 
 
 def apt_options(architecture: str, state: Path, release: str | None = None) -> list[str]:
-    """Return options of apt-get for package lists of its own, and download the lists."""
+    """Download package lists to `state`, and return the options with which apt-get uses them."""
     (state / "lists/partial").mkdir(parents=True)
     settings = {
         "APT::Architecture": architecture,

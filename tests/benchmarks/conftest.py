@@ -34,7 +34,7 @@ def exported(seeded, made_once):
 
 @pytest.fixture
 def dataset():
-    """Return two queries and five passages: the first query has two relevant passages, the second has one."""
+    """Return a dataset whose first query has two relevant passages, and whose second query has one."""
     relevant = {"q1": {"a": 1, "b": 1}, "q2": {"c": 1}}
     passages = {name: f"passage {name}" for name in "abcde"}
     return Dataset("five", "here", Contents({"q1": "one", "q2": "two"}, passages, relevant))

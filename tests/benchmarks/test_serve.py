@@ -1,4 +1,4 @@
-"""A complete run of the server benchmark on the tiny artifact."""
+"""The server benchmark: a complete run on the tiny artifact, the check of answers, and wrong options."""
 
 from __future__ import annotations
 

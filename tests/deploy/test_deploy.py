@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 DOCKERFILES = [DEPLOY / "Dockerfile", DEPLOY / "Dockerfile.cuda"]
 KUBERNETES = [DEPLOY / "kubernetes.yaml", DEPLOY / "kubernetes-autoscale.yaml"]
+GITHUB = ROOT / ".github"
+WORKFLOWS = [*sorted((GITHUB / "workflows").iterdir()), GITHUB / "dependabot.yml"]
 YAML = [DEPLOY / "compose.yaml", *KUBERNETES]
 
 
@@ -40,6 +42,25 @@ def test_hadolint(file):
 @pytest.mark.parametrize("file", YAML, ids=lambda file: file.name)
 def test_yamllint(file):
     lint("yamllint", "-d", "{extends: default, rules: {line-length: {max: 110}}}", str(file))
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
+def test_github_schema(file):
+    kind = "dependabot" if file.name == "dependabot.yml" else "github-workflows"
+    lint("check-jsonschema", "--builtin-schema", f"vendor.{kind}", str(file))
+
+
+def test_zizmor():
+    lint("zizmor", "--offline", "--no-progress", str(GITHUB))
+
+
+def test_workflows_run_targets_of_make():
+    makefile = (ROOT / "Makefile").read_text()
+    legs = re.search(r"^LEGS := (.*)", makefile, re.MULTILINE)[1].split()
+    targets = re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE)
+    used = {target for file in WORKFLOWS for target in re.findall(r"run: make (.*)", file.read_text())}
+    assert used == {"check", "test", "dist", "docs"}
+    assert used <= {*targets, *legs}
 
 
 @pytest.mark.parametrize("file", KUBERNETES, ids=lambda file: file.name)

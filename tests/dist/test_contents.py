@@ -74,7 +74,7 @@ def run_tool(name, *arguments):
     return done.stdout
 
 
-def test_only_two_wheels_and_two_sdists_are_released():
+def test_only_three_wheels_and_two_sdists_are_released():
     found = {file.name.partition("-")[0] for file in DIST.iterdir()}
     assert (found, len(list(DIST.iterdir()))) == (set(SOURCES), 5)
 
@@ -153,7 +153,7 @@ def test_the_page_of_an_index_renders_without_dead_links(package, metadata):
 
 
 def test_the_kernels_run_on_old_linux_systems(kernels):
-    """The tag is the oldest glibc that has all symbols of the library, according to auditwheel."""
+    """The tag names the oldest glibc that has all symbols of the library, according to auditwheel."""
     shown = " ".join(run_tool("auditwheel", "show", kernels).split())
     tag = re.search(r'is consistent with the following platform tag: "(manylinux_2_(\d+)_\w+)"', shown)
     assert tag is not None, shown

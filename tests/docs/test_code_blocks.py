@@ -71,7 +71,7 @@ def of_pages(*languages: str) -> list[object]:
 
 @pytest.mark.parametrize("block", [pytest.param(block, id=str(block)) for block in BLOCKS])
 def test_blocks_have_a_known_language_and_reason(block):
-    assert block.language in LANGUAGES, f"expected one of {', '.join(LANGUAGES)} behind the fence"
+    assert block.language in LANGUAGES, f"expected one of {', '.join(LANGUAGES)} after the fence"
     assert block.reason is None or block.reason in REASONS, f"expected one of {', '.join(REASONS)}"
     assert block.text.strip()
 
@@ -100,7 +100,7 @@ def run_python(block, place_of, request):
     tree = ast.parse(block.text, str(block))
     require_imports(tree)
     if block.reason is not None:
-        return  # it is valid Python; nothing else can be checked
+        return  # only the syntax and the imports can be checked
     place = place_of(block.page)
     script = place.folder / f"block_{block.line}.py"
     script.write_text(with_server(block, request), encoding="utf-8")
@@ -193,7 +193,7 @@ def run_console(block, place_of, request):
 
 def sessions(text: str) -> list[tuple[str, str]]:
     parts = re.split(r"^\$ ", text, flags=re.MULTILINE)
-    assert not parts[0].strip(), "a console block begins with a command behind '$ '"
+    assert not parts[0].strip(), "a console block must start with '$ ' and a command"
     return [(command, expected) for command, _, expected in (part.partition("\n") for part in parts[1:])]
 
 

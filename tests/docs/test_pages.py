@@ -186,6 +186,5 @@ def test_the_drawing_shows_the_operators_of_the_graph(drawing, kind, file, domai
     drawn = words(drawing, kind)
     assert drawn, f"docs/graph.svg has no text of class {kind}"
     assert drawn <= {node.op_type for node in nodes}
-    # The second layer, because the first one also creates the zero points of GELU outputs for all layers.
     layer = {node.op_type for node in nodes if node.name.startswith("layer.1.")}
     assert layer <= drawn, f"not drawn: {sorted(layer - drawn)}"

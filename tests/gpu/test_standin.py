@@ -69,7 +69,7 @@ def test_no_node_runs_on_the_cpu(fp16, graph):
 )
 @pytest.mark.parametrize("tokens", [5, 100, 512])
 def test_attention_of_the_packed_graph(fp16, seen, monkeypatch, capability, kernel, tokens):
-    """Attention is fused on every GPU, and is flash attention for all lengths on GPUs that support it."""
+    """Attention is fused on all of these GPUs. From compute capability 8.0 on, it is flash attention."""
     monkeypatch.setenv("STANDIN_CAPABILITY", capability)
     with Embedder.open(fp16, device="cuda") as embedder:
         seen()

@@ -20,7 +20,7 @@ SETTINGS = Settings(anonymized_telemetry=False, allow_reset=True)
 
 @pytest.fixture(autouse=True)
 def _no_default_model(monkeypatch):
-    """Chroma would download its default model, which no test may use."""
+    """Fail if Chroma uses its default model, which it would download."""
 
     def fail(self, input):  # noqa: A002 - Chroma checks the parameter names
         raise AssertionError("Chroma's default model is used")

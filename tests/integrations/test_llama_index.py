@@ -1,4 +1,4 @@
-"""LlamaIndex: all embedding methods, serialization, and an index that uses them."""
+"""LlamaIndex: embedding methods, serialization, and a vector index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SentenceEncoder has the arguments and results of SentenceTransformer."""
+"""SentenceEncoder compared with SentenceTransformer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAME = {"atol": FP32_MAX_ABS_DIFF, "rtol": 0}
 
 @pytest.fixture(scope="module")
 def original():
-    """Return the class of sentence-transformers."""
+    """Return the class SentenceTransformer."""
     return pytest.importorskip(
         "sentence_transformers", reason="sentence-transformers is not installed. Run make integrations"
     ).SentenceTransformer

@@ -44,7 +44,7 @@ def _built() -> Path:
 
 @pytest.fixture(scope="session")
 def built_library() -> Path:
-    """Return the shared library, even if this CPU cannot use it. Skips if it cannot be built."""
+    """Return the shared library, even if this CPU cannot use it. Skips if the build cannot be configured."""
     return _built()
 
 
@@ -87,7 +87,7 @@ def _held_to(level: str, library: Path) -> str:
 
 @pytest.fixture(scope="session")
 def kernels(library: Path) -> Kernels:
-    """Return the operators at the best level of this CPU."""
+    """Return the operators at the default level of this CPU."""
     return Kernels(library)
 
 

@@ -15,7 +15,8 @@ Array = npt.NDArray[Any]
 KernelsAtLevel = Callable[[str], Kernels]
 OUTPUTS = {"q": "u8", "scale": "f32"}
 HEADS = [(4, 16), (12, 32), (2, 48), (3, 64), (2, 80), (1, 128)]
-"""Number of heads and depth: the tiny artifact, MiniLM, depths that end within a tile or exceed one panel."""
+"""Number of heads and depth: the tiny artifact, MiniLM, KoE5's depth, and depths that do not fill a tile or
+exceed one panel."""
 BF16_LEVELS = ("avx512_bf16", "amx", "neon_i8mm")
 """Levels that multiply in bf16. The others multiply in fp32."""
 TOLERANCE = {
@@ -185,7 +186,7 @@ def test_non_finite_values_affect_only_their_text(
     np.testing.assert_array_equal(scale[~text], clean[1][~text])
     if np.isnan(bad) or part == "value":
         assert not np.isfinite(scale[text]).any()
-    else:  # a score of -infinity is a weight of 0, so only rows with +infinity are not finite
+    else:  # a score of -infinity has the weight 0, so only rows with +infinity are not finite
         assert not np.isfinite(scale[text]).all()
 
 

@@ -1,4 +1,4 @@
-"""The library's interface to ONNX Runtime and Python: rejected inputs and returned messages."""
+"""The library's interface to ONNX Runtime and Python."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_each_slot_belongs_to_its_listed_version() -> None:
 
 
 def test_the_installed_library_has_these_slots() -> None:
-    """The last function of version 15, which returns build information, identifies its slot."""
+    """The last function of version 15 returns build information, which shows that the slots are as listed."""
     files = (Path(ort.__file__).parent / "capi").glob("*.so*")
     libraries = [library for library in map(ctypes.CDLL, files) if hasattr(library, "OrtGetApiBase")]
     if not libraries:

@@ -1,4 +1,4 @@
-"""ProjectQkv, ProjectAddNorm and ProjectGelu compared with float64, for the shapes of supported models."""
+"""ProjectQkv, ProjectAddNorm and ProjectGelu compared with float64."""
 
 from __future__ import annotations
 

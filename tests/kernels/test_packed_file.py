@@ -1,4 +1,4 @@
-"""Packed weights in files: results are identical to those without, and processes share the memory."""
+"""Packed weights in files: results are identical to those without files, and processes share the memory."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_mapping_remains_valid_after_its_file_is_replaced(sharing: Sharing, tm
 
 @pytest.mark.parametrize("changed", ["weight", "weight_scale"])
 def test_other_weights_under_the_same_name(sharing: Sharing, tmp_path: Path, changed: str) -> None:
-    """Each graph should have its own folder, but results are correct even if two graphs share one."""
+    """Two graphs that share a folder replace each other's files, and their results are correct."""
     other = dict(GELU) | {changed: GELU[changed].copy()}
     other[changed].flat[-1] += 1
     sharing.run(tmp_path)

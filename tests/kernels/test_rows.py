@@ -69,7 +69,7 @@ def test_rows_of_one_value(each_level: Kernels, value: float) -> None:
 
 @pytest.mark.parametrize("place", [0, 1, 4, 15, 16, 37, 63])
 def test_a_large_value_is_distributed_over_its_block(each_level: Kernels, place: int) -> None:
-    """One shift is not zero. All values of its block become an eighth of it; the other block stays zero."""
+    """One shift is not zero. Values of its block become plus or minus an eighth of it, all others zero."""
     shift = np.zeros(128, np.float32)
     shift[place] = 80
     inputs = inputs_of(2, 128) | {"gain": np.zeros(128, np.float32), "shift": shift}

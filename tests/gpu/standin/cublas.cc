@@ -1,4 +1,4 @@
-// libcublas.so.13: counts products and other calls without computing them.
+// libcublas.so.13: counts calls of functions that compute, without computing anything.
 #include "standin.h"
 
 using namespace standin;

@@ -1,4 +1,4 @@
-// libcudnn.so.9: counts reductions without computing them. Supports no graphs, so that ONNX Runtime uses its kernels.
+// libcudnn.so.9: counts reductions without computing them. Supports none of cuDNN's graphs, such as its attention.
 #include <cstddef>
 
 #include "standin.h"
