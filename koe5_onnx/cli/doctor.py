@@ -40,7 +40,7 @@ from koe5_onnx.cli.report import counted, printable
 from koe5_onnx.engine.cuda.provider import attention_kernel, find_driver, preload, why_on_the_cpu
 from koe5_onnx.engine.graphs import FUSED_OPERATORS, Graph, choose, installed_kernels, kernels_level
 from koe5_onnx.engine.machine import (
-    INT8_INSTRUCTIONS,
+    DOT_PRODUCTS,
     THREADS_VARIABLE,
     cpu_features,
     cpu_name,
@@ -90,7 +90,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--artifact",
         metavar="DIR",
-        help="check this artifact: hashes, certificate, the embedding of one text",
+        help="check the hashes of this artifact, show its certificate and embed one text",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     add_engine_arguments(parser.add_argument_group("engine, for the artifact"))
@@ -138,8 +138,8 @@ def _machine() -> Iterator[Finding]:
     cores = usable_cores()
     yield Finding("CPU", cpu_name())
     yield Finding("instructions", " ".join(features) or "unknown")
+    yield Finding("int8 here", _int8_here(features))
     kernels = installed_kernels()
-    yield Finding("int8 here", _int8_here(features, None if isinstance(kernels, str) else kernels_level()))
     value = kernels if isinstance(kernels, str) else f"ready, on {kernels_level()}"
     advice = [text for start, text in _KERNEL_PROBLEMS.items() if value.startswith(start)]
     yield Finding("fused kernels", value, advice[0] if advice else None)
@@ -150,19 +150,16 @@ def _machine() -> Iterator[Finding]:
     yield Finding("threads", f"{cores.count} ({cores.reason}){hint}")
 
 
-def _int8_here(features: Sequence[str], level: str | None) -> str:
+def _int8_here(features: Sequence[str]) -> str:
     if not features:
         return f"unknown: {_UNNAMED}"
-    if level == "avx2":
-        return "fast: fused kernels (avx2), exact sums"
     if "amx_int8" in features:
         return "fastest: matrix instructions (AMX), exact sums"
-    if found := [name for name in INT8_INSTRUCTIONS if name in features]:
+    if found := [name for name in DOT_PRODUCTS if name in features]:
         return f"fast: dot product instructions ({found[0]}), exact sums"
-    return (
-        "slow: no dot product instructions; sums may saturate on x86. Install the fused kernels if the CPU "
-        "has AVX2, or export with --precision int8-block"
-    )
+    if "avx2" in features:
+        return "fast with the fused kernels: AVX2, exact sums"
+    return "slow: no dot product instructions and no AVX2. Export with --precision int8-block"
 
 
 def _shared_weights() -> str:
@@ -238,7 +235,7 @@ def _artifact(path: str, options: EngineOptions) -> Iterator[Finding]:
         return
     yield Finding("artifact", f"{path}: all file hashes match")
     yield Finding("graph", graph.reason)
-    yield from _attention(graph)
+    yield from _attention(graph, options.gpu or 0)
     without = PACKED_CPU_GRAPH not in manifest.files or manifest.fused_operators != FUSED_OPERATORS
     if manifest.precision == "int8" and without:
         faster = "export the artifact again with the fused kernels installed, which adds a packed graph"
@@ -247,11 +244,11 @@ def _artifact(path: str, options: EngineOptions) -> Iterator[Finding]:
     yield _one_text(embedding, manifest.contract)
 
 
-def _attention(graph: Graph) -> Iterator[Finding]:
+def _attention(graph: Graph, gpu: int) -> Iterator[Finding]:
     driver = find_driver()
     if graph.layout != "packed_cuda" or isinstance(driver, str):
         return
-    yield Finding("attention", attention_kernel(driver.gpus[0]))
+    yield Finding("attention", attention_kernel(driver.gpus[gpu]))
 
 
 def _embed(path: str, options: EngineOptions) -> npt.NDArray[np.float32]:

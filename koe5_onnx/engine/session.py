@@ -18,7 +18,7 @@ from koe5_onnx.engine.batching import PackedCudaInputs, padded_lengths
 from koe5_onnx.engine.cuda import provider as cuda
 from koe5_onnx.engine.cuda.graph_capture import CapturedGraphs
 from koe5_onnx.engine.graphs import INPUTS, OUTPUT, Graph, choose
-from koe5_onnx.engine.machine import usable_cores
+from koe5_onnx.engine.machine import cpu_features, lacks_dot_products, usable_cores
 from koe5_onnx.engine.providers import (
     CPU,
     CUDA,
@@ -233,6 +233,10 @@ class Session:
         options.inter_op_num_threads = 1
         # Graphs built by koe5_export are already optimized. Higher levels fuse fast nodes into slower ones.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        if self.graph.layout == "padded" and self._provider == CPU and lacks_dot_products(cpu_features()):
+            # Otherwise, sums of two products may saturate in 16 bits. Has no effect at lower levels.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            options.add_session_config_entry("session.x64quantprecision", "1")
         # ONNX Runtime would keep a memory pattern for every input shape, and shapes vary between batches.
         options.enable_mem_pattern = False
         options.log_severity_level = 3

@@ -1,4 +1,4 @@
-"""koe5-onnx doctor reports no problem in a working installation, and finds each kind of problem."""
+"""koe5-onnx doctor reports no problem in a working installation, and names the problem otherwise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from edited_json import edited
 
 from koe5_onnx import Embedder, EngineOptions, UnsuitedCpuWarning, cli
-from koe5_onnx.artifact import MANIFEST, PACKED_CPU_GRAPH, PACKED_CUDA_GRAPH, WEIGHTS
+from koe5_onnx.artifact import GRAPHS, MANIFEST, PACKED_CPU_GRAPH, PACKED_CUDA_GRAPH, weights_of
 from koe5_onnx.cli import doctor
 from koe5_onnx.engine import graphs
 from koe5_onnx.engine.cuda.provider import Driver, Gpu
@@ -23,6 +23,8 @@ from koe5_onnx.engine.machine import Cores
 DRIVER = Driver(
     "13.0", [Gpu("NVIDIA H200", 150_000_000_000, (9, 0)), Gpu("NVIDIA L4", 24_000_000_000, (8, 9))]
 )
+
+WEIGHTS = weights_of(GRAPHS["int8"])
 
 
 def report(capsys, *arguments: str) -> tuple[int, dict]:
@@ -119,6 +121,9 @@ class StubRuntime(SimpleNamespace):
     def get_available_providers(self) -> list[str]:
         return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
 
+    def preload_dlls(self) -> None:
+        pass
+
     def InferenceSession(self, graph, providers, enable_fallback):  # noqa: N802  (onnxruntime's name)
         assert not enable_fallback
         if providers == ["CPUExecutionProvider"]:
@@ -144,20 +149,18 @@ def test_a_provider_that_is_listed_but_does_not_load(capsys, monkeypatch, instea
 
 
 @pytest.mark.parametrize(
-    ("features", "level", "words"),
+    ("features", "words"),
     [
-        ((), None, "unknown"),
-        (("amx_int8", "avx512_vnni"), "amx", "fastest: matrix instructions (AMX)"),
-        (("avx512_vnni", "avx2"), None, "fast: dot product instructions (avx512_vnni)"),
-        (("asimddp",), "neon_dotprod", "fast: dot product instructions (asimddp)"),
-        (("avx512f", "avx2"), None, "slow: no dot product instructions"),
-        (("avx512f", "avx2"), "avx2", "fast: fused kernels (avx2), exact sums"),
+        ((), "unknown"),
+        (("amx_int8", "avx512_vnni"), "fastest: matrix instructions (AMX)"),
+        (("avx512_vnni", "avx2"), "fast: dot product instructions (avx512_vnni)"),
+        (("asimddp",), "fast: dot product instructions (asimddp)"),
+        (("avx2",), "fast with the fused kernels: AVX2, exact sums"),
+        (("avx512f",), "slow: no dot product instructions and no AVX2"),
     ],
 )
-def test_what_the_cpu_means_for_int8(capsys, monkeypatch, features, level, words):
+def test_what_the_cpu_means_for_int8(capsys, monkeypatch, features, words):
     monkeypatch.setattr(doctor, "cpu_features", lambda: features)
-    monkeypatch.setattr(doctor, "installed_kernels", lambda: "none here" if level is None else Path("a.so"))
-    monkeypatch.setattr(doctor, "kernels_level", lambda: level)
     assert report(capsys)[1]["findings"]["int8 here"].startswith(words)
 
 
@@ -248,17 +251,21 @@ def test_the_gpu_wheel_without_a_driver(capsys, monkeypatch):
     assert "no NVIDIA driver was found" in report(capsys)[1]["problems"]["CUDAExecutionProvider"]
 
 
-def test_the_attention_kernel_of_the_packed_graph(capsys, monkeypatch, artifact_copy):
-    (artifact_copy / "model.packed_cpu.onnx").rename(artifact_copy / PACKED_CUDA_GRAPH)
+@pytest.mark.parametrize(
+    ("device", "kernel"), [((), "flash attention"), (("--device", "cuda:2"), "fused attention of TensorRT")]
+)
+def test_the_attention_kernel_of_the_packed_graph(capsys, monkeypatch, artifact_copy, device, kernel):
+    (artifact_copy / PACKED_CPU_GRAPH).rename(artifact_copy / PACKED_CUDA_GRAPH)
     with edited(artifact_copy / MANIFEST) as manifest:
         manifest["target"] = {"devices": ["cuda"], "instructions": [], "without": ""}
-        manifest["files"][PACKED_CUDA_GRAPH] = manifest["files"].pop("model.packed_cpu.onnx")
+        manifest["files"][PACKED_CUDA_GRAPH] = manifest["files"].pop(PACKED_CPU_GRAPH)
     embedder = SimpleNamespace(encode=lambda texts: np.full((1, 64), 64**-0.5, np.float32))
     monkeypatch.setattr(doctor.Embedder, "open", lambda path, options: nullcontext(embedder))
-    monkeypatch.setattr(doctor, "find_driver", lambda: DRIVER)
-    found = report(capsys, "--artifact", artifact_copy)[1]["findings"]
+    driver = Driver("13.0", [*DRIVER.gpus, Gpu("Tesla T4", 16_000_000_000, (7, 5))])
+    monkeypatch.setattr(doctor, "find_driver", lambda: driver)
+    found = report(capsys, "--artifact", artifact_copy, *device)[1]["findings"]
     assert found["graph"] == "the packed graph, without padding"
-    assert found["attention"] == "flash attention"
+    assert found["attention"].startswith(kernel)
 
 
 @pytest.mark.parametrize(

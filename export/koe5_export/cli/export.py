@@ -12,7 +12,6 @@ from koe5_export.cli.stages import progress
 from koe5_onnx import Artifact, Certificate, InputError, MissingDependencyError
 from koe5_onnx.artifact import PRECISIONS
 from koe5_onnx.cli.input_file import read_texts, suffix_of_input
-from koe5_onnx.engine.graphs import installed_kernels, kernels_level
 from koe5_onnx.engine.machine import cpu_features
 
 DEFAULT_CHECKPOINT = "nlpai-lab/KoE5"
@@ -47,7 +46,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         choices=("builder", "optimum"),
         default="builder",
         help="builder (default): build the graph from the weights; optimum: trace the checkpoint with "
-        "Optimum (fp32 only, any encoder that Optimum can trace; requires the extra optimum)",
+        "Optimum (fp32 only, also for encoders that builder does not support; requires the extra optimum)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the Hub id")
     parser.add_argument(
@@ -70,7 +69,7 @@ def add_publish_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--like",
         metavar="HUB_ID",
-        help="use the pooling and prompts of this known model, if the checkpoint is a copy of it",
+        help="known model that the checkpoint is a copy of, for the pooling and prompts that its files lack",
     )
     parser.add_argument(
         "--prompt",
@@ -139,7 +138,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.checkpoint == DEFAULT_CHECKPOINT and (args.out / "config.json").is_file():
         raise InputError(
-            f"{args.out} is a checkpoint, and OUT is missing. Run koe5-onnx export {args.out} OUT"
+            f"{args.out} is a checkpoint, so it cannot be OUT. To export it, run koe5-onnx export "
+            f"{args.out} OUT"
         )
     koe5_export = import_export()
     from koe5_export.checkpoint import Checkpoint
@@ -160,8 +160,7 @@ def run(args: argparse.Namespace) -> int:
 def _chosen_precision() -> str:
     from koe5_export.precision.auto import choose_precision
 
-    kernels = None if isinstance(installed_kernels(), str) else kernels_level()
-    choice = choose_precision(cpu_features(), kernels)
+    choice = choose_precision(cpu_features())
     print(f"precision {choice.precision}: {choice.reason}", file=sys.stderr)
     return choice.precision
 
@@ -231,7 +230,7 @@ def texts_of(file: str, option: str) -> list[str]:
     """Read the texts of a file that was passed with `option`.
 
     Raises:
-        InputError: The file is empty, not UTF-8, or neither .txt nor .jsonl.
+        InputError: The file is empty or neither .txt nor .jsonl, or a line is not valid.
     """
     if suffix_of_input(file) is None:
         raise InputError(f"{option} is {file!r}; expected a .txt file or a .jsonl file with the field text")
