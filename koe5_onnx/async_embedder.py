@@ -1,8 +1,9 @@
-"""The asyncio API: the methods of Embedder as coroutines. Concurrent calls share batches.
+"""The asyncio API: the `encode` methods of Embedder as coroutines. Concurrent calls share batches.
 
-Short texts are tokenized in the event loop, longer ones in a thread. A queue (engine/queue.py) holds the
-texts of all calls. The threads of a runner (engine/runner.py) run them in batches, and engine/async_bridge.py
-wakes the event loop when results are complete. `koe5-onnx serve` uses the same modules.
+The texts of a call are tokenized in the event loop if they are short, and otherwise in a thread. A queue
+(engine/queue.py) holds the tokens of all calls. The threads of a runner (engine/runner.py) run them in
+batches, and engine/async_bridge.py wakes the event loop when results are complete. `koe5-onnx serve` also
+uses these three modules.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from koe5_onnx.text.prompts import prompt_text
 _TEXT_CHARACTERS = 16
 """Fixed cost of tokenizing a text, as the number of characters that take as long."""
 _LARGE_CALLS = 2
-"""Maximum number of concurrent calls of more than 4,096 texts, so that few token ids are in memory."""
+"""Maximum number of calls of more than 4,096 texts that run at the same time, which bounds the memory."""
 _ALL: weakref.WeakSet[AsyncEmbedder] = weakref.WeakSet()
 
 
@@ -42,8 +43,8 @@ class AsyncEmbedder:
     were submitted earlier are done.
 
     A call that is canceled while queued never runs; a running call stops after its current batch. At most
-    two calls of more than 4,096 texts run at the same time, each in windows of 4,096 texts; other such calls
-    wait. While smaller calls are queued, their token ids take about as much memory as their texts.
+    two calls with sequences of more than 4,096 texts run at the same time; other such calls wait. Their texts
+    are queued in windows of 4,096.
 
     ```python
     async with AsyncEmbedder(Embedder.open("koe5-int8")) as embedder:
@@ -93,7 +94,7 @@ class AsyncEmbedder:
         prompt: str | None = None,
         dim: int | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Embed texts: float32[len(texts), dim]. Arguments and errors are those of `Embedder.encode`."""
+        """Embed texts: float32[n, dim]. Arguments and errors are as in `Embedder.encode`."""
         return (await self.encode_with_info(texts, prompt_name, prompt=prompt, dim=dim)).embeddings
 
     async def encode_with_info(
@@ -104,12 +105,12 @@ class AsyncEmbedder:
         prompt: str | None = None,
         dim: int | None = None,
     ) -> Encoded:
-        """Embed texts; also return token counts and truncation flags.
+        """Embed texts; also return token counts and flags per text.
 
-        Arguments and errors are those of `Embedder.encode_with_info`. Do not modify `texts` during the call.
+        Arguments and errors are as in `Embedder.encode`. Do not modify `texts` during the call.
 
         Raises:
-            ProviderError: The AsyncEmbedder is closed.
+            ProviderError: The AsyncEmbedder is closed, or a batch does not fit into device memory.
         """
         contract = self.embedder.contract
         require_dim(dim, contract)
@@ -210,14 +211,14 @@ class _Threads:
         return await asyncio.get_running_loop().run_in_executor(self._large, work)
 
     def close(self) -> None:
-        """Finish all calls. The runner closes last, because the other threads submit jobs to it."""
+        """Finish all queued jobs. The runner closes last, because threads of large calls use it."""
         self.tokenizing.close()
         self._large.shutdown()
         self.runner.close()
 
 
 def _size_of(texts: Sequence[str]) -> int:
-    """Estimate the cost of tokenization in characters; 0 if `texts` is invalid."""
+    """Estimate the cost of tokenization in characters; 0 if a text has no length."""
     try:
         return sum(map(len, texts)) + _TEXT_CHARACTERS * len(texts)
     except TypeError:  # tokenize_windows reports the invalid text

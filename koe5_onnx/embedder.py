@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,15 +22,25 @@ from koe5_onnx.artifact.matryoshka import require_dim, shorten
 from koe5_onnx.engine.pipeline import WINDOW_TEXTS, run_batches, tokenize_ahead
 from koe5_onnx.engine.session import Session
 from koe5_onnx.engine.tuning import arrange
-from koe5_onnx.errors import ArtifactError, InputError, Koe5Warning, TextTooLongError, TruncationWarning
+from koe5_onnx.errors import (
+    ArtifactError,
+    FidelityError,
+    InputError,
+    Koe5Warning,
+    TextTooLongError,
+    TruncationWarning,
+)
 from koe5_onnx.options import EngineFields, EngineOptions, Overflow
 from koe5_onnx.text.prompts import prompt_text, put_in_front
 from koe5_onnx.text.tokenizer import Piece, Tokenizer, Tokens, require_unicode
 
 Progress = Callable[[int, int], None]
-"""Callback after each batch with the number of embedded tokens and the total, which is first estimated."""
+"""Function called after each batch with the number of embedded tokens and the total, at first an estimate."""
 Window = tuple[Tokens, npt.NDArray[np.float32]]
 """Tokens of consecutive texts, and the array float32[n, dim] for their embeddings."""
+SELFTEST_COSINE = 0.999
+"""Smallest cosine that `EngineOptions.selftest` accepts. It allows the rounding differences between graphs
+and devices."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class Encoded:
     embeddings: npt.NDArray[np.float32]
     """float32[n, dim], in the caller's order."""
     tokens: npt.NDArray[np.int32]
-    """int32[n]: tokens of each text, prompt included, before truncation."""
+    """int32[n]: tokens of each text before truncation, including its prompt and special tokens."""
     truncated: npt.NDArray[np.bool_]
     """bool[n]: True if the text was truncated at the token limit."""
     composed: npt.NDArray[np.bool_]
@@ -74,12 +85,12 @@ class Encoded:
 class Embedder:
     """Computes embeddings of Korean and English texts. Thread-safe.
 
-    After a fork (multiprocessing, gunicorn), a child process can use an Embedder that the parent opened: the
-    first call in the child reloads the graph. Opening the artifact in the child instead is faster and needs
-    less memory.
+    After a fork (multiprocessing, gunicorn), a child process can use an Embedder that the parent opened on
+    the CPU: the first call in the child reloads the graph. Opening the artifact only in the child needs less
+    memory. CUDA cannot be used after a fork.
 
-    A pickled Embedder contains only the path and hash of its artifact, and its options. Unpickling and
-    `copy.deepcopy` open the artifact again.
+    A pickled Embedder contains the path and hash of its artifact and its options, but no weights. Unpickling
+    and `copy.deepcopy` open the artifact again.
 
     ```python
     with Embedder.open("koe5-int8") as embedder:
@@ -132,9 +143,12 @@ class Embedder:
 
         Raises:
             ArtifactError: The artifact is missing, damaged or in an unsupported format, or the installed
-                tokenizers package produces different ids than the version used for the export.
+                version of tokenizers is not suitable, for example because it returns other ids than at
+                export.
             ProviderError: The device or graph cannot be used, or CUDA graph capture failed.
             InputError: An option is out of range, or two options contradict each other.
+            MissingDependencyError: Neither onnxruntime nor onnxruntime-gpu is installed.
+            FidelityError: The self-test failed.
         """
         options = replace(options or EngineOptions(), **fields)
         artifact = Artifact.open(path_or_hub_id, revision=options.revision)
@@ -160,6 +174,8 @@ class Embedder:
         )
         path = Path(path_or_hub_id)
         embedder._opened = str(path.absolute() if path.is_dir() else path_or_hub_id), options
+        if options.selftest:
+            embedder._test_golden_embeddings()
         return embedder
 
     def __reduce__(self) -> tuple[Callable[..., Embedder], tuple[type[Embedder], str, EngineOptions, str]]:
@@ -198,13 +214,14 @@ class Embedder:
 
         Args:
             texts: Any number of texts. Empty texts are embedded too. Texts are processed in windows of 4,096;
-                equal texts of a window are computed once. A generator is read window by window, so that only
-                the texts of one window are in memory.
+                equal texts of a window are computed once. With `overflow="error"`, a sequence is one window.
+                An iterator, such as a generator, is read window by window, so that its texts need not be in
+                memory at the same time; error messages count its texts from the beginning of the window.
             prompt_name: Name of a prompt in the contract ("query", "passage"); None uses the contract's
                 default prompt, or no prompt if it has none.
             prompt: Prompt text ("query: "), instead of `prompt_name`; "" adds no prompt.
-            dim: Number of components to keep, one of `contract.dims`; None keeps all. The result is
-                normalized again if the contract normalizes.
+            dim: Number of components to keep, one of `contract.dims`; None keeps all. Shortened embeddings
+                are normalized again if the contract normalizes.
             on_progress: Called after each batch with the number of embedded tokens and the total.
 
         Returns:
@@ -213,10 +230,11 @@ class Embedder:
 
         Raises:
             TypeError: `texts` is a single str or bytes, a mapping, or a set, which has no order.
-            InputError: A text is not valid Unicode, the prompt name is unknown, both `prompt_name` and
-                `prompt` are given, or the model was not trained for `dim` components.
+            InputError: A text is not a str or not valid Unicode, the prompt name is unknown, both
+                `prompt_name` and `prompt` are given, or the model was not trained for `dim` components.
             TextTooLongError: A text exceeds the token limit and `overflow="error"` is set. All texts of a
-                sequence are checked before the first batch runs, texts of a generator window by window.
+                sequence are checked before the first batch runs, texts of an iterator window by window.
+            ProviderError: The Embedder is closed, or a batch does not fit into device memory.
         """
         return self.encode_with_info(
             texts, prompt_name, prompt=prompt, dim=dim, on_progress=on_progress
@@ -231,7 +249,7 @@ class Embedder:
         dim: int | None = None,
         on_progress: Progress | None = None,
     ) -> Encoded:
-        """Embed texts like `encode`; also return token counts and truncation flags."""
+        """Embed texts like `encode`; also return token counts and flags per text."""
         require_dim(dim, self.contract)
         prompt = prompt_text(self.contract, prompt_name, prompt)
         if isinstance(texts, Iterator):
@@ -274,12 +292,13 @@ class Embedder:
 
         Returns:
             An unfilled result, and an iterator over windows of 4,096 texts (with `overflow="error"`, one
-            window of all texts). The iterator fills the token counts and flags of the result. The caller
-            fills its embeddings through the arrays of the windows.
+            window of all texts). The iterator fills the token counts and flags of the result, and raises
+            TextTooLongError as `encode` does. The caller writes the embeddings to the arrays of the windows,
+            which are views of the result's embeddings.
 
         Raises:
             TypeError: `texts` is a single str.
-            InputError: A text is not valid Unicode.
+            InputError: A text is not a str or not valid Unicode.
         """
         prompted = put_in_front(prompt, texts, self._warn)
         require_unicode(prompted)
@@ -325,14 +344,14 @@ class Embedder:
     def tokenize(
         self, texts: Sequence[str], prompt_name: str | None = None, *, prompt: str | None = None
     ) -> Tokens:
-        """Tokenize texts for `embed_tokens`, for example in a server that builds its own batches.
+        """Tokenize texts for `embed_tokens`.
 
         Texts above the token limit raise no error or warning. To find them, compare `full_lengths` with
         `contract.max_tokens`.
 
         Raises:
             TypeError: `texts` is a single str.
-            InputError: A text is not valid Unicode, or the prompt is invalid (see `encode`).
+            InputError: A text is not a str or not valid Unicode, or the prompt is invalid (see `encode`).
         """
         prompt = prompt_text(self.contract, prompt_name, prompt)
         return self._tokenizer.encode(put_in_front(prompt, texts, self._warn))
@@ -375,7 +394,8 @@ class Embedder:
             float32[n, m].
 
         Raises:
-            InputError: The shapes do not match.
+            InputError: `a` or `b` does not have one of the dimensions in `contract.dims`, or they have
+                different dimensions.
         """
         for name, rows in (("a", a), ("b", b)):
             if rows.ndim != 2 or rows.shape[1] not in self.contract.dims:
@@ -401,6 +421,20 @@ class Embedder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _test_golden_embeddings(self) -> None:
+        golden = self.artifact.manifest.selftest
+        embeddings = self.embed_tokens(self.tokenize([one.text for one in golden], prompt=""))
+        for one, found in zip(golden, embeddings, strict=True):
+            expected = np.frombuffer(b64decode(one.embedding), "<f4")
+            cosine = float(found @ expected / (np.linalg.norm(found) * np.linalg.norm(expected)))
+            if not cosine >= SELFTEST_COSINE:
+                self.close()
+                raise FidelityError(
+                    f"the self-test of {self.artifact.path} failed: the embedding of {one.text!r} has the "
+                    f"cosine {cosine:.6f} to the one of the export, expected {SELFTEST_COSINE} or more, with "
+                    f"{self.session.graph.reason}. Update onnxruntime, or use another graph or device"
+                )
 
     def _require_ids(self, tokens: Tokens) -> None:
         limit, vocabulary = self.contract.max_tokens, self.artifact.manifest.architecture.vocabulary
@@ -432,7 +466,7 @@ class Embedder:
         )
 
     def _warn(self, kind: type[Koe5Warning], message: str) -> None:
-        """Issue a warning once per kind and Embedder, because a server would repeat it for every request."""
+        """Issue a warning once per kind and Embedder, because a server would repeat it for many requests."""
         mine = object()
         if self._warned.setdefault(kind, mine) is mine:  # atomic, so only one thread warns
             warnings.warn(message, kind, stacklevel=_caller_level())
@@ -462,7 +496,7 @@ def _reopen(kind: type[Embedder], path: str, options: EngineOptions, sha256: str
     if embedder.artifact.manifest.sha256 != sha256:
         embedder.close()
         raise ArtifactError(
-            f"the artifact {path} has changed since the Embedder was pickled. Pickle it again"
+            f"the artifact {path} has changed since the Embedder was pickled. Pickle a new Embedder"
         )
     return embedder
 

@@ -1,23 +1,23 @@
 """Errors and warnings of koe5-onnx.
 
-Every error derives from `Koe5Error` and from a matching builtin error::
+Every error below derives from `Koe5Error` and from a matching builtin error::
 
     Koe5Error(Exception)
-    ├── InputError(ValueError)               invalid text, argument or input file
+    ├── InputError(ValueError)               invalid text, argument, option or input file
     │   └── TextTooLongError                 text above the token limit with overflow="error"
-    ├── ArtifactError(ValueError)            artifact missing, damaged or in an unsupported format
+    ├── ArtifactError(ValueError)            artifact missing, damaged or incompatible
     ├── CheckpointError(ValueError)          PyTorch checkpoint cannot be exported
-    ├── FidelityError(ValueError)            artifact differs too much from the PyTorch reference
-    ├── ProviderError(RuntimeError)          requested device cannot run the artifact
+    ├── FidelityError(ValueError)            measurements of an artifact outside their bounds
+    ├── ProviderError(RuntimeError)          artifact cannot run, or Embedder closed
     │   └── OutOfMemoryError                 batch does not fit into device memory
-    ├── HubError(OSError)                    repository cannot be downloaded
+    ├── HubError(OSError)                    files cannot be downloaded
     └── MissingDependencyError(ImportError)  optional dependency not installed
 
     Koe5Warning(UserWarning)
     ├── TruncationWarning                    texts truncated at the token limit
     ├── DoublePromptWarning                  texts already start with the prompt
     ├── CheckpointWarning                    checkpoint has settings that need a review
-    ├── UnsuitedCpuWarning                   CPU lacks instructions that the artifact needs
+    ├── UnsuitedCpuWarning                   artifact is intended for other CPUs
     ├── SmallerBatchWarning                  device memory too small, batches split in half
     └── SharedWeightsWarning                 packed weights not shared, process keeps a private copy
 """
@@ -30,7 +30,7 @@ class Koe5Error(Exception):
 
 
 class InputError(Koe5Error, ValueError):
-    """A text, an argument or an input file is invalid."""
+    """A text, an argument, an option or an input file is invalid."""
 
 
 class TextTooLongError(InputError):
@@ -38,7 +38,7 @@ class TextTooLongError(InputError):
 
 
 class ArtifactError(Koe5Error, ValueError):
-    """An artifact is missing, damaged or in an unsupported format version."""
+    """An artifact is missing, damaged, or incompatible with the installed koe5-onnx or tokenizers."""
 
 
 class CheckpointError(Koe5Error, ValueError):
@@ -46,11 +46,11 @@ class CheckpointError(Koe5Error, ValueError):
 
 
 class FidelityError(Koe5Error, ValueError):
-    """An artifact differs from the PyTorch reference by more than the bounds of its precision allow."""
+    """A measurement of an artifact, such as the cosine to the PyTorch reference, is outside its bound."""
 
 
 class ProviderError(Koe5Error, RuntimeError):
-    """The requested device cannot run the artifact."""
+    """The artifact cannot run with the requested device or graph, or the Embedder is closed."""
 
 
 class OutOfMemoryError(ProviderError):
@@ -58,7 +58,7 @@ class OutOfMemoryError(ProviderError):
 
 
 class HubError(Koe5Error, OSError):
-    """A repository cannot be downloaded from the Hub."""
+    """Files cannot be downloaded."""
 
 
 class MissingDependencyError(Koe5Error, ImportError):
@@ -98,7 +98,7 @@ class CheckpointWarning(Koe5Warning):
 
 
 class UnsuitedCpuWarning(Koe5Warning):
-    """The CPU lacks the instructions that the artifact needs to be fast and exact."""
+    """The CPU has none of the instruction sets with which the artifact is fast and exact."""
 
 
 class SmallerBatchWarning(Koe5Warning):

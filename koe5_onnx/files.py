@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 PARTIAL = ".partial"
-"""Suffix of temporary files. They remain on disk only if the process is killed."""
+"""Suffix of temporary files and folders. A process that is killed leaves them on disk."""
 
 
 def cache_folder() -> Path:
     """Return the cache folder: KOE5_ONNX_CACHE if set, otherwise the platform's default.
 
     Raises:
-        RuntimeError: KOE5_ONNX_CACHE is not set and the user has no home folder.
+        RuntimeError: The default is a folder in the user's home folder, and the user has none.
     """
     if named := os.environ.get("KOE5_ONNX_CACHE"):
         return Path(named)
@@ -30,7 +30,7 @@ def cache_folder() -> Path:
 
 
 def read_json(file: Path, error: type[Exception], advice: str, kind: type = dict) -> Any:
-    """Parse a JSON file and check the type of its content. The arguments are those of `parse_json`."""
+    """Parse a JSON file and check the type of its content. The arguments are as in `parse_json`."""
     return parse_json(file.read_bytes(), file, error, advice, kind)
 
 
@@ -68,7 +68,7 @@ def json_bytes(data: Any) -> bytes:
 
 
 def cache_json(file: Path, data: Any) -> None:
-    """Write a JSON file to the cache and ignore write errors."""
+    """Write a JSON file, and ignore errors of the file system. Used for files in the cache."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, data)
@@ -76,7 +76,7 @@ def cache_json(file: Path, data: Any) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that replaces `path` when the block ends, or is removed on any error.
+    """Yield a temporary path, which is renamed to `path` when the block ends, or removed on any error.
 
     The caller creates a file or a folder at the temporary path. A file is synced to disk and may replace an
     existing file. A folder requires that `path` does not exist.
@@ -85,7 +85,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path: Final path. If it is a symbolic link, its target is replaced.
 
     Raises:
-        OSError: Writing failed. The error names `path`, not the temporary file.
+        OSError: Writing failed. An error about the temporary path names `path` instead.
     """
     target = path.resolve()
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}{PARTIAL}")

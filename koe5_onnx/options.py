@@ -35,6 +35,7 @@ class EngineFields(TypedDict, total=False):
     gpu_mem_limit: int | None
     share_weights: bool
     cuda_graphs: bool
+    selftest: bool
 
 
 @dataclass(frozen=True)
@@ -54,28 +55,33 @@ class EngineOptions:
     (or KOE5_ONNX_THREADS), divided by the number of parallel batches."""
     parallel_batches: int | None = 1
     """Batches that run at the same time with one copy of the weights; None uses the result of koe5-onnx tune,
-    or 1 if there is none. 1 has the lowest latency. On machines with many cores, one batch per core has the
-    highest throughput."""
+    or 1 if there is none. 1 has the lowest latency. On machines with many cores, more batches with fewer
+    threads each may have a higher throughput."""
     max_batch_tokens: int | None = None
     """Tokens per batch, padding included; None uses the result of koe5-onnx tune. If there is none, the value
     is 32,768 on CUDA, 2,048 with fused kernels on AMX (512 in an AsyncEmbedder and the server), else 512."""
     overflow: Overflow = "truncate"
     """Handling of texts above the token limit: truncate them, raise an error, or average the embeddings of
-    consecutive parts of a text, weighted by their tokens. The model was not trained for such averages."""
+    consecutive parts of a text, weighted by the number of tokens. The model was not trained for such
+    averages."""
     graph: GraphChoice = "auto"
     """Graph to run: auto selects the packed graph, which needs no padding, if it can run, and otherwise the
-    padded graph; packed fails if the packed graph cannot run. The packed graph requires fused kernels on a
-    CPU and an fp16 artifact on CUDA."""
+    padded graph; packed fails if the packed graph cannot run. The packed graph requires an int8 artifact and
+    the fused kernels on a CPU, and an fp16 artifact on CUDA."""
     gpu_mem_limit: int | None = None
     """Bytes that ONNX Runtime may allocate on a GPU for weights and batches; None sets no limit. Batches that
     do not fit are split in half, with a warning."""
     share_weights: bool = False
     """Map the weights that the fused kernels have reordered (KoE5: 302 MB) from files in the user's cache, so
-    that all processes with the same artifact share one copy. No effect without fused kernels."""
+    that all processes that open the artifact with this option share one copy. No effect without fused
+    kernels."""
     cuda_graphs: bool = False
-    """Capture CUDA graphs of the packed graph for small batches, so that a query launches all kernels at
-    once. Requires memory for a second copy of the weights; gpu_mem_limit applies to each copy. Nothing else
-    in the process may use the GPU while the artifact is being opened."""
+    """Capture CUDA graphs of the packed graph for small batches, so that all kernels of a query are launched
+    at once. Requires memory for a second copy of the weights; gpu_mem_limit applies to each copy. Nothing
+    else in the process may use the GPU while the artifact is being opened."""
+    selftest: bool = False
+    """Embed the texts of the artifact's self-test after opening it, and raise an error if a cosine to the
+    embedding that the export stored is below 0.999."""
 
     def __post_init__(self) -> None:
         if re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is None:

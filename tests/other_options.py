@@ -11,4 +11,5 @@ OTHER = {
     "gpu_mem_limit": 1000,
     "share_weights": True,
     "cuda_graphs": True,
+    "selftest": True,
 }

@@ -25,14 +25,13 @@ from benchmarks.speed.results import write_json
 from benchmarks.speed.statistics import ratio, rotated
 from benchmarks.speed.texts import read_corpora
 from koe5_onnx import InputError
-from koe5_onnx.artifact import GRAPH, PACKED_CPU_GRAPH
+from koe5_onnx.artifact import GRAPHS, PACKED_CPU_GRAPH
 from koe5_onnx.engine.machine import DOT_PRODUCTS, cpu_features, usable_cores
 from koe5_onnx.files import read_json
 
 RECORD = Path(__file__).with_suffix(".json")
 LAYERS = {"tiny": 2, "small": 6}
 """Number of layers of the seeded checkpoints."""
-_GRAPHS = {"padded": GRAPH, "packed": PACKED_CPU_GRAPH}
 _PRECISIONS = ("fp32", "int8")
 _OURS, _PLAIN = ("koe5-int8", "koe5-int8-padded"), ("ort-fp32", "ort-dynamic-int8")
 _ROUNDS = 7
@@ -80,7 +79,7 @@ def count(stores: Mapping[str, Store]) -> Nodes:
     for precision in _PRECISIONS:
         contender = CONTENDERS[f"koe5-{precision}"]
         folders = {size: store.files_of(contender) for size, store in stores.items()}
-        for graph, file in _GRAPHS.items():
+        for graph, file in {"padded": GRAPHS[precision], "packed": PACKED_CPU_GRAPH}.items():
             if all((folder / file).is_file() for folder in folders.values()):
                 found[f"{precision} {graph}"] = _numbers(folders, file)
     return found

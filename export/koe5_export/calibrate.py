@@ -119,7 +119,7 @@ def _positions(row: npt.NDArray[np.int32], checkpoint: Checkpoint) -> npt.NDArra
 
 
 def _rows_of(table_parts: Iterable[Array], ids: npt.NDArray[np.int32]) -> Array:
-    """Look up `ids` in a table that is read in parts of its rows: float32[len(ids), hidden]."""
+    """Look up `ids` in a table that is read in groups of rows: float32[len(ids), hidden]."""
     parts: list[Array] = []
     where = np.full(len(ids), -1)
     start = found = 0

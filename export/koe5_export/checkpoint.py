@@ -54,9 +54,9 @@ class Checkpoint:
     Args:
         folder: Folder of the checkpoint.
         repository: Hub id of the checkpoint, or the folder's name.
-        revision: Commit on the Hub; None for a local checkpoint.
-        any_encoder: True to also accept encoders that the graph builder (graph.py) does not support. These
-            can be traced and measured, but `layer` cannot read them.
+        revision: Commit on the Hub; None for a folder outside the Hub cache.
+        any_encoder: True to also accept encoders that the graph builder (graph.py) does not support, so that
+            they can be traced and measured.
 
     Raises:
         CheckpointError: A file or tensor is missing, damaged or not supported.
@@ -93,7 +93,7 @@ class Checkpoint:
 
         Args:
             folder_or_hub_id: Folder, or Hub id (owner/name).
-            revision: Branch, tag or commit on the Hub.
+            revision: Branch, tag or commit on the Hub; None for the default branch. Not used for a folder.
             any_encoder: See the constructor.
 
         Raises:
@@ -163,10 +163,11 @@ class Checkpoint:
             yield self.read(_WORDS, part)
 
     def positions(self, max_tokens: int) -> Array:
-        """Return the sum of position and token-type embeddings for texts of up to `max_tokens` tokens.
+        """Return the position embeddings, each plus the embedding of token type 0: float32[rows, hidden].
 
-        It is float32[rows, hidden]. Row 0 belongs to the first token. In encoders that count positions from
-        the pad id (RoBERTa), row 0 belongs to pad tokens and row 1 to the first token.
+        The rows suffice for texts of up to `max_tokens` tokens. Row 0 belongs to the first token. In encoders
+        that count positions from the pad id (RoBERTa), row 0 belongs to pad tokens and row 1 to the first
+        other token.
         """
         first = self.config.pad_id if self.config.counts_from_pad else 0
         # Padding to a multiple of 4 adds up to three slots, which also need position ids (0 in RoBERTa).
@@ -204,8 +205,8 @@ class Checkpoint:
     def _stored_names(self, stored: dict[str, Tensor]) -> dict[str, str]:
         """Map the usual name of each tensor to its name in the files.
 
-        It is an error if a supported version of transformers would not find a tensor, and thus initialize it
-        at random, if a tensor is stored under two names, or if its shape or dtype is not as expected.
+        It is an error if a tensor is stored under two names or has an unexpected shape or dtype, or if a
+        supported version of transformers would not find it and thus initialize it at random.
         """
         own = _OWN_PREFIX[self.config.model_type] if self.config.buildable else ""
         # transformers 4.57 ignores names without the prefix if at least one name has it.
@@ -225,7 +226,7 @@ class Checkpoint:
                 names[name] = found[0]
         if problems:
             raise CheckpointError(
-                f"{self.folder}: {len(problems)} tensors do not match config.json:\n  "
+                f"{self.folder}: {len(problems)} tensors do not match the encoder:\n  "
                 + "\n  ".join(problems)
             )
         return names

@@ -121,7 +121,7 @@ def read_config(folder: Path, *, any_encoder: bool = False) -> EncoderConfig:
         return _encoder_config(data, buildable=unknown is None)
     except KeyError as error:
         raise CheckpointError(
-            f"{file} lacks {error}. Expected a complete {data.get('model_type')} config"
+            f"{file} lacks {error}. Expected the complete configuration of an encoder"
         ) from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file} has a value of the wrong type: {error}") from error

@@ -71,13 +71,14 @@ class ContractOptions:
     """Options for properties of a model that its checkpoint may not record."""
 
     like: str | None = None
-    """Hub id in `KNOWN` whose contract applies, for a local copy; None uses the checkpoint's own id."""
+    """Hub id in `KNOWN` of the model that the checkpoint is a copy of; None uses the checkpoint's own id."""
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Prompts by name ("query", "passage") that the checkpoint's files lack."""
     matryoshka_dims: Sequence[int] | None = None
-    """Matryoshka dimensions that the model was trained for; None reads them from the checkpoint."""
+    """Matryoshka dimensions of the model; None uses those in the checkpoint's files or, if there are none,
+    in `KNOWN`."""
     unicode_form: str | None = "NFC"
-    """Unicode normalization form applied to texts before tokenization; None disables it."""
+    """"NFC" composes texts before tokenization; None leaves them unchanged."""
 
 
 def read_contract(checkpoint: Checkpoint, options: ContractOptions | None = None) -> Contract:
@@ -88,9 +89,9 @@ def read_contract(checkpoint: Checkpoint, options: ContractOptions | None = None
         options: See ContractOptions.
 
     Raises:
-        CheckpointError: A setting is not supported, or the checkpoint has no settings files and its id is
-            unknown.
-        InputError: An option is out of range, or `prompts` contradicts the checkpoint's files.
+        CheckpointError: A setting is not supported, the pooling is unknown, or `options.like` is not in
+            `KNOWN`.
+        InputError: A Matryoshka dimension is out of range, or a prompt contradicts the checkpoint's files.
     """
     options = options or ContractOptions()
     known = _known(checkpoint, options.like)
@@ -135,7 +136,7 @@ def _pooling(
     if modules is not None:
         file = folder / modules.pooling / "config.json"
         if not file.is_file():
-            raise CheckpointError(f"{file} is missing, but modules.json refers to it")
+            raise CheckpointError(f"{file} is missing, but modules.json refers to it. Download it again")
         settings = read_settings(file, "Pooling")
         pooling = pooling_mode(settings)
         if pooling not in _POOLINGS:

@@ -24,7 +24,7 @@ from koe5_export.texts import CALIBRATION, with_prompts
 from koe5_export.weights import Layer, Norm
 from koe5_export.writer import GraphWriter
 from koe5_onnx import Artifact, InputError, Tokenizer
-from koe5_onnx.artifact import PACKED_CPU_GRAPH, PACKED_CUDA_GRAPH, TOKENIZER
+from koe5_onnx.artifact import GRAPHS, PACKED_CPU_GRAPH, PACKED_CUDA_GRAPH, TOKENIZER
 from koe5_onnx.engine.graphs import installed_kernels
 
 
@@ -55,7 +55,7 @@ def export_checkpoint(
         The published artifact; its manifest holds the certificate.
 
     Raises:
-        InputError: `out` exists, an option is out of range, or the disk is full.
+        InputError: `out` exists and cannot be replaced, an option is not valid, or the disk is full.
         CheckpointError: The checkpoint cannot be exported.
         FidelityError: The artifact is outside the bounds of its gate; nothing is published.
         MissingDependencyError: torch, transformers, sentence-transformers or the requested exporter is not
@@ -73,12 +73,12 @@ def export_checkpoint(
         options=options,
     )
 
-    def write(graph: Path, weights: Path, report: Progress) -> Mapping[str, Any]:
+    def write(folder: Path, report: Progress) -> Mapping[str, Any]:
         if options.exporter == "optimum":
-            return write_with_optimum(spec, graph, weights, report)
-        exceptions = write_graph(spec, options.calibration, graph, weights, report)
+            return write_with_optimum(spec, folder, report)
+        exceptions = write_graph(spec, options.calibration, folder, report)
         recipe = _recipe(precision, options.calibration, exceptions)
-        return recipe | {"packed_graph": _write_packed(spec, graph, exceptions)}
+        return recipe | {"packed_graph": _write_packed(spec, folder, exceptions)}
 
     return publish(spec, write, out, progress)
 
@@ -95,43 +95,42 @@ def _require_exporter(checkpoint: Checkpoint, options: ExportOptions) -> None:
 
 
 def write_graph(
-    spec: ArtifactSpec, calibration: Sequence[str], graph: Path, weights: Path, report: Progress = silent
+    spec: ArtifactSpec, calibration: Sequence[str], folder: Path, report: Progress = silent
 ) -> list[str]:
     """Write the padded graph and its weights, layer by layer.
 
     Args:
         spec: Checkpoint, contract and precision.
         calibration: Texts without prompts; not used by precisions without smoothing.
-        graph: File of the graph.
-        weights: File of its weights, in the same folder.
-        report: Called with the number of layers that are written.
+        folder: Folder of the artifact, with its tokenizer.json.
+        report: Called with the number of layers written so far.
 
     Returns:
-        Names of the linear layers in smaller blocks than usual (see `Precision.is_exception`).
+        Names of the linear layers for which `Precision.is_exception` is True.
     """
     exceptions: list[str] = []
     stage = "layers" if spec.precision.strengths is None else "calibrate"
     total = spec.checkpoint.config.layers
     report(stage, 0, total)  # now, because writing the embedding tables before the first layer takes time
-    with GraphWriter(graph, weights) as writer:
-        ready = _layers(spec, calibration, graph.with_name(TOKENIZER), exceptions)
+    with GraphWriter(folder / GRAPHS[spec.precision.name]) as writer:
+        ready = _layers(spec, calibration, folder / TOKENIZER, exceptions)
         layers = _counted(ready, lambda done: report(stage, done, total))
         write_encoder(writer, spec.checkpoint, spec.contract, layers, spec.precision)
     return exceptions
 
 
-def _write_packed(spec: ArtifactSpec, graph: Path, exceptions: Sequence[str]) -> str:
+def _write_packed(spec: ArtifactSpec, folder: Path, exceptions: Sequence[str]) -> str:
     """Write the packed graph if possible; return "yes", or "no: " and the reason."""
     if "cuda" not in spec.precision.target.devices or "cpu" in spec.precision.target.devices:
-        return _write_packed_cpu(spec, graph, exceptions)
+        return _write_packed_cpu(spec, folder, exceptions)
     config = spec.checkpoint.config
     if reason := why_not_packed_cuda(spec.precision.name, config.hidden // config.heads):
         return f"no: {reason}"
-    write_packed_cuda(graph, graph.with_name(PACKED_CUDA_GRAPH), spec.contract)
+    write_packed_cuda(folder / GRAPHS[spec.precision.name], folder / PACKED_CUDA_GRAPH, spec.contract)
     return "yes"
 
 
-def _write_packed_cpu(spec: ArtifactSpec, graph: Path, exceptions: Sequence[str]) -> str:
+def _write_packed_cpu(spec: ArtifactSpec, folder: Path, exceptions: Sequence[str]) -> str:
     """Write the packed graph for CPUs if possible; return "yes", or "no: " and the reason.
 
     The fused kernels must be installed, because the graph must be measured.
@@ -142,7 +141,8 @@ def _write_packed_cpu(spec: ArtifactSpec, graph: Path, exceptions: Sequence[str]
     kernels = installed_kernels()
     if isinstance(kernels, str):
         return f"no: it cannot be measured because {kernels}"
-    write_packed_cpu(graph, graph.with_name(PACKED_CPU_GRAPH), config, spec.contract)
+    padded = folder / GRAPHS[spec.precision.name]
+    write_packed_cpu(padded, folder / PACKED_CPU_GRAPH, config, spec.contract)
     return "yes"
 
 

@@ -68,7 +68,7 @@ class Gate:
         ]
         if misses:
             raise FidelityError(
-                f"too far from PyTorch over {found.texts} texts: {'; '.join(misses)}. "
+                f"the artifact fails its gate on {found.texts} texts: {'; '.join(misses)}. "
                 f"All values: {describe(certificate)}"
             )
 

@@ -1,12 +1,14 @@
 """Write the padded graph of an encoder as ONNX nodes: embeddings, layers and pooling.
 
 The graph is built from the weights and uses ONNX Runtime's fused operators; nothing is traced or optimized.
-Weights are written to disk layer by layer. precision/ defines how linear layers are written.
+Weights are written to disk layer by layer. precision/ defines how tables and linear layers are written.
 
-    input_ids, attention_mask int64[n, width]  ->  sentence_embedding float32[n, hidden]
+    input_ids, attention_mask int64[n, width]
+        ->  last_hidden_state float32[n, width, hidden], sentence_embedding float32[n, hidden]
 
-n is the number of texts, and width their padded length. Functions with an argument `g` add nodes to the
-graph. They take the names of tensors, and return the names of their results.
+n is the number of texts, and width their padded length. This runtime reads only sentence_embedding.
+Functions with an argument `g` add nodes to the graph. They take the names of tensors, and return the names
+of their results.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from koe5_export.weights import Array, Linear, Norm
 from koe5_export.writer import MICROSOFT, GraphWriter, subgraph
 from koe5_onnx import Contract
 from koe5_onnx.engine.batching import ROUNDED_TOKENS
-from koe5_onnx.engine.graphs import OUTPUT
+from koe5_onnx.engine.graphs import HIDDEN, OUTPUT
 
 _MASKED = -3.4e38
 """Attention score of padding keys, which makes their softmax weight exactly 0."""
@@ -34,13 +36,14 @@ _MASKED = -3.4e38
 
 @dataclass(frozen=True)
 class Attention:
-    """Inputs of all attention nodes other than query, key and value."""
+    """Settings and inputs that all attention nodes of a graph share."""
 
     heads: int
     key_mask: str
     """Name of int32[n, width]: 1 for tokens, 0 for padding."""
     is_unmasked: str
-    """Name of bool[1]: True if attention needs no mask, which is faster; "" if `lengths` is not None."""
+    """Name of bool[1]: True if attention runs without a mask, which is faster; "" if `lengths` is not
+    None."""
     lengths: str | None
     """Name of int32[n], tokens per text, for precisions with lengths instead of a mask; None for others."""
 
@@ -83,7 +86,7 @@ def write_encoder(
         norm = layer.output_norm
     widened = replace(summed, x=precision.widen(g, summed.x), y=summed.y and precision.widen(g, summed.y))
     epsilon = config.epsilon * precision.residual_scale**2
-    hidden = _norm(g, widened, norm, "final_norm", epsilon, PRECISIONS["fp32"])
+    hidden = _norm(g, widened, norm, HIDDEN, epsilon, PRECISIONS["fp32"])
     finish(g, pool(g, hidden, contract.pooling), contract)
 
 
@@ -98,7 +101,7 @@ def _embeddings(g: GraphWriter, checkpoint: Checkpoint, contract: Contract, prec
 
 
 def _counted_positions(g: GraphWriter, pad_id: int) -> str:
-    """Add RoBERTa's position ids: a running count of tokens, and 0 for pad tokens, also inside a text."""
+    """Add RoBERTa's position ids minus `pad_id`: 0 for pad tokens, and a running count of all others."""
     pad = g.constant("pad_id", np.int64(pad_id))
     axis = g.constant("width_axis", np.int64(1))
     is_pad = g.node("Equal", ["input_ids", pad], "is_pad")
@@ -138,8 +141,8 @@ def _layer(
     precision: Precision,
 ) -> Sum:
     """Add the norm of `summed` and the encoder layer after it. Return the input of the layer's last norm."""
-    # `prepare` has scaled all residual sums except the embeddings. Their variance has thus been multiplied by
-    # the square of the scale, and so must be epsilon.
+    # `prepare` has scaled all residual sums except the embeddings. This has multiplied the variance of these
+    # sums by the square of the scale, and epsilon must be multiplied by the same factor.
     epsilon = config.epsilon * precision.residual_scale**2
     x = _norm(g, summed, layer.input_norm, f"{at}.input", epsilon if summed.y else config.epsilon, precision)
     triple = [(f"{at}.{name}", getattr(layer, name)) for name in ("query", "key", "value")]
@@ -169,7 +172,7 @@ def _project(
 
 
 def _rotate(g: GraphWriter, x: str, name: str, linear: Linear, rotation: Array) -> str:
-    """Divide each block of the last axis of x by `linear.divisors`, and rotate it."""
+    """Divide each block of the last axis of x by `linear.divisors`, if there are any, and rotate it."""
     block, width = len(rotation), len(linear.weight)
     in_blocks = g.constant(f"blocks_of_{block}", np.array([0, 0, -1, block], dtype=np.int64))
     whole = g.constant(f"rows_of_{width}", np.array([0, 0, width], dtype=np.int64))
@@ -232,7 +235,10 @@ def pool(g: GraphWriter, hidden: str, pooling: str) -> str:
 
 
 def finish(g: GraphWriter, pooled: str, contract: Contract) -> None:
-    """Normalize `pooled`, float32[n, hidden], if the contract requires it, and save the graph."""
+    """Normalize `pooled`, float32[n, hidden], if the contract requires it, and save the graph.
+
+    If the graph has HIDDEN, that is the first output, since other runtimes read the first one.
+    """
     if contract.normalize:
         g.node("LpNormalization", [pooled], OUTPUT, axis=-1, p=2)
     else:
@@ -241,5 +247,8 @@ def finish(g: GraphWriter, pooled: str, contract: Contract) -> None:
         helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "width"])
         for name in ("input_ids", "attention_mask")
     ]
-    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["texts", contract.dim])
-    g.save(inputs, [output])
+    outputs = [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["texts", contract.dim])]
+    if g.has(HIDDEN):
+        shape = ["texts", "width", contract.dim]
+        outputs.insert(0, helper.make_tensor_value_info(HIDDEN, TensorProto.FLOAT, shape))
+    g.save(inputs, outputs)

@@ -21,7 +21,7 @@ from koe5_export.publish import ArtifactSpec, PublishOptions, publish
 from koe5_export.tensors import SAFETENSORS, TORCH, has_weights
 from koe5_export.traced import read_graph, subgraphs, write_traced
 from koe5_onnx import Artifact, InputError
-from koe5_onnx.artifact import describe_file
+from koe5_onnx.artifact import GRAPHS, describe_file
 
 _PLACES = ("onnx/model.onnx", "model.onnx")
 _INT8_OPERATORS = {
@@ -66,7 +66,7 @@ def import_folder(
 
     Raises:
         InputError: The graph or the checkpoint is missing, the graph's interface or precision is not
-            supported, `out` exists, or an option is out of range.
+            supported, `out` exists and cannot be replaced, an option is not valid, or the disk is full.
         CheckpointError: The checkpoint is not supported.
         FidelityError: The graph is outside the bounds of its precision; nothing is published.
         MissingDependencyError: torch, transformers or sentence-transformers is not installed.
@@ -84,9 +84,9 @@ def import_folder(
         options=options,
     )
 
-    def write(graph: Path, weights: Path, report: Progress) -> Mapping[str, Any]:
+    def write(folder: Path, report: Progress) -> Mapping[str, Any]:
         report("import", 0, 1)
-        about = write_traced(file, spec.contract, graph, weights)
+        about = write_traced(file, spec.contract, folder / GRAPHS[precision.name])
         report("import", 1, 1)
         imported = {"file": name, "file_sha256": describe_file(file).sha256, "detected_precision": detected}
         return {"exporter": "import", **imported, **about}
@@ -146,7 +146,7 @@ def _checkpoint(folder: Path, name: str | Path | None) -> Checkpoint:
 def _require_known(file: Path, precision: str) -> str:
     if precision not in PRECISIONS:
         raise InputError(
-            f"{file} is {precision}, which has no gate. To apply the gate of another precision, pass "
-            f"--precision with one of {', '.join(PRECISIONS)}"
+            f"no gate is known for the precision {precision} of {file}. To choose a gate, pass --precision "
+            f"with one of {', '.join(PRECISIONS)}"
         )
     return precision

@@ -1,7 +1,7 @@
 """Read the similarity matrix that a sentence-transformers model card prints for its example sentences.
 
-The model's authors computed this matrix with their own code and hardware. Comparing an artifact with it can
-thus also reveal errors that this project and its reference have in common.
+This project did not compute the matrix. Comparing an artifact with it can thus also reveal errors that this
+project and its reference have in common.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Export with Optimum's ONNX exporter, which traces PyTorch. Only this module imports optimum.
 
 Optimum supports more encoders than the graph builder (graph.py), and is an independent check of the builder.
-traced.py converts the graph that Optimum writes. This graph must satisfy the same bounds as a built one. It
-has no fused operators and is therefore slower.
+traced.py converts the graph that Optimum writes. The converted graph must satisfy the same bounds as one of
+the builder. It has no fused operators and is therefore slower.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from koe5_export.publish import ArtifactSpec
 from koe5_export.reference import quiet, reference_versions
 from koe5_export.traced import write_traced
 from koe5_onnx import CheckpointError, MissingDependencyError
+from koe5_onnx.artifact import GRAPHS
 
 
 def require_optimum() -> None:
@@ -35,10 +36,8 @@ def require_optimum() -> None:
         ) from error
 
 
-def write_with_optimum(
-    spec: ArtifactSpec, graph: Path, weights: Path, report: Progress = silent
-) -> Mapping[str, Any]:
-    """Trace a checkpoint in fp32, and write the padded graph and its weights.
+def write_with_optimum(spec: ArtifactSpec, out: Path, report: Progress = silent) -> Mapping[str, Any]:
+    """Trace a checkpoint in fp32, and write the padded graph and its weights to the artifact folder `out`.
 
     Returns:
         The recipe for the manifest.
@@ -47,11 +46,10 @@ def write_with_optimum(
         CheckpointError: Optimum cannot export this encoder.
         InputError: The interface of the traced graph is not supported.
     """
-    out = graph.parent
     report("trace", 0, 1)
     with tempfile.TemporaryDirectory(prefix=f"{out.stem}.optimum-", dir=out.parent) as folder:
         _trace(spec.checkpoint.encoder_folder, Path(folder))
-        about = write_traced(Path(folder) / "model.onnx", spec.contract, graph, weights)
+        about = write_traced(Path(folder) / "model.onnx", spec.contract, out / GRAPHS["fp32"])
     report("trace", 1, 1)
     packages = {name: version(name) for name in ("optimum", "optimum-onnx")}
     return {"exporter": "optimum", **packages, **reference_versions(), **about}

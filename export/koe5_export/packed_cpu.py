@@ -1,9 +1,8 @@
 """Write the packed graph for CPUs, which uses fused operators (distribution koe5-onnx-kernels).
 
-The packed graph uses constants and the weight file of the padded int8 graph. The constants are found by the
-names that graph.py gives them. Each encoder layer has five nodes. The inputs are the tokens of
-all texts without padding; `offsets` has the index of the first token of each text, and the number of all
-tokens.
+The packed graph uses constants and the weight file of the padded int8 graph. The constants are found by their
+names in that graph. Each encoder layer has five nodes. The inputs are the tokens of all texts without
+padding; `offsets` has the index of the first token of each text, and the number of all tokens.
 
     input_ids, position_ids int64[tokens], offsets int32[texts + 1]
         ->  sentence_embedding float32[texts, dim]
@@ -25,7 +24,7 @@ from koe5_export.precision.table import table_block
 from koe5_export.rotate import LONGEST
 from koe5_export.writer import MICROSOFT, OPSET
 from koe5_onnx import Contract
-from koe5_onnx.engine.graphs import FUSED_OPERATORS, OUTPUT
+from koe5_onnx.engine.graphs import FUSED_OPERATORS, HIDDEN, OUTPUT
 
 KERNELS = "koe5"
 """Domain of the fused operators."""
@@ -95,9 +94,12 @@ class _Writer:
         )
 
     def _layer(self, x: list[str], number: int) -> list[str]:
-        """Add one encoder layer. `x` and the result name hidden states, their quantized values and scales."""
+        """Add one encoder layer.
+
+        `x` and the result are names of tensors: hidden states, their quantized values, and the scales.
+        """
         at = f"layer.{number}"
-        following = "final_norm" if number == self._config.layers - 1 else f"layer.{number + 1}.input"
+        following = HIDDEN if number == self._config.layers - 1 else f"layer.{number + 1}.input"
         triple = [f"{at}.{name}" for name in ("query", "key", "value")]
         weights = [self._keep(f"{name}.{part}") for part in ("weight", "scale") for name in triple]
         (qkv,) = self._fused(
@@ -137,7 +139,7 @@ class _Writer:
         return self._fused("ProjectAddNorm", inputs, norm, **self._epsilon)
 
     def _factors(self, linear: str) -> str:
-        """Add the factors by which each block of a layer's inputs is multiplied before the rotation."""
+        """Add the factors by which the channels of each block are multiplied before the rotation."""
         matrix = numpy_helper.to_array(self._padded[f"{linear}.rotation"])
         # The padded graph's matrix is a rotation with scaled rows. Unscaled rows have length 1.
         return self._constant(f"{linear}.factors", np.linalg.norm(matrix, axis=1))

@@ -4,7 +4,7 @@ It is a copy of the padded fp16 graph with three changes, and uses the same weig
 
 - Position ids are an input, because computing them on the CPU is cheaper.
 - Attention is PackedMultiHeadAttention, which uses flash attention for texts of any length.
-- Mean pooling sums the tokens of each text in fp32.
+- Pooling finds the tokens of each text by the inputs below instead of a mask.
 
     input_ids, position_ids, text_of_token int64[tokens], token_offset int32[texts, longest],
     cumulative_lengths int32[texts + 1]  ->  sentence_embedding float32[texts, dim]
@@ -28,7 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from koe5_export.precision.fp16 import Fp16
 from koe5_export.writer import MICROSOFT
 from koe5_onnx import Contract
-from koe5_onnx.engine.graphs import INPUTS, OUTPUT
+from koe5_onnx.engine.graphs import HIDDEN, INPUTS, OUTPUT
 
 _HEAD_MULTIPLE, _LARGEST_HEAD = 8, 256
 """Flash attention supports head sizes that are multiples of 8, up to 256.
@@ -84,7 +84,7 @@ def _packed_attention(node: Any) -> Any:
 
 
 def _pooling(contract: Contract) -> tuple[list[Any], list[Any]]:
-    """Return the nodes that pool and normalize final_norm, float32[tokens, hidden], and their constants."""
+    """Return the nodes that pool and normalize HIDDEN, float32[tokens, hidden], and their constants."""
     constants = {
         "first": np.array([0], np.int64),
         "second": np.array([1], np.int64),
@@ -96,7 +96,7 @@ def _pooling(contract: Contract) -> tuple[list[Any], list[Any]]:
     make = helper.make_node
     nodes = [make("Slice", ["cumulative_lengths", used["first"], used["last"]], ["pool.starts"])]
     if contract.pooling == "cls":
-        nodes.append(make("Gather", ["final_norm", "pool.starts"], ["pool.pooled"], axis=0))
+        nodes.append(make("Gather", [HIDDEN, "pool.starts"], ["pool.pooled"], axis=0))
     else:
         nodes += [
             make("Slice", ["cumulative_lengths", used["second"], used["end"]], ["pool.ends"]),
@@ -106,7 +106,7 @@ def _pooling(contract: Contract) -> tuple[list[Any], list[Any]]:
             # Zeros, float32[texts, hidden], from a product: ConstantOfShape requires the shape in CPU memory.
             make("Mul", ["pool.counts", used["zeros"]], ["pool.empty"]),
             make("Unsqueeze", ["text_of_token", used["second"]], ["pool.rows"]),
-            make("ScatterND", ["pool.empty", "pool.rows", "final_norm"], ["pool.sums"], reduction="add"),
+            make("ScatterND", ["pool.empty", "pool.rows", HIDDEN], ["pool.sums"], reduction="add"),
             make("Div", ["pool.sums", "pool.counts"], ["pool.pooled"]),
         ]
     finish = {"op_type": "Identity"} if not contract.normalize else {"op_type": "LpNormalization", "axis": -1}

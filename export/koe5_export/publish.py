@@ -15,11 +15,12 @@ from typing import Any
 
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import ContractOptions
+from koe5_export.foreign_settings import FOREIGN_SETTINGS, write_foreign_settings
 from koe5_export.precision import Precision
 from koe5_export.progress import Progress, silent
 from koe5_export.settings import write_tokenizer
 from koe5_export.texts import PROBES
-from koe5_export.verify import certify, expect
+from koe5_export.verify import certify, expect, golden_embeddings
 from koe5_onnx import (
     Artifact,
     Certificate,
@@ -32,24 +33,31 @@ from koe5_onnx import (
 )
 from koe5_onnx.artifact import (
     FORMAT_VERSION,
-    GRAPH,
+    GRAPHS,
     MANIFEST,
     PACKED_GRAPHS,
     TOKENIZER,
-    WEIGHTS,
     File,
     describe_file,
+    weights_of,
 )
 from koe5_onnx.engine.graphs import FUSED_OPERATORS
 
 Announce = Callable[[Certificate], None]
 """Callback that gets a certificate which passed the gate, before the artifact is published."""
-Write = Callable[[Path, Path, Progress], Mapping[str, Any]]
-"""Function that writes a graph and its weights to two files, and returns the recipe for the manifest.
+Write = Callable[[Path, Progress], Mapping[str, Any]]
+"""Function that writes graphs and weights to the artifact folder, and returns the recipe for the manifest.
 
-The artifact's tokenizer.json is already in the folder of these files."""
+The artifact's tokenizer.json is already in this folder."""
 
-_FILES = (GRAPH, *PACKED_GRAPHS, WEIGHTS, TOKENIZER)
+_NAMES = {
+    *(name for graph in GRAPHS.values() for name in (graph, weights_of(graph))),
+    *PACKED_GRAPHS,
+    *FOREIGN_SETTINGS,
+    TOKENIZER,
+    MANIFEST,
+}
+"""All files that an artifact may have."""
 _ROOM_FACTOR = 1.1
 
 
@@ -86,8 +94,9 @@ def publish(spec: ArtifactSpec, write: Write, out: Path, report: Progress = sile
     """Write an artifact, measure it against PyTorch, and rename it to `out`.
 
     Raises:
-        InputError: `out` exists and `force` is not set, a bound is out of range, or the disk is full.
-        CheckpointError: The tokenizer does not match the weights.
+        InputError: `out` exists and cannot be replaced, a bound is not valid, or the disk is full.
+        CheckpointError: The tokenizer does not match the weights, or sentence-transformers differs from the
+            contract.
         FidelityError: The artifact is outside the bounds of its gate; nothing is published.
         MissingDependencyError: torch, transformers or sentence-transformers is not installed.
     """
@@ -96,9 +105,11 @@ def publish(spec: ArtifactSpec, write: Write, out: Path, report: Progress = sile
     _require_tokenizer_fits(spec.checkpoint, spec.contract)
     with _named_when_done(out, options.force) as folder:
         _require_room(folder, spec)
+        (folder / "onnx").mkdir()
         write_tokenizer(spec.checkpoint.folder, folder / TOKENIZER)
+        write_foreign_settings(spec.checkpoint.encoder_folder, spec.contract, folder)
         expected = expect(spec.checkpoint, spec.contract, folder / TOKENIZER, options.verification, report)
-        recipe = write(folder / GRAPH, folder / WEIGHTS, report)
+        recipe = write(folder, report)
         manifest = _manifest(spec, folder, recipe, report)
         certificate = certify(Artifact(folder, manifest), expected, gate, report=report)
         options.announce(certificate)
@@ -107,12 +118,13 @@ def publish(spec: ArtifactSpec, write: Write, out: Path, report: Progress = sile
             packed = certify(Artifact(folder, manifest), expected, gate, "packed", report)
             options.announce(packed)
             manifest = replace(manifest, packed_certificate=packed)
+        manifest = replace(manifest, selftest=golden_embeddings(Artifact(folder, manifest)))
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return Artifact(out, manifest)
 
 
 def _manifest(spec: ArtifactSpec, folder: Path, recipe: Mapping[str, Any], report: Progress) -> Manifest:
-    source, files = _hashed(spec.checkpoint, [folder / name for name in _FILES], report)
+    source, files = _hashed(spec.checkpoint, folder, report)
     return Manifest(
         format_version=FORMAT_VERSION,
         source=source,
@@ -134,20 +146,23 @@ def _probes(file: Path, contract: Contract) -> dict[str, tuple[int, ...]]:
     return {text: tuple(ids.tolist()) for text, ids in zip(PROBES, tokenizer.encode(PROBES).ids, strict=True)}
 
 
-def _hashed(
-    checkpoint: Checkpoint, paths: Sequence[Path], report: Progress
-) -> tuple[Source, dict[str, File]]:
-    there = [path for path in paths if path.exists()]
+def _hashed(checkpoint: Checkpoint, folder: Path, report: Progress) -> tuple[Source, dict[str, File]]:
+    paths = [folder / name for name in _files_of(folder)]
     before = checkpoint.weight_bytes
-    total = before + sum(path.stat().st_size for path in there)
+    total = before + sum(path.stat().st_size for path in paths)
     report("hash", 0, total)
     source = checkpoint.source(lambda done: report("hash", done, total))
     files = {}
-    for path in there:
-        files[path.name] = describe_file(path)
-        before += files[path.name].bytes
+    for path in paths:
+        file = describe_file(path)
+        files[path.relative_to(folder).as_posix()] = file
+        before += file.bytes
         report("hash", before, total)
     return source, files
+
+
+def _files_of(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
 def _require_tokenizer_fits(checkpoint: Checkpoint, contract: Contract) -> None:
@@ -193,8 +208,8 @@ def _remove_leftover(partial: Path) -> None:
     """Remove the folder of an interrupted export; raise an error if it has files of another kind."""
     if not partial.exists():
         return
-    names = {path.name for path in partial.iterdir()} if partial.is_dir() else {partial.name}
-    if foreign := names - {*_FILES, MANIFEST}:
+    names = set(_files_of(partial)) if partial.is_dir() else {partial.name}
+    if foreign := names - _NAMES:
         raise InputError(
             f"{partial} contains {', '.join(sorted(foreign))}, which an export would delete. Move them"
         )

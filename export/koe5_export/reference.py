@@ -83,7 +83,7 @@ class Reference:
             checkpoint.
 
     Raises:
-        CheckpointError: sentence-transformers cannot load the checkpoint, or its settings there differ from
+        CheckpointError: sentence-transformers cannot load the checkpoint, or the loaded model differs from
             the contract. The message names each difference.
     """
 
@@ -104,7 +104,7 @@ class Reference:
 
         Args:
             texts: Texts without prompts.
-            prompt_names: Prompt name per text: a name in the contract, None for the checkpoint's default,
+            prompt_names: Prompt name per text: a name in the contract, None for the default prompt,
                 `NO_PROMPT` for no prompt.
             on_rows: Called after each batch with the indices of its texts.
 
@@ -146,7 +146,8 @@ class Reference:
         theirs = self._model.tokenizer(cased, truncation=True)["input_ids"]
         for text, ours, expected in zip(prompted, tokenizer.encode(prompted).ids, theirs, strict=True):
             if ours.tolist() != expected:
-                place = next((i for i, (a, b) in enumerate(zip(ours, expected, strict=False)) if a != b), 0)
+                pairs = enumerate(zip(ours, expected, strict=False))
+                place = next((at for at, (a, b) in pairs if a != b), min(len(ours), len(expected)))
                 raise CheckpointError(
                     f"{self._checkpoint}: transformers tokenizes the text {text[:40]!r} differently from "
                     f"tokenizer.json. From token {place} on it returns {expected[place : place + 5]} instead "
@@ -200,7 +201,7 @@ class Reference:
             raise CheckpointError(
                 f"{self._checkpoint}: sentence-transformers {reference_versions()['sentence-transformers']} "
                 f"differs from the contract: {'; '.join(differences)}. Correct the checkpoint's settings "
-                "files, or pass --like with the model that has the same contract"
+                "files or, if it is a copy of a known model, pass the id of that model with --like"
             )
         if self._contract.normalize and "Normalize" not in self._kinds:
             warnings.warn(

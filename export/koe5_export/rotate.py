@@ -6,9 +6,9 @@ value of each token, and with it the token's scale and rounding errors. It also 
 weight.
 Source of the idea: https://arxiv.org/abs/2404.00456
 
-The matrix is a Hadamard matrix with equal row sums. It also spreads a mean that all channels of a block have
-in common; with unequal row sums, this mean could move to a single channel. The fused kernels apply the matrix
-with additions (kernels/src/rotation.h).
+The matrix is a scaled Hadamard matrix. If its size is a power of four, all columns have the same sum, so a
+mean that all channels of a block have in common is also spread over the block. The fused kernels apply the
+matrix of size 64 with additions (kernels/src/rotation.h).
 """
 
 from __future__ import annotations

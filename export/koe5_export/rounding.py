@@ -6,7 +6,7 @@ is factored as H = U D U' with a unit upper triangular U. Before row k is rounde
 each earlier row j is added to it. H is the covariance, not the Gram matrix, because an error caused by the
 mean of the inputs is constant, and smooth.py corrects it in the bias.
 Source of the method (GPTQ in its LDLQ form): https://arxiv.org/abs/2210.17323,
-https://arxiv.org/abs/2307.13304.
+https://arxiv.org/abs/2307.13304
 """
 
 from __future__ import annotations

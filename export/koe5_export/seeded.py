@@ -70,8 +70,8 @@ def write_seeded_checkpoint(
         tokenizer: A tokenizer.json to copy; None builds a small Unigram tokenizer from this project's texts.
 
     Raises:
-        InputError: The folder exists, the size is unknown, or the tokenizer is missing or has more entries
-            than the word embeddings have rows.
+        InputError: The folder exists, the size is unknown, the tokenizer is missing, or the vocabulary of the
+            size is too small for it.
     """
     if folder.exists():
         raise InputError(f"{folder} exists. Pass a new folder, or remove it first")
@@ -114,7 +114,7 @@ def _write_tokenizer(file: Path, vocabulary: int, source: Path | None) -> None:
 
 
 def small_tokenizer(vocabulary: int) -> tokenizers.Tokenizer:
-    """Build a Unigram tokenizer like XLM-R's from the most frequent pieces of this project's texts.
+    """Build a Unigram tokenizer like XLM-R's from pieces of this project's texts.
 
     The result is deterministic, unlike that of the trainer in the tokenizers library.
     """

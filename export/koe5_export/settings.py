@@ -5,7 +5,7 @@ No setting that changes embeddings is ignored silently. Each key of these files 
 - read: this package uses the value.
 - neutral: values that do not change embeddings are accepted; all others are rejected.
 - harmless: no value changes embeddings.
-- unknown: a warning names the key.
+- unknown: a warning names the key, except in the files of transformers.
 
 docs/export.md lists the files and keys.
 
@@ -48,7 +48,7 @@ class _Keys:
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Accepted values per key, in addition to null and empty values."""
     complete: bool = True
-    """True if all keys that are not listed here are unknown; False if they are harmless."""
+    """True to warn about keys that are not listed here."""
 
 
 def _keys(read: str = "", harmless: str = "", *, complete: bool = True, **neutral: tuple[Any, ...]) -> _Keys:
@@ -56,7 +56,7 @@ def _keys(read: str = "", harmless: str = "", *, complete: bool = True, **neutra
 
 
 _LOADING = "attn_implementation cache_dir device_map dtype low_cpu_mem_usage torch_dtype use_safetensors"
-"""Loading arguments that do not change embeddings, because the reference always loads float32."""
+"""Loading arguments that do not change embeddings; the reference always loads float32."""
 _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 _KEYS: Mapping[str, _Keys] = {
     MODULES: _keys(read="type path", harmless="idx name", kwargs=()),
@@ -189,6 +189,8 @@ def _module_kind(module: Any) -> str:
 
 def read_transformer_settings(folder: Path, modules: Modules | None) -> tuple[Path, dict[str, Any]]:
     """Read the first non-empty file of `TRANSFORMER_SETTINGS` and return its path and settings.
+
+    If there is no such file, or sentence-transformers ignores it, the settings are empty.
 
     Raises:
         CheckpointError: A setting is not supported.

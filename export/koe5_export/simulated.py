@@ -1,10 +1,11 @@
-"""Run the packed CUDA graph on a CPU, with attention and pooling replaced by operators with CPU kernels.
+"""Run the packed CUDA graph on a CPU, with attention and ScatterND replaced by other operators.
 
 The graph can thus be measured without a GPU. All other nodes and the weights are unchanged; ONNX Runtime
 computes fp16 nodes in fp32 and rounds their outputs to fp16. This does not test the GPU kernels.
 
-Pooling sums tokens with ScatterND. On a GPU, ScatterND adds atomically. On a CPU, several threads may add to
-the same row without synchronization, so ScatterND is replaced by a product with a matrix of zeros and ones.
+The attention operator has no CPU kernel. ScatterND sums the tokens of each text for mean pooling. On a GPU,
+it adds atomically. On a CPU, several threads may add to the same row without synchronization, so a product
+with a matrix of zeros and ones replaces it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class SimulatedSession(Session):
 
     def _session_options(self, ort: Any) -> Any:
         options = super()._session_options(ort)
-        options.add_session_config_entry(FOLDER_OF_WEIGHTS, str(self._artifact.path))
+        options.add_session_config_entry(FOLDER_OF_WEIGHTS, str(self.graph.file.parent))
         return options
 
 

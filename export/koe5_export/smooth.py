@@ -6,9 +6,9 @@ s, does not change the product. At inference this costs nothing:
 
 * Query, key, value and the feed-forward network get the output x of a LayerNorm. The division is merged into
   the norm's gain and shift. The next residual sum requires x itself, so it multiplies the norm's output by s.
-  In exchange, it need not add its bias, which is also merged into the norm's shift: the norm returns
-  a = (x + bias) / s, the residual sum uses a * s = x + bias, and linear layers with the input a have the bias
-  b - bias @ W instead of b.
+  In exchange, it need not add the bias of its linear layer, which is also merged into the norm's shift: the
+  norm returns a = (x + bias) / s, the residual sum uses a * s = x + bias, and linear layers with the input a
+  have the bias b - bias @ W instead of b.
 * The attention output is a weighted mean of values, so the division is merged into the value projection.
 * GELU outputs are multiplied by a rotation matrix, and the division is merged into the rows of the matrix.
   All blocks use the same matrix, so channels at the same position of their blocks must have the same divisor.
@@ -44,7 +44,10 @@ count, not only the largest one."""
 
 @dataclass(frozen=True)
 class Strengths:
-    """How much of a channel's range moves to the weight, from 0 (nothing) to 1 (all of it)."""
+    """Strengths of smoothing (alpha in SmoothQuant), from 0 to 1.
+
+    1 equalizes the ranges of the input channels; 0 equalizes those of the rows of the weight.
+    """
 
     attention: float
     """Strength for the inputs of query, key and value."""

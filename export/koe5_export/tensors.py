@@ -1,7 +1,7 @@
 """Read the weight files of a checkpoint: names, shapes, dtypes and rows of tensors.
 
 Safetensors and PyTorch's pickled `.bin` files are read through the same interface. torch is imported only for
-a `.bin`, and only tensors are unpickled: a file with other objects is rejected before any of its code runs.
+a `.bin`. Its restricted unpickler (`weights_only`) rejects files with arbitrary code before any of it runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ TORCH = "pytorch_model.bin"
 INDEX = ".index.json"
 """Suffix of the index of a sharded weight file."""
 FLOATS = {"torch.float64": "F64", "torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
-"""Names of supported dtypes in torch and in safetensors. Weights of other dtypes are quantized."""
+"""Names of supported dtypes in torch and in safetensors. Other dtypes, as in quantized weights, are
+rejected."""
 
 _ZIP = b"PK\x03\x04"
 _MAPPED_BYTES = 64 << 20
@@ -67,7 +68,7 @@ class WeightFile(Protocol):
         """Return shapes and dtypes of all tensors by name.
 
         Raises:
-            CheckpointError: The file is damaged, or contains objects other than tensors.
+            CheckpointError: The file is damaged, has no tensors, or contains objects that are not loaded.
             MissingDependencyError: The file is a `.bin`, and torch is not installed.
         """
 

@@ -116,7 +116,8 @@ def verification_texts(
 
     Args:
         tokenizer: Tokenizer with the artifact's token limit.
-        contract: Contract with the prompts. The texts use its prompt names and no prompt in turn.
+        contract: Contract with the prompts. The texts get the default prompt and each prompt by name in turn;
+            only the texts generated for certain lengths get no prompt.
         given: More texts, for example from the user's domain.
     """
     names = (None, *contract.prompts)
@@ -134,7 +135,7 @@ def _variants() -> list[str]:
 
 
 def _lengths(limit: int) -> list[int]:
-    """Return lengths in tokens, up to twice the limit, about evenly spaced on a logarithmic scale."""
+    """Return the lengths of the generated texts in tokens, up to twice the limit."""
     between = [length for length in _LENGTHS if length < limit - 1]
     if limit <= _USUAL:
         return [*between, limit - 1, limit, 2 * limit]

@@ -6,7 +6,10 @@ The input is a graph of this form::
 
 and the output has the interface of all padded graphs::
 
-    input_ids, attention_mask int64[n, width]  ->  sentence_embedding float32[n, dim]
+    input_ids, attention_mask int64[n, width]
+        ->  last_hidden_state float32[n, width, dim], sentence_embedding float32[n, dim]
+
+last_hidden_state is missing if the original graph returns only pooled embeddings.
 
 Nothing is fused, quantized or converted to another opset. Nodes and tensors on which the embedding does not
 depend are removed. External data is read one tensor at a time.
@@ -26,6 +29,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from koe5_export.graph import finish, pool
 from koe5_export.writer import GraphWriter
 from koe5_onnx import Contract, InputError
+from koe5_onnx.engine.graphs import HIDDEN, OUTPUT
 
 _OPSET_MIN = 13
 """First opset in which Squeeze, Unsqueeze and ReduceSum take axes as an input, which pooling requires.
@@ -33,8 +37,7 @@ Source: https://github.com/onnx/onnx/blob/main/docs/Changelog.md#version-13-of-t
 _REQUIRED = ("input_ids", "attention_mask")
 _KNOWN = (*_REQUIRED, "token_type_ids")
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32)
-_TOKEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
-_TEXT_OUTPUT = "sentence_embedding"
+_TOKEN_OUTPUTS = (HIDDEN, "token_embeddings")
 _PREFIX = "traced/"
 """Prefix of all names of the original graph, so that they do not clash with those of added nodes."""
 
@@ -52,14 +55,13 @@ def read_graph(file: Path) -> Any:
     return inliner.inline_local_functions(model) if model.functions else model
 
 
-def write_traced(file: Path, contract: Contract, graph: Path, weights: Path) -> dict[str, Any]:
+def write_traced(file: Path, contract: Contract, graph: Path) -> dict[str, Any]:
     """Convert the graph in `file` to a padded graph, with pooling and normalization as in the contract.
 
     Args:
         file: The original graph; its external data is in the same folder.
         contract: Pooling, normalization and dimension.
         graph: File of the converted graph.
-        weights: File of its large tensors, in the same folder.
 
     Returns:
         Producer, opset and output of the original graph, for the manifest's recipe.
@@ -74,12 +76,13 @@ def write_traced(file: Path, contract: Contract, graph: Path, weights: Path) -> 
     nodes, names = _needed(model.graph, output.name)
     for part in (*model.graph.initializer, *model.graph.output, *nodes):
         _rename(part)
-    with GraphWriter(graph, weights, opsets) as g:
+    with GraphWriter(graph, opsets) as g:
         _add_tensors(g, (t for t in model.graph.initializer if t.name.removeprefix(_PREFIX) in names), file)
         _feed(g, inputs)
         _add_nodes(g, nodes, file)
-        vectors = g.node("Cast", [output.name], "traced_output", to=TensorProto.FLOAT)
-        is_pooled = output.name == _PREFIX + _TEXT_OUTPUT
+        is_pooled = output.name == _PREFIX + OUTPUT
+        name = "traced_output" if is_pooled else HIDDEN
+        vectors = g.node("Cast", [output.name], name, to=TensorProto.FLOAT)
         finish(g, vectors if is_pooled else pool(g, vectors, contract.pooling), contract)
     producer = f"{model.producer_name} {model.producer_version}".strip()
     return {"producer": producer, "opset": opsets[""], "output": output.name.removeprefix(_PREFIX)}
@@ -125,9 +128,12 @@ def _inputs(file: Path, graph: Any) -> dict[str, int]:
 
 
 def _output(file: Path, graph: Any, contract: Contract) -> Any:
-    """Return the graph output with token embeddings or, if there is none, the one with pooled embeddings."""
+    """Return the graph output with token embeddings or, if there is none, the one with pooled embeddings.
+
+    Pooled embeddings may be normalized, so they are accepted only if the contract normalizes.
+    """
     outputs = {entry.name: entry for entry in graph.output}
-    names = _TOKEN_OUTPUTS if not contract.normalize else (*_TOKEN_OUTPUTS, _TEXT_OUTPUT)
+    names = _TOKEN_OUTPUTS if not contract.normalize else (*_TOKEN_OUTPUTS, OUTPUT)
     found = next((outputs[name] for name in names if name in outputs), None)
     if found is None:
         raise InputError(
@@ -155,7 +161,7 @@ def _needed(graph: Any, output: str) -> tuple[list[Any], set[str]]:
 
 
 def _reads(node: Any) -> Iterator[str]:
-    """Yield the names of a node's inputs, and of the inputs of nodes and the outputs in its subgraphs."""
+    """Yield the names of a node's inputs and, for its subgraphs, of all outputs and inputs of nodes."""
     yield from node.input
     for graph in subgraphs(node):
         yield from (entry.name for entry in graph.output)
@@ -164,7 +170,7 @@ def _reads(node: Any) -> Iterator[str]:
 
 
 def _rename(part: Any) -> None:
-    """Add the prefix to all names in a node with its subgraphs, or to the name of a tensor or value."""
+    """Add the prefix to all names in a node and its subgraphs, or to the name of a tensor or value."""
     part.name = _PREFIX + part.name if part.name else ""
     if not hasattr(part, "op_type"):
         return

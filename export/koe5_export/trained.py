@@ -120,7 +120,7 @@ def _tensors(contents: Contents) -> Iterator[tuple[str, Array]]:
 
 
 def _name_in_wheel(name: str) -> str:
-    """Convert a name, for example "encoder.layer.3.attention.output.dense.weight" to "l3.ao.w"."""
+    """Return a tensor's name in the wheel: "l3.ao.w" for "encoder.layer.3.attention.output.dense.weight"."""
     table, _, rest = name.partition(".")
     if table == "embeddings":
         return _EMBEDDINGS[rest]

@@ -1,9 +1,10 @@
-"""Compare an artifact with PyTorch (the reference) on the same texts. gate.py has the allowed differences."""
+"""Compare an artifact with PyTorch (the reference) on the same texts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,13 @@ from koe5_export.precision import PRECISIONS
 from koe5_export.progress import Progress, silent
 from koe5_export.reference import NO_PROMPT, Reference, reference_versions, require_reference
 from koe5_export.simulated import SimulatedSession
-from koe5_export.texts import VerificationText, verification_texts
+from koe5_export.texts import (
+    SAMPLE_PASSAGES,
+    SAMPLE_QUERIES,
+    VerificationText,
+    verification_texts,
+    with_prompts,
+)
 from koe5_export.weights import Array
 from koe5_onnx import (
     Artifact,
@@ -33,7 +40,7 @@ from koe5_onnx import (
     Tokenizer,
     Tokens,
 )
-from koe5_onnx.artifact import PACKED_CUDA_GRAPH
+from koe5_onnx.artifact import PACKED_CUDA_GRAPH, GoldenEmbedding
 from koe5_onnx.artifact.hashes import sha256_of
 from koe5_onnx.engine.cuda.provider import Driver, find_driver
 from koe5_onnx.engine.machine import cpu_name
@@ -112,7 +119,7 @@ def certify(
     graph: GraphChoice = "padded",
     report: Progress = silent,
 ) -> Certificate:
-    """Measure one graph of an artifact: all texts in shuffled batches, and some texts alone.
+    """Measure one graph of an artifact: all texts in batches, and some texts alone.
 
     Raises:
         FidelityError: A measured value is outside its bound.
@@ -125,7 +132,8 @@ def certify(
         together = np.empty_like(expected.embeddings)
         together[order] = _embed(embedder, expected, order, count)
         alone = np.concatenate([_embed(embedder, expected, row, count) for row in rows[:, None]])
-        provider, file = embedder.session.providers[0], embedder.session.graph.file.name
+        provider = embedder.session.providers[0]
+        file = embedder.session.graph.file.relative_to(artifact.path).as_posix()
     if artifact.manifest.contract.normalize:
         _require_unit_length(together)
     certificate = Certificate(
@@ -147,6 +155,16 @@ def certify(
     )
     gate.check(certificate)
     return certificate
+
+
+def golden_embeddings(artifact: Artifact) -> tuple[GoldenEmbedding, ...]:
+    """Embed the texts of the self-test with the padded graph."""
+    pairs = zip(SAMPLE_QUERIES, SAMPLE_PASSAGES, strict=False)
+    texts = with_prompts([text for pair in pairs for text in pair], artifact.manifest.contract)
+    with _open(artifact, "padded") as embedder:
+        tokens = embedder.tokenize(texts, prompt="")
+        embeddings = [b64encode(row).decode() for row in embedder.embed_tokens(tokens).astype("<f4")]
+    return tuple(map(GoldenEmbedding, texts, (tuple(ids.tolist()) for ids in tokens.ids), embeddings))
 
 
 class _Count:
@@ -173,7 +191,7 @@ def _embed(embedder: Embedder, expected: Expected, rows: npt.NDArray[np.intp], c
 def _rows_alone(lengths: npt.NDArray[np.int32], batch_tokens: int) -> npt.NDArray[np.intp]:
     """Choose texts to embed alone, with lengths evenly spaced on a logarithmic scale; return their indices.
 
-    Texts longer than half a batch are not chosen, because they may be alone in the shuffled batches too.
+    Texts longer than half a batch are not chosen, because each may be alone in its batch in any case.
     """
     candidates = np.flatnonzero(lengths <= batch_tokens // 2)
     found = lengths[candidates]
@@ -237,12 +255,12 @@ def verify_artifact(
         checkpoint: The checkpoint from which the artifact was exported.
         given: Texts to measure on in addition to the built-in ones.
         tighten: Bounds stricter than those of the precision's gate, by name.
-        graph: Graph to measure; "auto" selects the graph that an Embedder would run on this machine.
+        graph: Graph to measure; see `EngineOptions.graph`.
         report: Callback for the progress of each stage.
 
     Raises:
         FidelityError: A measured value is outside its bound.
-        InputError: The artifact was not exported from this checkpoint.
+        InputError: The artifact was not exported from this checkpoint, or a bound of `tighten` is not valid.
         CheckpointError, MissingDependencyError: See `expect`.
     """
     made_from = artifact.manifest.source.weights_sha256

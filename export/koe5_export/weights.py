@@ -41,10 +41,12 @@ class Linear:
 
 @dataclass(frozen=True)
 class Norm:
-    """LayerNorm over the last axis: (x - mean) / deviation * gain + shift. Both are float32[hidden]."""
+    """LayerNorm over the last axis: (x - mean) / deviation * gain + shift."""
 
     gain: Array
+    """float32[hidden]."""
     shift: Array
+    """float32[hidden]."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from koe5_onnx import __version__
+from koe5_onnx.artifact import weights_of
 
 OPSET = 21
 """First opset with blocked QuantizeLinear. Source: https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html"""
@@ -33,16 +34,15 @@ class GraphWriter(AbstractContextManager["GraphWriter"]):
     """Writer of one graph and its external data.
 
     Args:
-        graph: File of the graph; its folder must exist.
-        weights: File of large tensors, in the same folder.
+        graph: File of the graph; its folder must exist. Large tensors go to `weights_of(graph)`.
         opsets: Operator domains and their versions. Pass those of the original graph to copy its nodes.
     """
 
-    def __init__(self, graph: Path, weights: Path, opsets: Mapping[str, int] = _OPSETS) -> None:
+    def __init__(self, graph: Path, opsets: Mapping[str, int] = _OPSETS) -> None:
         self._opsets = opsets
         self._graph = graph
-        self._weights = weights
-        self._stream = weights.open("wb")
+        self._weights = Path(weights_of(str(graph)))
+        self._stream = self._weights.open("wb")
         self._nodes: list[Any] = []
         self._names: set[str] = set()
         self._constants: dict[str, Any] = {}

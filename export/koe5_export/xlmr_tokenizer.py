@@ -66,7 +66,7 @@ def _charsmap(characters: Mapping[str, str]) -> bytes:
     try:
         import sentencepiece
     except ImportError as error:
-        raise MissingDependencyError("sentencepiece", "dev", "building XLM-R's tokenizer") from error
+        raise MissingDependencyError("sentencepiece", None, "building XLM-R's tokenizer") from error
     sentencepiece.set_min_log_level(_SENTENCEPIECE_ERRORS_ONLY)
     shipped = dict(sentencepiece.SentencePieceNormalizer(rule_name="nmt_nfkc").decompile())
     unknown = {text for text in shipped if len(text) == 1 and text not in characters}

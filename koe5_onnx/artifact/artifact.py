@@ -1,13 +1,16 @@
 """Open an artifact from disk or from the Hub and check its files.
 
-An artifact is a folder::
+An artifact is a folder, with the names that ONNX models on the Hub have::
 
     manifest.json           source, contract, file hashes and certificate
-    model.onnx              padded graph: input_ids, attention_mask int64[n, padded_length] -> float32[n, dim]
-    model.onnx.data         weights, memory-mapped by ONNX Runtime
-    model.packed_cpu.onnx   optional packed graph for CPUs; requires fused kernels, shares the weights
-    model.packed_cuda.onnx  optional packed graph for CUDA; shares the weights
+    onnx/model*.onnx        padded graph: input_ids, attention_mask int64[n, padded_length] -> float32[n, dim]
+    onnx/model*.onnx_data   weights, memory-mapped by ONNX Runtime
+    onnx/packed_cpu.onnx    optional packed graph for CPUs; requires fused kernels, shares the weights
+    onnx/packed_cuda.onnx   optional packed graph for CUDA; shares the weights
     tokenizer.json          tokenizer of the Rust library tokenizers
+    config.json, ...        settings for other runtimes; this one does not read them
+
+The name of the padded graph depends on the precision (`GRAPHS`).
 """
 
 from __future__ import annotations
@@ -18,21 +21,18 @@ from pathlib import Path
 from koe5_onnx.artifact.hashes import sha256_of
 from koe5_onnx.artifact.hub import fetch, is_hub_id
 from koe5_onnx.artifact.manifest import (
-    AGAIN,
-    GRAPH,
     MANIFEST,
-    PACKED_GRAPHS,
     TOKENIZER,
-    WEIGHTS,
     File,
     Manifest,
 )
+from koe5_onnx.artifact.parsing import AGAIN
 from koe5_onnx.errors import ArtifactError, HubError
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact folder with a parsed manifest and checked files."""
+    """An artifact folder and its parsed manifest."""
 
     path: Path
     manifest: Manifest
@@ -44,28 +44,24 @@ class Artifact:
         Args:
             path_or_hub_id: Folder, or Hub id "owner/name" if no such folder exists.
             revision: Branch, tag or commit on the Hub; None selects the default branch.
-            check: Verify the SHA-256 of every file, which takes about one second per gigabyte and is cached
-                until the file changes. Sizes are always verified.
+            check: Verify the SHA-256 of every file in the manifest. Hashing takes about one second per
+                gigabyte; hashes are cached until a file changes. Sizes are always verified.
 
         Raises:
-            ArtifactError: A file is missing, damaged or in an unsupported format. The message names the file.
+            ArtifactError: The folder or a file is missing, a file is damaged or in an unsupported format, or
+                the download failed.
         """
-        path = _locate(path_or_hub_id, revision)
-        file = path / MANIFEST
-        if not file.is_file():
-            raise ArtifactError(f"{path} has no {MANIFEST}. Pass a folder created by koe5-onnx export")
-        try:
-            manifest = Manifest.from_json(file.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise ArtifactError(f"{file} is not UTF-8 text ({error}). {AGAIN}") from error
-        artifact = cls(path, manifest)
+        if (path := _local_folder(path_or_hub_id)) is not None:
+            artifact = cls(path, _read_manifest(path))
+        else:
+            artifact = _download(str(path_or_hub_id), revision)
         artifact.check_files(hashes=check)
         return artifact
 
     @property
     def graph(self) -> Path:
         """Path of the padded graph."""
-        return self.path / GRAPH
+        return self.path / self.manifest.graph
 
     @property
     def tokenizer(self) -> Path:
@@ -82,7 +78,7 @@ class Artifact:
         Raises:
             ArtifactError: A file is missing, or its size or (with `hashes`) its SHA-256 differs.
         """
-        for name in (GRAPH, WEIGHTS, TOKENIZER):
+        for name in (self.manifest.graph, self.manifest.weights, TOKENIZER):
             if name not in self.manifest.files:
                 raise ArtifactError(f"{self.path / MANIFEST} does not list {name}. Export the artifact again")
         for name, expected in self.manifest.files.items():
@@ -104,16 +100,35 @@ def _check_file(path: Path, expected: File, hashes: bool, remember: bool) -> Non
         raise ArtifactError(f"the SHA-256 of {path} differs from the manifest. {AGAIN}")
 
 
-def _locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
+def _read_manifest(folder: Path) -> Manifest:
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise ArtifactError(f"{folder} has no {MANIFEST}. Pass a folder created by koe5-onnx export")
+    try:
+        return Manifest.from_json(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{file} is not UTF-8 text ({error}). {AGAIN}") from error
+
+
+def _local_folder(path_or_hub_id: str | Path) -> Path | None:
+    """Return the folder, or None if the argument is a Hub id."""
     path = Path(path_or_hub_id)
     if path.is_dir():
         return path
     if path.exists():
         raise ArtifactError(f"{path} is a file: expected an artifact folder")
-    name = str(path_or_hub_id)
-    if isinstance(path_or_hub_id, Path) or not is_hub_id(name):
-        raise ArtifactError(f"{name} does not exist: expected an artifact folder or a Hub id (owner/name)")
+    if isinstance(path_or_hub_id, Path) or not is_hub_id(path_or_hub_id):
+        raise ArtifactError(f"{path} does not exist: expected an artifact folder or a Hub id (owner/name)")
+    return None
+
+
+def _download(hub_id: str, revision: str | None) -> Artifact:
+    """Download the manifest and the files that it lists, or find them in the local cache."""
     try:
-        return fetch(name, revision, (MANIFEST, GRAPH, *PACKED_GRAPHS, WEIGHTS, TOKENIZER))
+        folder = fetch(hub_id, revision, [MANIFEST])
+        manifest = _read_manifest(folder)
+        # The folder is named after the commit, so that all files are of the same revision.
+        fetch(hub_id, folder.name, list(manifest.files))
     except HubError as error:
-        raise ArtifactError(f"{name} is not a local folder, and koe5-onnx {error}") from error
+        raise ArtifactError(f"{hub_id} is not a local folder, and koe5-onnx {error}") from error
+    return Artifact(folder, manifest)

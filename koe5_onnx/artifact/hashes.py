@@ -1,7 +1,7 @@
-"""Cached SHA-256 hashes of files, so that a 500 MB artifact is not read at every start.
+"""Cached SHA-256 hashes of files, so that a 500 MB artifact is not hashed at every start.
 
 A cached hash is valid while the size, device, inode, mtime and ctime of the file are unchanged. Each hash is
-a small JSON file in the user's cache folder. If the folder is not writable, files are hashed every time.
+in a small JSON file in the user's cache folder. If that folder is not writable, new hashes are not cached.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from koe5_onnx.files import cache_folder, cache_json
 
 _WORTH_REMEMBERING = 1 << 20
-"""Size in bytes below which hashing is faster than a cache lookup."""
+"""Minimum size of a file, in bytes, for caching its hash. Smaller files are hashed quickly."""
 _SETTLED_NS = 2_000_000_000
 """Minimum age of a file, in nanoseconds, for caching its hash. A newer file could still change without
 getting another timestamp."""
@@ -26,7 +26,7 @@ def sha256_of(path: Path, *, remember: bool = True) -> str:
 
     Args:
         path: The file.
-        remember: Use the cached hash if the file is unchanged, and cache a new one.
+        remember: Use the cached hash if the file is unchanged, and cache a newly computed one.
 
     Raises:
         OSError: The file cannot be read.

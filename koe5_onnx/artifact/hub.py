@@ -38,7 +38,7 @@ def fetch(
         The downloaded snapshot in the local cache, a folder named after the commit.
 
     Raises:
-        HubError: The repository or revision does not exist, or the network is unavailable.
+        HubError: The download failed, for example because the repository does not exist.
     """
     from huggingface_hub import snapshot_download
 

@@ -9,17 +9,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from koe5_onnx.artifact.parsing import build
+from koe5_onnx.artifact.parsing import AGAIN, build
 from koe5_onnx.errors import ArtifactError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-GRAPH = "model.onnx"
-PACKED_CPU_GRAPH = "model.packed_cpu.onnx"
-PACKED_CUDA_GRAPH = "model.packed_cuda.onnx"
+GRAPHS: Mapping[str, str] = {
+    "fp32": "onnx/model.onnx",
+    "fp16": "onnx/model_fp16.onnx",
+    "int8": "onnx/model_quantized.onnx",
+    "int8-block": "onnx/model_int8.onnx",
+    "int4-block": "onnx/model_q4.onnx",
+}
+"""File of the padded graph by precision. Transformers.js finds it by this name.
+Source: https://huggingface.co/docs/transformers.js/guides/dtypes"""
+PACKED_CPU_GRAPH = "onnx/packed_cpu.onnx"
+PACKED_CUDA_GRAPH = "onnx/packed_cuda.onnx"
 PACKED_GRAPHS = (PACKED_CPU_GRAPH, PACKED_CUDA_GRAPH)
-"""File names of packed graphs. An int8 artifact may have the first one, an fp16 artifact the second one."""
-WEIGHTS = "model.onnx.data"
+"""Files of packed graphs. An int8 artifact may have the first one, an fp16 artifact the second one."""
 TOKENIZER = "tokenizer.json"
 
 ERROR_BINS = tuple(float(f"{digit}e{power}") for power in range(-8, 1) for digit in (1, 3))
@@ -50,7 +57,10 @@ COUNTING_TYPES = (
 Source: callers of create_position_ids_from_input_ids in
 https://github.com/huggingface/transformers/tree/v4.57.6/src/transformers/models"""
 
-AGAIN = "Export or download the artifact again"
+
+def weights_of(graph: str) -> str:
+    """Return the weights file of a padded graph. Its suffix is the one that Transformers.js expects."""
+    return f"{graph}_data"
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class Source:
     repository: str
     """Hub id, or folder name if the checkpoint was local."""
     revision: str | None
-    """Commit of the Hub repository; None for a local folder."""
+    """Commit of the Hub repository; None for a folder that is not in the Hub's cache."""
     weights_sha256: str
     """SHA-256 of the weight files (safetensors or pytorch_model.bin), sorted by name and concatenated."""
 
@@ -99,7 +109,7 @@ class Contract:
     normalize: bool
     """True if embeddings have unit length."""
     max_tokens: int
-    """Longest input in tokens, `<s>` and `</s>` included."""
+    """Longest input in tokens, special tokens included."""
     dim: int
     """Embedding dimension."""
     pad_id: int
@@ -107,7 +117,7 @@ class Contract:
     prompts: Mapping[str, str]
     """Prompts by name, such as "query" and "passage"."""
     default_prompt_name: str | None = None
-    """Name of the prompt for calls that pass none; None adds no prompt."""
+    """Name of the prompt for calls without a prompt or prompt name; None adds no prompt."""
     similarity: str = "cosine"
     """Similarity function: "cosine" or "dot", which are equal for unit-length embeddings."""
     unicode_form: str | None = "NFC"
@@ -119,7 +129,7 @@ class Contract:
         """Validate `unicode_form` and `matryoshka_dims`.
 
         Raises:
-            ArtifactError: The form is unknown, or the dimensions are not sorted or not below `dim`.
+            ArtifactError: The form is unknown, or the dimensions are out of order or out of range.
         """
         if self.unicode_form not in ("NFC", None):
             raise ArtifactError(f"unicode_form is {self.unicode_form!r}: expected 'NFC' or null. {AGAIN}")
@@ -144,10 +154,11 @@ class Target:
     """Supported devices, "cpu" or "cuda". Opening the artifact on another device raises an error."""
     instructions: Sequence[str]
     """CPU flags, as named by Linux. The artifact is fast and exact on CPUs that have at least one of these
-    flags; on other CPUs, the runtime warns if it runs the padded graph. Empty if the artifact suits every
-    CPU."""
+    flags; on other CPUs, the runtime warns if it runs the padded graph. Empty if the artifact needs none of
+    them."""
     without: str
-    """Consequences of running on a CPU with none of `instructions`, as text for the warning."""
+    """Consequences of running on a CPU with none of `instructions`, as text for the warning; "" if
+    `instructions` is empty."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +174,11 @@ class Agreement:
     cosine_mean: float
     """Mean cosine between embeddings and their reference embeddings."""
     max_abs_diff: float
-    """Largest absolute difference between corresponding components of two unit-length embeddings."""
+    """Largest absolute difference between a component of an embedding and the same component of its reference
+    embedding, both scaled to unit length."""
     error_counts: Mapping[str, int]
-    """Histogram of 1 - cosine: number of texts per bin of ERROR_BINS, by the bin's upper end ("0.0003")."""
+    """Histogram of 1 - cosine: number of texts per non-empty bin of ERROR_BINS, by the bin's upper end
+    ("0.0003")."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +228,18 @@ class Certificate:
 
 
 @dataclass(frozen=True)
+class GoldenEmbedding:
+    """A text and its embedding, with which any runtime can test that it computes the same embeddings."""
+
+    text: str
+    """The text with its prompt, if any."""
+    ids: Sequence[int]
+    """Its token ids."""
+    embedding: str
+    """Its embedding by the padded graph, computed at export: float32[dim], little-endian, in base64."""
+
+
+@dataclass(frozen=True)
 class File:
     """Size and SHA-256 of a file of the artifact."""
 
@@ -239,20 +264,22 @@ class Manifest:
     recipe: Mapping[str, Any]
     """Parameters of the conversion or quantization, free-form."""
     target: Target
-    """Devices and CPUs that can run the artifact."""
+    """Devices and CPUs that the artifact is intended for."""
     contract: Contract
     """Pooling, prompts and limits."""
     files: Mapping[str, File]
-    """All files of the artifact by name, except the manifest."""
+    """All files of the artifact, except the manifest, by path relative to the artifact."""
     certificate: Certificate | None
     """Certificate of the padded graph; None before an export has been measured."""
     packed_certificate: Certificate | None = None
     """Certificate of the packed graph; None if there is no packed graph."""
     tokenizer_probes: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Unusual texts and their token ids at export. Opening the artifact fails if the installed version of
-    the tokenizers library returns other ids."""
+    """Unusual texts and their token ids at export. `Embedder.open` fails if the installed version of the
+    tokenizers library returns other ids."""
+    selftest: Sequence[GoldenEmbedding] = ()
+    """Texts and their embeddings for `EngineOptions.selftest` and for other runtimes."""
     fused_operators: int = 1
-    """Version of the custom CPU operators that the packed graph requires."""
+    """Version of the custom CPU operators that the packed graph for CPUs requires."""
 
     def __post_init__(self) -> None:
         """Validate `precision`.
@@ -267,13 +294,23 @@ class Manifest:
             )
 
     @property
+    def graph(self) -> str:
+        """File of the padded graph."""
+        return GRAPHS[self.precision]
+
+    @property
+    def weights(self) -> str:
+        """File of the weights, which all graphs of the artifact share."""
+        return weights_of(self.graph)
+
+    @property
     def total_bytes(self) -> int:
         """Total size of all files."""
         return sum(file.bytes for file in self.files.values())
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the manifest's JSON. It identifies the artifact, because it covers all file hashes."""
+        """SHA-256 of `to_json`. It identifies the artifact, because the JSON has the hashes of all files."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -286,7 +323,7 @@ class Manifest:
 
         Raises:
             ArtifactError: The text is not JSON, the format version is not supported, or a field is missing,
-                unknown or of the wrong type.
+                unknown, of the wrong type or out of range.
         """
         try:
             data = json.loads(text)

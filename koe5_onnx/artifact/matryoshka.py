@@ -1,8 +1,4 @@
-"""Smaller embeddings: fewer components (Matryoshka embeddings), or components in int8 or in one bit.
-
-The Python API, the command line, the server and the integrations use this module, so they accept the same
-dimensions.
-"""
+"""Smaller embeddings: fewer components (Matryoshka embeddings), or components in int8 or in one bit."""
 
 from __future__ import annotations
 
@@ -29,7 +25,7 @@ def require_dim(dim: int | None, contract: Contract, name: str = "dim") -> None:
     if contract.matryoshka_dims:
         raise InputError(f"{name} is {dim}: expected one of {', '.join(map(str, contract.dims))}")
     raise InputError(
-        f"{name} is {dim}: expected {contract.dim}, because this model was not trained for smaller dimensions"
+        f"{name} is {dim}: expected {contract.dim}, the only dimension that this model was trained for"
     )
 
 
@@ -69,5 +65,8 @@ def to_int8(embeddings: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], 
 
 
 def to_bits(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Convert components to bits, 1 if above 0: uint8[n, dim / 8], with the first one in the highest bit."""
+    """Convert components to bits, 1 if above 0: uint8[n, dim / 8].
+
+    The first component of eight is the highest bit of their byte.
+    """
     return np.packbits(embeddings > 0, axis=1)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from koe5_onnx.errors import ArtifactError
 
+AGAIN = "Export or download the artifact again"
 _T = TypeVar("_T")
 
 
@@ -23,12 +24,10 @@ def build(kind: type[_T], data: Any, where: str) -> _T:
         ArtifactError: A field is missing, unknown or of the wrong type.
     """
     if not isinstance(data, dict):
-        raise ArtifactError(f"{where}: expected an object, found {type(data).__name__}")
+        raise ArtifactError(f"{where}: expected an object, found {type(data).__name__}. {AGAIN}")
     hints = typing.get_type_hints(kind)
     if missing := sorted(hints.keys() - data.keys()):
-        raise ArtifactError(
-            f"{where} lacks required fields: {', '.join(missing)}. Export or download the artifact again"
-        )
+        raise ArtifactError(f"{where} lacks required fields: {', '.join(missing)}. {AGAIN}")
     if unknown := sorted(data.keys() - hints.keys()):
         raise ArtifactError(f"{where} has unknown fields: {', '.join(unknown)}. Update koe5-onnx")
     return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in data.items()})
@@ -44,7 +43,7 @@ def _value(hint: Any, data: Any, where: str) -> Any:
     if hint is float and type(data) is int:
         return float(data)
     if type(data) is not hint:
-        raise ArtifactError(f"{where}: expected {hint.__name__}, found {data!r}")
+        raise ArtifactError(f"{where}: expected {hint.__name__}, found {data!r}. {AGAIN}")
     return data
 
 
@@ -53,7 +52,7 @@ def _generic_value(origin: Any, args: tuple[Any, ...], data: Any, where: str) ->
         return None if data is None else _value(args[0], data, where)
     kind, wanted = (dict, "an object") if origin is Mapping else (list, "a list")
     if not isinstance(data, kind):
-        raise ArtifactError(f"{where}: expected {wanted}, found {type(data).__name__}")
+        raise ArtifactError(f"{where}: expected {wanted}, found {type(data).__name__}. {AGAIN}")
     if isinstance(data, dict):
         return {key: _value(args[1], item, f"{where}.{key}") for key, item in data.items()}
     return tuple(_value(args[0], item, f"{where}[{turn}]") for turn, item in enumerate(data))

@@ -1,7 +1,7 @@
 """The command koe5-onnx, with one module per subcommand.
 
 A module has two functions: `add_parser(verbs)` declares its arguments, and `run(args) -> int` runs it and
-returns the exit code. Warnings of this package are printed as one line on stderr.
+returns the exit code. Warnings of this package are printed on stderr without their location in the code.
 
 Exit codes::
 
@@ -122,7 +122,7 @@ def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _show_warning(show_other: Callable[..., None]) -> Callable[..., None]:
-    """Return a replacement for warnings.showwarning that prints this package's warnings as one line."""
+    """Return a replacement for warnings.showwarning that prints this package's warnings without location."""
 
     def show(
         message: Warning | str,

@@ -34,8 +34,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "bulk",
         help="embed files of any size into parquet, resumable, on one machine or a Ray cluster",
         description="Embed the text column of parquet, Arrow, JSON lines or CSV files and write parquet "
-        "files with all other columns. Run the same command again to resume an interrupted job. "
-        "OUT/_errors.jsonl has the bad rows. OUT/_SUCCESS exists when the job is complete.",
+        "files with all columns of the input and the embeddings. Run the same command again to resume an "
+        "interrupted job. OUT/_errors.jsonl has the bad rows. OUT/_SUCCESS exists when the job is complete.",
     )
     parser.set_defaults(run=run, usage_error=parser.error)
     parser.add_argument(
@@ -107,7 +107,8 @@ def _add_rows(group: argparse._ArgumentGroup) -> None:
         "--shard-rows",
         type=int,
         metavar="N",
-        help="input rows per output file (default: 1024); an interruption loses at most the work on one file",
+        help="input rows per output file (default: 1024); an interruption loses at most the work on one file "
+        "per process",
     )
     group.add_argument("--strict", action="store_true", help="stop at the first bad row")
     group.add_argument(
@@ -119,7 +120,7 @@ def _add_rows(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--dedupe",
         action="store_true",
-        help="embed equal texts once, within the latest 128 MiB of embeddings",
+        help="embed equal texts once, if the earlier result is among the latest 128 MiB of results",
     )
     group.add_argument("--restart", action="store_true", help="delete an earlier job in OUT and start again")
 
@@ -203,7 +204,8 @@ def _hint_where_stopped() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        print("koe5-onnx: stopped. Run the same command to resume the job", file=sys.stderr)
+        advice = "Run the same command to resume the job, without --restart"
+        print(f"koe5-onnx: stopped. {advice}", file=sys.stderr)
         raise
 
 

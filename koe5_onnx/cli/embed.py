@@ -110,7 +110,7 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _summary(encoded: Encoded, limit: int, seconds: float, output: Path) -> str:
-    tokens = int(np.minimum(encoded.tokens, limit).sum(dtype=np.int64))
+    tokens = int(np.where(encoded.truncated, limit, encoded.tokens).sum(dtype=np.int64))
     rate = f"{tokens / seconds:,.0f}" if seconds else "-"
     return (
         f"{counted(len(encoded.tokens), 'text')}, {tokens:,} tokens in {seconds:.1f} s ({rate} tokens/s), "

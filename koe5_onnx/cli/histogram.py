@@ -1,7 +1,6 @@
 """Histograms of a certificate as HTML, styled by certificate_page.css.
 
-The axis is 1 - cosine on a logarithmic scale. All histograms of a page show the same bins, so that they can
-be compared.
+The axis is 1 - cosine on a logarithmic scale.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ def axis_of(histograms: Histograms) -> range:
 
 
 def draw(panel: Histogram, bins: range, bound: float | None) -> Iterator[str]:
-    """Yield the HTML lines of one histogram: the area beyond the gate's bound, then one column per bin."""
+    """Yield the HTML lines of one histogram: the area beyond the bound, if there is one, and the columns."""
     gate = "no bound" if bound is None else f"the bound of the gate is {bound:.2g}"
     label = escaped(f"Number of texts by 1 - cosine: {panel.title}. {panel.summary}; {gate}.")
     yield f'<div class="histogram" role="img" aria-label="{label}">'

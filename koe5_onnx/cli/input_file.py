@@ -37,8 +37,8 @@ def read_texts(name: str, field: str, encoding: str = "utf-8") -> list[str]:
         encoding: Encoding of the file: an ASCII-compatible Python codec, "utf-16", or "auto" to detect it.
 
     Raises:
-        InputError: A line has another encoding, is not a JSON object, or has no string in `field`. The
-            message names the file and the line.
+        InputError: The encoding is unknown, or a line has another encoding, is not a JSON object, or has no
+            valid text in `field`. Messages about a line name the file and the line.
         MissingDependencyError: The driver of the URL is not installed.
         OSError: The file cannot be read.
     """

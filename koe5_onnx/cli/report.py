@@ -1,4 +1,4 @@
-"""Classes of a report about an artifact. manifest_report.py creates a report and its callers format it.
+"""Classes of a report about an artifact. manifest_report.py and certificate_report.py create its sections.
 
 All strings may come from an untrusted manifest. Pass them through `printable` before printing them, or
 through `escaped` before writing them to HTML.
@@ -88,10 +88,10 @@ def counted(count: int, noun: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return `text` with control characters, bidirectional marks and lone surrogates as escapes.
+    """Return `text` with escapes for all characters that are not printable (`str.isprintable`).
 
-    Control characters and bidirectional marks could change what a terminal shows. Lone surrogates cannot be
-    printed.
+    Control characters and bidirectional marks could change what a terminal shows, and lone surrogates cannot
+    be printed.
     """
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")

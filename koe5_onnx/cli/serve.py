@@ -61,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--workers is {args.workers}: expected 1 or more")
     if not 0 <= args.port <= 65535:
         raise InputError(f"--port is {args.port}: expected 0 to 65535")
-    threads = max(1, usable_cores().count // args.workers) if args.threads is None else args.threads
+    threads = args.threads
+    if threads is None:
+        threads = max(1, usable_cores().count // args.workers // max(1, args.parallel_batches))
     share_weights = args.workers > 1 if args.share_weights is None else args.share_weights
     settings = Settings(
         artifact=args.artifact,
@@ -86,7 +88,7 @@ def hash_keys(file: Path | None, environment: str) -> tuple[str, ...]:
     """Return the SHA-256 hashes of the keys in a file (one per line) and in a comma-separated string.
 
     Raises:
-        InputError: The file has no key, which would let the server accept requests without a key.
+        InputError: The file has no key, or its text is neither UTF-8 nor UTF-16.
         OSError: The file cannot be read.
     """
     lines = [] if file is None else _decoded(file).splitlines()
@@ -156,12 +158,12 @@ _LIMITS = {
     "max_body_bytes": (int, "maximum bytes per request body (default: 8 MiB)"),
     "max_pending_bytes": (
         int,
-        "maximum bytes of the bodies and responses of all open requests, beyond which the server responds "
-        "with 429 (default: 64 MiB)",
+        "maximum bytes of the bodies and large responses of all open requests, beyond which the server "
+        "responds with 429 (default: 64 MiB)",
     ),
     "max_inputs": (int, "maximum texts per request (default: 2048)"),
     "max_text_characters": (int, "maximum characters per text (default: 262144)"),
-    "max_request_tokens": (int, "maximum tokens per request (default: 300000)"),
+    "max_request_tokens": (int, "maximum tokens per request, after truncation (default: 300000)"),
     "max_queue_tokens": (
         int,
         "maximum queued tokens, beyond which the server responds with 429 (default: 524288)",

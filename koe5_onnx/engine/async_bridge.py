@@ -1,7 +1,7 @@
 """Connect asyncio event loops with a Runner: tokenization threads, cancelable calls and their results.
 
-Used by AsyncEmbedder and the server. Several event loops can share the objects of this module. asyncio is
-imported inside functions, because the import takes 20 ms and synchronous callers do not need it.
+Used by AsyncEmbedder and the server. Several event loops can share an object of this module. asyncio is
+imported inside functions, because the import is slow and synchronous callers do not need it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import asyncio
 
 BRIEF_CHARACTERS = 512
-"""Maximum characters of a call that is tokenized in the event loop. This takes at most 0.2 ms; a switch to
-a thread would take 0.1 ms."""
+"""Maximum characters of a call that is tokenized in the event loop. This takes about 0.2 ms; a switch to a
+thread would take about 0.1 ms."""
 _SHORT_CHARACTERS = 16_384
 """Maximum characters of a call that is tokenized in the thread for short calls. Longer calls use another
 thread, so that short ones do not wait for them."""
@@ -50,7 +50,7 @@ class Call:
         self._error: BaseException | None = None
 
     def submit(self, tokens: Tokens, out: npt.NDArray[np.float32], done: Tell) -> Job:
-        """Queue a job that embeds texts into `out`, float32[n, dim]. `done` is called when it has ended.
+        """Queue a job that embeds texts into `out`, float32[n, dim]. `done` is called as in `Job`.
 
         Raises:
             GivenUpError: The call was canceled.
@@ -66,7 +66,12 @@ class Call:
         return job
 
     def run_blocking(self, tokens: Tokens, out: npt.NDArray[np.float32]) -> None:
-        """Embed texts into `out`, float32[n, dim], and block until they are done."""
+        """Embed texts into `out`, float32[n, dim], and block until they are done.
+
+        Raises:
+            GivenUpError: The call was canceled.
+            Exception: The error with which the job failed.
+        """
         self._ended.clear()
         self.submit(tokens, out, self._end)
         self._ended.wait()

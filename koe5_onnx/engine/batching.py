@@ -34,7 +34,7 @@ class Batch:
     """Rows of one batch."""
 
     rows: npt.NDArray[np.intp]
-    """intp[n]: indices of the rows in the caller's list of texts."""
+    """intp[n]: indices of the rows in the caller's list of token ids."""
     padded_length: int
     """Slots per row; not used if the batch is packed."""
 
@@ -49,7 +49,7 @@ class PackedCudaInputs(NamedTuple):
     text_of_token: Int64
     """int64[tokens]: index in the batch of the row that each token belongs to."""
     token_offset: Int32
-    """int32[n, longest]: see `token_offsets`."""
+    """int32[n, padded_length]: see `token_offsets`."""
     cumulative_lengths: Int32
     """int32[n + 1]: index of the first token of each row, and the number of all tokens."""
 
@@ -111,8 +111,8 @@ def pack_cpu(
         ids: int32[length] per text of the call.
         batch: Selects the rows from `ids`.
         pad_id: Id of the pad token.
-        counts_from_pad: True to number the tokens of a row as RoBERTa does: from 1, and 0 for each pad token
-            that occurs in the text itself. False to number all tokens of a row from 0.
+        counts_from_pad: True to number the tokens of a row from 1, and 0 for each pad token that occurs in
+            the text itself (RoBERTa's position ids minus `pad_id`). False to number all tokens from 0.
 
     Returns:
         input_ids int64[tokens]; position_ids int64[tokens]; offsets int32[n + 1], the index of the first

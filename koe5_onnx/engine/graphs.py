@@ -30,7 +30,9 @@ INPUTS: Mapping[Layout, Sequence[str]] = {
 """Input names by layout, in the order in which batching.py returns the arrays."""
 
 OUTPUT = "sentence_embedding"
-"""Output name of every graph, as in sentence-transformers and Optimum: float32[n, dim]."""
+"""Output of every graph, float32[n, dim]. sentence-transformers and Optimum use the same name."""
+HIDDEN = "last_hidden_state"
+"""Output of padded graphs for other runtimes, which pool it themselves: float32[n, width, dim]."""
 
 FUSED_OPERATORS = 4
 """Version of the fused operators that this koe5-onnx requires: OPSET_VERSION of koe5-onnx-kernels."""
@@ -38,13 +40,13 @@ FUSED_OPERATORS = 4
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph of an artifact that can run on this machine."""
+    """A selected graph of an artifact."""
 
     file: Path
     library: Path | None
     """Library of custom operators; None if the graph requires none."""
     reason: str
-    """Name of the graph and why it was selected, in one line."""
+    """Description of the graph for users, such as "the packed graph, on amx"."""
     layout: Layout = "padded"
 
     @property
@@ -70,7 +72,7 @@ def choose(artifact: Artifact, options: EngineOptions) -> Graph:
 
 
 def packed_cuda_graph(artifact: Artifact, reason: str) -> Graph:
-    """Return the packed graph for CUDA, which the artifact must have. `reason` says why it is selected."""
+    """Return the packed graph for CUDA, which the artifact must have. `reason` completes its description."""
     return Graph(artifact.path / PACKED_CUDA_GRAPH, None, f"the packed graph, {reason}", "packed_cuda")
 
 
@@ -93,7 +95,7 @@ def _packed_on_cpu(artifact: Artifact) -> Graph | str:
 
 def _packed_on_cuda(artifact: Artifact) -> Graph | str:
     if PACKED_CUDA_GRAPH not in artifact.manifest.files:
-        return "the artifact has no packed graph for CUDA (fp16 exports have one)"
+        return "the artifact has no packed graph for CUDA (most fp16 artifacts have one)"
     return packed_cuda_graph(artifact, "without padding")
 
 
@@ -102,9 +104,7 @@ def installed_kernels() -> Path | str:
     try:
         import koe5_onnx_kernels
     except ImportError:
-        return (
-            "fused kernels are not installed (run pip install ./kernels in the repository, then export again)"
-        )
+        return "fused kernels are not installed (run pip install ./kernels in a clone of koe5-onnx)"
     if (version := koe5_onnx_kernels.OPSET_VERSION) != FUSED_OPERATORS:
         return (
             f"koe5-onnx-kernels has version {version} of the fused operators, but this koe5-onnx requires "
@@ -115,7 +115,7 @@ def installed_kernels() -> Path | str:
 
 
 def kernels_level() -> str:
-    """Return the instruction set that the fused kernels use, such as "amx"; "none" if they cannot run."""
+    """Return the instruction set that the installed kernels use, such as "amx"; "none" if they cannot run."""
     import koe5_onnx_kernels
 
     return str(koe5_onnx_kernels.level())
@@ -129,7 +129,7 @@ def weight_layout() -> int:
 
 
 def sharing_problem() -> str | None:
-    """Return and clear the reason why sessions of this thread do not share packed weights, if any."""
+    """Return and clear the reason why sessions that this thread opened do not share weights, if any."""
     import koe5_onnx_kernels
 
     problem: str | None = koe5_onnx_kernels.sharing_problem()

@@ -1,4 +1,4 @@
-"""Detect usable CPU cores and CPU instructions for int8 and bf16, from /proc and /sys."""
+"""Detect the usable CPU cores, the CPU's name and its instruction sets, on Linux from /proc and /sys."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Cores:
 def usable_cores(root: Path = Path("/")) -> Cores:
     """Count the physical cores within the CPU affinity and the cgroup's CPU quota, at least 1.
 
-    ONNX Runtime's default ignores quotas, which is wrong in containers. A fractional quota is rounded down,
-    so that the kernel does not throttle the process. The environment variable KOE5_ONNX_THREADS replaces the
-    result, for containers with a CPU request but no limit.
+    ONNX Runtime's default ignores quotas, so it starts too many threads in containers. A fractional quota
+    above 1 is rounded down, so that the kernel does not throttle the process. The environment variable
+    KOE5_ONNX_THREADS replaces the result, for example in containers with a CPU request but no limit.
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
 
     Args:
-        root: Folder that contains /proc and /sys.
+        root: Folder that contains proc and sys; tests pass another one.
 
     Raises:
         InputError: KOE5_ONNX_THREADS is not a whole number above 0.
@@ -92,7 +92,7 @@ def _allowed_cpus() -> list[int]:
 
 
 def _core_of(cpu: int, root: Path) -> str:
-    """Return an identifier of the physical core of `cpu`: the list of its hyper-threads."""
+    """Return an identifier of the physical core of `cpu`: the list of its hyper-threads if it is known."""
     siblings = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
     return siblings.read_text().strip() if siblings.is_file() else str(cpu)
 

@@ -1,8 +1,8 @@
 """Tokenize texts in windows and run the batches of each window in parallel.
 
-A window is a fixed number of consecutive texts; it is tokenized while the previous window runs. The texts of
-a window are grouped into batches. Several threads take these batches and write the embeddings to a shared
-output array.
+A window is a number of consecutive texts; it is tokenized while the previous window runs. The texts of a
+window are grouped into batches. One or several threads take these batches and write the embeddings to a
+shared output array.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def run_batches(
         halve: True to split a batch that does not fit into device memory, and all later ones, in half.
 
     Raises:
-        OutOfMemoryError: A batch (with `halve`, half of a batch) does not fit into device memory.
+        OutOfMemoryError: A batch (with `halve`, half of a batch or a single text) does not fit into device
+            memory.
     """
     lengths = tokens.lengths
     batches = (packed_batches if session.graph.is_packed else padded_batches)(lengths, max_batch_tokens)
@@ -107,14 +108,15 @@ def run_batch(
 ) -> npt.NDArray[np.float32]:
     """Embed the texts of one batch.
 
-    If the batch does not fit into device memory, this batch and all later ones are embedded in two halves.
-    Batches are not divided further: if half of a batch does not fit, something else occupies the memory.
+    If the batch does not fit into device memory and `halve` is True, this batch and all later ones are
+    embedded in two halves. Batches are not divided further: if half of a batch does not fit, something else
+    probably occupies the memory.
 
     Returns:
         float32[n, dim] in the order of `batch.rows`.
 
     Raises:
-        OutOfMemoryError: Half of the batch, or a single text, does not fit.
+        OutOfMemoryError: The batch (with `halve`, half of it or a single text) does not fit.
     """
     if not session.halves:
         try:
@@ -126,7 +128,7 @@ def run_batch(
             warnings.warn(
                 f"all further batches are split in half, because {error}", SmallerBatchWarning, stacklevel=2
             )
-    # The texts are sorted by length, so halves of every second text have about equally many tokens.
+    # Texts are roughly sorted by length, so halves of every second text have about equally many tokens.
     halves = [part for part in (slice(0, None, 2), slice(1, None, 2)) if len(batch.rows[part])]
     found = [
         session.run(*_inputs(session, ids, Batch(batch.rows[part], batch.padded_length))) for part in halves

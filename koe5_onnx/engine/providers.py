@@ -1,6 +1,7 @@
 """Import ONNX Runtime and check that an execution provider can run an artifact.
 
-Only this module imports onnxruntime. Other modules call `import_onnxruntime`, or get the module as `ort`.
+Only this module contains an import of onnxruntime. Others call `import_onnxruntime`, or get the module as
+`ort`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def import_onnxruntime() -> Any:
 
 
 def require_provider(ort: Any, artifact: Artifact, provider: Provider) -> None:
-    """Check that the installed wheel has the provider and that the artifact supports it.
+    """Check that the installed ONNX Runtime has the provider and that the artifact supports it.
 
     Raises:
         ProviderError: The provider is missing, or the artifact does not support it.

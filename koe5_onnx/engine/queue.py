@@ -1,8 +1,10 @@
 """A fair queue for the texts of concurrent calls. It is not thread-safe and uses no clock.
 
-A job has the texts of one call of an AsyncEmbedder or of one request to the server; each text is a row.
-Scheduling is start-time fair queueing with one flow per job. The tag of a row is the virtual time at which
-it would start if all jobs shared the machine equally, and the row with the lowest tag runs first. A query
+A job has texts of one call of an AsyncEmbedder or of one request to the server; each text is a row. A large
+call or request submits several jobs, one after the other.
+
+Scheduling is start-time fair queueing with one flow per job. The tag of a row is the virtual time at which it
+would start if all jobs shared the machine equally, and the row with the lowest tag runs first. A query
 therefore runs before the remaining rows of a large job that arrived earlier. Rows of the same job run
 longest first.
 
@@ -24,21 +26,22 @@ import numpy.typing as npt
 SHORT_TOKENS = 128
 """Maximum tokens of a short row, such as a query or a sentence."""
 EXPRESS_TOKENS = 256
-"""Maximum slots of a batch of short rows that runs while all other running batches have long rows."""
+"""Maximum slots of a batch of short rows that runs in addition to batches of long rows (see runner.py)."""
 _MOST_GIVEN_UP = 4096
-"""The heaps are swept if they contain more canceled rows than this, and more of them than active rows."""
+"""Canceled rows are removed from the heaps if there are more of them than this, and than active rows."""
 
 
 @dataclass(eq=False)
 class Job:
-    """The texts of one call or request."""
+    """Texts of one call or request that are queued together."""
 
     ids: Sequence[npt.NDArray[np.int32]]
     """int32[tokens] per row."""
     out: npt.NDArray[np.float32]
     """float32[n, dim], filled with the embeddings."""
     done: Callable[[BaseException | None], None]
-    """Called once, from any thread, when all rows have run or one has failed."""
+    """Called once, from any thread, when all rows have run (with None) or one has failed (with the error).
+    Not called if the job is canceled or the runner is stopped before."""
     arrived_s: float
     """Time of arrival, from `time.monotonic`."""
     left: int = 0
@@ -99,7 +102,7 @@ class BatchQueue:
     Args:
         max_batch_tokens: Maximum slots per batch; a longer row runs alone.
         slots_per_row: Function from the tokens of rows, int32[n], to their slots, int32[n].
-        is_packed: True if rows of different lengths may share a batch.
+        is_packed: True if rows with different numbers of slots may share a batch.
     """
 
     def __init__(

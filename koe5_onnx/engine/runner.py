@@ -40,7 +40,7 @@ class Observer:
         """Handle a batch that ran without an error."""
 
     def batch_failed(self, error: BaseException) -> None:
-        """Handle an error of a whole batch, or one that `faults_of` returned."""
+        """Handle the error of a batch, or the first one that `faults_of` returned for it."""
 
     def faults_of(self, embeddings: npt.NDArray[np.float32]) -> Sequence[BaseException | None]:
         """Check embeddings, float32[n, dim]. For each one, return None, or an error that fails its job."""
@@ -68,7 +68,7 @@ class Runner:
         observer: Observer | None = None,
     ) -> None:
         self.tokens_per_s = 0.0
-        """Moving average of the speed of a batch; 0 before the first batch."""
+        """Moving average of the speed of a batch, in tokens without padding; 0 before the first batch."""
         self.failure: BaseException | None = None
         """Error of the last batch; None if it succeeded."""
         self._session, self._observer = session, observer or Observer()
@@ -96,7 +96,7 @@ class Runner:
         return self._queue.tokens
 
     def submit(self, job: Job) -> None:
-        """Queue a job. `job.done` is called when it has finished.
+        """Queue a job. Its results are reported as in `Job`.
 
         Raises:
             ProviderError: The runner is closed.
@@ -114,7 +114,7 @@ class Runner:
                 self._queue.give_up(job)
 
     def drain_s(self) -> float:
-        """Estimate the seconds until half of the queued tokens have run: at most 60; 1 without a speed."""
+        """Estimate the seconds until half of the queued tokens have run, at most 60; 1 before any batch."""
         return min(60.0, self._queue.tokens / 2 / self.tokens_per_s) if self.tokens_per_s else 1.0
 
     def close(self) -> None:
@@ -125,7 +125,7 @@ class Runner:
         self.join()
 
     def stop(self) -> None:
-        """Discard queued jobs and stop the threads after their current batches, without waiting for them."""
+        """Discard queued jobs and let the threads end after their current batches. Do not wait for them."""
         with self._changed:
             self._closing = self._stopped = True
             self._changed.notify_all()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from koe5_onnx.artifact import WEIGHTS, Artifact
+from koe5_onnx.artifact import Artifact
 from koe5_onnx.engine import shared_weights
 from koe5_onnx.engine.batching import PackedCudaInputs, padded_lengths
 from koe5_onnx.engine.cuda import provider as cuda
@@ -33,7 +33,7 @@ _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 class Session:
-    """A graph loaded on one device. Thread-safe, and usable after a fork.
+    """A graph loaded on one device. Thread-safe, and on the CPU usable after a fork.
 
     ONNX Runtime's threads do not survive a fork, so the first run in a child process reloads the graph. The
     child never frees the graph that it inherited, because this would block (see `_leave_to_parent`). The
@@ -41,12 +41,13 @@ class Session:
 
     Args:
         artifact: Opened artifact.
-        options: Engine options. `parallel_batches`, `max_batch_tokens` and `overflow` are ignored, and if
-            `threads` is None, all usable cores are used.
+        options: Engine options. `revision`, `parallel_batches`, `max_batch_tokens` and `overflow` are
+            ignored. If `threads` is None, all usable cores are used.
         graph: Graph to run; None selects it according to `options`.
 
     Raises:
         ProviderError: The device or the graph cannot be used. There is no fallback to another device.
+        ArtifactError: The graph does not have the expected inputs and output.
         MissingDependencyError: Neither onnxruntime nor onnxruntime-gpu is installed.
     """
 
@@ -76,7 +77,7 @@ class Session:
     def slots_per_row(self, lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """Convert tokens per text, int32[n], to tokens with padding, int32[n].
 
-        With the padded graph, only texts with the same number of tokens with padding can share a batch.
+        With the padded graph, only texts for which the result is equal can share a batch.
         """
         return lengths if self.graph.is_packed else padded_lengths(lengths)
 
@@ -90,18 +91,18 @@ class Session:
                 "packed_cuda".
 
         Returns:
-            float32[n, dim], pooled and normalized by the graph.
+            float32[n, dim], pooled by the graph, and normalized if the contract normalizes.
 
         Raises:
             OutOfMemoryError: The batch does not fit into device memory.
-            ProviderError: The graph requires cuDNN, which is not installed.
+            ProviderError: The session is closed, or the graph requires cuDNN, which is not installed.
         """
         try:
             captured = self._captured
             if captured is not None and (bucket := captured.bucket_of(batch := PackedCudaInputs(*arrays))):
                 return captured.run(batch, bucket)
             feeds = dict(zip(self._inputs, arrays, strict=True))
-            embeddings: npt.NDArray[np.float32] = self._session().run(None, feeds)[0]
+            embeddings: npt.NDArray[np.float32] = self._session().run([OUTPUT], feeds)[0]
             return embeddings
         except Exception as error:  # ONNX Runtime's errors have no common base class
             if cuda.is_out_of_memory(error):
@@ -143,7 +144,7 @@ class Session:
         return list(INPUTS[self.graph.layout])
 
     def _source(self) -> str | bytes:
-        """Return the graph for `InferenceSession`: a path, or the bytes of a model."""
+        """Return the graph for `InferenceSession`: a path here, the bytes of a model in SimulatedSession."""
         return str(self.graph.file)
 
     def _session(self) -> Any:
@@ -203,13 +204,13 @@ class Session:
 
     def _require_one_folder(self, error: Exception) -> None:
         """Explain the error if the graph and its weights are links to files in different folders."""
-        graph, weights = self.graph.file, self.graph.file.with_name(WEIGHTS)
+        graph, weights = self.graph.file, self._artifact.path / self._artifact.manifest.weights
         folders = graph.resolve().parent, weights.resolve().parent
         if folders[0] != folders[1]:
             raise ProviderError(
                 f"{graph.name} is in {folders[0]}, but {weights.name} is in {folders[1]}. ONNX Runtime "
                 "requires both in one folder. Replace links by files, for example with "
-                f"cp --recursive --dereference {graph.parent} COPY"
+                f"cp --recursive --dereference {self._artifact.path} COPY"
             ) from error
 
     def _require_interface(self, session: Any) -> None:
@@ -217,11 +218,10 @@ class Session:
         names = [node.name for node in session.get_inputs()]
         if names != self._inputs:
             raise ArtifactError(f"{graph} has the inputs {names}: expected {self._inputs}. Export it again")
-        (output,) = session.get_outputs()
-        if (output.name, output.shape[-1]) != (OUTPUT, dim):
+        dims = {output.name: output.shape[-1] for output in session.get_outputs()}
+        if dims.get(OUTPUT) != dim:
             raise ArtifactError(
-                f"{graph} returns {output.name} with {output.shape[-1]} dimensions: "
-                f"expected {OUTPUT} with {dim}. Export it again"
+                f"{graph} has outputs of dimensions {dims}: expected {OUTPUT} with {dim}. Export it again"
             )
 
     def _provider_options(self) -> dict[str, str]:

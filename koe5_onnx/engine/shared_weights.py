@@ -19,7 +19,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from koe5_onnx.artifact import WEIGHTS, Artifact
+from koe5_onnx.artifact import Artifact
 from koe5_onnx.engine.graphs import Graph, sharing_problem, weight_layout
 from koe5_onnx.errors import SharedWeightsWarning
 from koe5_onnx.files import cache_folder
@@ -35,7 +35,7 @@ def weight_folders() -> Path:
     """Return the folder that contains one folder per packed graph. Users can delete it to free disk space.
 
     Raises:
-        RuntimeError: KOE5_ONNX_CACHE is not set and the user has no home folder.
+        RuntimeError: See `cache_folder`.
     """
     return cache_folder() / "packed-weights"
 
@@ -44,7 +44,7 @@ def kept_bytes() -> int:
     """Return the total size of all packed weights in the cache, in bytes.
 
     Raises:
-        RuntimeError: See `weight_folders`.
+        RuntimeError: See `cache_folder`.
     """
     sizes = 0
     for file in weight_folders().glob("*/*"):
@@ -80,12 +80,13 @@ def report() -> None:
 
 def _folder_of(artifact: Artifact, graph: Graph) -> Path:
     files = artifact.manifest.files
-    what = f"{files[WEIGHTS].sha256}\n{files[graph.file.name].sha256}"
+    name = graph.file.relative_to(artifact.path).as_posix()
+    what = f"{files[artifact.manifest.weights].sha256}\n{files[name].sha256}"
     return weight_folders() / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}-{weight_layout()}"
 
 
 def _tidy(used: Path) -> None:
-    """Remove unused folders, folders with another layout of the same weights, and unfinished files."""
+    """Remove unused folders, folders with another layout of the same weights, and abandoned files."""
     now = time.time()
     for folder in used.parent.iterdir():
         named = _FOLDER.fullmatch(folder.name)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from koe5_onnx.artifact import WEIGHTS, Artifact
+from koe5_onnx.artifact import Artifact
 from koe5_onnx.engine.cuda.provider import require_gpu
 from koe5_onnx.engine.graphs import choose, kernels_level
 from koe5_onnx.engine.machine import cpu_features, cpu_name, usable_cores
@@ -33,23 +33,22 @@ from koe5_onnx.options import EngineOptions
 from koe5_onnx.text.tokenizer import Tokens, random_tokens
 
 DEFAULT_BATCH_TOKENS = 512
-"""Default maximum of tokens per batch on CPUs. The activations of larger batches exceed the CPU cache;
-measurements are in benchmarks/decisions/cpu-throughput.md."""
+"""Default maximum of tokens per batch on CPUs; see benchmarks/decisions/cpu-throughput.md."""
 
 DEFAULT_AMX_BATCH_TOKENS = 2048
-"""Default for the fused kernels with AMX, which wait less for weights in larger batches. It is 9 to 12 %
-faster than 512 with two threads on an Intel CPU; see benchmarks/decisions/cpu-throughput.md."""
+"""Default for the fused kernels with AMX, which read the weights less often with larger batches. It was 9 to
+12 % faster than 512 with two threads on an Intel CPU; see benchmarks/decisions/cpu-throughput.md."""
 
 DEFAULT_GPU_BATCH_TOKENS = 32768
-"""Default maximum of tokens per batch on GPUs. On an H200, throughput is 5 % lower with 16,384 and 1 % higher
-with 65,536; see benchmarks/decisions/gpu.md."""
+"""Default maximum of tokens per batch on GPUs. On an H200, throughput was 5 % lower with 16,384 and 1 %
+higher with 65,536; see benchmarks/decisions/gpu.md."""
 
 _BUDGETS = (256, 512, 1024, 2048, 4096)
 _GPU_BUDGETS = (16384, 32768, 65536, 131072)
 _GPU_PARALLEL_BATCHES = (1, 2)
 """With two parallel batches, one is prepared and copied while the other one runs."""
 _GPU_SAMPLES = 100
-"""Repetitions of the sample texts on GPUs. Their 300,000 tokens fill more than two of the largest batches."""
+"""Repetitions of the sample texts on GPUs. Their 325,400 tokens fill more than two of the largest batches."""
 _WORTHWHILE = 1.02
 """Minimum speedup for preferring larger batches or more parallel batches."""
 _SAMPLE_LENGTHS = (512, 512, 300, 200, 120, *(60, 45, 32, 24) * 10)
@@ -72,9 +71,9 @@ class Profile:
     """Measurements of one graph on one machine."""
 
     best: Arrangement
-    """Arrangement with the highest throughput."""
+    """Arrangement for the highest throughput, chosen by `_best`."""
     lowest_latency: Arrangement
-    """Fastest arrangement with one batch at a time; the same as `best` if none was measured."""
+    """Arrangement chosen by `_best` among those with one batch at a time; `best` if none was measured."""
     tokens_per_second: Sequence[tuple[Arrangement, float]]
     """Each measured arrangement with its median speed over all rounds."""
 
@@ -94,8 +93,8 @@ def tune(
 
     Args:
         artifact: Opened artifact.
-        options: Engine options. If `parallel_batches`, `threads` or `max_batch_tokens` is None, several of
-            its values are measured, otherwise only the given one.
+        options: Engine options. `parallel_batches`, `threads` and `max_batch_tokens` vary if they are None;
+            otherwise they apply to all arrangements.
         rounds: Number of rounds, at least 1.
         report: Called with a line of text for each arrangement.
 
@@ -142,7 +141,10 @@ def remembered(artifact: Artifact, options: EngineOptions) -> Profile | None:
 
 
 def arrange(artifact: Artifact, options: EngineOptions) -> tuple[Arrangement, int]:
-    """Fill in options that are None from the stored result of `tune` or, if there is none, from defaults.
+    """Fill in options that are None.
+
+    `parallel_batches` and `max_batch_tokens` come from the stored result of `tune` or, if there is none, from
+    defaults. `threads` is the number of usable cores divided by `parallel_batches`.
 
     Returns:
         The arrangement for calls of an Embedder, and the maximum tokens per batch for an AsyncEmbedder and
@@ -216,8 +218,8 @@ def _arrangements() -> Iterator[Arrangement]:
 
 
 def _gpu_arrangements() -> Iterator[Arrangement]:
-    # The graph is the same for all arrangements. `tune` repeats the same input shapes, but real texts have
-    # new shapes, which are slow in the padded graph.
+    # All arrangements run the same graph. A comparison of graphs would favor the padded graph: it is slow for
+    # new input shapes, which real texts have, but `tune` repeats the same shapes.
     for parallel_batches, budget in itertools.product(_GPU_PARALLEL_BATCHES, _GPU_BUDGETS):
         yield Arrangement(parallel_batches, usable_cores().count, budget)
 
@@ -246,7 +248,7 @@ def _best(medians: Sequence[tuple[Arrangement, float]]) -> Arrangement:
 def _profile_file(artifact: Artifact, options: EngineOptions) -> Path:
     graph = choose(artifact, options)
     what = [
-        artifact.manifest.files[WEIGHTS].sha256,
+        artifact.manifest.files[artifact.manifest.weights].sha256,
         graph.file.name,
         options.device,
         *([] if options.gpu is None else [str(require_gpu(options.gpu)), options.graph]),

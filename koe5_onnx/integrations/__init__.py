@@ -4,7 +4,7 @@
     llama_index              Koe5Embedding
     haystack                 Koe5TextEmbedder, Koe5DocumentEmbedder
     chroma                   Koe5EmbeddingFunction
-    sentence_transformers    SentenceEncoder: API of SentenceTransformer, without PyTorch
+    sentence_transformers    SentenceEncoder: methods of SentenceTransformer, without PyTorch
     mteb                     Koe5Encoder
 
 The integrations add the prompt "query" or "passage" if the framework distinguishes queries from documents.

@@ -28,8 +28,8 @@ class Koe5Embedding(BaseEmbedding):
     """Embeds texts and nodes with the prompt "passage" and queries with the prompt "query".
 
     The constructor accepts every field of `EngineOptions` by name, or an `EngineOptions` object as `options`.
-    `to_dict` and `from_dict` preserve the name of the artifact and the options. Instances with the same
-    artifact and options share one Embedder.
+    `to_dict` and `from_dict` preserve the artifact's path or Hub id, `dim` and the options. Instances with
+    the same artifact and options share one Embedder.
 
     `embed_batch_size` is the maximum number of texts that LlamaIndex passes per call. Larger values are
     usually faster, because texts of similar length are batched within a call.
@@ -39,7 +39,7 @@ class Koe5Embedding(BaseEmbedding):
     """
 
     artifact: str = Field(description="Folder created by `koe5-onnx export`, or Hub id of an artifact.")
-    embed_batch_size: int = Field(default=512, gt=0, le=2048, description="Number of texts per call.")
+    embed_batch_size: int = Field(default=512, gt=0, le=2048, description="Maximum number of texts per call.")
     dim: int | None = Field(default=None, description="Number of components to keep; None keeps all.")
     options: EngineOptions = Field(default_factory=EngineOptions, description="Engine options.")
 

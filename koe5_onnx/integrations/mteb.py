@@ -37,7 +37,9 @@ _PROMPTS = {PromptType.query: "query", PromptType.document: "passage"}
 
 
 class Koe5Encoder(AbsEncoder):
-    """Encoder for MTEB tasks. The model name in results consists of checkpoint name, precision and `dim`.
+    """Encoder for MTEB tasks.
+
+    The model name in results consists of checkpoint name, precision and, for shortened embeddings, `dim`.
 
     Args:
         artifact: Embedder, folder created by `koe5-onnx export`, or Hub id of an artifact.

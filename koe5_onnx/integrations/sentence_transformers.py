@@ -6,8 +6,8 @@ ignoring it would change the result. Differences:
 - `truncate_dim` must be a dimension that the model was trained for.
 - An empty list of texts returns float32[0, dim].
 - Similarities of NumPy arrays are NumPy arrays.
-- `encode_document` adds the prompt "passage". sentence-transformers (6.2.0) adds its own empty prompt
-  "document" for checkpoints that define only "query" and "passage", such as E5 and KoE5.
+- `encode_document` adds the prompt "passage" if there is no prompt "document". sentence-transformers (6.2.0)
+  defines an empty prompt "document" for checkpoints without one, and uses that.
 - `isinstance(model, SentenceTransformer)` is False.
 """
 
@@ -61,8 +61,6 @@ class SentenceEncoder:
             `truncate_dim` components.
         Koe5Error: The artifact cannot be opened (see `Embedder.open`).
     """
-
-    similarity_fn_name = "cosine"
 
     def __init__(
         self,
@@ -193,7 +191,7 @@ class SentenceEncoder:
     get_sentence_embedding_dimension = get_embedding_dimension
 
     def get_max_seq_length(self) -> int:
-        """Return the token limit, `<s>` and `</s>` included."""
+        """Return the token limit, special tokens included."""
         return self.embedder.contract.max_tokens
 
     @property
@@ -208,6 +206,11 @@ class SentenceEncoder:
                 f"max_seq_length is {value}: expected {self.max_seq_length}, the artifact's token limit. "
                 "Shorten the texts instead"
             )
+
+    @property
+    def similarity_fn_name(self) -> str:
+        """Similarity function of the contract: "cosine" or "dot"."""
+        return self.embedder.contract.similarity
 
     @property
     def device(self) -> str:

@@ -15,7 +15,7 @@ from koe5_onnx.errors import InputError
 AUTO = "auto"
 SAMPLE_BYTES = 1 << 20
 _MAX_SAMPLES = 64
-"""Maximum number of samples, of `SAMPLE_BYTES` each, that are searched for a byte that is not ASCII."""
+"""Maximum number of chunks, of `SAMPLE_BYTES` each, that `sample_of` reads."""
 
 _BOMS = {
     "utf-8": codecs.BOM_UTF8,
@@ -50,7 +50,7 @@ def canonical(name: str) -> str:
 
 
 def sample_of(stream: BinaryIO) -> bytes:
-    """Return the first chunk (1 MiB) that is not pure ASCII; if there is none, the last chunk read."""
+    """Return the first MiB with a byte that is 0 or not ASCII; if the first 64 have none, return the last."""
     sample = b""
     for _ in range(_MAX_SAMPLES):
         chunk = stream.read(SAMPLE_BYTES)
@@ -61,9 +61,9 @@ def sample_of(stream: BinaryIO) -> bytes:
 
 
 def codec_of(name: str, found: str | None) -> str:
-    """Return the codec of a file: `name`, or the detected codec if `name` is "auto" or "utf-16".
+    """Return the codec of a file: `name`, or the detected codec if `name` is "auto".
 
-    "utf-16" does not state the byte order.
+    If `name` is "utf-16", the byte order is detected.
 
     Args:
         name: Result of `canonical`.

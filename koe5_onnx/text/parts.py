@@ -16,13 +16,13 @@ from tokenizers import models, pre_tokenizers
 
 _BREAK = re.compile(r"(?<=\w)\s(?=\w)")
 _HEAD_CHARACTERS_PER_TOKEN = (32, 64, 128)
-"""Characters per wanted token of the beginning of a text that `Parts.head` encodes, tried in turn."""
+"""Lengths of the beginnings that `Parts.head` encodes, in characters per requested id; tried in turn."""
 _MARGIN = 8
-"""Characters after a cut that could combine with those before it, such as accents."""
+"""Number of characters after a cut that could combine with those before it, such as accents."""
 
 
 class Parts:
-    """Finds positions at which a tokenizer allows to cut a text.
+    """Finds positions at which a text can be cut without changing its ids.
 
     Args:
         rust: Tokenizer, which truncates at some number of tokens.
@@ -36,7 +36,8 @@ class Parts:
             token.rstrip or re.search(r"\s", token.content + self._normalize(token.content))
             for token in rust.get_added_tokens_decoder().values()
         )
-        # These two put a space in front of a text that begins with another character, such as a line break.
+        # These pre-tokenizers may prepend a space to a part that begins with another character, such as a
+        # line break.
         self._only_spaces = isinstance(steps[0], pre_tokenizers.Metaspace | pre_tokenizers.ByteLevel)
         self._has_heads = isinstance(rust.model, models.Unigram) and all(
             isinstance(step, pre_tokenizers.Metaspace | pre_tokenizers.WhitespaceSplit) for step in steps
@@ -44,7 +45,7 @@ class Parts:
         self._is_break = lru_cache(4096)(self._keeps_words_apart)
 
     def split(self, text: str, size: int) -> Iterator[str]:
-        """Divide a text before single spaces and line breaks between words.
+        """Divide a text before single spaces or line breaks between words.
 
         The ids of the parts, without special tokens, are those of the text.
 
@@ -62,17 +63,18 @@ class Parts:
     def head(self, text: str, tokens: int) -> list[int] | None:
         """Return the first ids of a long text without special tokens, from its beginning alone.
 
-        Unigram finds the best path to each position from left to right. The path of the text contains one of
-        the positions in any stretch that is as long as the longest token. So if the paths to all of these
-        positions begin with the same tokens, then so does the path of the text. This is not the case for long
-        runs of one character, whose first tokens depend on the length of the run.
+        Unigram finds the best tokens up to each position, from left to right. In any stretch that is as long
+        as the longest token, a token of the whole text ends. So if the best tokens up to each position of
+        such a stretch begin with the same ids, then so do those of the whole text. This is not the case in
+        long runs of one character, whose first tokens depend on the length of the run.
 
         Args:
             text: A text.
             tokens: Number of ids, at most the number at which the tokenizer truncates.
 
         Returns:
-            `tokens` ids; None if they depend on the rest of the text, or if the model is not Unigram.
+            `tokens` ids; None if they may depend on the rest of the text, or if the method cannot be used
+            with the tokenizer.
         """
         if tokens == 0:
             return []
@@ -111,7 +113,7 @@ class Parts:
         return is_separator and left.rstrip() == left != "" and self._normalize(around) == left + right
 
     def _keeps_positions(self, window: str) -> bool:
-        """Return True if normalization maps each character of a word to one character, independently."""
+        """Return True if normalization maps each character to one character, independently of the others."""
         one_by_one = [self._normalize(character) for character in window]
         return all(len(one) == 1 and not one.isspace() for one in one_by_one) and "".join(
             one_by_one

@@ -41,7 +41,7 @@ class Tokens:
     """
 
     ids: list[Ids]
-    """int32[length] per text, with `<s>` and `</s>`: the text truncated at the limit, or its first part."""
+    """int32[length] per text, with special tokens: the text truncated at the limit, or its first part."""
     full_lengths: npt.NDArray[np.int32]
     """int32[n]: tokens of each text before truncation. See `Tokenizer.encode` for the texts whose number is
     approximate."""
@@ -52,7 +52,7 @@ class Tokens:
 
     @classmethod
     def of(cls, ids: list[Ids]) -> Tokens:
-        """Create Tokens for texts that were neither truncated nor normalized, from their ids."""
+        """Create Tokens from ids, with `full_lengths` and `composed` as for texts that fit and are in NFC."""
         lengths = np.fromiter(map(len, ids), dtype=np.int32, count=len(ids))
         return cls(ids, lengths, np.zeros(len(ids), dtype=np.bool_))
 
@@ -84,7 +84,7 @@ class Tokens:
         return Tokens.of([np.frombuffer(key, dtype=np.int32) for key in row_of]), rows
 
     def averaged(self, embeddings: npt.NDArray[np.float32], *, normalize: bool) -> npt.NDArray[np.float32]:
-        """Average the embeddings of the parts of each text, weighted by their tokens: float32[n, dim].
+        """Average the embeddings of the parts of each text, weighted by token count: float32[n, dim].
 
         Args:
             embeddings: float32[parts, dim], in the order of `parts`.
@@ -103,7 +103,7 @@ class Tokens:
 
     @property
     def lengths(self) -> npt.NDArray[np.int32]:
-        """int32[n]: tokens of each text after truncation."""
+        """int32[n]: length of each array of `ids`."""
         return np.fromiter((len(row) for row in self.ids), dtype=np.int32, count=len(self.ids))
 
     @property
@@ -177,9 +177,10 @@ class Tokenizer:
         """Tokenize texts on several threads.
 
         A text of more than 262,144 characters is encoded in parts, which bounds memory and yields the same
-        ids. This requires spaces or line breaks between words. The tokens of a longer stretch without them
-        are counted approximately, in parts that are cut anywhere, unless the ids that truncation keeps depend
-        on the whole stretch: then it is encoded at once.
+        ids. The parts begin at spaces or line breaks between words. If a stretch of more than 262,144
+        characters has none, the ids that truncation keeps are computed from its beginning, and its token
+        count is approximate. The stretch is encoded at once if these ids depend on the whole stretch or if
+        `keep_rest` is True.
 
         Args:
             texts: Any number of texts. An empty text has only special tokens.
@@ -205,7 +206,7 @@ class Tokenizer:
         return Tokens(ids, np.asarray(full_lengths, dtype=np.int32), composed, further)
 
     def require_ids(self, expected: Mapping[str, Sequence[int]], made_with: str) -> None:
-        """Check that texts have the same ids as when the artifact was exported.
+        """Check that texts have the same ids as at export.
 
         Args:
             expected: Ids at export, by text.
@@ -251,10 +252,7 @@ class Tokenizer:
         return texts, np.array(changed, dtype=np.bool_)
 
     def _windows_of(self, encoding: tokenizers.Encoding) -> tuple[list[Ids], int]:
-        """Return the ids of a text in windows of max_tokens, and their number before truncation.
-
-        There is a single window unless the rest is kept.
-        """
+        """Return the parts of a text (only the first one unless the rest is kept), and its full length."""
         rest = encoding.overflowing
         kept = (encoding, *rest) if self._keep_rest else (encoding,)
         full_length = len(encoding.ids) + sum(len(part.ids) - self._specials for part in rest)
@@ -282,7 +280,7 @@ class Tokenizer:
         return windows, total + self._specials
 
     def _body_of(self, parts: list[str], needed: int) -> tuple[Ids, int]:
-        """Return the first ids of parts, at least `needed`, and the number of all, without special tokens."""
+        """Return ids of parts without special tokens, at least the first `needed`, and their total number."""
         is_too_long = len(parts[0]) > _CHARACTERS_PER_CALL and not self._keep_rest
         if is_too_long and (head := self._parts.head(parts[0], needed)) is not None:
             slices = (

@@ -328,7 +328,7 @@ def test_a_wrong_contender_is_not_timed(command, capsys, monkeypatch):
 
 def test_an_artifact_that_does_not_open_is_wrong(command, exported, tmp_path):
     broken = shutil.copytree(exported["int8"], tmp_path / "broken")
-    (broken / "model.onnx").write_bytes(b"")
+    (broken / "onnx/model_quantized.onnx").write_bytes(b"")
     code, result = command("coldstart", "--rounds", "1", artifact=broken)
     assert code == 1
     assert "failed during 'open'" in result["wrong"]["koe5-int8-padded"]

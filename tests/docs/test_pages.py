@@ -176,12 +176,12 @@ def all_nodes(graph):
 
 @pytest.mark.parametrize(
     ("kind", "file", "domain"),
-    [("packed", "model.packed_cpu.onnx", "koe5"), ("padded", "model.onnx", None)],
+    [("packed", "packed_cpu.onnx", "koe5"), ("padded", "model_quantized.onnx", None)],
 )
 def test_the_drawing_shows_the_operators_of_the_graph(drawing, kind, file, domain):
     """Every operator of a layer is drawn, and every drawn operator is in the graph."""
     onnx = pytest.importorskip("onnx")
-    graph = onnx.load(ROOT / "tests/data/tiny-int8" / file, load_external_data=False).graph
+    graph = onnx.load(ROOT / "tests/data/tiny-int8/onnx" / file, load_external_data=False).graph
     nodes = [node for node in all_nodes(graph) if domain in (None, node.domain)]
     drawn = words(drawing, kind)
     assert drawn, f"docs/graph.svg has no text of class {kind}"

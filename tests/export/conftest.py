@@ -1,4 +1,7 @@
-"""Checkpoints and artifacts for the export tests: seeded ones, and the trained all-MiniLM-L6-v2."""
+"""Checkpoints and artifacts for the export tests.
+
+A seeded checkpoint has random weights from a fixed seed. all-MiniLM-L6-v2 has trained weights.
+"""
 
 import inspect
 import shutil
@@ -71,7 +74,7 @@ def exported(seeded, made_once):
 
 @pytest.fixture(scope="session", autouse=True)
 def reference_embeddings():
-    """Run the reference once per checkpoint, because it takes most of an export's time."""
+    """Reuse reference embeddings for the same checkpoint, contract and texts: they take most of the time."""
     embed, known = Reference.embed, {}
 
     def embed_once(self, texts, prompt_names, on_rows=lambda _: None):

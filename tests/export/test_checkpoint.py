@@ -56,7 +56,7 @@ def test_reads_prefixed_names_and_ignores_heads(folder, prefix):
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_quantized_weights_are_rejected(folder, activation):
-    """Graph and reference would both ignore the missing scales, and so agree on meaningless embeddings."""
+    """Graph and reference would both use the integers without scales, and agree on meaningless embeddings."""
     change_config(folder, hidden_act=activation)
     name = "encoder.layer.1.output.dense.weight"
 

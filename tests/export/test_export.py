@@ -24,7 +24,18 @@ from koe5_onnx import (
     Tokenizer,
 )
 
-ARTIFACT = ["manifest.json", "model.onnx", "model.onnx.data", "tokenizer.json"]
+ARTIFACT = [
+    "1_Pooling",
+    "config.json",
+    "config_sentence_transformers.json",
+    "manifest.json",
+    "modules.json",
+    "onnx",
+    "sentence_bert_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
 IMPOSSIBLE = {"cosine_min": 1.0, "cosine_mean": 1.0}
 
 
@@ -85,8 +96,8 @@ def test_a_damaged_checkpoint_leaves_nothing(folder, tmp_path, monkeypatch, prec
 
 
 def test_leftovers_of_a_killed_export_are_removed(checkpoint, tmp_path):
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "model.onnx.data").write_bytes(b"half")
+    (tmp_path / "out.partial" / "onnx").mkdir(parents=True)
+    (tmp_path / "out.partial" / "onnx" / "model.onnx_data").write_bytes(b"half")
     out = export_checkpoint(checkpoint, tmp_path / "out").path
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert sorted(path.name for path in out.iterdir()) == ARTIFACT
@@ -212,7 +223,8 @@ before = peak()
 precision = PRECISIONS[sys.argv[3]]
 spec = ArtifactSpec(checkpoint, read_contract(checkpoint), precision, PublishOptions())
 write_tokenizer(checkpoint.folder, Path(sys.argv[2]) / "tokenizer.json")
-write_graph(spec, CALIBRATION, Path(sys.argv[2]) / "graph", Path(sys.argv[2]) / "weights")
+(Path(sys.argv[2]) / "onnx").mkdir()
+write_graph(spec, CALIBRATION, Path(sys.argv[2]))
 print(peak() - before)
 """
 

@@ -78,7 +78,7 @@ def test_known_contracts_match_those_of_the_files(relative):
 
 
 def test_multilingual_e5_small_uses_the_pad_id_of_its_config(tmp_path):
-    """The pad id in config.json is 0, which is <s>, not <pad>. Padding is masked, so both give the same."""
+    """The pad id in config.json is 0, the id of <s>. Padding is masked, so the id of <pad> gives the same."""
     folder = tmp_path / "small"
     write_seeded_checkpoint(folder, FAMILY["intfloat/multilingual-e5-small"])
     checkpoint = Checkpoint.open(folder)

@@ -23,7 +23,7 @@ from koe5_onnx import (
     TruncationWarning,
 )
 from koe5_onnx.cli import main
-from koe5_onnx.engine.graphs import OUTPUT
+from koe5_onnx.engine.graphs import HIDDEN, OUTPUT
 
 TEXTS = ["서울은 대한민국의 수도이다.", "", "A longer sentence, with <pad> inside it.", "a " * 700]
 
@@ -34,10 +34,14 @@ def value(name, shape, kind=TensorProto.INT64):
 
 @pytest.fixture
 def model(exported):
-    """Return a graph with token embeddings as output. Names of its unused nodes clash with the import's."""
+    """Return a graph with token embeddings as output. It has unused nodes with names that the import adds."""
     model = onnx.load(exported["fp32"].graph)
-    model.graph.node.append(helper.make_node("Identity", ["final_norm"], ["last_hidden_state"]))
-    model.graph.output[0].CopyFrom(value("last_hidden_state", ["n", "width", 64], TensorProto.FLOAT))
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["states" if name == HIDDEN else name for name in names]
+    model.graph.node.append(helper.make_node("Identity", ["states"], [HIDDEN]))
+    del model.graph.output[:]
+    model.graph.output.append(value(HIDDEN, ["n", "width", 64], TensorProto.FLOAT))
     return model
 
 
@@ -70,12 +74,13 @@ def test_an_encoder_becomes_an_artifact(model, folder, exported, tmp_path, name,
     assert difference(Artifact.open(tmp_path / "out"), exported["fp32"]) <= FP32_MAX_ABS_DIFF
     assert (artifact.manifest.precision, artifact.manifest.recipe["file"]) == ("fp32", name)
     assert artifact.manifest.architecture == exported["fp32"].manifest.architecture
-    assert set(artifact.manifest.files) == {"model.onnx", "model.onnx.data", "tokenizer.json"}
+    assert artifact.manifest.files.keys() == exported["fp32"].manifest.files.keys()
     graph = onnx.load(artifact.graph, load_external_data=False).graph
     assert sum(node.op_type == "LpNormalization" for node in graph.node) == 1
     assert [entry.name for entry in (*graph.input, *graph.output)] == [
         "input_ids",
         "attention_mask",
+        HIDDEN,
         OUTPUT,
     ]
 
@@ -100,13 +105,13 @@ def test_token_types_are_zero(model, folder, exported, tmp_path, kind):
     model.graph.input.append(value("token_type_ids", ["n", "width"], kind))
     axis = numpy_helper.from_array(np.array([2]), "last")
     model.graph.initializer.append(axis)
-    model.graph.node[-1].output[0] = "states"
+    model.graph.node[-1].output[0] = "untyped"
     model.graph.node.extend(
         [
             helper.make_node("Cast", ["token_type_ids"], ["types"], to=TensorProto.FLOAT),
             helper.make_node("Cos", ["types"], ["sign"]),
             helper.make_node("Unsqueeze", ["sign", "last"], ["signs"]),
-            helper.make_node("Mul", ["states", "signs"], ["last_hidden_state"]),
+            helper.make_node("Mul", ["untyped", "signs"], [HIDDEN]),
         ]
     )
     save(model, folder)
@@ -125,7 +130,7 @@ def test_local_functions_are_inlined(model, folder, exported, tmp_path):
 
 
 def with_text_output(model, source):
-    """Add the output sentence_embedding, three times the source, and rename the original to `embedding`."""
+    """Add a node for sentence_embedding, three times the source; rename the original one to `embedding`."""
     for node in model.graph.node:
         node.output[:] = ["embedding" if name == OUTPUT else name for name in node.output]
     model.graph.node.append(helper.make_node("Mul", [source, "three"], [OUTPUT]))
@@ -150,9 +155,7 @@ def test_the_import_adds_pooling_to_token_embeddings(model, folder, exported, tm
 
 
 def test_fp16_states_fail_the_fp32_gate(model, folder, tmp_path):
-    model.graph.node[-1].CopyFrom(
-        helper.make_node("Cast", ["final_norm"], ["last_hidden_state"], to=TensorProto.FLOAT16)
-    )
+    model.graph.node[-1].CopyFrom(helper.make_node("Cast", ["states"], [HIDDEN], to=TensorProto.FLOAT16))
     model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
     save(model, folder)
     with pytest.raises(FidelityError, match=r"max_abs_diff \d\.\d+e-0[45], allowed 1e-05"):
@@ -281,7 +284,7 @@ def test_the_contract_comes_from_the_checkpoint(model, folder, seeded, tmp_path)
 
 def with_node(op, **attributes):
     def change(model):
-        model.graph.node.append(helper.make_node(op, ["final_norm"], ["more"], **attributes))
+        model.graph.node.append(helper.make_node(op, ["states"], ["more"], **attributes))
 
     return change
 
@@ -323,7 +326,7 @@ def test_precision_is_detected_in_branches(exported, tmp_path):
 def test_a_precision_without_a_gate_is_rejected(model, folder, tmp_path):
     with_weight(TensorProto.BFLOAT16)(model)
     save(model, folder)
-    with pytest.raises(InputError, match=r"is bf16, which has no gate\. .*--precision with one of fp32"):
+    with pytest.raises(InputError, match=r"for the precision bf16 of .*--precision with one of fp32"):
         import_folder(folder, tmp_path / "out")
     artifact = import_folder(folder, tmp_path / "out", ImportOptions(precision="fp32"))
     assert artifact.manifest.recipe["detected_precision"] == "bf16"
@@ -368,4 +371,4 @@ def test_the_command_line(model, folder, tmp_path, capsys):
     assert main(["import", str(folder), str(out)]) == 1
     assert "--force" in capsys.readouterr().err
     assert main(["import", str(folder), str(out), "--force", "--precision", "int3"]) == 1
-    assert "is int3" in capsys.readouterr().err
+    assert "no gate is known for the precision int3" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_dimensions_from_a_model_card(folder):
 
 
 def test_dimensions_from_files_of_sentence_transformers(folder, tmp_path):
-    """The checkpoint and the loss parameters in the card are written by sentence-transformers."""
+    """sentence-transformers saves the checkpoint, and returns the loss parameters for the card."""
     library = pytest.importorskip("sentence_transformers")
     from sentence_transformers.sentence_transformer.losses import (
         MatryoshkaLoss,

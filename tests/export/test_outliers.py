@@ -1,8 +1,9 @@
 """A checkpoint with outlier channels like those of trained transformers, which seeded weights do not have.
 
-Two channels of the residual stream are +100 and -100 from the first layer to the last norm, while the others
-are about 1. The norms produce these outliers, and the linear layers have small weights for these two inputs.
-If activations have one scale per tensor, the outliers use up the range of its 256 steps.
+Two channels of the residual stream are about +100 and -100 from the end of the first layer to the last norm,
+while the others are about 1. The norms produce these outliers, and the linear layers have small weights for
+these two inputs. If activations have one scale per tensor, the outliers determine it, and few of its 256
+steps remain for the other channels.
 """
 
 import numpy as np

@@ -15,7 +15,7 @@ def test_columns_are_rounded_to_the_nearest_step():
 
 @pytest.mark.parametrize(("bits", "highest"), [(8, 127), (4, 7)])
 def test_each_block_has_its_own_scale(bits, highest):
-    """Blocks of very different magnitude have the same relative error."""
+    """The relative error is small in all blocks, although their magnitudes differ."""
     sizes = np.repeat(np.logspace(-3, 3, 4, dtype=np.float32), 16)[:, None]
     weight = RNG.standard_normal((64, 5), dtype=np.float32) * sizes
     rounded = round_blocks(weight, bits, 16)

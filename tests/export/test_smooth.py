@@ -18,7 +18,10 @@ from koe5_export.writer import GraphWriter
 from tolerances import FP32_MAX_ABS_DIFF, SMOOTHING_RELATIVE
 
 from koe5_onnx import Tokenizer
-from koe5_onnx.artifact import GRAPH, WEIGHTS
+from koe5_onnx.artifact import GRAPHS, weights_of
+
+GRAPH = GRAPHS["int8"]
+WEIGHTS = weights_of(GRAPH)
 
 STRENGTHS = Strengths(attention=0.8, context=0.4, ffn=0.6, gelu=0.4)
 TEXTS = ["서울은 대한민국의 수도이다.", "A longer sentence, with <pad> inside it.", "", "네"]
@@ -127,9 +130,9 @@ def test_a_smoothed_encoder_gives_the_same_embeddings(checkpoint, calibration, t
             norm = layer.output_norm
 
     contract = read_contract(checkpoint)
-    with GraphWriter(tmp_path / GRAPH, tmp_path / WEIGHTS) as writer:
+    with GraphWriter(tmp_path / "graph") as writer:
         write_encoder(writer, checkpoint, contract, smoothed(), PRECISIONS["fp32"])
-    session = onnxruntime.InferenceSession(tmp_path / GRAPH, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(tmp_path / "graph", providers=["CPUExecutionProvider"])
     expected = embed_reference(checkpoint.folder, contract, TEXTS)
     for row, ids in enumerate(Tokenizer(checkpoint.tokenizer, 512).encode(TEXTS).ids):
         feeds = {"input_ids": ids[None].astype(np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
@@ -183,7 +186,7 @@ def test_rotation_reduces_an_outlier_channel_of_gelu(checkpoint, calibration):
 
 
 def test_rounding_keeps_the_mean_of_each_output(checkpoint, calibration):
-    """The bias is changed by the effect of rounding on the mean of the inputs."""
+    """Rounding changes the mean of each output, and a change of the bias corrects this."""
     layer, norm = checkpoint.layer(0), checkpoint.embedding_norm()
     inputs, heads = calibration.advance(norm, layer), checkpoint.config.heads
     exact = smooth(norm, layer, inputs, STRENGTHS, heads)
@@ -211,7 +214,7 @@ def test_rounding_keeps_the_mean_of_each_output(checkpoint, calibration):
 
 
 def _context(smoothed, layer, head):
-    """Return the divisors of the attention output: the smoothed weight, unrotated, by the original weight."""
+    """Return the divisors of the attention output: the unrotated smoothed weight / the original weight."""
     return (rotated_rows(smoothed.output.weight, head.T) / layer.output.weight)[:, 0]
 
 

@@ -49,7 +49,7 @@ def encoder_prefixed(prefix):
 
 
 def masked_lm(prefix):
-    """Return a function that renames tensors to those of a masked language model with tied embeddings."""
+    """Return a function that converts tensors to those of a masked language model with tied embeddings."""
     head = {"lm_head.bias": np.zeros(900, np.float32), "lm_head.dense.weight": np.zeros((32, 32), np.float32)}
     return lambda tensors: {**prefixed(prefix)(tensors), **head, "lm_head.decoder.weight": tensors[WORDS]}
 

@@ -73,7 +73,7 @@ def test_the_artifact_is_the_same_as_from_safetensors(seeded, folder, tmp_path):
     save(tensors_of(seeded), folder / "pytorch_model.bin")
     for checkpoint, out in ((seeded, "safetensors"), (folder, "bin")):
         export_checkpoint(Checkpoint.open(checkpoint), tmp_path / out)
-    for name in ("model.onnx", "model.onnx.data"):
+    for name in ("onnx/model.onnx", "onnx/model.onnx_data"):
         assert (tmp_path / "bin" / name).read_bytes() == (tmp_path / "safetensors" / name).read_bytes()
 
 

@@ -40,7 +40,7 @@ from koe5_onnx import (
     Tokenizer,
     TruncationWarning,
 )
-from koe5_onnx.artifact import GRAPH, MANIFEST, WEIGHTS, describe_file
+from koe5_onnx.artifact import GRAPHS, MANIFEST, describe_file, weights_of
 
 
 def certificate(**changes):
@@ -58,6 +58,9 @@ def certificate(**changes):
 UNPROMPTED = Contract(
     "mean", normalize=True, max_tokens=512, dim=64, pad_id=1, prompts={"query": "", "passage": ""}
 )
+
+GRAPH = GRAPHS["int8"]
+WEIGHTS = weights_of(GRAPH)
 GATE = Gate(cosine_min=0.98, cosine_mean=0.995, max_abs_diff=1e-5)
 
 
@@ -117,7 +120,7 @@ def test_an_artifact_with_changed_weights_fails(precision, exported, seeded, tmp
     manifest = Artifact.open(exported[precision].path).manifest
     files = {**manifest.files, WEIGHTS: describe_file(folder / WEIGHTS)}
     (folder / MANIFEST).write_text(dataclasses.replace(manifest, files=files).to_json())
-    with pytest.raises(FidelityError, match="too far from PyTorch"):
+    with pytest.raises(FidelityError, match="the artifact fails its gate"):
         verify_artifact(Artifact.open(folder), Checkpoint.open(seeded))
 
 
@@ -240,6 +243,15 @@ def test_another_tokenizer_is_compared_again(seeded, exported, tmp_path):
     other.write_text(json.dumps(changed), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"differently from tokenizer\.json"):
         expect(checkpoint, contract, other)
+
+
+def test_missing_tokens_at_the_end_are_reported_with_their_place(seeded, exported, tmp_path):
+    changed = json.loads(exported["int8"].tokenizer.read_text(encoding="utf-8"))
+    changed["post_processor"]["single"].pop()
+    other = tmp_path / "tokenizer.json"
+    other.write_text(json.dumps(changed), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"From token [1-9]\d* on it returns \[2\] instead of \[\]\."):
+        expect(Checkpoint.open(seeded), exported["int8"].manifest.contract, other)
 
 
 def test_embeddings_without_unit_length_fail(exported, seeded, tmp_path):

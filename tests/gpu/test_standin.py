@@ -17,12 +17,14 @@ import onnxruntime
 import pytest
 
 from koe5_onnx import Embedder, EngineOptions, OutOfMemoryError, ProviderError, SmallerBatchWarning
-from koe5_onnx.artifact import GRAPH, PACKED_CUDA_GRAPH, Artifact
+from koe5_onnx.artifact import GRAPHS, PACKED_CUDA_GRAPH, Artifact
 from koe5_onnx.cli import main
 from koe5_onnx.engine import tuning
 from koe5_onnx.engine.batching import Batch, pack_cuda
 from koe5_onnx.engine.cuda import graph_capture
 from koe5_onnx.engine.session import Session
+
+GRAPH = GRAPHS["fp16"]
 
 LAYERS = 3
 LAUNCHES_A_LAYER, LAUNCHES_AROUND = 11, 15
@@ -113,7 +115,7 @@ def test_only_padded_graphs_need_cudnn(fp16, tmp_path):
     )
     assert found.stdout == "(1, 128)\n"
     assert "ProviderError" in found.stderr
-    assert "model.onnx requires cuDNN. Run pip install 'onnxruntime-gpu[cudnn]'" in found.stderr
+    assert "model_fp16.onnx requires cuDNN. Run pip install 'onnxruntime-gpu[cudnn]'" in found.stderr
 
 
 def test_launches_and_copies_of_a_batch(fp16, seen):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import logging
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from edited_json import edited
+from edited_json import edited, set_contract
 from tolerances import FP32_MAX_ABS_DIFF, SIMILARITY_ATOL, UNIT_LENGTH_ATOL
 
 from koe5_onnx import Embedder, InputError, MissingDependencyError
@@ -180,6 +181,12 @@ def test_truncate_dim_can_be_set(short, texts):
         SentenceEncoder(short, truncate_dim=9)
     with pytest.raises(InputError, match="truncate_dim is 4: expected one of 8, 16, 64"):
         encoder.encode(texts, truncate_dim=4)
+
+
+def test_the_similarity_function_is_that_of_the_contract(artifact_path, tmp_path):
+    folder = shutil.copytree(artifact_path, tmp_path / "artifact")
+    set_contract(folder, similarity="dot")
+    assert SentenceEncoder(folder, threads=1).similarity_fn_name == "dot"
 
 
 @pytest.mark.parametrize("normalizes", [True, False])

@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 from kernel_nodes import LEVELS, Kernels, node_model, open_session, python
 
+from koe5_onnx.artifact import PACKED_CPU_GRAPH
 from koe5_onnx.engine.graphs import FUSED_OPERATORS
 
 GET_API = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
@@ -165,7 +166,7 @@ def bytes_in_use() -> int:
 def test_runs_leak_no_memory(library: Path) -> None:
     """The graph contains all operators."""
     artifact = Path(__file__).parents[1] / "data" / "tiny-int8"
-    session = open_session(library, str(artifact / "model.packed_cpu.onnx"), threads=1)
+    session = open_session(library, str(artifact / PACKED_CPU_GRAPH), threads=1)
     feeds = {
         "input_ids": np.array([0, 5, 6, 2], np.int64),
         "position_ids": np.arange(4, dtype=np.int64),

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of the runtime: tiny artifact, golden embeddings, texts of a given length."""
+"""Fixtures for the tests of the runtime."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def golden() -> Golden:
 
 @pytest.fixture
 def embedder(artifact_path: Path) -> Iterator[Embedder]:
-    """Return a new Embedder per test, because each warns only once."""
+    """Return a new Embedder per test, because an Embedder issues each kind of warning only once."""
     with Embedder.open(artifact_path, threads=1) as opened:
         yield opened
 

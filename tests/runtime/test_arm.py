@@ -1,4 +1,4 @@
-"""Each precision on an emulated ARM CPU. `make arm` runs these tests; elsewhere they are skipped."""
+"""Artifacts in fp32 and int8 on an emulated ARM CPU. `make arm` runs these tests."""
 
 from __future__ import annotations
 

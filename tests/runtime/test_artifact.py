@@ -1,4 +1,4 @@
-"""An artifact can be opened, and every kind of damage raises an error."""
+"""An artifact can be opened; missing or damaged files and unsupported manifests raise an error."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ import pytest
 from edited_json import edited
 
 from koe5_onnx import Artifact, ArtifactError, Manifest
-from koe5_onnx.artifact import GRAPH, MANIFEST, TOKENIZER, WEIGHTS, describe_file
+from koe5_onnx.artifact import GRAPHS, MANIFEST, TOKENIZER, describe_file, weights_of
+
+GRAPH = GRAPHS["int8"]
+WEIGHTS = weights_of(GRAPH)
 
 MISSING = object()
 """Value with which `change` removes a field."""
 
 
 def change(folder: Path, path: str, value: object) -> None:
-    """Set the manifest's field at `path`, such as "contract/dim"."""
-    *parents, name = path.split("/")
+    """Set the manifest's field at `path`, such as "contract>dim"."""
+    *parents, name = path.split(">")
     with edited(folder / MANIFEST) as manifest:
         owner = _at(manifest, parents)
         if value is MISSING:
@@ -81,7 +84,7 @@ class TestFiles:
             Artifact.open(artifact_copy, check=check)
 
     def test_not_listed(self, artifact_copy, name):
-        change(artifact_copy, f"files/{name}", MISSING)
+        change(artifact_copy, f"files>{name}", MISSING)
         with pytest.raises(ArtifactError, match=f"does not list {name}"):
             Artifact.open(artifact_copy)
 
@@ -99,20 +102,20 @@ class TestFiles:
             "int2",
             r"precision is 'int2': expected one of fp32, fp16, int8, .* or update koe5-onnx",
         ),
-        ("contract/pooling", MISSING, r"contract lacks required fields: pooling"),
-        ("certificate/overall/cosine_min", MISSING, r"overall lacks required fields: cosine_min"),
+        ("contract>pooling", MISSING, r"contract lacks required fields: pooling"),
+        ("certificate>overall>cosine_min", MISSING, r"overall lacks required fields: cosine_min"),
         ("compression", "zstd", r"unknown fields: compression\. Update"),
-        ("contract/instruction", "x", r"contract has unknown fields: instruction"),
-        ("contract/dim", "32", r"contract: dim: expected int, found '32'"),
-        ("contract/dim", 32.5, r"dim: expected int, found 32\.5"),
-        ("contract/normalize", 1, r"normalize: expected bool, found 1"),
-        ("contract/max_tokens", None, r"max_tokens: expected int, found None"),
-        ("contract/prompts", ["query: "], r"prompts: expected an object, found list"),
-        ("contract/prompts/query", 7, r"prompts\.query: expected str, found 7"),
-        ("certificate/overall/cosine_min", "0.99", r"cosine_min: expected float, found '0\.99'"),
+        ("contract>instruction", "x", r"contract has unknown fields: instruction"),
+        ("contract>dim", "32", r"contract: dim: expected int, found '32'"),
+        ("contract>dim", 32.5, r"dim: expected int, found 32\.5"),
+        ("contract>normalize", 1, r"normalize: expected bool, found 1"),
+        ("contract>max_tokens", None, r"max_tokens: expected int, found None"),
+        ("contract>prompts", ["query: "], r"prompts: expected an object, found list"),
+        ("contract>prompts>query", 7, r"prompts\.query: expected str, found 7"),
+        ("certificate>overall>cosine_min", "0.99", r"cosine_min: expected float, found '0\.99'"),
         ("source", None, r"source: expected an object, found NoneType"),
         ("files", [], r"files: expected an object, found list"),
-        (f"files/{GRAPH}/bytes", "9", r"bytes: expected int, found '9'"),
+        (f"files>{GRAPH}>bytes", "9", r"bytes: expected int, found '9'"),
     ],
 )
 def test_manifest_that_does_not_fit(artifact_copy, path, value, message):
@@ -146,7 +149,7 @@ def _at(manifest: dict, section: list[str] | tuple[str, ...]) -> dict:
 
 
 def test_whole_numbers_are_floats_too(artifact_copy):
-    change(artifact_copy, "certificate/overall/cosine_min", 1)
+    change(artifact_copy, "certificate>overall>cosine_min", 1)
     certificate = Artifact.open(artifact_copy).manifest.certificate
     assert certificate is not None
     assert type(certificate.overall.cosine_min) is float

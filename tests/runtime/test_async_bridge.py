@@ -1,4 +1,4 @@
-"""Results of other threads reach their event loop, even if another future was canceled or a loop closed."""
+"""Results reach their event loop; canceled futures and closed loops are ignored. Long texts use threads."""
 
 from __future__ import annotations
 

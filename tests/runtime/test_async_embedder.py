@@ -1,4 +1,4 @@
-"""AsyncEmbedder returns the results of Embedder, and concurrent calls share batches but not errors."""
+"""AsyncEmbedder returns the results of Embedder, and concurrent calls share batches and the queue fairly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches contain every row once and stay within the budget; padding does not change results."""
+"""Batches contain every row once and stay within the budget; their arrays have the documented layout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from koe5_onnx.engine.batching import (
 
 
 def random_lengths(seed: int) -> tuple[np.ndarray, int]:
-    """Return lengths and a budget, from few short texts to many of all lengths."""
+    """Return the lengths of fewer than 300 random texts, and a random budget."""
     rng = np.random.default_rng(seed)
     count, longest = int(rng.integers(0, 300)), int(rng.choice([3, 70, 512, 5000]))
     return rng.integers(2, longest + 1, count).astype(np.int32), int(rng.choice([1, 64, 512, 100_000]))
@@ -133,7 +133,7 @@ def test_token_offsets_put_each_token_where_padding_would(seed):
 
 
 def test_positions_of_packed_texts():
-    """RoBERTa's position ids start at 1, with 0 for a literal pad token; those of other models start at 0."""
+    """Tokens are numbered from 1 with `counts_from_pad`, with 0 for a pad token in the text, else from 0."""
     ids = [np.array([0, 7, 1, 8, 2], np.int32), np.array([0, 2], np.int32), np.array([1], np.int32)]
     batch = Batch(np.array([0, 2, 1]), 0)
     counted = pack_cuda(ids, batch, 1, counts_from_pad=True)

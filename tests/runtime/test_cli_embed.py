@@ -1,4 +1,4 @@
-"""koe5-onnx embed reads all inputs, writes all outputs, and leaves no output file after an error."""
+"""koe5-onnx embed reads text and JSON lines, writes .npy and .jsonl, and leaves no output after an error."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_default_field_is_text(embed, put, embedder, tmp_path):
 
 
 WIDE = ["U+0A41 \u0a41", "U+010A \u010a", "", "\u0a0a", "뷁 끝"]
-"""Texts with characters of which one of the two UTF-16 bytes is 10, the byte of a line feed."""
+"""Texts of which some have characters whose UTF-16 bytes include 10, the byte of a line feed."""
 
 
 @pytest.mark.parametrize(
@@ -278,6 +278,8 @@ def test_too_long_a_text(embed, put, tmp_path, capsys, text_of):
     assert warning.startswith("koe5-onnx: warning: 1 of 2 texts have more than 512 tokens")
     assert summary.startswith("2 texts, 517 tokens in ")
     assert "1 truncated at 512" in summary
+    assert embed("in.txt", "out.npy", "--overflow", "average") == 0
+    assert capsys.readouterr().err.startswith("2 texts, 518 tokens in ")
 
 
 def test_a_literal_prompt(put, embedder, artifact_path, tmp_path):
@@ -306,7 +308,7 @@ def test_an_existing_output_is_replaced(embed, put, tmp_path):
 
 
 def interrupt_by(action: Callable[[], None], folder: Path) -> Callable[..., np.ndarray]:
-    """Replace Session.run by one that interrupts in the middle, as a user would."""
+    """Return a replacement for `Session.run` that calls `action`, which must end the command."""
 
     def run(self, *arrays):
         assert any(name.endswith(".partial") for name in files(folder))

@@ -1,4 +1,4 @@
-"""koe5-onnx info shows the manifest as text and as a page, including manifests of other programs."""
+"""koe5-onnx info shows the manifest as text and as a page, and treats its strings as untrusted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import pytest
 from edited_json import edited
 
 from koe5_onnx import Artifact, Manifest, cli
-from koe5_onnx.artifact import ERROR_BINS, MANIFEST, WEIGHTS, describe_file
+from koe5_onnx.artifact import ERROR_BINS, GRAPHS, MANIFEST, describe_file, weights_of
 from koe5_onnx.cli.report import printable
+
+WEIGHTS = weights_of(GRAPHS["int8"])
 
 VOID = {"meta"}
 """HTML elements on the page without an end tag."""
@@ -34,7 +36,7 @@ def info(capsys, tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def changed(artifact_copy: Path) -> Callable[[Callable[[dict], object]], Path]:
-    """Change the tiny artifact's manifest and return the artifact."""
+    """Return a function that edits the manifest of a copy of the tiny artifact and returns the copy."""
 
     def change(edit: Callable[[dict], object]) -> Path:
         with edited(artifact_copy / MANIFEST) as manifest:
@@ -54,7 +56,7 @@ def page_of(info, tmp_path: Path) -> Callable[[Path], Page]:
 
 
 class Page(HTMLParser):
-    """Parses a page and checks that its tags are balanced; collects elements, ids and text."""
+    """Parses a page and checks that its tags are balanced; collects elements and text."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -129,13 +131,13 @@ def test_the_text_has_every_figure(info, changed):
         "calibration sha256 0d2582d2ecf1...",
         "devices cpu",
         "instructions one of amx_int8, avx512_vnni, avx_vnni, asimddp, i8mm",
-        "without them slow, and on x86 sums of products may saturate: export int8-block instead",
+        "without them int8 is slow, and on x86 sums of products may saturate. Export with int8-block instead",
         "pooling mean pooling",
         "length unit length",
         "embedding 64 dimensions",
         "input at most 512 tokens",
         'prompts "query: " for query, "passage: " for passage',
-        f"model.onnx.data {size / 1e3:.1f} kB {size:,} {describe_file(path / WEIGHTS).sha256[:12]}...",
+        f"{WEIGHTS} {size / 1e3:.1f} kB {size:,} {describe_file(path / WEIGHTS).sha256[:12]}...",
         "all lengths 41 0.999963 0.999967 0.999993 3.7e-05 3.5e-03",
         "65-128 tokens 41 0.999963 0.999967 1.000000 3.7e-05 3.5e-03",
         "length 1e-06 to 3e-06 3e-06 to 1e-05 1e-05 to 3e-05 3e-05 to 0.0001",
@@ -372,7 +374,7 @@ def test_a_hub_id(info, monkeypatch, artifact_path):
 
     monkeypatch.setattr("koe5_onnx.artifact.artifact.fetch", fetch)
     assert info("owner/name", "--revision", "v1").startswith("tiny-seeded, int8\n")
-    assert asked == [("owner/name", "v1")]
+    assert asked == [("owner/name", "v1"), ("owner/name", artifact_path.name)]
 
 
 def test_it_runs_without_onnxruntime(info, artifact_path, monkeypatch):

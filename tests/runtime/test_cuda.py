@@ -1,4 +1,4 @@
-"""CUDA on a machine without a GPU, with a mocked driver, and messages about missing parts."""
+"""CUDA without a GPU: a mocked driver, messages about missing parts, memory errors, and `tune`."""
 
 from __future__ import annotations
 

@@ -12,19 +12,21 @@ import warnings
 import numpy as np
 import pytest
 import tolerances
-from edited_json import set_contract
+from edited_json import edited, set_contract
 
 from koe5_onnx import (
     ArtifactError,
     AsyncEmbedder,
     DoublePromptWarning,
     Embedder,
+    FidelityError,
     InputError,
     ProviderError,
     TextTooLongError,
     Tokens,
     TruncationWarning,
 )
+from koe5_onnx.artifact import MANIFEST
 from koe5_onnx.engine.graphs import installed_kernels
 from koe5_onnx.integrations.sentence_transformers import SentenceEncoder
 
@@ -51,7 +53,7 @@ def encode_golden(embedder: Embedder, golden) -> np.ndarray:
 
 @pytest.fixture
 def texts(text_of):
-    """Return 60 texts: short, long, empty, repeated and one very large, none above the token limit."""
+    """Return 60 texts, of which two are empty and one has 500 words, none above the token limit."""
     lengths = np.random.default_rng(5).integers(0, 60, 57)
     return [
         *(f"{number} {text_of(int(length))}" for number, length in enumerate(lengths)),
@@ -385,10 +387,10 @@ def test_one_that_was_not_opened_by_path(embedder):
 def linked_artifact(artifact_path, tmp_path):
     """Return an artifact whose files are links into one folder, as in the Hub's cache and in ConfigMaps."""
     artifact, blobs = tmp_path / "artifact", tmp_path / "blobs"
-    artifact.mkdir()
+    shutil.copytree(artifact_path, artifact)
     blobs.mkdir()
-    for number, file in enumerate(artifact_path.iterdir()):
-        (artifact / file.name).symlink_to(shutil.copy(file, blobs / str(number)))
+    for number, file in enumerate(path for path in artifact.rglob("*") if path.is_file()):
+        file.symlink_to(file.rename(blobs / str(number)))
     return artifact
 
 
@@ -408,14 +410,29 @@ def test_files_that_are_links_to_one_folder(linked_artifact, graph):
 def test_files_that_are_links_to_different_folders(linked_artifact, graph, tmp_path):
     """With DVC and git-annex, the target of each link is in a different folder."""
     with Embedder.open(linked_artifact, threads=1, graph=graph) as embedder:
-        file = linked_artifact / embedder.session.graph.file.name
+        file = embedder.session.graph.file
     (tmp_path / "other").mkdir()
     moved = file.resolve().rename(tmp_path / "other" / file.name)
     file.unlink()
     file.symlink_to(moved)
-    message = rf"{file.name} is in .*other, but model.onnx.data is in .*blobs.*cp --recursive --dereference"
+    message = rf"{file.name} is in .*other, but model_quantized.onnx_data is in .*blobs.*cp --recursive "
     with pytest.raises(ProviderError, match=message):
         Embedder.open(linked_artifact, threads=1, graph=graph)
+
+
+def test_selftest(artifact_path, graph):
+    with Embedder.open(artifact_path, threads=1, graph=graph, selftest=True) as embedder:
+        assert embedder.artifact.manifest.selftest
+
+
+def test_selftest_of_an_artifact_with_other_embeddings(artifact_copy, graph):
+    with edited(artifact_copy / MANIFEST) as manifest:
+        first, second, *_ = manifest["selftest"]
+        first["embedding"] = second["embedding"]
+    message = r"self-test of .* failed: the embedding of 'query: .*' has the cosine 0\.\d{6}.*0\.999 or"
+    with pytest.raises(FidelityError, match=message):
+        Embedder.open(artifact_copy, threads=1, graph=graph, selftest=True)
+    Embedder.open(artifact_copy, threads=1, graph=graph).close()
 
 
 @pytest.fixture
@@ -426,7 +443,7 @@ def averaging(artifact_path):
 
 @pytest.fixture
 def long(embedder):
-    """Return a text of several thousand tokens, and the ids of its parts of 512 tokens."""
+    """Return a text above the token limit and, with the prompt "passage", the ids of its parts."""
     text = "서울은 대한민국의 수도이다. " * 200
     first, closing = embedder.tokenize(["a"]).ids[0][[0, -1]]
     body = [piece.id for piece in embedder.pieces(text, "passage") if not piece.special]

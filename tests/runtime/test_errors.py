@@ -18,7 +18,7 @@ ERROR_CLASSES = {
 
 
 def drawn_tree() -> dict[str, tuple[str, ...]]:
-    """Parse the tree in the docstring. Return the base classes of each error: its parent and the builtin."""
+    """Parse the tree in the docstring. Return the names of each class's bases: the parent and the builtin."""
     tree: dict[str, tuple[str, ...]] = {}
     above: list[tuple[int, str]] = []
     for line in (errors.__doc__ or "").splitlines():

@@ -78,7 +78,7 @@ def test_another_device(packed, kernels):
 
 def test_kernels_not_installed(packed, monkeypatch):
     monkeypatch.setitem(sys.modules, "koe5_onnx_kernels", None)
-    check_refused(packed, "cpu", r"pip install \./kernels in the repository")
+    check_refused(packed, "cpu", r"pip install \./kernels in a clone")
     assert "not installed" in installed_kernels()
 
 

@@ -16,7 +16,7 @@ OLD = time.time() - 3600
 
 @pytest.fixture
 def file(tmp_path, cache, monkeypatch):
-    """Return a file of 2 MB. Its ctime cannot be set back, so lower the age at which hashes are cached."""
+    """Return a file of 2 MiB. Its ctime cannot be set back, so lower the age at which hashes are cached."""
     monkeypatch.setattr(hashes, "_SETTLED_NS", -1)
     path = tmp_path / "weights"
     path.write_bytes(os.urandom(2 << 20))
@@ -96,7 +96,7 @@ def test_the_folder(monkeypatch, tmp_path):
 def test_a_damaged_artifact_is_found_despite_the_cache(artifact_copy, file, monkeypatch):
     monkeypatch.setattr(hashes, "_WORTH_REMEMBERING", 0)
     Artifact.open(artifact_copy)
-    weights = artifact_copy / "model.onnx.data"
+    weights = artifact_copy / "onnx/model_quantized.onnx_data"
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)

@@ -9,9 +9,16 @@ from pathlib import Path
 import pytest
 from hub_server import COMMIT, REPOSITORY, Hub, serving, settings
 
-from koe5_onnx.artifact import GRAPH, MANIFEST, PACKED_CPU_GRAPH, TOKENIZER, WEIGHTS
+from koe5_onnx.artifact import GRAPHS, MANIFEST, weights_of
 
-FILES = (MANIFEST, GRAPH, PACKED_CPU_GRAPH, WEIGHTS, TOKENIZER)
+WEIGHTS = weights_of(GRAPHS["int8"])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the content of each file by its path relative to the folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
 
 OPEN = """
 import sys
@@ -27,16 +34,16 @@ except Koe5Error as error:
 
 @pytest.fixture
 def hub(artifact_path: Path) -> Iterator[Hub]:
-    files = {name: (artifact_path / name).read_bytes() for name in FILES}
+    files = contents(artifact_path)
     with serving({**files, "README.md": b"# read me", "model.safetensors": b"not wanted"}) as hub:
         yield hub
 
 
 @pytest.fixture
 def open_from(run_python, tmp_path: Path) -> Callable[..., str]:
-    """Return a function that opens a Hub id in a separate process and returns its output.
+    """Return a function that opens a Hub id in a separate process and returns the output.
 
-    The client reads its settings when it is imported.
+    huggingface_hub reads its settings when it is imported, so they cannot be changed in this process.
     """
 
     def run(endpoint: str, name: str = REPOSITORY, revision: str = "", offline: bool = False) -> str:
@@ -56,9 +63,9 @@ def expected(embedder) -> str:
 
 
 @pytest.mark.parametrize("revision", ["", "main", "v1", COMMIT])
-def test_opens_what_the_hub_has(hub, open_from, expected, revision):
+def test_opens_what_the_hub_has(hub, open_from, artifact_path, expected, revision):
     assert open_from(hub.endpoint, revision=revision) == expected
-    assert sorted(hub.fetched) == sorted(FILES)
+    assert sorted(hub.fetched) == sorted(contents(artifact_path))
 
 
 def test_second_time_from_the_cache(hub, open_from, expected):

@@ -1,4 +1,4 @@
-"""A long text that is tokenized in parts has the ids of the whole text, with every kind of tokenizer."""
+"""A long text has the same ids as without splitting, for tokenizers that allow parts and for others."""
 
 from __future__ import annotations
 

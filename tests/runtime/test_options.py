@@ -1,4 +1,4 @@
-"""Every subcommand and the server accept every option; the call stack down to ONNX Runtime stays short."""
+"""Five subcommands accept all engine options; the call stack down to ONNX Runtime stays short."""
 
 from __future__ import annotations
 

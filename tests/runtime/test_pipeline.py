@@ -95,7 +95,7 @@ def test_the_next_window_is_tokenized_while_one_is_used():
 
 
 def test_the_windows_may_be_closed_in_the_background_thread():
-    """The garbage collector, which runs in any thread, closes windows that a failed call did not use."""
+    """The garbage collector closes windows that a failed call did not use, and may run in any thread."""
     is_suspended = threading.Event()
     closed = queue.Queue()
 

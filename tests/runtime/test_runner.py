@@ -48,7 +48,7 @@ class FakeSession:
 
 
 class Recorder(Observer):
-    """Records events, and rejects non-finite embeddings."""
+    """Records failures, and rejects embeddings with NaN."""
 
     def __init__(self):
         self.failures: list[BaseException] = []

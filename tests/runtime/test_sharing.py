@@ -18,9 +18,11 @@ from mapped_files import maps_of, memory_of
 
 import koe5_onnx
 from koe5_onnx import Artifact, Embedder, Koe5Warning, SharedWeightsWarning, cli
-from koe5_onnx.artifact import PACKED_CPU_GRAPH, WEIGHTS
+from koe5_onnx.artifact import GRAPHS, PACKED_CPU_GRAPH, weights_of
 from koe5_onnx.engine.graphs import Graph, installed_kernels
 from koe5_onnx.engine.shared_weights import kept_bytes, prepare, weight_folders
+
+WEIGHTS = weights_of(GRAPHS["int8"])
 
 needs_kernels = pytest.mark.skipif(isinstance(installed_kernels(), str), reason=str(installed_kernels()))
 TEXTS = ["하나", "둘 셋 넷", "다섯 " * 40, ""] * 3
@@ -32,7 +34,7 @@ IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 @pytest.fixture
 def layout(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Replace `koe5_onnx_kernels` with a module whose attribute `version` is the layout of packed weights."""
+    """Replace `koe5_onnx_kernels` with a module whose attribute `version` is the version of the layout."""
     module = ModuleType("koe5_onnx_kernels")
     module.version = 7
     module.packed_layout = lambda: module.version
@@ -45,7 +47,7 @@ def graph_of(artifact: Artifact) -> Graph:
 
 
 def packed_files(cache: Path) -> dict[str, tuple[int, int]]:
-    """Return inode and time of each packed file by name."""
+    """Return inode and modification time of each packed file by name."""
     return {
         file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in cache.glob("packed-weights/*/*")
     }

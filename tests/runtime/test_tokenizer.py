@@ -1,4 +1,4 @@
-"""Token counts around the limit and all of Unicode; padding and truncation in tokenizer.json are ignored."""
+"""Token counts around the limit, ids of unusual texts, and ignored settings of tokenizer.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measurements are saved for this machine and artifact, and used only if no options are given."""
+"""`tune` stores its result for this machine and artifact; opening uses it for options that are not given."""
 
 import itertools
 import json

@@ -22,7 +22,7 @@ from mapped_files import maps_of, memory_of
 from tolerances import SERVED
 
 import koe5_onnx
-from koe5_onnx import EngineOptions, InputError
+from koe5_onnx import EngineOptions, InputError, cli
 from koe5_onnx.cli.serve import hash_keys
 from koe5_onnx.engine.graphs import installed_kernels
 from koe5_onnx.serve import Settings
@@ -86,6 +86,14 @@ def test_a_key_file_without_keys_does_not_open_the_server(tmp_path):
     file.write_text("# none yet\n")
     with pytest.raises(InputError, match="has no API key"):
         hash_keys(file, "")
+
+
+def test_workers_and_parallel_batches_divide_the_cores(monkeypatch):
+    served = []
+    monkeypatch.setattr("koe5_onnx.serve.serve", lambda settings, **_: served.append(settings) or 0)
+    monkeypatch.setenv("KOE5_ONNX_THREADS", "8")
+    assert cli.main(["serve", str(ARTIFACT), "--workers", "2", "--parallel-batches", "2"]) == 0
+    assert served[0].engine.threads == 2
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Every precision compared with sentence-transformers, on the padded and the packed graph."""
+"""Every precision, on each of its graphs, compared with sentence-transformers."""
 
 import numpy as np
 import pytest

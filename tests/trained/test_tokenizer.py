@@ -20,7 +20,7 @@ def tokenizer(checkpoint):
 
 @pytest.fixture(scope="module")
 def odd_texts(texts):
-    """Return the fixture's texts, and 2,000 texts of random characters in `RANGES`."""
+    """Return the texts of the fixture `texts`, and 2,000 texts of random characters in `RANGES`."""
     choose = random.Random(0)
     made = [
         "".join(chr(choose.randrange(*choose.choice(RANGES))) for _ in range(choose.randrange(1, 60)))

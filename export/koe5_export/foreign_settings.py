@@ -1,0 +1,77 @@
+"""Write the settings files with which other runtimes open an artifact.
+
+sentence-transformers, transformers, Optimum and Transformers.js read these files; koe5_onnx does not. The
+settings of sentence-transformers are written from the contract, since a checkpoint may lack them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from koe5_export.config import read_json
+from koe5_export.settings import MODEL_SETTINGS, MODULES, TRANSFORMER_SETTINGS
+from koe5_onnx import Contract
+
+_COPIED = ("config.json", "special_tokens_map.json", "added_tokens.json")
+_TOKENIZER_SETTINGS = "tokenizer_config.json"
+_POOLING = "1_Pooling/config.json"
+FOREIGN_SETTINGS = (
+    *_COPIED,
+    _TOKENIZER_SETTINGS,
+    MODULES,
+    MODEL_SETTINGS,
+    TRANSFORMER_SETTINGS[0],
+    _POOLING,
+)
+"""Files that `write_foreign_settings` may write."""
+
+
+def write_foreign_settings(encoder: Path, contract: Contract, out: Path) -> None:
+    """Write the settings files of other runtimes to the artifact folder `out`.
+
+    Args:
+        encoder: Folder of the checkpoint's config.json and tokenizer.
+        contract: Contract of the artifact.
+        out: Folder of the artifact.
+    """
+    for name in _COPIED:
+        if (encoder / name).is_file():
+            shutil.copyfile(encoder / name, out / name)
+    tokenizer = encoder / _TOKENIZER_SETTINGS
+    known = read_json(tokenizer) if tokenizer.is_file() else {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings = {
+        _TOKENIZER_SETTINGS: known | {"model_max_length": contract.max_tokens},
+        **_sentence_transformers(contract),
+    }
+    for name, content in settings.items():
+        (out / name).parent.mkdir(exist_ok=True)
+        text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+        (out / name).write_text(text, encoding="utf-8")
+
+
+def _sentence_transformers(contract: Contract) -> Mapping[str, Any]:
+    """Return the content of each settings file of sentence-transformers."""
+    steps = {"Transformer": "", "Pooling": "1_Pooling"}
+    if contract.normalize:
+        steps["Normalize"] = "2_Normalize"
+    return {
+        MODULES: [
+            {"idx": turn, "name": str(turn), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for turn, (kind, path) in enumerate(steps.items())
+        ],
+        MODEL_SETTINGS: {
+            "prompts": dict(contract.prompts),
+            "default_prompt_name": contract.default_prompt_name,
+            "similarity_fn_name": contract.similarity,
+        },
+        TRANSFORMER_SETTINGS[0]: {"max_seq_length": contract.max_tokens, "do_lower_case": False},
+        _POOLING: {
+            "word_embedding_dimension": contract.dim,
+            "pooling_mode_cls_token": contract.pooling == "cls",
+            "pooling_mode_mean_tokens": contract.pooling == "mean",
+        },
+    }
