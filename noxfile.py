@@ -113,9 +113,9 @@ def remote(session: nox.Session) -> None:
 
 @nox.session
 def integrations(session: nox.Session) -> None:
-    """Run the adapters' tests with the libraries that they adapt, and the server's with clients.
+    """Run tests of the adapters with the adapted libraries, and of the server with client libraries.
 
-    The clients for Node are from npm. Their tests skip if it is missing.
+    The clients for Node are from npm. Their tests skip if npm is missing.
     """
     extras = ".[cpu,export,reference,serve,langchain,llama-index,haystack,chroma,mteb]"
     others = ("langchain-tests", "mypy", "pytest", "sentence-transformers")

@@ -431,9 +431,10 @@ class Embedder:
             if not cosine >= SELFTEST_COSINE:
                 self.close()
                 raise FidelityError(
-                    f"the self-test of {self.artifact.path} failed: the embedding of {one.text!r} has the "
-                    f"cosine {cosine:.6f} to the one of the export, expected {SELFTEST_COSINE} or more, with "
-                    f"{self.session.graph.reason}. Update onnxruntime, or use another graph or device"
+                    f"the self-test of {self.artifact.path} failed. The cosine between the embedding of "
+                    f"{one.text!r} and the one stored at export is {cosine:.6f}: expected "
+                    f"{SELFTEST_COSINE} or more. Graph: {self.session.graph.reason}. Update onnxruntime, or "
+                    "use another graph or device"
                 )
 
     def _require_ids(self, tokens: Tokens) -> None:

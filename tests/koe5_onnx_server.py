@@ -38,7 +38,7 @@ def listening(
 
 
 def _port_in(log: Iterator[str], process: subprocess.Popen[str]) -> int:
-    """Return the port that the server logs. Copy the log up to this line to stderr."""
+    """Return the port from the first log line that has it, and copy the log up to that line to stderr."""
     for line in log:
         sys.stderr.write(line)
         if '"listening"' in line or '"starting"' in line:

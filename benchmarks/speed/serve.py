@@ -39,7 +39,7 @@ _PAGE_CHARACTERS = 3000
 """Length of a page: more than 512 tokens, because a token of Korean has about 2 characters."""
 _BULK_CLIENTS = 32
 _QUERIES = 10_000
-"""Number of different queries in the query log."""
+"""Number of different queries from which the query log is drawn."""
 _CALLS_IN_TURN = 20
 """Maximum number of calls of a lone query before the next server takes its turn."""
 

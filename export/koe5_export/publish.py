@@ -217,7 +217,7 @@ def _remove_leftover(partial: Path) -> None:
 
 
 def _put_in_place(partial: Path, out: Path) -> None:
-    """Rename `partial` to `out`. If `out` exists, remove it afterwards, or restore it on an error."""
+    """Rename `partial` to `out`. An existing `out` is removed after that, or restored on an error."""
     if not out.exists():
         partial.rename(out)
         return

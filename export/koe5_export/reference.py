@@ -212,7 +212,7 @@ class Reference:
             )
 
     def _comparison(self) -> Iterator[tuple[str, Any, Any]]:
-        """Yield the name of each setting, its value in sentence-transformers, and that in the contract."""
+        """Yield the name of each setting, its value in sentence-transformers, and the expected value."""
         model, contract = self._model, self._contract
         yield "modules", self._kinds[:2], ["Transformer", "Pooling"]
         yield "pooling", pooling_mode(model[1].get_config_dict()), contract.pooling

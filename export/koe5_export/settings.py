@@ -91,7 +91,7 @@ _KEYS: Mapping[str, _Keys] = {
     "Normalize": _keys(module_input_name=("sentence_embedding",), module_output_name=("sentence_embedding",)),
     # Other keys may change token ids, but reference.py compares the ids of all verification texts.
     "tokenizer_config.json": _keys(complete=False, truncation_side=("right",), auto_map=()),
-    # config.py also checks keys of this file.
+    # config.py also checks keys of config.json.
     "config.json": _keys(
         complete=False, auto_map=(), pruned_heads=(), quantization_config=(), add_cross_attention=(False,)
     ),

@@ -35,8 +35,8 @@ struct TileProduct {
   int64_t out_stride;
 };
 
-// Computes 16 or 32 rows x 16 or 32 columns. Tiles 0 to 3 hold sums, 4 and 5 rows of `left`, 6 and 7 columns of
-// `packed`.
+// Computes 16 or 32 rows x 16 or 32 columns. Tiles 0 to 3 hold sums, tiles 4 and 5 hold rows of `left`, and tiles 6
+// and 7 hold columns of `packed`.
 template <bool kTwoRows, bool kTwoColumns>
 void multiply_block(const TileProduct& x, const uint32_t* packed, float* out) {
   const int64_t left_bytes = 4 * x.left_stride, out_bytes = 4 * x.out_stride;

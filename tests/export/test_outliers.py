@@ -33,7 +33,7 @@ NORMS = [
 
 
 def plant(weights):
-    """Add the outliers after every norm except the first and the last."""
+    """Change the weights so that the output of every norm except the first and the last has the outliers."""
     others = np.setdiff1d(np.arange(SIZE.hidden), CHANNELS)
     deviation = np.sqrt(1 + np.square(OUTLIERS).sum() / SIZE.hidden)
     for number, norm in enumerate(NORMS):

@@ -1,7 +1,7 @@
 """A linear layer whose outputs exceed the largest fp16 value, 65,504.
 
-The feed-forward network of one layer outputs more than 100,000 in two channels. The norm after it scales the
-other channels back to their usual range. The fp16 artifact must still pass its gate.
+The feed-forward network of one layer outputs magnitudes above 100,000 in two channels. The norm after it
+scales the other channels back to their usual range. The fp16 artifact must still pass its gate.
 """
 
 import numpy as np

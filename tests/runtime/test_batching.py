@@ -1,4 +1,4 @@
-"""Batches contain every row once and stay within the budget; their arrays have the documented layout."""
+"""Batches contain every row once and, unless they have a single row, stay within the token budget."""
 
 from __future__ import annotations
 
