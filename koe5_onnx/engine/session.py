@@ -233,8 +233,10 @@ class Session:
         options.inter_op_num_threads = 1
         # Graphs built by koe5_export are already optimized. Higher levels fuse fast nodes into slower ones.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        if self.graph.layout == "padded" and self._provider == CPU and lacks_dot_products(cpu_features()):
-            # Otherwise, sums of two products may saturate in 16 bits. Has no effect at lower levels.
+        int8 = self._artifact.manifest.precision == "int8" and not self.graph.is_packed
+        if int8 and lacks_dot_products(cpu_features()):
+            # By default, x86 CPUs then add two products in 16 bits, and the sum may saturate. ONNX Runtime
+            # ignores the entry at lower optimization levels.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
             options.add_session_config_entry("session.x64quantprecision", "1")
         # ONNX Runtime would keep a memory pattern for every input shape, and shapes vary between batches.
