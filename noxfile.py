@@ -102,12 +102,13 @@ def ray(session: nox.Session) -> None:
 
 @nox.session
 def remote(session: nox.Session) -> None:
-    """Run the tests of bulk with remote stores, on a local server for S3."""
+    """Run the tests of bulk with remote stores, on local servers for S3 and Google Cloud Storage."""
     pins = constraints(session, pins_of("remote.txt"))
-    # moto's extra `server` has the dependencies of all services. S3 alone requires only these.
-    server = ("flask", "flask-cors", "moto[s3]")
-    install(session, pins, "-e", ".[cpu,bulk]", "aiohttp", "pytest", "s3fs", *server)
-    session.run("python", "-c", "import aiohttp, moto.server, s3fs")  # the tests skip if one is missing
+    # moto's extra `server` has the dependencies of all services. S3 alone requires only flask and flask-cors.
+    servers = ("flask", "flask-cors", "gcp-storage-emulator", "moto[s3]")
+    install(session, pins, "-e", ".[cpu,bulk]", "aiohttp", "gcsfs", "pytest", "s3fs", *servers)
+    # The tests skip if one of these is missing.
+    session.run("python", "-c", "import aiohttp, gcp_storage_emulator, gcsfs, moto.server, s3fs")
     session.run("pytest", "tests/bulk/test_remote.py")
 
 

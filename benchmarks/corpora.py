@@ -121,8 +121,8 @@ def _check(dataset: Dataset) -> None:
     """Reject datasets without enough data or with unknown passages.
 
     Raises:
-        InputError: There are too few queries or passages, a query has no relevant passage, or a judgment refers
-            to a missing passage.
+        InputError: There are too few queries or passages, a query has no relevant passage, or a judgment
+            refers to a missing passage.
     """
     queries, passages, relevant = dataset.contents
     if len(queries) < 2 or len(passages) < 2:

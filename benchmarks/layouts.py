@@ -92,7 +92,7 @@ def _flat(given: Any, qa: Table, query: str) -> Iterator[str]:
     """Yield all ids of a retrieval_gt value, which is a list of groups. All ids of a group are relevant."""
     if not isinstance(given, list) or not all(isinstance(group, list) for group in given):
         raise InputError(
-            f"{qa.file}: retrieval_gt of {query} is {given!r}, expected lists of lists of doc_ids"
+            f"{qa.file}: retrieval_gt of {query} is {given!r}, expected a list of lists of doc_ids"
         )
     for group in given:
         yield from map(str, group)

@@ -356,6 +356,16 @@ class Embedder:
         prompt = prompt_text(self.contract, prompt_name, prompt)
         return self._tokenizer.encode(put_in_front(prompt, texts, self._warn))
 
+    def tokens_of(self, rows: Sequence[Sequence[int]]) -> Tokens:
+        """Return Tokens for texts that the caller has tokenized. Each row has the ids of one text.
+
+        Rows above the token limit are truncated or split, like the texts of `tokenize`.
+
+        Raises:
+            InputError: A row lacks the special tokens of a text, or contains an id outside the vocabulary.
+        """
+        return self._tokenizer.of_ids(rows)
+
     def pieces(self, text: str, prompt_name: str | None = None, *, prompt: str | None = None) -> list[Piece]:
         """Return all tokens of a text with their character ranges, special tokens included.
 

@@ -37,7 +37,7 @@ class Entry:
 
     bytes: int
     version: str
-    """Hash or modification time of the file."""
+    """Hash or modification time of the file; "" if the driver reports neither."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Location:
     def writing(self, *, new: bool = False) -> Iterator[Path]:
         """Yield a temporary local path, whose file is published at this location when the block ends.
 
-        Readers see either nothing or the whole file: a local file is renamed, a remote file is one upload.
+        Readers never see a part of the file: a local file is renamed, a remote file is one upload.
 
         Args:
             new: The file must not exist. S3 and Google Cloud Storage check this atomically.

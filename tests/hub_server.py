@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 REPOSITORY = "owner/koe5-int8"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -42,7 +42,7 @@ class Hub:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """The routes that `snapshot_download` uses: revision, tree and file.
+    """The routes that `snapshot_download` and `HfFileSystem` read: revision, tree and file.
 
     Source: https://huggingface.co/docs/hub/api
     """
@@ -54,7 +54,8 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = urlsplit(self.path).path.strip("/")
+        url = urlsplit(self.path)
+        path = unquote(url.path).strip("/")
         # Datasets have the same routes under another prefix.
         path = path.replace("api/datasets/", "api/models/").removeprefix("datasets/")
         repository = self.hub.repository
@@ -62,8 +63,9 @@ class Handler(BaseHTTPRequestHandler):
         if path in (model, *(f"{model}/revision/{name}" for name in ("main", "v1", COMMIT))):
             siblings = [{"rfilename": name} for name in self.hub.files]
             self.reply_json({"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings})
-        elif path in (f"{model}/tree/main", f"{model}/tree/{COMMIT}"):
-            self.reply_json([self.describe(name) for name in self.hub.files])
+        elif path.startswith((f"{model}/tree/main", f"{model}/tree/{COMMIT}")):
+            folder = path.removeprefix(f"{model}/tree/").partition("/")[2]
+            self.reply_tree(folder, "recursive=true" in url.query.lower())
         elif path.startswith((f"{repository}/resolve/{COMMIT}/", f"{repository}/resolve/main/")):
             self.reply_file(path.removeprefix(f"{repository}/resolve/").partition("/")[2])
         elif path.startswith(f"{model}/tree/"):
@@ -72,6 +74,19 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, b"", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
         else:
             self.reply(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+
+    def reply_tree(self, folder: str, is_recursive: bool) -> None:
+        start = f"{folder}/" if folder else ""
+        names = [name for name in self.hub.files if name.startswith(start)]
+        if not names:
+            self.reply(404, b"", {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
+            return
+        folders = {
+            start + name[len(start) :].partition("/")[0] for name in names if "/" in name[len(start) :]
+        }
+        listed = [name for name in names if is_recursive or "/" not in name[len(start) :]]
+        directories = [{"type": "directory", "path": path, "size": 0, "oid": COMMIT} for path in folders]
+        self.reply_json([*directories, *map(self.describe, listed)])
 
     def describe(self, name: str) -> dict[str, object]:
         content = self.hub.files[name]

@@ -75,8 +75,8 @@ GELU_FP16_RELATIVE = 2.0**-11 + LINEAR_FP32_RELATIVE
 """Rounding to fp16 (11 significant bits), in which the fused kernels store GELU values."""
 
 GELU_ATOL = 2.0**-17 + 1.4e-5
-"""Maximum error of GELU values near 0. The kernels store value / 256 as fp16, which is subnormal here and adds
-2**-17; the polynomials add 1.4e-5."""
+"""Maximum error of GELU values near 0. The kernels store value / 256 as fp16, which is subnormal here and
+adds 2**-17; the polynomials add 1.4e-5."""
 
 ROTATION_RELATIVE = 3e-6
 """A rotation of 64 values in fp32, relative to the largest value: six roundings of 6e-8, of sums that are up

@@ -130,7 +130,7 @@ def measure(store: Store) -> dict[str, float]:
 
 
 def compare(record: Mapping[str, Any], nodes: Nodes, ratios: Mapping[str, float]) -> Iterator[str]:
-    """Yield a line for each node count that differs from the record and each ratio below its bound."""
+    """Yield a line per graph whose node counts differ, and per ratio that is below its bound or has none."""
     for graph in sorted({*record["nodes"], *nodes}):
         expected, found = record["nodes"].get(graph), nodes.get(graph)
         if expected != found:

@@ -20,7 +20,8 @@ from starlette.testclient import TestClient
 import koe5_onnx
 from koe5_onnx.artifact import manifest
 from koe5_onnx.cli import verbs
-from koe5_onnx.serve import Settings, create_app, refusals
+from koe5_onnx.serve import Settings, create_app
+from koe5_onnx.serve.refusals import Reason
 
 ARTIFACT = Path(__file__).resolve().parents[2] / "tests/data/tiny-int8"
 _HELP_COLUMNS = "82"
@@ -78,11 +79,7 @@ def _code_block(text: str) -> tuple[str, ...]:
 
 
 def http_page() -> Iterator[str]:
-    """Yield tables of the routes, their fields and the errors, from the server's OpenAPI schema.
-
-    Raises:
-        KeyError: A field has no docstring.
-    """
+    """Yield tables of the routes, their fields and the errors, from the server's OpenAPI schema."""
     with (
         koe5_onnx.Embedder.open(ARTIFACT, threads=1) as embedder,
         TestClient(create_app(embedder, Settings(artifact=str(ARTIFACT)))) as client,
@@ -118,7 +115,7 @@ def _fields(model: dict[str, Any], schemas: dict[str, Any]) -> Iterator[tuple[st
     for name, field in model["properties"].items():
         required = name in model.get("required", ())
         default = "required" if required else f"`{json.dumps(field.get('default'))}`"
-        yield f"`{name}`", _type(field, schemas), default, field["description"]
+        yield f"`{name}`", _type(field, schemas), default, field.get("description", "")
 
 
 def _type(schema: dict[str, Any], schemas: dict[str, Any]) -> str:
@@ -138,11 +135,10 @@ def _type(schema: dict[str, Any], schemas: dict[str, Any]) -> str:
 
 
 def _errors() -> Iterator[tuple[str, ...]]:
-    for name, reason in vars(refusals).items():
-        if isinstance(reason, refusals.Reason):
-            openai = reason.openai_status, reason.openai_code or "", reason.openai_type
-            cells = (name.lower().replace("_", " "), *openai, reason.tei_status, reason.tei_type)
-            yield tuple(map(str, cells))
+    for reason in Reason:
+        status, kind, code, *tei = reason.value
+        cells = (reason.name.lower().replace("_", " "), status, code or "", kind, *tei)
+        yield tuple(map(str, cells))
 
 
 def manifest_page() -> Iterator[str]:

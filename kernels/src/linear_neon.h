@@ -60,7 +60,7 @@ struct NeonDot : SameInitial {
   static Tile tile(int64_t rows) { return kTiles<Derived>[(rows - 1) / kUnitRows]; }
   static int64_t row_bytes(int64_t k) { return round_up(k, kUnitDepth) * (kUnitBytes / kUnitDepth) / kUnitRows; }
 
-  // Copies the activations to [units][k / 8][16]. If the last unit has only one row, repeats it.
+  // Copies the activations to [units][k / 8, rounded up][16]. A unit with only one row has it twice.
   static const uint8_t* activations(const Product& p, void* memory) {
     uint64_t* out = static_cast<uint64_t*>(memory);
     for (int64_t row = 0; row < p.rows; row += kUnitRows) {

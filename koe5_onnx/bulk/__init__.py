@@ -1,25 +1,24 @@
 """Embed files of texts, on one machine or a Ray cluster, resumable and in bounded memory.
 
-Modules, in the order in which a row passes through them::
+`embed_files` is the entry point. Modules::
 
-    input_files   finds the input files and detects later changes
-    lines,        read text files as records, each with its position
-    records
-    table_files   reads parquet and Arrow files as rows
-    columns       determines the schema of the output
-    rows          separates good rows, as a table, from bad rows, each with a reason
+    embed         runs a job: finds, plans, embeds the missing shards, completes the output
+    job           describes the job, so that a different job in the same folder is rejected
+    input_files   finds the input files and detects changes
+    lines         reads the lines of plain and compressed text files, each with its position
+    records       parses JSON lines and CSV files
+    table_files   reads parquet and Arrow files
+    columns       determines the schema of JSON lines, and converts records to tables
+    rows          defines the text of a row, good rows and bad rows
     plan          divides the rows of all files into shards of equal size
     reader        reads a shard in chunks of rows
+    worker        reads, embeds and writes a shard
     vectors       converts embeddings to columns: float32, float16, int8, binary
     formats       writes the files of a shard: parquet, JSON lines, npy, Lance
-    worker        reads, embeds and writes a shard
     shards        manages the output folder: file names, receipts of finished shards
-    job           describes the job, so that a different job in the same folder is rejected
-    local,        run the shards in this process or on a Ray cluster
-    ray_engine
+    ray_engine    runs workers on a Ray cluster
 
-`embed` is the entry point. This package requires the extra `bulk`, and the extra `ray` for the Ray engine. No
-other package imports it.
+This package requires the extra `bulk`, and the extra `ray` for the Ray engine.
 """
 
 from __future__ import annotations

@@ -1,22 +1,22 @@
 """Input columns: find their types, and convert records to a table of those types.
 
-Parquet files have a schema. CSV columns are all text, because guessing types would turn 007 into 7. The
-schema of JSON lines comes from all objects of all files, before any text is embedded. Integers mixed with
-floats become float64, and objects become structs with all fields. A column whose values have no common type
-becomes text, in which values other than strings are written as JSON.
+Parquet and Arrow files have a schema. CSV columns are all text, because guessing types would turn 007 into 7.
+The schema of JSON lines comes from the good rows of all files, before any text is embedded. Integers mixed
+with floats become float64, and objects become structs with all fields. A column whose values have no common
+type becomes text, in which values other than strings are written as JSON.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from koe5_onnx import InputError
 from koe5_onnx.bulk.records import Record
-from koe5_onnx.bulk.rows import BadRow, Place, Rows, Text
+from koe5_onnx.bulk.rows import Place, Rows, Text
 
 _MAX_FIELDS = 1000
 """Maximum number of columns, and of fields per struct. Objects with more names probably use data as names,
@@ -50,7 +50,8 @@ class JsonColumns:
         self._names.update(name for record in records for name in record.fields)
         for name in dict.fromkeys(name for fields in objects for name in fields):
             values = [fields.get(name) for fields in objects]
-            self._types[name] = self._common(self._types.get(name, pa.null()), _type_of(values))
+            found = common_type(self._types.get(name, pa.null()), _type_of(values))
+            self._types[name] = found if found is not None and _is_storable(found) else None
         if len(self._names) > _MAX_FIELDS:
             raise InputError(
                 f"the JSON objects have more than {_MAX_FIELDS} different names. Move names that are data "
@@ -68,23 +69,22 @@ class JsonColumns:
         types = self._types or dict.fromkeys(self._text.names, pa.string())
         return pa.schema([self._field(name, found) for name, found in types.items()])
 
-    def _field(self, name: str, found: pa.DataType | None) -> pa.Field:
-        if found is not None and pa.types.is_null(found):
-            return pa.field(name, pa.string())
+    @staticmethod
+    def _field(name: str, found: pa.DataType | None) -> pa.Field:
         if found is None:
             return pa.field(name, pa.string(), metadata=_AS_JSON)
-        return pa.field(name, found)
+        return pa.field(name, pa.string() if pa.types.is_null(found) else found)
 
-    @staticmethod
-    def _common(a: pa.DataType | None, b: pa.DataType | None) -> pa.DataType | None:
-        if a is None or b is None:
-            return None
-        schemas = [pa.schema([("it", a)]), pa.schema([("it", b)])]
-        try:
-            found = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-        except pa.ArrowException:
-            return None
-        return found if _is_storable(found) else None
+
+def common_type(a: pa.DataType | None, b: pa.DataType | None) -> pa.DataType | None:
+    """Return the type to which Arrow promotes both types; None if there is none or one of them is None."""
+    if a is None or b is None:
+        return None
+    schemas = [pa.schema([("it", a)]), pa.schema([("it", b)])]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        return None
 
 
 def _type_of(values: Sequence[Any]) -> pa.DataType | None:
@@ -96,28 +96,14 @@ def _type_of(values: Sequence[Any]) -> pa.DataType | None:
 
 
 def _is_storable(found: pa.DataType) -> bool:
-    """Return True if parquet can store the type: structs need at least one field, and not too many."""
+    """Return True if each struct in a type has a field, which parquet requires, and at most _MAX_FIELDS."""
     if pa.types.is_struct(found):
         return 0 < found.num_fields <= _MAX_FIELDS and all(_is_storable(field.type) for field in found)
     return not pa.types.is_list(found) or _is_storable(found.value_type)
 
 
-def csv_schema(headers: Iterable[Sequence[str]]) -> pa.Schema:
-    """Return a schema with the columns of all headers as text."""
-    names = dict.fromkeys(name for header in headers for name in header)
-    return pa.schema([pa.field(name, pa.string()) for name in names])
-
-
 def rows_of(records: Sequence[Record], file: str, first_row: int, schema: pa.Schema, text: Text) -> Rows:
-    """Convert records to rows with the types of the schema. Records that do not fit are bad rows.
-
-    Args:
-        records: Consecutive records of a file.
-        file: Name of the file.
-        first_row: Row number of the first record in the file.
-        schema: Schema of the plan.
-        text: Columns that contain the text of a row.
-    """
+    """Convert consecutive records of a file to rows of the schema. Records that do not fit are bad rows."""
     found = [text_of(record, text) for record in records]
     try:
         table = _table(_good(records, found), schema)
@@ -128,17 +114,7 @@ def rows_of(records: Sequence[Record], file: str, first_row: int, schema: pa.Sch
         ]
         table = _table(_good(records, found), schema)
     places: list[Place] = [(file, first_row + place, record.line) for place, record in enumerate(records)]
-    return Rows(
-        count=len(records),
-        table=table,
-        texts=[text for text, reason in found if reason is None],
-        places=[place for place, (_, reason) in zip(places, found, strict=True) if reason is None],
-        bad=[
-            BadRow(*place, reason)
-            for place, (_, reason) in zip(places, found, strict=True)
-            if reason is not None
-        ],
-    )
+    return Rows.of(places, found, table)
 
 
 def text_of(record: Record, text: Text) -> tuple[str, str | None]:

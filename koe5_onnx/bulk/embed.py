@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -17,13 +17,13 @@ from koe5_onnx import Artifact, EngineOptions, InputError
 from koe5_onnx.artifact.matryoshka import require_dim
 from koe5_onnx.bulk.formats import FORMATS
 from koe5_onnx.bulk.input_files import InputFiles, find
-from koe5_onnx.bulk.job import BulkJob, BulkOptions, Summary, hashes_of, require_same
-from koe5_onnx.bulk.local import run_here
-from koe5_onnx.bulk.plan import OnRead, Plan, make_plan, require_free_names
+from koe5_onnx.bulk.job import BulkJob, BulkOptions, Summary, require_same
+from koe5_onnx.bulk.plan import Plan, make_plan
 from koe5_onnx.bulk.ray_engine import RayOptions, run_on_ray
-from koe5_onnx.bulk.shards import JOB, PLAN, SUCCESS, OutputFolder, Receipt
+from koe5_onnx.bulk.rows import too_many_bad
+from koe5_onnx.bulk.shards import JOB, PLAN, SUCCESS, Counts, OutputFolder, Receipt
 from koe5_onnx.bulk.vectors import column_names
-from koe5_onnx.bulk.worker import Progress, Task
+from koe5_onnx.bulk.worker import Progress, Task, Worker
 from koe5_onnx.engine.graphs import choose
 from koe5_onnx.stores import Location, locate
 from koe5_onnx.text.prompts import prompt_text
@@ -47,9 +47,8 @@ def embed_files(
     restart: bool = False,
     ray: RayOptions | None = None,
     on_progress: OnProgress = lambda _progress: None,
-    on_read: OnRead = lambda _bytes: None,
 ) -> Summary:
-    """Embed the texts of files into a folder of files. Call it again to resume an interrupted job.
+    """Embed the texts of files and write the embeddings to a folder. Call again to resume an interrupted job.
 
     Args:
         source: A file or a folder of parquet, Arrow, JSON lines or CSV files: a local path or a URL.
@@ -64,7 +63,6 @@ def embed_files(
         restart: Delete the output of an earlier job and start again.
         ray: Run on a Ray cluster; None runs in this process.
         on_progress: Called while shards are embedded.
-        on_read: Called with the size in bytes of each input file that has been read to plan the job.
 
     Returns:
         Counts of the output and of this run.
@@ -74,7 +72,9 @@ def embed_files(
             use by another process, a row is bad and `strict` is True, or too many rows are bad.
         ArtifactError: The artifact is missing or damaged.
         ProviderError: The device cannot run the artifact.
-        MissingDependencyError: `ray` is given and Ray is not installed, or the driver of a URL is not.
+        MissingDependencyError: `ray` is given and Ray is not installed, or a URL needs a driver of fsspec
+            (such as s3fs) that is not installed.
+        FidelityError: The self-test failed.
         OSError: A file cannot be read or written.
     """
     if not 0 <= max_bad_share <= 1:
@@ -89,7 +89,7 @@ def embed_files(
         if restart:
             folder.clear()
         folder.remove_partial()
-        plan = _plan(folder, job, found, max_bad_share, on_read)
+        plan = _plan(folder, job, found, max_bad_share)
         # All workers use the graph that "auto" selected here. A worker without the kernels fails, because the
         # embeddings of the two graphs must not be mixed.
         engine = dataclasses.replace(engine, graph=job.graph)
@@ -111,19 +111,22 @@ def _job(path: str | Path, engine: EngineOptions, options: BulkOptions, source: 
     # dim=None and the full size are the same job.
     options = dataclasses.replace(options, dim=options.dim or contract.dim)
     graph: Literal["packed", "padded"] = "packed" if choose(artifact, engine).is_packed else "padded"
-    return BulkJob(options, engine.overflow, hashes_of(artifact), contract, graph, source.entries)
+    hashes = {name: file.sha256 for name, file in artifact.manifest.files.items()}
+    return BulkJob(options, engine.overflow, hashes, contract, graph, source.entries)
 
 
-def _plan(
-    folder: OutputFolder, job: BulkJob, source: InputFiles, max_bad_share: float, on_read: OnRead
-) -> Plan:
+def _plan(folder: OutputFolder, job: BulkJob, source: InputFiles, max_bad_share: float) -> Plan:
     """Return the plan of a resumed job, or plan a new job. A job has started when its job file exists."""
     if JOB in folder.sizes:
         require_same(folder, job)
         if PLAN in folder.sizes:
             return Plan.from_data(folder.read_json(PLAN))
-    plan = make_plan(source, job.options, max_bad_share, on_read)
-    require_free_names(plan.schema, column_names(job.options.embedding_column, job.options.output_dtype))
+    plan = make_plan(source, job.options, max_bad_share)
+    for name in column_names(job.options.embedding_column, job.options.output_dtype):
+        if name in plan.schema.names:
+            raise InputError(
+                f"the input already has a column {name!r}. Pass another name with --embedding-column"
+            )
     with suppress(FileExistsError):
         folder.write_json(JOB, job.as_data(), new=True)
     # Another process may have started a different job in the meantime.
@@ -146,32 +149,43 @@ class _Run:
         self._max_bad_share = max_bad_share
         self._task, self._folder, self._ray, self._on_progress = task, folder, ray, on_progress
         self._receipts = folder.receipts()
-        self._before = dict(self._receipts)
-        self._rows = sum(task.plan.shard(shard).rows for shard in self._receipts)
-        self._tokens = sum(receipt.tokens for receipt in self._receipts.values())
-        self._bad = sum(receipt.bad for receipt in self._receipts.values())
+        self._total = sum(self._receipts.values(), Counts())
 
     def finish(self) -> Summary:
         """Embed the missing shards, complete the output folder and return the counts."""
         self._require_strict()
+        shards_before, tokens_before = len(self._receipts), self._total.tokens
         start = time.perf_counter()
-        self._report(0, 0)
         self._require_good_share()
-        if missing := [shard for shard in range(len(self._task.plan.starts)) if shard not in self._before]:
+        self._report(0, 0)
+        if missing := [shard for shard in range(len(self._task.plan.starts)) if shard not in self._receipts]:
             self._folder.remove_success()
-            for receipt in self._make(missing):
-                self._count(receipt)
+            for receipt in self._embed(missing):
+                self._receipts[receipt.shard] = receipt
+                self._total += receipt
+                self._require_good_share()
+                self._report(0, 0)
         seconds = time.perf_counter() - start
         self._task.source.require_unchanged()
-        return self._complete(seconds)
+        self._complete([self._receipts[shard] for shard in sorted(self._receipts)])
+        return Summary(
+            **dataclasses.asdict(self._total),
+            shards=len(self._receipts),
+            shards_before=shards_before,
+            tokens_before=tokens_before,
+            seconds=seconds,
+        )
 
-    def _make(self, shards: list[int]) -> Iterator[Receipt]:
+    def _embed(self, shards: list[int]) -> Iterator[Receipt]:
         if self._ray is not None:
-            return run_on_ray(self._task, shards, self._ray)
-        return run_here(self._task, shards, self._report)
+            yield from run_on_ray(self._task, shards, self._ray)
+            return
+        with closing(Worker(self._task)) as worker:
+            for shard in shards:
+                yield worker.run(shard, self._report)
 
     def _require_strict(self) -> None:
-        bad = next(self._folder.bad_rows(self._before.values()), None)
+        bad = next(self._folder.bad_rows(self._receipts.values()), None)
         if self._task.strict and bad is not None:
             raise InputError(
                 f"an earlier run of this job found a bad row: {bad}. Fix the row, or run without --strict"
@@ -179,53 +193,33 @@ class _Run:
 
     def _require_good_share(self) -> None:
         """Stop as soon as there are more bad rows than the maximum share of all rows."""
-        total = self._task.plan.rows
-        if self._bad <= self._max_bad_share * total:
+        bad, total = self._total.bad_rows, self._task.plan.rows
+        if bad <= self._max_bad_share * total:
             return
         self._folder.remove_success()
         receipts = [self._receipts[shard] for shard in sorted(self._receipts)]
         self._folder.write_errors(receipts)
         first = next(self._folder.bad_rows(receipts))
-        raise InputError(
-            f"{self._bad:,} of {total:,} rows are bad, which is more than the maximum share of "
-            f"{self._max_bad_share:g}. {first}. Check _errors.jsonl, and fix the input, or continue with a "
-            "higher --max-bad-share"
+        raise too_many_bad(
+            bad,
+            f"{total:,} rows",
+            self._max_bad_share,
+            first,
+            "Check _errors.jsonl, and fix the input, or continue with a higher --max-bad-share",
         )
-
-    def _count(self, receipt: Receipt) -> None:
-        self._receipts[receipt.shard] = receipt
-        self._rows += self._task.plan.shard(receipt.shard).rows
-        self._tokens += receipt.tokens
-        self._bad += receipt.bad
-        self._require_good_share()
-        self._report(0, 0)
 
     def _report(self, rows: int, tokens: int) -> None:
         """Report the progress, including the finished part of the current shard."""
-        self._on_progress(Progress(self._rows + rows, self._task.plan.rows, self._tokens + tokens))
+        done = self._total.rows + self._total.bad_rows
+        self._on_progress(Progress(done + rows, self._task.plan.rows, self._total.tokens + tokens))
 
-    def _complete(self, seconds: float) -> Summary:
-        receipts = [self._receipts[shard] for shard in range(len(self._task.plan.starts))]
+    def _complete(self, receipts: list[Receipt]) -> None:
         self._folder.write_errors(receipts)
-        summary = Summary(
-            rows=sum(receipt.rows for receipt in receipts),
-            bad_rows=sum(receipt.bad for receipt in receipts),
-            tokens=self._tokens,
-            truncated=sum(receipt.truncated for receipt in receipts),
-            composed=sum(receipt.composed for receipt in receipts),
-            repeated=sum(receipt.repeated for receipt in receipts),
-            shards=len(receipts),
-            shards_before=len(self._before),
-            tokens_before=sum(receipt.tokens for receipt in self._before.values()),
-            seconds=seconds,
-        )
-        names = ("rows", "bad_rows", "tokens", "truncated", "composed")
-        counts = {name: getattr(summary, name) for name in names}
-        shards = {
-            self._folder.names(receipt.shard)[0].rpartition("/")[2]: receipt.rows for receipt in receipts
-        }
+        rows = [receipt.rows for receipt in receipts]
         if SUCCESS not in self._folder.sizes:
             output_format = FORMATS[self._task.job.options.output_format]
-            output_format.publish(Path(self._folder.location.path), [receipt.rows for receipt in receipts])
-        self._folder.write_json(SUCCESS, {**counts, "shards": shards})
-        return summary
+            output_format.publish(Path(self._folder.location.path), rows)
+        counts = dataclasses.asdict(self._total)
+        del counts["repeated"]  # all other counts are the same with and without `dedupe`
+        names = [self._folder.names(shard)[0].rpartition("/")[2] for shard in range(len(rows))]
+        self._folder.write_json(SUCCESS, {**counts, "shards": dict(zip(names, rows, strict=True))})

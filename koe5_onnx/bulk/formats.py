@@ -27,7 +27,7 @@ from koe5_onnx import InputError, MissingDependencyError
 LANCE = "embeddings.lance"
 """Folder of the Lance dataset, in the output folder."""
 COLUMNS = "columns"
-"""Folder of the parquet files of the format npy. Arrow cannot read a folder that also has .npy files."""
+"""Folder of the parquet files of the format npy. Arrow cannot read a folder of parquet and .npy files."""
 _LANCE_VERSION = "2.1"
 """Version of Lance's file format. It is fixed, because different versions of Lance may write the shards."""
 _JSON_ROWS = 128
@@ -37,7 +37,7 @@ _JSON_ROWS = 128
 class ShardWriter(Protocol):
     """Writes the rows of one shard."""
 
-    def write(self, table: pa.Table) -> None:
+    def write_batch(self, batch: pa.RecordBatch) -> None:
         """Append rows."""
 
     def close(self) -> None:
@@ -70,40 +70,28 @@ def require_format(name: str) -> None:
         _import_lance()
 
 
-def _parquet(path: Path, schema: pa.Schema, columns: Sequence[str]) -> pq.ParquetWriter:
-    """Create a parquet file. Only `columns` have dictionaries, which do not make vectors smaller."""
-    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=list(columns))
-
-
-class _Parquet:
-    def __init__(self, paths: Sequence[Path], schema: pa.Schema, column: str) -> None:
-        others = [field.name for field in schema if field.name not in (column, f"{column}_scale")]
-        self._file = _parquet(paths[0], schema, others)
-
-    def write(self, table: pa.Table) -> None:
-        self._file.write_table(table)
-
-    def close(self) -> None:
-        self._file.close()
+def _parquet(paths: Sequence[Path], schema: pa.Schema, column: str) -> ShardWriter:
+    """Create a parquet file. The vectors have no dictionary, which would not make them smaller."""
+    others = [name for name in schema.names if name not in (column, f"{column}_scale")]
+    writer: ShardWriter = pq.ParquetWriter(paths[0], schema, compression="zstd", use_dictionary=others)
+    return writer
 
 
 class _Npy:
     def __init__(self, paths: Sequence[Path], schema: pa.Schema, column: str) -> None:
         self._column, vectors = column, schema.field(column).type
         self._dim = vectors.list_size
-        # Up to version 17, pyarrow's `to_pandas_dtype` requires pandas.
+        # In pyarrow 21, `to_pandas_dtype` requires pandas.
         self._dtype = pa.array([], vectors.value_type).to_numpy().dtype
-        others = schema.remove(schema.get_field_index(column))
-        self._others = _parquet(paths[0], others, others.names)
+        self._others = _parquet(paths, schema.remove(schema.get_field_index(column)), column)
         self._file = paths[1].open("wb")
         self._rows = 0
         self._write_header()
 
-    def write(self, table: pa.Table) -> None:
-        for chunk in table.column(self._column).chunks:
-            self._file.write(chunk.flatten().to_numpy())
-        self._others.write_table(table.drop_columns([self._column]))
-        self._rows += len(table)
+    def write_batch(self, batch: pa.RecordBatch) -> None:
+        self._file.write(batch.column(self._column).flatten().to_numpy())
+        self._others.write_batch(batch.drop_columns([self._column]))
+        self._rows += len(batch)
 
     def close(self) -> None:
         # The number of rows is known now. numpy reserves space for it in the header.
@@ -123,15 +111,12 @@ class _JsonLines:
         self._column = column
         self._file = paths[0].open("w", encoding="utf-8", newline="\n")
 
-    def write(self, table: pa.Table) -> None:
-        for start in range(0, len(table), _JSON_ROWS):
-            part = table.slice(start, _JSON_ROWS).combine_chunks()
-            vectors = _json_lists(part.column(self._column).chunk(0))
-            others = part.drop_columns([self._column])
-            columns = [_json_column(column) for column in others.columns]
-            for vector, row in zip(vectors, zip(*columns, strict=True), strict=True):
-                fields = dict(zip(others.column_names, row, strict=True))
-                begin = json.dumps(fields, ensure_ascii=False)[:-1]
+    def write_batch(self, batch: pa.RecordBatch) -> None:
+        for start in range(0, len(batch), _JSON_ROWS):
+            part = batch.slice(start, _JSON_ROWS)
+            vectors = _json_lists(part.column(self._column))
+            for row, vector in zip(_json_rows(part.drop_columns([self._column])), vectors, strict=True):
+                begin = json.dumps(row, ensure_ascii=False)[:-1]
                 self._file.write(f"{begin}, {json.dumps(self._column)}: [{vector}]}}\n")
 
     def close(self) -> None:
@@ -149,10 +134,13 @@ def _json_lists(vectors: pa.FixedSizeListArray) -> list[str]:
     return found
 
 
-def _json_column(column: pa.ChunkedArray) -> list[Any]:
-    # Python has no nanoseconds.
-    found = column.cast(pa.string()) if pa.types.is_temporal(column.type) else column
-    return [_json_value(value) for value in found.to_pylist()]
+def _json_rows(batch: pa.RecordBatch) -> list[Any]:
+    # Python has no nanoseconds, so times are converted to text by Arrow.
+    columns = [
+        column.cast(pa.string()) if pa.types.is_temporal(column.type) else column for column in batch.columns
+    ]
+    rows = pa.RecordBatch.from_arrays(columns, batch.schema.names).to_pylist()
+    return [_json_value(row) for row in rows]
 
 
 def _json_value(value: Any) -> Any:
@@ -167,19 +155,12 @@ def _json_value(value: Any) -> Any:
     return value if isinstance(value, str | int | None) else str(value)
 
 
-class _Lance:
-    def __init__(self, paths: Sequence[Path], schema: pa.Schema, _column: str) -> None:
-        _import_lance()
-        from lance.file import LanceFileWriter
+def _lance(paths: Sequence[Path], schema: pa.Schema, _column: str) -> ShardWriter:
+    _import_lance()
+    from lance.file import LanceFileWriter
 
-        self._file = LanceFileWriter(str(paths[0]), schema, version=_LANCE_VERSION)
-
-    def write(self, table: pa.Table) -> None:
-        for batch in table.to_batches():
-            self._file.write_batch(batch)
-
-    def close(self) -> None:
-        self._file.close()
+    writer: ShardWriter = LanceFileWriter(str(paths[0]), schema, version=_LANCE_VERSION)
+    return writer
 
 
 def _import_lance() -> Any:
@@ -224,10 +205,10 @@ def publish_lance(folder: Path, rows: Sequence[int]) -> None:
 
 
 FORMATS: Mapping[str, Format] = {
-    "parquet": Format(("part-{:08d}.parquet",), _Parquet),
+    "parquet": Format(("part-{:08d}.parquet",), _parquet),
     "jsonl": Format(("part-{:08d}.jsonl",), _JsonLines),
     "npy": Format((f"{COLUMNS}/part-{{:08d}}.parquet", "part-{:08d}.npy"), _Npy),
-    "lance": Format((f"{LANCE}/data/part-{{:08d}}.lance",), _Lance, publish_lance),
+    "lance": Format((f"{LANCE}/data/part-{{:08d}}.lance",), _lance, publish_lance),
 }
 OUTPUT_FORMATS = tuple(FORMATS)
 """Choices of `--output-format`."""

@@ -86,16 +86,11 @@ def find(root: Location) -> InputFiles:
     """
     is_folder = root.is_folder()
     entries = _entries(root, is_folder)
-    if not is_folder:
-        if not entries:
-            raise InputError(f"the input {root} does not exist. Check the path")
-        kind = _kind_of(root.name)
-        if kind is None:
-            raise InputError(
-                f"the input {root} has an unknown suffix: expected {_SUFFIXES}. Convert it first"
-            )
-        return InputFiles(root, is_folder, kind, entries)
+    if not is_folder and not entries:
+        raise InputError(f"the input {root} does not exist. Check the path")
     found = {name: kind for name in entries if (kind := _kind_of(name)) is not None}
+    if not is_folder and not found:
+        raise InputError(f"the input {root} has an unknown suffix: expected {_SUFFIXES}. Convert it first")
     # Next to files of other kinds, .json files are usually metadata.
     data = {name: kind for name, kind in found.items() if not name.lower().endswith(".json")}
     found = data or found

@@ -1,7 +1,8 @@
 """Description and summary of a job. An output folder belongs to one job, and other jobs are rejected.
 
-The description has everything that can change a row of the output. It excludes threads, parallel batches, the
-device and Ray, so that a job can be resumed on another machine.
+The description has the options and files that determine the rows of the output. It has no threads, parallel
+batches, device and Ray options, which change embeddings by rounding at most, so that a job can be resumed on
+another machine.
 """
 
 from __future__ import annotations
@@ -12,22 +13,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from koe5_onnx import Artifact, Contract, InputError
+from koe5_onnx import Contract, InputError
 from koe5_onnx.bulk.formats import require_format
 from koe5_onnx.bulk.records import Dialect
 from koe5_onnx.bulk.rows import Text
-from koe5_onnx.bulk.shards import JOB, OutputFolder
+from koe5_onnx.bulk.shards import JOB, Counts, OutputFolder
 from koe5_onnx.bulk.vectors import require_dtype
 from koe5_onnx.options import Overflow
 from koe5_onnx.stores import Entry
 from koe5_onnx.text.encoding import canonical
 
-FORMAT_VERSION = 6
-
+FORMAT_VERSION = 7
 
 DEFAULT_SHARD_ROWS = 1024
 """Default number of rows per shard: 4 MiB of float32 embeddings of KoE5. Two cores embed that many pages in a
-few minutes, and an interruption loses at most the work on one shard."""
+few minutes."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class BulkOptions:
         output_format: One of OUTPUT_FORMATS, which formats.py describes.
         output_dtype: One of OUTPUT_DTYPES, which vectors.py describes.
         dim: Size of the embeddings, one of the contract's `dims`; None for the full size.
-        shard_rows: Input rows per output file, at least 1. An interruption loses at most one file's work.
+        shard_rows: Input rows per shard, at least 1. An interruption loses at most one shard of each worker.
 
     Raises:
         InputError: An option is out of range.
@@ -71,7 +71,7 @@ class BulkOptions:
         require_format(self.output_format)
         require_dtype(self.output_dtype)
         object.__setattr__(self, "encoding", canonical(self.encoding))
-        _ = self.text
+        _ = self.text  # checks the template
         if self.shard_rows < 1:
             raise InputError(f"shard_rows is {self.shard_rows}: expected 1 or more")
 
@@ -83,11 +83,11 @@ class BulkOptions:
 
 @dataclass(frozen=True)
 class BulkJob:
-    """Everything that determines the rows of the output."""
+    """Options and files that determine the rows of the output."""
 
     options: BulkOptions
     overflow: Overflow
-    """Truncate texts above the token limit ("truncate"), or make them bad rows ("error")."""
+    """Treatment of texts above the token limit. With "error" their rows are bad."""
     artifact: dict[str, str]
     """SHA-256 of each file of the artifact."""
     contract: Contract
@@ -111,40 +111,23 @@ class BulkJob:
         }
 
 
-@dataclass(frozen=True)
-class Summary:
+@dataclass(frozen=True, kw_only=True)
+class Summary(Counts):
     """Counts of a finished job and of the run that finished it."""
 
-    rows: int
-    """Number of rows in the output."""
-    bad_rows: int
-    """Number of rows in _errors.jsonl."""
-    tokens: int
-    """Number of embedded tokens, after truncation."""
-    truncated: int
-    """Number of rows whose text was truncated."""
-    composed: int
-    """Number of rows whose text was in decomposed Unicode and was normalized to NFC."""
-    repeated: int
-    """Number of rows that were not embedded again because of `dedupe`."""
     shards: int
     """Number of shards."""
     shards_before: int
     """Number of shards that earlier runs finished."""
     tokens_before: int
-    """Number of tokens that earlier runs embedded."""
+    """Number of tokens in the shards that earlier runs finished."""
     seconds: float
-    """Duration of this run in seconds, without finding and planning the input."""
+    """Duration of embedding in this run, in seconds."""
 
     @property
     def tokens_per_second(self) -> float:
         """Tokens per second of this run; 0 if no shard was missing."""
         return (self.tokens - self.tokens_before) / self.seconds if self.seconds else 0.0
-
-
-def hashes_of(artifact: Artifact) -> dict[str, str]:
-    """Return the SHA-256 of each file of an artifact."""
-    return {name: file.sha256 for name, file in artifact.manifest.files.items()}
 
 
 def require_same(folder: OutputFolder, job: BulkJob) -> None:

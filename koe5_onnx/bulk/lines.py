@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import PurePosixPath
 from typing import BinaryIO, Self, cast
 
@@ -14,8 +15,7 @@ from koe5_onnx.stores import Location
 from koe5_onnx.text import encoding as encodings
 
 MAX_RECORD_BYTES = 16 << 20
-"""Maximum size of a row; longer rows are bad. The text itself needs only a few kilobytes, because it is cut
-after 512 tokens."""
+"""Maximum size of a line, of a CSV row, and of a text of a parquet or Arrow file; above it, a row is bad."""
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -47,15 +47,15 @@ class Lines:
             self._stream = cast("BinaryIO", io.BufferedReader(file, encodings.SAMPLE_BYTES))
 
     def seek(self, offset: int, line: int) -> None:
-        """Move to a recorded `offset` and `line`. In a compressed file this reads everything before it."""
-        try:
+        """Move to a recorded position.
+
+        A compressed file is read up to there, from its beginning if the position is before the current one.
+        """
+        with self._named_damage():
             if self._compression is None:
                 self._stream.seek(offset)
             else:
                 self._skip_to(offset)
-        except OSError as error:
-            self._require_plain(error)
-            raise
         self.offset, self.line = offset, line
 
     def __iter__(self) -> Self:
@@ -73,23 +73,17 @@ class Lines:
         return encodings.without_mark(content, self.encoding) if first else content
 
     def sample(self) -> bytes:
-        """Return a part of the file from which its encoding can be detected."""
-        try:
+        """Return a part of the file for detecting its encoding. Lines cannot be read afterwards."""
+        with self._named_damage():
             return encodings.sample_of(self._stream)
-        except OSError as error:
-            self._require_plain(error)
-            raise
 
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
 
     def _read(self) -> bytes:
-        try:
+        with self._named_damage():
             content = encodings.read_line(self._stream, self.encoding, MAX_RECORD_BYTES + 2)
-        except OSError as error:
-            self._require_plain(error)
-            raise
         self.offset += len(content)
         return content
 
@@ -107,8 +101,13 @@ class Lines:
                 return
             self.offset += len(skipped)
 
-    def _require_plain(self, error: OSError) -> None:
-        if self._compression is not None and error.errno is None:
+    @contextmanager
+    def _named_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self._compression is None or error.errno is not None:
+                raise
             raise InputError(
                 f"{self.location} is a damaged {self._compression} file ({error}). "
                 "Create or download it again"
@@ -119,7 +118,7 @@ def codec_of(location: Location, encoding: str) -> str:
     """Return the codec of a text file: `encoding`, or the detected codec if it is "auto" or "utf-16".
 
     Raises:
-        InputError: The encoding is UTF-8, and the file probably has another one.
+        InputError: The encoding is UTF-8 and the file probably has another one, or the file is damaged.
     """
     with closing(Lines(location, "utf-8")) as lines:
         sample = lines.sample()

@@ -1,14 +1,13 @@
 """Plan of a job: the division of the input into shards, made before any text is embedded.
 
 A shard is `shard_rows` consecutive rows of the input, including bad rows. It may span files, and only the
-last shard may be smaller. Planning reads text files once, which also finds their schema and takes little time
-compared with embedding. It reads only the footers of parquet files.
+last shard may be smaller. Planning reads text files completely, which also finds the schema of JSON lines and
+takes little time compared with embedding. Of parquet files it reads only the footers.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,20 +15,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from koe5_onnx import InputError
-from koe5_onnx.bulk.columns import JsonColumns, csv_schema, text_of
+from koe5_onnx.bulk.columns import JsonColumns, text_of
 from koe5_onnx.bulk.input_files import InputFiles, partitions
 from koe5_onnx.bulk.job import BulkOptions
 from koe5_onnx.bulk.lines import Lines, codec_of
 from koe5_onnx.bulk.records import CsvFile, JsonLines, Record, RecordFile, in_parts
-from koe5_onnx.bulk.rows import BadRow
+from koe5_onnx.bulk.rows import BadRow, too_many_bad
 from koe5_onnx.bulk.table_files import open_table, table_schema
 
-OnRead = Callable[[int], None]
-"""Called with the size in bytes of each file that has been read."""
-
 _FIRST_ROWS = 1000
-"""Number of rows of text files after which too many bad rows stop the planning."""
+"""Planning checks the share of bad rows after this number of rows of text files, and at the end."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ class Plan:
     """Position of the first row of each shard."""
     shard_rows: int
     codecs: tuple[str, ...] = ()
-    """Codec of each text file."""
+    """Codec of each text file; empty for parquet and Arrow."""
 
     @cached_property
     def rows(self) -> int:
@@ -83,7 +78,6 @@ class Plan:
         """Return the plan as plain data for a JSON file."""
         return {
             "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
-            "columns": {field.name: str(field.type) for field in self.schema},
             "file_rows": self.file_rows,
             "shard_rows": self.shard_rows,
             "codecs": self.codecs,
@@ -98,12 +92,7 @@ class Plan:
         return cls(schema, tuple(data["file_rows"]), starts, data["shard_rows"], tuple(data["codecs"]))
 
 
-def make_plan(
-    source: InputFiles,
-    options: BulkOptions,
-    max_bad_share: float = 1.0,
-    on_read: OnRead = lambda _bytes: None,
-) -> Plan:
+def make_plan(source: InputFiles, options: BulkOptions, max_bad_share: float) -> Plan:
     """Divide the input into shards.
 
     Raises:
@@ -111,22 +100,21 @@ def make_plan(
             `max_bad_share` allows.
     """
     if source.kind in ("parquet", "arrow"):
-        plan = _of_tables(source, options, on_read)
+        plan = _of_tables(source, options)
     else:
-        plan = _TextPlan(source, options, max_bad_share).make(on_read)
+        plan = _TextPlan(source, options, max_bad_share).make()
     names = dict.fromkeys(name for file in source.names for name in partitions(file))
     added = [pa.field(name, pa.string()) for name in names if name not in plan.schema.names]
     return replace(plan, schema=pa.schema([*plan.schema, *added]))
 
 
-def _of_tables(source: InputFiles, options: BulkOptions, on_read: OnRead) -> Plan:
+def _of_tables(source: InputFiles, options: BulkOptions) -> Plan:
     schemas, file_rows = [], []
-    for name, entry in source.entries.items():
+    for name in source.names:
         location = source.unchanged(name)
         with closing(open_table(location, source.kind)) as file:
             schemas.append((location, file.schema))
             file_rows.append(sum(file.sizes))
-        on_read(entry.bytes)
     schema = table_schema(schemas, options.text)
     shard_rows = options.shard_rows
     starts = []
@@ -151,47 +139,47 @@ class _TextPlan:
         self._rows = self._bad = 0
         self._first_bad: BadRow | None = None
 
-    def make(self, on_read: OnRead) -> Plan:
-        file_rows = []
-        for index, entry in enumerate(self._source.entries.values()):
-            file_rows.append(self._scan(index))
-            on_read(entry.bytes)
+    def make(self) -> Plan:
+        file_rows = [self._scan(index) for index in range(len(self._source.names))]
         schema = self._schema()
         self._require_good("")
         return Plan(schema, tuple(file_rows), tuple(self._starts), self._shard_rows, tuple(self._codecs))
 
     def _scan(self, index: int) -> int:
+        """Read a file and return the number of its rows."""
         name = self._source.names[index]
         self._codecs.append(codec_of(self._source.unchanged(name), self._options.encoding))
-        file = open_records(self._source, name, self._codecs[-1], self._options)
         rows = 0
-        with closing(file):
+        with closing(open_records(self._source, name, self._codecs[-1], self._options)) as file:
             if isinstance(file, CsvFile):
                 self._text.require_columns(
                     file.header, file.lines.location, " or the delimiter with --csv-delimiter"
                 )
                 self._headers.append(file.header)
             for records in in_parts(file.records()):
-                self._note_starts(index, rows, records)
-                good = self._good(name, rows, records)
+                good = [
+                    record.fields
+                    for row, record in enumerate(records, rows)
+                    if self._count(record, index, row)
+                ]
                 rows += len(records)
                 if self._source.kind == "jsonl":
                     self._columns.add(records, good)
         return rows
 
-    def _good(self, file: str, row: int, records: list[Record]) -> list[dict[str, Any]]:
-        """Count the bad rows and return the fields of the others."""
-        good = []
-        for place, record in enumerate(records):
-            reason = text_of(record, self._text)[1]
-            if reason is None:
-                good.append(record.fields)
-            else:
-                self._bad += 1
-                self._first_bad = self._first_bad or BadRow(file, row + place, record.line, reason)
-        if self._rows - len(records) < _FIRST_ROWS <= self._rows:
+    def _count(self, record: Record, file: int, row: int) -> bool:
+        """Count a row, note its position if a shard starts with it, and return True if it is good."""
+        if self._rows % self._shard_rows == 0:
+            self._starts.append(Cursor(file, row, record.offset, record.line - 1))
+        self._rows += 1
+        reason = text_of(record, self._text)[1]
+        if reason is not None:
+            self._bad += 1
+            name = self._source.names[file]
+            self._first_bad = self._first_bad or BadRow(name, row, record.line, reason)
+        if self._rows == _FIRST_ROWS:
             self._require_good("first ")
-        return good
+        return reason is None
 
     def _require_good(self, which: str) -> None:
         if self._bad > self._max_bad_share * self._rows:
@@ -200,22 +188,18 @@ class _TextPlan:
                 if self._source.kind == "csv"
                 else "--text-column, --encoding, and that a line is a JSON object (jq -c .[] splits an array)"
             )
-            raise InputError(
-                f"{self._bad:,} of the {which}{self._rows:,} rows are bad, which is more than the maximum "
-                f"share of {self._max_bad_share:g}. {self._first_bad}. Check {check}, or pass a higher "
-                "--max-bad-share"
+            raise too_many_bad(
+                self._bad,
+                f"the {which}{self._rows:,} rows",
+                self._max_bad_share,
+                self._first_bad,
+                f"Check {check}, or pass a higher --max-bad-share",
             )
 
-    def _note_starts(self, file: int, row: int, records: list[Record]) -> None:
-        for place in range(-self._rows % self._shard_rows, len(records), self._shard_rows):
-            record = records[place]
-            self._starts.append(Cursor(file, row + place, record.offset, record.line - 1))
-        self._rows += len(records)
-
     def _schema(self) -> pa.Schema:
-        if self._source.kind == "csv":
-            return csv_schema(self._headers)
-        return self._columns.schema()
+        if self._source.kind == "jsonl":
+            return self._columns.schema()
+        return pa.schema({name: pa.string() for header in self._headers for name in header})
 
 
 def open_records(source: InputFiles, name: str, codec: str, options: BulkOptions) -> RecordFile:
@@ -226,15 +210,3 @@ def open_records(source: InputFiles, name: str, codec: str, options: BulkOptions
     """
     lines = Lines(source.unchanged(name), codec)
     return JsonLines(lines) if source.kind == "jsonl" else CsvFile(lines, options.csv)
-
-
-def require_free_names(schema: pa.Schema, names: list[str]) -> None:
-    """Check that the input has no column with the name of an embedding column.
-
-    Raises:
-        InputError: The input has such a column.
-    """
-    if taken := [name for name in names if name in schema.names]:
-        raise InputError(
-            f"the input already has a column {taken[0]!r}. Pass another name with --embedding-column"
-        )

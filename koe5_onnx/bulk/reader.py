@@ -22,8 +22,7 @@ from koe5_onnx.bulk.rows import Rows, join
 from koe5_onnx.bulk.table_files import TableRows, open_table
 
 _CHUNK_ROWS = 4096
-"""Maximum rows of a chunk, as many as the pipeline tokenizes at once: enough for full batches of nearly
-every length."""
+"""Maximum rows of a chunk, as many as the pipeline tokenizes together."""
 _CHUNK_CHARACTERS = 1 << 18
 """Maximum characters of a chunk, a few hundred pages. The tokenizer needs about 200 bytes per token."""
 _CHUNK_BYTES = 16 << 20
@@ -31,13 +30,7 @@ _CHUNK_BYTES = 16 << 20
 
 
 class Reader:
-    """Reads shards, fastest in ascending order.
-
-    Args:
-        source: The input.
-        plan: The plan of the job.
-        options: Options of the job.
-    """
+    """Reads shards, fastest in ascending order."""
 
     def __init__(self, source: InputFiles, plan: Plan, options: BulkOptions) -> None:
         self._source, self._plan, self._options = source, plan, options
@@ -45,18 +38,17 @@ class Reader:
         self._open: tuple[int, RecordFile | TableRows] | None = None
 
     def chunks(self, shard: Shard) -> Iterator[Rows]:
-        """Yield the rows of a shard in order, at most a few thousand per chunk.
+        """Yield the rows of a shard in order.
 
         Raises:
-            InputError: The input is damaged, or has changed since it was planned.
+            InputError: The input is damaged, or has changed since the job started.
         """
         return _gather(self._parts(shard))
 
     def close(self) -> None:
         """Close the open file."""
         if self._open is not None:
-            file = self._open[1]
-            file.close()
+            self._open[1].close()
             self._open = None
 
     def _parts(self, shard: Shard) -> Iterator[Rows]:
@@ -81,7 +73,7 @@ class Reader:
         if isinstance(file, TableRows):
             yield from file.read(cursor.row, count)
             return
-        file.lines.seek(cursor.offset, cursor.line)
+        file.lines.seek(*max((cursor.offset, cursor.line), file.start))
         row = cursor.row
         for records in in_parts(islice(file.records(), count)):
             yield rows_of(records, self._source.names[cursor.file], row, self._plan.schema, self._text)
@@ -135,6 +127,6 @@ def _gather(parts: Iterable[Rows]) -> Iterator[Rows]:
 def _fit(parts: Sequence[Rows]) -> bool:
     return (
         sum(part.count for part in parts) <= _CHUNK_ROWS
-        and sum(part.characters for part in parts) <= _CHUNK_CHARACTERS
+        and sum(len(text) for part in parts for text in part.texts) <= _CHUNK_CHARACTERS
         and sum(part.table.nbytes for part in parts) <= _CHUNK_BYTES
     )

@@ -12,9 +12,10 @@ from __future__ import annotations
 import csv
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from koe5_onnx import InputError
 from koe5_onnx.bulk.lines import MAX_RECORD_BYTES, Lines, LineTooLongError
@@ -38,7 +39,7 @@ class Record:
 
 
 def in_parts(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Group records into parts of at most _PART_RECORDS records and about _PART_BYTES."""
+    """Group records into parts of at most _PART_RECORDS. A part ends after about _PART_BYTES."""
     part: list[Record] = []
     for record in records:
         if part and (len(part) == _PART_RECORDS or record.offset - part[0].offset > _PART_BYTES):
@@ -49,48 +50,48 @@ def in_parts(records: Iterable[Record]) -> Iterator[list[Record]]:
         yield part
 
 
-class RecordFile(Protocol):
+class RecordFile(ABC):
     """An open text file."""
 
-    lines: Lines
-
-    def records(self) -> Iterator[Record]:
-        """Yield the rows from the position of `lines` on."""
-
-    def close(self) -> None:
-        """Close the file."""
-
-
-class JsonLines:
-    """A file of JSON lines."""
+    start = (0, 0)
+    """Offset and line number of the first row, as arguments of `Lines.seek`."""
 
     def __init__(self, lines: Lines) -> None:
         self.lines = lines
+
+    def records(self) -> Iterator[Record]:
+        """Yield the rows from the position of `lines` on, without empty lines."""
+        while True:
+            offset, number = self.lines.offset, self.lines.line + 1
+            try:
+                found = self._next()
+            except StopIteration:
+                return
+            except LineTooLongError as error:
+                found = {}, str(error)
+            if found is not None:
+                yield Record(number, offset, *found)
 
     def close(self) -> None:
         """Close the file."""
         self.lines.close()
 
-    def records(self) -> Iterator[Record]:
-        """Yield the rows from the position of `lines` on."""
-        lines = self.lines
-        while True:
-            offset, number = lines.offset, lines.line + 1
-            try:
-                content = next(lines)
-            except StopIteration:
-                return
-            except LineTooLongError as error:
-                yield Record(number, offset, {}, str(error))
-                continue
-            if content.strip():
-                yield Record(number, offset, *_object_of(content, lines.encoding))
+    @abstractmethod
+    def _next(self) -> tuple[dict[str, Any], str | None] | None:
+        """Return the fields of the next row and None, or no fields and a reason; None for an empty line."""
 
 
-def _object_of(content: bytes, encoding: str) -> tuple[dict[str, Any], str | None]:
-    text, reason = decode(content, encoding)
-    if reason is not None:
-        return {}, reason
+class JsonLines(RecordFile):
+    """A file of JSON lines."""
+
+    def _next(self) -> tuple[dict[str, Any], str | None] | None:
+        text, reason = decode(next(self.lines), self.lines.encoding)
+        if reason is not None:
+            return {}, reason
+        return _object_of(text) if text.strip() else None
+
+
+def _object_of(text: str) -> tuple[dict[str, Any], str | None]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
@@ -122,7 +123,7 @@ class Dialect:
             doubled quote.
 
     Raises:
-        InputError: A value is not one character, or two are the same.
+        InputError: A value is not one character or is a line end, or two are the same.
     """
 
     delimiter: str | None = None
@@ -134,11 +135,11 @@ class Dialect:
         if any(len(value) != 1 or value in "\r\n" for value in given) or len(set(given)) < len(given):
             raise InputError(
                 f"the CSV delimiter, quote and escape are {self.delimiter!r}, {self.quote!r} and "
-                f"{self.escape!r}: expected different single characters"
+                f"{self.escape!r}: expected different single characters other than line ends"
             )
 
 
-class CsvFile:
+class CsvFile(RecordFile):
     """A CSV file with a header.
 
     Args:
@@ -150,45 +151,28 @@ class CsvFile:
     """
 
     def __init__(self, lines: Lines, dialect: Dialect) -> None:
-        self.lines = lines
-        self._feed = _Feed(self.lines, dialect)
+        super().__init__(lines)
+        self._feed = _Feed(lines, dialect)
         try:
             self.header = self._read_header()
         except InputError:
             self.close()
             raise
-        self.start = (self.lines.offset, self.lines.line)
+        self.start = (lines.offset, lines.line)
 
-    def close(self) -> None:
-        """Close the file."""
-        self.lines.close()
-
-    def records(self) -> Iterator[Record]:
-        """Yield the rows from the position of `lines` on, without the header."""
-        if self.lines.offset < self.start[0]:
-            self.lines.seek(*self.start)
-        while (record := self._next()) is not None:
-            if record.fields or record.reason is not None:
-                yield record
-
-    def _next(self) -> Record | None:
-        """Return the next row, or None at the end. The row of an empty line has no fields and no reason."""
-        offset, number = self.lines.offset, self.lines.line + 1
+    def _next(self) -> tuple[dict[str, Any], str | None] | None:
         try:
             values = next(self._feed.parser())
-        except StopIteration:
-            return None
-        except LineTooLongError as error:
-            return Record(number, offset, {}, str(error))
         except csv.Error as error:
             self.lines.seek(*self._feed.after_first)
-            return Record(number, offset, {}, f"not CSV ({error}{self._feed.hint})")
+            return {}, f"not CSV ({error}{self._feed.hint})"
+        if not values:
+            return None
         if len(values) != len(self.header):
-            wrong = f"{len(values)} fields: expected {len(self.header)}, as in the header" if values else None
-            return Record(number, offset, {}, wrong)
+            return {}, f"{len(values)} fields: expected {len(self.header)}, as in the header"
         if self._feed.reason is not None:
-            return Record(number, offset, {}, self._feed.reason)
-        return Record(number, offset, dict(zip(self.header, values, strict=True)))
+            return {}, self._feed.reason
+        return dict(zip(self.header, values, strict=True)), None
 
     def _read_header(self) -> list[str]:
         try:

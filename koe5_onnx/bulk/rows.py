@@ -1,7 +1,7 @@
 """Rows of the input: the good ones as a table, the bad ones with a reason.
 
-A row is bad if it cannot be parsed, does not fit the schema, or has no text that can be embedded. An empty
-text can be embedded.
+A row is bad if it cannot be parsed, does not fit the schema, or has no valid text. An empty text is valid.
+With overflow="error", `worker` also finds bad rows: those whose text is above the token limit.
 """
 
 from __future__ import annotations
@@ -53,10 +53,23 @@ class Rows:
     """Positions of the good rows in the input."""
     bad: list[BadRow]
 
-    @property
-    def characters(self) -> int:
-        """Total number of characters of the texts."""
-        return sum(map(len, self.texts))
+    @classmethod
+    def of(cls, rows: Sequence[Place], found: Sequence[tuple[str, str | None]], table: pa.Table) -> Rows:
+        """Separate good rows from bad ones.
+
+        Args:
+            rows: The position of each row.
+            found: The text of each row and None, or an empty text and the reason why the row is bad.
+            table: The good rows.
+        """
+        pairs = list(zip(rows, found, strict=True))
+        return cls(
+            count=len(pairs),
+            table=table,
+            texts=[text for text, reason in found if reason is None],
+            places=[place for place, (_, reason) in pairs if reason is None],
+            bad=[BadRow(*place, reason) for place, (_, reason) in pairs if reason is not None],
+        )
 
 
 def join(parts: Sequence[Rows]) -> Rows:
@@ -70,19 +83,11 @@ def join(parts: Sequence[Rows]) -> Rows:
     )
 
 
-def reason_against(value: Any) -> str | None:
-    """Return the reason why `value` cannot be embedded; None if it can."""
-    if value is None:
-        return "expected text, found null"
-    if not isinstance(value, str):
-        return f"expected text, found {_JSON_NAMES.get(type(value), type(value).__name__)}"
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return (
-            f"not valid Unicode (lone surrogate U+{ord(value[error.start]):04X} at character {error.start})"
-        )
-    return None
+def too_many_bad(bad: int, rows: str, max_share: float, first: object, advice: str) -> InputError:
+    """Return the error for more bad rows than the maximum share. `rows` is what it is a share of."""
+    return InputError(
+        f"{bad:,} of {rows} are bad, which is more than the maximum share of {max_share:g}. {first}. {advice}"
+    )
 
 
 class Text:
@@ -94,7 +99,7 @@ class Text:
             counts as an empty text, unless all columns of the template are null.
 
     Raises:
-        InputError: The template is invalid or has no name.
+        InputError: The template is invalid.
     """
 
     def __init__(self, column: str, template: str | None = None) -> None:
@@ -118,26 +123,23 @@ class Text:
         """Return the text of the values of `names` and None, or an empty text and the reason."""
         if self._template is None:
             return _text_of(values[0])
+        nulls_are_empty = any(value is not None for value in values)
         texts: list[str] = []
         for name, value in zip(self.names, values, strict=True):
-            text, reason = _text_of(value)
-            if reason is not None and (value is not None or not any(one is not None for one in values)):
+            text, reason = _text_of("" if value is None and nulls_are_empty else value)
+            if reason is not None:
                 return "", f"column {name!r}: {reason}"
             texts.append(text)
         left = iter(texts)
-        return "".join(
-            literal if name is None else literal + next(left) for literal, name in self._parts
-        ), None
+        return "".join(literal + (next(left) if name else "") for literal, name in self._parts), None
 
     def missing(self, names: Container[str]) -> str | None:
-        """Return a column of the text that is not in `names`, the columns of the input; None if all are."""
+        """Return a name for which neither a column nor a struct is in `names`; None if there is none."""
         found = (name for name in self.names if name not in names and name.partition(".")[0] not in names)
         return next(found, None)
 
     def require_columns(self, names: Collection[str], subject: object, hint: str = "") -> None:
-        """Check that all columns of the text are in `names`, the columns of `subject`.
-
-        The message ends with `hint`.
+        """Check that no column of the text is `missing`. The message names `subject` and ends with `hint`.
 
         Raises:
             InputError: A column is missing.
@@ -157,12 +159,14 @@ def _value(fields: Mapping[str, Any], name: str) -> Any:
 
 
 def _text_of(value: Any) -> tuple[str, str | None]:
-    if isinstance(value, bytes):
-        if len(value) > MAX_RECORD_BYTES:
-            return "", f"the text is longer than {MAX_RECORD_BYTES >> 20} MiB"
-        return decode(value)
-    reason = reason_against(value)
-    return (value, None) if reason is None else ("", reason)
+    if isinstance(value, str):
+        return value, None
+    if not isinstance(value, bytes):
+        found = "null" if value is None else _JSON_NAMES.get(type(value), type(value).__name__)
+        return "", f"expected text, found {found}"
+    if len(value) > MAX_RECORD_BYTES:
+        return "", f"the text is longer than {MAX_RECORD_BYTES >> 20} MiB"
+    return decode(value)
 
 
 _JSON_NAMES: dict[type, str] = {

@@ -5,13 +5,14 @@ Files of the folder::
     part-00000000.parquet ...   the shards, named in the order of the input rows; formats.py has other formats
     _job.json, _plan.json       the description of the job and its plan
     _progress/...               one receipt per finished shard: counts in its name, bad rows in its content
-    _errors.jsonl               all bad rows, in the order of the input; written when the job ends
+    _errors.jsonl               bad rows, in the order of the input; written when the job ends or has too many
     _SUCCESS                    JSON with counts and the rows of each shard; written last
     _lock                       locked by the process that writes to a local folder
 
-Arrow and Spark ignore names that start with "_", so they read the folder as one table. A file appears when it
-is complete. A shard is finished if its receipt exists and its files have the size in the receipt; otherwise
-it is embedded again. Receipts have their counts in their names, so that resuming needs only a listing.
+Arrow and Spark ignore names that start with "_", so they read a folder of parquet files as one table. A file
+appears when it is complete. A shard is finished if its receipt exists and its files have the size in the
+receipt; otherwise it is embedded again. Receipts have their counts in their names, so that a resumed job
+reads a listing instead of every receipt.
 """
 
 from __future__ import annotations
@@ -47,38 +48,50 @@ _REQUESTS = 32
 """Number of small files that are read or deleted at the same time."""
 
 
-@dataclass(frozen=True)
-class Receipt:
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Counts of rows and tokens. They can be added."""
+
+    rows: int = 0
+    """Number of rows with an embedding."""
+    bad_rows: int = 0
+    """Number of rows without an embedding, which are in _errors.jsonl."""
+    tokens: int = 0
+    """Number of tokens of the texts, at most the token limit per text."""
+    truncated: int = 0
+    """Number of rows with an embedding whose text was truncated."""
+    composed: int = 0
+    """Number of rows whose text was not in NFC and was normalized."""
+    repeated: int = 0
+    """Number of rows that `dedupe` did not embed, because their text was embedded recently."""
+
+    def __add__(self, other: Counts) -> Counts:
+        """Return the sums of the counts."""
+        names = [field.name for field in dataclasses.fields(Counts)]
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt(Counts):
     """Counts of a finished shard."""
 
     shard: int
     """Index of the shard."""
-    rows: int
-    """Number of rows with an embedding."""
-    bad: int
-    """Number of bad rows."""
-    tokens: int
-    """Number of embedded tokens, after truncation."""
-    truncated: int
-    """Number of rows whose text was truncated."""
-    composed: int
-    """Number of rows whose text was in decomposed Unicode and was normalized to NFC."""
-    repeated: int
-    """Number of rows with the text of a recent row, which were not embedded again."""
     bytes: int
     """Size of the shard's files."""
 
     @property
     def name(self) -> str:
         """Name of the receipt's file in the output folder, such as "_progress/00000003,rows=1024,...json"."""
-        first, *others = dataclasses.asdict(self).items()
-        return f"{PROGRESS}/{first[1]:08d}{''.join(f',{name}={count}' for name, count in others)}.json"
+        counts = "".join(f",{name}={count}" for name, count in vars(self).items() if name != "shard")
+        return f"{PROGRESS}/{self.shard:08d}{counts}.json"
 
     @classmethod
     def from_name(cls, name: str) -> Receipt:
         """Return the receipt with this file name."""
-        shard, *others = name.removeprefix(f"{PROGRESS}/").removesuffix(".json").split(",")
-        return cls(int(shard), *(int(count.partition("=")[2]) for count in others))
+        shard, *counts = name.removeprefix(f"{PROGRESS}/").removesuffix(".json").split(",")
+        pairs = (count.split("=") for count in counts)
+        return cls(shard=int(shard), **{name: int(count) for name, count in pairs})
 
 
 class OutputFolder:
@@ -208,14 +221,14 @@ class OutputFolder:
 
     def bad_rows(self, receipts: Iterable[Receipt]) -> Iterator[BadRow]:
         """Yield the bad rows of finished shards."""
-        files = [self.location / receipt.name for receipt in receipts if receipt.bad]
+        files = [self.location / receipt.name for receipt in receipts if receipt.bad_rows]
         with ThreadPoolExecutor(_REQUESTS) as pool:
             for start in range(0, len(files), _REQUESTS):
                 for content in pool.map(Location.read, files[start : start + _REQUESTS]):
                     yield from (BadRow(**row) for row in json.loads(content))
 
     def write_errors(self, receipts: Iterable[Receipt]) -> None:
-        """Write the bad rows of all shards to one file, one JSON object per line."""
+        """Write the bad rows of shards to _errors.jsonl."""
         with (
             (self.location / ERRORS).writing() as temporary,
             temporary.open("w", encoding="utf-8") as stream,

@@ -1,24 +1,26 @@
 """Read parquet and Arrow files as rows, in bounded memory even if a parquet file is a single row group.
 
-Reading continues where the last rows ended. Moving elsewhere decodes the row group from its start, because
-parquet has no random access within a row group. pyarrow.dataset is not used, because its scanner cannot be
-resumed within a file.
+Reading continues after the rows read last. Moving to other rows decodes their row group from its start,
+because parquet has no random access within a row group. pyarrow.dataset is not used for parquet, because its
+scanner keeps a whole row group in memory.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from koe5_onnx import InputError
+from koe5_onnx.bulk.columns import common_type
 from koe5_onnx.bulk.input_files import Kind
-from koe5_onnx.bulk.rows import BadRow, Place, Rows, Text
+from koe5_onnx.bulk.rows import Place, Rows, Text
 from koe5_onnx.stores import Location
 
 _BATCH_ROWS = 128
@@ -38,7 +40,7 @@ class TableFile(Protocol):
     """Number of rows of each row group or record batch."""
 
     def batches(self, first: int) -> Iterator[pa.RecordBatch]:
-        """Yield the rows in small batches, from the row group `first` on."""
+        """Yield the rows in small batches, from the row group or record batch `first` on."""
 
     def close(self) -> None:
         """Close the file."""
@@ -98,13 +100,18 @@ def open_table(location: Location, kind: Kind) -> TableFile:
     Raises:
         InputError: The file is damaged or has another format.
     """
-    try:
+    with _named_damage(f"{location} is not {'a parquet' if kind == 'parquet' else 'an Arrow'} file"):
         return _ParquetFile(location) if kind == "parquet" else _ArrowFile(location)
+
+
+@contextmanager
+def _named_damage(problem: str) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise
-        name = "a parquet file" if kind == "parquet" else "an Arrow file"
-        raise InputError(f"{location} is not {name} ({error}). Download it again") from error
+            raise  # an error of the disk or of the network
+        raise InputError(f"{problem} ({error}). Download it again") from error
 
 
 def _rows_per_batch(size: int, rows: int) -> int:
@@ -128,7 +135,7 @@ def table_schema(files: Sequence[tuple[Location, pa.Schema]], text: Text) -> pa.
                 "Rename all but one"
             )
         for name in text.names:
-            _require_text_type(_type_at(schema, name), name, location)
+            _require_text(_text_column(schema.empty_table(), name), name, location)
         for field in schema:
             found = _promoted(types.get(field.name, pa.null()), field.type)
             if found is None:
@@ -143,52 +150,32 @@ def table_schema(files: Sequence[tuple[Location, pa.Schema]], text: Text) -> pa.
 
 
 def _promoted(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
-    """Return the smallest type that can represent all values of both; None if there is none."""
+    """Return a type that can represent all values of both; None if there is none."""
     if a == b or pa.types.is_null(b):
         return a
     if pa.types.is_null(a):
         return b
     a, b = _plain(a), _plain(b)
-    if a == b:
-        return a
-    if pa.types.is_struct(a) and pa.types.is_struct(b):
-        return _promoted_struct(a, b)
-    if _is_list(a) and _is_list(b):
-        value = _promoted(a.value_type, b.value_type)
-        is_large = pa.types.is_large_list(a) or pa.types.is_large_list(b)
-        return None if value is None else pa.large_list(value) if is_large else pa.list_(value)
-    try:
-        schemas = [pa.schema([("it", a)]), pa.schema([("it", b)])]
-        found = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-    except pa.ArrowException:
-        return None
-    return None if _loses(a, found) or _loses(b, found) else found
-
-
-def _promoted_struct(a: pa.StructType, b: pa.StructType) -> pa.DataType | None:
-    types = {field.name: field.type for field in a}
-    for field in b:
-        found = _promoted(types.get(field.name, pa.null()), field.type)
-        if found is None:
-            return None
-        types[field.name] = found
-    return pa.struct(list(types.items()))
-
-
-def _is_list(given: pa.DataType) -> bool:
-    return bool(pa.types.is_list(given) or pa.types.is_large_list(given))
+    found = common_type(a, b)
+    return None if found is None or _loses(a, found) or _loses(b, found) else found
 
 
 def _plain(given: pa.DataType) -> pa.DataType:
     """Return the plain type of a dictionary or a view, which Arrow cannot combine with other types."""
     if pa.types.is_dictionary(given):
         return _plain(given.value_type)
+    if pa.types.is_struct(given):
+        return pa.struct([field.with_type(_plain(field.type)) for field in given])
     views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
     return views.get(given, given)
 
 
 def _loses(given: pa.DataType, found: pa.DataType) -> bool:
     """Return True if converting values of type `given` to `found` may change them."""
+    if pa.types.is_struct(given):
+        return any(_loses(field.type, found.field(field.name).type) for field in given)
+    if given.num_fields:  # a list or a map
+        return _loses(given.field(0).type, found.field(0).type)
     if pa.types.is_integer(given) and pa.types.is_floating(found):
         return bool(given.bit_width > _MANTISSA_BITS[found.bit_width])
     if given == pa.uint64() and pa.types.is_integer(found):
@@ -196,17 +183,14 @@ def _loses(given: pa.DataType, found: pa.DataType) -> bool:
     return bool(pa.types.is_decimal(given) and pa.types.is_floating(found))
 
 
-def _type_at(schema: pa.Schema, name: str) -> pa.DataType | None:
-    """Return the type of a column or of a field of a struct; None if there is none."""
-    if name in schema.names:
-        return schema.field(name).type
-    head, _, rest = name.partition(".")
-    found = schema.field(head).type if head in schema.names else None
-    return _type_at(pa.schema(list(found)), rest) if found is not None and pa.types.is_struct(found) else None
+def _text_column(table: pa.Table, name: str) -> pa.ChunkedArray | None:
+    """Return a column, or a field of a struct as "a.b"; None if there is none."""
+    while name not in table.column_names and any(pa.types.is_struct(field.type) for field in table.schema):
+        table = table.flatten()
+    return table.column(name) if name in table.column_names else None
 
 
-def _require_text_type(found: pa.DataType | None, name: str, location: Location) -> None:
-    inner = found.value_type if found is not None and pa.types.is_dictionary(found) else found
+def _require_text(column: pa.ChunkedArray | None, name: str, location: Location) -> None:
     kinds = (
         pa.types.is_string,
         pa.types.is_large_string,
@@ -215,25 +199,20 @@ def _require_text_type(found: pa.DataType | None, name: str, location: Location)
         pa.types.is_large_binary,
         pa.types.is_null,
     )
-    if inner is None or not any(kind(inner) for kind in kinds):
+    found = None if column is None else column.type
+    if found is None or not any(kind(_plain(found)) for kind in kinds):
         raise InputError(f"the column {name!r} of {location} is {found}: expected text")
 
 
 class TableRows:
-    """Rows of an open table. Reading is fastest in ascending order of rows.
-
-    Args:
-        file: The file, which `close` closes.
-        name: Name of the file in bad rows and messages.
-        schema: Schema of the plan.
-        text: Columns that contain the text of a row.
-    """
+    """Rows of an open table, with the columns of a schema. Reading is fastest in ascending order of rows."""
 
     def __init__(self, file: TableFile, name: str, schema: pa.Schema, text: Text) -> None:
         self._file, self._name, self._schema, self._text = file, name, schema, text
         self._ends = list(accumulate(file.sizes))
         self._row = 0
-        self._rest: pa.Table | None = None
+        """Row number of the first row of `_batch`."""
+        self._batch: pa.Table = file.schema.empty_table()
         self._batches = file.batches(0)
 
     def read(self, start: int, count: int) -> Iterator[Rows]:
@@ -242,65 +221,51 @@ class TableRows:
         Raises:
             InputError: The file is damaged.
         """
+        end = start + count
         self._go_to(start)
-        while count and (table := self._next(count)) is not None:
-            yield self._rows(table)
-            self._row += len(table)
-            count -= len(table)
+        while start < end and self._has(start):
+            part = self._batch.slice(start - self._row, end - start)
+            yield self._rows(part, start)
+            start += len(part)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
     def _go_to(self, start: int) -> None:
-        group = next((place for place, end in enumerate(self._ends) if start < end), len(self._ends))
+        """Continue with the row group of the row `start`, unless reading on reaches it sooner."""
+        group = bisect_right(self._ends, start)
         begin = self._ends[group - 1] if group else 0
-        if start < self._row or begin > self._row:
-            self._row, self._rest, self._batches = begin, None, self._file.batches(group)
-        while self._row < start and (table := self._next(start - self._row)) is not None:
-            self._row += len(table)
+        if start < self._row or begin > self._row + len(self._batch):
+            self._row, self._batch = begin, self._batch.slice(0, 0)
+            self._batches = self._file.batches(group)
 
-    def _next(self, most: int) -> pa.Table | None:
-        """Return at most `most` of the next rows; None at the end of the file."""
-        table = self._rest if self._rest is not None else self._read()
-        if table is None:
-            return None
-        self._rest = table.slice(most) if len(table) > most else None
-        return table.slice(0, most)
+    def _has(self, row: int) -> bool:
+        """Read batches up to the one with this row. Return False at the end of the file."""
+        while row >= self._row + len(self._batch):
+            self._row += len(self._batch)
+            with _named_damage(f"{self._name} is damaged after row {self._row}"):
+                batch = next(self._batches, None)
+            self._batch = self._batch.slice(0, 0) if batch is None else pa.Table.from_batches([batch])
+            if batch is None:
+                return False
+        return True
 
-    def _read(self) -> pa.Table | None:
-        try:
-            batch = next(self._batches, None)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{self._name} is damaged after row {self._row} ({error}). Download it again"
-            ) from error
-        return None if batch is None else pa.Table.from_batches([batch])
-
-    def _rows(self, table: pa.Table) -> Rows:
-        texts, bad, kept = [], [], []
+    def _rows(self, table: pa.Table, first: int) -> Rows:
         columns = [_bytes_of(table, name) for name in self._text.names]
-        for row, values in enumerate(zip(*columns, strict=True), self._row):
-            text, reason = self._text.of_values(values)
-            kept.append(reason is None)
-            if reason is None:
-                texts.append(text)
-            else:
-                bad.append(BadRow(self._name, row, None, reason))
-        good = self._conform(table.filter(pa.array(kept)) if bad else table)
-        places: list[Place] = [(self._name, self._row + row, None) for row, good in enumerate(kept) if good]
-        return Rows(len(table), good, texts, places, bad)
+        found = [self._text.of_values(values) for values in zip(*columns, strict=True)]
+        good = table.filter(pa.array([reason is None for _, reason in found]))
+        places: list[Place] = [(self._name, row, None) for row in range(first, first + len(table))]
+        return Rows.of(places, found, self._conform(good))
 
     def _conform(self, table: pa.Table) -> pa.Table:
         """Return the table with the columns of the schema, in their order. Missing columns are null."""
         columns = []
         for field in self._schema:
-            if field.name not in table.column_names:
-                columns.append(pa.nulls(len(table), field.type))
-                continue
-            column = table.column(field.name)
+            exists = field.name in table.column_names
+            column = table.column(field.name) if exists else pa.nulls(len(table), field.type)
             try:
-                columns.append(column if column.type == field.type else _cast(column, field.type))
+                columns.append(column.cast(field.type))
             except pa.ArrowException as error:
                 raise InputError(
                     f"the column {field.name!r} of {self._name} does not fit into {field.type}, its type in "
@@ -309,30 +274,10 @@ class TableRows:
         return pa.table(columns, schema=self._schema)
 
 
-def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """Cast a column. pyarrow 17 cannot cast a struct to one with more fields."""
-    if not pa.types.is_struct(kind) or not pa.types.is_struct(column.type):
-        return column.cast(kind)
-    names = [field.name for field in column.type]
-    fields = [
-        _cast(pc.struct_field(column, [field.name]), field.type).combine_chunks()
-        if field.name in names
-        else pa.nulls(len(column), field.type)
-        for field in kind
-    ]
-    mask = column.is_null().combine_chunks()
-    return pa.chunked_array([pa.StructArray.from_arrays(fields, fields=list(kind), mask=mask)])
-
-
 def _bytes_of(table: pa.Table, name: str) -> list[bytes | None]:
     """Return texts as bytes, because Arrow does not check that strings of a file are valid UTF-8."""
-    if name in table.column_names:
-        column = table.column(name)
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        found: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()
-        return found
-    head, _, rest = name.partition(".")
-    column = table.column(head)
-    child = rest if rest in [field.name for field in column.type] else rest.partition(".")[0]
-    return _bytes_of(pa.table({child: pc.struct_field(column, [child])}), rest)
+    column: Any = _text_column(table, name)  # `table_schema` has checked that it exists
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    found: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()
+    return found

@@ -13,7 +13,7 @@ benchmarks/decisions/bulk.md has the retrieval quality of each dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,6 @@ from koe5_onnx import InputError
 from koe5_onnx.artifact.matryoshka import to_bits, to_int8
 
 Array = npt.NDArray[np.float32]
-Columns = dict[str, npt.NDArray[np.generic]]
-"""Maps the name of a column to its values: one value or one vector per row."""
 
 CONVENTIONS: Mapping[str, str] = {
     "float32": "the embedding",
@@ -54,13 +52,20 @@ def column_names(name: str, dtype: str) -> list[str]:
 
 def arrow_fields(name: str, dtype: str, dim: int) -> list[pa.Field]:
     """Return the columns of an output dtype as fields of a schema."""
-    sample = _COLUMNS[dtype](np.zeros((1, dim), np.float32), name)
-    return [pa.field(column, _array(values).type) for column, values in sample.items()]
+    columns = to_arrow(np.zeros((1, dim), np.float32), dtype)
+    return [
+        pa.field(name, column.type) for name, column in zip(column_names(name, dtype), columns, strict=True)
+    ]
 
 
-def to_arrow(embeddings: Array, name: str, dtype: str) -> list[pa.Array]:
+def to_arrow(embeddings: Array, dtype: str) -> list[pa.Array]:
     """Convert embeddings float32[n, dim] to columns, in the order of `column_names`."""
-    return [_array(values) for values in _COLUMNS[dtype](embeddings, name).values()]
+    if dtype == "int8":
+        values, scale = to_int8(embeddings)
+        return [_vectors(values), pa.array(scale)]
+    if dtype == "binary":
+        return [_vectors(to_bits(embeddings))]
+    return [_vectors(embeddings.astype(dtype, copy=False))]
 
 
 def unpack(bits: npt.NDArray[np.uint8], dim: int) -> npt.NDArray[np.float32]:
@@ -68,31 +73,6 @@ def unpack(bits: npt.NDArray[np.uint8], dim: int) -> npt.NDArray[np.float32]:
     return np.asarray(np.unpackbits(bits, axis=1, count=dim), np.float32) * 2 - 1
 
 
-def _array(values: npt.NDArray[np.generic]) -> pa.Array:
+def _vectors(values: npt.NDArray[np.generic]) -> pa.Array:
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-
-
-def _float32(embeddings: Array, name: str) -> Columns:
-    return {name: embeddings}
-
-
-def _float16(embeddings: Array, name: str) -> Columns:
-    return {name: embeddings.astype(np.float16)}
-
-
-def _int8(embeddings: Array, name: str) -> Columns:
-    values, scale = to_int8(embeddings)
-    return {name: values, f"{name}_scale": scale}
-
-
-def _binary(embeddings: Array, name: str) -> Columns:
-    return {name: to_bits(embeddings)}
-
-
-_COLUMNS: Mapping[str, Callable[[Array, str], Columns]] = {
-    "float32": _float32,
-    "float16": _float16,
-    "int8": _int8,
-    "binary": _binary,
-}
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])

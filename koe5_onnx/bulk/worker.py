@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from koe5_onnx.bulk.job import BulkJob
 from koe5_onnx.bulk.plan import Plan, Shard
 from koe5_onnx.bulk.reader import Reader
 from koe5_onnx.bulk.rows import BadRow, Rows
-from koe5_onnx.bulk.shards import OutputFolder, Receipt
+from koe5_onnx.bulk.shards import Counts, OutputFolder, Receipt
 from koe5_onnx.bulk.vectors import CONVENTIONS, arrow_fields, to_arrow
 from koe5_onnx.embedder import Encoded
 from koe5_onnx.engine.cache import Cache
@@ -50,7 +50,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that a worker needs, as plain data that can be sent to another machine."""
+    """Everything that a worker needs. It can be pickled and sent to another machine."""
 
     job: BulkJob
     artifact: str
@@ -60,7 +60,7 @@ class Task:
     output: Location
     strict: bool
     dedupe: bool
-    """True to embed equal texts once, within a window of recent texts."""
+    """Embed equal texts once, within a window of recent texts."""
 
 
 class Worker:
@@ -95,8 +95,9 @@ class Worker:
         locations = [self._output.location / name for name in self._output.names(index)]
         with ExitStack() as files:
             temporary = [files.enter_context(location.writing()) for location in locations]
-            receipt, bad = self._write(self._task.plan.shard(index), temporary, on_done)
-            receipt = replace(receipt, bytes=sum(path.stat().st_size for path in temporary))
+            counts, bad = self._write(self._task.plan.shard(index), temporary, on_done)
+            size = sum(path.stat().st_size for path in temporary)
+        receipt = Receipt(shard=index, bytes=size, **asdict(counts))
         self._output.sign(receipt, bad)
         return receipt
 
@@ -105,29 +106,52 @@ class Worker:
         self._reader.close()
         self._embedder.close()
 
-    def _write(self, shard: Shard, paths: list[Path], on_done: OnDone) -> tuple[Receipt, list[BadRow]]:
-        receipt = Receipt(shard.index, rows=0, bad=0, tokens=0, truncated=0, composed=0, repeated=0, bytes=0)
+    def _write(self, shard: Shard, paths: list[Path], on_done: OnDone) -> tuple[Counts, list[BadRow]]:
+        counts = Counts()
         bad: list[BadRow] = []
-        seen = 0
         options = self._task.job.options
         opened = FORMATS[options.output_format].open(paths, self._schema, options.embedding_column)
         with closing(opened) as writer:
             for chunk in self._reader.chunks(shard):
-                receipt, more = self._add(chunk, writer, receipt, seen, on_done)
-                bad += more
-                seen += chunk.count
-                on_done(seen, receipt.tokens)
-        return receipt, bad
+                more, more_bad = self._add(chunk, writer, counts, on_done)
+                counts += more
+                bad += more_bad
+                on_done(counts.rows + counts.bad_rows, counts.tokens)
+        return counts, bad
 
     def _add(
-        self, chunk: Rows, writer: ShardWriter, receipt: Receipt, seen: int, on_done: OnDone
-    ) -> tuple[Receipt, list[BadRow]]:
-        """Embed a chunk, write it to the shard's files and return the updated receipt and the bad rows."""
+        self, chunk: Rows, writer: ShardWriter, before: Counts, on_done: OnDone
+    ) -> tuple[Counts, list[BadRow]]:
+        """Embed a chunk, write it to the shard's files and return its counts and its bad rows."""
         self._require_good(chunk.bad)
 
         def on_progress(done: int, total: int) -> None:
-            on_done(seen + chunk.count * done // max(1, total), receipt.tokens + done)
+            rows = before.rows + before.bad_rows + chunk.count * done // max(1, total)
+            on_done(rows, before.tokens + done)
 
+        encoded, repeated = self._encode(chunk.texts, on_progress)
+        table, embeddings, bad = chunk.table, encoded.embeddings, chunk.bad
+        if self._task.job.overflow == "error" and encoded.truncated.any():
+            too_long = self._too_long(chunk, encoded.tokens, encoded.truncated)
+            self._require_good(too_long)
+            bad = sorted([*bad, *too_long], key=lambda row: (row.file, row.row))  # as in the input
+            table, embeddings = table.filter(pa.array(~encoded.truncated)), embeddings[~encoded.truncated]
+        columns = to_arrow(embeddings, self._task.job.options.output_dtype)
+        whole = pa.table([*table.columns, *columns], schema=self._schema)
+        for batch in whole.combine_chunks().to_batches():
+            writer.write_batch(batch)
+        limit = self._embedder.contract.max_tokens
+        return Counts(
+            rows=len(table),
+            bad_rows=len(bad),
+            tokens=int(np.minimum(encoded.tokens, limit).sum(dtype=np.int64)),
+            truncated=0 if self._task.job.overflow == "error" else int(encoded.truncated.sum()),
+            composed=int(encoded.composed.sum()),
+            repeated=repeated,
+        ), bad
+
+    def _encode(self, texts: Sequence[str], on_progress: Callable[[int, int], None]) -> tuple[Encoded, int]:
+        """Return the results of texts, and the number of texts that were not embedded because of `dedupe`."""
         options = self._task.job.options
         encode = partial(
             self._embedder.encode_with_info,
@@ -138,29 +162,7 @@ class Worker:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # the receipt counts truncated texts
-            encoded, repeated = (
-                (encode(chunk.texts), 0) if self._recent is None else self._recent.encode(chunk.texts, encode)
-            )
-        table, embeddings, bad = chunk.table, encoded.embeddings, chunk.bad
-        if self._task.job.overflow == "error" and encoded.truncated.any():
-            too_long = self._too_long(chunk, encoded.tokens, encoded.truncated)
-            self._require_good(too_long)
-            bad = sorted([*bad, *too_long], key=lambda row: (row.file, row.row))  # as in the input
-            table, embeddings = table.filter(pa.array(~encoded.truncated)), embeddings[~encoded.truncated]
-        columns = to_arrow(embeddings, options.embedding_column, options.output_dtype)
-        if len(table):
-            writer.write(pa.table([*table.columns, *columns], schema=self._schema))
-        limit = self._embedder.contract.max_tokens
-        receipt = replace(
-            receipt,
-            rows=receipt.rows + len(table),
-            bad=receipt.bad + len(bad),
-            tokens=receipt.tokens + int(np.minimum(encoded.tokens, limit).sum(dtype=np.int64)),
-            truncated=receipt.truncated + int(encoded.truncated.sum()),
-            composed=receipt.composed + int(encoded.composed.sum()),
-            repeated=receipt.repeated + repeated,
-        )
-        return receipt, bad
+            return (encode(texts), 0) if self._recent is None else self._recent.encode(texts, encode)
 
     def _too_long(
         self, chunk: Rows, tokens: npt.NDArray[np.int32], truncated: npt.NDArray[np.bool_]
@@ -201,8 +203,8 @@ class RecentTexts:
     """The results of recent texts, so that equal texts are embedded once.
 
     `Embedder.encode` embeds equal texts of one call, here of one chunk, once. This class also finds texts
-    of earlier chunks and shards. In int8, the output has the same bits, because an embedding does not depend
-    on the other texts of its batch.
+    of earlier chunks and shards. In int8, the output is bitwise the same as without it, because an embedding
+    does not depend on the other texts of its batch.
 
     Args:
         dim: Size of the embeddings.
@@ -216,12 +218,7 @@ class RecentTexts:
         )  # Python objects take 700 bytes per text
 
     def encode(self, texts: Sequence[str], encode: Callable[[Sequence[str]], Encoded]) -> tuple[Encoded, int]:
-        """Return the results of texts with one prompt, and the number of texts that were not embedded.
-
-        Args:
-            texts: Valid texts.
-            encode: Embeds texts.
-        """
+        """Return the results of texts, and the number of texts that `encode` did not have to embed."""
         keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
         text_of = dict(zip(keys, texts, strict=True))
         known = self._results.get(text_of)

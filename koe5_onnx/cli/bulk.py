@@ -32,10 +32,10 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     """Declare the subcommand and its arguments."""
     parser = verbs.add_parser(
         "bulk",
-        help="embed files of any size into parquet, resumable, on one machine or a Ray cluster",
-        description="Embed the text column of parquet, Arrow, JSON lines or CSV files and write parquet "
-        "files with all columns of the input and the embeddings. Run the same command again to resume an "
-        "interrupted job. OUT/_errors.jsonl has the bad rows. OUT/_SUCCESS exists when the job is complete.",
+        help="embed files of any size, resumable, on one machine or a Ray cluster",
+        description="Embed the texts of parquet, Arrow, JSON lines or CSV files and write files with all "
+        "columns of the input and the embeddings. Run the same command again to resume an interrupted job. "
+        "OUT/_errors.jsonl has the bad rows. OUT/_SUCCESS exists when the job is complete.",
     )
     parser.set_defaults(run=run, usage_error=parser.error)
     parser.add_argument(

@@ -51,6 +51,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def run(args: argparse.Namespace) -> int:
     """Serve until stopped and return the exit code.
 
+    With several workers, an artifact that cannot be opened is logged, and the exit code is 1.
+
     Raises:
         Koe5Error: The artifact or an option is invalid, or the device cannot run the artifact.
         OSError: The key file cannot be read, or the address is in use.

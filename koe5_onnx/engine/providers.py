@@ -21,10 +21,11 @@ CUDA: Provider = "CUDAExecutionProvider"
 
 
 def import_onnxruntime() -> Any:
-    """Import onnxruntime from the installed wheel, with telemetry disabled.
+    """Import onnxruntime from the installed wheel, with telemetry disabled (except on Windows).
 
     The wheels send usage data to Microsoft unless ORT_DISABLE_TELEMETRY is set before the import, and the
-    telemetry thread makes a forked child hang when it exits. A value set by the user is kept.
+    telemetry thread makes a forked child hang when it exits. On Windows, the variable has no effect. A value
+    set by the user is kept.
     Source: https://github.com/microsoft/onnxruntime/blob/main/docs/Privacy.md
 
     Raises:

@@ -18,10 +18,10 @@ from __future__ import annotations
 from koe5_onnx.errors import MissingDependencyError
 
 try:
-    import fastapi
-    import orjson
-    import prometheus_client
-    import uvicorn
+    import fastapi  # noqa: F401
+    import orjson  # noqa: F401
+    import prometheus_client  # noqa: F401
+    import uvicorn  # noqa: F401
 except ImportError as error:
     raise MissingDependencyError(str(error.name), "serve", "serving an artifact over HTTP") from error
 
@@ -30,5 +30,3 @@ from koe5_onnx.serve.server import serve
 from koe5_onnx.serve.settings import Settings
 
 __all__ = ["Settings", "create_app", "serve"]
-
-del fastapi, orjson, prometheus_client, uvicorn

@@ -69,12 +69,7 @@ def create_app(embedder: Embedder, settings: Settings) -> Any:
 
 
 class Cors(CORSMiddleware):
-    """CORS headers on all responses, errors included. Preflight requests need no API key.
-
-    Args:
-        app: The wrapped app.
-        origins: Allowed origins; "*" for all.
-    """
+    """CORS headers on all responses, errors included. Preflight requests need no API key."""
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
         super().__init__(
@@ -87,12 +82,12 @@ class Cors(CORSMiddleware):
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Return a response without a body if the request is allowed."""
+        """Return a response whose body is empty if the request is allowed."""
         response = super().preflight_response(request_headers)
-        if response.status_code != 200:
-            return response
-        headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
-        return Response(status_code=204, headers=headers)
+        if response.status_code == 200:
+            response.status_code, response.body = 204, b""
+            del response.headers["content-length"], response.headers["content-type"]
+        return response
 
 
 @asynccontextmanager

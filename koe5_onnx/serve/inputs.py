@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from koe5_onnx import Contract, Embedder, InputError, Tokens
+from koe5_onnx import Embedder, InputError, Tokens
 from koe5_onnx.artifact.matryoshka import require_dim
-from koe5_onnx.serve.refusals import (
-    EMPTY,
-    INVALID,
-    TOO_MANY_INPUTS,
-    TOO_MANY_TOKENS,
-    UNKNOWN_MODEL,
-    Refusal,
-)
+from koe5_onnx.serve.refusals import Reason, Refusal
 from koe5_onnx.serve.settings import Settings
 
 RawInputs = str | list[str] | list[int] | list[list[int]]
 """Inputs in OpenAI's and TEI's API: a text, a list of texts, the token IDs of a text, or a list of those."""
 
 _QUERY, _PASSAGE = "query", "passage"
-INPUT_TYPES: Mapping[str, str] = {
+INPUT_TYPES: Mapping[str | None, str] = {
     "search_query": _QUERY,
     "retrieval.query": _QUERY,
     "document": _PASSAGE,
@@ -41,7 +33,7 @@ _NAMED, _NAMED_CHARACTERS = 16, 64
 
 
 class Documented(BaseModel):
-    """Body of a request or response, whose fields are described by their docstrings."""
+    """Body of a request or response. Docstrings of fields are their descriptions in the OpenAPI schema."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -51,17 +43,17 @@ class PromptFields(Documented):
 
     model_config = ConfigDict(extra="allow")
 
-    input_type: str | None = Field(
-        None, description="Prompt to add to the texts: 'query', 'passage' or 'none'"
-    )
-    prompt_name: str | None = Field(None, description="Another name for input_type")
-    task: str | None = Field(
-        None, description="Another name for input_type: 'retrieval.query' or 'retrieval.passage'"
-    )
+    input_type: str | None = None
+    """Prompt to add to the texts: 'query', 'passage' or 'none'."""
+    prompt_name: str | None = None
+    """Another name for input_type."""
+    task: str | None = None
+    """Another name for input_type: 'retrieval.query' or 'retrieval.passage'."""
     # A prompt is added to up to 2,048 texts, so a long one would multiply the size of the body.
-    prompt: Annotated[str, Field(max_length=4096)] | None = Field(
-        None, description="Text to put in front of the texts, instead of the name of a prompt"
-    )
+    prompt: Annotated[str, Field(max_length=4096)] | None = None
+    """Text to put in front of the texts, instead of the name of a prompt."""
+    parameters: dict[str, Any] | None = None
+    """Fields as an object. A field outside of it takes precedence."""
 
     @model_validator(mode="before")
     @classmethod
@@ -72,8 +64,7 @@ class PromptFields(Documented):
         """
         if not isinstance(given, dict):
             return given
-        nested = given.get("parameters") if "parameters" in cls.model_fields else None
-        if isinstance(nested, dict):
+        if isinstance(nested := given.get("parameters"), dict):
             given = _not_null(nested) | _not_null(given)
             del given["parameters"]
         return _not_null(given)
@@ -90,24 +81,20 @@ def _not_null(fields: Mapping[str, Any]) -> dict[str, Any]:
 class EmbedFields(PromptFields):
     """Fields that select how to embed."""
 
-    truncate: Literal["NONE", "END"] | bool | None = Field(
-        None,
-        validation_alias=AliasChoices("truncate", "truncation"),
-        description="Truncate texts above the token limit. The default is the server's --overflow",
-    )
+    truncate: Annotated[
+        Literal["NONE", "END"] | bool | None, Field(validation_alias=AliasChoices("truncate", "truncation"))
+    ] = None
+    """True or 'END' to accept texts above the token limit, False or 'NONE' to reject them. The server's
+    --overflow is the default, and determines whether accepted texts are truncated or averaged."""
     truncation_direction: Literal["Left", "Right", "left", "right"] = "Right"
     """End at which texts are truncated. "Left" is rejected."""
-    dimensions: int | None = Field(
-        None,
-        validation_alias=AliasChoices("dimensions", "output_dimension"),
-        description="Size of the embeddings. GET /v1/models lists the choices",
-    )
-    normalize: bool | None = Field(
-        None,
-        validation_alias=AliasChoices("normalize", "normalized"),
-        description="No effect, because the model determines whether embeddings have unit length. Another "
-        "value is reported as ignored, or rejected with --strict",
-    )
+    dimensions: Annotated[
+        int | None, Field(validation_alias=AliasChoices("dimensions", "output_dimension"))
+    ] = None
+    """Size of the embeddings. GET /v1/models lists the choices."""
+    normalize: Annotated[bool | None, Field(validation_alias=AliasChoices("normalize", "normalized"))] = None
+    """No effect, because the model determines whether embeddings have unit length. Another value is reported
+    as ignored, or rejected with --strict."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +109,7 @@ class Inputs:
     prompt: str
     """Text of the prompt."""
     truncate: bool
-    """True to truncate texts above the token limit, False to reject them."""
+    """False to reject texts above the token limit."""
     param: str
     """Name of the request's field with the inputs, for error messages."""
     ignored: Sequence[str] = ()
@@ -143,16 +130,12 @@ class Inputs:
 
 
 class InputReader:
-    """Converts the fields of requests to Inputs.
+    """Converts the fields of requests to Inputs, and Inputs to Tokens."""
 
-    Args:
-        settings: Limits and defaults.
-        contract: The artifact's contract.
-    """
-
-    def __init__(self, settings: Settings, contract: Contract) -> None:
-        self._settings, self._contract = settings, contract
-        self.default_prompt_name = settings.default_prompt_name or contract.default_prompt_name
+    def __init__(self, embedder: Embedder, settings: Settings) -> None:
+        self._embedder, self._settings, self._contract = embedder, settings, embedder.contract
+        self._known = {**self._contract.prompts, _NO_PROMPT: ""}
+        self.default_prompt_name = settings.default_prompt_name or self._contract.default_prompt_name
         """Prompt name of requests without one."""
 
     def read(
@@ -160,11 +143,8 @@ class InputReader:
     ) -> Inputs:
         """Return the inputs of a request.
 
-        Args:
-            raw: Texts or token IDs.
-            fields: The other fields.
-            param: Name of the field with the inputs.
-            of_model: Prompt name in the suffix of the model name.
+        `param` is the name of the field with the inputs, `raw` its value, and `of_model` the prompt name in
+        the suffix of the model name.
 
         Raises:
             Refusal: There are no inputs or too many, an input is too long, a field is invalid, or the request
@@ -174,16 +154,13 @@ class InputReader:
         truncate = self._truncate(fields) if isinstance(fields, EmbedFields) else False
         ignored = self._ignored(fields)
         if isinstance(many[0], str):
-            name, prompt = choose_prompt(fields, of_model or self.default_prompt_name, self._contract.prompts)
+            name, prompt = self._prompt(fields, of_model or self.default_prompt_name)
             return Inputs(cast("Sequence[str]", many), [], name, prompt, truncate, param, ignored)
-        name, prompt = choose_prompt(fields, of_model, self._contract.prompts)
+        _, prompt = self._prompt(fields, of_model)
         if prompt:
-            raise Refusal(
-                INVALID,
-                f"{param} has token IDs, and no prompt ({prompt!r}) can be added to token IDs. Add the "
-                "prompt before you tokenize, or send the text",
-                param=param,
-            )
+            found = f"{param} has token IDs, and no prompt ({prompt!r}) can be added to token IDs"
+            message = f"{found}. Add the prompt before you tokenize, or send the text"
+            raise Refusal(Reason.INVALID, message, param)
         return Inputs([], cast("Sequence[Sequence[int]]", many), None, "", truncate, param, ignored)
 
     def _listed(self, raw: RawInputs, param: str) -> Sequence[str] | Sequence[Sequence[int]]:
@@ -191,31 +168,26 @@ class InputReader:
         is_one = isinstance(raw, str) or (raw and isinstance(raw[0], int))
         many = cast("list[str] | list[list[int]]", [raw] if is_one else raw)
         if not many:
-            raise Refusal(EMPTY, f"{param} is empty: expected at least one text", param=param)
+            raise Refusal(Reason.EMPTY, f"{param} is empty: expected at least one text", param)
         if len(many) > most:
-            raise Refusal(
-                TOO_MANY_INPUTS, f"{param} has {len(many):,} texts: expected at most {most:,}", param=param
-            )
-        if (length := max(map(len, many))) > longest:
-            raise Refusal(
-                TOO_MANY_TOKENS,
-                f"{param} {[*map(len, many)].index(length)} has {length:,} characters: expected at most "
-                f"{longest:,}. Split it",
-                param=param,
-            )
+            message = f"{param} has {len(many):,} texts: expected at most {most:,}"
+            raise Refusal(Reason.TOO_MANY_INPUTS, message, param)
+        lengths = [*map(len, many)]
+        if (length := max(lengths)) > longest:
+            found = f"{param} {lengths.index(length)} has {length:,} characters"
+            raise Refusal(Reason.TOO_MANY_TOKENS, f"{found}: expected at most {longest:,}. Split it", param)
         return many
 
     def _truncate(self, fields: EmbedFields) -> bool:
         try:
             require_dim(fields.dimensions, self._contract, "dimensions")
         except InputError as error:
-            raise Refusal(INVALID, str(error), param="dimensions") from error
+            raise Refusal(Reason.INVALID, str(error), "dimensions") from error
         if fields.truncation_direction.lower() == "left":
-            raise Refusal(
-                INVALID,
-                "truncation_direction is Left: expected Right, because only the end of a text can be cut",
-                param="truncation_direction",
+            message = (
+                "truncation_direction is Left: expected Right, because only the end of a text can be cut"
             )
+            raise Refusal(Reason.INVALID, message, "truncation_direction")
         if fields.truncate is None:
             return self._settings.engine.overflow != "error"
         return fields.truncate in (True, "END")
@@ -225,63 +197,71 @@ class InputReader:
         ignored: list[str] = []
         if isinstance(fields, EmbedFields) and fields.normalize not in (None, self._contract.normalize):
             ignored.append("normalize")
-        if fields.task is not None and _prompt_name(fields.task) not in (*self._contract.prompts, _NO_PROMPT):
+        if fields.task is not None and INPUT_TYPES.get(fields.task, fields.task) not in self._known:
             ignored.append("task")
         ignored += fields.model_extra or ()
         names = [re.sub(r"[^!-+\--~]", "?", name[:_NAMED_CHARACTERS]) for name in ignored[:_NAMED]]
         if names and self._settings.strict:
-            raise Refusal(
-                INVALID,
-                f"{', '.join(names)} would have no effect, and the server runs with --strict. Remove it",
-                param=names[0],
-            )
+            found = f"{', '.join(names)} would have no effect, and the server runs with --strict"
+            raise Refusal(Reason.INVALID, f"{found}. Remove it", names[0])
         return names
 
+    def _prompt(self, fields: PromptFields, default: str | None) -> tuple[str | None, str]:
+        """Return the name of a request's prompt, None for no prompt, and its text.
 
-def _prompt_name(word: str) -> str:
-    return INPUT_TYPES.get(word, word)
+        `default` is the prompt name of a request whose fields select no prompt.
+        """
+        known, chosen = self._known, dict[str, tuple[str, str]]()
+        for field in ("input_type", "prompt_name", "task"):
+            word: str | None = getattr(fields, field)
+            name = INPUT_TYPES.get(word, word)
+            if name in known:
+                chosen[field] = name, known[name]
+            elif name is not None and field != "task":
+                message = f"{field} is {word!r}: expected one of {', '.join(sorted(known))}"
+                raise Refusal(Reason.INVALID, message, field)
+        if (text := fields.prompt) is not None:
+            names = (name for name, known_text in known.items() if known_text == text)
+            chosen["prompt"] = next(names, _LITERAL), text
+        if len({text for _, text in chosen.values()}) > 1:
+            message = f"{' and '.join(chosen)} are different prompts: send only one"
+            raise Refusal(Reason.INVALID, message, [*chosen][-1])
+        default = default or _NO_PROMPT
+        name, text = next(iter(chosen.values()), (default, known[default]))
+        return None if name == _NO_PROMPT else name, text
 
+    def tokens(self, inputs: Inputs) -> Tokens:
+        """Tokenize the texts, or check the token IDs of the request.
 
-def choose_prompt(
-    fields: PromptFields, default: str | None, prompts: Mapping[str, str]
-) -> tuple[str | None, str]:
-    """Return the name of a request's prompt, None for no prompt, and its text.
-
-    Args:
-        fields: Fields of the request.
-        default: Prompt name of a request without these fields.
-        prompts: Prompts of the contract.
-
-    Raises:
-        Refusal: The prompt name is not one of the contract's, or two fields differ.
-    """
-    known = {**prompts, _NO_PROMPT: ""}
-    found = {
-        field: _prompt_name(word)
-        for field in ("input_type", "prompt_name", "task")
-        if (word := getattr(fields, field)) is not None
-    }
-    for field, name in found.items():
-        if name not in known and field != "task":
-            words = ", ".join(sorted({*prompts, _NO_PROMPT}))
-            raise Refusal(
-                INVALID, f"{field} is {getattr(fields, field)!r}: expected one of {words}", param=field
+        Raises:
+            Refusal: A text is not valid Unicode; token IDs cannot be from this model's tokenizer; or there
+                are too many tokens in the request, or in a text that may not be truncated.
+        """
+        tokens = self._tokenized(inputs)
+        most, limit = self._settings.max_request_tokens, self._contract.max_tokens
+        if not inputs.truncate and (too_long := np.flatnonzero(tokens.full_lengths > limit)).size:
+            first = int(too_long[0])
+            found = f"{inputs.param} {first} has {tokens.full_lengths[first]:,} tokens"
+            message = f"{found}: expected at most {limit}. Split it, or send truncate: true"
+            raise Refusal(Reason.TOO_MANY_TOKENS, message, inputs.param)
+        if (total := tokens.total) > most:
+            message = (
+                f"the request has {total:,} tokens: expected at most {most:,}. Send fewer texts per request"
             )
-    texts = {field: known[name] for field, name in found.items() if name in known}
-    if fields.prompt is not None:
-        texts["prompt"] = fields.prompt
-    if len({*texts.values()}) > 1:
-        raise Refusal(
-            INVALID, f"{' and '.join(texts)} are different prompts: send only one", param=[*texts][-1]
-        )
-    if texts:
-        (text,) = {*texts.values()}
-        names = (name for name in (*found.values(), *prompts) if known.get(name) == text)
-        name = next(names, _LITERAL if text else _NO_PROMPT)
-    else:
-        name = default or _NO_PROMPT
-        text = known[name]
-    return None if name == _NO_PROMPT else name, text
+            raise Refusal(Reason.TOO_MANY_TOKENS, message, inputs.param)
+        return tokens
+
+    def _tokenized(self, inputs: Inputs) -> Tokens:
+        if inputs.texts:
+            return self._embedder.tokenize(inputs.prompted, prompt="")
+        try:
+            return self._embedder.tokens_of(inputs.ids)
+        except InputError as error:
+            message = (
+                f"{inputs.param}: {error}. Send the text instead. Clients that tokenize for OpenAI's models "
+                "have an option for that (LangChain: check_embedding_ctx_length=False). Or use POST /tokenize"
+            )
+            raise Refusal(Reason.INVALID, message, inputs.param) from error
 
 
 @dataclass(frozen=True)
@@ -300,69 +280,12 @@ class ModelNames:
         if name is None or name in self.names:
             return None
         stem, _, suffix = name.rpartition(":")
-        if stem in self.names and (suffix in self.prompts or suffix == _NO_PROMPT):
+        if stem in self.names and suffix in (*self.prompts, _NO_PROMPT):
             return suffix
-        raise Refusal(
-            UNKNOWN_MODEL,
-            f"model is {name[:200]!r}: expected one of {', '.join(self.all)}",
-            param="model",
-        )
+        message = f"model is {name[:200]!r}: expected one of {', '.join(self.all)}"
+        raise Refusal(Reason.UNKNOWN_MODEL, message, "model")
 
     @property
     def all(self) -> list[str]:
-        """All names: first those without a prompt name, then those with one."""
+        """The names that GET /v1/models lists: first those without a prompt name, then those with one."""
         return [*self.names, *(f"{name}:{prompt}" for name in self.names for prompt in self.prompts)]
-
-
-def prepare(embedder: Embedder, inputs: Inputs) -> Tokens:
-    """Tokenize the texts, or check the token IDs of the request.
-
-    Raises:
-        InputError: A text is not valid Unicode.
-        Refusal: A text is above the token limit and `truncate` is False, or token IDs cannot be from this
-            model's tokenizer.
-    """
-    tokens = embedder.tokenize(inputs.prompted, prompt="") if inputs.texts else _given_ids(embedder, inputs)
-    limit = embedder.contract.max_tokens
-    if not inputs.truncate and (too_long := np.flatnonzero(tokens.full_lengths > limit)).size:
-        first = int(too_long[0])
-        raise Refusal(
-            TOO_MANY_TOKENS,
-            f"{inputs.param} {first} has {tokens.full_lengths[first]:,} tokens: expected at most {limit}. "
-            "Split it, or send truncate: true",
-            param=inputs.param,
-        )
-    return tokens
-
-
-def _given_ids(embedder: Embedder, inputs: Inputs) -> Tokens:
-    limit, vocabulary = embedder.contract.max_tokens, embedder.artifact.manifest.architecture.vocabulary
-    opening, closing = embedder.tokenize([""]).ids[0][[0, -1]].tolist()
-    rows: list[npt.NDArray[np.int32]] = []
-    further: dict[int, list[npt.NDArray[np.int32]]] = {}
-    for number, ids in enumerate(inputs.ids):
-        name = f"{inputs.param} {number}"
-        if len(ids) < 2 or ids[0] != opening or ids[-1] != closing:
-            raise Refusal(
-                INVALID,
-                f"{name} is not from this model's tokenizer, whose token IDs begin with {opening} and end "
-                f"with {closing}. Send the text instead: clients that tokenize for OpenAI's models have an "
-                "option for that (LangChain: check_embedding_ctx_length=False). Or use POST /tokenize",
-                param=inputs.param,
-            )
-        if min(ids) < 0 or max(ids) >= vocabulary:
-            raise Refusal(
-                INVALID,
-                f"{name} has a token ID outside 0 to {vocabulary - 1}: send the text",
-                param=inputs.param,
-            )
-        starts = range(1, max(2, len(ids) - 1), limit - 2)
-        first, *rest = [
-            np.asarray([opening, *ids[start : min(start + limit - 2, len(ids) - 1)], closing], dtype=np.int32)
-            for start in (starts if embedder.overflow == "average" else starts[:1])
-        ]
-        rows.append(first)
-        if rest:
-            further[number] = rest
-    full_lengths = np.fromiter(map(len, inputs.ids), np.int32, len(inputs.ids))
-    return replace(Tokens.of(rows), full_lengths=full_lengths, further=further)

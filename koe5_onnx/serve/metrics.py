@@ -41,50 +41,47 @@ _NOTICED = {
 class Metrics(Observer):
     """Metrics of one server process.
 
-    As the observer of the runner it also logs failed batches and rejects embeddings that are not finite.
+    As the observer of the runner, it also logs failed batches and rejects embeddings that are not finite.
     """
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        seconds = partial(Histogram, buckets=_SECONDS, registry=registry)
-        shares = partial(Histogram, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        seconds = partial(histogram, buckets=_SECONDS)
         counter = partial(Counter, registry=registry)
         live = partial(Gauge, multiprocess_mode="livesum", registry=registry)
-        words = "Seconds from the start of a request to the end of its response"
+        words = "Seconds from the headers of a request to the end of its response"
         self._request = seconds("koe5_request_seconds", words, ["route", "status"])
-        self._queue = seconds("koe5_queue_seconds", "Seconds that the first text of a request is queued")
-        self._tokenize = seconds("koe5_tokenize_seconds", "Seconds to tokenize a request")
+        self._queue = seconds(
+            "koe5_queue_seconds", "Seconds that the first text of a request, or of a piece of it, is queued"
+        )
+        self.tokenize = seconds("koe5_tokenize_seconds", "Seconds to tokenize a request")
         self._run = seconds("koe5_run_seconds", "Seconds to run a batch")
-        self._batch_tokens = shares("koe5_batch_tokens", "Tokens per batch, without padding", buckets=_TOKENS)
-        self._batch_texts = shares("koe5_batch_texts", "Texts per batch", buckets=_TEXTS)
-        self._padding = shares("koe5_padding_share", "Share of a batch that is padding", buckets=_SHARES)
-        self._inputs = counter("koe5_inputs", "Texts embedded, by prompt name", ["prompt_name"])
-        self._tokens = counter("koe5_tokens", "Tokens embedded, without those cut by truncation")
+        self._batch_tokens = histogram(
+            "koe5_batch_tokens", "Tokens per batch, without padding", buckets=_TOKENS
+        )
+        self._batch_texts = histogram("koe5_batch_texts", "Texts per batch", buckets=_TEXTS)
+        self._padding = histogram("koe5_padding_share", "Share of a batch that is padding", buckets=_SHARES)
+        self._inputs = counter("koe5_inputs", "Texts of answered requests, by prompt name", ["prompt_name"])
+        self._tokens = counter("koe5_tokens", "Tokens of answered requests, without those cut by truncation")
         self._noticed = {name: counter(*metric) for name, metric in _NOTICED.items()}
-        self._ignored = counter("koe5_ignored_fields", "Fields of requests that had no effect")
-        self._gone = counter("koe5_clients_gone", "Requests whose client disconnected early")
+        self.ignored = counter("koe5_ignored_fields", "Fields of requests that had no effect")
+        self.gone = counter("koe5_clients_gone", "Requests whose client disconnected early")
         self._waiting = live("koe5_queue_tokens", "Tokens in the queue")
-        self._in_work = live("koe5_requests_in_work", "Open requests")
+        self.open_requests = live("koe5_requests_in_work", "Open requests")
         words = "Processes by execution provider, graph, precision and threads"
         self._engine = live("koe5_engine", words, ["provider", "graph", "precision", "threads"])
-        self._waiting_tokens: Callable[[], int] = lambda: 0
+        self.waiting_tokens: Callable[[], int] = lambda: 0
+        """Returns the number of queued tokens."""
         # prometheus_client checks the labels and takes a lock on every call of labels().
-        self._request_of = cache(lambda route, status: self._request.labels(route, str(status)))
+        self.request_of = cache(lambda route, status: self._request.labels(route, str(status)))
         self._inputs_of = cache(self._inputs.labels)
 
     def opened(self, embedder: Embedder) -> None:
         """Set the metric koe5_engine."""
-        session = embedder.session
-        self._engine.labels(
-            session.providers[0],
-            "packed" if session.graph.is_packed else "padded",
-            embedder.artifact.manifest.precision,
-            str(session.threads),
-        ).set(1)
-
-    def watch(self, waiting_tokens: Callable[[], int]) -> None:
-        """Set the function that returns the number of queued tokens."""
-        self._waiting_tokens = waiting_tokens
+        session, precision = embedder.session, embedder.artifact.manifest.precision
+        graph = "packed" if session.graph.is_packed else "padded"
+        self._engine.labels(session.providers[0], graph, precision, str(session.threads)).set(1)
 
     def batch_ran(self, batch: QueuedBatch, seconds: float) -> None:
         """Record a batch that ran in `seconds`."""
@@ -92,10 +89,10 @@ class Metrics(Observer):
         self._batch_tokens.observe(batch.tokens)
         self._batch_texts.observe(len(batch.rows))
         self._padding.observe(1 - batch.tokens / batch.slots)
-        self._waiting.set(self._waiting_tokens())
+        self._waiting.set(self.waiting_tokens())
 
     def job_started(self, waited_s: float) -> None:
-        """Record the time that the first row of a request waited in the queue."""
+        """Record the time that the first row of a job waited in the queue."""
         self._queue.observe(waited_s)
 
     def batch_failed(self, error: BaseException) -> None:
@@ -108,46 +105,17 @@ class Metrics(Observer):
         are_finite = np.asarray(np.isfinite(embeddings).all(axis=1))
         return [None if is_finite else fault for is_finite in are_finite.tolist()]
 
-    def tokenized(self, seconds: float) -> None:
-        """Record the time to tokenize a request."""
-        self._tokenize.observe(seconds)
-
     def answered(self, notes: Mapping[str, Any], tokens: int) -> None:
-        """Record an answered request.
-
-        Args:
-            notes: Fields of its log line: number of texts, prompt name, and the counts in `_noticed`.
-            tokens: Number of its tokens.
-        """
+        """Record an answered request with this number of tokens, and with `notes` in its log line."""
         self._inputs_of(notes["prompt_name"] or "none").inc(notes["inputs"])
         self._tokens.inc(tokens)
         for name, counter in self._noticed.items():
             if notes[name]:
                 counter.inc(notes[name])
 
-    def ignored(self, fields: int) -> None:
-        """Record fields of a request that have no effect."""
-        self._ignored.inc(fields)
-
-    def client_gone(self) -> None:
-        """Record a client that disconnected early."""
-        self._gone.inc()
-
-    def request_began(self) -> None:
-        """Record the start of a request with a body."""
-        self._in_work.inc()
-
-    def request_left(self) -> None:
-        """Record the end of a request with a body."""
-        self._in_work.dec()
-
-    def request_ended(self, route: str, status: int, seconds: float) -> None:
-        """Record the status and the duration of a request."""
-        self._request_of(route, status).observe(seconds)
-
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        self._waiting.set(self._waiting_tokens())
+        self._waiting.set(self.waiting_tokens())
         if MULTIPROCESS_VARIABLE not in os.environ:
             return generate_latest(self._registry)
         _forget_dead_workers(Path(os.environ[MULTIPROCESS_VARIABLE]))

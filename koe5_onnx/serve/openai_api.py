@@ -2,7 +2,7 @@
 
 Source: https://platform.openai.com/docs/api-reference/embeddings. Requests may also have the fields of
 `EmbedFields` and `output_dtype`, which has other names in the APIs of Jina AI and Cohere. Each embedding in a
-response also has `tokens`, `truncated` and `scale`.
+response also has `tokens`, `truncated` and, in int8, `scale`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing_extensions import TypeAliasType
 from koe5_onnx import Encoded
 from koe5_onnx.artifact.matryoshka import to_bits, to_int8
 from koe5_onnx.serve.inputs import Documented, EmbedFields, ModelNames
-from koe5_onnx.serve.refusals import INVALID, UNKNOWN_MODEL, Refusal
+from koe5_onnx.serve.refusals import Reason, Refusal
 from koe5_onnx.serve.request_embedder import RequestEmbedder
 
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
@@ -50,21 +50,19 @@ class EmbeddingsRequest(EmbedFields):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
-    input: AnyInputs = Field(
-        description="A text, a list of texts, the token IDs of a text, or a list of those"
-    )
-    model: str | None = Field(
-        None, description="A name that GET /v1/models lists. The suffix ':query' selects that prompt"
-    )
-    encoding_format: Format | None = Field(
-        default=None, description="'base64' for vectors in base64, or one of the values of output_dtype"
-    )
-    output_dtype: Annotated[Format | None, BeforeValidator(_only)] = Field(
-        default=None,
-        validation_alias=AliasChoices("output_dtype", "embedding_type", "embedding_types"),
-        description="'float'; 'int8' with a scale per embedding; 'ubinary' with 8 components per byte; "
-        "'binary', the bytes of 'ubinary' minus 128",
-    )
+    input: AnyInputs
+    """A text, a list of texts, the token IDs of a text, or a list of those."""
+    model: str | None = None
+    """A name that GET /v1/models lists. The suffix ':query' selects that prompt."""
+    encoding_format: Format | None = None
+    """'base64' for vectors in base64, or one of the values of output_dtype."""
+    output_dtype: Annotated[
+        Format | None,
+        BeforeValidator(_only),
+        Field(validation_alias=AliasChoices("output_dtype", "embedding_type", "embedding_types")),
+    ] = None
+    """'float'; 'int8' with a scale per embedding; 'ubinary' with 8 components per byte; 'binary', the bytes
+    of 'ubinary' minus 128."""
     user: str | None = None
     """Accepted and not used."""
 
@@ -73,24 +71,22 @@ class EmbeddingItem(Documented):
     """One embedding."""
 
     object: Literal["embedding"]
-    """Type of the object."""
     index: int
     """Position of the input in the request, from 0."""
     embedding: list[float] | list[int] | str
     """Components, or their bytes in base64."""
-    tokens: int = Field(description="Tokens of the text with its prompt, before truncation")
+    tokens: int
+    """Tokens of the text with its prompt, before truncation."""
     truncated: bool
     """True if the text was truncated at the token limit."""
-    scale: float | None = Field(
-        default=None, description="Only for int8: value * scale is about the component"
-    )
+    scale: float | None = None
+    """Only for int8: value * scale is about the component."""
 
 
 class Usage(Documented):
-    """Tokens embedded, after truncation."""
+    """Tokens of all inputs, after truncation."""
 
     prompt_tokens: int
-    """Tokens of all inputs."""
     total_tokens: int
     """The same number as `prompt_tokens`."""
 
@@ -99,13 +95,10 @@ class EmbeddingsResponse(Documented):
     """Embeddings in the order of the inputs."""
 
     object: Literal["list"]
-    """Type of the object."""
     data: list[EmbeddingItem]
-    """One embedding per input."""
     model: str
     """Model name of the request."""
     usage: Usage
-    """Number of tokens."""
 
 
 class Model(Documented):
@@ -114,28 +107,24 @@ class Model(Documented):
     id: str
     """Name to send as `model`."""
     object: Literal["model"] = "model"
-    """Type of the object."""
     created: int = 0
-    """Always 0."""
-    owned_by: str
-    """Always "koe5-onnx"."""
-    dimensions: list[int] = Field(description="Sizes of embeddings that a request may ask for")
+    owned_by: str = "koe5-onnx"
+    dimensions: list[int]
+    """Sizes of embeddings that a request may ask for."""
 
 
 class ModelList(Documented):
     """All model names that the server accepts."""
 
     object: Literal["list"] = "list"
-    """Type of the object."""
     data: list[Model]
-    """The names."""
 
 
 class ErrorDetail(Documented):
     """Details of an error."""
 
     message: str
-    """Message: what was found, what was expected, and what to do."""
+    """Reason, and what to do."""
     type: str
     """Kind of error, one of OpenAI's types."""
     param: str | None
@@ -148,7 +137,6 @@ class ErrorResponse(Documented):
     """Error in OpenAI's format."""
 
     error: ErrorDetail
-    """The error."""
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -157,64 +145,46 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def openai_routes(requests: RequestEmbedder, names: ModelNames) -> APIRouter:
-    """Return the routes. Each also works without "/v1", which some clients omit."""
+    """Return the routes. "/v1" may be missing in the path of a request (see `protection.canonical`)."""
     router = APIRouter(tags=["OpenAI"], responses=ERRORS)
-    dimensions = list(requests.embedder.contract.dims)
+    contract = requests.embedder.contract
+    described = {name: Model(id=name, dimensions=list(contract.dims)) for name in names.all}
 
-    def described(name: str) -> Model:
-        return Model(id=name, owned_by="koe5-onnx", dimensions=dimensions)
-
+    @router.post("/v1/embeddings", response_model=EmbeddingsResponse, summary="Embed texts")
     async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
         dtype = _dtype_of(body)
         inputs = requests.inputs.read(body.input, body, "input", of_model=names.prompt_of(body.model))
         encoded, headers = await requests.answer(request, inputs, body.dimensions)
-        items = _items(encoded, dtype, as_base64="base64" in (body.encoding_format, body.output_dtype))
-        limit = requests.embedder.contract.max_tokens
-        ran = sum(min(tokens, limit) for tokens in encoded.tokens.tolist())
+        counts = zip(encoded.tokens.tolist(), encoded.truncated.tolist(), strict=True)
+        ran = sum(contract.max_tokens if truncated else tokens for tokens, truncated in counts)
         answer = {
             "object": "list",
-            "data": items,
+            "data": _items(encoded, dtype, as_base64="base64" in (body.encoding_format, body.output_dtype)),
             "model": body.model or names.names[0],
             "usage": {"prompt_tokens": ran, "total_tokens": ran},
         }
         content = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
         return Response(content, headers=headers, media_type="application/json")
 
+    @router.get("/v1/models", summary="List the model names")
     async def models() -> ModelList:
-        return ModelList(data=[described(name) for name in names.all])
+        return ModelList(data=[*described.values()])
 
+    @router.get("/v1/models/{name:path}", summary="Describe a model name")
     async def model(name: str) -> Model:
-        if name not in names.all:
-            raise Refusal(UNKNOWN_MODEL, f"there is no model {name[:200]!r}. GET /v1/models lists all names")
-        return described(name)
+        if name not in described:
+            message = f"there is no model {name[:200]!r}. GET /v1/models lists all names"
+            raise Refusal(Reason.UNKNOWN_MODEL, message)
+        return described[name]
 
-    for prefix in ("/v1", ""):
-        in_schema = prefix == "/v1"
-        router.add_api_route(
-            f"{prefix}/embeddings", embeddings, methods=["POST"], response_model=EmbeddingsResponse,
-            include_in_schema=in_schema, summary="Embed texts",
-        )  # fmt: skip
-        router.add_api_route(
-            f"{prefix}/models", models, include_in_schema=in_schema, summary="List the model names"
-        )
-        router.add_api_route(
-            f"{prefix}/models/{{name:path}}",
-            model,
-            include_in_schema=in_schema,
-            summary="Describe a model name",
-        )
     return router
 
 
 def _dtype_of(body: EmbeddingsRequest) -> str:
     asked = {body.encoding_format, body.output_dtype} - {None, "float", "base64"}
     if len(asked) > 1:
-        raise Refusal(
-            INVALID,
-            f"encoding_format is {body.encoding_format!r} and output_dtype is {body.output_dtype!r}: "
-            "expected one type",
-            param="output_dtype",
-        )
+        found = f"encoding_format is {body.encoding_format!r} and output_dtype is {body.output_dtype!r}"
+        raise Refusal(Reason.INVALID, f"{found}: expected one type", "output_dtype")
     return next(iter(asked), None) or "float"
 
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, JSONResponse
 
-from koe5_onnx.serve.refusals import UNKNOWN_ROUTE, Refusal
+from koe5_onnx.serve.refusals import Reason, Refusal
 
 _SWAGGER_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 
@@ -48,7 +48,7 @@ def page_routes(described: FastAPI, prefix: str) -> APIRouter:
     @router.get("/docs-files/{name}", include_in_schema=False)
     async def docs_file(name: str) -> Response:
         if name not in _SWAGGER_FILES:
-            raise Refusal(UNKNOWN_ROUTE, f"there is no file {name[:200]!r}")
+            raise Refusal(Reason.UNKNOWN_ROUTE, f"there is no file {name[:200]!r}")
         return FileResponse(static / name)
 
     return router
@@ -59,17 +59,10 @@ def policy_for(html: str) -> str:
 
     Source: https://www.w3.org/TR/CSP3/#framework-directive-source-list
     """
-    script, style = (
-        " ".join(
-            f"'sha256-{_digest(body)}'" for body in re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
-        )
-        for tag in ("script", "style")
-    )
+    parts = [re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL) for tag in ("script", "style")]
+    digests = [hashlib.sha256(body.encode()).digest() for (body,) in parts]
+    script, style = (f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     return (
         f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-
-
-def _digest(body: str) -> str:
-    return base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()

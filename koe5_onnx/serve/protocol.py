@@ -23,11 +23,7 @@ _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close
 
 
 class Joined:
-    """Transport of one response that sends the headers and the first part of the body in one system call.
-
-    Args:
-        transport: The connection's transport.
-    """
+    """Transport of one response that sends the headers and the first part of the body in one system call."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -55,14 +51,10 @@ class Joined:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One HTTP/1.1 connection.
+    """One HTTP/1.1 connection. If there are more than `max_connections`, it is closed immediately.
 
-    Args:
-        given: Positional arguments of uvicorn's protocol.
-        client_timeout_s: Timeout in seconds for the client to send the headers of a request, to send the rest
-            of a body after an early response, and to read each part of a response.
-        max_connections: Maximum number of connections. Further ones are closed immediately.
-        named: Keyword arguments of uvicorn's protocol.
+    `client_timeout_s` limits the time for the client to send the headers of a request, to send the rest of a
+    body after an early response, and to read each part of a response.
     """
 
     def __init__(self, *given: Any, client_timeout_s: float, max_connections: int, **named: Any) -> None:

@@ -1,13 +1,12 @@
-"""Embed the inputs of a request: tokenize in a thread, submit to the queue, wait for the result.
+"""Embed the inputs of a request: tokenize, submit to the queue, wait for the result.
 
-This code runs in the event loop. The threads of koe5_onnx/engine/runner.py run the batches, as they do for an
-AsyncEmbedder.
+This code runs in the event loop. Long texts are tokenized in threads, and the threads of
+koe5_onnx/engine/runner.py run the batches, as they do for an AsyncEmbedder.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -21,18 +20,9 @@ from koe5_onnx.engine.async_bridge import BRIEF_CHARACTERS, Answers, Call, Token
 from koe5_onnx.engine.cache import Cache
 from koe5_onnx.engine.runner import Runner
 from koe5_onnx.serve.connection import unless_gone
-from koe5_onnx.serve.inputs import InputReader, Inputs, prepare
+from koe5_onnx.serve.inputs import InputReader, Inputs
 from koe5_onnx.serve.metrics import Metrics
-from koe5_onnx.serve.refusals import (
-    BACKEND,
-    INVALID,
-    OVERLOADED,
-    STOPPING,
-    TIMEOUT,
-    TOO_MANY_TOKENS,
-    Refusal,
-)
-from koe5_onnx.serve.response import header_of
+from koe5_onnx.serve.refusals import Reason, Refusal
 from koe5_onnx.serve.routing import NOTES
 from koe5_onnx.serve.settings import Settings
 from koe5_onnx.serve.tracing import Tracing
@@ -56,18 +46,11 @@ about 300 for Python objects."""
 
 
 class RequestEmbedder:
-    """Embeds the inputs of all requests with one artifact.
-
-    Args:
-        embedder: An open Embedder.
-        settings: Limits and timeouts.
-        metrics: Metrics that record requests and batches.
-        tracing: Source of the spans of each request.
-    """
+    """Embeds the inputs of all requests with one artifact."""
 
     def __init__(self, embedder: Embedder, settings: Settings, metrics: Metrics, tracing: Tracing) -> None:
         self.embedder, self.settings, self.metrics = embedder, settings, metrics
-        self.inputs = InputReader(settings, embedder.contract)
+        self.inputs = InputReader(embedder, settings)
         self.runner = Runner(
             embedder.session,
             max_batch_tokens=embedder.queue_batch_tokens,
@@ -77,8 +60,8 @@ class RequestEmbedder:
         )
         self._tracing = tracing
         self._tokenizing, self._answers = Tokenizing(), Answers()
-        metrics.watch(lambda: self.runner.waiting_tokens)
-        self._cache: Rows | None = Cache(settings.cache_entries) if settings.cache_entries else None
+        metrics.waiting_tokens = lambda: self.runner.waiting_tokens
+        self._cache: Rows = Cache(settings.cache_entries)
         self._piece_tokens = max(settings.max_queue_tokens // _PIECES, embedder.contract.max_tokens)
         self._reserved_tokens = 0
 
@@ -101,7 +84,8 @@ class RequestEmbedder:
             return True
         try:
             async with asyncio.timeout(_PROBE_S):
-                await self._run(self.embedder.tokenize(["가"]))
+                tokens = self.embedder.tokenize(["가"])
+                await self._run(tokens, np.empty((1, self.embedder.dim), dtype=np.float32))
         except (Refusal, TimeoutError):
             return False
         return True
@@ -118,27 +102,23 @@ class RequestEmbedder:
             Refusal: See `embed`.
             ClientGoneError: The client disconnected.
         """
-        encoded, notes = await unless_gone(request, self.embed(inputs, dim))
+        encoded, notes = await unless_gone(request.receive, self.embed(inputs, dim))
         return encoded, self.report(request, inputs, notes)
 
     def report(self, request: Request, inputs: Inputs, notes: dict[str, Any]) -> dict[str, str]:
         """Add notes to the log line of a request, and return headers that tell the client about them."""
         if inputs.ignored:
-            self.metrics.ignored(len(inputs.ignored))
+            self.metrics.ignored.inc(len(inputs.ignored))
             notes["ignored_fields"] = ", ".join(inputs.ignored)
         noted = request.scope[NOTES]
         noted |= notes
         headers = {f"x-{name.replace('_', '-')}": str(noted[name]) for name in _NOTICES if noted.get(name)}
         if headers:
-            noted["user_agent"] = header_of(request.scope, b"user-agent")[:_LOGGED_CHARACTERS]
+            noted["user_agent"] = request.headers.get("user-agent", "")[:_LOGGED_CHARACTERS]
         return headers
 
     async def embed(self, inputs: Inputs, dim: int | None = None) -> tuple[Encoded, dict[str, Any]]:
-        """Embed the inputs of one request.
-
-        Args:
-            inputs: The inputs.
-            dim: Size of the embeddings, which the caller has validated; None for the full size.
+        """Embed the inputs of one request, with `dim` components; None for all.
 
         Returns:
             The embeddings, and the fields of the request's log line: counts, and texts only with `log_texts`.
@@ -168,38 +148,29 @@ class RequestEmbedder:
         return encoded.shortened(dim, contract), notes
 
     async def _embed(self, inputs: Inputs) -> tuple[Tokens, npt.NDArray[np.float32], dict[str, int]]:
+        """Return the tokens, the embeddings, and how many texts were in the cache or repeated another one."""
         with self._tracing.span("tokenize"):
-            characters = inputs.characters
-            tokens = await self.tokenized(
-                lambda: self._tokens_of(inputs), characters, at_once=characters <= BRIEF_CHARACTERS
-            )
-        return tokens, *await self._reuse(tokens)
+            tokens = await self.tokenized(lambda: self.inputs.tokens(inputs), inputs)
+        out = np.empty((len(tokens.ids), self.embedder.dim), dtype=np.float32)
+        with self.embedder.distinct(tokens, out) as (distinct, rows):
+            cached = await self._look_up(distinct, rows)
+        return tokens, out, {"cached": cached, "repeated": len(tokens.parts) - len(distinct.ids)}
 
-    async def _reuse(self, tokens: Tokens) -> tuple[npt.NDArray[np.float32], dict[str, int]]:
-        """Embed each text that is not in the cache once.
-
-        Returns:
-            The embeddings, and how many texts were in the cache or repeated an earlier text of the request.
-        """
-        distinct, rows = tokens.distinct()
-        if self._cache is None:
-            embeddings, cached = await self._run(distinct), 0
-        else:
-            embeddings, cached = await self._look_up(distinct, self._cache)
-        reused = {"cached": cached, "repeated": len(rows) - len(distinct.ids)}
-        if distinct is tokens:
-            return embeddings, reused
-        return tokens.averaged(embeddings[rows], normalize=self.embedder.contract.normalize), reused
-
-    async def _look_up(self, tokens: Tokens, cache: Rows) -> tuple[npt.NDArray[np.float32], int]:
-        """Return the embeddings of texts, computed if they are not in the cache, and how many were in it."""
+    async def _look_up(self, tokens: Tokens, out: npt.NDArray[np.float32]) -> int:
+        """Fill `out` from the cache and with new embeddings, and return how many were in the cache."""
+        if not self.settings.cache_entries:
+            await self._run(tokens, out)
+            return 0
         keys = [ids.tobytes() for ids in tokens.ids]
-        known = cache.get(keys)
-        missing = {key: ids for key, ids in zip(keys, tokens.ids, strict=True) if key not in known}
-        computed = dict(zip(missing, await self._run(Tokens.of([*missing.values()])), strict=True))
+        known = self._cache.get(keys)
+        missing = [row for row, key in enumerate(keys) if key not in known]
+        computed = np.empty((len(missing), self.embedder.dim), dtype=np.float32)
+        await self._run(Tokens.of([tokens.ids[row] for row in missing]), computed)
         # A view would keep the embeddings of a whole request in memory.
-        cache.put({key: row.copy() for key, row in computed.items()})
-        return np.stack([known[key] if key in known else computed[key] for key in keys]), len(known)
+        new = {keys[row]: embedding.copy() for row, embedding in zip(missing, computed, strict=True)}
+        self._cache.put(new)
+        out[:] = [known[key] if key in known else new[key] for key in keys]
+        return len(known)
 
     async def in_time(self, work: Awaitable[T]) -> T:
         """Return the result of `work`, and cancel it after the timeout of a request.
@@ -211,46 +182,27 @@ class RequestEmbedder:
             async with asyncio.timeout(self.settings.timeout_s):
                 return await work
         except TimeoutError:
-            raise Refusal(
-                TIMEOUT,
-                f"no result within {self.settings.timeout_s:g} s. Send fewer texts per request",
-                retry_after_s=10,
-            ) from None
+            message = f"no result within {self.settings.timeout_s:g} s. Send fewer texts per request"
+            raise Refusal(Reason.TIMEOUT, message, retry_after_s=10) from None
 
-    async def tokenized(self, work: Callable[[], T], characters: int, *, at_once: bool = False) -> T:
-        """Tokenize in a thread, because a long text would block the event loop.
+    async def tokenized(self, work: Callable[[], T], inputs: Inputs) -> T:
+        """Return the result of `work`, which tokenizes the inputs.
 
-        Args:
-            work: Function that tokenizes.
-            characters: Number of characters that it tokenizes.
-            at_once: True to run it in the event loop, for short texts.
+        Unless they are short, it runs in a thread, because it would block the event loop.
 
         Raises:
             Refusal: A text is invalid.
         """
-        start = time.monotonic()
+        size = max(inputs.characters, len(inputs.texts))
         try:
-            return await self._tokenizing.run(work, characters, at_once=at_once)
+            with self.metrics.tokenize.time():
+                return await self._tokenizing.run(work, size, at_once=size <= BRIEF_CHARACTERS)
         except InputError as error:
-            raise Refusal(INVALID, str(error), param=None) from error
-        finally:
-            self.metrics.tokenized(time.monotonic() - start)
+            raise Refusal(Reason.INVALID, str(error)) from error
 
-    def _tokens_of(self, inputs: Inputs) -> Tokens:
-        tokens = prepare(self.embedder, inputs)
-        if (total := tokens.total) > self.settings.max_request_tokens:
-            raise Refusal(
-                TOO_MANY_TOKENS,
-                f"the request has {total:,} tokens: expected at most {self.settings.max_request_tokens:,}. "
-                "Send fewer texts per request",
-                param=inputs.param,
-            )
-        return tokens
-
-    async def _run(self, tokens: Tokens) -> npt.NDArray[np.float32]:
-        """Embed the texts of a request, one piece after the other."""
+    async def _run(self, tokens: Tokens, out: npt.NDArray[np.float32]) -> None:
+        """Embed the texts of a request into `out`, one piece after the other."""
         lengths = tokens.lengths.tolist()
-        out = np.empty((len(lengths), self.embedder.dim), dtype=np.float32)
         call = Call(self.runner)
         with self._reserved(min(sum(lengths), self._piece_tokens)):
             try:
@@ -258,23 +210,19 @@ class RequestEmbedder:
                     await self._run_piece(call, tokens[rows], out[rows])
             finally:
                 call.give_up()
-        return out
 
     @contextmanager
     def _reserved(self, tokens: int) -> Iterator[None]:
-        """Reserve room in the queue for the pieces of a request. The first request always fits.
+        """Reserve room in the queue for the pieces of a request. Without other requests, it always fits.
 
         Raises:
             Refusal: The queue is full.
         """
-        most = self.settings.max_queue_tokens
-        if self._reserved_tokens and self._reserved_tokens + tokens > most:
-            raise Refusal(
-                OVERLOADED,
-                f"the queue holds {self._reserved_tokens:,} tokens: expected at most {most:,}, including this"
-                " request. Try again later",
-                retry_after_s=self.runner.drain_s(),
-            )
+        most, reserved = self.settings.max_queue_tokens, self._reserved_tokens
+        if reserved and reserved + tokens > most:
+            found = f"open requests have reserved {reserved:,} of the {most:,} tokens of the queue"
+            message = f"{found}, so this request with {tokens:,} tokens does not fit. Try again later"
+            raise Refusal(Reason.OVERLOADED, message, retry_after_s=self.runner.drain_s())
         self._reserved_tokens += tokens
         try:
             yield
@@ -285,17 +233,18 @@ class RequestEmbedder:
         answer, tell = self._answers.expect()
 
         def done(error: BaseException | None) -> None:
-            failed = Refusal(BACKEND, "the model failed on this request. See the server's log")
+            failed = Refusal(Reason.BACKEND, "the model failed on this request. See the server's log")
             tell(None if error is None else failed)
 
         try:
             job = call.submit(tokens, out, done)
         except ProviderError:
-            raise Refusal(
-                STOPPING, "the server is shutting down. Retry on another instance", retry_after_s=1
-            ) from None
-        with self._tracing.job(job):
+            message = "the server is shutting down. Retry on another instance"
+            raise Refusal(Reason.STOPPING, message, retry_after_s=1) from None
+        try:
             await answer
+        finally:
+            self._tracing.job(job)
 
 
 def pieces(lengths: Sequence[int], most: int) -> Iterator[slice]:

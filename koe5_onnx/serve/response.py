@@ -7,21 +7,17 @@ import re
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.types import Scope, Send
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _PIECE_BYTES = 65_536
-"""Size of a part, equal to uvicorn's write buffer limit: uvicorn then waits for a slow client instead of
-buffering the whole response."""
+"""Size of a part, equal to asyncio's limit of the write buffer. Above the limit, uvicorn waits for the client
+before it writes the next part."""
 
 
 class Reply:
-    """ASGI `send` of one request.
-
-    Args:
-        scope: Scope of the request.
-        send: The wrapped `send`.
-    """
+    """ASGI `send` of one request."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.status: int | None = None
@@ -35,14 +31,16 @@ class Reply:
         """Send a message to the client.
 
         Raises:
-            Refusal: All open requests use too many bytes to begin this response.
+            Refusal: The open requests together use too many bytes, so this response cannot begin.
         """
         if message["type"] == "http.response.start":
             await self._start(message)
-        elif message["type"] == "http.response.body":
-            await self._send_body(message)
-        else:
-            await self._send(message)
+            return
+        body = memoryview(message.get("body", b""))
+        while len(body) > _PIECE_BYTES:
+            await self._send({"type": message["type"], "body": body[:_PIECE_BYTES], "more_body": True})
+            body = body[_PIECE_BYTES:]
+        await self._send({**message, "body": body})
 
     async def _start(self, message: MutableMapping[str, Any]) -> None:
         headers = [*message.get("headers", ())]
@@ -53,29 +51,10 @@ class Reply:
         headers.append((b"x-request-id", self.request_id.encode("ascii")))
         await self._send({**message, "headers": headers})
 
-    async def _send_body(self, message: MutableMapping[str, Any]) -> None:
-        if len(message.get("body", b"")) <= _PIECE_BYTES:
-            await self._send(message)
-            return
-        body = memoryview(message["body"])
-        more = message.get("more_body", False)
-        while len(body) > _PIECE_BYTES:
-            await self._send({"type": "http.response.body", "body": body[:_PIECE_BYTES], "more_body": True})
-            body = body[_PIECE_BYTES:]
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
-
-
-def header_of(scope: Scope, name: bytes) -> str:
-    """Return the first header called `name` (lower case), or an empty string."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return str(value, "latin-1")
-    return ""
-
 
 def _request_id(scope: Scope) -> str:
     """Return the client's request ID if it is safe to log, else a new one."""
-    given = header_of(scope, b"x-request-id")
+    given = Headers(scope=scope).get("x-request-id", "")
     if _REQUEST_ID.fullmatch(given):
         return given
     # A request ID is not a secret, so random is enough and avoids the system call of os.urandom.

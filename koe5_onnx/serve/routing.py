@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import NamedTuple, get_type_hints
+from typing import NamedTuple, get_args, get_type_hints
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -16,8 +16,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from koe5_onnx.serve.refusals import INVALID, UNKNOWN_ROUTE, WRONG_METHOD, Refusal
-from koe5_onnx.serve.response import header_of
+from koe5_onnx.serve.refusals import Reason, Refusal
 
 BODY = "koe5.body"
 """Key in the ASGI scope of the body of a request."""
@@ -32,13 +31,10 @@ class _Action(NamedTuple):
 
 
 class Routing:
-    """ASGI app that calls the endpoints of routers.
+    """ASGI app that calls the endpoints of routers, and passes the lifespan to another app.
 
     An endpoint of POST takes the request and its body, one of GET the parameters of its path. It returns a
     response or a model, or raises Refusal.
-
-    Args:
-        lifespan: ASGI app that handles the lifespan.
     """
 
     def __init__(self, lifespan: ASGIApp) -> None:
@@ -54,7 +50,9 @@ class Routing:
                 continue
             (method,) = route.methods or ("GET",)
             model = get_type_hints(route.endpoint)["body"] if method == "POST" else None
-            self.paths.setdefault(route.path, {})[method] = _Action(route.endpoint, model)
+            # uvicorn leaves the body out of a response to HEAD.
+            for name in ("GET", "HEAD") if method == "GET" else (method,):
+                self.paths.setdefault(route.path, {})[name] = _Action(route.endpoint, model)
             if route.param_convertors:
                 self._patterns.append(route)
 
@@ -73,14 +71,12 @@ class Routing:
 
     async def _answer(self, request: Request) -> Response:
         methods, parameters = self._find(request.scope["path"])
-        # The connection leaves the body out of a response to HEAD.
-        action = methods.get("GET" if request.method == "HEAD" else request.method)
-        if action is None:
-            raise _unknown(request, methods)
+        if (action := methods.get(request.method)) is None:
+            return _without_action(request, methods)
         if action.model is None:
             found = await action.endpoint(**parameters)
         else:
-            found = await action.endpoint(request, _body(action.model, request.scope))
+            found = await action.endpoint(request, _body(action.model, request))
         if isinstance(found, Response):
             return found
         return Response(found.model_dump_json(), media_type="application/json")
@@ -95,45 +91,58 @@ class Routing:
         return {}, {}
 
 
-def _unknown(request: Request, methods: Iterable[str]) -> Refusal:
-    where = f"{request.method} {request.scope['path'][:200]}"
+def _without_action(request: Request, methods: Iterable[str]) -> Response:
+    """Respond to OPTIONS, except for CORS preflights, which app.py answers if CORS is allowed.
+
+    Raises:
+        Refusal: The path or the method is unknown.
+    """
+    path = request.scope["path"]
+    allow = ", ".join(sorted(methods)) or "GET, HEAD, POST"
+    is_preflight = "access-control-request-method" in request.headers
+    if request.method == "OPTIONS" and not is_preflight and (methods or path == "*"):
+        return Response(status_code=204, headers={"allow": allow})
+    where = f"{request.method} {path[:200]}"
     if not methods:
-        return Refusal(UNKNOWN_ROUTE, f"there is no {where}. See /docs for all routes")
-    allowed = ", ".join(sorted({*methods, "HEAD"} if "GET" in methods else methods))
-    return Refusal(WRONG_METHOD, f"there is no {where}: use {allowed}", allow=allowed)
+        raise Refusal(Reason.UNKNOWN_ROUTE, f"there is no {where}. See /docs for all routes")
+    raise Refusal(Reason.WRONG_METHOD, f"there is no {where}: use {allow}", allow=allow)
 
 
-def _body(model: type[BaseModel], scope: Scope) -> BaseModel:
+def _body(model: type[BaseModel], request: Request) -> BaseModel:
     """Return the validated body.
 
     Raises:
         Refusal: The body is invalid.
     """
-    kind = header_of(scope, b"content-type").partition(";")[0].strip().lower()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     # Browsers send other content types to any host without a CORS preflight.
     if not kind.startswith("application/") or not kind.endswith(("/json", "+json")):
-        raise Refusal(INVALID, f"content-type is {kind[:40]!r}: expected application/json")
+        raise Refusal(Reason.INVALID, f"content-type is {kind[:40]!r}: expected application/json")
     try:
         # orjson needs 105 MiB less for a body of 8 MiB of empty lists than pydantic's parser.
-        return model.model_validate(orjson.loads(scope[BODY].removeprefix(codecs.BOM_UTF8)))
+        return model.model_validate(orjson.loads(request.scope[BODY].removeprefix(codecs.BOM_UTF8)))
     except orjson.JSONDecodeError as error:
-        raise Refusal(INVALID, f"the body is not JSON in UTF-8: {error}") from None
+        raise Refusal(Reason.INVALID, f"the body is not JSON in UTF-8: {error}") from None
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise _invalid(model, error) from None
 
 
-def _invalid(error: ValidationError) -> Refusal:
+def _invalid(model: type[BaseModel], error: ValidationError) -> Refusal:
     """Return a refusal that describes an invalid body without quoting its values."""
     first, *others = error.errors(include_url=False, include_input=False)
     place = [str(part) for part in first["loc"]]
     if not place:
-        return Refusal(INVALID, f"the body is invalid ({first['msg']}): expected a JSON object")
+        return Refusal(Reason.INVALID, f"the body is invalid ({first['msg']}): expected a JSON object")
+    name, field = place[0], model.model_fields.get(place[0])
     if first["type"] == "missing":
-        return Refusal(INVALID, f"{'.'.join(place)} is missing", param=place[0])
-    if place[0] in ("input", "inputs"):
-        # There is an error for each type that the field may have. The closest type fails at the last item.
-        items = [part for one in (first, *others) for part in one["loc"][:3] if isinstance(part, int)]
-        name = f"{place[0]}[{max(items)}]" if items else place[0]
-        expected = "a text, a list of texts, the token IDs of a text, or a list of those"
-        return Refusal(INVALID, f"{name} is invalid: expected {expected}", param=place[0])
-    return Refusal(INVALID, f"{place[0]} is invalid: {first['msg']}", param=place[0])
+        return Refusal(Reason.INVALID, f"{'.'.join(place)} is missing", name)
+    if name not in ("input", "inputs") or field is None:
+        return Refusal(Reason.INVALID, f"{name} is invalid: {first['msg']}", name)
+    if not get_args(field.annotation):
+        return Refusal(Reason.INVALID, f"{'.'.join(place)} is invalid: {first['msg']}", name)
+    # There is an error for each type that the field may have. The closest type fails at the last item.
+    items = [part for one in (first, *others) for part in one["loc"][:3] if isinstance(part, int)]
+    found = f"{name}[{max(items)}]" if items else name
+    described = str(field.description)
+    expected = described[0].lower() + described[1:].removesuffix(".")
+    return Refusal(Reason.INVALID, f"{found} is invalid: expected {expected}", name)

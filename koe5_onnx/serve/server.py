@@ -7,7 +7,6 @@ import signal
 import socket
 import tempfile
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -21,8 +20,6 @@ from koe5_onnx.serve.metrics import MULTIPROCESS_VARIABLE
 from koe5_onnx.serve.protocol import BoundedProtocol
 from koe5_onnx.serve.settings import Settings
 
-_SETTINGS_VARIABLE = "KOE5_ONNX_SERVE_SETTINGS"
-_LOG_LEVEL_VARIABLE = "KOE5_ONNX_SERVE_LOG_LEVEL"
 _LEAST_CONNECTIONS = 64
 
 
@@ -44,36 +41,30 @@ def serve(settings: Settings, *, host: str, port: int, workers: int = 1, log_lev
     """
     log_as_json(log_level)
     if workers > 1:
-        os.environ[_SETTINGS_VARIABLE], os.environ[_LOG_LEVEL_VARIABLE] = settings.to_json(), log_level
-        return _serve_workers(settings, host, port, workers)
-    with _open(settings) as embedder:
+        return _serve_workers(settings, host, port, workers, log_level)
+    with Embedder.open(settings.artifact, options=settings.engine) as embedder:
         return _serve_here(settings, create_app(embedder, settings), host, port)
 
 
-def _open(settings: Settings) -> Embedder:
-    return Embedder.open(settings.artifact, options=settings.engine)
-
-
-def app_of_environment() -> Any:
-    """Return the app of a worker, with the settings in its environment variables.
+def worker_app(settings: Settings, log_level: str) -> Any:
+    """Return the app of a worker process.
 
     Raises:
         SystemExit: The app cannot be created. The worker logs the reason and the server stops.
     """
-    settings = Settings.from_json(os.environ[_SETTINGS_VARIABLE])
-    log_as_json(os.environ[_LOG_LEVEL_VARIABLE])
+    log_as_json(log_level)
     try:
-        return create_app(_open(settings), settings)
+        return create_app(Embedder.open(settings.artifact, options=settings.engine), settings)
     except (Koe5Error, OSError) as error:
         LOGGER.error("a worker cannot start: %s", error)
         raise SystemExit(STARTUP_FAILURE) from error
 
 
-def _serve_workers(settings: Settings, host: str, port: int, workers: int) -> int:
+def _serve_workers(settings: Settings, host: str, port: int, workers: int, log_level: str) -> int:
     with _bound(host, port) as bound, tempfile.TemporaryDirectory(prefix="koe5-metrics-") as folder:
-        os.environ[MULTIPROCESS_VARIABLE] = str(Path(folder))
+        os.environ[MULTIPROCESS_VARIABLE] = folder
         _log_address("starting", bound, workers=workers)
-        app = f"{__name__}:{app_of_environment.__name__}"
+        app = partial(worker_app, settings, log_level)
         config = uvicorn.Config(app, factory=True, workers=workers, **uvicorn_options(settings))
         supervisor = Multiprocess(config, [bound])
         supervisor.run()
@@ -97,7 +88,7 @@ def _log_address(message: str, bound: socket.socket, **more: int) -> None:
 
 def _serve_here(settings: Settings, app: Any, host: str, port: int) -> int:
     # After a graceful shutdown uvicorn raises the signal again, which would end the process with an error.
-    before = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with _bound(host, port) as bound:
             server = _Server(uvicorn.Config(app, **uvicorn_options(settings)))
@@ -141,7 +132,3 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
         "timeout_keep_alive": settings.keep_alive_s,
         "timeout_graceful_shutdown": round(settings.shutdown_s),
     }
-
-
-def _ignore(_number: int, _frame: object) -> None:
-    """Ignore a signal that uvicorn has already handled."""

@@ -1,13 +1,9 @@
-"""Settings of the server. The command line creates them, and worker processes receive them as JSON."""
+"""Settings of the server, which the command line creates."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from koe5_onnx import EngineOptions, InputError
 
@@ -17,18 +13,18 @@ class Settings:
     """Settings of the server.
 
     Raises:
-        InputError: A value is out of range, or two values contradict each other.
+        InputError: A number is out of range, or `root_path` is not a path.
     """
 
     artifact: str
     """Folder or Hub ID of an exported artifact."""
     engine: EngineOptions = field(default_factory=EngineOptions)
-    """Options of the engine. One short batch may run in addition to `parallel_batches`. `overflow` applies to
-    requests that do not set `truncate`."""
+    """Options of the engine. One short batch may run in addition to `parallel_batches`. The field `truncate`
+    of a request determines whether longer texts are rejected; `overflow` is its default."""
     max_wait_ms: float = 0.0
     """Time that a batch with free slots waits for more texts; measured in benchmarks/decisions/server.md."""
     default_prompt_name: str | None = None
-    """Prompt name of requests without one."""
+    """Prompt name of requests without one; None for the default of the contract."""
     strict: bool = False
     """True to reject requests with fields that have no effect, instead of naming these in the response."""
     model_names: tuple[str, ...] = ()
@@ -82,28 +78,11 @@ class Settings:
     """Endpoint for OpenTelemetry spans; None for no tracing."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_body_bytes", "max_inputs", "max_text_characters", "max_request_tokens",
-            "max_queue_tokens", "max_requests", "max_pending_bytes", "timeout_s", "body_timeout_s",
-            "keep_alive_s", "shutdown_s",
-        ):  # fmt: skip
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name} is {getattr(self, name)}: expected more than 0")
+        may_be_zero = ("max_wait_ms", "cache_entries")
+        numbers = {name: value for name, value in vars(self).items() if type(value) in (int, float)}
+        for name, value in numbers.items():
+            if value < 0 or (value == 0 and name not in may_be_zero):
+                expected = "0 or more" if name in may_be_zero else "more than 0"
+                raise InputError(f"{name} is {value}: expected {expected}")
         if self.root_path and not re.fullmatch("(/[^/]+)+", self.root_path):
             raise InputError(f"root_path is {self.root_path!r}: expected a path like '/embeddings'")
-        for name in ("max_wait_ms", "cache_entries"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}: expected 0 or more")
-
-    def to_json(self) -> str:
-        """Return the settings as JSON, for the environment of a worker process."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Settings:
-        """Return the settings from the result of `to_json`."""
-        found: Mapping[str, Any] = json.loads(text)
-        given: Any = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
-        }
-        return cls(**given | {"engine": EngineOptions(**given["engine"])})

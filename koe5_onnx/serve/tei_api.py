@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import orjson
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from koe5_onnx import __version__
 from koe5_onnx.serve.connection import unless_gone
 from koe5_onnx.serve.inputs import Documented, EmbedFields, Inputs, ModelNames, PromptFields
 from koe5_onnx.serve.openai_api import AnyInputs, Texts
-from koe5_onnx.serve.refusals import EMPTY, TOO_MANY_TOKENS, UNHEALTHY, Refusal
+from koe5_onnx.serve.refusals import Reason, Refusal
 from koe5_onnx.serve.request_embedder import RequestEmbedder
 
 _MOST_CHARACTERS = 131_072
@@ -28,15 +28,7 @@ memory of one that is embedded."""
 _EXAMPLE: dict[str, Any] = {"inputs": "대한민국의 수도는?", "prompt_name": "query"}
 
 
-class Nested(Documented):
-    """Field of all requests with `inputs`."""
-
-    parameters: dict[str, Any] | None = Field(
-        None, description="The other fields as an object. Those next to inputs take precedence"
-    )
-
-
-class EmbedRequest(Nested, EmbedFields):
+class EmbedRequest(EmbedFields):
     """Request for embeddings."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
@@ -54,14 +46,14 @@ class SimilarityInputs(Documented):
     """The other texts."""
 
 
-class SimilarityRequest(Nested, EmbedFields):
+class SimilarityRequest(EmbedFields):
     """Request for the similarity of texts."""
 
     inputs: SimilarityInputs
     """The texts to compare."""
 
 
-class TokenizeRequest(Nested, PromptFields):
+class TokenizeRequest(PromptFields):
     """Request for the tokens of texts."""
 
     inputs: str | Texts
@@ -80,9 +72,9 @@ class Token(Documented):
     special: bool
     """True for `<s>` and `</s>`."""
     start: int
-    """Offset of the first character."""
+    """Offset of the first character in the NFC form of the text with its prompt; 0 for a special token."""
     stop: int
-    """Offset after the last character."""
+    """Offset after the last character; 0 for a special token."""
 
 
 class Info(Documented):
@@ -97,7 +89,6 @@ class Info(Documented):
     model_type: dict[str, Any]
     """Pooling, in TEI's format."""
     max_concurrent_requests: int
-    """Maximum number of open requests."""
     max_input_length: int
     """Token limit of a text, special tokens included."""
     max_batch_tokens: int
@@ -107,30 +98,28 @@ class Info(Documented):
     auto_truncate: bool
     """True if longer texts are truncated unless the request says otherwise."""
     tokenization_workers: int
-    """Number of threads that tokenize."""
     version: str
     """Version of koe5-onnx."""
     dim: int
     """Size of an embedding."""
-    dimensions: Annotated[list[int], Field(description="Sizes of embeddings that a request may ask for")]
+    dimensions: list[int]
+    """Sizes of embeddings that a request may ask for."""
     prompts: dict[str, str]
-    """Prompts by name."""
     default_prompt_name: str | None
     """Prompt name of requests without one; null for no prompt."""
     provider: str
     """ONNX Runtime's execution provider."""
     graph: str
     """The selected graph and the reason for it."""
-    cosine_to_pytorch_min: Annotated[
-        float | None, Field(description="Lowest cosine to PyTorch's embeddings in the artifact's certificate")
-    ]
+    cosine_to_pytorch_min: float | None
+    """Lowest cosine to PyTorch's embeddings in the artifact's certificate."""
 
 
 class TeiError(Documented):
     """Error in TEI's format."""
 
     error: str
-    """Message: what was found, what was expected, and what to do."""
+    """Reason, and what to do."""
     error_type: str
     """Kind of error, one of TEI's types."""
 
@@ -163,7 +152,7 @@ def tei_routes(requests: RequestEmbedder, names: ModelNames) -> APIRouter:
     async def tokenize(request: Request, body: TokenizeRequest) -> Response:
         inputs = requests.inputs.read(body.inputs, body, "inputs")
         work = lambda: _tokens(requests, inputs, specials=body.add_special_tokens)  # noqa: E731
-        tokens = await unless_gone(request, requests.in_time(requests.tokenized(work, inputs.characters)))
+        tokens = await unless_gone(request.receive, requests.in_time(requests.tokenized(work, inputs)))
         return _json(tokens, requests.report(request, inputs, {}))
 
     @router.get("/info", summary="Describe the model and the limits")
@@ -173,7 +162,8 @@ def tei_routes(requests: RequestEmbedder, names: ModelNames) -> APIRouter:
     @router.get("/health", response_class=Response, summary="Check that the server can embed")
     async def health() -> Response:
         if not await requests.is_healthy():
-            raise Refusal(UNHEALTHY, "the last batch failed, and a retry failed too. See the server's log")
+            message = "the last batch failed, and a retry failed too. See the server's log"
+            raise Refusal(Reason.UNHEALTHY, message)
         return Response()
 
     @router.get("/metrics", response_class=Response, summary="Metrics for Prometheus")
@@ -185,18 +175,15 @@ def tei_routes(requests: RequestEmbedder, names: ModelNames) -> APIRouter:
 
 def _texts(inputs: SimilarityInputs) -> list[str]:
     if not inputs.sentences:
-        raise Refusal(EMPTY, "sentences is empty: expected at least one text", param="sentences")
+        raise Refusal(Reason.EMPTY, "sentences is empty: expected at least one text", "sentences")
     return [inputs.source_sentence, *inputs.sentences]
 
 
 def _tokens(requests: RequestEmbedder, inputs: Inputs, *, specials: bool) -> list[list[dict[str, Any]]]:
     limit = min(_MOST_CHARACTERS, requests.settings.max_request_tokens)
     if (characters := inputs.characters) > limit:
-        raise Refusal(
-            TOO_MANY_TOKENS,
-            f"the texts have {characters:,} characters: expected at most {limit:,}. Send fewer texts",
-            param="inputs",
-        )
+        message = f"the texts have {characters:,} characters: expected at most {limit:,}. Send fewer texts"
+        raise Refusal(Reason.TOO_MANY_TOKENS, message, "inputs")
     return [
         [
             dataclasses.asdict(piece)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from koe5_onnx import MissingDependencyError, __version__
@@ -12,11 +11,7 @@ from koe5_onnx.engine.queue import Job
 
 
 class Tracing:
-    """Spans of a request: tokenize, queue, run.
-
-    Args:
-        tracer: OpenTelemetry tracer; None for no spans.
-    """
+    """Spans of a request: tokenize, queue, run. There are none without an OpenTelemetry tracer."""
 
     def __init__(self, tracer: Any = None) -> None:
         self._tracer = tracer
@@ -28,33 +23,26 @@ class Tracing:
         span: AbstractContextManager[Any] = self._tracer.start_as_current_span(name)
         return span
 
-    def job(self, job: Job) -> AbstractContextManager[None]:
-        """Return a context manager that records the spans "queue" and "run", which other threads timed."""
-        return nullcontext() if self._tracer is None else self._around(job)
-
-    @contextmanager
-    def _around(self, job: Job) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            if job.started_s is not None:
-                self._spans_of(job)
-
-    def _spans_of(self, job: Job) -> None:
+    def job(self, job: Job) -> None:
+        """Record the spans "queue" and "run" of a job, whose start other threads timed. "run" ends now."""
+        if self._tracer is None or job.started_s is None:
+            return
         now_s, now_ns = time.monotonic(), time.time_ns()
 
         def wall_ns(moment_s: float) -> int:
             return now_ns - int(1e9 * (now_s - moment_s))
 
         attributes = {"koe5.texts": len(job.ids), "koe5.tokens": sum(map(len, job.ids))}
-        started_s = job.started_s or now_s
-        for name, start_s, end_s in (("queue", job.arrived_s, started_s), ("run", started_s, now_s)):
+        times = (("queue", job.arrived_s, job.started_s), ("run", job.started_s, now_s))
+        for name, start_s, end_s in times:
             span = self._tracer.start_span(name, start_time=wall_ns(start_s), attributes=attributes)
             span.end(end_time=wall_ns(end_s))
 
 
 def open_tracing(app: Any, endpoint: str | None) -> tuple[Any, Tracing]:
-    """Send a span for each request to `endpoint` (OTLP over HTTP); None leaves `app` unchanged.
+    """Send a span for each request to `endpoint` (OTLP over HTTP), except for /health and /metrics.
+
+    None leaves `app` unchanged.
 
     Returns:
         The app to serve and the object that records the other spans of a request.

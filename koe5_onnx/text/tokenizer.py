@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -205,6 +205,28 @@ class Tokenizer:
                 full_lengths.append(full_length)
         return Tokens(ids, np.asarray(full_lengths, dtype=np.int32), composed, further)
 
+    def of_ids(self, rows: Sequence[Sequence[int]]) -> Tokens:
+        """Truncate or split the ids of whole texts, as `encode` does with texts.
+
+        Raises:
+            InputError: A row lacks the special tokens of a text, or contains an id outside the vocabulary.
+        """
+        opening, closing = (part.tolist() for part in self._frame)
+        windows = []
+        for number, row in enumerate(rows):
+            start, end = len(opening), len(row) - len(closing)
+            if start > end or [*row[:start], *row[end:]] != [*opening, *closing]:
+                raise InputError(
+                    f"row {number} is not from this model's tokenizer, whose token ids begin with {opening} "
+                    f"and end with {closing}"
+                )
+            if not 0 <= min(row) <= max(row) < self.vocabulary:
+                raise InputError(f"row {number} has a token id outside 0 to {self.vocabulary - 1}")
+            windows.append(self._framed(np.asarray(row[start:end], dtype=np.int32)))
+        further = {number: rest for number, (_, *rest) in enumerate(windows) if rest}
+        tokens = Tokens.of([first for first, *_ in windows])
+        return replace(tokens, full_lengths=np.array([*map(len, rows)], dtype=np.int32), further=further)
+
     def require_ids(self, expected: Mapping[str, Sequence[int]], made_with: str) -> None:
         """Check that texts have the same ids as at export.
 
@@ -270,14 +292,20 @@ class Tokenizer:
             if self._keep_rest or kept <= width:
                 body.append(ids)
                 kept += len(ids)
-        together = np.concatenate(body)
-        starts = range(0, max(1, len(together)), width)
+        return self._framed(np.concatenate(body)), total + self._specials
+
+    def _framed(self, body: Ids) -> list[Ids]:
+        """Divide ids into windows of max_tokens, with special tokens added to each.
+
+        There is a single window unless the rest is kept.
+        """
+        width = self.max_tokens - self._specials
+        starts = range(0, max(1, len(body)), width)
         opening, closing = self._frame
-        windows = [
-            np.concatenate((opening, together[start : start + width], closing))
+        return [
+            np.concatenate((opening, body[start : start + width], closing))
             for start in (starts if self._keep_rest else starts[:1])
         ]
-        return windows, total + self._specials
 
     def _body_of(self, parts: list[str], needed: int) -> tuple[Ids, int]:
         """Return ids of parts without special tokens, at least the first `needed`, and their total number."""

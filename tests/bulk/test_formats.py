@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import gzip
 import json
 import unicodedata
@@ -14,7 +15,7 @@ import pytest
 from bulk_output import ARTIFACT, errors_of, jsonl, output_of, rows_of_shards
 
 from koe5_onnx import Embedder, InputError, TextTooLongError, TruncationWarning
-from koe5_onnx.bulk import plan
+from koe5_onnx.bulk import plan, table_files
 from koe5_onnx.bulk.table_files import open_table
 from koe5_onnx.bulk.worker import RecentTexts
 from koe5_onnx.embedder import Encoded
@@ -244,6 +245,22 @@ def test_invalid_parquet_is_rejected(embed, tmp_path):
         embed("in")
 
 
+def test_damage_and_disk_errors_in_parquet(embed, tmp_path, monkeypatch):
+    parquet(tmp_path / "in.parquet", {"text": [f"글 {row}" for row in range(500)]}, compression="zstd")
+    content = (tmp_path / "in.parquet").read_bytes()
+    (tmp_path / "in.parquet").write_bytes(content[:99] + b"?" * 99 + content[198:])
+    with pytest.raises(InputError, match=r"in.parquet is damaged after row 0 \(.*\)\. Download it again"):
+        embed("in.parquet")
+
+    def fail(_file, _first):
+        yield from ()
+        raise OSError(errno.EIO, "the disk failed")
+
+    monkeypatch.setattr(table_files._ParquetFile, "batches", fail)
+    with pytest.raises(OSError, match="the disk failed"):
+        embed("in.parquet")
+
+
 def test_hidden_files_of_other_programs_are_ignored(embed, tmp_path, put):
     parquet(tmp_path / "in/sub/b.parquet", {"text": ["나"]})
     parquet(tmp_path / "in/a.parquet", {"text": ["가"]})
@@ -260,7 +277,7 @@ def test_overflow(embed, tmp_path, put, recwarn):
     assert (summary.rows, summary.bad_rows, summary.truncated) == (2 + 1, 1, 2)
     assert not [warning for warning in recwarn if issubclass(warning.category, TruncationWarning)]
     summary = embed("in.jsonl", "refused", overflow="error", max_bad_share=0.75)
-    assert (summary.rows, summary.bad_rows) == (1, 3)
+    assert (summary.rows, summary.bad_rows, summary.truncated) == (1, 3, 0)
     assert [row["row"] for row in errors_of(tmp_path / "refused")] == [0, 2, 3]
     assert "tokens, expected at most 512" in errors_of(tmp_path / "refused")[0]["reason"]
     with pytest.raises(

@@ -1,6 +1,6 @@
-"""Each output format has the same rows and vectors, resumes like parquet, and other programs read it.
+"""Each output format has the same rows and vectors and can be resumed. Other programs read parquet and Lance.
 
-A test of a program is skipped if it is not installed; `nox -s examples` installs all of them.
+A test of a program is skipped if it is not installed; `nox -s examples` installs all of them except Spark.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Ray engine on a local cluster of two workers writes the same files as the local engine, byte for byte.
+"""The Ray engine on a local cluster of two nodes writes the same files as the local engine, byte for byte.
 
 Skipped if Ray is not installed; `make ray` installs it.
 """

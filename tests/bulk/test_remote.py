@@ -1,7 +1,8 @@
 """Jobs with inputs and outputs in remote stores write the same rows and files as on the local disk.
 
-The tests with S3 use moto's server on the loopback interface and the driver s3fs. They are skipped if one of
-these is not installed; `make remote` installs them.
+The tests use servers on the loopback interface: moto for S3, gcp-storage-emulator for Google Cloud Storage,
+and hub_server.py for the Hub. Tests are skipped if a server or a driver is not installed; `make remote`
+installs them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from bulk_output import ARTIFACT, jsonl, start
+from bulk_output import ARTIFACT, jsonl, output_of, run_to_end, start
+from hub_server import serving, settings
 
 import koe5_onnx
 from koe5_onnx import EngineOptions, InputError, cli, stores
@@ -130,7 +132,7 @@ def test_missing_files_are_made_again(memory, done, lost, left):
 
 
 def test_resume_reads_one_listing(memory, done, monkeypatch):
-    """The number of requests does not depend on the number of finished shards."""
+    """A resumed job lists the output once, and reads no receipts except those of shards with bad rows."""
     calls = []
 
     def count(name):
@@ -374,6 +376,50 @@ def test_http_without_ranges(web, tmp_path, monkeypatch, capsys):
     assert "absent.jsonl does not exist" in capsys.readouterr().err
 
 
+def test_hub_input(tmp_path, monkeypatch):
+    """The jobs run in new processes, because huggingface_hub reads HF_ENDPOINT when it is imported."""
+    lines = jsonl(*TABLE.to_pylist())
+    files = {"data/a.jsonl": lines, "data/sub/b.jsonl": lines, "other.jsonl": lines}
+    arguments = ["hf://datasets/owner/pages/data", tmp_path / "out", "--shard-rows", "4"]
+    with serving(files, "owner/pages") as hub:
+        for name, value in settings(hub.endpoint, tmp_path / "home").items():
+            monkeypatch.setenv(name, value)
+        first, second = run_to_end(*arguments), run_to_end(*arguments)
+    assert first.returncode == 0, first.stderr
+    assert "16 rows in 6 shards, 6 of them by earlier runs" in second.stderr
+    assert output_of(tmp_path / "out").column("id").to_pylist() == [row for row in range(11) if row % 5] * 2
+
+
+@pytest.fixture(scope="module")
+def gs():
+    """Start an emulator of Google Cloud Storage for this process, with a bucket; return its file system."""
+    pytest.importorskip("gcsfs")
+    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    server = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        port = server._api._httpd.server_address[1]
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        yield fsspec.filesystem("gs")
+    server.stop()
+
+
+@pytest.mark.filterwarnings("default")
+def test_google_cloud_storage(gs, tmp_path):
+    write_inputs(gs, "bucket/data")
+    for kind in ("jsonl", "parquet"):
+        gs.get(f"bucket/data/{kind}", str(tmp_path / kind), recursive=True)
+        summary = run(f"gs://bucket/data/{kind}", f"gs://bucket/{kind}-out")
+        assert summary.rows == run(tmp_path / kind, tmp_path / f"{kind}-out").rows
+        local = contents(fsspec.filesystem("file"), str(tmp_path / f"{kind}-out"))
+        assert contents(gs, f"bucket/{kind}-out") == local
+        gs.rm_file(f"bucket/{kind}-out/part-00000001.parquet")
+        resumed = run(f"gs://bucket/data/{kind}", f"gs://bucket/{kind}-out")
+        assert resumed.shards_before == summary.shards - 1
+        assert contents(gs, f"bucket/{kind}-out") == local
+        assert run(f"gs://bucket/data/{kind}", f"gs://bucket/{kind}-out", restart=True).shards_before == 0
+
+
 @pytest.fixture(scope="module")
 def s3():
     """Start moto's S3 server for this process and the processes that it starts; return a client."""
@@ -432,7 +478,7 @@ def test_kill_9_on_s3(s3, tmp_path):
     while killed < KILLS:
         before = count_parts(s3, "out")
         process = start(*arguments)
-        # Every third kill happens during startup.
+        # Every third kill waits for no shard, and usually happens during startup.
         enough = before + (0 if killed % 3 == 2 else rng.randint(1, ROWS // SHARD_ROWS // KILLS // 2))
         while count_parts(s3, "out") < enough and process.poll() is None:
             time.sleep(0.01)

@@ -55,7 +55,7 @@ def kill_and_go_on(arguments, folder, shard_count, kills, rng):
         turn += 1
         assert turn < 20 * kills, "the job is always done before it can be killed"
         before = finished(folder)
-        # Every third kill happens during startup. The others happen after a few more shards are finished, so
+        # Every third attempt is a kill during startup. The others wait for a few more finished shards, so
         # that enough shards are left for the remaining kills.
         more = 0 if turn % 3 == 0 else rng.randint(1, max(1, shard_count // (kills + 1)))
         process = start(*arguments)

@@ -91,7 +91,7 @@ def test_a_bad_byte_costs_its_row_in_every_encoding(embed, tmp_path, put):
     put("in.csv", b"text,n\n" + good * 2 + b"\xff\xff,x\n" + b'"a\n\xc7",x\n' + good * 30)
     put(
         "wide.jsonl",
-        '{"text": "가"}\n'.encode("utf-16-le") * 3
+        '{"text": "가"}\n\n'.encode("utf-16-le") * 3
         + b"\x00\xd8\n\x00"
         + '{"text": "나"}\n'.encode("utf-16-le"),
     )
@@ -99,7 +99,7 @@ def test_a_bad_byte_costs_its_row_in_every_encoding(embed, tmp_path, put):
     assert [(row, line) for row, line, _ in reasons_of(tmp_path / "out")] == [(2, 4), (3, 5)]
     assert reasons_of(tmp_path / "out")[0][2] == "not CP949: byte 0 is 0xff"
     assert embed("wide.jsonl", "wide", encoding="utf-16").rows == 4
-    assert reasons_of(tmp_path / "wide") == [(3, 4, "not UTF-16-LE: byte 0 is 0x00")]
+    assert reasons_of(tmp_path / "wide") == [(3, 7, "not UTF-16-LE: byte 0 is 0x00")]
 
 
 SPARK = [

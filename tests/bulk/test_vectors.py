@@ -24,7 +24,7 @@ def exact(embedder):
 
 @pytest.fixture
 def column(embed, tmp_path, put):
-    """Embed TEXTS with an output dtype and return a column as an array."""
+    """Return a function that embeds TEXTS with an output dtype and returns a column as an array."""
 
     put("in.jsonl", jsonl(*({"text": text} for text in TEXTS)))
 
@@ -83,7 +83,7 @@ def test_binary_is_the_signs(column, exact):
 
 def test_a_width_that_is_no_multiple_of_8():
     rows = np.array([[1, -1, 1, 0, 2, 3, -4, 5, -1, 1]], np.float32)
-    (packed,) = to_arrow(rows, "v", "binary")
+    (packed,) = to_arrow(rows, "binary")
     assert packed.to_pylist() == [[0b10101101, 0b01000000]]
     np.testing.assert_array_equal(
         unpack(np.array(packed.to_pylist(), np.uint8), 10)[0], np.where(rows[0] > 0, 1, -1)
@@ -93,7 +93,7 @@ def test_a_width_that_is_no_multiple_of_8():
 @pytest.mark.parametrize("dtype", OUTPUT_DTYPES)
 def test_no_rows_and_rows_of_zeros(dtype):
     for rows in (0, 2):
-        arrays = to_arrow(np.zeros((rows, 16), np.float32), "v", dtype)
+        arrays = to_arrow(np.zeros((rows, 16), np.float32), dtype)
         assert [len(array) for array in arrays] == [rows] * len(column_names("v", dtype))
 
 

@@ -18,10 +18,7 @@ from koe5_export.writer import GraphWriter
 from tolerances import FP32_MAX_ABS_DIFF, SMOOTHING_RELATIVE
 
 from koe5_onnx import Tokenizer
-from koe5_onnx.artifact import GRAPHS, weights_of
-
-GRAPH = GRAPHS["int8"]
-WEIGHTS = weights_of(GRAPH)
+from koe5_onnx.engine.graphs import OUTPUT
 
 STRENGTHS = Strengths(attention=0.8, context=0.4, ffn=0.6, gelu=0.4)
 TEXTS = ["서울은 대한민국의 수도이다.", "A longer sentence, with <pad> inside it.", "", "네"]
@@ -137,7 +134,7 @@ def test_a_smoothed_encoder_gives_the_same_embeddings(checkpoint, calibration, t
     for row, ids in enumerate(Tokenizer(checkpoint.tokenizer, 512).encode(TEXTS).ids):
         feeds = {"input_ids": ids[None].astype(np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
         np.testing.assert_allclose(
-            session.run(None, feeds)[0][0], expected[row], atol=FP32_MAX_ABS_DIFF, rtol=0
+            session.run([OUTPUT], feeds)[0][0], expected[row], atol=FP32_MAX_ABS_DIFF, rtol=0
         )
 
 

@@ -40,7 +40,7 @@ from koe5_onnx import (
     Tokenizer,
     TruncationWarning,
 )
-from koe5_onnx.artifact import GRAPHS, MANIFEST, describe_file, weights_of
+from koe5_onnx.artifact import GRAPHS, MANIFEST, describe_file
 
 
 def certificate(**changes):
@@ -59,8 +59,7 @@ UNPROMPTED = Contract(
     "mean", normalize=True, max_tokens=512, dim=64, pad_id=1, prompts={"query": "", "passage": ""}
 )
 
-GRAPH = GRAPHS["int8"]
-WEIGHTS = weights_of(GRAPH)
+GRAPH = GRAPHS["fp32"]
 GATE = Gate(cosine_min=0.98, cosine_mean=0.995, max_abs_diff=1e-5)
 
 
@@ -114,11 +113,12 @@ def test_texts_that_share_no_batch_are_not_embedded_alone():
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_artifact_with_changed_weights_fails(precision, exported, seeded, tmp_path):
     folder = shutil.copytree(exported[precision].path, tmp_path / "changed")
-    words = np.fromfile(folder / WEIGHTS, np.uint32)
+    manifest = exported[precision].manifest
+    weights = folder / manifest.weights
+    words = np.fromfile(weights, np.uint32)
     np.random.default_rng(0).shuffle(words[len(words) // 2 :])
-    words.tofile(folder / WEIGHTS)
-    manifest = Artifact.open(exported[precision].path).manifest
-    files = {**manifest.files, WEIGHTS: describe_file(folder / WEIGHTS)}
+    words.tofile(weights)
+    files = {**manifest.files, manifest.weights: describe_file(weights)}
     (folder / MANIFEST).write_text(dataclasses.replace(manifest, files=files).to_json())
     with pytest.raises(FidelityError, match="the artifact fails its gate"):
         verify_artifact(Artifact.open(folder), Checkpoint.open(seeded))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import importlib
+import pickle
 import subprocess
 import sys
 import weakref
 
+import numpy as np
 import pytest
 from other_options import OTHER
 
@@ -53,6 +55,32 @@ def test_adapters_pass_on_every_option(module, monkeypatch):
         (use or (lambda one: one))(adapter("an-artifact", **OTHER))
     assert given == [EngineOptions(**OTHER)]
     assert given[0].changed() == OTHER
+
+
+EMBED = {
+    "chroma": lambda one, text: one([text])[0],
+    "haystack": lambda one, text: one.run(text)["embedding"],
+    "langchain": lambda one, text: one.embed_query(text),
+    "llama_index": lambda one, text: one.get_query_embedding(text),
+    "mteb": lambda one, text: one.embedder.encode([text])[0],
+    "sentence_transformers": lambda one, text: one.encode(text),
+}
+"""Function that embeds a text, by module."""
+
+
+@pytest.mark.parametrize("module", ADAPTERS)
+def test_adapters_are_pickled_before_and_after_their_use(module, artifact_path):
+    """joblib and the `map` of datasets pickle them for other processes."""
+    if module in LIBRARIES:
+        pytest.importorskip(LIBRARIES[module])
+    name, _ = ADAPTERS[module]
+    adapter = getattr(importlib.import_module(f"koe5_onnx.integrations.{module}"), name)
+    one = adapter(str(artifact_path), threads=1)
+    copies = [pickle.loads(pickle.dumps(one))]
+    expected = EMBED[module](one, "서울")
+    copies.append(pickle.loads(pickle.dumps(one)))
+    for copied in copies:
+        np.testing.assert_array_equal(EMBED[module](copied, "서울"), expected)
 
 
 def test_equal_artifacts_and_options_are_opened_once(artifact_path, monkeypatch):

@@ -475,6 +475,36 @@ def test_the_average_of_a_long_text(embedder, averaging, long):
     assert np.abs(found.embeddings[0] - truncated[0]).max() > 100 * tolerances.UNIT_LENGTH_ATOL
 
 
+@pytest.mark.parametrize("text", ["", "짧다", "가 " * 600])
+def test_ids_of_the_caller(embedder, averaging, text):
+    """They are truncated or divided like the text."""
+    ids = [piece.id for piece in embedder.pieces(text)]
+    for one in (embedder, averaging):
+        found, expected = one.tokens_of([ids]), one.tokenize([text])
+        assert found.full_lengths.tolist() == expected.full_lengths.tolist() == [len(ids)]
+        assert [part.tolist() for part in found.parts] == [part.tolist() for part in expected.parts]
+        np.testing.assert_array_equal(one.embed_tokens(found), one.embed_tokens(expected))
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        (
+            [],
+            r"row 1 is not from this model's tokenizer, whose token ids begin with \[0\] and end with \[2\]",
+        ),
+        ([0], "row 1 is not from"),
+        ([2, 0], "row 1 is not from"),
+        ([0, 5, 2, 5], "row 1 is not from"),
+        ([0, 10**7, 2], "row 1 has a token id outside 0 to "),
+        ([0, -1, 2], "row 1 has a token id outside 0 to "),
+    ],
+)
+def test_ids_of_another_tokenizer(embedder, ids, words):
+    with pytest.raises(InputError, match=words):
+        embedder.tokens_of([[0, 2], ids])
+
+
 def test_averages_in_every_interface(averaging, long):
     text, _ = long
     texts = [text, "짧다", text + "끝"]

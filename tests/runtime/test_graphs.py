@@ -28,7 +28,7 @@ def packed(padded):
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """Replace `koe5_onnx_kernels` with a module that cannot run if its attribute `reason` is set."""
+    """Replace `koe5_onnx_kernels` with a module whose `unavailable()` returns its attribute `reason`."""
     module = ModuleType("koe5_onnx_kernels")
     module.reason = None
     module.unavailable = lambda: module.reason

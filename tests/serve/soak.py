@@ -57,7 +57,7 @@ class Report:
     answered: int = 0
     """Requests whose answer equals that of the Python API."""
     left: int = 0
-    """Requests whose client disconnected on purpose."""
+    """Requests whose client waits at most 50 ms and then disconnects."""
     cut_off: int = 0
     """Connections that ended after SIGTERM with an error that the client saw."""
     faults: list[str] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Report:
 
 
 def texts_of(chance: random.Random) -> list[str]:
-    """Return one to eight texts of 1 to 600 words, mostly short."""
+    """Return 1, 2 or 8 texts of 1 to 600 words, mostly short."""
     lengths = [int(chance.paretovariate(0.8)) for _ in range(chance.choice((1, 1, 1, 2, 8)))]
     return [" ".join(chance.choices(WORDS, k=min(600, length))) for length in lengths]
 

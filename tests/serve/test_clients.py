@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -39,13 +40,29 @@ def test_head_is_get_without_a_body(client, path):
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/embeddings/", "//v1/embeddings", "///v1//embeddings//", "/v1/embeddings"]
+    "path",
+    ["/v1/embeddings/", "//v1/embeddings", "///v1//embeddings//", "/v1/embeddings", "/v1/v1/embeddings"],
 )
 def test_slashes_of_a_base_url(client, path):
     answer = client.post(
         f"{str(client.base_url).rstrip('/')}{path}", json={"input": "가"}, follow_redirects=False
     )
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("target", [b"/", b"/health", b"/v1/models", b"*"])
+def test_options_as_load_balancers_send_it(serving, caplog, target):
+    """By default, HAProxy sends OPTIONS / in HTTP/1.0 without a host, and Apache sends OPTIONS *."""
+    with serving(api_keys_sha256=KEYS) as client, caplog.at_level(logging.INFO, logger="koe5_onnx.serve"):
+        with socket.create_connection((client.base_url.host, client.base_url.port), timeout=20) as opened:
+            opened.sendall(b"OPTIONS " + target + b" HTTP/1.0\r\n\r\n")
+            head = opened.recv(4096)
+        assert client.options("/unknown").status_code == 404
+    assert head.startswith(b"HTTP/1.1 204 ")
+    methods = b"GET, HEAD, POST" if target in (b"/", b"*") else b"GET, HEAD"
+    assert b"\r\nallow: " + methods + b"\r\n" in head
+    logged = [one.fields["path"] for one in caplog.records if one.getMessage() == "request"]
+    assert logged == ["other"], "only the error is logged"
 
 
 @pytest.mark.parametrize("prefix", ["", "/koe5"])
@@ -149,7 +166,9 @@ def test_averages_of_long_texts(serving, artifact):
             assert "x-truncated" not in answer.headers
             np.testing.assert_allclose(answer.json(), expected[: len(inputs)], atol=UNIT_LENGTH_ATOL)
         assert client.post("/embed", json={"inputs": text, "truncate": False}).status_code == 413
-        assert "koe5_averaged_inputs_total 2.0" in client.get("/metrics").text
+        usage = client.post("/v1/embeddings", json={"input": text, "truncate": True}).json()["usage"]
+        assert usage == {"prompt_tokens": len(ids), "total_tokens": len(ids)}
+        assert "koe5_averaged_inputs_total 3.0" in client.get("/metrics").text
 
 
 @pytest.mark.parametrize(

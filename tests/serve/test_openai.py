@@ -187,7 +187,7 @@ def test_small_vectors_have_the_bytes_of_bulk(client, offline, dtype, field):
     pytest.importorskip("pyarrow")
     from koe5_onnx.bulk.vectors import to_arrow
 
-    arrow = to_arrow(offline.encode_queries(TEXTS), "v", "int8" if dtype == "int8" else "binary")
+    arrow = to_arrow(offline.encode_queries(TEXTS), "int8" if dtype == "int8" else "binary")
     values = np.asarray(arrow[0].values).reshape(len(TEXTS), -1)
     value = [dtype] if field == "embedding_types" else dtype
     answer = post(client, input=TEXTS, input_type="query", **{field: value})

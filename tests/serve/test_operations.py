@@ -1,10 +1,11 @@
-"""Tests of the server in its own process: startup, graceful shutdown, metrics, workers, options, traces."""
+"""Startup, graceful shutdown, workers, options, metrics and traces, mostly in a process of its own."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -302,7 +303,7 @@ def test_metrics(serving):
 def test_settings_survive_the_way_to_a_worker():
     engine = EngineOptions(threads=3, graph="padded")
     settings = Settings("a", engine, model_names=("x", "y"), api_keys_sha256=("00",), timeout_s=1.5)
-    assert Settings.from_json(settings.to_json()) == settings
+    assert pickle.loads(pickle.dumps(settings)) == settings
 
 
 def test_traces(serving, monkeypatch):

@@ -1,4 +1,4 @@
-"""No client can fill the memory, read texts in the log, guess a key, or receive non-finite numbers."""
+"""Invalid requests, limits of memory, keys, logs without texts, and embeddings that are not finite."""
 
 from __future__ import annotations
 
@@ -252,6 +252,6 @@ def test_an_unforeseen_fault_is_an_answer_too(serving, monkeypatch, caplog):
 
 
 def test_inputs_are_counted_before_anything_else(offline):
-    reader = InputReader(Settings(artifact="", max_inputs=2), offline.contract)
+    reader = InputReader(offline, Settings(artifact="", max_inputs=2))
     with pytest.raises(Refusal, match="3 texts"):
         reader.read(["a"] * 3, PromptFields(input_type="unknown"), "input")

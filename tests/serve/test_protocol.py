@@ -1,4 +1,4 @@
-"""Limits on the headers and the time of a connection, unread responses, and offers to upgrade."""
+"""HTTP/1.1 on raw sockets: limits on headers, time and connections, unread responses, offers to upgrade."""
 
 from __future__ import annotations
 

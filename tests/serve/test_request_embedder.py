@@ -12,7 +12,7 @@ from tolerances import SERVED
 from koe5_onnx.serve import Settings
 from koe5_onnx.serve.inputs import Inputs
 from koe5_onnx.serve.metrics import Metrics
-from koe5_onnx.serve.refusals import OVERLOADED, STOPPING, Refusal
+from koe5_onnx.serve.refusals import Reason, Refusal
 from koe5_onnx.serve.request_embedder import RequestEmbedder, pieces
 from koe5_onnx.serve.tracing import Tracing
 
@@ -30,9 +30,11 @@ def test_a_full_queue_says_when_to_retry(offline):
     async def crowd(requests):
         first = asyncio.ensure_future(requests.embed(LONG))
         await began(requests)
-        with pytest.raises(Refusal, match="the queue holds 512 tokens: expected at most 600") as caught:
+        with pytest.raises(
+            Refusal, match="open requests have reserved 512 of the 600 tokens of the queue"
+        ) as caught:
             await requests.embed(LONG)
-        assert caught.value.reason is OVERLOADED
+        assert caught.value.reason is Reason.OVERLOADED
         assert int(caught.value.headers["retry-after"]) >= 1
         await requests.embed(INPUTS)
         await first
@@ -159,7 +161,7 @@ def test_a_server_that_shuts_down_sends_clients_to_another(offline):
     requests.runner.close()
     with pytest.raises(Refusal, match="the server is shutting down") as caught:
         asyncio.run(requests.embed(INPUTS))
-    assert caught.value.reason is STOPPING
+    assert caught.value.reason is Reason.STOPPING
     assert caught.value.headers["retry-after"] == "1"
 
 

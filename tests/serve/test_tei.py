@@ -59,6 +59,14 @@ def test_haystack(client, offline):
     np.testing.assert_allclose([one.embedding for one in found], expected, atol=SERVED, rtol=0)
 
 
+def test_chromas_client(client, offline):
+    functions = pytest.importorskip("chromadb.utils.embedding_functions", reason="Run make integrations")
+    embed = functions.HuggingFaceEmbeddingServer(url=f"{client.base_url}/embed")
+    found = embed(["passage: 서울", "passage: 가"])
+    embed._session.close()  # it has no public method for this
+    np.testing.assert_allclose(found, offline.encode_passages(["서울", "가"]), atol=SERVED, rtol=0)
+
+
 @pytest.mark.parametrize("route", ["rerank", "predict", "embed_all", "embed_sparse", "decode"])
 def test_unsupported_features_are_reported(client, route):
     answer = client.post(f"/{route}", json={"inputs": "a"})
@@ -139,3 +147,24 @@ def test_wrong_requests_get_teis_error(client, body, status, kind, words):
     error = answer.json()
     assert (answer.status_code, error["error_type"]) == (status, kind)
     assert words in error["error"]
+
+
+@pytest.mark.parametrize(
+    ("route", "inputs", "words"),
+    [
+        ("/embed", 5, "inputs is invalid: expected a text, a list of texts, the token IDs of a text, or"),
+        ("/tokenize", [0, 5, 2], "inputs[0] is invalid: expected a text or a list of texts"),
+        ("/similarity", "a", "inputs is invalid: Input should be"),
+        ("/similarity", {"source_sentence": "a"}, "inputs.sentences is missing"),
+        (
+            "/similarity",
+            {"source_sentence": "a", "sentences": [5]},
+            "inputs.sentences.0 is invalid: Input sh",
+        ),
+        ("/similarity", {"source_sentence": "a", "sentences": []}, "sentences is empty"),
+    ],
+)
+def test_errors_describe_the_inputs_of_their_route(client, route, inputs, words):
+    answer = client.post(route, json={"inputs": inputs})
+    assert answer.status_code == (400 if "empty" in words else 422)
+    assert answer.json()["error"].startswith(words)
