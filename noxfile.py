@@ -84,12 +84,14 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def optimum(session: nox.Session) -> None:
-    """Run tests of the Optimum exporter, reference and settings with the older transformers of Optimum."""
+    """Run tests with the older transformers of Optimum: exporter, reference, settings, other runtimes."""
     extras = ".[cpu,export,reference,optimum]"
-    install(session, constraints(session, pins_of("optimum.txt")), "-e", extras, "pytest")
+    install(session, constraints(session, pins_of("optimum.txt")), "-e", extras, "fastembed", "pytest")
     require_absent(session, "datasets", "onnxscript", "torchvision")
-    session.run("python", "-c", "import optimum.exporters.onnx")  # the tests skip if it is missing
-    session.run("pytest", *(f"tests/export/test_{name}.py" for name in ("optimum", "reference", "settings")))
+    # The tests skip if one of these is missing.
+    session.run("python", "-c", "import fastembed, optimum.exporters.onnx, optimum.onnxruntime")
+    tests = [f"tests/export/test_{name}.py" for name in ("optimum", "reference", "settings")]
+    session.run("pytest", *tests, "tests/interop")
 
 
 @nox.session
@@ -116,7 +118,7 @@ def remote(session: nox.Session) -> None:
 def integrations(session: nox.Session) -> None:
     """Run tests of the adapters with the adapted libraries, and of the server with client libraries.
 
-    The clients for Node are from npm. Their tests skip if npm is missing.
+    The clients and runtimes for Node are from npm. Their tests skip if npm is missing.
     """
     extras = ".[cpu,export,reference,serve,langchain,llama-index,haystack,chroma,mteb]"
     others = ("langchain-tests", "mypy", "pytest", "sentence-transformers")
@@ -132,13 +134,15 @@ def integrations(session: nox.Session) -> None:
     session.run("pytest", *asyncio, "tests/integrations")
     node = {}
     if shutil.which("npm") is not None:
-        folder = Path(session.create_tmp()).resolve() / "node"
-        shutil.copytree(HERE / "tests/serve/node", folder, dirs_exist_ok=True)
-        session.run(
-            "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", f"--prefix={folder}", external=True
-        )
-        node["KOE5_NODE_CLIENTS"] = str(folder)
-    session.run("pytest", *asyncio, "tests/serve/test_openai.py", "tests/serve/test_tei.py", env=node)
+        for variable, area in {"KOE5_NODE_CLIENTS": "serve", "KOE5_NODE_RUNTIMES": "interop"}.items():
+            folder = Path(session.create_tmp()).resolve() / area
+            shutil.copytree(HERE / f"tests/{area}/node", folder, dirs_exist_ok=True)
+            # Without scripts, onnxruntime-node does not download its CUDA libraries.
+            options = ("--ignore-scripts", "--no-audit", "--no-fund", f"--prefix={folder}")
+            session.run("npm", "ci", *options, external=True)
+            node[variable] = str(folder)
+    tests = ["tests/interop", "tests/serve/test_openai.py", "tests/serve/test_tei.py"]
+    session.run("pytest", *asyncio, *tests, env=node)
 
 
 @nox.session

@@ -10,7 +10,7 @@ Every error below derives from `Koe5Error` and from a matching builtin error::
     ├── FidelityError(ValueError)            measurements of an artifact outside their bounds
     ├── ProviderError(RuntimeError)          artifact cannot run, or Embedder closed
     │   └── OutOfMemoryError                 batch does not fit into device memory
-    ├── HubError(OSError)                    files cannot be downloaded
+    ├── HubError(OSError)                    files cannot be downloaded or uploaded
     └── MissingDependencyError(ImportError)  optional dependency not installed
 
     Koe5Warning(UserWarning)
@@ -58,7 +58,7 @@ class OutOfMemoryError(ProviderError):
 
 
 class HubError(Koe5Error, OSError):
-    """Files cannot be downloaded."""
+    """Files cannot be downloaded or uploaded."""
 
 
 class MissingDependencyError(Koe5Error, ImportError):

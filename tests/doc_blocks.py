@@ -19,7 +19,7 @@ PAGES = sorted(
     )
 )
 
-LANGUAGES = ("python", "sh", "console", "json", "yaml", "toml", "text")
+LANGUAGES = ("python", "sh", "console", "json", "yaml", "toml", "js", "java", "text")
 """Allowed languages of fences. "text" is for blocks that are neither code nor run, such as messages."""
 
 _FENCE = re.compile(r"^ *(`{3,})(.*)$")
@@ -45,7 +45,11 @@ class CodeBlock:
 
 def blocks_of(file: Path) -> list[CodeBlock]:
     """Return all fenced blocks of a page in order."""
-    page = file.relative_to(ROOT).as_posix()
+    return blocks_in(file, file.relative_to(ROOT).as_posix())
+
+
+def blocks_in(file: Path, page: str) -> list[CodeBlock]:
+    """Return all fenced blocks of any Markdown file in order, with `page` as its name."""
     return list(_parse(page, file.read_text(encoding="utf-8").splitlines()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -10,9 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 REPOSITORY = "owner/koe5-int8"
+TOKEN = "hf_of_the_owner"
+"""Token that may write."""
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -39,10 +43,16 @@ class Hub:
     break_off: str = ""
     """Name of a file whose transfer the server interrupts."""
     fetched: list[str] = field(default_factory=list)
+    created: dict[str, object] = field(default_factory=dict)
+    """Body of the request that created the repository."""
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """Uploaded large files by SHA-256."""
+    commits: list[list[str]] = field(default_factory=list)
+    """Files of each commit, with "-" in front of deleted ones."""
 
 
 class Handler(BaseHTTPRequestHandler):
-    """The routes that `snapshot_download` and `HfFileSystem` read: revision, tree and file.
+    """The routes of `snapshot_download`, `HfFileSystem` and `create_commit`.
 
     Source: https://huggingface.co/docs/hub/api
     """
@@ -88,6 +98,67 @@ class Handler(BaseHTTPRequestHandler):
         directories = [{"type": "directory", "path": path, "size": 0, "oid": COMMIT} for path in folders]
         self.reply_json([*directories, *map(self.describe, listed)])
 
+    def do_POST(self) -> None:
+        path = urlsplit(self.path).path.strip("/")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        repository = self.hub.repository
+        model = f"api/models/{repository}"
+        if path == "api/validate-yaml":
+            self.reply_json({"errors": [], "warnings": []})
+        elif not self.may_write():
+            return
+        elif path == "api/repos/create":
+            self.hub.created = json.loads(body)
+            self.reply_json({"url": f"{self.hub.endpoint}/{repository}"})
+        elif path.startswith((f"{model}/preupload/", f"{model}/branch/")):
+            files = [one["path"] for one in json.loads(body).get("files", [])]
+            self.reply_json({"files": [self.upload_mode(name) for name in files]})
+        elif path == f"{repository}.git/info/lfs/objects/batch":
+            objects = [one | self.upload_action(one["oid"]) for one in json.loads(body)["objects"]]
+            self.reply_json({"transfer": "basic", "objects": objects})
+        elif path.startswith(f"{model}/commit/"):
+            self.commit([json.loads(line) for line in body.splitlines()])
+        else:
+            self.reply(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+
+    def upload_mode(self, name: str) -> dict[str, object]:
+        # Like the Hub, treat weights as large files.
+        mode = "lfs" if "onnx" in name else "regular"
+        return {"path": name, "uploadMode": mode, "shouldIgnore": False}
+
+    def upload_action(self, oid: str) -> dict[str, object]:
+        return {"actions": {"upload": {"href": f"{self.hub.endpoint}/objects/{oid}", "header": {}}}}
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.hub.objects[self.path.rpartition("/")[2]] = content
+        self.reply(200, b"", {})
+
+    def may_write(self) -> bool:
+        """Return True if the request has the owner's token; otherwise refuse it."""
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token != TOKEN:
+            known = token == "hf_of_a_reader"
+            self.reply(403 if known else 401, b"", {"X-Error-Message": "refused"})
+        return token == TOKEN
+
+    def commit(self, lines: list[dict[str, Any]]) -> None:
+        _header, *operations = lines
+        done = []
+        for operation in operations:
+            value = operation["value"]
+            if operation["key"] == "deletedFile":
+                del self.hub.files[value["path"]]
+                done.append(f"-{value['path']}")
+                continue
+            is_large = operation["key"] == "lfsFile"
+            content = self.hub.objects[value["oid"]] if is_large else base64.b64decode(value["content"])
+            self.hub.files[value["path"]] = content
+            done.append(value["path"])
+        self.hub.commits.append(done)
+        address = f"{self.hub.endpoint}/{self.hub.repository}/commit/{COMMIT}"
+        self.reply_json({"commitUrl": address, "commitOid": COMMIT})
+
     def describe(self, name: str) -> dict[str, object]:
         content = self.hub.files[name]
         oid = hashlib.sha1(content, usedforsecurity=False).hexdigest()
@@ -113,7 +184,7 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body[: len(body) // 2] if cut else body)
         if cut:
             self.close_connection = True

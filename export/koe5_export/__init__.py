@@ -1,4 +1,4 @@
-"""Export checkpoints as artifacts: checkpoint -> contract -> graph -> verify -> publish.
+"""Export checkpoints as artifacts: checkpoint -> contract -> graph -> verify -> artifact.
 
     from koe5_export import export_checkpoint, verify_artifact
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from huggingface_hub import metadata_load
 
 from koe5_export.config import read_config
 from koe5_export.settings import encoder_folder, read_modules, require_plain_encoder
@@ -70,6 +72,7 @@ class Checkpoint:
         self.encoder_folder = encoder_folder(folder, read_modules(folder))
         self.repository = repository
         self.revision = revision
+        self.metadata = _metadata(folder)
         require_plain_encoder(self.encoder_folder)
         self.config = read_config(self.encoder_folder, any_encoder=any_encoder)
         if not self.tokenizer.is_file():
@@ -138,7 +141,14 @@ class Checkpoint:
                     digest.update(data)
                     done += len(data)
                     on_bytes(done)
-        return Source(self.repository, self.revision, digest.hexdigest())
+        license_ = self.metadata.get("license")
+        return Source(
+            self.repository,
+            self.revision,
+            digest.hexdigest(),
+            license_ if isinstance(license_, str) else None,
+            strings_of(self.metadata.get("language")),
+        )
 
     def read(self, name: str, rows: slice = slice(None)) -> Array:
         """Read one tensor, or the given rows of it, as float32.
@@ -240,6 +250,26 @@ class Checkpoint:
                 f"{self.config.model_type}, transformers loads names without a prefix or with {own!r} only, "
                 "and would initialize these tensors at random. Rename them"
             )
+
+
+def _metadata(folder: Path) -> Mapping[str, Any]:
+    """Return the metadata of the model card (README.md), or an empty mapping if there is none."""
+    file = folder / "README.md"
+    if not file.is_file():
+        return {}
+    try:
+        return metadata_load(file) or {}
+    except Exception as error:  # the exception classes are those of huggingface_hub's YAML parser
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"the metadata of {file} is not valid YAML ({reason}). Correct or remove it"
+        ) from error
+
+
+def strings_of(value: Any) -> Sequence[str]:
+    """Return the strings of a metadata field, which may be missing, a string or a list."""
+    values = value if isinstance(value, list) else [value]
+    return tuple(one for one in values if isinstance(one, str))
 
 
 def _spellings(name: str, own_prefix: str) -> list[str]:

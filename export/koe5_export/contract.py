@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from koe5_export.checkpoint import Checkpoint
+from koe5_export.checkpoint import Checkpoint, strings_of
 from koe5_export.config import read_json
 from koe5_export.matryoshka import matryoshka_dims
 from koe5_export.settings import (
@@ -33,8 +33,6 @@ _SIMILARITIES = ("cosine", "dot")
 _SPECIALS = 2
 """Number of special tokens per text (`<s>` and `</s>`), which a token limit must exceed."""
 _POOLING_FLAGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-_BASE_MODEL = re.compile(r"\A---\s.*?^base_model:(.*(?:\n[ -].*)*)", re.DOTALL | re.MULTILINE)
-"""Matches the field `base_model` of a model card's metadata, which has one name or a list of names."""
 _E5_NAME = re.compile(r"(?<![a-z0-9])(ko)?e5(?![a-z0-9])", re.IGNORECASE)
 
 
@@ -254,13 +252,6 @@ def _warn_if_e5(checkpoint: Checkpoint) -> None:
 
 
 def _names(checkpoint: Checkpoint) -> list[str]:
-    names = [
-        checkpoint.repository,
-        str(read_json(checkpoint.encoder_folder / "config.json").get("_name_or_path", "")),
-    ]
-    readme = checkpoint.folder / "README.md"
-    if readme.is_file() and (
-        base := _BASE_MODEL.search(readme.read_text(encoding="utf-8", errors="replace"))
-    ):
-        names += base[1].split()
-    return names
+    config = read_json(checkpoint.encoder_folder / "config.json")
+    named = (str(config.get("_name_or_path", "")), *strings_of(checkpoint.metadata.get("base_model")))
+    return [checkpoint.repository, *named]

@@ -1,4 +1,4 @@
-"""The export pipeline: checkpoint -> contract -> graph -> verify -> publish."""
+"""The export pipeline: checkpoint -> contract -> graph -> verify -> artifact."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from koe5_export.artifact_writer import ArtifactOptions, ArtifactSpec, write_artifact
 from koe5_export.calibrate import Calibration
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.config import read_config
@@ -18,7 +19,6 @@ from koe5_export.packed_cpu import why_not_packed_cpu, write_packed_cpu
 from koe5_export.packed_cuda import why_not_packed_cuda, write_packed_cuda
 from koe5_export.precision import PRECISIONS, Precision
 from koe5_export.progress import Progress, silent
-from koe5_export.publish import ArtifactSpec, PublishOptions, publish
 from koe5_export.smooth import SmoothLayer, plain, smooth
 from koe5_export.texts import CALIBRATION, with_prompts
 from koe5_export.weights import Layer, Norm
@@ -29,7 +29,7 @@ from koe5_onnx.engine.graphs import installed_kernels
 
 
 @dataclass(frozen=True)
-class ExportOptions(PublishOptions):
+class ExportOptions(ArtifactOptions):
     """Options of an export."""
 
     precision: str = "fp32"
@@ -43,7 +43,7 @@ class ExportOptions(PublishOptions):
 def export_checkpoint(
     checkpoint: Checkpoint, out: Path, options: ExportOptions | None = None, progress: Progress = silent
 ) -> Artifact:
-    """Export a checkpoint, measure the artifact against PyTorch, and publish it as the folder `out`.
+    """Export a checkpoint, measure the artifact against PyTorch, and keep it as the folder `out`.
 
     Args:
         checkpoint: The opened checkpoint.
@@ -52,12 +52,12 @@ def export_checkpoint(
         progress: Callback for the progress of each stage.
 
     Returns:
-        The published artifact; its manifest holds the certificate.
+        The artifact; its manifest holds the certificate.
 
     Raises:
         InputError: `out` exists and cannot be replaced, an option is not valid, or the disk is full.
         CheckpointError: The checkpoint cannot be exported.
-        FidelityError: The artifact is outside the bounds of its gate; nothing is published.
+        FidelityError: The artifact is outside the bounds of its gate; no artifact is written.
         MissingDependencyError: torch, transformers, sentence-transformers or the requested exporter is not
             installed.
     """
@@ -80,7 +80,7 @@ def export_checkpoint(
         recipe = _recipe(precision, options.calibration, exceptions)
         return recipe | {"packed_graph": _write_packed(spec, folder, exceptions)}
 
-    return publish(spec, write, out, progress)
+    return write_artifact(spec, write, out, progress)
 
 
 def _require_exporter(checkpoint: Checkpoint, options: ExportOptions) -> None:

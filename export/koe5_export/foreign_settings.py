@@ -16,11 +16,13 @@ from koe5_export.config import read_json
 from koe5_export.settings import MODEL_SETTINGS, MODULES, TRANSFORMER_SETTINGS
 from koe5_onnx import Contract
 
-_COPIED = ("config.json", "special_tokens_map.json", "added_tokens.json")
+_COPIED = ("special_tokens_map.json", "added_tokens.json")
+_CONFIG = "config.json"
 _TOKENIZER_SETTINGS = "tokenizer_config.json"
 _POOLING = "1_Pooling/config.json"
 FOREIGN_SETTINGS = (
     *_COPIED,
+    _CONFIG,
     _TOKENIZER_SETTINGS,
     MODULES,
     MODEL_SETTINGS,
@@ -28,14 +30,18 @@ FOREIGN_SETTINGS = (
     _POOLING,
 )
 """Files that `write_foreign_settings` may write."""
+_DTYPES = {"fp32": "fp32", "fp16": "fp16", "int8": "q8", "int8-block": "int8", "int4-block": "q4"}
+"""Transformers.js's name of the file of each precision (`GRAPHS`).
+Source: https://huggingface.co/docs/transformers.js/guides/dtypes"""
 
 
-def write_foreign_settings(encoder: Path, contract: Contract, out: Path) -> None:
+def write_foreign_settings(encoder: Path, contract: Contract, precision: str, out: Path) -> None:
     """Write the settings files of other runtimes to the artifact folder `out`.
 
     Args:
         encoder: Folder of the checkpoint's config.json and tokenizer.
         contract: Contract of the artifact.
+        precision: Precision of the artifact.
         out: Folder of the artifact.
     """
     for name in _COPIED:
@@ -43,7 +49,10 @@ def write_foreign_settings(encoder: Path, contract: Contract, out: Path) -> None
             shutil.copyfile(encoder / name, out / name)
     tokenizer = encoder / _TOKENIZER_SETTINGS
     known = read_json(tokenizer) if tokenizer.is_file() else {"tokenizer_class": "PreTrainedTokenizerFast"}
+    # Without these settings, Transformers.js does not download the weights next to the graph.
+    javascript = {"dtype": _DTYPES[precision], "use_external_data_format": True}
     settings = {
+        _CONFIG: read_json(encoder / _CONFIG) | {"transformers.js_config": javascript},
         _TOKENIZER_SETTINGS: known | {"model_max_length": contract.max_tokens},
         **_sentence_transformers(contract),
     }
@@ -58,13 +67,17 @@ def _sentence_transformers(contract: Contract) -> Mapping[str, Any]:
     steps = {"Transformer": "", "Pooling": "1_Pooling"}
     if contract.normalize:
         steps["Normalize"] = "2_Normalize"
+    prompts = dict(contract.prompts)
+    if "passage" in prompts:
+        # Without this name, SentenceTransformer.encode_document adds no prompt.
+        prompts.setdefault("document", prompts["passage"])
     return {
         MODULES: [
             {"idx": turn, "name": str(turn), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for turn, (kind, path) in enumerate(steps.items())
         ],
         MODEL_SETTINGS: {
-            "prompts": dict(contract.prompts),
+            "prompts": prompts,
             "default_prompt_name": contract.default_prompt_name,
             "similarity_fn_name": contract.similarity,
         },

@@ -1,4 +1,4 @@
-"""The gate: bounds on the figures of a certificate. An artifact outside the bounds is not published."""
+"""The gate: bounds on the figures of a certificate. An artifact outside the bounds is not kept."""
 
 from __future__ import annotations
 

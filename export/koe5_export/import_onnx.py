@@ -1,4 +1,4 @@
-"""Import an ONNX graph that Optimum or another tool exported, and publish it as an artifact.
+"""Import an ONNX graph that Optimum or another tool exported, and write it as an artifact.
 
 Only the graph comes from that tool. Tokenizer, contract and reference embeddings come from the PyTorch
 checkpoint, which may be in the same folder.
@@ -13,11 +13,11 @@ from typing import Any
 
 from onnx import TensorProto
 
+from koe5_export.artifact_writer import ArtifactOptions, ArtifactSpec, write_artifact
 from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
 from koe5_export.precision import PRECISIONS
 from koe5_export.progress import Progress, silent
-from koe5_export.publish import ArtifactSpec, PublishOptions, publish
 from koe5_export.tensors import SAFETENSORS, TORCH, has_weights
 from koe5_export.traced import read_graph, subgraphs, write_traced
 from koe5_onnx import Artifact, InputError
@@ -39,7 +39,7 @@ _INT8_OPERATORS = {
 
 
 @dataclass(frozen=True)
-class ImportOptions(PublishOptions):
+class ImportOptions(ArtifactOptions):
     """Options of an import."""
 
     checkpoint: str | Path | None = None
@@ -53,7 +53,7 @@ class ImportOptions(PublishOptions):
 def import_folder(
     folder: Path, out: Path, options: ImportOptions | None = None, progress: Progress = silent
 ) -> Artifact:
-    """Convert an exported graph to a padded graph, measure it against PyTorch, and publish it as `out`.
+    """Convert an exported graph to a padded graph, measure it against PyTorch, and keep it as `out`.
 
     Args:
         folder: Folder of the graph and, unless `options.checkpoint` is set, of its checkpoint.
@@ -62,13 +62,13 @@ def import_folder(
         progress: Callback for the progress of each stage.
 
     Returns:
-        The published artifact; its manifest holds the certificate.
+        The artifact; its manifest holds the certificate.
 
     Raises:
         InputError: The graph or the checkpoint is missing, the graph's interface or precision is not
             supported, `out` exists and cannot be replaced, an option is not valid, or the disk is full.
         CheckpointError: The checkpoint is not supported.
-        FidelityError: The graph is outside the bounds of its precision; nothing is published.
+        FidelityError: The graph is outside the bounds of its precision; no artifact is written.
         MissingDependencyError: torch, transformers or sentence-transformers is not installed.
     """
     options = options or ImportOptions()
@@ -91,7 +91,7 @@ def import_folder(
         imported = {"file": name, "file_sha256": describe_file(file).sha256, "detected_precision": detected}
         return {"exporter": "import", **imported, **about}
 
-    return publish(spec, write, out, progress)
+    return write_artifact(spec, write, out, progress)
 
 
 def detect_precision(file: Path) -> str:

@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from koe5_export.artifact_writer import ArtifactSpec
 from koe5_export.progress import Progress, silent
-from koe5_export.publish import ArtifactSpec
 from koe5_export.reference import quiet, reference_versions
 from koe5_export.traced import write_traced
 from koe5_onnx import CheckpointError, MissingDependencyError

@@ -124,6 +124,17 @@ class Reference:
             on_rows(rows)
         return out
 
+    def token_embeddings(
+        self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """Return the embeddings of all tokens of padded rows before pooling: float32[n, width, dim]."""
+        import torch
+
+        arrays = {"input_ids": input_ids, "attention_mask": attention_mask}
+        with torch.inference_mode():
+            found = self._model[0]({name: torch.from_numpy(array) for name, array in arrays.items()})
+        return np.asarray(found["token_embeddings"], np.float32)
+
     def close(self) -> None:
         """Free the encoder; the `Reference` cannot be used afterwards."""
         self._model = None

@@ -218,8 +218,9 @@ def _loaded(tensor: Any, file: Path) -> Any:
     if uses_external_data(copy):
         try:
             load_external_data_for_tensor(copy, str(file.parent))
-            copy.data_location = TensorProto.DEFAULT  # older versions of onnx do not set it
-            del copy.external_data[:]
+            # Tensors of graphs without external data do not have these fields.
+            for field in ("data_location", "external_data"):
+                copy.ClearField(field)
         except (onnx.checker.ValidationError, ValueError, OSError) as error:
             name = tensor.name.removeprefix(_PREFIX)
             raise InputError(

@@ -248,7 +248,7 @@ def verify_artifact(
     graph: GraphChoice = "auto",
     report: Progress = silent,
 ) -> Certificate:
-    """Measure a published artifact again, and return the new certificate.
+    """Measure an artifact again, and return the new certificate.
 
     Args:
         artifact: The artifact.

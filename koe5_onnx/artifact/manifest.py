@@ -73,6 +73,10 @@ class Source:
     """Commit of the Hub repository; None for a folder that is not in the Hub's cache."""
     weights_sha256: str
     """SHA-256 of the weight files (safetensors or pytorch_model.bin), sorted by name and concatenated."""
+    license: str | None = None
+    """License that the checkpoint's model card names, such as "mit"; None if it names none."""
+    languages: Sequence[str] = ()
+    """Languages that the checkpoint's model card names, such as "ko"."""
 
 
 @dataclass(frozen=True)

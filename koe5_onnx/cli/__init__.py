@@ -6,7 +6,7 @@ returns the exit code. Warnings of this package are printed on stderr without th
 Exit codes::
 
     0    success
-    1    error, explained on stderr; or doctor found a problem
+    1    error, explained on stderr; or doctor found a problem, or identify found no maker
     2    invalid usage
     130  interrupted (Ctrl-C)
     141  the reader of the output closed the pipe
@@ -26,7 +26,7 @@ from types import FrameType
 from typing import NoReturn, Protocol, TextIO
 
 from koe5_onnx import Koe5Error, Koe5Warning, __version__
-from koe5_onnx.cli import bulk, doctor, embed, info, serve, tune
+from koe5_onnx.cli import bulk, doctor, embed, identify, info, serve, tune
 
 
 class Verb(Protocol):
@@ -43,7 +43,7 @@ def verbs() -> tuple[Verb, ...]:
     """Return the modules of all subcommands, in the order of --help."""
     # Imported by name, because modules of koe5_onnx must not contain an import of koe5_export.
     exporting: tuple[Verb, ...] = importlib.import_module("koe5_export.cli").VERBS
-    return (*exporting, info, embed, bulk, serve, tune, doctor)
+    return (*exporting, info, embed, bulk, serve, tune, doctor, identify)
 
 
 _EXIT_CODES = (__doc__ or "").partition("Exit codes::\n\n")[2]

@@ -72,11 +72,12 @@ def _as_json(manifest: Manifest) -> str:
 
 def _as_text(manifest: Manifest) -> str:
     first = Section(name_of(manifest), facts=headline(manifest))
-    blocks = ["\n".join(_section_lines(section)) for section in (first, *sections(manifest))]
+    blocks = ["\n".join(section_lines(section)) for section in (first, *sections(manifest))]
     return "\n\n".join(blocks) + "\n"
 
 
-def _section_lines(section: Section) -> Iterator[str]:
+def section_lines(section: Section) -> Iterator[str]:
+    """Yield the lines of a section as text."""
     yield printable(section.title)
     for note in section.notes:
         yield f"  NOTE: {printable(note)}"

@@ -1,4 +1,4 @@
-"""Read texts for the command line from stdin, a .txt file or a .jsonl file.
+"""Read texts for the command line from stdin, a .txt file or a .jsonl file, and records from .jsonl and .csv.
 
 Only LF and CRLF end a line. A text may contain the other characters that str.splitlines splits at, such as
 U+2028 and form feeds.
@@ -6,13 +6,14 @@ U+2028 and form feeds.
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from koe5_onnx import InputError
 from koe5_onnx.text import encoding as encodings
@@ -42,15 +43,34 @@ def read_texts(name: str, field: str, encoding: str = "utf-8") -> list[str]:
         MissingDependencyError: The driver of the URL is not installed.
         OSError: The file cannot be read.
     """
-    shown = "stdin" if name == STDIN else name
+    if suffix_of_input(name) == ".jsonl":
+        return [text_of(record, field, where) for where, record in read_records(name, encoding)]
+    return [line for _, line in _lines_of(name, encoding)]
+
+
+def read_records(name: str, encoding: str = "utf-8") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the position and the fields of each record of a .jsonl or .csv file.
+
+    Raises:
+        InputError: A line has another encoding, or is not a JSON object or a CSV record.
+    """
+    lines = _lines_of(name, encoding)
+    if not name.lower().endswith(".csv"):
+        yield from ((where, _object(line, where)) for where, line in lines)
+        return
+    try:
+        for number, record in enumerate(csv.DictReader(line + "\n" for _, line in lines), 1):
+            yield f"{name}, record {number}", record
+    except csv.Error as error:
+        raise InputError(f"{name}: not CSV ({error}). Expected a header and one record per row") from error
+
+
+def _lines_of(name: str, encoding: str) -> Iterator[tuple[str, str]]:
     encoding = encodings.canonical(encoding)
     with nullcontext(sys.stdin.buffer) if name == STDIN else _open(name) as opened:
         stream = io.BufferedReader(cast("io.RawIOBase", opened), encodings.SAMPLE_BYTES)
         try:
-            lines = _lines(stream, encoding, shown)
-            if suffix_of_input(name) == ".jsonl":
-                return [_text_of_object(line, field, where) for where, line in lines]
-            return [line for _, line in lines]
+            yield from _lines(stream, encoding, "stdin" if name == STDIN else name)
         finally:
             stream.detach()  # closing it would close stdin
 
@@ -92,13 +112,22 @@ def _not_text(line: bytes, codec: str, likely: str | None) -> int | None:
     return line.index(0) if looks_wide and 0 in line else None
 
 
-def _text_of_object(line: str, field: str, where: str) -> str:
+def _object(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON ({error}). Expected one object per line") from error
     if not isinstance(record, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
+    return record
+
+
+def text_of(record: Mapping[str, Any], field: str, where: str) -> str:
+    """Return the text in a field of a record.
+
+    Raises:
+        InputError: The record has no such field, or the field has no valid text.
+    """
     if field not in record:
         raise InputError(f"{where}: no field {field!r}, only {sorted(record)}. Name one with --text-column")
     text = record[field]

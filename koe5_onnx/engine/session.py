@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from koe5_onnx.engine import shared_weights
 from koe5_onnx.engine.batching import PackedCudaInputs, padded_lengths
 from koe5_onnx.engine.cuda import provider as cuda
 from koe5_onnx.engine.cuda.graph_capture import CapturedGraphs
-from koe5_onnx.engine.graphs import INPUTS, OUTPUT, Graph, choose
+from koe5_onnx.engine.graphs import HIDDEN, INPUTS, OUTPUT, Graph, choose
 from koe5_onnx.engine.machine import cpu_features, lacks_dot_products, usable_cores
 from koe5_onnx.engine.providers import (
     CPU,
@@ -117,6 +118,28 @@ class Session:
                     f"ONNX Runtime reports: {error}"
                 ) from error
             raise
+
+    def padded(self) -> Session:
+        """Open the padded graph of the same artifact, with the same options."""
+        return Session(self._artifact, replace(self._options, graph="padded", cuda_graphs=False))
+
+    def token_embeddings(
+        self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """Run the padded graph on one batch without pooling: float32[n, padded_length, dim].
+
+        Raises:
+            ArtifactError: The graph returns only pooled embeddings, like some imported ones.
+        """
+        names = [node.name for node in self._session().get_outputs()]
+        if HIDDEN not in names:
+            raise ArtifactError(
+                f"{self.graph.file} has the outputs {names}: expected {HIDDEN}. Export the artifact with "
+                "koe5-onnx export"
+            )
+        feeds = dict(zip(self._inputs, (input_ids, attention_mask), strict=True))
+        states: npt.NDArray[np.float32] = self._session().run([HIDDEN], feeds)[0]
+        return states
 
     def close(self) -> None:
         """Release the graph and its memory."""

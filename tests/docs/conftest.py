@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from doc_blocks import ROOT
 from hub_server import serving, settings
 from koe5_onnx_server import listening
+
+from koe5_onnx import Embedder
 
 ARTIFACT = ROOT / "tests/data/tiny-int8"
 CHECKPOINT = "nlpai-lab/KoE5"
@@ -112,6 +117,7 @@ def place_of(places: dict[str, Place], environment: dict[str, str], tmp_path_fac
                 (folder / name).write_text(text, encoding="utf-8")
             for name in ("corpus.parquet", "parts.parquet"):
                 write_corpus(folder / name)
+            write_index(folder / "index.jsonl")
             places[page] = Place(folder, environment)
         return places[page]
 
@@ -126,6 +132,20 @@ def write_corpus(file: Path) -> None:
 
         rows = {"doc_id": ["a", "b"], "contents": ["서울은 대한민국의 수도이다.", "고래는 포유류이다."]}
         parquet.write_table(pa.table(rows), file)
+
+
+def write_index(file: Path) -> None:
+    """Write texts with their vectors in CLS pooling and without a prompt, as some servers make them."""
+    texts = [
+        f"{place}은 대한민국의 도시이다."
+        for place in ("서울", "부산", "대전", "광주", "울산", "인천", "수원", "춘천")
+    ]
+    with Embedder.open(ARTIFACT, threads=1) as embedder, closing(embedder.session.padded()) as session:
+        lines = []
+        for text, ids in zip(texts, embedder.tokenize(texts, prompt="").ids, strict=True):
+            row = session.token_embeddings(ids[None].astype(np.int64), np.ones((1, len(ids)), np.int64))[0, 0]
+            lines.append(json.dumps({"text": text, "vector": (row / np.linalg.norm(row)).tolist()}))
+    file.write_text("\n".join(lines), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

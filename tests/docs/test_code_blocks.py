@@ -37,6 +37,7 @@ OPTIONAL = {
     "llama_index",
     "mteb",
     "openai",
+    "optimum",
     "pyarrow",
     "pyspark",
     "qdrant_client",

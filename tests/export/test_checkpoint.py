@@ -240,6 +240,26 @@ def test_the_repository_of_other_folders_is_their_name(seeded):
     assert source.weights_sha256 == hashlib.sha256((seeded / "model.safetensors").read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize(
+    ("metadata", "license_", "languages"),
+    [
+        ("license: mit\nlanguage: [ko, en]", "mit", ("ko", "en")),
+        ("license: [mit]\nlanguage: ko", None, ("ko",)),
+        ("tags: [a]", None, ()),
+    ],
+)
+def test_license_and_languages_are_those_of_the_model_card(folder, metadata, license_, languages):
+    (folder / "README.md").write_text(f"---\n{metadata}\n---\n# Model\n")
+    source = Checkpoint.open(folder).source()
+    assert (source.license, source.languages) == (license_, languages)
+
+
+def test_invalid_metadata_of_the_model_card_is_rejected(folder):
+    (folder / "README.md").write_text("---\nlicense: [mit\n---\n")
+    with pytest.raises(CheckpointError, match=r"README\.md is not valid YAML .*Correct or remove it"):
+        Checkpoint.open(folder)
+
+
 @pytest.mark.parametrize("name", ["no such folder", "a/b/c", "config.json"])
 def test_a_name_that_is_neither_folder_nor_hub_id_is_rejected(seeded, monkeypatch, name):
     monkeypatch.chdir(seeded)

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -50,6 +51,22 @@ def test_the_same_checkpoint_gives_the_same_artifact(checkpoint, exported, tmp_p
     assert again.manifest.files == exported["int8"].manifest.files
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", "fp32"), ("fp16", "fp16"), ("int8", "q8"), ("int8-block", "int8"), ("int4-block", "q4")],
+)
+def test_settings_for_other_runtimes(exported, precision, dtype):
+    """tests/interop opens an int8 artifact with these settings."""
+    artifact = exported[precision]
+    config, model = (
+        json.loads((artifact.path / name).read_text(encoding="utf-8"))
+        for name in ("config.json", "config_sentence_transformers.json")
+    )
+    assert config["transformers.js_config"] == {"dtype": dtype, "use_external_data_format": True}
+    assert config["model_type"] == "xlm-roberta"
+    assert model["prompts"] == {"query": "query: ", "passage": "passage: ", "document": "passage: "}
+
+
 def test_progress_counts_every_stage_from_zero_to_its_total(checkpoint, tmp_path):
     found = {}
 
@@ -88,7 +105,7 @@ def test_a_damaged_checkpoint_leaves_nothing(folder, tmp_path, monkeypatch, prec
     tensors = load_file(folder / "model.safetensors")
     tensors["encoder.layer.1.output.LayerNorm.bias"][3] = np.nan
     save_file(tensors, folder / "model.safetensors")
-    monkeypatch.setattr("koe5_export.publish.expect", lambda *arguments: None)
+    monkeypatch.setattr("koe5_export.artifact_writer.expect", lambda *arguments: None)
     (tmp_path / "to").mkdir()
     with pytest.raises(CheckpointError, match="NaN"):
         export_checkpoint(Checkpoint.open(folder), tmp_path / "to" / "out", ExportOptions(precision))
@@ -213,7 +230,7 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import read_contract
 from koe5_export.export import write_graph
 from koe5_export.precision import PRECISIONS
-from koe5_export.publish import ArtifactSpec, PublishOptions
+from koe5_export.artifact_writer import ArtifactSpec, ArtifactOptions
 from koe5_export.settings import write_tokenizer
 from koe5_export.texts import CALIBRATION
 def peak():
@@ -221,7 +238,7 @@ def peak():
 checkpoint = Checkpoint.open(sys.argv[1])
 before = peak()
 precision = PRECISIONS[sys.argv[3]]
-spec = ArtifactSpec(checkpoint, read_contract(checkpoint), precision, PublishOptions())
+spec = ArtifactSpec(checkpoint, read_contract(checkpoint), precision, ArtifactOptions())
 write_tokenizer(checkpoint.folder, Path(sys.argv[2]) / "tokenizer.json")
 (Path(sys.argv[2]) / "onnx").mkdir()
 write_graph(spec, CALIBRATION, Path(sys.argv[2]))

@@ -203,7 +203,7 @@ def give_wider_states(model):
     ],
 )
 def test_a_graph_with_another_interface_is_rejected(model, folder, tmp_path, monkeypatch, change, message):
-    monkeypatch.setattr("koe5_export.publish.expect", lambda *arguments: None)
+    monkeypatch.setattr("koe5_export.artifact_writer.expect", lambda *arguments: None)
     change(model)
     save(model, folder)
     with pytest.raises(InputError, match=rf"model\.onnx {message}"):
@@ -213,7 +213,7 @@ def test_a_graph_with_another_interface_is_rejected(model, folder, tmp_path, mon
 
 def test_a_normalized_output_is_rejected_for_other_contracts(model, folder, tmp_path, monkeypatch):
     """The checkpoint does not normalize. Cosines would not detect that the graph does."""
-    monkeypatch.setattr("koe5_export.publish.expect", lambda *arguments: None)
+    monkeypatch.setattr("koe5_export.artifact_writer.expect", lambda *arguments: None)
     with edited(folder / "modules.json") as modules:
         del modules[2:]
     model.graph.output[0].CopyFrom(with_text_output(model, "embedding"))
@@ -229,7 +229,7 @@ def test_a_file_that_is_not_onnx_is_named(folder, tmp_path):
 
 
 def test_missing_external_data_is_named(model, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("koe5_export.publish.expect", lambda *arguments: None)
+    monkeypatch.setattr("koe5_export.artifact_writer.expect", lambda *arguments: None)
     save(model, folder, save_as_external_data=True, location="model.onnx_data")
     (folder / "onnx" / "model.onnx_data").unlink()
     with pytest.raises(InputError, match=r"the data of words\.weight cannot be read"):

@@ -11,7 +11,7 @@ import pytest
 from other_options import OTHER
 
 from koe5_onnx import EngineOptions, InputError
-from koe5_onnx.cli import bulk, doctor, embed, serve, tune
+from koe5_onnx.cli import bulk, doctor, embed, identify, serve, tune
 from koe5_onnx.cli.engine_arguments import engine_options
 from koe5_onnx.options import EngineFields, field_docs
 
@@ -22,6 +22,7 @@ VERBS = {
     serve: ["a"],
     tune: ["a"],
     doctor: [],
+    identify: ["v.csv", "--artifact", "a"],
 }
 MOST_FRAMES = 8
 """Maximum number of frames from `encode_queries` to `InferenceSession.run`, including both."""

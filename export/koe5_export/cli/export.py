@@ -23,7 +23,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = verbs.add_parser(
         "export",
         help="export a checkpoint and measure it against PyTorch",
-        description="Export a checkpoint to an ONNX artifact, measure it against PyTorch, and publish it "
+        description="Export a checkpoint to an ONNX artifact, measure it against PyTorch, and keep it "
         "only if the differences are within the bounds of its precision (the gate).",
     )
     parser.set_defaults(run=run)
@@ -55,10 +55,10 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="file of texts for calibrating int8, int8-block and int4-block, one per line (default: built-in "
         "texts)",
     )
-    add_publish_options(parser)
+    add_artifact_options(parser)
 
 
-def add_publish_options(parser: argparse.ArgumentParser) -> None:
+def add_artifact_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options that export and import share."""
     parser.add_argument(
         "--verification", metavar="FILE", help="file of additional texts to measure on, one per line"
@@ -94,8 +94,8 @@ def add_publish_options(parser: argparse.ArgumentParser) -> None:
     add_gate(parser)
 
 
-def publish_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of `PublishOptions` from the command line.
+def artifact_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of `ArtifactOptions` from the command line.
 
     Raises:
         InputError: A prompt or a bound cannot be parsed, or a file of texts is not valid.
@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
     from koe5_export.checkpoint import Checkpoint
 
     precision = _chosen_precision() if args.precision == _AUTO else args.precision
-    options = {"precision": precision, "exporter": args.exporter, **publish_options(args)}
+    options = {"precision": precision, "exporter": args.exporter, **artifact_options(args)}
     if args.calibration is not None:
         options["calibration"] = texts_of(args.calibration, "--calibration")
     checkpoint = Checkpoint.open(args.checkpoint, args.revision, any_encoder=args.exporter == "optimum")
@@ -166,14 +166,14 @@ def _chosen_precision() -> str:
 
 
 def announce(certificate: Certificate) -> None:
-    """Print a certificate, before its artifact is published."""
+    """Print a certificate, before its artifact is renamed to OUT."""
     from koe5_export.gate import describe
 
     print(describe(certificate), flush=True)
 
 
 def print_artifact(artifact: Artifact) -> None:
-    """Print path, precision, size and packed graph of a published artifact."""
+    """Print path, precision, size and packed graph of an artifact."""
     manifest = artifact.manifest
     print(f"{artifact.path}: {manifest.precision}, {manifest.total_bytes / 1e6:.1f} MB")
     if packed := manifest.recipe.get("packed_graph"):

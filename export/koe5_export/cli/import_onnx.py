@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from koe5_export.cli.export import add_publish_options, import_export, print_artifact, publish_options
+from koe5_export.cli.export import add_artifact_options, artifact_options, import_export, print_artifact
 from koe5_export.cli.stages import progress
 
 
@@ -15,7 +15,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "import",
         help="convert an ONNX export of another tool to an artifact",
         description="Convert an ONNX graph from Optimum or another tool to an artifact, measure it against "
-        "the PyTorch checkpoint, and publish it only if the differences are within the bounds of its "
+        "the PyTorch checkpoint, and keep it only if the differences are within the bounds of its "
         "precision (the gate).",
     )
     parser.set_defaults(run=run)
@@ -32,7 +32,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--precision", metavar="P", help="precision whose gate applies (default: detected from the graph)"
     )
-    add_publish_options(parser)
+    add_artifact_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     import_export()
     from koe5_export.import_onnx import ImportOptions, import_folder
 
-    options = ImportOptions(args.checkpoint, args.file, args.precision, **publish_options(args))
+    options = ImportOptions(args.checkpoint, args.file, args.precision, **artifact_options(args))
     with progress() as report:
         artifact = import_folder(args.folder, args.out, options, report)
     print_artifact(artifact)

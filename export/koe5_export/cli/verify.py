@@ -1,4 +1,4 @@
-"""koe5-onnx verify: measure a published artifact against PyTorch or its model card."""
+"""koe5-onnx verify: measure an artifact against PyTorch or its model card."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Publish an artifact: write it to OUT.partial, measure it, and rename it to OUT if it passes its gate.
+"""Write an artifact to OUT.partial, measure it, and rename it to OUT if it passes its gate.
 
-export.py and import_onnx.py call `publish` with a function that writes the graph.
+export.py and import_onnx.py call `write_artifact` with a function that writes the graph.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from koe5_onnx.artifact import (
 from koe5_onnx.engine.graphs import FUSED_OPERATORS
 
 Announce = Callable[[Certificate], None]
-"""Callback that gets a certificate which passed the gate, before the artifact is published."""
+"""Callback that gets a certificate which passed the gate, before the artifact is renamed to `out`."""
 Write = Callable[[Path, Progress], Mapping[str, Any]]
 """Function that writes graphs and weights to the artifact folder, and returns the recipe for the manifest.
 
@@ -66,7 +66,7 @@ def unannounced(certificate: Certificate) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishOptions(ContractOptions):
+class ArtifactOptions(ContractOptions):
     """Options that exports and imports share."""
 
     verification: Sequence[str] = ()
@@ -81,23 +81,23 @@ class PublishOptions(ContractOptions):
 
 @dataclass(frozen=True)
 class ArtifactSpec:
-    """Checkpoint, contract, precision and options of an artifact to publish."""
+    """Checkpoint, contract, precision and options of an artifact."""
 
     checkpoint: Checkpoint
     """Checkpoint against which the artifact is measured."""
     contract: Contract
     precision: Precision
-    options: PublishOptions
+    options: ArtifactOptions
 
 
-def publish(spec: ArtifactSpec, write: Write, out: Path, report: Progress = silent) -> Artifact:
+def write_artifact(spec: ArtifactSpec, write: Write, out: Path, report: Progress = silent) -> Artifact:
     """Write an artifact, measure it against PyTorch, and rename it to `out`.
 
     Raises:
         InputError: `out` exists and cannot be replaced, a bound is not valid, or the disk is full.
         CheckpointError: The tokenizer does not match the weights, or sentence-transformers differs from the
             contract.
-        FidelityError: The artifact is outside the bounds of its gate; nothing is published.
+        FidelityError: The artifact is outside the bounds of its gate; no artifact is written.
         MissingDependencyError: torch, transformers or sentence-transformers is not installed.
     """
     options = spec.options
@@ -107,7 +107,7 @@ def publish(spec: ArtifactSpec, write: Write, out: Path, report: Progress = sile
         _require_room(folder, spec)
         (folder / "onnx").mkdir()
         write_tokenizer(spec.checkpoint.folder, folder / TOKENIZER)
-        write_foreign_settings(spec.checkpoint.encoder_folder, spec.contract, folder)
+        write_foreign_settings(spec.checkpoint.encoder_folder, spec.contract, spec.precision.name, folder)
         expected = expect(spec.checkpoint, spec.contract, folder / TOKENIZER, options.verification, report)
         recipe = write(folder, report)
         manifest = _manifest(spec, folder, recipe, report)
