@@ -98,7 +98,7 @@ class CheckpointWarning(Koe5Warning):
 
 
 class UnsuitedCpuWarning(Koe5Warning):
-    """The CPU has none of the instruction sets with which the artifact is fast and exact."""
+    """The CPU has none of the instruction sets with which the artifact is fast."""
 
 
 class SmallerBatchWarning(Koe5Warning):

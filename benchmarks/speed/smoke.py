@@ -26,7 +26,7 @@ from benchmarks.speed.statistics import ratio, rotated
 from benchmarks.speed.texts import read_corpora
 from koe5_onnx import InputError
 from koe5_onnx.artifact import GRAPHS, PACKED_CPU_GRAPH
-from koe5_onnx.engine.machine import INT8_INSTRUCTIONS, cpu_features, usable_cores
+from koe5_onnx.engine.machine import DOT_PRODUCTS, cpu_features, usable_cores
 from koe5_onnx.files import read_json
 
 RECORD = Path(__file__).with_suffix(".json")
@@ -104,7 +104,7 @@ def nodes_of(graph: Any) -> int:
 
 def measure(store: Store) -> dict[str, float]:
     """Return ratios of tokens per second to plain ONNX Runtime; empty on a CPU without int8 instructions."""
-    if not set(cpu_features()) & set(INT8_INSTRUCTIONS):
+    if not set(cpu_features()) & set(DOT_PRODUCTS):
         print("skipped the ratios: this CPU has no int8 instructions")
         return {}
     contenders = [replace(CONTENDERS[name], environment=OWN) for name in (*_OURS, *_PLAIN)]

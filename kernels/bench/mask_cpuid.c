@@ -8,6 +8,12 @@
 // instructions still work. Linux makes CPUID fault, if the CPU supports that (cpuid_fault in /proc/cpuinfo), and the
 // signal handler below supplies the result. Threads and forked processes inherit the setting. Features that the dynamic
 // loader and libc detected earlier are not hidden.
+//
+// On other CPUs, patch_cpuid.py replaces CPUID in copies of libraries by UD2, which also causes a signal. Only these
+// copies then see the hidden features as missing:
+//
+//   python kernels/bench/patch_cpuid.py COPY_OF_A_LIBRARY...
+//   KOE5_MASK_CPUID=avx2 KOE5_MASK_PATCHED=1 LD_PRELOAD=./mask_cpuid.so python ...
 #define _GNU_SOURCE
 #include <cpuid.h>
 #include <signal.h>
@@ -21,7 +27,7 @@
 // arch/x86/include/uapi/asm/prctl.h
 enum { kSetCpuid = 0x1012, kFaults = 0, kWorks = 1 };
 
-static struct sigaction before;
+static struct sigaction before_fault, before_ud2;
 static int without_vnni, without_avx2;
 
 // Clears the bits of AVX512 and AMX, and those of AVX-VNNI and AVX2 if requested. Source of the bits: Intel SDM, volume
@@ -43,8 +49,10 @@ static void answer(int signal, siginfo_t* info, void* context) {
   greg_t* const g = ((ucontext_t*)context)->uc_mcontext.gregs;
   const uint8_t* const at = (const uint8_t*)g[REG_RIP];
   // CPUID causes a general protection fault (SI_KERNEL). After other faults, RIP may not point to readable code.
-  if (info->si_code != SI_KERNEL || at[0] != 0x0f || at[1] != 0xa2) {
-    sigaction(signal, &before, NULL);  // restore the previous handler, which then receives the repeated fault
+  const int is_ud2 = signal == SIGILL && at[0] == 0x0f && at[1] == 0x0b;
+  if (!is_ud2 && (signal == SIGILL || info->si_code != SI_KERNEL || at[0] != 0x0f || at[1] != 0xa2)) {
+    // Restore the previous handler, which then receives the repeated fault.
+    sigaction(signal, signal == SIGILL ? &before_ud2 : &before_fault, NULL);
     return;
   }
   const uint32_t leaf = (uint32_t)g[REG_RAX], subleaf = (uint32_t)g[REG_RCX];
@@ -66,8 +74,9 @@ __attribute__((constructor)) static void begin(void) {
   memset(&action, 0, sizeof action);
   action.sa_sigaction = answer;
   action.sa_flags = SA_SIGINFO | SA_NODEFER;
-  sigaction(SIGSEGV, &action, &before);
-  if (syscall(SYS_arch_prctl, kSetCpuid, kFaults) != 0) {
+  sigaction(SIGSEGV, &action, &before_fault);
+  sigaction(SIGILL, &action, &before_ud2);
+  if (getenv("KOE5_MASK_PATCHED") == NULL && syscall(SYS_arch_prctl, kSetCpuid, kFaults) != 0) {
     static const char words[] = "mask_cpuid: this CPU or kernel does not support CPUID faulting\n";
     if (write(2, words, sizeof words - 1) < 0) _exit(1);
     _exit(1);

@@ -8,9 +8,8 @@ namespace koe5 {
 // below its highest.
 enum class Level { none, avx2, avx_vnni, avx512_vnni, avx512_bf16, amx, neon_dotprod, neon_i8mm };
 
-// Returns the level that this process uses. The default is the fastest that this CPU and operating system support,
-// except that avx2 is never the default. KOE5_ONNX_KERNELS_LEVEL selects another level, or the highest supported one
-// below it.
+// Returns the level that this process uses. The default is the fastest that this CPU and operating system support.
+// KOE5_ONNX_KERNELS_LEVEL selects another level, or the highest supported one below it.
 Level cpu_level();
 
 const char* level_name(Level level);

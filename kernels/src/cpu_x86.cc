@@ -67,20 +67,13 @@ Features detect() {
   return has;
 }
 
-constexpr const char* kTooOld = "this CPU or operating system lacks AVX2 with FMA and F16C";
-
-constexpr const char* kSlowerThanStock =
-    "this CPU has AVX2 but no VNNI. ONNX Runtime's own operators are faster here, but their sums may saturate. Set "
-    "KOE5_ONNX_KERNELS_LEVEL=avx2 to use the fused kernels, whose sums are exact";
-
 Detected choose(const Features& has) {
   if (has.amx) return {Level::amx, ""};
   if (has.avx512_bf16 && !is_intel()) return {Level::avx512_bf16, ""};
   if (has.avx512_vnni) return {Level::avx512_vnni, ""};
   if (has.avx_vnni) return {Level::avx_vnni, ""};
-  // Not avx2: without VNNI, an exact sum takes four instructions, while ONNX Runtime's, which may saturate, takes
-  // three.
-  return {Level::none, has.avx2 ? kSlowerThanStock : kTooOld};
+  if (has.avx2) return {Level::avx2, ""};
+  return {Level::none, "this CPU or operating system lacks AVX2 with FMA and F16C"};
 }
 
 }  // namespace

@@ -25,9 +25,10 @@ class PackedWeight {
     int64_t n;
   };
 
-  // Packs parts side by side, such as Q, K and V as one weight. (k, n) of each part must be supported(). If `file` is
-  // not empty, maps the packed weights from this file, which is created if it is missing (packed_file.h).
-  PackedWeight(const Part* parts, int64_t count, int64_t k, const std::string& file = "");
+  // Packs parts side by side, such as Q, K and V as one weight, for products at `level`. (k, n) of each part must be
+  // supported(). If `file` is not empty, maps the packed weights from this file, which is created if it is missing
+  // (packed_file.h).
+  PackedWeight(Level level, const Part* parts, int64_t count, int64_t k, const std::string& file = "");
 
   // With more than 65,536 inputs, a sum of u8 x s8 products could overflow int32.
   static bool supported(int64_t k, int64_t n) { return k > 0 && n > 0 && k % 4 == 0 && k <= 65536 && n % 16 == 0; }
@@ -38,6 +39,9 @@ class PackedWeight {
   Pages memory_;
   WeightView view_{};
 };
+
+// The layout of weights that are packed for `level`.
+PackedLayout packed_layout(Level level);
 
 // On Linux, releases the whole pages inside [data, data + bytes) if they are mapped from a file and unmodified. The
 // next access reads them from the file again.

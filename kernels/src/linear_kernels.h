@@ -15,20 +15,26 @@ namespace koe5 {
 // A panel holds 32 columns. It consists of steps of 64 k. A step has two blocks of 1 KiB, with 16 columns each. A block
 // has 16 lines, with four consecutive k ("four k") of each column. A block is one AMX tile, and a line is one operand
 // of a 512-bit VPDPBUSD. On ARM, a block is [8][16][8] instead: eight k of two columns are one operand of SMMLA or
-// SDOT.
-// Files contain this layout (packed_file.h): increment kPackedLayout when the order or the contents of a panel change.
-#if defined(__aarch64__)
-constexpr uint32_t kPackedLayout = 2;
-#else
-constexpr uint32_t kPackedLayout = 1;
-#endif
+// SDOT. At the level avx2, weights are limited, and WeightView::remainders contains the rest (linear_avx2.cc).
+// Files contain this layout (packed_file.h): add a value when the order or the contents of packed weights change.
+enum class PackedLayout : uint32_t { x86 = 1, arm = 2, avx2 = 3 };
 constexpr int64_t kStepDepth = 64, kPanelColumns = 32, kBlockBytes = 1024;
+
+// Parts of two weights of a column that are not in its panel. Weight number 2 * pair[i] of the column is the sum of
+// value[i] and the weight in the panel.
+struct Remainders {
+  uint16_t pair[2];
+  int16_t value[2];
+};
 
 struct WeightView {
   const int8_t* panels;
   const float* scales;  // f32[n]
-  const int32_t* sums;  // i32[n], sum of each column
+  const int32_t* sums;  // i32[n], sum of each column, with remainders
   int64_t k, padded_k, n;
+  // Only at the level avx2: those of column i are [remainder_ends[i - 1], remainder_ends[i]) of `remainders`.
+  const Remainders* remainders;
+  const int32_t* remainder_ends;
 };
 
 // The 8-bit value that represents an activation of 0.
@@ -105,5 +111,12 @@ extern const LinearKernels kAvx2Kernels, kAvxVnniKernels, kVnniKernels, kAmxKern
 // `sums`.
 void pack_columns(const int8_t* weight, int64_t stride, int64_t k, int64_t columns, int8_t* const* blocks,
                   int32_t* sums);
+
+#if defined(__x86_64__)
+// Limits the sum of each pair of weights (inputs 0 and 1, 2 and 3, ...) to a magnitude of 128, in the blocks of 16
+// columns that start at `blocks`. Stores what this subtracts to found[16][k / 4], and the number of weights of each
+// column to `counts`.
+void limit_pairs(int8_t* blocks, int64_t k, Remainders* found, int32_t* counts);
+#endif
 
 }  // namespace koe5

@@ -71,21 +71,46 @@ uint64_t source_of(const PackedWeight::Part* parts, int64_t count, int64_t k) {
   return hash;
 }
 
-// Addresses in the memory of a packed weight: panels, then scales, then column sums.
+// Addresses in the memory of a packed weight: panels, scales and column sums; for PackedLayout::avx2 also the ends of
+// the columns' remainders, after a zero, and the remainders.
 struct Places {
+  PackedLayout layout;
   int64_t padded_k, padded_n;
 
-  Places(int64_t k, int64_t n) : padded_k(round_up(k, kStepDepth)), padded_n(round_up(n, kPanelColumns)) {}
-  size_t bytes() const { return whole_pages(static_cast<size_t>(padded_n * (padded_k + 8))); }
+  Places(Level level, int64_t k, int64_t n)
+      : layout(packed_layout(level)), padded_k(round_up(k, kStepDepth)), padded_n(round_up(n, kPanelColumns)) {}
+  size_t bytes(int64_t remainders) const {
+    int64_t bytes = padded_n * (padded_k + 8);
+    if (layout == PackedLayout::avx2) bytes = remainders_at() + remainders * static_cast<int64_t>(sizeof(Remainders));
+    return whole_pages(static_cast<size_t>(bytes));
+  }
+  int64_t remainders_at() const { return padded_n * (padded_k + 12) + kCacheLine; }
   int8_t* panels(char* memory) const { return reinterpret_cast<int8_t*>(memory); }
   float* scales(char* memory) const { return reinterpret_cast<float*>(memory + padded_n * padded_k); }
   int32_t* sums(char* memory) const { return reinterpret_cast<int32_t*>(memory + padded_n * (padded_k + 4)); }
+  int32_t* ends(char* memory) const { return reinterpret_cast<int32_t*>(memory + padded_n * (padded_k + 8)) + 1; }
+  Remainders* remainders(char* memory) const { return reinterpret_cast<Remainders*>(memory + remainders_at()); }
 };
+
+#if defined(__x86_64__)
+// Takes remainders from the packed weights of 16 columns and appends them to those of the columns before.
+void append_remainders(int8_t* blocks, int64_t k, int64_t column, const Places& places, char* memory,
+                       std::vector<Remainders>& found) {
+  int32_t counts[16], *const ends = places.ends(memory) + column;
+  limit_pairs(blocks, k, found.data(), counts);
+  for (int64_t i = 0; i < 16; ++i) {
+    const int32_t twos = (counts[i] + 1) / 2;
+    std::copy_n(found.data() + i * (k / 4), twos, places.remainders(memory) + ends[i - 1]);
+    ends[i] = ends[i - 1] + twos;
+  }
+}
+#endif
 
 void pack(const PackedWeight::Part* parts, int64_t count, int64_t k, const Places& places, char* memory) {
   int8_t* const panels = places.panels(memory);
   float* const scales = places.scales(memory);
   int32_t* const sums = places.sums(memory);
+  std::vector<Remainders> found(places.layout == PackedLayout::avx2 ? static_cast<size_t>(4 * k) : 0);
   for (const Strip& strip : strips_of(parts, count)) {
     int8_t* blocks[4];
     for (int64_t i = 0; i < 4; ++i) {
@@ -94,25 +119,50 @@ void pack(const PackedWeight::Part* parts, int64_t count, int64_t k, const Place
     }
     pack_columns(strip.part->weight + strip.from, strip.part->n, k, strip.columns, blocks, sums + strip.column);
     for (int64_t i = 0; i < strip.columns; ++i) scales[strip.column + i] = strip.part->scale[strip.from + i];
+#if defined(__x86_64__)
+    for (int64_t i = 0; i < strip.columns && !found.empty(); i += 16) {
+      append_remainders(blocks[i / 16], k, strip.column + i, places, memory, found);
+    }
+#endif
   }
+}
+
+// Reserves memory for remainders of all pairs, and returns the pages after the last one.
+Pages packed(const PackedWeight::Part* parts, int64_t count, int64_t k, int64_t n, const Places& places) {
+  const size_t most = places.bytes(n * (k / 4));
+  Pages pages(map_pages(most), Unmap{most});
+  pack(parts, count, k, places, pages.get());
+  const size_t used = places.layout == PackedLayout::avx2 ? places.bytes(places.ends(pages.get())[n - 1]) : most;
+  if (used < most) munmap(pages.get() + used, most - used);
+  pages.get_deleter().bytes = used;
+  return pages;
 }
 
 }  // namespace
 
-PackedWeight::PackedWeight(const Part* parts, int64_t count, int64_t k, const std::string& file) {
+PackedLayout packed_layout([[maybe_unused]] Level level) {
+#if defined(__aarch64__)
+  return PackedLayout::arm;
+#else
+  return level == Level::avx2 ? PackedLayout::avx2 : PackedLayout::x86;
+#endif
+}
+
+PackedWeight::PackedWeight(Level level, const Part* parts, int64_t count, int64_t k, const std::string& file) {
   int64_t n = 0;
   for (int64_t i = 0; i < count; ++i) n += parts[i].n;
-  const Places places(k, n);
+  const Places places(level, k, n);
   const bool shared = !file.empty();
-  const PackedIdentity identity{kPackedLayout, k, n, places.bytes(), shared ? source_of(parts, count, k) : 0};
+  const PackedIdentity identity{static_cast<uint32_t>(places.layout), k, n, shared ? source_of(parts, count, k) : 0};
   if (shared) memory_ = open_packed(file, identity);
   if (memory_ == nullptr) {
-    memory_ = Pages(map_pages(places.bytes()), Unmap{places.bytes()});
-    pack(parts, count, k, places, memory_.get());
-    Pages kept = shared ? save_packed(file, identity, memory_.get()) : nullptr;
+    memory_ = packed(parts, count, k, n, places);
+    Pages kept = shared ? save_packed(file, identity, memory_) : nullptr;
     if (kept != nullptr) memory_ = std::move(kept);
   }
-  view_ = {places.panels(memory_.get()), places.scales(memory_.get()), places.sums(memory_.get()), k, places.padded_k, n};
+  char* const memory = memory_.get();
+  view_ = {places.panels(memory),     places.scales(memory), places.sums(memory), k, places.padded_k, n,
+           places.remainders(memory), places.ends(memory)};
 }
 
 namespace {

@@ -53,7 +53,7 @@ inline uint64_t eight_of(const uint8_t* row, int64_t k, int64_t at) {
 
 // Derived provides multiply(sums, unit, two columns) and store_rows(sums of a unit, to).
 template <class Derived, int kRowsOfUnit>
-struct NeonDot {
+struct NeonDot : SameInitial {
   static constexpr int64_t kUnitRows = kRowsOfUnit, kTileRows = kUnits * kUnitRows;
 
   static KOE5_INLINE int8x16_t load(const int8_t* from) { return vld1q_s8(from); }

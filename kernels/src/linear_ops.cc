@@ -45,7 +45,7 @@ PackedWeight pack(const KernelInfo& info, std::initializer_list<NamedWeight> nam
     k = weight.shape[0];
     parts.push_back({weight.as<int8_t>(), scale.as<float>(), weight.shape[1]});
   }
-  PackedWeight packed(parts.data(), static_cast<int64_t>(parts.size()), k, info.packed_file());
+  PackedWeight packed(cpu_level(), parts.data(), static_cast<int64_t>(parts.size()), k, info.packed_file());
   for (const PackedWeight::Part& part : parts) release_mapped_pages(part.weight, static_cast<size_t>(k * part.n));
   return packed;
 }

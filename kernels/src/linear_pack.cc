@@ -6,6 +6,9 @@
 namespace koe5 {
 namespace {
 
+// 255 x 128 is the largest multiple of 255 that fits into 16 bits with a sign.
+constexpr int kLargestPair = 128;
+
 // Loads 32 columns of one row, or 16 columns followed by zeros.
 inline __m256i load_columns(const int8_t* row, bool both) {
   if (both) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
@@ -49,6 +52,26 @@ void pack_columns(const int8_t* weight, int64_t stride, int64_t k, int64_t colum
     }
   }
   for (int64_t j = 0; j * 8 < columns; ++j) _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums) + j, total[j]);
+}
+
+void limit_pairs(int8_t* blocks, int64_t k, Remainders* found, int32_t* counts) {
+  for (int i = 0; i < 16; ++i) counts[i] = 0;
+  for (int64_t at = 0; at < k; at += 2) {
+    // 32 bytes with four k of eight columns, alternately of the first and the last eight columns.
+    int8_t* const line = blocks + at / kStepDepth * 2 * kBlockBytes + at % kStepDepth * 16;
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), *reinterpret_cast<const __m256i*>(line));
+    const __m256i unsafe = _mm256_cmpgt_epi16(_mm256_abs_epi16(pairs), _mm256_set1_epi16(kLargestPair));
+    uint32_t bytes = static_cast<uint32_t>(_mm256_movemask_epi8(unsafe)) & 0x55555555;
+    for (; bytes != 0; bytes &= bytes - 1) {
+      const int byte = __builtin_ctz(bytes), column = static_cast<int>(at % 4 * 4) + byte / 4;
+      const int sum = line[byte] + line[byte + 1], rest = sum > 0 ? sum - kLargestPair : sum + kLargestPair;
+      line[byte] = static_cast<int8_t>(line[byte] - rest);
+      Remainders& two = found[column * (k / 4) + counts[column] / 2];
+      if (counts[column] % 2 == 0) two = {};
+      two.pair[counts[column] % 2] = static_cast<uint16_t>((at / 4 * 4 + byte % 4) / 2);
+      two.value[counts[column]++ % 2] = static_cast<int16_t>(rest);
+    }
+  }
 }
 
 }  // namespace koe5

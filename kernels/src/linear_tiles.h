@@ -17,7 +17,7 @@ struct Operands {
   const uint8_t* a;
   int64_t a_stride, k;
   const int8_t* b;
-  const int32_t* initial;  // initial sum of each column
+  const int32_t* initial;  // initial sum of each column, for each row with a distance of Dot::kInitialStride
   const char* upcoming;  // weights to prefetch
   int64_t advance;       // bytes of `upcoming` per four k
 };
@@ -33,28 +33,39 @@ inline const int8_t* weights_at(const WeightView& w, int64_t column) {
 //   tile(rows)                           the function that computes `rows` rows of a tile
 //   activations(p, memory)               p.a in the layout that tiles read, stored in `memory` if it differs
 //   row_bytes(k)                         bytes per row in this layout
+//   kInitialStride                       0 if all rows have the same initial sums, otherwise 16
+//   initial(p, column, sums, memory)     the initial sums of 16 columns: `sums`, or those of each row in `memory`
 template <class Dot, class Store>
 void multiply_by(const Product& p, const Store& store, void* scratch) {
   int32_t* const sums = static_cast<int32_t*>(scratch);
-  const uint8_t* const a = Dot::activations(p, sums + Dot::kTileRows * kColumns);
+  void* const memory = sums + Dot::kTileRows * kColumns;
+  const uint8_t* const a = Dot::activations(p, memory);
   Finisher<Store> finisher(p, store);
-  InitialSums initial{};
+  InitialSums same{};
   const int64_t k = p.w.k, stride = Dot::row_bytes(k);
   const int64_t tiles = ceil_div(p.rows, Dot::kTileRows), advance = ceil_div(kCacheLine, tiles);
   const char* upcoming = nullptr;
   for (int64_t column = p.first; column < p.last; column += kColumns) {
-    initial.set(p, column, kColumns);
+    same.set(p, column, kColumns);
+    const int32_t* const initial = Dot::initial(p, column, same.data, memory);
     // The last panel is followed by the first one, with which the next block of rows starts.
     const int64_t next = column + kPanelColumns < p.last ? column + kPanelColumns : p.first;
     if (column % kPanelColumns == 0) upcoming = reinterpret_cast<const char*>(panel_at(p.w, next));
     for (int64_t row = 0; row < p.rows; row += Dot::kTileRows, upcoming += k / 4 * advance) {
       const int64_t rows = p.rows - row < Dot::kTileRows ? p.rows - row : Dot::kTileRows;
-      Dot::tile(rows)({a + row * stride, stride, k, weights_at(p.w, column), initial.data, upcoming, advance}, sums);
+      const int32_t* const from = initial + row * Dot::kInitialStride;
+      Dot::tile(rows)({a + row * stride, stride, k, weights_at(p.w, column), from, upcoming, advance}, sums);
       finisher.begin({sums, kColumns, kColumns, row, rows, column, kColumns});
       finisher.complete();
     }
   }
 }
+
+// A Dot whose rows have the same initial sums.
+struct SameInitial {
+  static constexpr int64_t kInitialStride = 0;
+  static const int32_t* initial(const Product&, int64_t, const int32_t* sums, void*) { return sums; }
+};
 
 template <class Dot>
 constexpr LinearKernels kernels_by() {

@@ -25,8 +25,8 @@ struct Footer {
 };
 static_assert(sizeof(Footer) == 56, "the footer is written as it is in memory and must have no padding");
 
-Footer footer_of(const PackedIdentity& identity, uint64_t content) {
-  Footer footer{{}, identity.layout, 0, identity.k, identity.n, identity.bytes, identity.source, content};
+Footer footer_of(const PackedIdentity& identity, uint64_t bytes, uint64_t content) {
+  Footer footer{{}, identity.layout, 0, identity.k, identity.n, bytes, identity.source, content};
   std::memcpy(footer.magic, kMagic, sizeof kMagic);
   return footer;
 }
@@ -67,12 +67,13 @@ bool write_all(int fd, const void* data, size_t bytes) {
 }
 
 // Writes a complete temporary file next to `file`. Returns its path, or an empty string on failure.
-std::string write_temporary(const std::string& file, const PackedIdentity& identity, const char* packed) {
+std::string write_temporary(const std::string& file, const PackedIdentity& identity, const Pages& packed) {
   std::string temporary = file + ".XXXXXX";
   const Descriptor made(mkostemp(temporary.data(), O_CLOEXEC));
   if (made.fd < 0) return "";
-  const Footer footer = footer_of(identity, hash_bytes(packed, identity.bytes));
-  if (write_all(made.fd, packed, identity.bytes) && write_all(made.fd, &footer, sizeof footer)) return temporary;
+  const size_t bytes = packed.get_deleter().bytes;
+  const Footer footer = footer_of(identity, bytes, hash_bytes(packed.get(), bytes));
+  if (write_all(made.fd, packed.get(), bytes) && write_all(made.fd, &footer, sizeof footer)) return temporary;
   const int error = errno;
   unlink(temporary.c_str());
   errno = error;
@@ -131,25 +132,25 @@ Pages open_packed(const std::string& file, const PackedIdentity& identity) {
   if (opened.fd < 0) return nullptr;
   struct stat state;
   Footer found;
-  if (fstat(opened.fd, &state) != 0 || !S_ISREG(state.st_mode) ||
-      state.st_size != static_cast<off_t>(identity.bytes + sizeof found) ||
-      pread(opened.fd, &found, sizeof found, static_cast<off_t>(identity.bytes)) != sizeof found) {
+  if (fstat(opened.fd, &state) != 0 || !S_ISREG(state.st_mode) || state.st_size <= static_cast<off_t>(sizeof found)) {
     return nullptr;
   }
-  const Footer wanted = footer_of(identity, found.content);
+  const size_t bytes = static_cast<size_t>(state.st_size) - sizeof found;
+  if (pread(opened.fd, &found, sizeof found, static_cast<off_t>(bytes)) != sizeof found) return nullptr;
+  const Footer wanted = footer_of(identity, bytes, found.content);
   if (std::memcmp(&found, &wanted, sizeof found) != 0) return nullptr;
-  void* const mapped = mmap(nullptr, identity.bytes, PROT_READ, MAP_SHARED, opened.fd, 0);
+  void* const mapped = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, opened.fd, 0);
   if (mapped == MAP_FAILED) return nullptr;
-  Pages pages(static_cast<char*>(mapped), Unmap{identity.bytes});
+  Pages pages(static_cast<char*>(mapped), Unmap{bytes});
 #ifdef MADV_HUGEPAGE
   // Must precede the first access: file systems that support it then read the file into huge pages.
-  madvise(mapped, identity.bytes, MADV_HUGEPAGE);
+  madvise(mapped, bytes, MADV_HUGEPAGE);
 #endif
   // Writing a file does not force it to disk, so it may contain anything after a crash of the machine.
-  return hash_bytes(mapped, identity.bytes) == found.content ? std::move(pages) : nullptr;
+  return hash_bytes(mapped, bytes) == found.content ? std::move(pages) : nullptr;
 }
 
-Pages save_packed(const std::string& file, const PackedIdentity& identity, const char* packed) {
+Pages save_packed(const std::string& file, const PackedIdentity& identity, const Pages& packed) {
   const std::string temporary = write_temporary(file, identity, packed);
   Pages pages;
   if (!temporary.empty()) pages = publish(temporary, file, identity);

@@ -23,7 +23,6 @@ using Pages = std::unique_ptr<char, Unmap>;
 struct PackedIdentity {
   uint32_t layout;
   int64_t k, n;
-  uint64_t bytes;
   uint64_t source;  // hash of a sample of the original weights
 };
 
@@ -37,7 +36,7 @@ std::string packed_file_name(const std::string& folder, const std::string& node)
 Pages open_packed(const std::string& file, const PackedIdentity& identity);
 
 // Writes the file, unless another process has written it, and maps it. On failure, records the reason and returns null.
-Pages save_packed(const std::string& file, const PackedIdentity& identity, const char* packed);
+Pages save_packed(const std::string& file, const PackedIdentity& identity, const Pages& packed);
 
 // Returns the first reason that save_packed recorded in this thread since the last call, or an empty string.
 const char* take_sharing_problem();

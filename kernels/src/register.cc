@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "cpu.h"
-#include "linear_kernels.h"
+#include "linear.h"
 #include "op.h"
 #include "ops.h"
 #include "packed_file.h"
@@ -194,7 +194,7 @@ KOE5_EXPORT const char* koe5_kernels_unavailable() { return koe5::why_unavailabl
 KOE5_EXPORT int koe5_kernels_version() { return koe5::kOpSetVersion; }
 
 // Returns the version of the packed weight layout. Files of another version are replaced.
-KOE5_EXPORT int koe5_kernels_packed_layout() { return static_cast<int>(koe5::kPackedLayout); }
+KOE5_EXPORT int koe5_kernels_packed_layout() { return static_cast<int>(koe5::packed_layout(koe5::cpu_level())); }
 
 // Returns why a session created by this thread does not share its packed weights, and clears the reason. Returns an
 // empty string if there is none.

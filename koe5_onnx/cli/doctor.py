@@ -40,7 +40,7 @@ from koe5_onnx.cli.report import counted, printable
 from koe5_onnx.engine.cuda.provider import attention_kernel, find_driver, preload, why_on_the_cpu
 from koe5_onnx.engine.graphs import FUSED_OPERATORS, Graph, choose, installed_kernels, kernels_level
 from koe5_onnx.engine.machine import (
-    INT8_INSTRUCTIONS,
+    DOT_PRODUCTS,
     THREADS_VARIABLE,
     cpu_features,
     cpu_name,
@@ -155,9 +155,11 @@ def _int8_here(features: Sequence[str]) -> str:
         return f"unknown: {_UNNAMED}"
     if "amx_int8" in features:
         return "fastest: matrix instructions (AMX), exact sums"
-    if found := [name for name in INT8_INSTRUCTIONS if name in features]:
+    if found := [name for name in DOT_PRODUCTS if name in features]:
         return f"fast: dot product instructions ({found[0]}), exact sums"
-    return "slow: no dot product instructions; sums may saturate on x86. Export with --precision int8-block"
+    if "avx2" in features:
+        return "fast with the fused kernels: AVX2, exact sums"
+    return "slow: no dot product instructions and no AVX2. Export with --precision int8-block"
 
 
 def _shared_weights() -> str:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from koe5_onnx.errors import InputError
 
-INT8_INSTRUCTIONS = ("amx_int8", "avx512_vnni", "avx_vnni", "asimddp", "i8mm")
-"""CPU flags (x86 and ARM) of the instructions with which int8 artifacts are fast and exact."""
+DOT_PRODUCTS = ("amx_int8", "avx512_vnni", "avx_vnni", "asimddp", "i8mm")
+"""CPU flags (x86 and ARM) of the instructions that add products of bytes in 32 bits."""
+
+INT8_INSTRUCTIONS = (*DOT_PRODUCTS, "avx2")
+"""CPU flags of the instructions with which int8 artifacts are fast."""
 
 THREADS_VARIABLE = "KOE5_ONNX_THREADS"
 
-_SHOWN = (*INT8_INSTRUCTIONS, "amx_bf16", "avx512_bf16", "avx512f", "avx2", "sve", "bf16")
+_SHOWN = (*DOT_PRODUCTS, "amx_bf16", "avx512_bf16", "avx512f", "avx2", "sve", "bf16")
+
+
+def lacks_dot_products(features: Sequence[str]) -> bool:
+    """Return True if the CPU is known to have none of DOT_PRODUCTS."""
+    return bool(features) and not set(features) & set(DOT_PRODUCTS)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from koe5_onnx.engine.batching import PackedCudaInputs, padded_lengths
 from koe5_onnx.engine.cuda import provider as cuda
 from koe5_onnx.engine.cuda.graph_capture import CapturedGraphs
 from koe5_onnx.engine.graphs import HIDDEN, INPUTS, OUTPUT, Graph, choose
-from koe5_onnx.engine.machine import usable_cores
+from koe5_onnx.engine.machine import cpu_features, lacks_dot_products, usable_cores
 from koe5_onnx.engine.providers import (
     CPU,
     CUDA,
@@ -256,6 +256,12 @@ class Session:
         options.inter_op_num_threads = 1
         # Graphs built by koe5_export are already optimized. Higher levels fuse fast nodes into slower ones.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        int8 = self._artifact.manifest.precision == "int8" and not self.graph.is_packed
+        if int8 and lacks_dot_products(cpu_features()):
+            # By default, x86 CPUs then add two products in 16 bits, and the sum may saturate. ONNX Runtime
+            # ignores the entry at lower optimization levels.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            options.add_session_config_entry("session.x64quantprecision", "1")
         # ONNX Runtime would keep a memory pattern for every input shape, and shapes vary between batches.
         options.enable_mem_pattern = False
         options.log_severity_level = 3

@@ -33,7 +33,8 @@ def test_the_runtime_knows_all_precisions():
         (("amx_int8", "avx512_vnni"), "int8", "amx_int8"),
         (("avx_vnni",), "int8", "avx_vnni"),
         (("asimddp",), "int8", "asimddp"),
-        (("avx2",), "int8-block", "saturate"),
+        (("avx2",), "int8", "avx2"),
+        (("sse4_2",), "int8-block", "none of"),
         ((), "int8-block", "does not list"),
     ],
 )
@@ -44,7 +45,7 @@ def test_auto_chooses_by_instructions_and_says_why(features, precision, reason):
 
 
 def test_export_auto(seeded, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("koe5_export.cli.export.cpu_features", lambda: ("avx2",))
+    monkeypatch.setattr("koe5_export.cli.export.cpu_features", lambda: ("avx512f",))
     assert main(["export", str(seeded), str(tmp_path / "out"), "--precision", "auto"]) == 0
     shown = capsys.readouterr()
     assert "precision int8-block: this CPU has none of" in shown.err
@@ -56,8 +57,8 @@ def test_the_manifest_states_devices_and_instructions(exported, monkeypatch):
     targets = {precision: found.manifest.target for precision, found in exported.items()}
     assert targets["fp16"].devices == ("cuda",)
     assert "avx512_vnni" in targets["int8"].instructions
-    assert "avx2" not in targets["int8"].instructions
-    monkeypatch.setattr("koe5_onnx.engine.providers.cpu_features", lambda: ("avx2",))
+    assert "avx2" in targets["int8"].instructions
+    monkeypatch.setattr("koe5_onnx.engine.providers.cpu_features", lambda: ("avx512f",))
     with pytest.warns(UnsuitedCpuWarning, match="int8-block"):
         Embedder.open(exported["int8"].path, graph="padded").close()
     for precision in ("fp32", "int8-block", "int4-block"):

@@ -258,6 +258,20 @@ def test_levels_give_identical_results(
                 np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("largest", [64, 65, 127])
+def test_pairs_of_weights_that_fit_in_16_bits_and_that_do_not(
+    kernels: Any, each_level: Any, largest: int
+) -> None:
+    rng = np.random.default_rng(largest)
+    for k in (4, 60, 4096):
+        inputs = gelu_inputs(7, k, 64)
+        inputs["a"] = rng.choice(np.array([0, 255], np.uint8), (7, k))
+        inputs["weight"] = rng.choice(np.array([-largest - 1, largest], np.int8), (k, 64))
+        assert_gelu(found := project(each_level, "ProjectGelu", inputs), inputs)
+        for one, other in zip(project(kernels, "ProjectGelu", inputs), found, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("op", INPUTS)
 def test_no_tokens(kernels: Any, op: str) -> None:
     for found in project(kernels, op, rows_of(INPUTS[op](2), slice(0, 0))):

@@ -155,7 +155,8 @@ def test_a_provider_that_is_listed_but_does_not_load(capsys, monkeypatch, instea
         (("amx_int8", "avx512_vnni"), "fastest: matrix instructions (AMX)"),
         (("avx512_vnni", "avx2"), "fast: dot product instructions (avx512_vnni)"),
         (("asimddp",), "fast: dot product instructions (asimddp)"),
-        (("avx512f", "avx2"), "slow: no dot product instructions"),
+        (("avx2",), "fast with the fused kernels: AVX2, exact sums"),
+        (("avx512f",), "slow: no dot product instructions and no AVX2"),
     ],
 )
 def test_what_the_cpu_means_for_int8(capsys, monkeypatch, features, words):

@@ -42,6 +42,23 @@ def test_threads(artifact_path):
     assert Session(artifact, EngineOptions(threads=3)).threads == 3
 
 
+@pytest.mark.parametrize(("features", "mode"), [(("avx2",), "1"), (("avx2", "avx_vnni"), None), ((), None)])
+def test_sums_do_not_saturate_without_dot_products(artifact_path, monkeypatch, features, mode):
+    expected = Embedder.open(artifact_path, graph="padded").encode(TEXTS)
+    monkeypatch.setattr("koe5_onnx.engine.session.cpu_features", lambda: features)
+    session = Session(Artifact.open(artifact_path), EngineOptions(graph="padded"))
+    options = session._session_options(import_onnxruntime())
+    if mode is None:
+        with pytest.raises(RuntimeError):
+            options.get_session_config_entry("session.x64quantprecision")
+    else:
+        assert options.get_session_config_entry("session.x64quantprecision") == mode
+    with Embedder.open(artifact_path, graph="padded") as embedder:
+        found = embedder.encode(TEXTS)
+        np.testing.assert_array_equal(embedder.encode(TEXTS[1:2])[0], found[1])
+    assert (found * expected).sum(axis=1).min() > 0.99999
+
+
 def test_a_closed_session(artifact_path):
     session = Session(Artifact.open(artifact_path), EngineOptions(threads=1, graph="padded"))
     session.close()

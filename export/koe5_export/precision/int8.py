@@ -48,7 +48,7 @@ class Int8(Precision):
     target = Target(
         devices=PRECISIONS["int8"],
         instructions=INT8_INSTRUCTIONS,
-        without="int8 is slow, and on x86 sums of products may saturate. Export with int8-block instead",
+        without="int8 is slow. Export with int8-block instead",
     )
     weight_bytes = 1.0
     table_bytes = 1.0
