@@ -32,7 +32,7 @@ from koe5_onnx import EngineOptions, InputError, cli, stores
 from koe5_onnx.bulk import BulkOptions, embed_files, shards
 from koe5_onnx.stores import locate
 
-ROWS, SHARD_ROWS, KILLS = 900, 4, 6
+ROWS, SHARD_ROWS, KILLS = 900, 4, 10
 USUAL = ["--artifact", str(ARTIFACT), "--prompt-name", "passage", "--threads", "1"]
 
 
