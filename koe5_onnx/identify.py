@@ -46,7 +46,8 @@ _LIMITS = (512, 256, 128)
 """Token limits that other systems use by default. Those above the contract's limit are ignored."""
 _NEIGHBORS = 10
 _TIE = 1.2
-"""Largest ratio of distances that quantization can reverse. In E5 models, the tokens `<s>` and `</s>` have
+"""Candidates whose distances differ by at most this factor count as equal, because quantization can reverse
+their order. In E5 models, the tokens `<s>` and `</s>` have
 nearly the same embedding, so CLS and last-token pooling have nearly the same distance."""
 _EQUAL = 1e-6
 """Cosines that differ by at most this count as equal, because vectors are rounded to float32."""

@@ -45,6 +45,8 @@ class Hub:
     fetched: list[str] = field(default_factory=list)
     created: dict[str, object] = field(default_factory=dict)
     """Body of the request that created the repository."""
+    exists: bool = False
+    """True if a public repository of this name existed before."""
     objects: dict[str, bytes] = field(default_factory=dict)
     """Uploaded large files by SHA-256."""
     commits: list[list[str]] = field(default_factory=list)
@@ -72,7 +74,8 @@ class Handler(BaseHTTPRequestHandler):
         model = f"api/models/{repository}"
         if path in (model, *(f"{model}/revision/{name}" for name in ("main", "v1", COMMIT))):
             siblings = [{"rfilename": name} for name in self.hub.files]
-            self.reply_json({"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings})
+            private = "private" in json.dumps(self.hub.created) and not self.hub.exists
+            self.reply_json({"id": repository, "sha": COMMIT, "siblings": siblings, "private": private})
         elif path.startswith((f"{model}/tree/main", f"{model}/tree/{COMMIT}")):
             folder = path.removeprefix(f"{model}/tree/").partition("/")[2]
             self.reply_tree(folder, "recursive=true" in url.query.lower())

@@ -31,7 +31,7 @@ FOREIGN_SETTINGS = (
 )
 """Files that `write_foreign_settings` may write."""
 _DTYPES = {"fp32": "fp32", "fp16": "fp16", "int8": "q8", "int8-block": "int8", "int4-block": "q4"}
-"""Transformers.js's name of the file of each precision (`GRAPHS`).
+"""The `dtype` with which Transformers.js finds the graph of each precision (`GRAPHS`).
 Source: https://huggingface.co/docs/transformers.js/guides/dtypes"""
 
 

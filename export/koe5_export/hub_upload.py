@@ -53,10 +53,11 @@ def upload(files: Upload, repository: str, branch: str | None = None, *, private
         files: The files.
         repository: Hub id; the repository is created if it does not exist.
         branch: Branch, created if it does not exist; None selects the default branch.
-        private: True to create the repository as a private one.
+        private: True to create the repository as a private one, and to reject an existing public one.
 
     Raises:
-        HubError: There is no token, it has no permission, or the network is unavailable.
+        HubError: There is no token, it has no write permission, `private` is True and the repository is
+            public, or the upload failed.
     """
     if get_token() is None:
         raise HubError(
@@ -65,6 +66,11 @@ def upload(files: Upload, repository: str, branch: str | None = None, *, private
     hub = HfApi()
     try:
         hub.create_repo(repository, private=private or None, exist_ok=True)
+        if private and not hub.model_info(repository).private:
+            raise HubError(
+                f"{repository} exists and is public, but --private was passed. Make it private in its "
+                "settings on the Hub, or choose another name"
+            )
         if branch is not None:
             hub.create_branch(repository, branch=branch, exist_ok=True)
         added = [CommitOperationAdd(name, content) for name, content in files.content.items()]
@@ -75,6 +81,8 @@ def upload(files: Upload, repository: str, branch: str | None = None, *, private
             commit_message=f"Upload the {files.artifact.manifest.precision} artifact",
             revision=branch,
         )
+    except HubError:
+        raise
     except Exception as error:  # the exception classes depend on the version of huggingface_hub
         raise HubError(f"cannot publish {repository}: {_reason(error)}") from error
     return str(commit.commit_url)
@@ -86,7 +94,9 @@ def _earlier_files(hub: HfApi, repository: str, branch: str | None) -> set[str]:
     if MANIFEST not in present:
         return set()
     manifest = Path(hf_hub_download(repository, MANIFEST, revision=branch))
-    return present & set(json.loads(manifest.read_text(encoding="utf-8"))["files"])
+    found = json.loads(manifest.read_text(encoding="utf-8"))
+    files = found.get("files") if isinstance(found, dict) else None
+    return present & set(files) if isinstance(files, dict) else set()
 
 
 def _reason(error: Exception) -> str:

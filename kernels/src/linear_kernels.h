@@ -32,7 +32,7 @@ struct WeightView {
   const float* scales;  // f32[n]
   const int32_t* sums;  // i32[n], sum of each column, with remainders
   int64_t k, padded_k, n;
-  // Only at the level avx2: those of column i are [remainder_ends[i - 1], remainder_ends[i]) of `remainders`.
+  // Only at the level avx2. The remainders of column i are [remainder_ends[i - 1], remainder_ends[i]) of `remainders`.
   const Remainders* remainders;
   const int32_t* remainder_ends;
 };

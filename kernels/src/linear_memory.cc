@@ -127,7 +127,7 @@ void pack(const PackedWeight::Part* parts, int64_t count, int64_t k, const Place
   }
 }
 
-// Reserves memory for remainders of all pairs, and returns the pages after the last one.
+// Packs into memory with room for a remainder of every pair, then unmaps the pages after the last remainder.
 Pages packed(const PackedWeight::Part* parts, int64_t count, int64_t k, int64_t n, const Places& places) {
   const size_t most = places.bytes(n * (k / 4));
   Pages pages(map_pages(most), Unmap{most});

@@ -240,7 +240,7 @@ def _artifact(path: str, options: EngineOptions) -> Iterator[Finding]:
     if manifest.precision == "int8" and without:
         faster = "export the artifact again with the fused kernels installed, which adds a packed graph"
         yield Finding("to speed it up", faster)
-    yield from _manifest(manifest, graph)
+    yield from _manifest(manifest)
     yield _one_text(embedding, manifest.contract)
 
 
@@ -258,10 +258,10 @@ def _embed(path: str, options: EngineOptions) -> npt.NDArray[np.float32]:
             return embedder.encode([_TEXT])
 
 
-def _manifest(manifest: Manifest, graph: Graph) -> Iterator[Finding]:
+def _manifest(manifest: Manifest) -> Iterator[Finding]:
     yield Finding("source", manifest_report.source(manifest.source))
     yield Finding("precision", manifest.precision)
-    yield _this_cpu(manifest.target, graph)
+    yield _this_cpu(manifest.target)
     yield Finding("contract", ", ".join(fact.value for fact in manifest_report.contract(manifest.contract)))
     if manifest.certificate is None:
         yield Finding("certificate", "none", manifest_report.UNVERIFIED)
@@ -276,13 +276,11 @@ def _certificate(certificate: Certificate) -> Iterator[Finding]:
     yield Finding("alone or in a batch", batch_in_words(certificate))
 
 
-def _this_cpu(target: Target, graph: Graph) -> Finding:
+def _this_cpu(target: Target) -> Finding:
     name, features = "this CPU", cpu_features()
     if "cpu" not in target.devices:
         return Finding(name, f"not used: made for {' and '.join(target.devices)}")
     if reason := unsuited(target, features):
-        if graph.library is not None:
-            return Finding(name, f"suitable: sums are exact in {graph.reason}")
         return Finding(name, "not suitable", reason)
     if not target.instructions:
         return Finding(name, "suitable: the artifact runs well on any CPU")

@@ -58,7 +58,13 @@ def read_columns(
     for where, nested in records:
         record = dict(_flat(nested))
         vector_column = vector_column or _only_vector(record, where)
-        vector = _numbers(record.get(_full_name(record, vector_column)))
+        full_name = _full_name(record, vector_column)
+        if not rows and full_name not in record:
+            raise InputError(
+                f"{where}: no column {vector_column!r}, only {', '.join(record)}. Name one of them with "
+                "--vector-column"
+            )
+        vector = _numbers(record.get(full_name))
         if vector is None or (rows and len(vector) != len(rows[0])):
             expected = f"{len(rows[0])} numbers" if rows else "a vector"
             raise InputError(f"{where}: expected {expected} in {vector_column!r}. Remove the row")
@@ -102,7 +108,7 @@ def _only_vector(record: Mapping[str, Any], where: str) -> str:
 
 
 def _numbers(value: Any) -> Sequence[float] | None:
-    """Return the components of a vector; None if the value is no vector."""
+    """Return the components of a vector; None if the value is not a vector."""
     if isinstance(value, str) and value[:1] + value[-1:] in ("[]", "{}"):
         value = value[1:-1].split(",")
     if not isinstance(value, list) or not value:

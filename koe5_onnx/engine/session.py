@@ -42,8 +42,8 @@ class Session:
 
     Args:
         artifact: Opened artifact.
-        options: Engine options. `revision`, `parallel_batches`, `max_batch_tokens` and `overflow` are
-            ignored. If `threads` is None, all usable cores are used.
+        options: Engine options. `revision`, `parallel_batches`, `max_batch_tokens`, `overflow` and
+            `selftest` are ignored. If `threads` is None, all usable cores are used.
         graph: Graph to run; None selects it according to `options`.
 
     Raises:
@@ -200,7 +200,7 @@ class Session:
             cuda.require_gpu(self._gpu)
             cuda.preload(ort)
         elif self.graph.library is None:
-            # Fused kernels lose no accuracy on CPUs that they support. Only the padded graph needs a check.
+            # Only the padded graph needs a check: the fused kernels are fast and exact on each supported CPU.
             warn_if_unsuited(self._artifact)
         try:
             session = ort.InferenceSession(
@@ -258,8 +258,8 @@ class Session:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         int8 = self._artifact.manifest.precision == "int8" and not self.graph.is_packed
         if int8 and lacks_dot_products(cpu_features()):
-            # By default, x86 CPUs then add two products in 16 bits, and the sum may saturate. ONNX Runtime
-            # ignores the entry at lower optimization levels.
+            # By default, ONNX Runtime then adds two products in 16 bits on x86, and the sum may saturate.
+            # It ignores the entry at lower optimization levels.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
             options.add_session_config_entry("session.x64quantprecision", "1")
         # ONNX Runtime would keep a memory pattern for every input shape, and shapes vary between batches.

@@ -114,7 +114,7 @@ def test_broken_beir_files_are_refused(write_beir, file, text, message):
 
 def test_broken_autorag_files_are_refused(tmp_path):
     flat = {"qid": ["1"], "query": ["가?"], "retrieval_gt": [["a"]]}
-    with pytest.raises(InputError, match=r"retrieval_gt of 1 is .*expected lists of lists"):
+    with pytest.raises(InputError, match=r"retrieval_gt of 1 is .*expected a list of lists"):
         read_contents(write_autorag(tmp_path / "flat", qa=flat))
     folder = write_autorag(tmp_path / "cut")
     (folder / "qa.parquet").write_bytes((folder / "qa.parquet").read_bytes()[:100])

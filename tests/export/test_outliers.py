@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from tolerances import NAIVE_INT8_COSINE_MEAN, OUTLIER_INT8_COSINE_MEAN
 
 from koe5_onnx import Embedder, Tokenizer
+from koe5_onnx.engine.graphs import OUTPUT
 
 pytestmark = pytest.mark.slow
 SIZE = Size(layers=5, hidden=128, heads=4, intermediate=512, vocabulary=1200)
@@ -104,7 +105,7 @@ def test_per_tensor_int8_fails_with_outliers(checkpoint, expected, tmp_path):
     ids = Tokenizer(artifact.tokenizer, 512).encode(VERIFICATION).ids
     found = [
         session.run(
-            None,
+            [OUTPUT],
             {"input_ids": row[None].astype(np.int64), "attention_mask": np.ones((1, len(row)), np.int64)},
         )[0][0]
         for row in ids

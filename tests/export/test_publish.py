@@ -101,6 +101,14 @@ def test_the_repository_is_created(hub, publish, options, visibility):
     assert ("private" in json.dumps(hub.created)) == (visibility == "private")
 
 
+def test_an_existing_public_repository_is_not_made_private(hub, publish):
+    hub.exists = True
+    done = publish(TINY, REPOSITORY, "--private")
+    assert done.returncode == 1
+    assert f"{REPOSITORY} exists and is public, but --private was passed" in done.stderr
+    assert hub.commits == []
+
+
 def test_a_dry_run_uploads_nothing(hub, publish):
     done = publish(TINY, REPOSITORY, "--dry-run", token="")
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -167,9 +166,9 @@ def test_what_the_cpu_means_for_int8(capsys, monkeypatch, features, words):
 @pytest.mark.parametrize(
     ("features", "value", "problem"),
     [
-        (("avx512_vnni", "avx2", "avx_vnni"), "suitable: has avx512_vnni, avx_vnni", None),
+        (("avx512_vnni", "avx2", "avx_vnni"), "suitable: has avx512_vnni, avx_vnni, avx2", None),
         ((), "unknown: this system does not list the CPU's instructions", None),
-        (("avx512f", "avx2"), "not suitable", "intended for CPUs with one of amx_int8, avx512_vnni, "),
+        (("avx512f",), "not suitable", "intended for CPUs with one of amx_int8, avx512_vnni, "),
     ],
 )
 def test_whether_the_cpu_suits_an_artifact(capsys, monkeypatch, artifact_path, features, value, problem):
@@ -181,26 +180,10 @@ def test_whether_the_cpu_suits_an_artifact(capsys, monkeypatch, artifact_path, f
     assert found["problems"].get("this CPU", "").startswith(problem or "")
 
 
-def test_fused_kernels_are_exact_on_any_cpu_that_they_run_on(capsys, monkeypatch, artifact_path):
-    kernels = ModuleType("koe5_onnx_kernels")
-    kernels.OPSET_VERSION = graphs.FUSED_OPERATORS
-    kernels.unavailable, kernels.level, kernels.library = (
-        lambda: None,
-        lambda: "avx2",
-        lambda: Path("libkernels.so"),
-    )
-    monkeypatch.setitem(sys.modules, "koe5_onnx_kernels", kernels)
-    monkeypatch.setattr(doctor, "cpu_features", lambda: ("avx2",))
-    monkeypatch.setattr(doctor, "_embed", lambda *_: np.eye(1, 32, dtype=np.float32))
-    findings = report(capsys, "--artifact", artifact_path)[1]["findings"]
-    assert findings["fused kernels"] == "ready, on avx2"
-    assert findings["this CPU"] == "suitable: sums are exact in the packed graph, on avx2"
-
-
 def test_the_warning_of_a_session_has_the_words_of_doctor(capsys, monkeypatch, artifact_path):
     monkeypatch.setattr(graphs, "installed_kernels", lambda: "none here")
     for place in ("koe5_onnx.engine.providers.cpu_features", "koe5_onnx.cli.doctor.cpu_features"):
-        monkeypatch.setattr(place, lambda: ("avx2",))
+        monkeypatch.setattr(place, lambda: ("avx512f",))
     problem = report(capsys, "--artifact", artifact_path)[1]["problems"]["this CPU"]
     with pytest.warns(UnsuitedCpuWarning, match=re.escape(f"{artifact_path} (int8) is {problem}")):
         Embedder.open(artifact_path, threads=1).close()

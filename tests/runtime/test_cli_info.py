@@ -130,7 +130,7 @@ def test_the_text_has_every_figure(info, changed):
         "smoothing strength 0.6",
         "calibration sha256 0d2582d2ecf1...",
         "devices cpu",
-        "instructions one of amx_int8, avx512_vnni, avx_vnni, asimddp, i8mm",
+        "instructions one of amx_int8, avx512_vnni, avx_vnni, asimddp, i8mm, avx2",
         "without them int8 is slow. Export with int8-block instead",
         "pooling mean pooling",
         "length unit length",

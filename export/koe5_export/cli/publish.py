@@ -20,7 +20,11 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.set_defaults(run=run)
     parser.add_argument("artifact", metavar="ARTIFACT", help="folder or Hub id of the artifact")
     parser.add_argument("repository", metavar="OWNER/NAME", help="repository on the Hub")
-    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
+    parser.add_argument(
+        "--private",
+        action="store_true",
+        help="create the repository as a private one; fails if it exists and is public",
+    )
     parser.add_argument(
         "--revision",
         metavar="BRANCH",
