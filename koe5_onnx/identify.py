@@ -47,8 +47,8 @@ _LIMITS = (512, 256, 128)
 _NEIGHBORS = 10
 _TIE = 1.2
 """Candidates whose distances differ by at most this factor count as equal, because quantization can reverse
-their order. In E5 models, the tokens `<s>` and `</s>` have
-nearly the same embedding, so CLS and last-token pooling have nearly the same distance."""
+their order. In E5 models, the tokens `<s>` and `</s>` have nearly the same embedding, so CLS and last-token
+pooling have nearly the same distance."""
 _EQUAL = 1e-6
 """Cosines that differ by at most this count as equal, because vectors are rounded to float32."""
 _UNIT = 1e-3
@@ -200,7 +200,7 @@ def _candidates(
         for prompt, name in _prompts(contract).items():
             prompted = [prompt + text for text in texts]
             longest = int(tokenizer_of(limits[0]).encode(prompted).full_lengths.max())
-            # Of the limits that truncate nothing, whose embeddings are equal, only the smallest is needed.
+            # Limits that truncate no text give equal embeddings, so only the smallest of them is used.
             for limit in limits[sum(limit >= longest for limit in limits[1:]) :]:
                 made = pooled(tokenizer_of(limit).encode(prompted).ids)[..., : given.shape[1]]
                 for column, pooling in enumerate(POOLINGS):
@@ -288,7 +288,7 @@ float32[n, dim], by pooling."""
 def _precision(
     maker: Candidate | None, given: Float64, texts: Sequence[str], embedder: Embedder, *, has_reference: bool
 ) -> str:
-    """Compare the error of the maker with the one that this artifact has against the checkpoint."""
+    """Name the precision. Vectors count as the artifact's if their error is at most 1/4 of its own error."""
     if maker is None:
         return "unknown"
     manifest = embedder.artifact.manifest

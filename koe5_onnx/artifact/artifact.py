@@ -8,7 +8,7 @@ An artifact is a folder, with the names that ONNX models on the Hub have::
     onnx/packed_cpu.onnx    optional packed graph for CPUs; requires fused kernels, shares the weights
     onnx/packed_cuda.onnx   optional packed graph for CUDA; shares the weights
     tokenizer.json          tokenizer of the Rust library tokenizers
-    config.json, ...        settings for other runtimes; this one does not read them
+    config.json, ...        settings for other runtimes; koe5-onnx does not read them
 
 The name of the padded graph depends on the precision (`GRAPHS`).
 """
@@ -20,12 +20,7 @@ from pathlib import Path
 
 from koe5_onnx.artifact.hashes import sha256_of
 from koe5_onnx.artifact.hub import fetch, is_hub_id
-from koe5_onnx.artifact.manifest import (
-    MANIFEST,
-    TOKENIZER,
-    File,
-    Manifest,
-)
+from koe5_onnx.artifact.manifest import MANIFEST, TOKENIZER, File, Manifest
 from koe5_onnx.artifact.parsing import AGAIN
 from koe5_onnx.errors import ArtifactError, HubError
 

@@ -6,7 +6,7 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -98,13 +98,17 @@ class Session:
             OutOfMemoryError: The batch does not fit into device memory.
             ProviderError: The session is closed, or the graph requires cuDNN, which is not installed.
         """
+        return self._run(OUTPUT, arrays)
+
+    def _run(self, output: str, arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+        """Return one output of the graph for one batch. `run` names the errors."""
         try:
             captured = self._captured
             if captured is not None and (bucket := captured.bucket_of(batch := PackedCudaInputs(*arrays))):
                 return captured.run(batch, bucket)
             feeds = dict(zip(self._inputs, arrays, strict=True))
-            embeddings: npt.NDArray[np.float32] = self._session().run([OUTPUT], feeds)[0]
-            return embeddings
+            result: npt.NDArray[np.float32] = self._session().run([output], feeds)[0]
+            return result
         except Exception as error:  # ONNX Runtime's errors have no common base class
             if cuda.is_out_of_memory(error):
                 raise OutOfMemoryError(
@@ -130,6 +134,8 @@ class Session:
 
         Raises:
             ArtifactError: The graph returns only pooled embeddings, like some imported ones.
+            OutOfMemoryError: See `run`.
+            ProviderError: See `run`.
         """
         names = [node.name for node in self._session().get_outputs()]
         if HIDDEN not in names:
@@ -137,9 +143,7 @@ class Session:
                 f"{self.graph.file} has the outputs {names}: expected {HIDDEN}. Export the artifact with "
                 "koe5-onnx export"
             )
-        feeds = dict(zip(self._inputs, (input_ids, attention_mask), strict=True))
-        states: npt.NDArray[np.float32] = self._session().run([HIDDEN], feeds)[0]
-        return states
+        return self._run(HIDDEN, (input_ids, attention_mask))
 
     def close(self) -> None:
         """Release the graph and its memory."""
