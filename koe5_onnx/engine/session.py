@@ -6,7 +6,7 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -82,7 +82,7 @@ class Session:
         """
         return lengths if self.graph.is_packed else padded_lengths(lengths)
 
-    def run(self, *arrays: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def run(self, *arrays: npt.NDArray[Any], output: str = OUTPUT) -> npt.NDArray[np.float32]:
         """Embed one batch.
 
         Args:
@@ -90,18 +90,16 @@ class Session:
                 "padded" (input_ids and attention_mask, int64[n, padded_length]), `pack_cpu` for "packed_cpu"
                 (input_ids and position_ids, int64[tokens], and offsets, int32[n + 1]), `pack_cuda` for
                 "packed_cuda".
+            output: Output of the graph to return.
 
         Returns:
-            float32[n, dim], pooled by the graph, and normalized if the contract normalizes.
+            float32[n, dim], pooled by the graph, and normalized if the contract normalizes. For another
+            output, its shape.
 
         Raises:
             OutOfMemoryError: The batch does not fit into device memory.
             ProviderError: The session is closed, or the graph requires cuDNN, which is not installed.
         """
-        return self._run(OUTPUT, arrays)
-
-    def _run(self, output: str, arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
-        """Return one output of the graph for one batch. `run` names the errors."""
         try:
             captured = self._captured
             if captured is not None and (bucket := captured.bucket_of(batch := PackedCudaInputs(*arrays))):
@@ -143,7 +141,7 @@ class Session:
                 f"{self.graph.file} has the outputs {names}: expected {HIDDEN}. Export the artifact with "
                 "koe5-onnx export"
             )
-        return self._run(HIDDEN, (input_ids, attention_mask))
+        return self.run(input_ids, attention_mask, output=HIDDEN)
 
     def close(self) -> None:
         """Release the graph and its memory."""
