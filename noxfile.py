@@ -9,12 +9,13 @@ import os
 import re
 import shlex
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import nox
@@ -321,6 +322,29 @@ def dist(session: nox.Session) -> None:
         session.log(f"{digest}  {name}")
 
 
+@nox.session(venv_backend="none")
+def image(session: nox.Session) -> None:
+    """Build deploy/Dockerfile with Buildah and test the image.
+
+    The base image is a new Debian with Debian's Python, so that no registry of images is required.
+    """
+    if os.geteuid() != 0 or not all(map(shutil.which, ("buildah", "debootstrap"))):
+        session.skip("building an image requires root, buildah and debootstrap")
+    dockerfile = HERE / "deploy/Dockerfile"
+    bases = re.findall(r"^FROM (python:\S+-(\w+)) AS", dockerfile.read_text(encoding="utf-8"), re.MULTILINE)
+    ((base, release),) = bases
+    with tempfile.TemporaryDirectory(prefix="koe5-image-") as name:
+        buildah = ("buildah", f"--root={name}/images", f"--runroot={name}/run")
+        try:
+            make_base(session, buildah, base, release)
+            build = ("build", "--pull-never", "--isolation=chroot", "--format=docker", "--tag=koe5-onnx")
+            session.run(*buildah, *build, f"--file={dockerfile}", str(HERE), external=True)
+            env = {"KOE5_IMAGES": shlex.join(buildah)}
+            session.run(PYTHON, "-m", "pytest", "tests/deploy/test_image.py", env=env, external=True)
+        finally:
+            session.run(*buildah, "rm", "--all", silent=True, external=True)  # also unmounts
+
+
 @nox.session(default=False)
 def bump(session: nox.Session) -> None:
     """Set the version, date the changelog, commit and tag: nox -s bump -- minor."""
@@ -395,6 +419,19 @@ def load_with_old_glibc(session: nox.Session) -> None:
         shutil.unpack_archive(wheel, folder / "site", "zip")
         code = "import os, koe5_onnx_kernels as k; print(os.confstr('CS_GNU_LIBC_VERSION'), k.level())"
         session.run(str(folder / "python"), "-c", code, external=True)
+
+
+def make_base(session: nox.Session, buildah: Sequence[str], name: str, release: str) -> None:
+    """Make an image like Python's official one: a Debian release with `python` and `pip` in /usr/local."""
+    session.run(*buildah, "from", "--name=base", "scratch", external=True)
+    root = Path(subprocess.check_output([*buildah, "mount", "base"], text=True).strip())
+    packages = "--include=ca-certificates,python3-venv"
+    session.run("debootstrap", "--variant=minbase", packages, release, str(root), external=True, silent=True)
+    if authorities := ssl.get_default_verify_paths().cafile:  # may contain that of a proxy
+        shutil.copy(authorities, root / "etc/ssl/certs/ca-certificates.crt")
+    venv = ("python3", "-m", "venv", "/usr/local")
+    session.run(*buildah, "run", "--isolation=chroot", "base", "--", *venv, external=True)
+    session.run(*buildah, "commit", "--rm", "base", f"docker.io/library/{name}", external=True)
 
 
 def has_debian_packages() -> bool:
