@@ -242,8 +242,8 @@ def gpu(session: nox.Session) -> None:
     no kernels. ONNX Runtime's own decisions are tested: which kernels it launches, what it copies, allocates
     and captures.
     """
-    # This version is built for CUDA 13. The simulated libraries have the names of CUDA 13's libraries.
-    install(session, HERE / "constraints.txt", "-e", ".[gpu]", "onnxruntime-gpu==1.31.1", "pytest")
+    # The simulated libraries have the names of CUDA 13's, as onnxruntime-gpu of constraints.txt requires.
+    install(session, HERE / "constraints.txt", "-e", ".[gpu]", "pytest")
     session.run("pytest", "tests/runtime/test_cuda.py")
     compiler = find_compiler(session)
     folder = Path(session.create_tmp()).resolve()
