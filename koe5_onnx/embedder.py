@@ -21,7 +21,7 @@ from koe5_onnx.artifact import Artifact, Contract
 from koe5_onnx.artifact.matryoshka import require_dim, shorten
 from koe5_onnx.engine.pipeline import WINDOW_TEXTS, run_batches, tokenize_ahead
 from koe5_onnx.engine.session import Session
-from koe5_onnx.engine.tuning import arrange
+from koe5_onnx.engine.tuning import arrange, choose_tuned
 from koe5_onnx.errors import (
     ArtifactError,
     FidelityError,
@@ -162,7 +162,9 @@ class Embedder:
         made_with = certificate.measured_with.get("tokenizers", "of another version") if certificate else ""
         tokenizer.require_ids(artifact.manifest.tokenizer_probes, made_with)
         arrangement, queue_batch_tokens = arrange(artifact, options)
-        session = Session(artifact, replace(options, threads=arrangement.threads))
+        session = Session(
+            artifact, replace(options, threads=arrangement.threads), choose_tuned(artifact, options)
+        )
         embedder = cls(
             artifact,
             session,

@@ -51,8 +51,9 @@ class EngineOptions:
     device: str = "cpu"
     """Device: cpu, cuda or cuda:N. There is no fallback to another device."""
     threads: int | None = None
-    """CPU threads per batch; None uses the number of cores that the CPU affinity and the cgroup quota allow
-    (or KOE5_ONNX_THREADS), divided by the number of parallel batches."""
+    """CPU threads per batch; None uses the result of koe5-onnx tune. If there is none, the value is the number
+    of cores that the CPU affinity and the cgroup quota allow (or KOE5_ONNX_THREADS), divided by the number of
+    parallel batches."""
     parallel_batches: int | None = 1
     """Batches that run at the same time with one copy of the weights; None uses the result of koe5-onnx tune,
     or 1 if there is none. 1 has the lowest latency. On machines with many cores, more batches with fewer
@@ -65,9 +66,10 @@ class EngineOptions:
     consecutive parts of a text, weighted by the number of tokens. The model was not trained for such
     averages."""
     graph: GraphChoice = "auto"
-    """Graph to run: auto selects the packed graph, which needs no padding, if it can run, and otherwise the
-    padded graph; packed fails if the packed graph cannot run. The packed graph requires an int8 artifact and
-    the fused kernels on a CPU, and an fp16 artifact on CUDA."""
+    """Graph to run: auto selects the packed graph, which needs no padding, if it can run (and koe5-onnx tune
+    has not found that the padded graph is faster here), and otherwise the padded graph; packed fails if the
+    packed graph cannot run. The packed graph requires an int8 artifact and the fused kernels on a CPU, and an
+    fp16 artifact on CUDA."""
     gpu_mem_limit: int | None = None
     """Bytes that ONNX Runtime may allocate on a GPU for weights and batches; None sets no limit. Batches that
     do not fit are split in half, with a warning."""

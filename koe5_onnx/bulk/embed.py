@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Literal
 
 from koe5_onnx import Artifact, EngineOptions, InputError
 from koe5_onnx.artifact.matryoshka import require_dim
@@ -24,7 +23,7 @@ from koe5_onnx.bulk.rows import too_many_bad
 from koe5_onnx.bulk.shards import JOB, PLAN, SUCCESS, Counts, OutputFolder, Receipt
 from koe5_onnx.bulk.vectors import column_names
 from koe5_onnx.bulk.worker import Progress, Task, Worker
-from koe5_onnx.engine.graphs import choose
+from koe5_onnx.engine.tuning import choose_tuned
 from koe5_onnx.stores import Location, locate
 from koe5_onnx.text.prompts import prompt_text
 
@@ -110,7 +109,7 @@ def _job(path: str | Path, engine: EngineOptions, options: BulkOptions, source: 
     require_dim(options.dim, contract)
     # dim=None and the full size are the same job.
     options = dataclasses.replace(options, dim=options.dim or contract.dim)
-    graph: Literal["packed", "padded"] = "packed" if choose(artifact, engine).is_packed else "padded"
+    graph = choose_tuned(artifact, engine).kind
     hashes = {name: file.sha256 for name, file in artifact.manifest.files.items()}
     return BulkJob(options, engine.overflow, hashes, contract, graph, source.entries)
 

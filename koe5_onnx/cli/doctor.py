@@ -38,7 +38,7 @@ from koe5_onnx.cli.certificate_report import agreement_in_words, batch_in_words
 from koe5_onnx.cli.engine_arguments import add_engine_arguments, engine_options
 from koe5_onnx.cli.report import counted, printable
 from koe5_onnx.engine.cuda.provider import attention_kernel, find_driver, preload, why_on_the_cpu
-from koe5_onnx.engine.graphs import FUSED_OPERATORS, Graph, choose, installed_kernels, kernels_level
+from koe5_onnx.engine.graphs import FUSED_OPERATORS, Graph, installed_kernels, kernels_level
 from koe5_onnx.engine.machine import (
     DOT_PRODUCTS,
     THREADS_VARIABLE,
@@ -48,6 +48,7 @@ from koe5_onnx.engine.machine import (
 )
 from koe5_onnx.engine.providers import import_onnxruntime, unsuited
 from koe5_onnx.engine.shared_weights import kept_bytes, weight_folders
+from koe5_onnx.engine.tuning import choose_tuned
 
 IDENTITY = base64.b64decode(
     "CAgSADo+ChAKAXgSAXkiCElkZW50aXR5EghpZGVudGl0eVoPCgF4EgoKCAgBEgQKAggBYg8KAXkSCgoICAESBAoCCAFCBAoAEBE="
@@ -228,7 +229,7 @@ def _artifact(path: str, options: EngineOptions) -> Iterator[Finding]:
         manifest = opened.manifest
         if options.gpu is None and "cpu" not in manifest.target.devices:
             options = replace(options, device="cuda")  # the artifact is made for CUDA only
-        graph = choose(opened, options)
+        graph = choose_tuned(opened, options)
         embedding = _embed(path, options)
     except (Koe5Error, OSError) as error:
         yield Finding("artifact", path, str(error))

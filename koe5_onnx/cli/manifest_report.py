@@ -9,8 +9,15 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from koe5_onnx import Architecture, Contract, Manifest, Source, Target
-from koe5_onnx.cli.certificate_report import certificate_sections, cosine, short_hash, verdict
+from koe5_onnx import Architecture, Certificate, Contract, Manifest, Source, Target
+from koe5_onnx.cli.certificate_report import (
+    agreement_in_words,
+    batch_in_words,
+    certificate_sections,
+    cosine,
+    short_hash,
+    verdict,
+)
 from koe5_onnx.cli.report import Fact, Section, Table
 
 UNVERIFIED = "the artifact was never compared with PyTorch. Export it again"
@@ -57,6 +64,18 @@ def sections(manifest: Manifest) -> Iterator[Section]:
         yield Section("Certificate", notes=[f"No certificate: {UNVERIFIED}."])
     else:
         yield from certificate_sections(manifest.certificate, manifest.target)
+    if manifest.packed_certificate is not None:
+        yield Section("Packed graph", facts=_packed(manifest.packed_certificate))
+
+
+def _packed(certificate: Certificate) -> list[Fact]:
+    return [
+        Fact("cosine to PyTorch", agreement_in_words(certificate.overall)),
+        Fact("alone or in a batch", batch_in_words(certificate)),
+        Fact("nearest neighbors kept", f"{certificate.retrieval.overlap:.1%}"),
+        Fact("gate", verdict(certificate)),
+        Fact("CPU", certificate.measured_with.get("cpu", "unknown")),
+    ]
 
 
 def source(found: Source) -> str:

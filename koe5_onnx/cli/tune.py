@@ -1,4 +1,4 @@
-"""koe5-onnx tune: measure the fastest batch size and number of parallel batches on this machine."""
+"""koe5-onnx tune: measure the fastest graph and batch settings on this machine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     """Declare the subcommand and its arguments."""
     parser = verbs.add_parser(
         "tune",
-        help="measure and store the fastest batch settings for this machine",
+        help="measure and store the fastest graph and batch settings for this machine",
         description="Measure batch sizes and parallel batches on this machine (KoE5 in int8: about a minute) "
-        "and store the best settings per artifact, CPU or GPU, cores and ONNX Runtime version. "
-        "--parallel-batches, --threads and --max-batch-tokens stay fixed if they are given.",
+        "and store the best settings per artifact, CPU or GPU, cores and ONNX Runtime version. On CPUs, the "
+        "packed and the padded graph are compared. --graph, --parallel-batches, --threads and "
+        "--max-batch-tokens stay fixed if they are given.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("artifact", metavar="DIR_OR_HUB_ID", help="an exported artifact")

@@ -18,6 +18,9 @@ from koe5_onnx.engine.batching import PackedCudaInputs
 from koe5_onnx.errors import ProviderError
 from koe5_onnx.options import EngineOptions
 
+Kind = Literal["packed", "padded"]
+"""A value of the option `graph` that names one graph."""
+
 Layout = Literal["padded", "packed_cpu", "packed_cuda"]
 """Input format of a graph: padded rows, concatenated tokens with offsets, or concatenated tokens with the
 inputs of packed attention on CUDA. `pad`, `pack_cpu` and `pack_cuda` of batching.py create these inputs."""
@@ -53,6 +56,11 @@ class Graph:
     def is_packed(self) -> bool:
         """True if the graph takes concatenated tokens instead of padded rows."""
         return self.layout != "padded"
+
+    @property
+    def kind(self) -> Kind:
+        """Value of the option `graph` that selects this graph."""
+        return "packed" if self.is_packed else "padded"
 
 
 def choose(artifact: Artifact, options: EngineOptions) -> Graph:

@@ -18,12 +18,15 @@ INT8_INSTRUCTIONS = (*DOT_PRODUCTS, "avx2")
 
 THREADS_VARIABLE = "KOE5_ONNX_THREADS"
 
-_SHOWN = (*DOT_PRODUCTS, "amx_bf16", "avx512_bf16", "avx512f", "avx2", "sve", "bf16")
+_EVERYWHERE = ("sse2", "asimd")
+"""CPU flags that every 64-bit CPU has: sse2 on x86, asimd on ARM."""
+
+_SHOWN = (*DOT_PRODUCTS, "amx_bf16", "avx512_bf16", "avx512f", "avx2", "sve", "bf16", *_EVERYWHERE)
 
 
-def lacks_dot_products(features: Sequence[str]) -> bool:
-    """Return True if the CPU is known to have none of DOT_PRODUCTS."""
-    return bool(features) and not set(features) & set(DOT_PRODUCTS)
+def is_x86_without_dot_products(features: Sequence[str]) -> bool:
+    """Return True if the CPU is known to be an x86 CPU with none of DOT_PRODUCTS."""
+    return "sse2" in features and not set(features) & set(DOT_PRODUCTS)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from koe5_onnx.engine.batching import PackedCudaInputs, padded_lengths
 from koe5_onnx.engine.cuda import provider as cuda
 from koe5_onnx.engine.cuda.graph_capture import CapturedGraphs
 from koe5_onnx.engine.graphs import HIDDEN, INPUTS, OUTPUT, Graph, choose
-from koe5_onnx.engine.machine import cpu_features, lacks_dot_products, usable_cores
+from koe5_onnx.engine.machine import cpu_features, is_x86_without_dot_products, usable_cores
 from koe5_onnx.engine.providers import (
     CPU,
     CUDA,
@@ -259,7 +259,7 @@ class Session:
         # Graphs built by koe5_export are already optimized. Higher levels fuse fast nodes into slower ones.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         int8 = self._artifact.manifest.precision == "int8" and not self.graph.is_packed
-        if int8 and lacks_dot_products(cpu_features()):
+        if int8 and is_x86_without_dot_products(cpu_features()):
             # By default, ONNX Runtime then adds two products in 16 bits on x86, and the sum may saturate.
             # It ignores the entry at lower optimization levels.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

@@ -1,7 +1,7 @@
-"""Find the fastest batch size and number of parallel batches on this machine.
+"""Find the fastest graph, batch size and number of parallel batches on this machine.
 
-The best values depend on caches and cores, not on texts, so `tune` measures the graph with random tokens. For
-KoE5 in int8, this takes about a minute. The result is stored in the user's cache folder. Opening an artifact
+The best values depend on caches and cores, not on texts, so `tune` measures with random tokens. For KoE5 in
+int8, this takes about a minute. The result is stored in the user's cache folder. Opening an artifact
 reads the result, but never measures.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from koe5_onnx.artifact import Artifact
 from koe5_onnx.engine.cuda.provider import require_gpu
-from koe5_onnx.engine.graphs import choose, kernels_level
+from koe5_onnx.engine.graphs import Graph, Kind, choose, kernels_level
 from koe5_onnx.engine.machine import cpu_features, cpu_name, usable_cores
 from koe5_onnx.engine.pipeline import run_batches
 from koe5_onnx.engine.providers import import_onnxruntime
@@ -59,21 +59,23 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Parallel batches, threads per batch and maximum tokens per batch."""
+    """Parallel batches, threads per batch, maximum tokens per batch, and the graph."""
 
     parallel_batches: int
     threads: int
     max_batch_tokens: int
+    graph: Kind
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Measurements of one graph on one machine."""
+    """Measurements of an artifact on one machine."""
 
     best: Arrangement
     """Arrangement for the highest throughput, chosen by `_best`."""
     lowest_latency: Arrangement
-    """Arrangement chosen by `_best` among those with one batch at a time; `best` if none was measured."""
+    """Arrangement chosen by `_best` among those with the graph of `best` and one batch at a time; `best` if
+    none of these was measured."""
     tokens_per_second: Sequence[tuple[Arrangement, float]]
     """Each measured arrangement with its median speed over all rounds."""
 
@@ -87,9 +89,10 @@ def tune(
 ) -> Profile:
     """Measure arrangements on this machine and store the results.
 
-    There are up to 20 arrangements on a CPU, and up to 8 on a GPU. Every round measures all arrangements, so
+    There are up to 24 arrangements on a CPU, and up to 8 on a GPU. Every round measures all arrangements, so
     that a temporary load on the machine does not affect only one of them. Arrangements that cannot run, or do
-    not fit into GPU memory, are skipped.
+    not fit into GPU memory, are skipped. If `options.graph` is "auto" and the packed graph can run on the
+    CPU, the padded graph is measured too.
 
     Args:
         artifact: Opened artifact.
@@ -102,17 +105,16 @@ def tune(
         ProviderError: The device or the graph cannot be used, or no arrangement can run.
     """
     on_gpu = options.gpu is not None
-    lengths = np.tile(
-        np.minimum(_SAMPLE_LENGTHS, artifact.manifest.contract.max_tokens), _GPU_SAMPLES if on_gpu else 1
-    )
-    tokens = random_tokens(artifact.manifest.architecture.vocabulary, lengths)
-    candidates = _gpu_arrangements() if on_gpu else _arrangements()
+    tokens = _tokens(artifact, _SAMPLE_LENGTHS * (_GPU_SAMPLES if on_gpu else 1))
+    candidates = (_gpu_arrangements if on_gpu else _arrangements)(choose(artifact, options).kind)
+    if not on_gpu and options.graph == "auto":
+        candidates = itertools.chain(candidates, _padded_arrangements())
     found: dict[Arrangement, list[float]] = {_with_fixed(one, options): [] for one in candidates}
-    with _Sessions(artifact, options) as sessions:
+    with _OneSession(artifact, options) as session:
         for _ in range(rounds):
             for arrangement in list(found):
                 try:
-                    found[arrangement].append(_rate(artifact, sessions.of(arrangement), tokens, arrangement))
+                    found[arrangement].append(_rate(artifact, session.of(arrangement), tokens, arrangement))
                 except ProviderError as error:
                     report(f"{describe(arrangement)}: {error}")
                     del found[arrangement]
@@ -121,9 +123,11 @@ def tune(
     medians = [(arrangement, statistics.median(rates)) for arrangement, rates in found.items()]
     for arrangement, rate in medians:
         report(f"{describe(arrangement)}: {rate:,.0f} tokens/s")
-    alone = [one for one in medians if one[0].parallel_batches == 1]
-    profile = Profile(_best(medians), _best(alone or medians), medians)
-    cache_json(_profile_file(artifact, options), dataclasses.asdict(profile))
+    for graph in {arrangement.graph for arrangement in found}:
+        of_graph = _profile([one for one in medians if one[0].graph == graph])
+        _store(of_graph, artifact, replace(options, graph=graph))
+    profile = _profile(medians)
+    _store(profile, artifact, options)
     return profile
 
 
@@ -143,8 +147,8 @@ def remembered(artifact: Artifact, options: EngineOptions) -> Profile | None:
 def arrange(artifact: Artifact, options: EngineOptions) -> tuple[Arrangement, int]:
     """Fill in options that are None.
 
-    `parallel_batches` and `max_batch_tokens` come from the stored result of `tune` or, if there is none, from
-    defaults. `threads` is the number of usable cores divided by `parallel_batches`.
+    They come from the stored result of `tune` or, if there is none, from defaults. If `parallel_batches` is
+    not the stored number, `threads` is the number of usable cores divided by `parallel_batches`.
 
     Returns:
         The arrangement for calls of an Embedder, and the maximum tokens per batch for an AsyncEmbedder and
@@ -152,57 +156,70 @@ def arrange(artifact: Artifact, options: EngineOptions) -> tuple[Arrangement, in
         the running batch has finished.
     """
     on_gpu, parallel_batches = options.gpu is not None, options.parallel_batches
-    needed = None in (parallel_batches, options.max_batch_tokens) or on_gpu
-    profile = remembered(artifact, options) if needed else None
     cores = usable_cores().count
-    if profile is not None:
+    if (profile := remembered(artifact, options)) is not None:
         found = profile.lowest_latency if parallel_batches == 1 else profile.best
         queued = found.max_batch_tokens
     else:
         queued = DEFAULT_GPU_BATCH_TOKENS if on_gpu else DEFAULT_BATCH_TOKENS
-        is_larger = options.max_batch_tokens is None and _has_amx(artifact, options)
-        found = Arrangement(1, cores, DEFAULT_AMX_BATCH_TOKENS if is_larger else queued)
-    parallel_batches = parallel_batches or found.parallel_batches
-    arrangement = Arrangement(
-        parallel_batches,
-        options.threads or max(1, cores // parallel_batches),
-        options.max_batch_tokens or found.max_batch_tokens,
-    )
-    return arrangement, options.max_batch_tokens or queued
+        graph = choose(artifact, options)
+        is_larger = options.max_batch_tokens is None and _uses_amx(graph)
+        found = Arrangement(1, cores, DEFAULT_AMX_BATCH_TOKENS if is_larger else queued, graph.kind)
+    if parallel_batches is not None and parallel_batches != found.parallel_batches:
+        found = replace(found, threads=max(1, cores // parallel_batches))
+    return _with_fixed(found, options), options.max_batch_tokens or queued
 
 
-def _has_amx(artifact: Artifact, options: EngineOptions) -> bool:
-    on_cpu = options.gpu is None
-    return on_cpu and choose(artifact, options).layout == "packed_cpu" and kernels_level() == "amx"
+def choose_tuned(artifact: Artifact, options: EngineOptions) -> Graph:
+    """Select the graph like `graphs.choose`, or the padded graph if `tune` measured that it is faster.
+
+    Raises:
+        ProviderError: `options` require the packed graph, and it cannot run.
+    """
+    profile = remembered(artifact, options)
+    if profile is not None and profile.best.graph == "padded" != options.graph:
+        return Graph(artifact.graph, None, "the padded graph, which is faster here (measured by tune)")
+    return choose(artifact, options)
+
+
+def _uses_amx(graph: Graph) -> bool:
+    return graph.layout == "packed_cpu" and kernels_level() == "amx"
 
 
 def describe(arrangement: Arrangement) -> str:
     """Format an arrangement for display."""
     return (
-        f"{arrangement.parallel_batches} x {arrangement.threads} threads, "
+        f"{arrangement.graph} graph, {arrangement.parallel_batches} x {arrangement.threads} threads, "
         f"batches of {arrangement.max_batch_tokens:,} tokens"
     )
 
 
 def _with_fixed(arrangement: Arrangement, options: EngineOptions) -> Arrangement:
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Arrangement)}
-    return replace(arrangement, **{name: value for name, value in given.items() if value is not None})
+    names = ("parallel_batches", "threads", "max_batch_tokens")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    return replace(arrangement, **given)
 
 
-class _Sessions(AbstractContextManager["_Sessions"]):
+class _OneSession(AbstractContextManager["_OneSession"]):
+    """Keeps only the latest session open, so that an artifact that fits into memory can be tuned."""
+
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         self._artifact, self._options = artifact, options
-        self._opened: dict[int, Session] = {}
+        self._session: Session | None = None
 
     def of(self, arrangement: Arrangement) -> Session:
-        threads = arrangement.threads
-        if threads not in self._opened:
-            self._opened[threads] = Session(self._artifact, replace(self._options, threads=threads))
-        return self._opened[threads]
+        options = replace(self._options, threads=arrangement.threads, graph=arrangement.graph)
+        if self._session is None or options != self._options:
+            self.__exit__()
+            self._session, self._options = Session(self._artifact, options), options
+            # The first run allocates memory.
+            _run(self._artifact, self._session, _tokens(self._artifact, _SAMPLE_LENGTHS[:1]), arrangement)
+        return self._session
 
     def __exit__(self, *_error: object) -> None:
-        for session in self._opened.values():
-            session.close()
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
 
 def _thread_counts() -> list[int]:
@@ -211,22 +228,37 @@ def _thread_counts() -> list[int]:
     return sorted({cores, 1, *(count for count in (4, 8) if count < cores)}, reverse=True)
 
 
-def _arrangements() -> Iterator[Arrangement]:
+def _arrangements(graph: Kind, budgets: Sequence[int] = _BUDGETS) -> Iterator[Arrangement]:
     cores = usable_cores().count
-    for count, budget in itertools.product(_thread_counts(), _BUDGETS):
-        yield Arrangement(max(1, cores // count), count, budget)
+    for count, budget in itertools.product(_thread_counts(), budgets):
+        yield Arrangement(max(1, cores // count), count, budget, graph)
 
 
-def _gpu_arrangements() -> Iterator[Arrangement]:
+def _padded_arrangements() -> Iterator[Arrangement]:
+    # Larger batches do not make the padded graph faster; see benchmarks/decisions/cpu-throughput.md.
+    return _arrangements("padded", [DEFAULT_BATCH_TOKENS])
+
+
+def _gpu_arrangements(graph: Kind) -> Iterator[Arrangement]:
     # All arrangements run the same graph. A comparison of graphs would favor the padded graph: it is slow for
     # new input shapes, which real texts have, but `tune` repeats the same shapes.
     for parallel_batches, budget in itertools.product(_GPU_PARALLEL_BATCHES, _GPU_BUDGETS):
-        yield Arrangement(parallel_batches, usable_cores().count, budget)
+        yield Arrangement(parallel_batches, usable_cores().count, budget, graph)
+
+
+def _tokens(artifact: Artifact, lengths: Sequence[int]) -> Tokens:
+    manifest = artifact.manifest
+    return random_tokens(manifest.architecture.vocabulary, np.minimum(lengths, manifest.contract.max_tokens))
 
 
 def _rate(artifact: Artifact, session: Session, tokens: Tokens, arrangement: Arrangement) -> float:
-    out = np.empty((len(tokens.ids), artifact.manifest.contract.dim), dtype=np.float32)
     start = time.perf_counter()
+    _run(artifact, session, tokens, arrangement)
+    return int(tokens.lengths.sum()) / (time.perf_counter() - start)
+
+
+def _run(artifact: Artifact, session: Session, tokens: Tokens, arrangement: Arrangement) -> None:
+    out = np.empty((len(tokens.ids), artifact.manifest.contract.dim), dtype=np.float32)
     run_batches(
         session,
         tokens,
@@ -235,14 +267,26 @@ def _rate(artifact: Artifact, session: Session, tokens: Tokens, arrangement: Arr
         parallel_batches=arrangement.parallel_batches,
         halve=False,
     )
-    return int(tokens.lengths.sum()) / (time.perf_counter() - start)
+
+
+def _profile(medians: Sequence[tuple[Arrangement, float]]) -> Profile:
+    best = _best(medians)
+    alone = [one for one in medians if one[0].parallel_batches == 1 and one[0].graph == best.graph]
+    return Profile(best, _best(alone) if alone else best, medians)
+
+
+def _store(profile: Profile, artifact: Artifact, options: EngineOptions) -> None:
+    cache_json(_profile_file(artifact, options), dataclasses.asdict(profile))
 
 
 def _best(medians: Sequence[tuple[Arrangement, float]]) -> Arrangement:
-    """Return the fastest arrangement; within 2 %, prefer fewer parallel batches, then smaller batches."""
+    """Return the fastest arrangement.
+
+    Within 2 %, prefer the packed graph, then fewer parallel batches, then smaller batches.
+    """
     fastest = max(rate for _, rate in medians)
     good = [arrangement for arrangement, rate in medians if rate * _WORTHWHILE >= fastest]
-    return min(good, key=lambda one: (one.parallel_batches, one.max_batch_tokens))
+    return min(good, key=lambda one: (one.graph == "padded", one.parallel_batches, one.max_batch_tokens))
 
 
 def _profile_file(artifact: Artifact, options: EngineOptions) -> Path:
@@ -251,7 +295,8 @@ def _profile_file(artifact: Artifact, options: EngineOptions) -> Path:
         artifact.manifest.files[artifact.manifest.weights].sha256,
         graph.file.name,
         options.device,
-        *([] if options.gpu is None else [str(require_gpu(options.gpu)), options.graph]),
+        options.graph,
+        *([] if options.gpu is None else [str(require_gpu(options.gpu))]),
         cpu_name(),
         *cpu_features(),
         str(usable_cores().count),

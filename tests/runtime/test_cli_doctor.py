@@ -155,7 +155,7 @@ def test_a_provider_that_is_listed_but_does_not_load(capsys, monkeypatch, instea
         (("avx512_vnni", "avx2"), "fast: dot product instructions (avx512_vnni)"),
         (("asimddp",), "fast: dot product instructions (asimddp)"),
         (("avx2",), "fast with the fused kernels: AVX2, exact sums"),
-        (("avx512f",), "slow: no dot product instructions and no AVX2"),
+        (("sse2",), "slow: no dot product instructions and no AVX2"),
     ],
 )
 def test_what_the_cpu_means_for_int8(capsys, monkeypatch, features, words):
@@ -168,7 +168,7 @@ def test_what_the_cpu_means_for_int8(capsys, monkeypatch, features, words):
     [
         (("avx512_vnni", "avx2", "avx_vnni"), "suitable: has avx512_vnni, avx_vnni, avx2", None),
         ((), "unknown: this system does not list the CPU's instructions", None),
-        (("avx512f",), "not suitable", "intended for CPUs with one of amx_int8, avx512_vnni, "),
+        (("asimd",), "not suitable", "intended for CPUs with one of amx_int8, avx512_vnni, "),
     ],
 )
 def test_whether_the_cpu_suits_an_artifact(capsys, monkeypatch, artifact_path, features, value, problem):
@@ -183,7 +183,7 @@ def test_whether_the_cpu_suits_an_artifact(capsys, monkeypatch, artifact_path, f
 def test_the_warning_of_a_session_has_the_words_of_doctor(capsys, monkeypatch, artifact_path):
     monkeypatch.setattr(graphs, "installed_kernels", lambda: "none here")
     for place in ("koe5_onnx.engine.providers.cpu_features", "koe5_onnx.cli.doctor.cpu_features"):
-        monkeypatch.setattr(place, lambda: ("avx512f",))
+        monkeypatch.setattr(place, lambda: ("sse2",))
     problem = report(capsys, "--artifact", artifact_path)[1]["problems"]["this CPU"]
     with pytest.warns(UnsuitedCpuWarning, match=re.escape(f"{artifact_path} (int8) is {problem}")):
         Embedder.open(artifact_path, threads=1).close()

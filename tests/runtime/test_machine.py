@@ -130,12 +130,12 @@ def test_a_system_without_affinity(tmp_path, monkeypatch):
 
 def test_features_and_name_on_x86(tmp_path):
     root = write(tmp_path, {"proc/cpuinfo": X86})
-    assert cpu_features(root) == ("amx_int8", "avx512_vnni", "avx512f", "avx2")
+    assert cpu_features(root) == ("amx_int8", "avx512_vnni", "avx512f", "avx2", "sse2")
     assert cpu_name(root) == "Test CPU @ 3.00GHz"
 
 
 def test_features_on_arm(tmp_path):
-    assert cpu_features(write(tmp_path, {"proc/cpuinfo": ARM})) == ("asimddp", "i8mm", "sve", "bf16")
+    assert cpu_features(write(tmp_path, {"proc/cpuinfo": ARM})) == ("asimddp", "i8mm", "sve", "bf16", "asimd")
 
 
 def test_a_system_without_cpuinfo(tmp_path):

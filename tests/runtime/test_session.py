@@ -42,7 +42,16 @@ def test_threads(artifact_path):
     assert Session(artifact, EngineOptions(threads=3)).threads == 3
 
 
-@pytest.mark.parametrize(("features", "mode"), [(("avx2",), "1"), (("avx2", "avx_vnni"), None), ((), None)])
+@pytest.mark.parametrize(
+    ("features", "mode"),
+    [
+        (("avx2", "sse2"), "1"),
+        (("sse2",), "1"),
+        (("avx2", "avx_vnni", "sse2"), None),
+        (("asimd",), None),
+        ((), None),
+    ],
+)
 def test_sums_do_not_saturate_without_dot_products(artifact_path, monkeypatch, features, mode):
     expected = Embedder.open(artifact_path, graph="padded").encode(TEXTS)
     monkeypatch.setattr("koe5_onnx.engine.session.cpu_features", lambda: features)

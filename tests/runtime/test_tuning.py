@@ -8,7 +8,7 @@ import pytest
 
 from koe5_onnx import Artifact, Embedder, EngineOptions
 from koe5_onnx.cli import main
-from koe5_onnx.engine.graphs import Graph
+from koe5_onnx.engine.graphs import Graph, choose
 from koe5_onnx.engine.machine import Cores
 from koe5_onnx.engine.tuning import DEFAULT_BATCH_TOKENS, Arrangement, _best, arrange, remembered, tune
 
@@ -60,8 +60,8 @@ def test_what_is_found_is_used(artifact, clock):
     # second to last measurement is the fastest.
     clock([5.0, 4.0, 2.0, 4.0, 5.0, 5.0, 4.0, 3.0, 1.0, 5.0])
     profile = tune(artifact, PADDED, rounds=1)
-    assert profile.best == Arrangement(2, 1, 2048)
-    assert profile.lowest_latency == Arrangement(1, 2, 1024)
+    assert profile.best == Arrangement(2, 1, 2048, "padded")
+    assert profile.lowest_latency == Arrangement(1, 2, 1024, "padded")
     assert remembered(artifact, PADDED) == profile
     for parallel_batches, expected in ((1, (1, 2, 1024)), (None, (2, 1, 2048))):
         with Embedder.open(artifact.path, parallel_batches=parallel_batches, graph="padded") as embedder:
@@ -75,18 +75,60 @@ def test_what_is_found_is_used(artifact, clock):
 def test_what_is_given_stays_fixed(artifact, clock):
     clock([3.0, 2.0, 1.0, 2.0, 3.0])
     profile = tune(artifact, replace(PADDED, threads=1, parallel_batches=2), rounds=1)
-    assert profile.best == profile.lowest_latency == Arrangement(2, 1, 1024)
+    assert profile.best == profile.lowest_latency == Arrangement(2, 1, 1024, "padded")
     assert len(profile.tokens_per_second) == 5
 
 
-def test_of_equal_speeds_the_smaller_batch_wins():
+def test_of_equal_speeds_the_packed_graph_and_the_smaller_batch_win():
     medians = [
-        (Arrangement(1, 2, 512), 99.0),
-        (Arrangement(1, 2, 256), 99.5),
-        (Arrangement(2, 1, 256), 100.0),
+        (Arrangement(1, 2, 256, "padded"), 101.0),
+        (Arrangement(1, 2, 512, "packed"), 99.0),
+        (Arrangement(1, 2, 256, "packed"), 99.5),
+        (Arrangement(2, 1, 256, "packed"), 100.0),
     ]
-    assert _best(medians) == Arrangement(1, 2, 256)
-    assert _best([*medians, (Arrangement(2, 1, 512), 110.0)]) == Arrangement(2, 1, 512)
+    assert _best(medians) == Arrangement(1, 2, 256, "packed")
+    faster = Arrangement(2, 1, 512, "padded")
+    assert _best([*medians, (faster, 110.0)]) == faster
+
+
+@pytest.fixture
+def rates(artifact, monkeypatch):
+    """Return a function that sets the speed of each graph. Requires the fused kernels."""
+    if not choose(artifact, EngineOptions()).is_packed:
+        pytest.skip("the packed graph cannot run here")
+
+    def set_rates(**rates):
+        monkeypatch.setattr("koe5_onnx.engine.tuning._rate", lambda *given: rates[given[-1].graph])
+
+    return set_rates
+
+
+def test_the_faster_graph_is_remembered(artifact, rates):
+    rates(packed=1.0, padded=1.5)
+    profile = tune(artifact, EngineOptions(parallel_batches=None), rounds=1)
+    assert len(profile.tokens_per_second) == 10 + 2
+    assert profile.best == profile.lowest_latency == Arrangement(1, 2, DEFAULT_BATCH_TOKENS, "padded")
+    with Embedder.open(artifact.path) as embedder:
+        assert embedder.session.graph.file == artifact.graph
+        assert embedder.session.graph.reason == "the padded graph, which is faster here (measured by tune)"
+    with Embedder.open(artifact.path, graph="packed") as embedder:
+        assert embedder.session.graph.is_packed
+    best = remembered(artifact, EngineOptions(graph="packed")).best
+    assert best == Arrangement(1, 2, 256, "packed")
+    rates(packed=1.5, padded=1.0)
+    tune(artifact, EngineOptions(parallel_batches=None), rounds=1)
+    with Embedder.open(artifact.path) as embedder:
+        assert embedder.session.graph.is_packed
+
+
+def test_the_stored_threads_are_used(artifact, monkeypatch):
+    monkeypatch.setattr("koe5_onnx.engine.tuning._thread_counts", lambda: [2, 1])
+    monkeypatch.setattr("koe5_onnx.engine.tuning.usable_cores", lambda: Cores(5, "five"))
+    monkeypatch.setattr("koe5_onnx.engine.tuning._rate", lambda *given: given[-1].threads)
+    assert tune(artifact, PADDED, rounds=1).best == Arrangement(2, 2, 256, "padded")
+    assert arrange(artifact, PADDED)[0].threads == 2
+    assert arrange(artifact, replace(PADDED, parallel_batches=3))[0].threads == 1
+    assert arrange(artifact, replace(PADDED, parallel_batches=1))[0].threads == 5
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"best": 3}', '{"best": {"parallel_batches": 1}}'])
