@@ -39,7 +39,9 @@ def main(folder: Path, architecture: str = "arm64", release: str | None = None) 
     version = python.removesuffix("-minimal")
     packages = [python, f"lib{python}", f"lib{version}-stdlib"]
     libraries = dependencies(options, r"lib\S+|zlib1g", *packages)
-    extract({*packages, *libraries, "libc6", "libgcc-s1", "libstdc++6"}, options, state, root)
+    extract({*packages, *libraries, "libc6", "libgcc-s1", "libstdc++6", "libzstd1"}, options, state, root)
+    if not (root / "lib").exists():
+        (root / "lib").symlink_to("usr/lib")  # the packages since Debian 13 have no files in /lib
     command = [str(root / "usr/bin" / version)]
     if architecture == "arm64":
         write_system_files(root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import unicodedata
 
 import numpy as np
@@ -26,20 +27,29 @@ def requests_to(offline, **settings):
 LONG = Inputs([f"{number} " + "가 " * 600 for number in range(40)], [], None, "", True, "input")
 
 
-def test_a_full_queue_says_when_to_retry(offline):
+def test_a_full_queue_says_when_to_retry(offline, monkeypatch):
+    running, rejected, run = threading.Event(), threading.Event(), offline.session.run
+
+    def wait_and_run(*arrays):
+        running.set()
+        assert rejected.wait(60)
+        return run(*arrays)
+
     async def crowd(requests):
         first = asyncio.ensure_future(requests.embed(LONG))
-        await began(requests)
+        assert await asyncio.to_thread(running.wait, 60)
         with pytest.raises(
             Refusal, match="open requests have reserved 512 of the 600 tokens of the queue"
         ) as caught:
             await requests.embed(LONG)
+        rejected.set()
         assert caught.value.reason is Reason.OVERLOADED
         assert int(caught.value.headers["retry-after"]) >= 1
         await requests.embed(INPUTS)
         await first
         await requests.embed(LONG)
 
+    monkeypatch.setattr(offline.session, "run", wait_and_run)
     requests = requests_to(offline, max_queue_tokens=600)
     asyncio.run(crowd(requests))
     requests.close()
