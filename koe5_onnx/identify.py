@@ -10,10 +10,10 @@ those between vectors and candidates of different texts.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,7 +23,7 @@ from koe5_onnx.artifact import Contract
 from koe5_onnx.embedder import Embedder
 from koe5_onnx.engine.batching import pad, padded_batches
 from koe5_onnx.errors import InputError
-from koe5_onnx.text.tokenizer import Ids, Tokenizer
+from koe5_onnx.text.tokenizer import Tokenizer, Tokens
 
 Array: TypeAlias = npt.NDArray[np.float32]
 Float64: TypeAlias = npt.NDArray[np.float64]
@@ -151,18 +151,24 @@ def identify(
     neighbors = min(_NEIGHBORS, (len(texts) - 1) // 2)
     candidates: list[Candidate] = []
     maker = overlap = None
+    precision = "unknown"
     if given.shape[1] <= embedder.dim:
         given = _unit(given)
-        candidates = _ranked(list(_candidates(given, texts, embedder, reference)))
         overlap = _overlap(given, texts, embedder, neighbors)
-        maker = candidates[0] if candidates[0].distance <= MAX_DISTANCE else None
+        with closing(embedder.session.padded()) as padded:
+            own = _Pooled(texts, embedder, padded.token_embeddings)
+            pooled = _Pooled(texts, embedder, reference) if reference else own
+            candidates = _ranked(list(_candidates(given, pooled)))
+            if candidates[0].distance <= MAX_DISTANCE:
+                maker = candidates[0]
+                precision = _precision(maker, given, own, has_reference=reference is not None)
     return Identified(
         texts=len(texts),
         dim=given.shape[1],
         unit_length=bool((abs(lengths - 1) < _UNIT).all()),
         maker=maker,
         candidates=candidates,
-        precision=_precision(maker, given, texts, embedder, has_reference=reference is not None),
+        precision=precision,
         neighbors=neighbors,
         overlap=overlap,
     )
@@ -184,34 +190,26 @@ def _sample(vectors: npt.NDArray[Any], texts: Sequence[str]) -> list[int]:
     return [rows[index] for index in chosen]
 
 
-def _candidates(
-    given: Float64, texts: Sequence[str], embedder: Embedder, reference: TokenEmbeddings | None
-) -> Iterator[Candidate]:
-    contract = embedder.contract
-    limits = (contract.max_tokens, *(limit for limit in _LIMITS if limit < contract.max_tokens))
-
-    @cache
-    def tokenizer_of(limit: int) -> Tokenizer:
-        return Tokenizer(embedder.artifact.tokenizer, limit, contract.unicode_form)
-
-    with ExitStack() as stack:
-        compute = reference or stack.enter_context(closing(embedder.session.padded())).token_embeddings
-        pooled = _Pooled(compute, contract.pad_id, embedder.max_batch_tokens)
-        for prompt, name in _prompts(contract).items():
-            prompted = [prompt + text for text in texts]
-            longest = int(tokenizer_of(limits[0]).encode(prompted).full_lengths.max())
+def _candidates(given: Float64, pooled: _Pooled) -> Iterator[Candidate]:
+    contract = pooled.embedder.contract
+    limits = [contract.max_tokens, *(limit for limit in _LIMITS if limit < contract.max_tokens)]
+    names = _prompts(contract)
+    longest = {prompt: int(pooled.tokens(prompt, limits[0]).full_lengths.max()) for prompt in names}
+    for limit, smaller in itertools.zip_longest(limits, limits[1:], fillvalue=0):
+        for prompt, name in names.items():
             # Limits that truncate no text give equal embeddings, so only the smallest of them is used.
-            for limit in limits[sum(limit >= longest for limit in limits[1:]) :]:
-                made = pooled(tokenizer_of(limit).encode(prompted).ids)[..., : given.shape[1]]
-                for column, pooling in enumerate(POOLINGS):
-                    yield Candidate(
-                        prompt_name=name,
-                        prompt=prompt,
-                        pooling=pooling,
-                        max_tokens=limit if limit < longest else None,
-                        longest_tokens=longest,
-                        **_compare(given, _unit(made[:, column])),
-                    )
+            if smaller >= longest[prompt]:
+                continue
+            made = pooled.embeddings(prompt, limit)[..., : given.shape[1]]
+            for column, pooling in enumerate(POOLINGS):
+                yield Candidate(
+                    prompt_name=name,
+                    prompt=prompt,
+                    pooling=pooling,
+                    max_tokens=limit if limit < longest[prompt] else None,
+                    longest_tokens=longest[prompt],
+                    **_compare(given, _unit(made[:, column])),
+                )
 
 
 def _ranked(candidates: list[Candidate]) -> list[Candidate]:
@@ -243,19 +241,30 @@ def _compare(given: Float64, made: Float64) -> dict[str, float]:
 
 
 class _Pooled:
-    """Pooled embeddings in all poolings, computed once per sequence of token ids."""
+    """Embeddings of the texts in all poolings, computed once per sequence of token ids."""
 
-    def __init__(self, compute: TokenEmbeddings, pad_id: int, max_batch_tokens: int) -> None:
-        self._compute, self._pad_id, self._max_batch_tokens = compute, pad_id, max_batch_tokens
+    def __init__(self, texts: Sequence[str], embedder: Embedder, compute: TokenEmbeddings) -> None:
+        self.texts, self.embedder = texts, embedder
+        self._compute = compute
         self._known: dict[bytes, Array] = {}
+        self._tokenizer: Tokenizer | None = None
 
-    def __call__(self, ids: Sequence[Ids]) -> Array:
+    def tokens(self, prompt: str, limit: int) -> Tokens:
+        """Tokenize the texts. A change of the limit opens the tokenizer again, to keep only one in memory."""
+        if self._tokenizer is None or self._tokenizer.max_tokens != limit:
+            self._tokenizer = None
+            artifact = self.embedder.artifact
+            self._tokenizer = Tokenizer(artifact.tokenizer, limit, self.embedder.contract.unicode_form)
+        return self._tokenizer.encode([prompt + text for text in self.texts])
+
+    def embeddings(self, prompt: str, limit: int) -> Array:
         """Return float32[n, poolings, dim]."""
+        ids = self.tokens(prompt, limit).ids
         keys = [row.tobytes() for row in ids]
         new = list({key: row for key, row in zip(keys, ids, strict=True) if key not in self._known}.values())
         lengths = np.fromiter(map(len, new), np.int32, len(new))
-        for batch in padded_batches(lengths, self._max_batch_tokens):
-            input_ids, attention_mask = pad(new, batch, self._pad_id)
+        for batch in padded_batches(lengths, self.embedder.max_batch_tokens):
+            input_ids, attention_mask = pad(new, batch, self.embedder.contract.pad_id)
             hidden, mask = self._compute(input_ids, attention_mask), attention_mask.astype(np.bool_)
             rows = np.stack([pool(hidden, mask) for pool in POOLINGS.values()], axis=1)
             self._known |= {new[row].tobytes(): one for row, one in zip(batch.rows, rows, strict=True)}
@@ -285,22 +294,19 @@ POOLINGS: dict[str, Callable[[Array, Mask], Array]] = {
 float32[n, dim], by pooling."""
 
 
-def _precision(
-    maker: Candidate | None, given: Float64, texts: Sequence[str], embedder: Embedder, *, has_reference: bool
-) -> str:
+def _precision(maker: Candidate, given: Float64, own: _Pooled, *, has_reference: bool) -> str:
     """Name the precision. Vectors count as the artifact's if their error is at most 1/4 of its own error."""
-    if maker is None:
-        return "unknown"
-    manifest = embedder.artifact.manifest
-    errors = [] if has_reference else [1 - maker.cosine_mean]
-    is_whole = maker.max_tokens in (None, manifest.contract.max_tokens)
-    if maker.pooling == manifest.contract.pooling and is_whole:
+    manifest, dim = own.embedder.artifact.manifest, given.shape[1]
+    limit = manifest.contract.max_tokens
+    pooled = own.embeddings(maker.prompt, maker.max_tokens or limit)
+    made = [_unit(pooled[:, list(POOLINGS).index(maker.pooling), :dim])]
+    if maker.pooling == manifest.contract.pooling and maker.max_tokens in (None, limit):
         # In addition to the padded graph, because the packed graph rounds differently.
-        made = _embed(embedder, texts, maker.prompt, given.shape[1])
-        errors.append(1 - _compare(given, made)["cosine_mean"])
+        made.append(_embed(own.embedder, own.texts, maker.prompt, dim))
+    errors = [1 - _compare(given, rows)["cosine_mean"] for rows in made]
     certificate = manifest.certificate
-    own = 0.0 if certificate is None else 1 - certificate.overall.cosine_mean
-    if min(errors, default=1.0) <= max(_EQUAL, own / 4):
+    of_artifact = 0.0 if certificate is None else 1 - certificate.overall.cosine_mean
+    if min(errors) <= max(_EQUAL, of_artifact / 4):
         return f"same as this artifact ({manifest.precision})"
     if has_reference and 1 - maker.cosine_mean <= _EQUAL:
         return "fp32, same as the checkpoint"

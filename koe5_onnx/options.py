@@ -51,9 +51,9 @@ class EngineOptions:
     device: str = "cpu"
     """Device: cpu, cuda or cuda:N. There is no fallback to another device."""
     threads: int | None = None
-    """CPU threads per batch; None uses the result of koe5-onnx tune. If there is none, the value is the number
-    of cores that the CPU affinity and the cgroup quota allow (or KOE5_ONNX_THREADS), divided by the number of
-    parallel batches."""
+    """CPU threads per batch; None uses the result of koe5-onnx tune. If there is none, the value is the
+    number of cores that the CPU affinity and the cgroup quota allow (or KOE5_ONNX_THREADS), divided by the
+    number of parallel batches."""
     parallel_batches: int | None = 1
     """Batches that run at the same time with one copy of the weights; None uses the result of koe5-onnx tune,
     or 1 if there is none. 1 has the lowest latency. On machines with many cores, more batches with fewer

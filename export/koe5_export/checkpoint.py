@@ -20,7 +20,7 @@ from koe5_export.config import read_config
 from koe5_export.settings import encoder_folder, read_modules, require_plain_encoder
 from koe5_export.tensors import FLOATS, INDEX, SAFETENSORS, TORCH, Array, Tensor, shard_names, weight_files
 from koe5_export.weights import Layer, Linear, Norm
-from koe5_onnx import CheckpointError, Source
+from koe5_onnx import CheckpointError, InputError, Source
 from koe5_onnx.artifact.hub import fetch, is_hub_id
 
 _SMALL_FILES = (
@@ -149,6 +149,22 @@ class Checkpoint:
             license_ if isinstance(license_, str) else None,
             strings_of(self.metadata.get("language")),
         )
+
+    def require_source(self, source: Source, on_bytes: Callable[[int], None] = lambda _done: None) -> None:
+        """Check that an artifact with this source was exported from this checkpoint.
+
+        Args:
+            source: `source` of the artifact's manifest.
+            on_bytes: See `source`.
+
+        Raises:
+            InputError: The weight files have another SHA-256.
+        """
+        if self.source(on_bytes).weights_sha256 != source.weights_sha256:
+            raise InputError(
+                f"{self.folder} is not the checkpoint that the artifact was exported from. Pass "
+                f"{source.repository} with weights of SHA-256 {source.weights_sha256[:12]}..."
+            )
 
     def read(self, name: str, rows: slice = slice(None)) -> Array:
         """Read one tensor, or the given rows of it, as float32.

@@ -36,7 +36,6 @@ from koe5_onnx import (
     Embedder,
     EngineOptions,
     FidelityError,
-    InputError,
     Tokenizer,
     Tokens,
 )
@@ -263,13 +262,8 @@ def verify_artifact(
         InputError: The artifact was not exported from this checkpoint, or a bound of `tighten` is not valid.
         CheckpointError, MissingDependencyError: See `expect`.
     """
-    made_from = artifact.manifest.source.weights_sha256
     total = checkpoint.weight_bytes
-    if checkpoint.source(lambda done: report("hash", done, total)).weights_sha256 != made_from:
-        raise InputError(
-            f"{checkpoint.folder} is not the checkpoint that the artifact was exported from. Pass "
-            f"{artifact.manifest.source.repository} with weights of SHA-256 {made_from[:12]}..."
-        )
+    checkpoint.require_source(artifact.manifest.source, lambda done: report("hash", done, total))
     gate = PRECISIONS[artifact.manifest.precision].gate.tightened(tighten or {})
     expected = expect(checkpoint, artifact.manifest.contract, artifact.tokenizer, given, report)
     return certify(artifact, expected, gate, graph, report)

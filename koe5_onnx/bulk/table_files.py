@@ -100,12 +100,13 @@ def open_table(location: Location, kind: Kind) -> TableFile:
     Raises:
         InputError: The file is damaged or has another format.
     """
-    with _named_damage(f"{location} is not {'a parquet' if kind == 'parquet' else 'an Arrow'} file"):
+    with named_damage(f"{location} is not {'a parquet' if kind == 'parquet' else 'an Arrow'} file"):
         return _ParquetFile(location) if kind == "parquet" else _ArrowFile(location)
 
 
 @contextmanager
-def _named_damage(problem: str) -> Iterator[None]:
+def named_damage(problem: str) -> Iterator[None]:
+    """Return a context manager that raises pyarrow's errors as InputError. `problem` starts its message."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -244,7 +245,7 @@ class TableRows:
         """Read batches up to the one with this row. Return False at the end of the file."""
         while row >= self._row + len(self._batch):
             self._row += len(self._batch)
-            with _named_damage(f"{self._name} is damaged after row {self._row}"):
+            with named_damage(f"{self._name} is damaged after row {self._row}"):
                 batch = next(self._batches, None)
             self._batch = self._batch.slice(0, 0) if batch is None else pa.Table.from_batches([batch])
             if batch is None:

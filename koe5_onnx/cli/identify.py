@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from koe5_onnx import Contract, Embedder
+from koe5_onnx import Contract, Embedder, Manifest
 from koe5_onnx.cli.engine_arguments import add_encoding, add_engine_arguments, engine_options
 from koe5_onnx.cli.info import section_lines
 from koe5_onnx.cli.input_file import read_texts, suffix_of_input
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         if args.checkpoint is None:
             found = identify(vectors, texts, embedder)
         else:
-            with closing(_reference(args.checkpoint, embedder.contract)) as reference:
+            with closing(_reference(args.checkpoint, embedder.artifact.manifest)) as reference:
                 found = identify(vectors, texts, embedder, reference.token_embeddings)
         contract = embedder.contract
     sections = [_report(found, args.vectors, contract), *([_candidates(found)] if found.candidates else [])]
@@ -105,13 +105,15 @@ def _check_usage(args: argparse.Namespace) -> None:
         usage_error(f"--texts is {args.texts!r}: expected -, a .txt file or a .jsonl file")
 
 
-def _reference(checkpoint: str, contract: Contract) -> Any:
+def _reference(checkpoint: str, manifest: Manifest) -> Any:
     # Imported by name, because modules of koe5_onnx must not contain an import of koe5_export.
     importlib.import_module("koe5_export.cli.export").import_export()
     checkpoints = importlib.import_module("koe5_export.checkpoint")
     references = importlib.import_module("koe5_export.reference")
     references.require_reference()
-    return references.Reference(checkpoints.Checkpoint.open(checkpoint, any_encoder=True).folder, contract)
+    opened = checkpoints.Checkpoint.open(checkpoint, any_encoder=True)
+    opened.require_source(manifest.source)
+    return references.Reference(opened.folder, manifest.contract)
 
 
 def _as_json(found: Identified) -> str:

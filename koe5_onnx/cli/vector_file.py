@@ -26,12 +26,15 @@ def read_vectors(name: str) -> Array:
     """Read a .npy file with one vector per row, as a memory map.
 
     Raises:
-        InputError: The file has another format.
+        InputError: The file has another format, or its values are not real numbers.
     """
     try:
-        return np.asarray(np.load(name, mmap_mode="r", allow_pickle=False))
+        found = np.asarray(np.load(name, mmap_mode="r", allow_pickle=False))
     except (ValueError, EOFError) as error:
         raise InputError(f"{name} is not an array in NumPy's format ({error})") from error
+    if found.dtype.kind not in "fiu":
+        raise InputError(f"{name} has values of type {found.dtype}: expected floats or integers")
+    return found
 
 
 def read_columns(
@@ -78,10 +81,10 @@ def read_columns(
 
 def _parquet(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     # Imported here because it requires pyarrow.
-    from koe5_onnx.bulk.table_files import open_table
+    from koe5_onnx.bulk.table_files import named_damage, open_table
     from koe5_onnx.stores import locate
 
-    with closing(open_table(locate(name), "parquet")) as file:
+    with closing(open_table(locate(name), "parquet")) as file, named_damage(f"{name} is damaged"):
         records = (record for batch in file.batches(0) for record in batch.to_pylist())
         yield from ((f"{name}, row {row}", record) for row, record in enumerate(records))
 
@@ -115,5 +118,5 @@ def _numbers(value: Any) -> Sequence[float] | None:
         return None
     try:
         return [float(number) for number in value]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 from koe5_export.reference import Reference
 from koe5_export.seeded import Size, write_seeded_checkpoint
 from koe5_export.texts import VERIFICATION
 
-from koe5_onnx import Embedder, cli
+from koe5_onnx import Embedder, EngineOptions, cli
+from koe5_onnx.engine.session import Session
 from koe5_onnx.identify import identify
+from koe5_onnx.text.tokenizer import Tokenizer
 
 TEXTS = [text for text in VERIFICATION[:50] if text.strip()] + ["서울은 대한민국의 수도이다. " * 30]
 
@@ -87,6 +91,17 @@ def test_another_checkpoint_is_unknown(find, encode, checkpoint_of):
     assert (found.maker, found.verdict) == (None, "embed the index again")
 
 
+def test_another_pooling_of_the_artifact(find, exported):
+    artifact = exported["int8"]
+    tokenizer = Tokenizer(artifact.tokenizer, 512)
+    with closing(Session(artifact, EngineOptions(graph="padded", threads=1))) as session:
+        rows = [tokenizer.encode([f"query: {text}"]).ids[0].astype(np.int64)[None] for text in TEXTS]
+        vectors = [session.token_embeddings(ids, np.ones_like(ids))[0, 0] for ids in rows]
+    found, _ = find(np.array(vectors))
+    assert (found.maker.prompt_name, found.maker.pooling) == ("query", "cls")
+    assert found.precision == "same as this artifact (int8)"
+
+
 @pytest.mark.slow
 def test_minilm_is_unknown(exported, encode, minilm):
     """Vectors of trained all-MiniLM-L6-v2, also cut to the dimension of the artifact, have another maker."""
@@ -96,7 +111,7 @@ def test_minilm_is_unknown(exported, encode, minilm):
         assert identify(vectors[:, : embedder.dim], TEXTS, embedder).maker is None
 
 
-def test_command(exported, seeded, encode, tmp_path, capsys):
+def test_command(exported, seeded, checkpoint_of, encode, tmp_path, capsys):
     np.save(tmp_path / "index.npy", encode(seeded, prompt="query: "))
     (tmp_path / "texts.txt").write_text("\n".join(" ".join(text.split()) for text in TEXTS), encoding="utf-8")
     arguments = [str(tmp_path / "index.npy"), "--texts", str(tmp_path / "texts.txt")]
@@ -105,3 +120,6 @@ def test_command(exported, seeded, encode, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "made by        prompt query ('query: '), pooling mean" in out
     assert "precision      fp32, same as the checkpoint" in out
+    arguments[arguments.index(str(seeded))] = str(checkpoint_of(seed=1))
+    assert cli.main(["identify", *arguments]) == 1
+    assert "is not the checkpoint that the artifact was exported from" in capsys.readouterr().err

@@ -291,6 +291,7 @@ def test_json(run, tmp_path, texts, opened):
             ['{"text": "a", "v": [1, 2]}', '{"text": "b", "v": [1]}'], "expected 2 numbers", id="short"
         ),
         pytest.param(['{"v": [1]}'], "no field 'text', only ['v']. Name one with --text-column", id="text"),
+        pytest.param(['{"v": [1' + "0" * 400 + "]}"], "found none in v", id="huge"),
         pytest.param([], "has no rows", id="empty"),
     ],
 )
@@ -318,6 +319,24 @@ def test_invalid_files(name, content, run, tmp_path, request):
     code, _, error = run(name, "--texts", "texts.txt")
     assert code == 1
     assert error.startswith(f"koe5-onnx: error: {name}")
+
+
+def test_vectors_of_another_type(run, tmp_path):
+    np.save(tmp_path / "index.npy", np.array([["a", "b"]]))
+    (tmp_path / "texts.txt").write_text("a", encoding="utf-8")
+    code, _, error = run("index.npy", "--texts", "texts.txt")
+    assert code == 1
+    assert "index.npy has values of type <U1: expected floats or integers" in error
+
+
+def test_a_damaged_parquet_file(run, tmp_path, texts):
+    name, *_ = _parquet(tmp_path, texts, np.random.default_rng(0).normal(size=(len(texts), 64)))
+    content = bytearray((tmp_path / name).read_bytes())
+    content[100:400] = bytes(300)
+    (tmp_path / name).write_bytes(content)
+    code, _, error = run(name)
+    assert code == 1
+    assert f"{name} is damaged (" in error
 
 
 def test_a_checkpoint_requires_the_export(run, tmp_path, texts, opened, monkeypatch):
