@@ -16,9 +16,11 @@ from koe5_export.config import read_json
 from koe5_export.settings import MODEL_SETTINGS, MODULES, TRANSFORMER_SETTINGS
 from koe5_onnx import Contract
 
-_COPIED = ("special_tokens_map.json", "added_tokens.json")
+_SPECIAL_TOKENS = "special_tokens_map.json"
+_COPIED = (_SPECIAL_TOKENS, "added_tokens.json")
 _CONFIG = "config.json"
 _TOKENIZER_SETTINGS = "tokenizer_config.json"
+_TOKEN_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _POOLING = "1_Pooling/config.json"
 FOREIGN_SETTINGS = (
     *_COPIED,
@@ -56,6 +58,9 @@ def write_foreign_settings(encoder: Path, contract: Contract, precision: str, ou
         _TOKENIZER_SETTINGS: known | {"model_max_length": contract.max_tokens},
         **_sentence_transformers(contract),
     }
+    if not (encoder / _SPECIAL_TOKENS).is_file():
+        # Required by fastembed. transformers 5 does not write it.
+        settings[_SPECIAL_TOKENS] = {role: known[role] for role in _TOKEN_ROLES if known.get(role)}
     for name, content in settings.items():
         (out / name).parent.mkdir(exist_ok=True)
         text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"

@@ -14,7 +14,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = verbs.add_parser(
         "tune",
         help="measure and store the fastest graph and batch settings for this machine",
-        description="Measure batch sizes and parallel batches on this machine (KoE5 in int8: about a minute) "
+        description="Measure batch sizes and parallel batches on this machine (KoE5 in int8: some minutes) "
         "and store the best settings per artifact, CPU or GPU, cores and ONNX Runtime version. On CPUs, the "
         "packed and the padded graph are compared. --graph, --parallel-batches, --threads and "
         "--max-batch-tokens stay fixed if they are given.",

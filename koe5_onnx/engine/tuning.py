@@ -1,8 +1,8 @@
 """Find the fastest graph, batch size and number of parallel batches on this machine.
 
 The best values depend on caches and cores, not on texts, so `tune` measures with random tokens. For KoE5 in
-int8, this takes about a minute. The result is stored in the user's cache folder. Opening an artifact
-reads the result, but never measures.
+int8 on 2 cores, this takes two to three minutes. The result is stored in the user's cache folder. Opening an
+artifact reads the result, but never measures.
 """
 
 from __future__ import annotations

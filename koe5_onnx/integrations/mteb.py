@@ -108,7 +108,7 @@ def _facts(embedder: Embedder, dim: int) -> dict[str, Any]:
         "max_tokens": contract.max_tokens,
         "embed_dim": dim,
         "framework": ["ONNX"],
-        "similarity_fn_name": ScoringFunction.COSINE,
+        "similarity_fn_name": ScoringFunction(contract.similarity),
         "use_instructions": bool(contract.prompts),
         "adapted_from": source.repository,
     }

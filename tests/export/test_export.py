@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from edited_json import edited
 from koe5_export import ExportOptions, export_checkpoint
 from koe5_export.calibrate import Calibration
 from koe5_export.checkpoint import Checkpoint
+from koe5_export.foreign_settings import write_foreign_settings
 from koe5_export.seeded import Size, write_seeded_checkpoint
 from safetensors.numpy import load_file, save_file
 
@@ -65,6 +67,19 @@ def test_settings_for_other_runtimes(exported, precision, dtype):
     assert config["transformers.js_config"] == {"dtype": dtype, "use_external_data_format": True}
     assert config["model_type"] == "xlm-roberta"
     assert model["prompts"] == {"query": "query: ", "passage": "passage: ", "document": "passage: "}
+
+
+def test_a_checkpoint_without_special_tokens_map(exported, seeded, tmp_path):
+    """transformers 5 writes checkpoints without this file, which fastembed requires."""
+    encoder, artifact = tmp_path / "encoder", exported["int8"]
+    shutil.copytree(seeded, encoder)
+    expected = json.loads((encoder / "special_tokens_map.json").read_text(encoding="utf-8"))
+    (encoder / "special_tokens_map.json").unlink()
+    with edited(encoder / "tokenizer_config.json") as settings:
+        settings.update(expected)
+    (tmp_path / "out").mkdir()
+    write_foreign_settings(encoder, artifact.manifest.contract, "int8", tmp_path / "out")
+    assert json.loads((tmp_path / "out/special_tokens_map.json").read_text(encoding="utf-8")) == expected
 
 
 def test_progress_counts_every_stage_from_zero_to_its_total(checkpoint, tmp_path):

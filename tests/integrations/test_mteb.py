@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ from mteb.types import PromptType
 from scipy.stats import spearmanr
 from tolerances import FIGURE_ATOL, SERVED
 
-from koe5_onnx import InputError
+from koe5_onnx import Artifact, InputError
 from koe5_onnx.integrations.mteb import Koe5Encoder
 
 PAGES = {
@@ -146,3 +148,12 @@ def test_the_encoder_follows_the_protocol(encoder):
     assert (meta.name, meta.embed_dim, meta.max_tokens) == ("koe5-onnx/tiny-seeded-int8", 64, 512)
     assert meta.adapted_from == "tiny-seeded"
     assert len(meta.revision) == 64
+
+
+def test_the_similarity_of_the_contract(encoder, embedder, monkeypatch):
+    assert encoder.mteb_model_meta.similarity_fn_name == "cosine"
+    manifest = embedder.artifact.manifest
+    contract = replace(manifest.contract, similarity="dot")
+    artifact = Artifact(embedder.artifact.path, replace(manifest, contract=contract))
+    monkeypatch.setattr(embedder, "artifact", artifact)
+    assert Koe5Encoder(embedder).mteb_model_meta.similarity_fn_name == "dot"
