@@ -13,12 +13,14 @@ import subprocess
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from doc_blocks import ROOT, blocks_in, blocks_of
 from golden_embeddings import TINY, require_agreement, require_golden, texts_of
 from hub_server import REPOSITORY, serving
 
 from koe5_onnx import Artifact, Embedder
+from koe5_onnx.identify import identify
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*were truncated")
 PAGE = ROOT / "docs/other-runtimes.md"
@@ -73,6 +75,11 @@ def test_fastembed(here, embedder):
     names = run_block("fastembed")
     require_golden(list(names["model"].embed(texts_of(TINY))), TINY)
     require_agreement(names["queries"], embedder.encode_queries(TEXTS[:1]))
+    texts = [f"{number}번째 도시의 인구는 얼마인가요?" for number in range(8)]
+    vectors = np.array(list(names["model"].embed([f"query: {text}" for text in texts])))
+    found = identify(vectors, texts, embedder)
+    assert (found.maker.prompt_name, found.maker.pooling) == ("query", "mean")
+    assert found.precision == "same as this artifact (int8)"
 
 
 @pytest.fixture
