@@ -71,14 +71,15 @@ def _introduction(manifest: Manifest, repository: str) -> str:
 
 
 def _agreement(manifest: Manifest) -> Iterator[str]:
-    measured = {"padded": manifest.certificate, "packed": manifest.packed_certificate}
-    for graph, certificate in measured.items():
+    certificates = {"padded": manifest.certificate, "packed": manifest.packed_certificate}
+    for graph, certificate in certificates.items():
         if certificate is not None:
-            agreement, search, *_ = certificate_sections(certificate, manifest.target)
+            agreement, search, _, measured = certificate_sections(certificate, manifest.target)
             yield f"## How close is it to PyTorch? ({graph} graph)"
             yield from map(printable, agreement.notes)
             yield _markdown(*agreement.tables, _facts("figure", search.facts))
             yield _chart(agreement.histograms)
+            yield _markdown(_facts("measured with", measured.facts))
 
 
 def _chart(histograms: Histograms | None) -> str:

@@ -167,6 +167,7 @@ def test_the_card(prompts, tmp_path):
     assert f"| all lengths | 300 | {certificate.overall.cosine_min:.6f} |" in card
     assert f"| nearest neighbors kept | {certificate.retrieval.overlap:.2%} of the 10" in card
     assert sum(line.endswith(f"# {count}") for line in card.splitlines() for count in (158, 142)) == 2
+    assert card.count(f"| ONNX Runtime | {certificate.measured_with['onnxruntime']} |") == 2
     assert 'pooling: "cls", normalize: true' in card
     for name, call in (("query", "encode_queries"), ("passage", "encode_passages")):
         assert (f'"{name}: ' in card) == bool(prompts)
