@@ -131,7 +131,9 @@ def _report(found: Identified, name: str, contract: Contract) -> Section:
         Fact("dimension", f"{found.dim}{whole} components"),
     ]
     for rank, one in zip(("best", "runner-up"), found.candidates, strict=False):
-        facts.append(Fact(rank, f"{_name(one)}: cosine mean {one.cosine_mean:.5f}, min {one.cosine_min:.5f}"))
+        limit = f", truncated at {one.max_tokens} tokens" if one.max_tokens else ""
+        cosines = f"cosine mean {one.cosine_mean:.5f}, min {one.cosine_min:.5f}"
+        facts.append(Fact(rank, f"{_name(one)}{limit}: {cosines}"))
     if found.overlap is not None:
         differ = f"{100 * (1 - found.overlap):.1f} % of the best {found.neighbors} results of a query differ"
         facts.append(Fact("loss", f"{differ} from those among embeddings of this artifact"))

@@ -258,7 +258,7 @@ def test_report_on_cls_pooling(run, make, tmp_path, texts):
         "  NOTE: servers fall back to CLS pooling if a repository does not name the pooling mode\n",
         "  NOTE: search by cosine, because the vectors do not have unit length\n",
         "  made by        no prompt, pooling cls\n",
-        "  runner-up      ",
+        "  runner-up      no prompt, pooling cls, truncated at 256 tokens: cosine mean ",
         "  verdict        embed the index again\n",
     ):
         assert line in out
