@@ -176,10 +176,10 @@ def choose_tuned(artifact: Artifact, options: EngineOptions) -> Graph:
     Raises:
         ProviderError: `options` require the packed graph, and it cannot run.
     """
-    profile = remembered(artifact, options)
-    if profile is not None and profile.best.graph == "padded" != options.graph:
+    graph = choose(artifact, options)
+    if graph.is_packed and (profile := remembered(artifact, options)) and profile.best.graph == "padded":
         return Graph(artifact.graph, None, "the padded graph, which is faster here (measured by tune)")
-    return choose(artifact, options)
+    return graph
 
 
 def _uses_amx(graph: Graph) -> bool:

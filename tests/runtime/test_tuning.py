@@ -7,10 +7,19 @@ from dataclasses import replace
 import pytest
 
 from koe5_onnx import Artifact, Embedder, EngineOptions
+from koe5_onnx.artifact import PACKED_CPU_GRAPH
 from koe5_onnx.cli import main
 from koe5_onnx.engine.graphs import Graph, choose
 from koe5_onnx.engine.machine import Cores
-from koe5_onnx.engine.tuning import DEFAULT_BATCH_TOKENS, Arrangement, _best, arrange, remembered, tune
+from koe5_onnx.engine.tuning import (
+    DEFAULT_BATCH_TOKENS,
+    Arrangement,
+    _best,
+    arrange,
+    choose_tuned,
+    remembered,
+    tune,
+)
 
 PADDED = EngineOptions(graph="padded", parallel_batches=None)
 
@@ -119,6 +128,14 @@ def test_the_faster_graph_is_remembered(artifact, rates):
     tune(artifact, EngineOptions(parallel_batches=None), rounds=1)
     with Embedder.open(artifact.path) as embedder:
         assert embedder.session.graph.is_packed
+
+
+def test_an_artifact_without_a_packed_graph(artifact, monkeypatch):
+    files = {name: file for name, file in artifact.manifest.files.items() if name != PACKED_CPU_GRAPH}
+    padded = Artifact(artifact.path, replace(artifact.manifest, files=files))
+    monkeypatch.setattr("koe5_onnx.engine.tuning._rate", lambda *_: 1.0)
+    assert tune(padded, EngineOptions(), rounds=1).best.graph == "padded"
+    assert "no packed graph" in choose_tuned(padded, EngineOptions()).reason
 
 
 def test_the_stored_threads_are_used(artifact, monkeypatch):
