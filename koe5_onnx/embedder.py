@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from koe5_onnx.artifact import Artifact, Contract
 from koe5_onnx.artifact.matryoshka import require_dim, shorten
-from koe5_onnx.engine.pipeline import WINDOW_TEXTS, run_batches, tokenize_ahead
+from koe5_onnx.engine.pipeline import FIRST_GPU_WINDOW_TEXTS, WINDOW_TEXTS, run_batches, tokenize_ahead
 from koe5_onnx.engine.session import Session
 from koe5_onnx.engine.tuning import arrange, choose_tuned
 from koe5_onnx.errors import (
@@ -215,8 +215,9 @@ class Embedder:
         """Embed texts.
 
         Args:
-            texts: Any number of texts. Empty texts are embedded too. Texts are processed in windows of 4,096;
-                equal texts of a window are computed once. With `overflow="error"`, a sequence is one window.
+            texts: Any number of texts. Empty texts are embedded too. Texts are processed in windows of up to
+                4,096; equal texts of a window are computed once. With `overflow="error"`, a sequence is one
+                window.
                 An iterator, such as a generator, is read window by window, so that its texts need not be in
                 memory at the same time; error messages count its texts from the beginning of the window.
             prompt_name: Name of a prompt in the contract ("query", "passage"); None uses the contract's
@@ -258,7 +259,8 @@ class Embedder:
             return self._encode_iterator(texts, prompt, dim, on_progress)
         texts = as_sequence(texts)
         count = _Count(texts, on_progress)
-        encoded, windows = self.tokenize_windows(texts, prompt)
+        first = FIRST_GPU_WINDOW_TEXTS if self.session.graph.layout == "packed_cuda" else None
+        encoded, windows = self.tokenize_windows(texts, prompt, first)
         for tokens, out in windows:
             count.tokenized(tokens)
             with self.distinct(tokens, out) as (distinct, rows):
@@ -285,12 +287,15 @@ class Embedder:
             done += latest
         return Encoded.joined(parts, dim or self.dim)
 
-    def tokenize_windows(self, texts: Sequence[str], prompt: str) -> tuple[Encoded, Iterator[Window]]:
+    def tokenize_windows(
+        self, texts: Sequence[str], prompt: str, first: int | None = None
+    ) -> tuple[Encoded, Iterator[Window]]:
         """Tokenize texts in windows, for callers that run the batches (used by AsyncEmbedder).
 
         Args:
             texts: Texts, as in `encode`.
             prompt: Prompt text.
+            first: Texts of the first window, see `tokenize_ahead`; None makes all windows equal.
 
         Returns:
             An unfilled result, and an iterator over windows of 4,096 texts (with `overflow="error"`, one
@@ -305,7 +310,7 @@ class Embedder:
         prompted = put_in_front(prompt, texts, self._warn)
         require_unicode(prompted)
         encoded = Encoded.empty(len(texts), self.dim)
-        return encoded, self._windows(prompted, encoded)
+        return encoded, self._windows(prompted, encoded, first)
 
     @contextmanager
     def distinct(self, tokens: Tokens, out: npt.NDArray[np.float32]) -> Iterator[Window]:
@@ -322,11 +327,12 @@ class Embedder:
         yield distinct, embeddings
         out[:] = tokens.averaged(embeddings[rows], normalize=self.contract.normalize)
 
-    def _windows(self, prompted: Sequence[str], encoded: Encoded) -> Iterator[Window]:
-        # With overflow="error", all texts must be checked before any batch runs.
-        window = max(1, len(prompted)) if self.overflow == "error" else WINDOW_TEXTS
+    def _windows(self, prompted: Sequence[str], encoded: Encoded, first: int | None) -> Iterator[Window]:
+        window = WINDOW_TEXTS
+        if self.overflow == "error":  # all texts must be checked before any batch runs
+            window, first = max(1, len(prompted)), None
         start = 0
-        for tokens in tokenize_ahead(self._tokenizer, prompted, window):
+        for tokens in tokenize_ahead(self._tokenizer, prompted, window, first):
             rows = slice(start, start := start + len(tokens.ids))
             encoded.tokens[rows], encoded.composed[rows] = tokens.full_lengths, tokens.composed
             encoded.truncated[rows] = self.is_truncated(tokens)

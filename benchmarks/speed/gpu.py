@@ -22,12 +22,12 @@ from benchmarks.contenders.registry import GPU_NAMES, gpu_contenders
 from benchmarks.speed import arguments, latency, throughput
 from benchmarks.speed.arguments import Setting, setting_of
 from benchmarks.speed.gpu_ceiling import GpuCeiling
-from benchmarks.speed.opened import Field, choose_batches, open_field
+from benchmarks.speed.opened import Field, Opened, choose_batches, open_field
 from benchmarks.speed.results import write_json
-from benchmarks.speed.texts import Corpus
-from koe5_onnx import Artifact, EngineOptions, FidelityError, InputError
+from benchmarks.speed.texts import MAX_TOKENS, Corpus
+from koe5_onnx import Artifact, EngineOptions, FidelityError, InputError, Tokenizer
 from koe5_onnx.engine.cuda.provider import require_gpu
-from koe5_onnx.engine.tuning import describe, tune
+from koe5_onnx.engine.tuning import describe, remembered, tune
 from koe5_onnx.options import GraphChoice
 
 BASELINE = "sentence-transformers-sdpa"
@@ -66,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
     if args.calls < args.rounds:
         raise InputError(f"--calls is {args.calls}, expected at least {args.rounds}, one per round")
     setting = setting_of(args, gpu_contenders(args.device))
-    setting = replace(setting, corpora=[lengthened(one, args.pass_tokens) for one in setting.corpora])
+    counter = Tokenizer(args.checkpoint / "tokenizer.json", MAX_TOKENS)
+    corpora = [lengthened(one, args.pass_tokens, counter) for one in setting.corpora]
+    setting = replace(setting, corpora=corpora)
     fidelity = verified(setting, args.trained, args.device)
     tune_ours(setting, args.device)
     ceiling = GpuCeiling(throughput.shape_of(setting), args.device)
@@ -76,14 +78,15 @@ def run(args: argparse.Namespace) -> int:
         for opened in field.opened.values():
             folder = setting.store.own
             choose_batches(opened, setting.corpora, folder, setting.threads, gpu, _SWEEP_TOKENS)
-        rates, ceilings = throughput.measure(setting, field, ceiling, args.rounds)
+        head = {"gpu": gpu, "device": args.device, "fidelity": fidelity}
+        head |= _latency(setting, field, args.calls, args.rounds)
         kind = ("gpu", "fp16", "fp16" if args.device != "cpu" else "fp32")
-        result = throughput.result_of(setting, field, rates, ceilings, args.baseline, kind)
-        result |= {"gpu": gpu, "device": args.device, "fidelity": fidelity}
-        result |= _latency(setting, field, args.calls, args.rounds)
+        # A GPU may be lent for a limited time, so each round writes the results so far.
+        for rates, ceilings in throughput.measure(setting, field, ceiling, args.rounds, _embed):
+            result = throughput.result_of(setting, field, rates, ceilings, args.baseline, kind) | head
+            if setting.json is not None:
+                write_json(setting.json, result)
     print(table(result))
-    if setting.json is not None:
-        write_json(setting.json, result)
     return 1 if field.wrong or any(one["fault"] for one in fidelity.values()) else 0
 
 
@@ -101,10 +104,22 @@ def name_of_gpu(device: str) -> str:
     return f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}"
 
 
-def lengthened(corpus: Corpus, tokens: int) -> Corpus:
-    """Repeat the texts until they have at least `tokens` tokens. A few pages take a GPU only milliseconds."""
+def lengthened(corpus: Corpus, tokens: int, counter: Tokenizer) -> Corpus:
+    """Repeat the texts, with numbers, until they have about `tokens` tokens.
+
+    A few pages take a GPU only milliseconds. The numbers make all texts different.
+    """
     times = max(1, -(-tokens // corpus.tokens))
-    return Corpus(corpus.name, corpus.texts * times, corpus.lengths * times)
+    if times == 1:
+        return corpus
+    texts = [f"{number} {text}" for number in range(times) for text in corpus.texts]
+    return Corpus(corpus.name, texts, counter.encode(texts).lengths.tolist())
+
+
+def _embed(opened: Opened, corpus: Corpus, texts: Sequence[str]) -> float:
+    """Return the seconds of one pass. Unlike on a CPU, waiting threads of other contenders do not matter."""
+    reply = opened.worker.ask("embed", texts=list(texts), batch=opened.batch[corpus.name])
+    return float(reply["seconds"])
 
 
 def verified(setting: Setting, trained: Sequence[Path], device: str) -> dict[str, dict[str, Any]]:
@@ -143,7 +158,9 @@ def tune_ours(setting: Setting, device: str) -> None:
         if contender.is_ours and device != "cpu":
             options = EngineOptions(**contender.options)
             artifact = Artifact.open(setting.store.files_of(contender))
-            profile = tune(artifact, options, report=lambda line: print(line, file=sys.stderr))
+            profile = remembered(artifact, options) or tune(
+                artifact, options, report=lambda line: print(line, file=sys.stderr)
+            )
             print(f"{contender.name}: {describe(profile.best)}", file=sys.stderr)
 
 

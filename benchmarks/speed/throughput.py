@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from koe5_export.checkpoint import Checkpoint
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         for opened in field.opened.values():
             choose_batches(opened, setting.corpora, setting.store.own, setting.threads)
         embed = _embed_by_processor if args.processor_time else _embed
-        rates, ceilings = measure(setting, field, ceiling, args.rounds, embed)
+        *_, (rates, ceilings) = measure(setting, field, ceiling, args.rounds, embed)
         result = result_of(setting, field, rates, ceilings, args.baseline)
     result["time"] = "processor" if args.processor_time else "wall"
     print(table(result))
@@ -105,11 +105,11 @@ def measure(
     ceiling: Measurable,
     rounds: int,
     embed: Callable[[Opened, Corpus, Sequence[str]], float] = _embed,
-) -> tuple[Rounds, Rounds]:
+) -> Iterator[tuple[Rounds, Rounds]]:
     """Time the ceiling and then every contender, once per round and corpus.
 
-    Returns:
-        The rates of the contenders and those of the ceiling.
+    Yields:
+        After each round, the rates of the contenders and those of the ceiling in all rounds so far.
     """
     names = list(field.opened)
     rates: Rounds = {corpus.name: {name: [] for name in names} for corpus in setting.corpora}
@@ -124,7 +124,7 @@ def measure(
                 seconds = embed(field.opened[name], corpus, corpus.texts)
                 rates[corpus.name][name].append(corpus.tokens / seconds)
             _show(turn, corpus.name, rates[corpus.name], ceilings[corpus.name])
-    return rates, ceilings
+        yield rates, ceilings
 
 
 def _show(turn: int, corpus: str, *figures: dict[str, list[float]]) -> None:

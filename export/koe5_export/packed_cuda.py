@@ -3,7 +3,8 @@
 It is a copy of the padded fp16 graph with three changes, and uses the same weight file:
 
 - Position ids are an input, because computing them on the CPU is cheaper.
-- Attention is PackedMultiHeadAttention, which uses flash attention for texts of any length.
+- Attention is PackedMultiHeadAttention, which uses flash attention for texts of any length. A separate node
+  adds the bias of the queries. If attention had a bias, ONNX Runtime would copy queries, keys and values.
 - Pooling finds the tokens of each text by the inputs below instead of a mask.
 
     input_ids, position_ids, text_of_token int64[tokens], token_offset int32[texts, longest],
@@ -53,9 +54,17 @@ def write_packed_cuda(padded: Path, packed: Path, contract: Contract) -> None:
         contract: Pooling and normalization.
     """
     model = onnx.load(padded, load_external_data=False)
-    nodes = [_packed_attention(node) if _is_attention(node) else node for node in model.graph.node]
+    values = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes: list[Any] = []
+    biases: list[Any] = []
+    for node in model.graph.node:
+        if _is_attention(node):
+            biases.append(_query_bias(values[node.input[3]]))
+            nodes += _packed_attention(node, biases[-1].name)
+        else:
+            nodes.append(node)
     pooling, constants = _pooling(contract)
-    initializers = [*model.graph.initializer, *constants]
+    initializers = [*model.graph.initializer, *biases, *constants]
     graph = _pruned([*nodes, *pooling], initializers, contract.dim)
     made = helper.make_model(
         graph,
@@ -71,16 +80,26 @@ def _is_attention(node: Any) -> bool:
     return bool(node.op_type == "MultiHeadAttention")
 
 
-def _packed_attention(node: Any) -> Any:
-    query_key_value_bias = list(node.input)[:4]
-    return helper.make_node(
+def _query_bias(bias: Any) -> Any:
+    """Return the first third of the bias of queries, keys and values, float16[3 x hidden]; the rest is 0."""
+    query, key, value = np.split(numpy_helper.to_array(bias), 3)
+    if key.any() or value.any():
+        raise ValueError(f"{bias.name} contains biases of keys or values, expected zeros (see fp16.py)")
+    return numpy_helper.from_array(query, f"{bias.name}.query")
+
+
+def _packed_attention(node: Any, query_bias: str) -> list[Any]:
+    query, key, value = list(node.input)[:3]
+    biased = f"{query}.biased"
+    attention = helper.make_node(
         "PackedMultiHeadAttention",
-        [*query_key_value_bias, "token_offset", "cumulative_lengths"],
+        [biased, key, value, "", "token_offset", "cumulative_lengths"],
         list(node.output),
         name=node.name,
         domain=MICROSOFT,
         num_heads=next(entry.i for entry in node.attribute if entry.name == "num_heads"),
     )
+    return [helper.make_node("Add", [query, query_bias], [biased], name=biased), attention]
 
 
 def _pooling(contract: Contract) -> tuple[list[Any], list[Any]]:

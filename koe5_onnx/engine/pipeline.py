@@ -22,32 +22,45 @@ from koe5_onnx.text.tokenizer import Tokenizer, Tokens
 
 WINDOW_TEXTS = 4096
 """Texts per window: enough to fill batches of nearly every padded length, with bounded memory for the ids."""
+FIRST_GPU_WINDOW_TEXTS = 128
+"""Texts of the first window with the packed graph on a GPU, which is idle until they are tokenized; see
+benchmarks/decisions/gpu.md."""
 
 
-def tokenize_ahead(tokenizer: Tokenizer, texts: Sequence[str], window: int) -> Iterator[Tokens]:
+def tokenize_ahead(
+    tokenizer: Tokenizer, texts: Sequence[str], window: int, first: int | None = None
+) -> Iterator[Tokens]:
     """Yield the tokens of `texts` in windows, tokenizing the next window in a background thread.
 
     Args:
         tokenizer: Tokenizer.
         texts: Valid texts with their prompts.
         window: Texts per window, at least 1.
+        first: Texts of the first window, at least 1. Each further window is twice as large as the one before
+            it, up to `window`. None makes all windows equal.
     """
-    starts = range(0, len(texts), window)
-    if len(starts) < 2:
-        yield from (tokenizer.encode(texts) for _ in starts)
+    windows = list(_windows(len(texts), window, first or window))
+    if len(windows) < 2:
+        yield from (tokenizer.encode(texts) for _ in windows)
         return
     ahead = ThreadPoolExecutor(1, "koe5-tokenize")
     try:
-        following = ahead.submit(tokenizer.encode, texts[:window])
-        for start in starts:
+        following = ahead.submit(tokenizer.encode, texts[windows[0]])
+        for rows in windows[1:]:
             tokens = following.result()
-            rest = texts[start + window : start + 2 * window]
-            if len(rest):
-                following = ahead.submit(tokenizer.encode, rest)
+            following = ahead.submit(tokenizer.encode, texts[rows])
             yield tokens
+        yield following.result()
     finally:
         # The garbage collector may close this generator in the background thread, which must not join itself.
         ahead.shutdown(wait=False, cancel_futures=True)
+
+
+def _windows(texts: int, window: int, first: int) -> Iterator[slice]:
+    start, size = 0, min(first, window)
+    while start < texts:
+        yield slice(start, start + size)
+        start, size = start + size, min(2 * size, window)
 
 
 def run_batches(

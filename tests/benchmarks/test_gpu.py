@@ -17,7 +17,7 @@ from benchmarks.speed import gpu
 from benchmarks.speed.gemm import Shape
 from benchmarks.speed.gpu_ceiling import GpuCeiling
 from benchmarks.speed.texts import Corpus
-from koe5_onnx import Artifact, FidelityError
+from koe5_onnx import Artifact, FidelityError, Tokenizer
 from koe5_onnx.engine.cuda import provider as cuda
 from koe5_onnx.engine.cuda.provider import Driver, Gpu
 
@@ -52,11 +52,15 @@ def test_contenders_differ_only_in_what_is_compared(device):
     assert [one.options["attention"] for one in torch] == ["sdpa", "flash_attention_2", "sdpa"]
 
 
-def test_the_corpus_is_repeated_to_the_length_of_a_pass():
-    corpus = Corpus("short", ["a", "b"], [3, 4])
-    assert gpu.lengthened(corpus, 21).tokens == 21
-    assert gpu.lengthened(corpus, 22).texts == ["a", "b"] * 4
-    assert gpu.lengthened(corpus, 0) == corpus
+def test_the_corpus_is_repeated_to_the_length_of_a_pass(seeded):
+    counter = Tokenizer(seeded / "tokenizer.json", 512)
+    texts = ["query: 가나다", "passage: 라"]
+    lengths = counter.encode(texts).lengths.tolist()
+    corpus = Corpus("short", texts, lengths)
+    longer = gpu.lengthened(corpus, sum(lengths) + 1, counter)
+    assert longer.texts == ["0 query: 가나다", "0 passage: 라", "1 query: 가나다", "1 passage: 라"]
+    assert longer.lengths == counter.encode(longer.texts).lengths.tolist()
+    assert gpu.lengthened(corpus, sum(lengths), counter) == corpus
 
 
 def test_the_ceiling_counts_all_layers():

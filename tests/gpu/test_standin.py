@@ -28,8 +28,8 @@ GRAPH = GRAPHS["fp16"]
 
 LAYERS = 3
 LAUNCHES_A_LAYER, LAUNCHES_AROUND = 11, 15
-"""Kernel launches of the packed graph, per layer and for the rest. A layer has six products, the packing of
-Q, K and V, attention, two residual sums with norm, and GELU. The rest are embeddings, pooling and their
+"""Kernel launches of the packed graph, per layer and for the rest. A layer has six products, the bias of the
+queries, attention, two residual sums with norm, and GELU. The rest are embeddings, pooling and their
 copies on the GPU."""
 STARTED = ("kernel ", "product ", "copy device to device")
 SENTENCE = "서울은 대한민국의 수도이다."

@@ -11,6 +11,11 @@ measures keep these channels in range at no cost:
 - Outputs of norms and terms of residual sums are scaled by 1/32. For this, the parameters of norms and of
   linear layers before a residual sum are multiplied by 1/32, and the weights of linear layers after a norm by
   32. The scale is a power of two, so it adds no rounding error, except to values that become subnormal.
+
+Attention needs no biases of keys and values, so the packed graph for CUDA has none (packed_cuda.py). A bias
+of the keys adds the same number to all scores of a query, which does not change the softmax. A bias of the
+values is added to each weighted sum of values, because the weights sum to 1, so it moves to the bias of the
+next linear layer.
 """
 
 from __future__ import annotations
@@ -53,6 +58,7 @@ class Fp16(Precision):
 
     def prepare(self, layer: SmoothLayer) -> SmoothLayer:
         scale = np.float32(self.residual_scale)
+        layer = _without_key_and_value_bias(layer)
         return replace(
             layer,
             input_norm=_norm_scaled(layer.input_norm, scale),
@@ -85,6 +91,16 @@ class Fp16(Precision):
 
     def widen(self, g: GraphWriter, x: str) -> str:
         return g.node("Cast", [x], f"{x}.float", to=TensorProto.FLOAT)
+
+
+def _without_key_and_value_bias(layer: SmoothLayer) -> SmoothLayer:
+    value, output = layer.value, layer.output
+    return replace(
+        layer,
+        key=replace(layer.key, bias=np.zeros_like(layer.key.bias)),
+        value=replace(value, bias=np.zeros_like(value.bias)),
+        output=replace(output, bias=output.bias + value.bias @ output.weight),
+    )
 
 
 def _norm_scaled(norm: Norm, scale: np.float32) -> Norm:
