@@ -60,7 +60,8 @@ class EngineOptions:
     threads each may have a higher throughput."""
     max_batch_tokens: int | None = None
     """Tokens per batch, padding included; None uses the result of koe5-onnx tune. If there is none, the value
-    is 32,768 on CUDA, 2,048 with fused kernels on AMX (512 in an AsyncEmbedder and the server), else 512."""
+    is 65,536 on CUDA (32,768 in an AsyncEmbedder and the server), 2,048 with fused kernels on AMX (512 in an
+    AsyncEmbedder and the server), else 512."""
     overflow: Overflow = "truncate"
     """Handling of texts above the token limit: truncate them, raise an error, or average the embeddings of
     consecutive parts of a text, weighted by the number of tokens. The model was not trained for such
@@ -79,8 +80,9 @@ class EngineOptions:
     kernels."""
     cuda_graphs: bool = False
     """Capture CUDA graphs of the packed graph for small batches, so that all kernels of a query are launched
-    at once. Requires memory for a second copy of the weights; gpu_mem_limit applies to each copy. Nothing
-    else in the process may use the GPU while the artifact is being opened."""
+    at once, which halves its latency on an H100. Requires memory for a second copy of the weights;
+    gpu_mem_limit applies to each copy. Nothing else in the process may use the GPU while the artifact is
+    being opened."""
     selftest: bool = False
     """Embed the texts of the artifact's self-test after opening it, and raise an error if a cosine to the
     embedding that the export stored is below 0.999."""

@@ -195,11 +195,11 @@ def table(result: dict[str, Any]) -> str:
     ]
     for name, corpus in result["corpora"].items():
         lines.append(f"\n{name}: {corpus['texts']} texts, {corpus['tokens']:,} tokens")
-        lines.append(f"{'':28}{'tokens/s':>9}{'min':>7}{'max':>7}{'texts/s':>9}{'ratio':>7}{'ceiling':>9}")
+        lines.append(f"{'':28}{'tokens/s':>10}{'min':>9}{'max':>9}{'texts/s':>9}{'ratio':>7}{'ceiling':>9}")
         for contender, one in corpus["tokens_per_second"].items():
             against = "" if one["ratio"] is None else f"{one['ratio']:.2f}"
             lines.append(
-                f"{contender:28}{one['median']:9,.0f}{one['min']:7,.0f}{one['max']:7,.0f}"
+                f"{contender:28}{one['median']:10,.0f}{one['min']:9,.0f}{one['max']:9,.0f}"
                 f"{one['texts_per_second']:9.1f}{against:>7}{one['share_of_ceiling']:9.1%}"
             )
     lines += [f"\n{name} is wrong, not timed: {fault}" for name, fault in result["wrong"].items()]

@@ -39,9 +39,12 @@ DEFAULT_AMX_BATCH_TOKENS = 2048
 """Default for the fused kernels with AMX, which read the weights less often with larger batches. It was 9 to
 12 % faster than 512 with two threads on an Intel CPU; see benchmarks/decisions/cpu-throughput.md."""
 
-DEFAULT_GPU_BATCH_TOKENS = 32768
-"""Default maximum of tokens per batch on GPUs. On an H200, throughput was 5 % lower with 16,384 and 1 %
-higher with 65,536; see benchmarks/decisions/gpu.md."""
+DEFAULT_GPU_BATCH_TOKENS = 65536
+"""Default maximum of tokens per batch on GPUs. It was 5 % faster than 32,768 on an H100 and 1 % faster on an
+H200; see benchmarks/decisions/gpu.md."""
+
+DEFAULT_GPU_QUEUE_TOKENS = 32768
+"""The default of an AsyncEmbedder and the server on GPUs, where a query waits for the running batch."""
 
 _BUDGETS = (256, 512, 1024, 2048, 4096)
 _GPU_BUDGETS = (16384, 32768, 65536, 131072)
@@ -152,8 +155,8 @@ def arrange(artifact: Artifact, options: EngineOptions) -> tuple[Arrangement, in
 
     Returns:
         The arrangement for calls of an Embedder, and the maximum tokens per batch for an AsyncEmbedder and
-        the server. The default of the latter is smaller on CPUs with AMX, because a query has to wait until
-        the running batch has finished.
+        the server. The default of the latter is smaller on GPUs and on CPUs with AMX, because a query has to
+        wait until the running batch has finished.
     """
     on_gpu, parallel_batches = options.gpu is not None, options.parallel_batches
     cores = usable_cores().count
@@ -161,10 +164,9 @@ def arrange(artifact: Artifact, options: EngineOptions) -> tuple[Arrangement, in
         found = profile.lowest_latency if parallel_batches == 1 else profile.best
         queued = found.max_batch_tokens
     else:
-        queued = DEFAULT_GPU_BATCH_TOKENS if on_gpu else DEFAULT_BATCH_TOKENS
         graph = choose(artifact, options)
-        is_larger = options.max_batch_tokens is None and _uses_amx(graph)
-        found = Arrangement(1, cores, DEFAULT_AMX_BATCH_TOKENS if is_larger else queued, graph.kind)
+        larger, queued = _default_batch_tokens(graph, on_gpu=on_gpu)
+        found = Arrangement(1, cores, larger, graph.kind)
     if parallel_batches is not None and parallel_batches != found.parallel_batches:
         found = replace(found, threads=max(1, cores // parallel_batches))
     return _with_fixed(found, options), options.max_batch_tokens or queued
@@ -182,8 +184,12 @@ def choose_tuned(artifact: Artifact, options: EngineOptions) -> Graph:
     return graph
 
 
-def _uses_amx(graph: Graph) -> bool:
-    return graph.layout == "packed_cpu" and kernels_level() == "amx"
+def _default_batch_tokens(graph: Graph, *, on_gpu: bool) -> tuple[int, int]:
+    """Return the maximum tokens per batch for calls, and for an AsyncEmbedder and the server."""
+    if on_gpu:
+        return DEFAULT_GPU_BATCH_TOKENS, DEFAULT_GPU_QUEUE_TOKENS
+    uses_amx = graph.layout == "packed_cpu" and kernels_level() == "amx"
+    return DEFAULT_AMX_BATCH_TOKENS if uses_amx else DEFAULT_BATCH_TOKENS, DEFAULT_BATCH_TOKENS
 
 
 def describe(arrangement: Arrangement) -> str:

@@ -42,15 +42,29 @@ def trusting(monkeypatch):
     monkeypatch.setattr(graph_capture, "_least_cosine", lambda a, b: 1.0 if a.shape == b.shape else 0.0)
 
 
-def test_an_embedder_opens_on_existing_gpus_only(fp16, monkeypatch):
+def test_an_embedder_opens_on_existing_gpus_only(fp16, monkeypatch, capfd):
     with Embedder.open(fp16, device="cuda") as embedder:
         assert embedder.session.providers[0] == "CUDAExecutionProvider"
         assert embedder.encode([SENTENCE, ""]).shape == (2, 128)
+    assert capfd.readouterr() == ("", "")
     with pytest.raises(ProviderError, match=r"device is 'cuda:1', but the number of GPUs is 1"):
         Embedder.open(fp16, device="cuda:1")
     monkeypatch.setenv("STANDIN_GPUS", "2")
     with Embedder.open(fp16, device="cuda:1") as embedder:
         assert embedder.encode([SENTENCE]).shape == (1, 128)
+
+
+@pytest.mark.parametrize(("graph", "windows"), [("packed", [128, 256, 116]), ("padded", [500])])
+def test_the_gpu_starts_before_all_texts_are_tokenized(fp16, monkeypatch, graph, windows):
+    monkeypatch.setenv("STANDIN_CAPABILITY", "80")
+    with Embedder.open(fp16, device="cuda", graph=graph) as embedder:
+        found = []
+        encode = embedder._tokenizer.encode
+        monkeypatch.setattr(
+            embedder._tokenizer, "encode", lambda texts: found.append(len(texts)) or encode(texts)
+        )
+        assert embedder.encode([f"글 {number}" for number in range(500)]).shape == (500, 128)
+        assert found == windows
 
 
 @pytest.mark.parametrize("graph", [GRAPH, PACKED_CUDA_GRAPH])

@@ -198,7 +198,9 @@ def test_options_of_the_provider():
         "enable_skip_layer_norm_strict_mode": "1",
         "use_tf32": "0",
     }
-    assert cuda.provider_options(0, 5)["gpu_mem_limit"] == "5"
+    first = cuda.provider_options(0, 5)
+    assert first["gpu_mem_limit"] == "5"
+    assert "device_id" not in first
 
 
 @pytest.mark.parametrize(
@@ -353,8 +355,9 @@ def test_tune_leaves_out_what_does_not_fit(for_cuda, tuned):
 
 
 def test_untuned_and_on_another_gpu(for_cuda, tuned, monkeypatch):
-    default, _ = tuning.arrange(for_cuda, UNTUNED)
-    assert (default.parallel_batches, default.max_batch_tokens) == (1, tuning.DEFAULT_GPU_BATCH_TOKENS)
+    default, queued = tuning.arrange(for_cuda, UNTUNED)
+    assert (default.parallel_batches, default.max_batch_tokens, queued) == (1, 65536, 32768)
+    assert tuning.arrange(for_cuda, replace(UNTUNED, max_batch_tokens=7))[1] == 7
     tuned(for_cuda, lambda one: 1.0 if one.max_batch_tokens == 65536 else 4.0)
     assert tuning.arrange(for_cuda, UNTUNED)[0].max_batch_tokens == 65536
     other = Driver("13.0", [Gpu("NVIDIA L4", 24_000_000_000, (8, 9))])

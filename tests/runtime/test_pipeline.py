@@ -94,6 +94,17 @@ def test_the_next_window_is_tokenized_while_one_is_used():
     assert list(windows) == [[3, 4, 5], [6, 7, 8], [9]]
 
 
+def test_windows_double_up_to_the_largest():
+    class Unchanged:
+        def encode(self, texts):
+            return list(texts)
+
+    sizes = [len(window) for window in pipeline.tokenize_ahead(Unchanged(), "abcdefghijklmn", 5, first=2)]
+    assert sizes == [2, 4, 5, 3]
+    assert list(pipeline.tokenize_ahead(Unchanged(), "abc", 2, first=9)) == [["a", "b"], ["c"]]
+    assert list(pipeline.tokenize_ahead(Unchanged(), "", 2, first=1)) == []
+
+
 def test_the_windows_may_be_closed_in_the_background_thread():
     """The garbage collector closes windows that a failed call did not use, and may run in any thread."""
     is_suspended = threading.Event()

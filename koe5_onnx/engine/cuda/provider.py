@@ -176,7 +176,8 @@ def provider_options(number: int, gpu_mem_limit: int | None) -> dict[str, str]:
         gpu_mem_limit: Limit for the memory arena in bytes; None sets no limit.
     """
     options = {
-        "device_id": str(number),
+        # ONNX Runtime 1.31 prints a warning if the number of the GPU is given, even if it is valid.
+        **({"device_id": str(number)} if number else {}),
         # The first batches are the largest, so their memory is enough for most later ones. The default
         # strategy doubles the arena, which can take twice as much memory.
         "arena_extend_strategy": "kSameAsRequested",
