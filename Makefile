@@ -7,7 +7,7 @@ READY := $(VENV)/installed
 KERNELS := $(VENV)/kernels
 CONTENDERS := .venv-contenders/installed .venv-fastembed/installed .venv-infinity/installed
 # Longest first.
-LEGS := trained lowest sanitizers integrations arm image remote examples ray optimum lean dist gpu docs
+LEGS := trained lowest sanitizers integrations arm image remote examples ray optimum infinity lean dist gpu docs
 LARGE := build/large
 DATA ?=
 SPEED := build/speed

@@ -96,6 +96,15 @@ def optimum(session: nox.Session) -> None:
 
 
 @nox.session
+def infinity(session: nox.Session) -> None:
+    """Name the maker of vectors that infinity computed."""
+    pins = constraints(session, pins_of("infinity.txt"))
+    install(session, pins, "-e", ".[cpu,export]", "infinity-emb[torch]", "pytest", "torch")
+    session.run("python", "-c", "import infinity_emb")  # the test skips if it is missing
+    session.run("pytest", "tests/interop", "-k", "infinity")
+
+
+@nox.session
 def ray(session: nox.Session) -> None:
     """Run the tests of the Ray engine of bulk on a local cluster of two workers."""
     install(session, HERE / "constraints.txt", "-e", ".[cpu,ray]", "pytest")

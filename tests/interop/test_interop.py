@@ -6,11 +6,13 @@ tested where these run: in tests/docs and tests/export/test_publish.py.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,39 @@ def test_fastembed(here, embedder):
     found = identify(vectors, texts, embedder)
     assert (found.maker.prompt_name, found.maker.pooling) == ("query", "mean")
     assert found.precision == "same as this artifact (int8)"
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "pooling"),
+    [("none", "", "mean"), ("passage", "passage: ", "mean"), ("none", "", "cls")],
+)
+@pytest.mark.filterwarnings("ignore")  # warnings of transformers
+def test_infinity(tmp_path, monkeypatch, embedder, name, prompt, pooling):
+    pytest.importorskip("infinity_emb")
+    from data.make_tiny import SIZE
+    from infinity_emb import AsyncEmbeddingEngine, EngineArgs
+    from koe5_export.seeded import write_seeded_checkpoint
+
+    monkeypatch.chdir(tmp_path)  # infinity creates a cache folder
+    write_seeded_checkpoint(tmp_path / "checkpoint", replace(SIZE, pooling=pooling))
+    arguments = EngineArgs(
+        model_name_or_path=str(tmp_path / "checkpoint"),
+        engine="torch",
+        device="cpu",
+        model_warmup=False,
+        compile=False,
+        bettertransformer=False,
+    )
+    texts = [f"{number}번째 도시의 인구는 얼마인가요?" for number in range(8)]
+
+    async def embed():
+        engine = AsyncEmbeddingEngine.from_args(arguments)
+        async with engine:
+            return (await engine.embed(sentences=[prompt + text for text in texts]))[0]
+
+    found = identify(np.array(asyncio.run(embed())), texts, embedder)
+    assert (found.maker.prompt_name, found.maker.pooling) == (name, pooling)
+    assert found.precision == "another precision of the same checkpoint"
 
 
 @pytest.fixture
