@@ -89,9 +89,12 @@ def read_contract(checkpoint: Checkpoint, options: ContractOptions | None = None
     Raises:
         CheckpointError: A setting is not supported, the pooling is unknown, or `options.like` is not in
             `KNOWN`.
-        InputError: A Matryoshka dimension is out of range, or a prompt contradicts the checkpoint's files.
+        InputError: A Matryoshka dimension is out of range, a prompt contradicts the checkpoint's files, or
+            `options.unicode_form` is not supported.
     """
     options = options or ContractOptions()
+    if options.unicode_form not in ("NFC", None):
+        raise InputError(f"unicode_form is {options.unicode_form!r}; expected 'NFC' or None")
     known = _known(checkpoint, options.like)
     folder = checkpoint.folder
     modules = read_modules(folder)

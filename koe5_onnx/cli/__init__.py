@@ -106,7 +106,8 @@ def _run_reporting_errors(args: argparse.Namespace) -> int:
 
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
+        denied = ". Check the owner and the mode of the file and its folders"
+        return f"{error.filename}: {error.strerror}{denied if isinstance(error, PermissionError) else ''}"
     return str(error)
 
 

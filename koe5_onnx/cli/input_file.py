@@ -29,13 +29,15 @@ def suffix_of_input(name: str) -> str | None:
     return suffix if suffix in (".txt", ".jsonl") else None
 
 
-def read_texts(name: str, field: str, encoding: str = "utf-8") -> list[str]:
+def read_texts(name: str, field: str | None = None, encoding: str | None = None) -> list[str]:
     """Read all texts of an input.
 
     Args:
         name: A .txt or .jsonl file or its URL, or "-" for stdin.
-        field: Name of the field with the text in a .jsonl file.
+        field: Name of the field with the text in a .jsonl file. None means "text", for commands without
+            the option --text-column.
         encoding: Encoding of the file: an ASCII-compatible Python codec, "utf-16", or "auto" to detect it.
+            None means "utf-8", for commands without the option --encoding.
 
     Raises:
         InputError: The encoding is unknown, or a line has another encoding, is not a JSON object, or has no
@@ -48,7 +50,7 @@ def read_texts(name: str, field: str, encoding: str = "utf-8") -> list[str]:
     return [line for _, line in _lines_of(name, encoding)]
 
 
-def read_records(name: str, encoding: str = "utf-8") -> Iterator[tuple[str, dict[str, Any]]]:
+def read_records(name: str, encoding: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the position and the fields of each record of a .jsonl or .csv file.
 
     Raises:
@@ -65,8 +67,8 @@ def read_records(name: str, encoding: str = "utf-8") -> Iterator[tuple[str, dict
         raise InputError(f"{name}: not CSV ({error}). Expected a header and one record per row") from error
 
 
-def _lines_of(name: str, encoding: str) -> Iterator[tuple[str, str]]:
-    encoding = encodings.canonical(encoding)
+def _lines_of(name: str, encoding: str | None) -> Iterator[tuple[str, str]]:
+    encoding = encoding and encodings.canonical(encoding)
     with nullcontext(sys.stdin.buffer) if name == STDIN else _open(name) as opened:
         stream = io.BufferedReader(cast("io.RawIOBase", opened), encodings.SAMPLE_BYTES)
         try:
@@ -83,10 +85,12 @@ def _open(name: str) -> BinaryIO:
     return locate(name).open()
 
 
-def _lines(stream: io.BufferedReader[io.RawIOBase], encoding: str, shown: str) -> Iterator[tuple[str, str]]:
+def _lines(
+    stream: io.BufferedReader[io.RawIOBase], encoding: str | None, shown: str
+) -> Iterator[tuple[str, str]]:
     """Yield the position and the text of each line, without its line end and without a byte order mark."""
     likely = encodings.likely(stream.peek(encodings.SAMPLE_BYTES))
-    codec = encodings.codec_of(encoding, likely)
+    codec = encodings.codec_of(encoding or "utf-8", likely)
     number = 0
     while line := encodings.read_line(stream, codec, -1):
         number += 1
@@ -94,6 +98,8 @@ def _lines(stream: io.BufferedReader[io.RawIOBase], encoding: str, shown: str) -
         where = f"{shown}, line {number}"
         if (place := _not_text(content, codec, likely)) is not None:
             wrong = f"byte {place + 1} (0x{content[place]:02x}) is not {codec.upper()}"
+            if encoding is None:
+                raise InputError(f"{where}: {wrong}. Convert the file to UTF-8")
             if likely in (None, codec):
                 raise InputError(f"{where}: {wrong}. Convert the file, or pass --encoding")
             raise InputError(f"{where}: {wrong}. Pass --encoding {likely}, which the file probably has")
@@ -122,17 +128,19 @@ def _object(line: str, where: str) -> dict[str, Any]:
     return record
 
 
-def text_of(record: Mapping[str, Any], field: str, where: str) -> str:
-    """Return the text in a field of a record.
+def text_of(record: Mapping[str, Any], field: str | None, where: str) -> str:
+    """Return the text in a field of a record; see `read_texts`.
 
     Raises:
         InputError: The record has no such field, or the field has no valid text.
     """
-    if field not in record:
-        raise InputError(f"{where}: no field {field!r}, only {sorted(record)}. Name one with --text-column")
-    text = record[field]
+    name = field or "text"
+    if name not in record:
+        advice = "Rename one" if field is None else "Name one with --text-column"
+        raise InputError(f"{where}: no field {name!r}, only {sorted(record)}. {advice}")
+    text = record[name]
     if not isinstance(text, str):
-        raise InputError(f"{where}: field {field!r} is {type(text).__name__}, expected a string")
+        raise InputError(f"{where}: field {name!r} is {type(text).__name__}, expected a string")
     _require_unicode(text, where)
     return text
 

@@ -27,7 +27,7 @@ def test_a_missing_gpu_is_reported(seeded, monkeypatch, capsys):
     assert main(["gpu", "--checkpoint", str(seeded)]) == 1
     shown = capsys.readouterr()
     assert shown.err == (
-        "error: CUDA cannot be used: no NVIDIA driver was found. Pass device='cpu' to use the CPU\n"
+        "error: CUDA cannot be used: no NVIDIA driver was found. To use the CPU, set the device to 'cpu'\n"
     )
     assert shown.out == ""
 

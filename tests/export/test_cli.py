@@ -1,6 +1,7 @@
 """The commands export, verify and demo, called as from the command line."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -78,6 +79,26 @@ def test_calibration_texts_come_from_a_file(checkpoint, tmp_path):
     arguments = ["export", str(checkpoint), str(out), "--precision", "int8", "--calibration", str(texts)]
     assert main(arguments) == 0
     assert Artifact.open(out).manifest.recipe["calibration_texts"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "texts.txt",
+            "서울".encode("cp949"),
+            r"texts.txt, line 1: byte 1 \(0xbc\) is not UTF-8. Convert the file to UTF-8",
+        ),
+        ("texts.jsonl", b'{"body": "a"}', r"no field 'text', only \['body'\]. Rename one$"),
+    ],
+)
+def test_files_of_texts_get_advice_that_export_can_follow(
+    checkpoint, tmp_path, capsys, name, content, message
+):
+    (tmp_path / name).write_bytes(content)
+    out = str(tmp_path / "out")
+    assert main(["export", str(checkpoint), out, "--verification", str(tmp_path / name)]) == 1
+    assert re.search(message, capsys.readouterr().err.strip())
 
 
 def test_verify_repeats_the_measurement(checkpoint, artifact, capsys):

@@ -6,7 +6,7 @@ from koe5_export.checkpoint import Checkpoint
 from koe5_export.contract import ContractOptions, read_contract
 from koe5_export.seeded import SIZES, encoder_config
 
-from koe5_onnx import CheckpointError
+from koe5_onnx import CheckpointError, InputError
 
 TYPE = "sentence_transformers.models."
 
@@ -160,3 +160,8 @@ def test_invalid_prompts_are_rejected(folder, stored):
 def test_prompts_get_the_names_query_and_passage(folder, stored, expected):
     write(folder, "config_sentence_transformers.json", {"prompts": stored})
     assert contract(folder).prompts == expected
+
+
+def test_an_unsupported_unicode_form_is_an_error_of_the_caller(folder):
+    with pytest.raises(InputError, match="unicode_form is 'NFD'; expected 'NFC' or None"):
+        read_contract(Checkpoint(folder, "someone/model", None), ContractOptions(unicode_form="NFD"))

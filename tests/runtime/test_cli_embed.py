@@ -209,6 +209,16 @@ def test_stdin_is_named_too(embed, capsys, monkeypatch):
     assert "stdin, line 1: byte 1 (0xff)" in capsys.readouterr().err
 
 
+def test_denied_access_comes_with_advice(embed, put, capsys, monkeypatch):
+    def denied(path, _mode):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    put("in.txt", b"text")
+    monkeypatch.setattr(Path, "open", denied)
+    assert embed("in.txt") == 1
+    assert "in.txt: Permission denied. Check the owner and the mode" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "output", "message"),
     [

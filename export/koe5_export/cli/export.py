@@ -234,6 +234,6 @@ def texts_of(file: str, option: str) -> list[str]:
     """
     if suffix_of_input(file) is None:
         raise InputError(f"{option} is {file!r}; expected a .txt file or a .jsonl file with the field text")
-    if not (texts := read_texts(file, "text")):
+    if not (texts := read_texts(file)):
         raise InputError(f"{file} is empty. Write one text per line")
     return texts

@@ -122,7 +122,7 @@ def require_gpu(number: int) -> Gpu:
     """
     driver = find_driver()
     if isinstance(driver, str):
-        raise ProviderError(f"CUDA cannot be used: {driver}. Pass device='cpu' to use the CPU")
+        raise ProviderError(f"CUDA cannot be used: {driver}. To use the CPU, set the device to 'cpu'")
     if number >= len(driver.gpus):
         raise ProviderError(
             f"device is 'cuda:{number}', but the number of GPUs is {len(driver.gpus)}: expected at most "
