@@ -298,10 +298,10 @@ class Embedder:
             first: Texts of the first window, see `tokenize_ahead`; None makes all windows equal.
 
         Returns:
-            An unfilled result, and an iterator over windows of 4,096 texts (with `overflow="error"`, one
-            window of all texts). The iterator fills the token counts and flags of the result, and raises
-            TextTooLongError as `encode` does. The caller writes the embeddings to the arrays of the windows,
-            which are views of the result's embeddings.
+            An unfilled result, and an iterator over windows of up to 4,096 texts (with
+            `overflow="error"`, one window of all texts). The iterator fills the token counts and flags of the
+            result, and raises TextTooLongError as `encode` does. The caller writes the embeddings to the
+            arrays of the windows, which are views of the result's embeddings.
 
         Raises:
             TypeError: `texts` is a single str.

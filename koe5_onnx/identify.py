@@ -158,7 +158,7 @@ def identify(
         with closing(embedder.session.padded()) as padded:
             own = _Pooled(texts, embedder, padded.token_embeddings)
             pooled = _Pooled(texts, embedder, reference) if reference else own
-            candidates = _ranked(list(_candidates(given, pooled)))
+            candidates = _ranked(_candidates(given, pooled))
             if candidates[0].distance <= MAX_DISTANCE:
                 maker = candidates[0]
                 precision = _precision(maker, given, own, has_reference=reference is not None)
@@ -190,7 +190,14 @@ def _sample(vectors: npt.NDArray[Any], texts: Sequence[str]) -> list[int]:
     return [rows[index] for index in chosen]
 
 
-def _candidates(given: Float64, pooled: _Pooled) -> Iterator[Candidate]:
+def _candidates(given: Float64, pooled: _Pooled) -> list[Candidate]:
+    """Compare the vectors with all settings. Common settings come first."""
+    order = list(_prompts(pooled.embedder.contract))
+    return sorted(_compared(given, pooled), key=lambda one: order.index(one.prompt))
+
+
+def _compared(given: Float64, pooled: _Pooled) -> Iterator[Candidate]:
+    # Ordered by limit, so that only one tokenizer at a time is in memory.
     contract = pooled.embedder.contract
     limits = [contract.max_tokens, *(limit for limit in _LIMITS if limit < contract.max_tokens)]
     names = _prompts(contract)

@@ -67,10 +67,10 @@ class EngineOptions:
     consecutive parts of a text, weighted by the number of tokens. The model was not trained for such
     averages."""
     graph: GraphChoice = "auto"
-    """Graph to run: auto selects the packed graph, which needs no padding, if it can run (and koe5-onnx tune
-    has not found that the padded graph is faster here), and otherwise the padded graph; packed fails if the
-    packed graph cannot run. The packed graph requires an int8 artifact and the fused kernels on a CPU, and an
-    fp16 artifact on CUDA."""
+    """Graph to run: auto selects the packed graph, which needs no padding, if it can run, and otherwise the
+    padded graph. If koe5-onnx tune has found that the padded graph is faster here, auto selects the padded
+    graph. packed fails if the packed graph cannot run. The packed graph requires an int8 artifact and the
+    fused kernels on a CPU, and an fp16 artifact on CUDA."""
     gpu_mem_limit: int | None = None
     """Bytes that ONNX Runtime may allocate on a GPU for weights and batches; None sets no limit. Batches that
     do not fit are split in half, with a warning."""

@@ -120,7 +120,7 @@ GPU_NAMES = (
 )
 """Contenders on a GPU. They run in fp16, or in fp32 if a CPU is used instead."""
 _FP16 = 0.999
-_GPU_TEXTS = [32, 64, 128, 256, 512]
+_GPU_TEXTS = [32, 64, 128, 256, 512, 1024, 2048]
 """Batch sizes to try, in texts."""
 _GPU_TOKENS = [8192, 16384, 32768, 65536]
 """Batch sizes to try, in tokens with padding."""

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         head = {"gpu": gpu, "device": args.device, "fidelity": fidelity}
         head |= _latency(setting, field, args.calls, args.rounds)
         kind = ("gpu", "fp16", "fp16" if args.device != "cpu" else "fp32")
-        # A GPU may be lent for a limited time, so each round writes the results so far.
+        # GPU time may be limited, so each round writes the results so far.
         for rates, ceilings in throughput.measure(setting, field, ceiling, args.rounds, _embed):
             result = throughput.result_of(setting, field, rates, ceilings, args.baseline, kind) | head
             if setting.json is not None:
@@ -158,9 +158,10 @@ def tune_ours(setting: Setting, device: str) -> None:
         if contender.is_ours and device != "cpu":
             options = EngineOptions(**contender.options)
             artifact = Artifact.open(setting.store.files_of(contender))
-            profile = remembered(artifact, options) or tune(
-                artifact, options, report=lambda line: print(line, file=sys.stderr)
-            )
+            if (profile := remembered(artifact, options)) is not None:
+                print(f"{contender.name}: stored result of tune", file=sys.stderr)
+            else:
+                profile = tune(artifact, options, report=lambda line: print(line, file=sys.stderr))
             print(f"{contender.name}: {describe(profile.best)}", file=sys.stderr)
 
 

@@ -83,6 +83,8 @@ def embed_files(
     _require_apart(found, folder.location)
     folder.require_usable()
     engine = engine or EngineOptions(parallel_batches=None)
+    if JOB in folder.sizes and not restart:
+        engine = _with_graph_of(folder, engine)
     job = _job(artifact, engine, options, found)
     with folder.locked():
         if restart:
@@ -100,6 +102,14 @@ def _require_apart(source: InputFiles, output: Location) -> None:
     root = source.root
     if source.is_folder and output.fs == root.fs and f"{output.path}/".startswith(f"{root.path}/"):
         raise InputError(f"the output {output} is in the input {root}. Pass a folder outside the input")
+
+
+def _with_graph_of(folder: OutputFolder, engine: EngineOptions) -> EngineOptions:
+    """Resume a job with its graph. What "auto" selects can change, for example after `koe5-onnx tune`."""
+    graph = folder.read_json(JOB).get("graph")
+    if engine.graph == "auto" and graph in ("packed", "padded"):
+        return dataclasses.replace(engine, graph=graph)
+    return engine
 
 
 def _job(path: str | Path, engine: EngineOptions, options: BulkOptions, source: InputFiles) -> BulkJob:

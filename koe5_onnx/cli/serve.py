@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.port <= 65535:
         raise InputError(f"--port is {args.port}: expected 0 to 65535")
     threads = args.threads
-    if threads is None:
+    if threads is None and args.workers > 1:
         threads = max(1, usable_cores().count // args.workers // max(1, args.parallel_batches))
     share_weights = args.workers > 1 if args.share_weights is None else args.share_weights
     settings = Settings(

@@ -14,7 +14,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = verbs.add_parser(
         "tune",
         help="measure and store the fastest graph and batch settings for this machine",
-        description="Measure batch sizes and parallel batches on this machine (KoE5 in int8: some minutes) "
+        description="Measure batch sizes and parallel batches on this machine (KoE5 in int8: a few minutes) "
         "and store the best settings per artifact, CPU or GPU, cores and ONNX Runtime version. On CPUs, the "
         "packed and the padded graph are compared. --graph, --parallel-batches, --threads and "
         "--max-batch-tokens stay fixed if they are given.",
@@ -37,5 +37,5 @@ def run(args: argparse.Namespace) -> int:
     artifact = Artifact.open(args.artifact, revision=options.revision)
     profile = tune(artifact, options, rounds=max(1, args.rounds), report=print)
     print(f"best for throughput (embed, parallel_batches=None): {describe(profile.best)}")
-    print(f"best with one batch at a time (Embedder's default): {describe(profile.lowest_latency)}")
+    print(f"best with one batch at a time (Embedder's default): {describe(profile.one_at_a_time)}")
     return 0

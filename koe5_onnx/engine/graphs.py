@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -127,6 +128,14 @@ def kernels_level() -> str:
     import koe5_onnx_kernels
 
     return str(koe5_onnx_kernels.level())
+
+
+def kernels_version() -> str:
+    """Return the version of the installed kernels; "unknown" if they were not installed as a package."""
+    try:
+        return version("koe5-onnx-kernels")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def weight_layout() -> int:

@@ -22,7 +22,7 @@ import numpy as np
 
 from koe5_onnx.artifact import Artifact
 from koe5_onnx.engine.cuda.provider import require_gpu
-from koe5_onnx.engine.graphs import Graph, Kind, choose, kernels_level
+from koe5_onnx.engine.graphs import Graph, Kind, choose, kernels_level, kernels_version
 from koe5_onnx.engine.machine import cpu_features, cpu_name, usable_cores
 from koe5_onnx.engine.pipeline import run_batches
 from koe5_onnx.engine.providers import import_onnxruntime
@@ -76,7 +76,7 @@ class Profile:
 
     best: Arrangement
     """Arrangement for the highest throughput, chosen by `_best`."""
-    lowest_latency: Arrangement
+    one_at_a_time: Arrangement
     """Arrangement chosen by `_best` among those with the graph of `best` and one batch at a time; `best` if
     none of these was measured."""
     tokens_per_second: Sequence[tuple[Arrangement, float]]
@@ -109,7 +109,8 @@ def tune(
     """
     on_gpu = options.gpu is not None
     tokens = _tokens(artifact, _SAMPLE_LENGTHS * (_GPU_SAMPLES if on_gpu else 1))
-    candidates = (_gpu_arrangements if on_gpu else _arrangements)(choose(artifact, options).kind)
+    chosen = choose(artifact, options).kind
+    candidates = (_gpu_arrangements if on_gpu else _arrangements)(chosen)
     if not on_gpu and options.graph == "auto":
         candidates = itertools.chain(candidates, _padded_arrangements())
     found: dict[Arrangement, list[float]] = {_with_fixed(one, options): [] for one in candidates}
@@ -126,9 +127,10 @@ def tune(
     medians = [(arrangement, statistics.median(rates)) for arrangement, rates in found.items()]
     for arrangement, rate in medians:
         report(f"{describe(arrangement)}: {rate:,.0f} tokens/s")
-    for graph in {arrangement.graph for arrangement in found}:
-        of_graph = _profile([one for one in medians if one[0].graph == graph])
-        _store(of_graph, artifact, replace(options, graph=graph))
+    # Not stored for graph="padded": if the packed graph can run, few arrangements of the padded graph are
+    # measured.
+    if of_chosen := [one for one in medians if one[0].graph == chosen]:
+        _store(_profile(of_chosen), artifact, replace(options, graph=chosen))
     profile = _profile(medians)
     _store(profile, artifact, options)
     return profile
@@ -140,7 +142,7 @@ def remembered(artifact: Artifact, options: EngineOptions) -> Profile | None:
         found = json.loads(_profile_file(artifact, options).read_text(encoding="utf-8"))
         return Profile(
             Arrangement(**found["best"]),
-            Arrangement(**found["lowest_latency"]),
+            Arrangement(**found["one_at_a_time"]),
             [(Arrangement(**one), float(rate)) for one, rate in found["tokens_per_second"]],
         )
     except (OSError, ValueError, KeyError, TypeError, ProviderError):
@@ -155,17 +157,17 @@ def arrange(artifact: Artifact, options: EngineOptions) -> tuple[Arrangement, in
 
     Returns:
         The arrangement for calls of an Embedder, and the maximum tokens per batch for an AsyncEmbedder and
-        the server. The default of the latter is smaller on GPUs and on CPUs with AMX, because a query has to
-        wait until the running batch has finished.
+        the server. Unless it is an option, the latter is at most the default, which is smaller on GPUs and on
+        CPUs with AMX, because a query has to wait until the running batch has finished.
     """
     on_gpu, parallel_batches = options.gpu is not None, options.parallel_batches
     cores = usable_cores().count
+    graph = choose(artifact, options)
+    larger, queued = _default_batch_tokens(graph, on_gpu=on_gpu)
     if (profile := remembered(artifact, options)) is not None:
-        found = profile.lowest_latency if parallel_batches == 1 else profile.best
-        queued = found.max_batch_tokens
+        found = profile.one_at_a_time if parallel_batches == 1 else profile.best
+        queued = min(queued, found.max_batch_tokens)
     else:
-        graph = choose(artifact, options)
-        larger, queued = _default_batch_tokens(graph, on_gpu=on_gpu)
         found = Arrangement(1, cores, larger, graph.kind)
     if parallel_batches is not None and parallel_batches != found.parallel_batches:
         found = replace(found, threads=max(1, cores // parallel_batches))
@@ -303,6 +305,7 @@ def _profile_file(artifact: Artifact, options: EngineOptions) -> Path:
         options.device,
         options.graph,
         *([] if options.gpu is None else [str(require_gpu(options.gpu))]),
+        *([] if graph.library is None else [kernels_version(), kernels_level()]),
         cpu_name(),
         *cpu_features(),
         str(usable_cores().count),

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -114,6 +115,19 @@ def test_kernels_do_not_mix(begun, tmp_path):
     padded = EngineOptions(threads=1, graph="padded")
     with pytest.raises(InputError, match="graph was 'packed' and is now 'padded'"):
         embed_files(tmp_path / "in", begun, ARTIFACT, BulkOptions("passage"), engine=padded)
+
+
+def test_a_job_keeps_its_graph_after_tune(begun, tmp_path, monkeypatch):
+    """What the graph "auto" is can change between two runs of the same command."""
+    before = json.loads((begun / "_job.json").read_text())["graph"]
+    other = "padded" if before == "packed" else "packed"
+    monkeypatch.setattr(
+        "koe5_onnx.bulk.embed.choose_tuned",
+        lambda _artifact, options: SimpleNamespace(kind=other if options.graph == "auto" else options.graph),
+    )
+    source, options, engine = tmp_path / "in", BulkOptions("passage"), EngineOptions(threads=1)
+    assert embed_files(source, begun, ARTIFACT, options, engine=engine).shards_before == 1
+    assert json.loads((begun / "_job.json").read_text())["graph"] == before
 
 
 def test_two_at_once(embed, begun):

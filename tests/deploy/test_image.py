@@ -42,9 +42,13 @@ def command():
 
 
 def test_the_image_has_a_user_and_no_build_tools(command):
-    code = "id -u; touch /cache/new; cd /; ls -d source wheels root/.cache; command -v g++ make; true"
+    tools = "for tool in g++ make cmake; do command -v $tool; done"
+    code = f"id -u; touch /cache/new && echo writable; cd /; ls -d source wheels; {tools}; true"
     done = subprocess.run(command("sh", "-c", code), capture_output=True, text=True, check=True)
-    assert done.stdout == "10001\n", done.stdout + done.stderr
+    assert done.stdout == "10001\nwritable\n", done.stdout + done.stderr
+    words = command("sh", "-c", "id -u; ls -A /root/.cache; true", options=("--user=0",))
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n", done.stdout
 
 
 @pytest.mark.parametrize("artifact", ["/model", REPOSITORY])

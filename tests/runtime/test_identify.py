@@ -90,6 +90,17 @@ def test_of_nearly_equal_candidates_the_more_common_one_comes_first(make, texts,
         assert identify(vectors, texts, opened).maker.pooling == expected
 
 
+def test_common_prompts_come_first_whatever_a_limit_truncates(texts, opened, monkeypatch):
+    counts = opened.count_tokens(texts, prompt="")
+    some = [text for text, count in zip(texts, counts, strict=True) if count < 100]
+    # A limit that truncates texts with a prompt, but none without.
+    monkeypatch.setattr("koe5_onnx.identify._LIMITS", (int(counts[counts < 100].max()) + 1,))
+    monkeypatch.setattr("koe5_onnx.identify._TIE", 1e9)
+    vectors = np.random.default_rng(0).normal(size=(len(some), opened.dim))
+    found = identify(vectors, some, opened)
+    assert list(dict.fromkeys(one.prompt_name for one in found.candidates)) == list(PROMPTS)
+
+
 @pytest.mark.parametrize("limit", [128, 256, 512])
 def test_truncation(limit, make, texts, opened):
     found = identify(make("passage: ", limit=limit), texts, opened)

@@ -70,13 +70,14 @@ def test_what_is_found_is_used(artifact, clock):
     clock([5.0, 4.0, 2.0, 4.0, 5.0, 5.0, 4.0, 3.0, 1.0, 5.0])
     profile = tune(artifact, PADDED, rounds=1)
     assert profile.best == Arrangement(2, 1, 2048, "padded")
-    assert profile.lowest_latency == Arrangement(1, 2, 1024, "padded")
+    assert profile.one_at_a_time == Arrangement(1, 2, 1024, "padded")
     assert remembered(artifact, PADDED) == profile
     for parallel_batches, expected in ((1, (1, 2, 1024)), (None, (2, 1, 2048))):
         with Embedder.open(artifact.path, parallel_batches=parallel_batches, graph="padded") as embedder:
             found = (embedder.parallel_batches, embedder.session.threads, embedder.max_batch_tokens)
             assert found == expected
-            assert embedder.queue_batch_tokens == embedder.max_batch_tokens
+            # Larger batches than the default are not used for queues, because a query would wait for them.
+            assert embedder.queue_batch_tokens == DEFAULT_BATCH_TOKENS
     with Embedder.open(artifact.path, options=PADDED, threads=1, max_batch_tokens=64) as embedder:
         assert (embedder.parallel_batches, embedder.session.threads, embedder.max_batch_tokens) == (2, 1, 64)
 
@@ -84,7 +85,7 @@ def test_what_is_found_is_used(artifact, clock):
 def test_what_is_given_stays_fixed(artifact, clock):
     clock([3.0, 2.0, 1.0, 2.0, 3.0])
     profile = tune(artifact, replace(PADDED, threads=1, parallel_batches=2), rounds=1)
-    assert profile.best == profile.lowest_latency == Arrangement(2, 1, 1024, "padded")
+    assert profile.best == profile.one_at_a_time == Arrangement(2, 1, 1024, "padded")
     assert len(profile.tokens_per_second) == 5
 
 
@@ -112,11 +113,11 @@ def rates(artifact, monkeypatch):
     return set_rates
 
 
-def test_the_faster_graph_is_remembered(artifact, rates):
+def test_the_faster_graph_is_remembered(artifact, rates, monkeypatch):
     rates(packed=1.0, padded=1.5)
     profile = tune(artifact, EngineOptions(parallel_batches=None), rounds=1)
     assert len(profile.tokens_per_second) == 10 + 2
-    assert profile.best == profile.lowest_latency == Arrangement(1, 2, DEFAULT_BATCH_TOKENS, "padded")
+    assert profile.best == profile.one_at_a_time == Arrangement(1, 2, DEFAULT_BATCH_TOKENS, "padded")
     with Embedder.open(artifact.path) as embedder:
         assert embedder.session.graph.file == artifact.graph
         assert embedder.session.graph.reason == "the padded graph, which is faster here (measured by tune)"
@@ -124,6 +125,11 @@ def test_the_faster_graph_is_remembered(artifact, rates):
         assert embedder.session.graph.is_packed
     best = remembered(artifact, EngineOptions(graph="packed")).best
     assert best == Arrangement(1, 2, 256, "packed")
+    # The result without other options has only two arrangements of the padded graph.
+    assert remembered(artifact, EngineOptions(graph="padded")) is None
+    with monkeypatch.context() as changed:
+        changed.setattr("koe5_onnx.engine.tuning.kernels_level", lambda: "another")
+        assert choose_tuned(artifact, EngineOptions()).is_packed
     rates(packed=1.5, padded=1.0)
     tune(artifact, EngineOptions(parallel_batches=None), rounds=1)
     with Embedder.open(artifact.path) as embedder:

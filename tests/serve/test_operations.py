@@ -94,7 +94,8 @@ def test_workers_and_parallel_batches_divide_the_cores(monkeypatch):
     monkeypatch.setattr("koe5_onnx.serve.serve", lambda settings, **_: served.append(settings) or 0)
     monkeypatch.setenv("KOE5_ONNX_THREADS", "8")
     assert cli.main(["serve", str(ARTIFACT), "--workers", "2", "--parallel-batches", "2"]) == 0
-    assert served[0].engine.threads == 2
+    assert cli.main(["serve", str(ARTIFACT)]) == 0
+    assert [one.engine.threads for one in served] == [2, None]  # None lets a result of tune apply
 
 
 @pytest.mark.slow

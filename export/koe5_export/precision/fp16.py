@@ -12,7 +12,7 @@ measures keep these channels in range at no cost:
   linear layers before a residual sum are multiplied by 1/32, and the weights of linear layers after a norm by
   32. The scale is a power of two, so it adds no rounding error, except to values that become subnormal.
 
-Attention needs no biases of keys and values, so the packed graph for CUDA has none (packed_cuda.py). A bias
+Attention needs no biases for keys and values, so the packed graph for CUDA has none (packed_cuda.py). A bias
 of the keys adds the same number to all scores of a query, which does not change the softmax. A bias of the
 values is added to each weighted sum of values, because the weights sum to 1, so it moves to the bias of the
 next linear layer.
