@@ -36,7 +36,7 @@ _QUERY_TOKENS = (29, 55)
 _LEAST_COSINE = 0.97
 """Minimum cosine of a peer's embedding to that of the Python API. The peer computes in fp32, not in int8."""
 _PAGE_CHARACTERS = 3000
-"""Length of a page: more than 512 tokens, because a token of Korean has about 2 characters."""
+"""Characters of a page, which has more than 512 tokens: a token of Korean has about 2 characters."""
 _BULK_CLIENTS = 32
 _QUERIES = 10_000
 """Number of different queries from which the query log is drawn."""
