@@ -197,13 +197,16 @@ def _providers() -> Iterator[Finding]:
 
 
 def _provider(ort: Any, provider: str) -> Finding:
-    """Check that a provider loads, because ONNX Runtime also lists those whose libraries are missing."""
+    """Check that a provider loads, because ONNX Runtime also lists those whose libraries are missing.
+
+    Unused providers are not loaded, because ONNX Runtime would print errors.
+    """
+    if provider not in _USED_PROVIDERS:
+        return Finding(provider, "not used by koe5-onnx")
     try:
         _load(ort, provider)
     except ProviderError as error:
-        if provider in _USED_PROVIDERS:
-            return Finding(provider, "does not load", f"{error}. See ONNX Runtime's messages on stderr")
-        return Finding(provider, "does not load (not used by koe5-onnx)")
+        return Finding(provider, "does not load", f"{error}. See ONNX Runtime's messages on stderr")
     return Finding(provider, "loads")
 
 
