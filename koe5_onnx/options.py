@@ -60,8 +60,8 @@ class EngineOptions:
     threads each may have a higher throughput."""
     max_batch_tokens: int | None = None
     """Tokens per batch, padding included; None uses the result of koe5-onnx tune. If there is none, the value
-    is 65,536 on CUDA (32,768 in an AsyncEmbedder and the server), 2,048 with fused kernels on AMX (512 in an
-    AsyncEmbedder and the server), else 512."""
+    is 65,536 on CUDA, 2,048 with fused kernels on AMX, else 512. If it is None, an AsyncEmbedder and the
+    server use at most 32,768 on CUDA and at most 512 on CPUs."""
     overflow: Overflow = "truncate"
     """Handling of texts above the token limit: truncate them, raise an error, or average the embeddings of
     consecutive parts of a text, weighted by the number of tokens. The model was not trained for such

@@ -190,7 +190,7 @@ def _embed(embedder: Embedder, expected: Expected, rows: npt.NDArray[np.intp], c
 def _rows_alone(lengths: npt.NDArray[np.int32], batch_tokens: int) -> npt.NDArray[np.intp]:
     """Choose texts to embed alone, with lengths evenly spaced on a logarithmic scale; return their indices.
 
-    Texts longer than half a batch are not chosen, because they may not share a batch with another text.
+    Texts longer than half a batch are not chosen, because such a text can be the only one in its batch.
     """
     candidates = np.flatnonzero(lengths <= batch_tokens // 2)
     found = lengths[candidates]

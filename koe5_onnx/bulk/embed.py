@@ -83,7 +83,8 @@ def embed_files(
     _require_apart(found, folder.location)
     folder.require_usable()
     engine = engine or EngineOptions(parallel_batches=None)
-    if JOB in folder.sizes and not restart:
+    # Not `folder.sizes`, which lists the folder only once and requires the lock.
+    if not restart and (folder.location / JOB).entry() is not None:
         engine = _with_graph_of(folder, engine)
     job = _job(artifact, engine, options, found)
     with folder.locked():

@@ -23,9 +23,8 @@ from koe5_onnx.bulk.table_files import TableRows, open_table
 
 _CHUNK_ROWS = 4096
 """Maximum rows of a chunk, as many as the pipeline tokenizes together."""
-_CHUNK_CHARACTERS = 1 << 20
-"""Maximum characters of a chunk, about a thousand pages. A GPU is idle at the beginning and end of each
-chunk; see benchmarks/decisions/bulk.md."""
+_CHUNK_CHARACTERS = 1 << 18
+"""Maximum characters of a chunk, a few hundred pages. The tokenizer needs about 200 bytes per token."""
 _CHUNK_BYTES = 16 << 20
 """Maximum size of a chunk in bytes, all columns together."""
 

@@ -106,8 +106,9 @@ def _run_reporting_errors(args: argparse.Namespace) -> int:
 
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
-        denied = ". Check the owner and the mode of the file and its folders"
-        return f"{error.filename}: {error.strerror}{denied if isinstance(error, PermissionError) else ''}"
+        is_denied = isinstance(error, PermissionError) and "://" not in str(error.filename)
+        advice = ". Check the owner and the mode of the file and its folders" if is_denied else ""
+        return f"{error.filename}: {error.strerror}{advice}"
     return str(error)
 
 

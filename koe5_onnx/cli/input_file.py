@@ -68,7 +68,7 @@ def read_records(name: str, encoding: str | None = None) -> Iterator[tuple[str, 
 
 
 def _lines_of(name: str, encoding: str | None) -> Iterator[tuple[str, str]]:
-    encoding = encoding and encodings.canonical(encoding)
+    encoding = None if encoding is None else encodings.canonical(encoding)
     with nullcontext(sys.stdin.buffer) if name == STDIN else _open(name) as opened:
         stream = io.BufferedReader(cast("io.RawIOBase", opened), encodings.SAMPLE_BYTES)
         try:
@@ -90,7 +90,7 @@ def _lines(
 ) -> Iterator[tuple[str, str]]:
     """Yield the position and the text of each line, without its line end and without a byte order mark."""
     likely = encodings.likely(stream.peek(encodings.SAMPLE_BYTES))
-    codec = encodings.codec_of(encoding or "utf-8", likely)
+    codec = encodings.codec_of("utf-8" if encoding is None else encoding, likely)
     number = 0
     while line := encodings.read_line(stream, codec, -1):
         number += 1
@@ -134,7 +134,7 @@ def text_of(record: Mapping[str, Any], field: str | None, where: str) -> str:
     Raises:
         InputError: The record has no such field, or the field has no valid text.
     """
-    name = field or "text"
+    name = "text" if field is None else field
     if name not in record:
         advice = "Rename one" if field is None else "Name one with --text-column"
         raise InputError(f"{where}: no field {name!r}, only {sorted(record)}. {advice}")

@@ -15,9 +15,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "tune",
         help="measure and store the fastest graph and batch settings for this machine",
         description="Measure batch sizes and parallel batches on this machine (KoE5 in int8: a few minutes) "
-        "and store the best settings per artifact, CPU or GPU, cores and ONNX Runtime version. On CPUs, the "
-        "packed and the padded graph are compared. --graph, --parallel-batches, --threads and "
-        "--max-batch-tokens stay fixed if they are given.",
+        "and store the best settings per artifact, CPU or GPU, cores, and versions of ONNX Runtime and of "
+        "the fused kernels. On CPUs, the packed and the padded graph are compared. --graph, "
+        "--parallel-batches, --threads and --max-batch-tokens stay fixed if they are given.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("artifact", metavar="DIR_OR_HUB_ID", help="an exported artifact")

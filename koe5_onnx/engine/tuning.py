@@ -127,7 +127,7 @@ def tune(
     medians = [(arrangement, statistics.median(rates)) for arrangement, rates in found.items()]
     for arrangement, rate in medians:
         report(f"{describe(arrangement)}: {rate:,.0f} tokens/s")
-    # Not stored for graph="padded": if the packed graph can run, few arrangements of the padded graph are
+    # If the packed graph can run, no result is stored for graph="padded", because few of its arrangements are
     # measured.
     if of_chosen := [one for one in medians if one[0].graph == chosen]:
         _store(_profile(of_chosen), artifact, replace(options, graph=chosen))
@@ -164,7 +164,7 @@ def arrange(artifact: Artifact, options: EngineOptions) -> tuple[Arrangement, in
     cores = usable_cores().count
     graph = choose(artifact, options)
     larger, queued = _default_batch_tokens(graph, on_gpu=on_gpu)
-    if (profile := remembered(artifact, options)) is not None:
+    if (profile := _profile_of(artifact, options)) is not None:
         found = profile.one_at_a_time if parallel_batches == 1 else profile.best
         queued = min(queued, found.max_batch_tokens)
     else:
@@ -172,6 +172,15 @@ def arrange(artifact: Artifact, options: EngineOptions) -> tuple[Arrangement, in
     if parallel_batches is not None and parallel_batches != found.parallel_batches:
         found = replace(found, threads=max(1, cores // parallel_batches))
     return _with_fixed(found, options), options.max_batch_tokens or queued
+
+
+def _profile_of(artifact: Artifact, options: EngineOptions) -> Profile | None:
+    """Return the stored result, or for graph="padded" that of "auto" if it is the padded graph."""
+    profile = remembered(artifact, options)
+    if profile is not None or options.graph != "padded":
+        return profile
+    profile = remembered(artifact, replace(options, graph="auto"))
+    return profile if profile is not None and profile.best.graph == "padded" else None
 
 
 def choose_tuned(artifact: Artifact, options: EngineOptions) -> Graph:

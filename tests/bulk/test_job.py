@@ -16,6 +16,7 @@ from edited_json import edited
 
 from koe5_onnx import ArtifactError, EngineOptions, InputError
 from koe5_onnx.bulk import BulkOptions, embed_files
+from koe5_onnx.bulk import embed as embed_module
 from koe5_onnx.bulk.shards import OutputFolder
 from koe5_onnx.stores import locate
 
@@ -128,6 +129,27 @@ def test_a_job_keeps_its_graph_after_tune(begun, tmp_path, monkeypatch):
     source, options, engine = tmp_path / "in", BulkOptions("passage"), EngineOptions(threads=1)
     assert embed_files(source, begun, ARTIFACT, options, engine=engine).shards_before == 1
     assert json.loads((begun / "_job.json").read_text())["graph"] == before
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_job_that_another_process_finishes_meanwhile(begun, tmp_path, monkeypatch, restart):
+    """The folder is listed only after it is locked."""
+    if restart:
+        shutil.rmtree(begun)
+    else:
+        (begun / OutputFolder(locate(begun), "parquet").names(0)[0]).unlink()
+    source, options, engine = tmp_path / "in", BulkOptions("passage"), EngineOptions(threads=1)
+    job_of = embed_module._job
+
+    def finished_meanwhile(*given):
+        monkeypatch.setattr(embed_module, "_job", job_of)
+        before = BulkOptions("query") if restart else options
+        embed_files(source, begun, ARTIFACT, before, engine=engine)
+        return job_of(*given)
+
+    monkeypatch.setattr(embed_module, "_job", finished_meanwhile)
+    summary = embed_files(source, begun, ARTIFACT, options, engine=engine, restart=restart)
+    assert (summary.shards, summary.shards_before) == (1, 0 if restart else 1)
 
 
 def test_two_at_once(embed, begun):

@@ -209,6 +209,12 @@ def test_stdin_is_named_too(embed, capsys, monkeypatch):
     assert "stdin, line 1: byte 1 (0xff)" in capsys.readouterr().err
 
 
+def test_an_empty_encoding_is_unknown(embed, put, capsys):
+    put("in.txt", b"text")
+    assert embed("in.txt", "out.npy", "--encoding", "") == 1
+    assert "''" in capsys.readouterr().err
+
+
 def test_denied_access_comes_with_advice(embed, put, capsys, monkeypatch):
     def denied(path, _mode):
         raise PermissionError(13, "Permission denied", str(path))

@@ -15,6 +15,7 @@ from koe5_onnx.engine.tuning import (
     DEFAULT_BATCH_TOKENS,
     Arrangement,
     _best,
+    _profile_of,
     arrange,
     choose_tuned,
     remembered,
@@ -54,7 +55,7 @@ def test_nothing_is_measured_unasked(artifact, cache):
     [("amx", "packed_cpu", 2048), ("amx", "padded", 512), ("vnni", "packed_cpu", 512)],
 )
 def test_the_default_batch_depends_on_the_kernels(artifact, monkeypatch, level, layout, offline):
-    """A queue with texts of several callers uses small batches unless an option or `tune` sets the size."""
+    """A queue with texts of several callers uses small batches, unless an option sets the size."""
     graph = Graph(artifact.graph, None, "", layout)
     monkeypatch.setattr("koe5_onnx.engine.tuning.choose", lambda *_: graph)
     monkeypatch.setattr("koe5_onnx.engine.tuning.kernels_level", lambda: level)
@@ -127,9 +128,14 @@ def test_the_faster_graph_is_remembered(artifact, rates, monkeypatch):
     assert best == Arrangement(1, 2, 256, "packed")
     # The result without other options has only two arrangements of the padded graph.
     assert remembered(artifact, EngineOptions(graph="padded")) is None
-    with monkeypatch.context() as changed:
-        changed.setattr("koe5_onnx.engine.tuning.kernels_level", lambda: "another")
-        assert choose_tuned(artifact, EngineOptions()).is_packed
+    # With graph="padded", a job that bulk resumes uses the result that chose this graph.
+    padded = EngineOptions(graph="padded", parallel_batches=None)
+    assert arrange(artifact, padded) == arrange(artifact, replace(padded, graph="auto"))
+    assert _profile_of(artifact, padded) == profile
+    for name in ("kernels_level", "kernels_version"):
+        with monkeypatch.context() as changed:
+            changed.setattr(f"koe5_onnx.engine.tuning.{name}", lambda: "another")
+            assert choose_tuned(artifact, EngineOptions()).is_packed
     rates(packed=1.5, padded=1.0)
     tune(artifact, EngineOptions(parallel_batches=None), rounds=1)
     with Embedder.open(artifact.path) as embedder:
