@@ -32,7 +32,18 @@ def failing(error: BaseException):
     [
         (InputError("the field is wrong"), 1, "koe5-onnx: error: the field is wrong"),
         (HubError("cannot fetch it"), 1, "koe5-onnx: error: cannot fetch it"),
-        (PermissionError(13, "Permission denied", "a.npy"), 1, "koe5-onnx: error: a.npy: Permission denied"),
+        (FileNotFoundError(2, "No such file", "a.npy"), 1, "koe5-onnx: error: a.npy: No such file"),
+        (
+            PermissionError(13, "Permission denied", "a.npy"),
+            1,
+            "koe5-onnx: error: a.npy: Permission denied. Check the owner and the mode of the file and its "
+            "folders",
+        ),
+        (
+            PermissionError(13, "Permission denied", "s3://b/a"),
+            1,
+            "koe5-onnx: error: s3://b/a: Permission denied",
+        ),
         (OSError("odd"), 1, "koe5-onnx: error: odd"),
         (KeyboardInterrupt(), 130, "koe5-onnx: interrupted"),
     ],
